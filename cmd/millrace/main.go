@@ -1,0 +1,71 @@
+// Command millrace runs the service and works on what it keeps.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/localpg"
+	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/poison"
+)
+
+// Exit codes, as `millrace help` lists them.
+const (
+	exitFailure  = 1
+	exitUsage    = 2
+	exitNotFound = 3
+	exitRejected = 4
+)
+
+// version is set when the program is built: -ldflags "-X main.version=...".
+var version = "dev"
+
+func main() {
+	localpg.Reexec()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+
+	go func() {
+		<-ctx.Done()
+		stop() // a second signal ends the process at once
+	}()
+
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "millrace:", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+// usageError is a mistake in the arguments or the configuration.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// errRejected says that publish refused some messages; it has told which.
+var errRejected = errors.New("some messages were rejected and not published")
+
+func exitCode(err error) int {
+	var (
+		usage        usageError
+		noOrder      *order.NotFoundError
+		noEntry      *poison.NotFoundError
+		unknownTopic *app.UnknownTopicError
+	)
+
+	switch {
+	case errors.As(err, &usage), errors.As(err, &unknownTopic):
+		return exitUsage
+	case errors.As(err, &noOrder), errors.As(err, &noEntry):
+		return exitNotFound
+	case errors.Is(err, errRejected):
+		return exitRejected
+	default:
+		return exitFailure
+	}
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace"
+	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/localpg"
+	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/telemetry"
+)
+
+// devDir is where `millrace dev` keeps its Postgres, below the working
+// directory. Other commands find it there when no database is configured.
+const devDir = ".local/postgres"
+
+// options are the flags that every command has.
+type options struct {
+	file   string
+	url    string
+	broker string
+	level  string
+	json   bool
+}
+
+func newRoot() *cobra.Command {
+	opts := &options{}
+	root := &cobra.Command{
+		Use:   "millrace",
+		Short: "Apply each message to Postgres exactly once in effect, in order per key, and publish what follows",
+		Long: `Millrace consumes topics from Kafka, RabbitMQ or Postgres alone, applies each
+message to Postgres exactly once in effect, and publishes what follows.
+
+Configuration comes from defaults, then --config, then the environment
+(MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size; DATABASE_URL is honoured),
+then flags. Without a database, commands use the one of "millrace dev" in the
+working directory.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
+4 some messages were rejected.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+
+	flags := root.PersistentFlags()
+	flags.StringVarP(&opts.file, "config", "c", "", "configuration file (YAML)")
+	flags.StringVar(&opts.url, "database-url", "", "Postgres to use, as postgres://user:password@host:5432/database")
+	flags.StringVar(&opts.broker, "broker", "", "embedded, kafka or rabbitmq")
+	flags.StringVar(&opts.level, "log-level", "", "debug, info, warn or error")
+	flags.BoolVar(&opts.json, "json", false, "print JSON")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+
+	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
+		newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
+
+	return root
+}
+
+// load reads the configuration without validating it.
+func (o *options) load() (config.Config, error) {
+	overrides := map[string]any{}
+
+	for key, value := range map[string]string{"postgres.url": o.url, "broker.kind": o.broker, "log.level": o.level} {
+		if value != "" {
+			overrides[key] = value
+		}
+	}
+
+	cfg, err := config.Load(o.file, overrides)
+	if err != nil {
+		return cfg, usageError{err}
+	}
+
+	return cfg, nil
+}
+
+// service assembles a service for a command that works beside a running one.
+func (o *options) service() (*app.Service, func(), error) {
+	cfg, err := o.load()
+	if err != nil {
+		return nil, nil, err
+	}
+
+	if cfg.Postgres.URL == "" {
+		if server, err := localpg.Find(devDir); err == nil {
+			cfg.Postgres.URL = postgres.Secret(server.URL())
+		}
+	}
+
+	cfg.Postgres.MaxConns = 4
+
+	return assemble(cfg)
+}
+
+func assemble(cfg config.Config) (*app.Service, func(), error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, nil, usageError{fmt.Errorf("the configuration is not valid:\n%w", err)}
+	}
+
+	return millrace.New(cfg, newLogger(cfg))
+}
+
+func newLogger(cfg config.Config) *slog.Logger { return telemetry.NewLogger(cfg.Log, os.Stderr) }
+
+// print writes v as JSON, or lets text write it for people.
+func (o *options) print(w io.Writer, v any, text func(w io.Writer)) error {
+	if o.json {
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+
+		return encoder.Encode(v)
+	}
+
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	text(table)
+
+	return table.Flush()
+}
+
+// exactly is cobra.ExactArgs with an error that counts as wrong usage.
+func exactly(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w: usage: %s", err, cmd.UseLine())}
+		}
+
+		return nil
+	}
+}

@@ -1,0 +1,43 @@
+package app
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// Check reports why a payload would be rejected on topic, and its key.
+func (s *Service) Check(topic string, payload []byte) (key string, err error) {
+	for _, route := range s.Router.Routes() {
+		if route.Topic == topic {
+			return route.Check(payload)
+		}
+	}
+
+	return "", &UnknownTopicError{Topic: topic, Known: s.Topics()}
+}
+
+// Publish puts messages into the outbox: when it returns they will be
+// published, in this order per key.
+func (s *Service) Publish(ctx context.Context, messages []event.Message) error {
+	err := postgres.InTx(ctx, s.Pool, func(tx pgx.Tx) error {
+		return outbox.AppendMessages(ctx, tx, messages)
+	})
+	if err != nil {
+		return fmt.Errorf("publishing: %w", err)
+	}
+
+	// A hint to relays in other processes; without it they find the messages
+	// when they poll.
+	_, err = s.Pool.Exec(ctx, `SELECT pg_notify($1, '')`, outbox.Channel)
+	if err != nil {
+		return fmt.Errorf("notifying relays: %w", err)
+	}
+
+	return nil
+}

@@ -1,0 +1,142 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// Kinds of brokers.
+const (
+	Embedded = "embedded"
+	Kafka    = "kafka"
+	RabbitMQ = "rabbitmq"
+)
+
+// Config selects a broker and says how to reach it. Only the section of the
+// selected kind counts.
+type Config struct {
+	Kind     string         `koanf:"kind"`
+	Embedded EmbeddedConfig `koanf:"embedded"`
+	Kafka    KafkaConfig    `koanf:"kafka"`
+	RabbitMQ RabbitMQConfig `koanf:"rabbitmq"`
+}
+
+// EmbeddedConfig tunes the broker that needs Postgres alone.
+type EmbeddedConfig struct {
+	// Lanes is how many messages are in hand at once.
+	Lanes int `koanf:"lanes"`
+}
+
+// KafkaConfig says how to reach Kafka.
+type KafkaConfig struct {
+	Brokers []string `koanf:"brokers"`
+	// Group is the prefix of the consumer groups: each consumer has its own.
+	Group string `koanf:"group"`
+	// Partitions of the topics that the service creates. More than one message
+	// of a partition is never in hand, so this is the concurrency.
+	Partitions        int32 `koanf:"partitions"`
+	ReplicationFactor int16 `koanf:"replication_factor"`
+	// Lanes is how many messages are published at once.
+	Lanes int `koanf:"lanes"`
+	// TLS verifies the brokers with the system's roots, or with CAFile.
+	TLS    bool   `koanf:"tls"`
+	CAFile string `koanf:"ca_file"`
+	// User and Password log in by SASL SCRAM-SHA-512, if set.
+	User     string          `koanf:"user"`
+	Password postgres.Secret `koanf:"password"`
+}
+
+// RabbitMQConfig says how to reach RabbitMQ.
+type RabbitMQConfig struct {
+	// URL begins with amqp:// or, with TLS, amqps://.
+	URL postgres.Secret `koanf:"url"`
+	// Exchange is where the service publishes.
+	Exchange string `koanf:"exchange"`
+	// Consumers is how many messages of a queue are in hand at once.
+	Consumers int `koanf:"consumers"`
+	// Lanes is how many messages are published at once.
+	Lanes int `koanf:"lanes"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Kind:     Embedded,
+		Embedded: EmbeddedConfig{Lanes: 256},
+		Kafka: KafkaConfig{
+			Brokers: []string{"127.0.0.1:9092"}, Group: "millrace", Partitions: 64, ReplicationFactor: 1, Lanes: 256,
+		},
+		RabbitMQ: RabbitMQConfig{
+			URL: "amqp://guest:guest@127.0.0.1:5672/", Exchange: "millrace", Consumers: 64, Lanes: 64,
+		},
+	}
+}
+
+// Validate reports every mistake in the section that counts, naming the key.
+func (c Config) Validate() error {
+	switch c.Kind {
+	case Embedded:
+		return positive("broker.embedded.lanes", c.Embedded.Lanes)
+	case Kafka:
+		return c.Kafka.validate()
+	case RabbitMQ:
+		return c.RabbitMQ.validate()
+	default:
+		return fmt.Errorf("broker.kind: is %q, expected %s, %s or %s", c.Kind, Embedded, Kafka, RabbitMQ)
+	}
+}
+
+func (c KafkaConfig) validate() error {
+	errs := []error{
+		positive("broker.kafka.partitions", int(c.Partitions)),
+		positive("broker.kafka.replication_factor", int(c.ReplicationFactor)),
+		positive("broker.kafka.lanes", c.Lanes),
+	}
+
+	if len(c.Brokers) == 0 {
+		errs = append(errs, errors.New("broker.kafka.brokers: must not be empty, expected host:port, separated by commas"))
+	}
+
+	if c.Group == "" {
+		errs = append(errs, errors.New("broker.kafka.group: must not be empty"))
+	}
+
+	if (c.User == "") != (c.Password == "") {
+		errs = append(errs, errors.New("broker.kafka.user: stands without broker.kafka.password or the other way round, expected both or none"))
+	}
+
+	if c.CAFile != "" && !c.TLS {
+		errs = append(errs, errors.New("broker.kafka.ca_file: has no effect without broker.kafka.tls: set it to true"))
+	}
+
+	return errors.Join(errs...)
+}
+
+func (c RabbitMQConfig) validate() error {
+	errs := []error{
+		positive("broker.rabbitmq.consumers", c.Consumers),
+		positive("broker.rabbitmq.lanes", c.Lanes),
+	}
+
+	// The parser's error is not repeated: it would quote the password.
+	if u, err := url.Parse(string(c.URL)); err != nil || (u.Scheme != "amqp" && u.Scheme != "amqps") || u.Host == "" {
+		errs = append(errs, errors.New("broker.rabbitmq.url: is not an AMQP address, expected amqp://user:password@host:5672/"))
+	}
+
+	if c.Exchange == "" {
+		errs = append(errs, errors.New("broker.rabbitmq.exchange: must not be empty"))
+	}
+
+	return errors.Join(errs...)
+}
+
+func positive(key string, n int) error {
+	if n < 1 {
+		return fmt.Errorf("%s: is %d, expected at least 1", key, n)
+	}
+
+	return nil
+}

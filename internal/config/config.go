@@ -1,0 +1,160 @@
+// Package config loads the configuration: defaults, then a YAML file, then the
+// environment, then flags. Each package owns its part.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/structs"
+	"github.com/knadh/koanf/v2"
+
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/httpapi"
+	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/telemetry"
+)
+
+// Config is the whole configuration.
+type Config struct {
+	Postgres postgres.Config  `koanf:"postgres"`
+	Broker   broker.Config    `koanf:"broker"`
+	Consumer consumer.Config  `koanf:"consumer"`
+	Outbox   outbox.Config    `koanf:"outbox"`
+	HTTP     httpapi.Config   `koanf:"http"`
+	Log      telemetry.Config `koanf:"log"`
+}
+
+// Default returns the defaults.
+func Default() Config {
+	return Config{
+		Postgres: postgres.DefaultConfig(),
+		Broker:   broker.DefaultConfig(),
+		Consumer: consumer.DefaultConfig(),
+		Outbox:   outbox.DefaultConfig(),
+		HTTP:     httpapi.DefaultConfig(),
+		Log:      telemetry.DefaultConfig(),
+	}
+}
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
+		c.Outbox.Validate(), c.HTTP.Validate(), c.Log.Validate())
+}
+
+// envPrefix begins the environment variables that set a key:
+// MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size.
+const envPrefix = "MILLRACE_"
+
+// testPrefix begins variables that are for the tests alone.
+const testPrefix = "MILLRACE_TEST_"
+
+// Load reads the configuration: the file at path if there is one, the
+// environment, and overrides by key. It does not validate values, but refuses
+// keys that do not exist.
+func Load(path string, overrides map[string]any) (Config, error) {
+	cfg := Default()
+	k := koanf.New(".")
+
+	if url := os.Getenv("DATABASE_URL"); url != "" {
+		if err := k.Load(confmap.Provider(map[string]any{"postgres.url": url}, "."), nil); err != nil {
+			return cfg, fmt.Errorf("reading DATABASE_URL: %w", err)
+		}
+	}
+
+	if path != "" {
+		if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+			return cfg, fmt.Errorf("reading configuration %s: %w", path, err)
+		}
+	}
+
+	if err := k.Load(environment(), nil); err != nil {
+		return cfg, fmt.Errorf("reading environment: %w", err)
+	}
+
+	if err := k.Load(confmap.Provider(overrides, "."), nil); err != nil {
+		return cfg, fmt.Errorf("reading flags: %w", err)
+	}
+
+	var errs []error
+	if err := k.Unmarshal("", &cfg); err != nil {
+		errs = append(errs, err)
+	}
+
+	return cfg, errors.Join(append(errs, unknown(k))...)
+}
+
+func environment() *env.Env {
+	return env.Provider(".", env.Opt{
+		Prefix: envPrefix,
+		TransformFunc: func(name, value string) (string, any) {
+			if strings.HasPrefix(name, testPrefix) {
+				return "", nil
+			}
+
+			key := strings.ToLower(strings.TrimPrefix(name, envPrefix))
+
+			return strings.ReplaceAll(key, "__", "."), value
+		},
+	})
+}
+
+// unknown reports keys that no part of the configuration has.
+func unknown(k *koanf.Koanf) error {
+	known := Flatten(Default())
+
+	var errs []error
+
+	for _, key := range k.Keys() {
+		if _, ok := known[key]; !ok {
+			errs = append(errs, fmt.Errorf("%s: is no configuration key; `millrace config` lists all (in the environment two underscores separate the parts: MILLRACE_OUTBOX__BATCH_SIZE)", key))
+		}
+	}
+
+	return errors.Join(errs...)
+}
+
+// Flatten returns every key with its value.
+func Flatten(cfg Config) map[string]any {
+	k := koanf.New(".")
+	// The provider reads a struct: it cannot fail.
+	_ = k.Load(structs.Provider(cfg, "koanf"), nil)
+
+	return k.All()
+}
+
+// Redacted returns every key with its value as text, secrets hidden.
+func Redacted(cfg Config) map[string]any {
+	flat := Flatten(cfg)
+	for key, value := range flat {
+		if text, ok := value.(fmt.Stringer); ok {
+			flat[key] = text.String()
+		}
+	}
+
+	return flat
+}
+
+// Print renders the configuration as YAML, secrets hidden.
+func Print(cfg Config) (string, error) {
+	k := koanf.New(".")
+	if err := k.Load(confmap.Provider(Redacted(cfg), "."), nil); err != nil {
+		return "", fmt.Errorf("printing configuration: %w", err)
+	}
+
+	out, err := k.Marshal(yaml.Parser())
+	if err != nil {
+		return "", fmt.Errorf("printing configuration: %w", err)
+	}
+
+	return string(out), nil
+}

@@ -1,0 +1,126 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// decision is what admission says about an event that is not rejected.
+type decision int
+
+const (
+	admitted decision = iota
+	skipped
+	alreadyApplied
+)
+
+// admission asks the inbox and the handler, for many events at once, whether
+// to go ahead with an effect.
+type admission[P event.Payload] struct {
+	router   *Router
+	consumer string
+	check    func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]error, error)
+	group    *group[*question[P]]
+}
+
+type question[P event.Payload] struct {
+	event    event.Event[P]
+	entry    inbox.Entry
+	decision decision
+	done     chan error
+}
+
+func newAdmission[P event.Payload](r *Router, consumer string,
+	check func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]error, error),
+) *admission[P] {
+	a := &admission[P]{router: r, consumer: consumer, check: check}
+	a.group = newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches,
+		func(q *question[P]) string { return q.event.Payload.Key() }, a.run)
+
+	return a
+}
+
+func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry) (decision, error) {
+	q := &question[P]{event: e, entry: entry, done: make(chan error, 1)}
+	a.group.add(q)
+
+	err := <-q.done
+
+	return q.decision, err
+}
+
+func (a *admission[P]) run(questions []*question[P]) {
+	var answers []error
+
+	err := a.router.untilAvailable(func(ctx context.Context) (err error) {
+		answers, err = a.answer(ctx, questions)
+
+		return err
+	})
+
+	for i, q := range questions {
+		switch {
+		case err != nil:
+			q.done <- err
+		case errors.Is(answers[i], event.ErrSkip):
+			q.decision = skipped
+			q.done <- nil
+		default:
+			q.done <- answers[i]
+		}
+	}
+}
+
+func (a *admission[P]) answer(ctx context.Context, questions []*question[P]) ([]error, error) {
+	answers := make([]error, len(questions))
+
+	err := postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
+		fresh, index, err := a.fresh(ctx, tx, questions, answers)
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+
+		verdicts, err := protect(func() ([]error, error) { return a.check(ctx, tx, fresh) })
+		for i, verdict := range verdicts {
+			answers[index[i]] = verdict
+		}
+
+		return err
+	})
+
+	return answers, err
+}
+
+// fresh returns the events that the inbox does not know, with their places.
+func (a *admission[P]) fresh(ctx context.Context, tx pgx.Tx, questions []*question[P], answers []error) (events []event.Event[P], index []int, err error) {
+	entries := make([]inbox.Entry, len(questions))
+	for i, q := range questions {
+		entries[i] = q.entry
+	}
+
+	verdicts, err := inbox.Seen(ctx, tx, a.consumer, entries)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	for i, verdict := range verdicts {
+		switch verdict {
+		case inbox.Fresh:
+			questions[i].decision = admitted
+			events, index = append(events, questions[i].event), append(index, i)
+		case inbox.Duplicate:
+			questions[i].decision = alreadyApplied
+			a.router.metrics.duplicates.WithLabelValues(a.consumer).Inc()
+		case inbox.Conflict:
+			answers[i] = inbox.ErrConflict
+		}
+	}
+
+	return events, index, nil
+}

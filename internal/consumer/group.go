@@ -1,0 +1,90 @@
+package consumer
+
+import "sync"
+
+// group is natural group commit: while one run works, arrivals gather; when it
+// ends, all that wait go together. There is no timer, so a lone item waits for
+// nothing.
+type group[T any] struct {
+	// run handles a batch; it must not panic.
+	run func(batch []T)
+	// key orders items: those with the same key are never in two runs at once
+	// and keep their order of arrival.
+	key func(T) string
+	// maxBatch bounds a batch, maxRuns how many run at once.
+	maxBatch, maxRuns int
+
+	mu      sync.Mutex
+	waiting []T
+	busy    map[string]struct{}
+	runs    int
+}
+
+func newGroup[T any](maxBatch, maxRuns int, key func(T) string, run func([]T)) *group[T] {
+	return &group[T]{run: run, key: key, maxBatch: maxBatch, maxRuns: maxRuns, busy: make(map[string]struct{})}
+}
+
+// add hands over an item and returns at once.
+func (g *group[T]) add(item T) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+
+	g.waiting = append(g.waiting, item)
+
+	if g.runs < g.maxRuns {
+		g.runs++
+
+		go g.work()
+	}
+}
+
+// work runs batches until nothing is left that may run now. What has to wait
+// for a busy key is taken by the worker that frees it.
+func (g *group[T]) work() {
+	var batch []T
+
+	for {
+		batch = g.take(batch)
+		if len(batch) == 0 {
+			return
+		}
+
+		g.run(batch)
+	}
+}
+
+// take ends the previous batch and starts the next; an empty one ends the worker.
+func (g *group[T]) take(previous []T) []T {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+
+	for _, item := range previous {
+		delete(g.busy, g.key(item))
+	}
+
+	var (
+		batch []T
+		left  = g.waiting[:0]
+	)
+
+	for _, item := range g.waiting {
+		if _, busy := g.busy[g.key(item)]; busy || len(batch) == g.maxBatch {
+			left = append(left, item)
+		} else {
+			batch = append(batch, item)
+		}
+	}
+
+	clear(g.waiting[len(left):])
+	g.waiting = left
+
+	for _, item := range batch {
+		g.busy[g.key(item)] = struct{}{}
+	}
+
+	if len(batch) == 0 {
+		g.runs--
+	}
+
+	return batch
+}

@@ -1,0 +1,149 @@
+package consumer
+
+import (
+	"context"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/inbox"
+)
+
+// On registers a handler of single events. It runs in a transaction that it
+// may share with other messages, and must touch the world through tx alone.
+// An error rolls everything back; see event.Reject for what it can say.
+func On[P event.Payload](r *Router, consumer string,
+	handle func(ctx context.Context, tx pgx.Tx, e event.Event[P]) ([]event.Outgoing, error),
+) {
+	OnBatch(r, consumer, func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]event.Outgoing, error) {
+		var outgoing []event.Outgoing
+
+		for i, e := range events {
+			caused, err := handle(ctx, tx, e)
+			if isRejection(err) {
+				return nil, event.RejectSome{i: err}
+			}
+
+			if err != nil {
+				return nil, err
+			}
+
+			outgoing = append(outgoing, caused...)
+		}
+
+		return outgoing, nil
+	})
+}
+
+// OnBatch registers a handler that takes many events at once, for set-based
+// SQL. Events with the same key are in order of arrival. When some of them are
+// at fault it returns event.RejectSome; on any other error each event runs
+// alone.
+func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]]) {
+	apply := newApplier(r, consumer, handle)
+
+	register(r, consumer, func(_ context.Context, e event.Event[P], entry inbox.Entry) error {
+		return apply.submit(&unit[event.Event[P]]{event: e, key: e.Payload.Key(), entry: entry})
+	})
+}
+
+// Effect is a handler that talks to the outside before its transaction.
+type Effect[P event.Payload, R any] struct {
+	// Admit looks at a batch of events that are new to the inbox and returns,
+	// for each, nil to go ahead, event.ErrSkip to go on without Perform, or why it
+	// is rejected. It must not write.
+	Admit func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]error, error)
+	// Perform does the work outside. It happens at least once, so it carries
+	// an idempotency key that depends on the event alone.
+	Perform func(ctx context.Context, e event.Event[P]) (R, error)
+	// Record stores the results in the transaction.
+	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
+}
+
+// OnEffect registers a handler that talks to the outside. An event that is in
+// the inbox already is acknowledged without Perform.
+func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R]) {
+	admit := newAdmission(r, consumer, effect.Admit)
+	record := newApplier(r, consumer, effect.Record)
+
+	register(r, consumer, func(_ context.Context, e event.Event[P], entry inbox.Entry) error {
+		result := event.Effected[P, R]{Event: e}
+
+		switch proceed, err := admit.ask(e, entry); {
+		case err != nil:
+			return err
+		case proceed == admitted:
+			value, err := perform(r, effect.Perform, e)
+			if err != nil {
+				return err
+			}
+
+			result.Result = &value
+		case proceed == alreadyApplied:
+			return nil
+		}
+
+		return record.submit(&unit[event.Effected[P, R]]{event: result, key: e.Payload.Key(), entry: entry})
+	})
+}
+
+func perform[P event.Payload, R any](r *Router, fn func(context.Context, event.Event[P]) (R, error), e event.Event[P]) (R, error) {
+	ctx, cancel := context.WithTimeout(r.working, r.cfg.HandlerTimeout)
+	defer cancel()
+
+	value, err := protect(func() (R, error) { return fn(ctx, e) })
+	if err != nil && r.working.Err() != nil {
+		return value, ErrStopping
+	}
+
+	return value, err
+}
+
+// register adds the route of payload type P: decode, then handle.
+func register[P event.Payload](r *Router, consumer string, handle func(context.Context, event.Event[P], inbox.Entry) error) {
+	var zero P
+
+	r.register(Route{
+		Consumer: consumer,
+		Topic:    zero.Topic(),
+		Check: func(payload []byte) (string, error) {
+			p, err := event.Decode[P](payload)
+			if err != nil {
+				return "", err
+			}
+
+			return p.Key(), nil
+		},
+		handle: func(msg *message.Message) error {
+			payload, err := event.Decode[P](msg.Payload)
+			if err != nil {
+				return err
+			}
+
+			e := event.Event[P]{Meta: metaOf(msg), Payload: payload}
+			entry := inbox.Entry{ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload)}
+
+			return handle(msg.Context(), e, entry)
+		},
+	})
+}
+
+// metaOf reads the ids of a message. Correlation and causation are hints from
+// outside: what is no UUID is replaced.
+func metaOf(msg *message.Message) event.Meta {
+	meta := event.Meta{ID: messageID(msg)}
+
+	if id, err := uuid.Parse(msg.Metadata.Get(event.HeaderCorrelation)); err == nil {
+		meta.Correlation = id
+	} else {
+		meta.Correlation = meta.ID
+	}
+
+	if id, err := uuid.Parse(msg.Metadata.Get(event.HeaderCausation)); err == nil {
+		meta.Causation = id
+	}
+
+	return meta
+}

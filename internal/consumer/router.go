@@ -1,0 +1,189 @@
+// Package consumer applies messages to Postgres exactly once in effect. It
+// sets up Watermill's router with its middleware and puts batches behind it:
+// messages that wait at the same time share a transaction.
+//
+// It knows no topic and no domain: handlers are registered with [On],
+// [OnBatch] and [OnEffect].
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/poison"
+)
+
+// Router dispatches messages to the registered handlers.
+type Router struct {
+	cfg      Config
+	pool     *pgxpool.Pool
+	poison   *poison.Store
+	onCommit func()
+	logger   *slog.Logger
+	metrics  *metrics
+	routes   []Route
+
+	// working ends when a stopping router waits no longer for messages in hand.
+	working context.Context //nolint:containedctx // it is a lifetime, not a request
+	abort   context.CancelFunc
+	gate    gate
+	paused  atomic.Bool
+}
+
+// Route is one line of the routing table.
+type Route struct {
+	// Consumer names the handler; inbox rows and consumer groups carry the
+	// name, so it never changes.
+	Consumer string
+	Topic    string
+	// Check reports why a payload would be rejected before it reaches the
+	// handler, and the key that orders it.
+	Check func(payload []byte) (key string, err error)
+
+	handle func(msg *message.Message) error
+}
+
+// NewRouter returns a router without routes. It wakes relay after commits.
+func NewRouter(cfg Config, pool *pgxpool.Pool, store *poison.Store, relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry) *Router {
+	working, abort := context.WithCancel(context.Background())
+
+	return &Router{
+		cfg:      cfg,
+		pool:     pool,
+		poison:   store,
+		onCommit: relay.Wake,
+		logger:   logger.With(slog.String("component", "consumer")),
+		metrics:  newMetrics(registry),
+		working:  working,
+		abort:    abort,
+	}
+}
+
+// Routes returns the routing table.
+func (r *Router) Routes() []Route { return r.routes }
+
+// register adds a route. A topic has one consumer: a second one would share
+// its queue on RabbitMQ, and each would see half of the messages.
+func (r *Router) register(route Route) {
+	for _, other := range r.routes {
+		if other.Topic == route.Topic || other.Consumer == route.Consumer {
+			panic(fmt.Sprintf("consumer %s for %s collides with %s for %s",
+				route.Consumer, route.Topic, other.Consumer, other.Topic))
+		}
+	}
+
+	r.routes = append(r.routes, route)
+}
+
+// closeTimeout bounds how long Watermill waits for its handlers; by then the
+// drain is over and none is left.
+const closeTimeout = 5 * time.Second
+
+// Run consumes until ctx ends and then drains: it takes no further message,
+// waits for those in hand and closes the subscriptions. subscriber returns the
+// subscriber of a consumer; started is called once all are subscribed.
+func (r *Router) Run(ctx context.Context, subscriber func(consumer string) message.Subscriber, started func()) error {
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(r.logger))
+	if err != nil {
+		return fmt.Errorf("creating router: %w", err)
+	}
+
+	poisonQueue, err := middleware.PoisonQueueWithFilter(&poisonPublisher{router: r}, "poison", mayPoison)
+	if err != nil {
+		return fmt.Errorf("creating poison queue: %w", err)
+	}
+
+	// Outermost first. Only the router's level is used: levels interleave.
+	router.AddMiddleware(r.observe, poisonQueue, r.retry().Middleware, detach, classify, middleware.Recoverer)
+
+	for _, route := range r.routes {
+		router.AddConsumerHandler(route.Consumer, route.Topic, subscriber(route.Consumer), route.handle)
+	}
+
+	// The router's own context never ends: cancelling it would cancel the
+	// messages in hand. Close ends it, after the drain.
+	result := make(chan error, 1)
+	go func() { result <- router.Run(context.WithoutCancel(ctx)) }()
+
+	select {
+	case <-router.Running():
+		started()
+	case err := <-result:
+		return fmt.Errorf("starting consumers: %w", err)
+	}
+
+	select {
+	case <-ctx.Done():
+	case err := <-result:
+		return errors.Join(errors.New("consumers ended unexpectedly"), err)
+	}
+
+	r.drain()
+
+	if err := router.Close(); err != nil {
+		return fmt.Errorf("closing consumers: %w", err)
+	}
+
+	return <-result
+}
+
+// drain lets no further message in and waits for those in hand.
+func (r *Router) drain() {
+	done := r.gate.close()
+
+	select {
+	case <-done:
+	case <-time.After(r.cfg.DrainTimeout):
+		r.logger.Warn("messages were still in hand when the drain ran out of time; they will be delivered again")
+	}
+
+	r.abort()
+	<-done
+}
+
+// retry is Watermill's. It asks for the interval twice per attempt when
+// ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
+func (r *Router) retry() middleware.Retry {
+	return middleware.Retry{
+		MaxRetries:          r.cfg.Retries,
+		InitialInterval:     r.cfg.RetryInterval,
+		MaxInterval:         2 * time.Second,
+		Multiplier:          1.5,
+		RandomizationFactor: 0.5,
+		ResetContextOnRetry: true,
+		ShouldRetry: func(params middleware.RetryParams) bool {
+			return !isRejection(params.Err) && mayPoison(params.Err)
+		},
+	}
+}
+
+func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
+	// Watermill tells at Info what matters to its developers alone.
+	return watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
+		slog.LevelInfo: slog.LevelDebug,
+	})
+}
+
+func isRejection(err error) bool {
+	var rejection *event.RejectError
+
+	return errors.As(err, &rejection)
+}
+
+// mayPoison reports whether err is the message's fault. The end of the service
+// and of its contexts is not.
+func mayPoison(err error) bool {
+	return !errors.Is(err, ErrStopping) && !errors.Is(err, context.Canceled)
+}

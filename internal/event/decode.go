@@ -1,0 +1,177 @@
+package event
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Limits of a message's body, checked before it is decoded.
+const (
+	// MaxPayload is the largest accepted payload in bytes.
+	MaxPayload = 1 << 20
+	// MaxDepth is how deep objects and arrays may nest.
+	MaxDepth = 64
+)
+
+// Decode parses and validates the JSON payload of a message. Unknown fields
+// are ignored; names are case-sensitive and may not repeat. Its errors are
+// rejections (see [Reject]) that name the field and say what was expected.
+func Decode[P Payload](data []byte) (P, error) {
+	var p P
+
+	if err := checkShape(data); err != nil {
+		return p, err
+	}
+
+	if err := json.Unmarshal(data, &p); err != nil {
+		return p, RejectAs(ReasonMalformed, explain(err))
+	}
+
+	if err := p.Validate(); err != nil {
+		return p, RejectAs(ReasonInvalid, flatten(err))
+	}
+
+	return p, nil
+}
+
+// Encode returns the JSON of a payload.
+func Encode(p Payload) ([]byte, error) {
+	data, err := json.Marshal(p, json.Deterministic(true))
+	if err != nil {
+		return nil, fmt.Errorf("encoding payload of %s: %w", p.Topic(), err)
+	}
+
+	return data, nil
+}
+
+func checkShape(data []byte) error {
+	switch {
+	case len(data) == 0:
+		return RejectAs(ReasonMalformed, errors.New("payload: is empty, expected a JSON object"))
+	case len(data) > MaxPayload:
+		return RejectAs(ReasonTooLarge, fmt.Errorf("payload: has %d bytes, expected at most %d", len(data), MaxPayload))
+	case depth(data) > MaxDepth:
+		return RejectAs(ReasonMalformed, fmt.Errorf("payload: nests deeper than %d levels", MaxDepth))
+	}
+
+	return nil
+}
+
+// depth returns how deep data nests, counting no further than MaxDepth+1.
+// It need not understand malformed JSON: the decoder refuses that afterwards.
+func depth(data []byte) int {
+	var level, deepest int
+
+	inString := false
+
+	for i := 0; i < len(data) && deepest <= MaxDepth; i++ {
+		switch c := data[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{' || c == '[':
+			level++
+			deepest = max(deepest, level)
+		case c == '}' || c == ']':
+			level--
+		}
+	}
+
+	return deepest
+}
+
+// explain turns a decoder's error into one that begins with the field's path
+// and says what was expected there.
+func explain(err error) error {
+	var semantic *json.SemanticError
+	if errors.As(err, &semantic) {
+		if semantic.Err != nil {
+			return fmt.Errorf("%s: %w", path(semantic.JSONPointer), semantic.Err)
+		}
+
+		return fmt.Errorf("%s: is a JSON %s, expected %s",
+			path(semantic.JSONPointer), kindName(semantic.JSONKind), typeName(semantic.GoType))
+	}
+
+	var syntactic *jsontext.SyntacticError
+	if errors.As(err, &syntactic) {
+		return fmt.Errorf("%s: not valid JSON at byte %d: %w",
+			path(syntactic.JSONPointer), syntactic.ByteOffset, syntactic.Err)
+	}
+
+	return fmt.Errorf("payload: not valid JSON: %w", err)
+}
+
+// path renders a JSON pointer the way Validate names fields: order.items[0].quantity.
+func path(p jsontext.Pointer) string {
+	var b strings.Builder
+
+	for token := range p.Tokens() {
+		switch {
+		case token != "" && strings.Trim(token, "0123456789") == "":
+			fmt.Fprintf(&b, "[%s]", token)
+		case b.Len() > 0:
+			b.WriteString("." + token)
+		default:
+			b.WriteString(token)
+		}
+	}
+
+	if b.Len() == 0 {
+		return "payload"
+	}
+
+	return b.String()
+}
+
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case '{':
+		return "object"
+	case '[':
+		return "array"
+	case '"':
+		return "string"
+	case '0':
+		return "number"
+	case 't', 'f':
+		return "boolean"
+	case 'n':
+		return "null"
+	default:
+		return "value"
+	}
+}
+
+func typeName(t reflect.Type) string {
+	if t == nil {
+		return "another type"
+	}
+
+	switch t.Kind() { //nolint:exhaustive // the rest share a word
+	case reflect.Int, reflect.Int32, reflect.Int64:
+		return "a whole number"
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "an array"
+	case reflect.Pointer:
+		return typeName(t.Elem())
+	default:
+		return "an object"
+	}
+}
+
+// flatten renders joined errors on one line.
+func flatten(err error) error {
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+}

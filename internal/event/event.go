@@ -1,0 +1,88 @@
+// Package event holds the vocabulary that every other package shares: what a
+// message on a topic is, what a decoded event is, and what a handler hands back.
+//
+// It knows neither brokers nor databases; it depends on the standard library,
+// a JSON codec and uuid alone.
+package event
+
+import (
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Payload is the body of an event. A payload type belongs to exactly one topic.
+type Payload interface {
+	// Topic names the topic that carries this type.
+	Topic() string
+	// Key is the id of the aggregate that the event is about. Messages with
+	// the same key are applied and published in order.
+	Key() string
+	// Validate reports everything that is wrong with the payload, each error
+	// beginning with the path of its field ("order.quantity: ...").
+	Validate() error
+}
+
+// Meta identifies a message and its place in a conversation.
+type Meta struct {
+	// ID is the identity of the message: two deliveries with the same ID are
+	// the same message.
+	ID uuid.UUID
+	// Correlation is the ID of the message that began the conversation.
+	Correlation uuid.UUID
+	// Causation is the ID of the message whose handling caused this one, or
+	// the zero UUID for the first message of a conversation.
+	Causation uuid.UUID
+}
+
+// Event is a decoded and validated message.
+type Event[P Payload] struct {
+	Meta
+
+	Payload P
+}
+
+// Outgoing is an event that a handler causes. It is appended to the outbox in
+// the handler's transaction and published after the commit.
+type Outgoing struct {
+	Meta
+
+	Payload Payload
+	// Delay postpones publication by at least this long after the commit.
+	Delay time.Duration
+}
+
+// Then returns the event with payload p caused by e.
+func (e Event[P]) Then(p Payload) Outgoing {
+	return e.Meta.Then(p)
+}
+
+// Then returns the event with payload p caused by the message m.
+func (m Meta) Then(p Payload) Outgoing {
+	return Outgoing{
+		Meta:    Meta{ID: NewID(), Correlation: m.Correlation, Causation: m.ID},
+		Payload: p,
+	}
+}
+
+// Start returns the first event of a new conversation.
+func Start(p Payload) Outgoing {
+	id := NewID()
+
+	return Outgoing{Meta: Meta{ID: id, Correlation: id}, Payload: p}
+}
+
+// AggregateID is the key of the payload: the aggregate that e is about.
+func (e Event[P]) AggregateID() string { return e.Payload.Key() }
+
+// Effected is an event with what its effect outside returned.
+type Effected[P Payload, R any] struct {
+	Event[P]
+
+	// Result is nil when nothing was to be done.
+	Result *R
+}
+
+// ErrSkip says of an event that its effect is not needed; see consumer.Effect.
+var ErrSkip = errors.New("no effect needed")

@@ -1,0 +1,81 @@
+package event
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// binaryValue is how a header value that is no text stands in JSON.
+type binaryValue struct {
+	Base64 string `json:"base64"`
+}
+
+// MarshalJSON renders the headers as an object of strings. Values that a JSON
+// string in Postgres cannot hold (not UTF-8, or with a NUL) are rendered as
+// {"base64": "..."}; names of that kind are quoted.
+func (h Headers) MarshalJSON() ([]byte, error) {
+	object := make(map[string]any, len(h))
+
+	for name, value := range h {
+		if !isText(name) {
+			name = fmt.Sprintf("%+q", name)
+		}
+
+		if isText(value) {
+			object[name] = value
+		} else {
+			object[name] = binaryValue{Base64: base64.StdEncoding.EncodeToString([]byte(value))}
+		}
+	}
+
+	return json.Marshal(object)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (h *Headers) UnmarshalJSON(data []byte) error {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(data, &object); err != nil {
+		return err
+	}
+
+	*h = make(Headers, len(object))
+
+	for name, raw := range object {
+		var text string
+		if json.Unmarshal(raw, &text) == nil {
+			(*h)[name] = text
+
+			continue
+		}
+
+		var binary binaryValue
+		if err := json.Unmarshal(raw, &binary); err != nil {
+			return fmt.Errorf("header %s: %w", name, err)
+		}
+
+		value, err := base64.StdEncoding.DecodeString(binary.Base64)
+		if err != nil {
+			return fmt.Errorf("header %s: %w", name, err)
+		}
+
+		(*h)[name] = string(value)
+	}
+
+	return nil
+}
+
+func isText(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsRune(s, 0)
+}
+
+// Text returns s as a text that Postgres can hold: what is not is quoted.
+func Text(s string) string {
+	if isText(s) {
+		return s
+	}
+
+	return fmt.Sprintf("%+q", s)
+}

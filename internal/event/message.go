@@ -1,0 +1,110 @@
+package event
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// Message is an event as it travels: bytes and headers, not yet decoded.
+type Message struct {
+	ID    uuid.UUID
+	Topic string
+	// Key orders messages: one partition, one lane, one after the other.
+	Key     string
+	Headers Headers
+	Payload []byte
+}
+
+// Headers are the headers of a message. Values are kept byte for byte and so
+// need not be valid UTF-8.
+type Headers map[string]string
+
+// Header names that Millrace reads and writes. The ce_ names are the binary
+// content mode of CloudEvents 1.0; the first is Watermill's own.
+const (
+	HeaderWatermillID = "_watermill_message_uuid"
+	HeaderID          = "ce_id"
+	HeaderSource      = "ce_source"
+	HeaderType        = "ce_type"
+	HeaderSpecVersion = "ce_specversion"
+	HeaderTime        = "ce_time"
+	HeaderContentType = "content-type"
+	HeaderCorrelation = "correlation_id"
+	HeaderCausation   = "causation_id"
+)
+
+// Source is the CloudEvents source of every message that Millrace publishes.
+const Source = "millrace"
+
+// ReservedPrefix marks headers that exist only inside the process: a
+// subscriber adds them, a publisher never sends them.
+const ReservedPrefix = "millrace_"
+
+// Reserved headers.
+const (
+	// HeaderKey carries the key between the relay, the broker's marshaler and
+	// the consumer. The marshaler turns it into what the broker knows as a key.
+	HeaderKey = ReservedPrefix + "key"
+	// HeaderOrigin says where a message was read, for example
+	// "kafka:orders.created/3@42".
+	HeaderOrigin = ReservedPrefix + "origin"
+)
+
+// namespace is the UUIDv5 name space of ids that other systems gave.
+var namespace = uuid.MustParse("4f2c5f0e-4f6d-5d0c-9a55-6d1a3a3f5c11")
+
+// NewID returns a new message id: a UUIDv7, so ids sort by time of creation.
+func NewID() uuid.UUID {
+	return uuid.Must(uuid.NewV7())
+}
+
+// ForeignID derives a message id from the identity that another system gave
+// the message. The same parts always give the same id.
+func ForeignID(parts ...string) uuid.UUID {
+	return uuid.NewSHA1(namespace, []byte(strings.Join(parts, "\x00")))
+}
+
+// IdentifyMessage finds the id of a message by its headers, in this order:
+// Watermill's header, ce_id with ce_source, nativeID (the AMQP message_id).
+// When none is there the id is derived from origin, which must be the same for
+// every delivery of the message and for no other message. With an empty origin
+// too, the id is new.
+func IdentifyMessage(h Headers, nativeID, origin string) uuid.UUID {
+	if id := h[HeaderWatermillID]; id != "" {
+		return parseOrDerive(id, "watermill")
+	}
+
+	if id := h[HeaderID]; id != "" {
+		return ForeignID("cloudevents", h[HeaderSource], id)
+	}
+
+	switch {
+	case nativeID != "":
+		return parseOrDerive(nativeID, "native")
+	case origin != "":
+		return ForeignID("origin", origin)
+	default:
+		return NewID()
+	}
+}
+
+func parseOrDerive(id, kind string) uuid.UUID {
+	if len(id) == 36 { // the canonical form only: other spellings would alias
+		if parsed, err := uuid.Parse(id); err == nil && parsed.String() == id {
+			return parsed
+		}
+	}
+
+	return ForeignID(kind, id)
+}
+
+// Fingerprint is a digest of a payload, to tell a redelivery from another
+// message under the same id: the first 8 bytes of its SHA-256.
+func Fingerprint(payload []byte) int64 {
+	sum := sha256.Sum256(payload)
+
+	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // all 64 bits are wanted, as a signed bigint
+}

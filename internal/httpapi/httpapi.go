@@ -1,0 +1,149 @@
+// Package httpapi serves health and metrics.
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Config says where to listen.
+type Config struct {
+	// Addr is host:port. Without authentication only loopback is allowed.
+	Addr string `koanf:"addr"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config { return Config{Addr: "127.0.0.1:9464"} }
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	host, _, err := net.SplitHostPort(c.Addr)
+	if err != nil {
+		return fmt.Errorf("http.addr: is %q, expected host:port such as 127.0.0.1:9464", c.Addr)
+	}
+
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("http.addr: is %q, expected a loopback address: the listener has no authentication", c.Addr)
+	}
+
+	return nil
+}
+
+// Check reports whether something that the service needs is there.
+type Check struct {
+	Name string
+	Ping func(ctx context.Context) error
+}
+
+// Server answers /livez, /readyz and /metrics.
+type Server struct {
+	cfg    Config
+	ready  atomic.Bool
+	checks []Check
+	server *http.Server
+}
+
+// NewServer returns a server that does not listen yet.
+func NewServer(cfg Config, registry *prometheus.Registry) *Server {
+	s := &Server{cfg: cfg}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, health{Status: "ok"}) })
+	mux.HandleFunc("GET /readyz", s.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+
+	s.server = &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+	}
+
+	return s
+}
+
+// Listen binds the address and serves in the background until Close. checks
+// are asked by /readyz.
+func (s *Server) Listen(checks ...Check) error {
+	s.checks = checks
+
+	listener, err := net.Listen("tcp", s.cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("listening on http.addr %s: %w (set http.addr to a free port)", s.cfg.Addr, err)
+	}
+
+	go func() { _ = s.server.Serve(listener) }()
+
+	return nil
+}
+
+// SetReady says whether the service takes messages.
+func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
+
+// Close ends the requests at hand, within the limits of ctx.
+func (s *Server) Close(ctx context.Context) error {
+	if err := s.server.Shutdown(ctx); err != nil {
+		return fmt.Errorf("closing http listener: %w", err)
+	}
+
+	return nil
+}
+
+// health is the answer of /livez and /readyz.
+type health struct {
+	Status string            `json:"status"`
+	Checks map[string]string `json:"checks,omitempty"`
+}
+
+var errStarting = errors.New("starting or stopping")
+
+// checkTimeout bounds one check.
+const checkTimeout = 2 * time.Second
+
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	answer := health{Status: "ok", Checks: map[string]string{"service": "ok"}}
+
+	if !s.ready.Load() {
+		answer.fail("service", errStarting)
+	}
+
+	for _, check := range s.checks {
+		ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+		err := check.Ping(ctx)
+
+		cancel()
+
+		answer.Checks[check.Name] = "ok"
+		if err != nil {
+			answer.fail(check.Name, err)
+		}
+	}
+
+	status := http.StatusOK
+	if answer.Status != "ok" {
+		status = http.StatusServiceUnavailable
+	}
+
+	reply(w, status, answer)
+}
+
+func (h *health) fail(name string, err error) {
+	h.Status = "unavailable"
+	h.Checks[name] = err.Error()
+}
+
+func reply(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+
+	_ = json.NewEncoder(w).Encode(body) // the client is gone: nobody to tell
+}

@@ -1,0 +1,99 @@
+// Package money holds amounts: decimals with an ISO 4217 currency, never
+// floats.
+package money
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/shopspring/decimal"
+	"golang.org/x/text/currency"
+)
+
+// DefaultCurrency is the currency of messages that name none.
+const DefaultCurrency = "USD"
+
+// Limits of an amount: what numeric(24,6) in the schema holds.
+const (
+	maxText          = 40
+	maxIntegerDigits = 18
+)
+
+// Amount is a decimal number. In JSON it may come as a number or as a string
+// and goes out as a number.
+type Amount struct{ decimal.Decimal }
+
+// Parse reads a decimal such as "99.99".
+func Parse(text string) (Amount, error) {
+	if len(text) > maxText {
+		return Amount{}, fmt.Errorf("has %d characters, expected a decimal number of at most %d", len(text), maxText)
+	}
+
+	d, err := decimal.NewFromString(text)
+	if err != nil {
+		return Amount{}, fmt.Errorf("is %q, expected a decimal number such as 99.99", text)
+	}
+
+	// The exponent is looked at before anything is computed: 1e1000000000 is
+	// short to write and too large to hold.
+	if exponent := d.Exponent(); exponent > maxIntegerDigits || exponent < -maxText {
+		return Amount{}, fmt.Errorf("is %s, out of range", text)
+	}
+
+	return Amount{d}, nil
+}
+
+// MustParse is Parse for constants; it panics on a mistake.
+func MustParse(text string) Amount {
+	a, err := Parse(text)
+	if err != nil {
+		panic(err)
+	}
+
+	return a
+}
+
+// UnmarshalJSON reads a number, or a string that holds one.
+func (a *Amount) UnmarshalJSON(data []byte) error {
+	parsed, err := Parse(strings.Trim(string(data), `"`))
+	if err != nil {
+		return err
+	}
+
+	*a = parsed
+
+	return nil
+}
+
+// MarshalJSON writes a number.
+func (a Amount) MarshalJSON() ([]byte, error) { return []byte(a.String()), nil }
+
+// Equal reports whether both are the same number, however written.
+func (a Amount) Equal(b Amount) bool { return a.Decimal.Equal(b.Decimal) }
+
+// Check reports what is wrong with an amount in the given currency: unknown
+// currency, negative, too large, or finer than the currency's smallest unit.
+// A nil amount is missing. field is the path for the error.
+func Check(field string, amount *Amount, code string) error {
+	if amount == nil {
+		return fmt.Errorf("%s: is missing, expected a decimal number", field)
+	}
+
+	unit, err := currency.ParseISO(code)
+	if err != nil || unit.String() != code {
+		return fmt.Errorf("currency: is %q, expected an ISO 4217 code such as %s", code, DefaultCurrency)
+	}
+
+	scale, _ := currency.Standard.Rounding(unit)
+
+	switch {
+	case amount.IsNegative():
+		return fmt.Errorf("%s: is %s, expected 0 or more", field, amount)
+	case amount.GreaterThanOrEqual(decimal.New(1, maxIntegerDigits)):
+		return fmt.Errorf("%s: is %s, expected less than 10^%d", field, amount, maxIntegerDigits)
+	case !amount.Equal(Amount{amount.Truncate(int32(scale))}): //nolint:gosec // 0 to 4
+		return fmt.Errorf("%s: is %s, expected at most %d decimal places in %s", field, amount, scale, code)
+	}
+
+	return nil
+}

@@ -1,0 +1,421 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace/millrace/internal/event"
+)
+
+// Back-off of a key whose message could not be published.
+const (
+	minHold = 100 * time.Millisecond
+	maxHold = 10 * time.Second
+)
+
+// sessionRetry is how long the relay waits before it asks Postgres again.
+const sessionRetry = time.Second
+
+// Relay publishes the rows of the outbox. Replicas share the work: each shard
+// belongs to the one that holds its advisory lock.
+type Relay struct {
+	cfg     Config
+	pool    *pgxpool.Pool
+	logger  *slog.Logger
+	metrics *metrics
+	queue   *queue
+	wake    chan struct{}
+	// failing is true while the broker refuses: it is logged on change only.
+	failing atomic.Bool
+	// woken is true when this process committed something since the last
+	// round; other replicas are told then.
+	woken atomic.Bool
+}
+
+// NewRelay returns a relay that does nothing until Run.
+func NewRelay(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Relay {
+	return &Relay{
+		cfg:     cfg,
+		pool:    pool,
+		logger:  logger.With(slog.String("component", "outbox")),
+		metrics: newMetrics(registry),
+		queue:   newQueue(),
+		wake:    make(chan struct{}, 1),
+	}
+}
+
+// Wake tells the relay that a transaction of this process committed rows.
+// It never blocks.
+func (r *Relay) Wake() {
+	r.woken.Store(true)
+	r.nudge()
+}
+
+func (r *Relay) nudge() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run publishes through publisher, with up to lanes messages at once, until
+// ctx ends; then it waits for what is in flight, at most Config.DrainTimeout.
+// It survives the loss of the database and of the broker.
+func (r *Relay) Run(ctx context.Context, publisher message.Publisher, lanes int) {
+	var running sync.WaitGroup
+
+	for range lanes {
+		running.Go(func() { r.lane(ctx, publisher) })
+	}
+
+	listening, stopListening := context.WithCancel(ctx)
+	running.Go(func() { r.listen(listening) })
+
+	for ctx.Err() == nil {
+		err := r.session(ctx)
+		if err != nil && ctx.Err() == nil {
+			r.logger.Warn("relay lost postgres, trying again", slog.Any("error", err))
+			wait(ctx, sessionRetry)
+		}
+	}
+
+	stopListening()
+	r.queue.close()
+	running.Wait()
+}
+
+// session holds one connection: its advisory locks are the ownership of the
+// shards, and everything that ownership allows is done on it.
+func (r *Relay) session(ctx context.Context) error {
+	conn, err := r.connect(ctx)
+	if err != nil {
+		return err
+	}
+
+	owned := newShards(conn)
+
+	defer func() {
+		r.metrics.shards.Set(0)
+		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionRetry)
+		defer cancel()
+
+		_ = conn.Close(closeCtx)
+	}()
+
+	if err := owned.join(ctx); err != nil {
+		return err
+	}
+
+	r.logger.Debug("relay joined")
+
+	ticker := time.NewTicker(r.cfg.PollInterval)
+	defer ticker.Stop()
+
+	if err := r.tick(ctx, conn, owned); err != nil {
+		return err
+	}
+
+	for {
+		if err := r.round(ctx, conn, owned); err != nil {
+			return r.abandon(ctx, err)
+		}
+
+		select {
+		case <-ctx.Done():
+			return r.drain(ctx, conn)
+		case <-r.wake:
+		case <-ticker.C:
+			if err := r.tick(ctx, conn, owned); err != nil {
+				return r.abandon(ctx, err)
+			}
+		}
+	}
+}
+
+// abandon gives up every row that no lane has: without the locks another
+// replica may publish them. At the end of ctx nothing is abandoned.
+func (r *Relay) abandon(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+
+	r.queue.drop(func(int16) bool { return false })
+
+	return err
+}
+
+// connect opens the session's own connection, outside the pool: it lives as
+// long as the relay, and need not wait for the disk. Losing a deletion in a
+// crash only means that a message is published again.
+func (r *Relay) connect(ctx context.Context) (*pgx.Conn, error) {
+	cfg := r.pool.Config().ConnConfig.Copy()
+	cfg.RuntimeParams["synchronous_commit"] = "off"
+	cfg.RuntimeParams["application_name"] = "millrace relay"
+
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connecting relay: %w", err)
+	}
+
+	return conn, nil
+}
+
+// tick does what is due by time: share the shards, release scheduled rows,
+// measure.
+func (r *Relay) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+	lost, err := owned.balance(ctx)
+	if err != nil {
+		return err
+	}
+
+	if lost {
+		r.queue.drop(owned.has)
+	}
+
+	r.metrics.shards.Set(float64(len(owned.list)))
+
+	// A message that is due takes its place by its sequence number again.
+	_, err = conn.Exec(ctx, `
+		UPDATE outbox SET available_at = NULL
+		WHERE available_at <= clock_timestamp() AND shard = ANY($1)`, owned.list)
+	if err != nil {
+		return fmt.Errorf("releasing scheduled messages: %w", err)
+	}
+
+	return r.measure(ctx, conn)
+}
+
+func (r *Relay) measure(ctx context.Context, conn *pgx.Conn) error {
+	var oldest, waiting float64
+
+	err := conn.QueryRow(ctx, `
+		SELECT COALESCE(extract(epoch FROM clock_timestamp() - (
+		           SELECT created_at FROM outbox WHERE available_at IS NULL ORDER BY seq LIMIT 1)), 0)::float8,
+		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at IS NULL LIMIT 10000) AS due)::float8`).
+		Scan(&oldest, &waiting)
+	if err != nil {
+		return fmt.Errorf("measuring outbox: %w", err)
+	}
+
+	r.metrics.oldest.Set(max(oldest, 0))
+	r.metrics.waiting.Set(waiting)
+
+	return nil
+}
+
+// round deletes what was confirmed and reads what is next, in one round trip
+// after the other until there is nothing to do.
+func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+	for {
+		confirmed, inFlight := r.queue.takeConfirmed()
+		limit := min(r.cfg.BatchSize, r.cfg.MaxInFlight-len(inFlight)+len(confirmed))
+
+		rows, err := r.exchange(ctx, conn, owned, confirmed, inFlight, limit)
+		if err != nil {
+			r.queue.restore(confirmed)
+
+			return err
+		}
+
+		r.queue.deleted(confirmed)
+		r.queue.push(rows)
+
+		if len(rows) < limit || limit == 0 {
+			return nil
+		}
+	}
+}
+
+// exchange deletes confirmed and reads up to limit rows that are not in flight.
+func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed, inFlight []int64, limit int) (rows []row, err error) {
+	batch := &pgx.Batch{}
+
+	if len(confirmed) > 0 {
+		batch.Queue(`DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed)
+	}
+
+	if r.woken.Swap(false) && owned.shared {
+		batch.Queue(`SELECT pg_notify($1, '')`, Channel)
+	}
+
+	if limit > 0 && len(owned.list) > 0 {
+		batch.Queue(`
+			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, created_at
+			FROM outbox
+			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2)
+			ORDER BY seq LIMIT $3`, owned.list, inFlight, limit).
+			Query(func(found pgx.Rows) error {
+				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
+
+				return err
+			})
+	}
+
+	if batch.Len() == 0 {
+		return nil, nil
+	}
+
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, fmt.Errorf("reading outbox: %w", err)
+	}
+
+	return rows, nil
+}
+
+// drain waits until the lanes have finished what they hold and deletes it.
+func (r *Relay) drain(ctx context.Context, conn *pgx.Conn) error {
+	r.queue.close()
+
+	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.DrainTimeout)
+	defer cancel()
+
+	for !r.queue.idle() && drainCtx.Err() == nil {
+		select {
+		case <-r.wake:
+		case <-drainCtx.Done():
+		}
+	}
+
+	confirmed, _ := r.queue.takeConfirmed()
+
+	if _, err := conn.Exec(drainCtx, `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed); err != nil {
+		// They will be published once more, and the inboxes will notice.
+		r.logger.Warn("could not delete published messages", slog.Any("error", err), slog.Int("messages", len(confirmed)))
+	}
+
+	return nil
+}
+
+// lane publishes one row after the other.
+func (r *Relay) lane(ctx context.Context, publisher message.Publisher) {
+	for {
+		next, ok := r.queue.next()
+		if !ok {
+			return
+		}
+
+		if err := publisher.Publish(next.Topic, toWatermill(next)); err != nil {
+			r.hold(ctx, next, err)
+		} else {
+			r.confirm(next)
+		}
+
+		r.nudge()
+	}
+}
+
+func (r *Relay) confirm(published row) {
+	r.queue.published(published)
+	r.metrics.published.WithLabelValues(published.Topic).Inc()
+
+	if r.failing.CompareAndSwap(true, false) {
+		r.logger.Info("publishing works again")
+	}
+}
+
+// hold keeps a key back after a failure. Other keys go on.
+func (r *Relay) hold(ctx context.Context, failed row, err error) {
+	pause := r.queue.failed(failed)
+
+	if ctx.Err() != nil {
+		return // stopping: the row stays in the table
+	}
+
+	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
+
+	if r.failing.CompareAndSwap(false, true) {
+		r.logger.Warn("publishing fails, trying again until it works",
+			slog.String("topic", failed.Topic), slog.Any("error", err))
+	}
+
+	time.AfterFunc(jitter(pause), func() { r.queue.release(failed) })
+}
+
+// listen wakes the relay when another process has committed.
+func (r *Relay) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
+			// Only a hint is lost: polling goes on.
+			r.logger.Debug("lost notifications, connecting again", slog.Any("error", err))
+			wait(ctx, sessionRetry)
+		}
+	}
+}
+
+func (r *Relay) receive(ctx context.Context) error {
+	conn, err := r.connect(ctx)
+	if err != nil {
+		return err
+	}
+
+	defer func() {
+		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionRetry)
+		defer cancel()
+
+		_ = conn.Close(closeCtx)
+	}()
+
+	if _, err := conn.Exec(ctx, "LISTEN "+Channel); err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+
+	for {
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return fmt.Errorf("waiting for notification: %w", err)
+		}
+
+		r.nudge()
+	}
+}
+
+// toWatermill makes the message that goes to the broker: CloudEvents headers
+// around the payload as it is.
+func toWatermill(r row) *message.Message {
+	id := r.ID.String()
+	msg := message.NewMessage(id, r.Payload)
+
+	for name, value := range r.Headers {
+		msg.Metadata[name] = value
+	}
+
+	msg.Metadata[event.HeaderKey] = r.Key
+	msg.Metadata[event.HeaderID] = id
+	msg.Metadata[event.HeaderSource] = event.Source
+	msg.Metadata[event.HeaderType] = r.Topic
+	msg.Metadata[event.HeaderSpecVersion] = "1.0"
+	msg.Metadata[event.HeaderTime] = r.CreatedAt.UTC().Format(time.RFC3339Nano)
+	msg.Metadata[event.HeaderContentType] = "application/json"
+	msg.Metadata[event.HeaderCorrelation] = r.Correlation.String()
+
+	if r.Causation != nil {
+		msg.Metadata[event.HeaderCausation] = r.Causation.String()
+	}
+
+	return msg
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// jitter spreads d over its upper half, so that keys held by one failure do
+// not all come back at once.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d/2)
+}

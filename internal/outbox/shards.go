@@ -1,0 +1,106 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Advisory locks of the relays: "mlrc" in ASCII for the shards (second key:
+// the shard's number), "mlrm" for membership.
+const (
+	shardLocks  = 0x6d6c7263
+	memberLocks = 0x6d6c726d
+)
+
+// shards are the parts of the outbox that one relay owns. The server releases
+// them when the connection ends, however it ends.
+type shards struct {
+	conn *pgx.Conn
+	list []int16
+	// shared is true when other relays are there.
+	shared bool
+}
+
+func newShards(conn *pgx.Conn) *shards {
+	return &shards{conn: conn}
+}
+
+func (s *shards) has(shard int16) bool {
+	for _, owned := range s.list {
+		if owned == shard {
+			return true
+		}
+	}
+
+	return false
+}
+
+// join makes this relay count when others work out their share.
+func (s *shards) join(ctx context.Context) error {
+	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, 0)`, memberLocks); err != nil {
+		return fmt.Errorf("joining the relays: %w", err)
+	}
+
+	return nil
+}
+
+// balance takes free shards up to this relay's share and gives back what is
+// more. It reports whether it gave any back.
+func (s *shards) balance(ctx context.Context) (lost bool, err error) {
+	var members int
+
+	err = s.conn.QueryRow(ctx, `
+		SELECT count(*) FROM pg_locks
+		WHERE locktype = 'advisory' AND classid = $1 AND objsubid = 2 AND granted
+		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, memberLocks).Scan(&members)
+	if err != nil {
+		return false, fmt.Errorf("counting relays: %w", err)
+	}
+
+	s.shared = members > 1
+	share := (Shards + max(members, 1) - 1) / max(members, 1)
+
+	switch {
+	case len(s.list) > share:
+		return true, s.release(ctx, s.list[share:])
+	case len(s.list) < share:
+		return false, s.acquire(ctx, share-len(s.list))
+	}
+
+	return false, nil
+}
+
+func (s *shards) release(ctx context.Context, surplus []int16) error {
+	_, err := s.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, shard) FROM unnest($2::int[]) AS shard`,
+		shardLocks, surplus)
+	if err != nil {
+		return fmt.Errorf("releasing shards: %w", err)
+	}
+
+	s.list = s.list[:len(s.list)-len(surplus)]
+
+	return nil
+}
+
+// acquire tries each shard that it does not have until it got n.
+func (s *shards) acquire(ctx context.Context, n int) error {
+	for shard := int16(0); shard < Shards && n > 0; shard++ {
+		if s.has(shard) {
+			continue
+		}
+
+		var got bool
+		if err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, $2)`, shardLocks, shard).Scan(&got); err != nil {
+			return fmt.Errorf("acquiring shard %d: %w", shard, err)
+		}
+
+		if got {
+			s.list = append(s.list, shard)
+			n--
+		}
+	}
+
+	return nil
+}

@@ -1,0 +1,74 @@
+package postgres
+
+import (
+	"errors"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/puddle/v2"
+)
+
+// IsUnavailable reports whether err says that the database, not the message,
+// is in trouble: unreachable, shutting down, out of resources, timed out, or
+// undecided between transactions. Running the same work again can succeed.
+func IsUnavailable(err error) bool {
+	var server *pgconn.PgError
+	if errors.As(err, &server) {
+		return transientState(server.Code)
+	}
+
+	var (
+		connect *pgconn.ConnectError
+		network net.Error
+	)
+
+	return errors.As(err, &connect) ||
+		errors.As(err, &network) ||
+		errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, puddle.ErrClosedPool) ||
+		pgconn.Timeout(err) ||
+		pgconn.SafeToRetry(err) ||
+		strings.Contains(errText(err), "conn closed") // pgx has no sentinel for it
+}
+
+// IsUniqueViolation reports whether err is a duplicate key.
+func IsUniqueViolation(err error) bool {
+	var server *pgconn.PgError
+
+	return errors.As(err, &server) && server.Code == "23505"
+}
+
+// transientState tells by SQLSTATE (PostgreSQL manual, appendix A).
+func transientState(code string) bool {
+	switch code {
+	case "40001", // serialization_failure
+		"40P01", // deadlock_detected
+		"55P03", // lock_not_available
+		"57014", // query_canceled: statement_timeout or an operator
+		"25006", // read_only_sql_transaction: connected to a standby
+		"25P03": // idle_in_transaction_session_timeout
+		return true
+	}
+
+	switch code[:2] {
+	case "08", // connection_exception
+		"53", // insufficient_resources
+		"57", // operator_intervention: shutdown, crash, starting up
+		"58": // system_error
+		return true
+	}
+
+	return false
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+
+	return err.Error()
+}

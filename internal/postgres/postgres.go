@@ -1,0 +1,160 @@
+// Package postgres opens the pool, runs transactions, applies migrations and
+// tells the errors of the database apart. Queries live beside their callers.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config says which database to use and how.
+type Config struct {
+	// URL is a libpq connection string. The environment variable DATABASE_URL
+	// is honoured too.
+	URL Secret `koanf:"url"`
+	// MaxConns bounds the pool.
+	MaxConns int32 `koanf:"max_conns"`
+	// MigrateOnStart applies pending migrations before serving.
+	MigrateOnStart bool `koanf:"migrate_on_start"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{MaxConns: 20, MigrateOnStart: true}
+}
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	var errs []error
+
+	if c.URL == "" {
+		errs = append(errs, errors.New("postgres.url: must not be empty: set it, or DATABASE_URL, to postgres://user:password@host:5432/database"))
+	} else if _, err := pgxpool.ParseConfig(string(c.URL)); err != nil {
+		// The parser's error is not repeated: it can quote the password.
+		errs = append(errs, errors.New("postgres.url: is not a connection string, expected postgres://user:password@host:5432/database"))
+	}
+
+	if c.MaxConns < 4 {
+		errs = append(errs, fmt.Errorf("postgres.max_conns: is %d, expected at least 4", c.MaxConns))
+	}
+
+	return errors.Join(errs...)
+}
+
+// Secret is a string that never reaches a log or a printed configuration.
+type Secret string
+
+// LogValue hides the secret.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// String hides the secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+
+	return "(redacted)"
+}
+
+// NewPool returns a pool that connects when it is first used.
+func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
+	poolConfig, err := pgxpool.ParseConfig(string(cfg.URL))
+	if err != nil {
+		return nil, nil, errors.New("postgres.url: is not a connection string")
+	}
+
+	poolConfig.MaxConns = cfg.MaxConns
+	params := poolConfig.ConnConfig.RuntimeParams
+	params["application_name"] = "millrace"
+	// A session that hangs inside a transaction would hold back vacuum and
+	// block its keys: the server ends it.
+	params["idle_in_transaction_session_timeout"] = "60s"
+	params["timezone"] = "UTC"
+
+	pool, err := pgxpool.NewWithConfig(context.Background(), poolConfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("creating pool: %w", err)
+	}
+
+	return pool, pool.Close, nil
+}
+
+// Wait returns when the database answers, or with an error when ctx ends.
+// It logs when it has to wait, and when waiting is over.
+func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
+	waited := false
+
+	ping := func() (struct{}, error) {
+		pingCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+
+		return struct{}{}, pool.Ping(pingCtx)
+	}
+
+	notify := func(err error, _ time.Duration) {
+		if !waited {
+			logger.Warn("waiting for postgres", slog.Any("error", err))
+		}
+
+		waited = true
+	}
+
+	policy := backoff.NewExponentialBackOff()
+	policy.MaxInterval = 5 * time.Second
+
+	_, err := backoff.Retry(ctx, ping, backoff.WithBackOff(policy), backoff.WithNotify(notify), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		return fmt.Errorf("waiting for postgres: %w", err)
+	}
+
+	if waited {
+		logger.Info("postgres answers")
+	}
+
+	return nil
+}
+
+// Beginner starts transactions: a pool or a connection.
+type Beginner interface {
+	BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
+}
+
+// rollbackTimeout bounds a rollback, which must not run on the caller's
+// context: when that has expired, pgx would close the connection.
+const rollbackTimeout = 5 * time.Second
+
+// InTx runs fn in a READ COMMITTED transaction and commits when fn returns
+// nil. An error of the commit itself leaves open whether the transaction took
+// effect: the caller must be able to run everything again.
+func InTx(ctx context.Context, db Beginner, fn func(tx pgx.Tx) error) (err error) {
+	tx, err := db.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	if err != nil {
+		return fmt.Errorf("beginning transaction: %w", err)
+	}
+
+	defer func() {
+		rollbackCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+		defer cancel()
+
+		// After a commit this does nothing. After a panic it returns the
+		// connection in a usable state.
+		_ = tx.Rollback(rollbackCtx)
+	}()
+
+	if err := fn(tx); err != nil {
+		return err
+	}
+
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("committing transaction: %w", err)
+	}
+
+	return nil
+}

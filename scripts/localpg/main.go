@@ -1,0 +1,69 @@
+// Command localpg starts and stops a private Postgres in the background, for
+// the tests and the benchmark.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+
+	"github.com/millrace/millrace/internal/localpg"
+)
+
+func main() {
+	localpg.Reexec()
+
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "localpg:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	flags := flag.NewFlagSet("localpg start|stop", flag.ExitOnError)
+	dir := flags.String("dir", ".local/postgres", "directory of the server")
+	port := flags.Uint("port", 0, "port on loopback; 0 picks one")
+	fast := flags.Bool("fast", false, "do not wait for the disk: for tests, whose data nobody misses")
+	connections := flags.Int("max-connections", 300, "connections at once")
+
+	if len(args) == 0 {
+		flags.Usage()
+		os.Exit(2)
+	}
+
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+
+	ctx := context.Background()
+
+	switch args[0] {
+	case "start":
+		parameters := map[string]string{"max_connections": strconv.Itoa(*connections), "shared_buffers": "256MB"}
+		if *fast {
+			parameters["fsync"], parameters["synchronous_commit"], parameters["full_page_writes"] = "off", "off", "off"
+		}
+
+		server, err := localpg.Start(ctx, localpg.Config{Dir: *dir, Port: uint32(*port), Parameters: parameters}, //nolint:gosec // a port
+			slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		if err != nil {
+			return err
+		}
+
+		fmt.Println(server.URL())
+
+		return nil
+	case "stop":
+		server, err := localpg.Find(*dir)
+		if err != nil {
+			return err
+		}
+
+		return server.Stop(ctx)
+	default:
+		return fmt.Errorf("unknown command %s, expected start or stop", args[0])
+	}
+}

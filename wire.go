@@ -1,0 +1,46 @@
+//go:build wireinject
+
+package millrace
+
+import (
+	"log/slog"
+
+	"github.com/google/wire"
+
+	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/fulfilment"
+	"github.com/millrace/millrace/internal/httpapi"
+	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/payment"
+	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/telemetry"
+)
+
+// New assembles a service. Nothing connects before its Run. The function that
+// it returns releases what the service holds, after Run has returned.
+func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
+	panic(wire.Build(
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "HTTP"),
+		telemetry.NewRegistry,
+		postgres.NewPool,
+		broker.New,
+		poison.NewStore,
+		outbox.NewRelay,
+		consumer.NewRouter,
+		httpapi.NewServer,
+
+		order.NewService,
+		inventory.NewService,
+		payment.NewSimulated, wire.Bind(new(payment.Gateway), new(payment.Simulated)),
+		payment.NewService,
+		fulfilment.NewProcess,
+
+		app.NewService,
+	))
+}
