@@ -175,7 +175,6 @@ func (k *kafkaDriver) sarama() (*sarama.Config, error) {
 	cfg.Net.DialTimeout = 5 * time.Second
 	cfg.Net.ReadTimeout = 15 * time.Second
 	cfg.Net.WriteTimeout = 15 * time.Second
-	cfg.Metadata.Full = false // only the topics in use
 
 	cfg.Producer.Return.Successes = true // a synchronous producer needs it
 	cfg.Producer.RequiredAcks = sarama.WaitForAll

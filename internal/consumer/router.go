@@ -170,9 +170,11 @@ func (r *Router) retry() middleware.Retry {
 }
 
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// Watermill tells at Info what matters to its developers alone.
+	// Watermill tells at Info what matters to its developers alone, and at
+	// Error what observe reports with more to go by.
 	return watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
-		slog.LevelInfo: slog.LevelDebug,
+		slog.LevelInfo:  slog.LevelDebug,
+		slog.LevelError: slog.LevelDebug,
 	})
 }
 

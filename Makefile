@@ -1,0 +1,84 @@
+# Everything that a developer runs. `make` alone lists it.
+SHELL := bash
+.DEFAULT_GOAL := help
+
+BROKER ?= embedded
+FUZZTIME ?= 30s
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+ALL := postgres kafka rabbitmq
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/millrace
+	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/millrace ./cmd/millrace
+
+.PHONY: run-local
+run-local: build ## Run the service here; BROKER=embedded, kafka or rabbitmq
+ifeq ($(BROKER),embedded)
+	@exec bin/millrace dev
+else
+	@scripts/services.sh up run $(BROKER)
+	@set -a && . .local/run/env && exec bin/millrace dev --broker $(BROKER)
+endif
+
+.PHONY: stop-local
+stop-local: ## Stop the brokers that run-local started
+	@scripts/services.sh down run kafka rabbitmq
+
+.PHONY: services
+services: ## Start the servers that the tests need
+	@scripts/services.sh up test $(ALL)
+
+.PHONY: services-down
+services-down: ## Stop the servers of tests and benchmark
+	@scripts/services.sh down test $(ALL)
+	@scripts/services.sh down bench $(ALL)
+
+.PHONY: test
+test: verify services ## Check everything and run all tests, with the race detector
+	@. .local/test/env && go test -race -timeout 10m ./...
+	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/broker
+
+.PHONY: fmt
+fmt: ## Format the code
+	gofmt -w .
+
+.PHONY: generate
+generate: ## Make the generated files
+	go tool wire .
+
+.PHONY: lint
+lint: ## Run the linters
+	go vet ./...
+	go tool -modfile=tools/go.mod golangci-lint run ./...
+
+.PHONY: verify
+verify: lint ## Check format, lint, generated files and go.mod
+	@test -z "$$(gofmt -l .)" || { echo "not formatted (run make fmt):"; gofmt -l .; exit 1; }
+	@go tool wire diff . || { echo "wire_gen.go is stale: run make generate"; exit 1; }
+	@go mod tidy -diff
+
+.PHONY: fuzz
+fuzz: ## Fuzz each decoder for FUZZTIME
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: soak
+soak: build ## Kill the service again and again under 10,000 orders sent twice, on Kafka and RabbitMQ
+	@scripts/services.sh up test $(ALL)
+	@. .local/test/env && scripts/soak.sh kafka && scripts/soak.sh rabbitmq
+
+.PHONY: bench
+bench: ## Measure throughput and latency against the usual way and the ceiling
+	@scripts/services.sh up bench $(ALL)
+	@. .local/bench/env && go run ./cmd/bench
+
+.PHONY: image
+image: ## Build the container image
+	docker build -f deployments/Dockerfile --build-arg VERSION=$(VERSION) -t millrace:$(VERSION) .
+
+.PHONY: clean
+clean: services-down stop-local ## Stop all servers and delete what was built and stored here
+	rm -rf bin .local

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# A Kafka broker on loopback, for development and tests.
+#   scripts/kafka.sh start|stop|kill|restart|status DIR PORT
+# Docker is used where an engine answers, else Java with what Maven fetches.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+[[ $# -eq 3 ]] || die "usage: kafka.sh start|stop|kill|restart|status DIR PORT"
+action=$1 port=$3
+mkdir -p "$2"
+dir=$(cd "$2" && pwd)
+pidfile=$dir/kafka.pid log=$dir/kafka.log container=millrace-kafka-$port
+libs=$(root)/.local/kafka-libs
+
+fetch() {
+  command -v java >/dev/null || die "Kafka needs Java: install a JDK (17 or newer), or Docker, or set the address of a Kafka of your own"
+  command -v mvn >/dev/null || die "fetching Kafka needs Maven: install mvn, or Docker, or set the address of a Kafka of your own"
+  mkdir -p "$libs"
+  (
+    flock 9
+    [[ -e $libs/.complete ]] && exit 0
+    say "fetching Kafka, once"
+    mvn -q -B -f "$(root)/scripts/kafka/pom.xml" dependency:copy-dependencies -DoutputDirectory="$libs" >"$libs/.log" 2>&1 ||
+      { tail -n 20 "$libs/.log" >&2; die "could not fetch Kafka"; }
+    touch "$libs/.complete"
+  ) 9>"$libs/.lock"
+}
+
+configure() {
+  cat >"$dir/server.properties" <<PROPERTIES
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$((port + 1))
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
+advertised.listeners=PLAINTEXT://127.0.0.1:$port
+controller.listener.names=CONTROLLER
+log.dirs=$dir/data
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+message.max.bytes=16777216
+replica.fetch.max.bytes=16777216
+log.cleaner.enable=true
+PROPERTIES
+  cat >"$dir/log4j.properties" <<PROPERTIES
+log4j.rootLogger=WARN, out
+log4j.appender.out=org.apache.log4j.ConsoleAppender
+log4j.appender.out.layout=org.apache.log4j.PatternLayout
+log4j.appender.out.layout.ConversionPattern=%d %p %m (%c)%n
+PROPERTIES
+}
+
+java_kafka() { java -Dlog4j.configuration="file:$dir/log4j.properties" "$@"; }
+
+ready() { answers 127.0.0.1 "$port"; }
+
+# ready_or_dead: there is nothing to wait for any more.
+ready_or_dead() { ready || ! running "$pidfile"; }
+
+start_native() {
+  running "$pidfile" && ready && return 0
+  answers 127.0.0.1 "$port" && die "port $port is taken by another program"
+  fetch
+  configure
+  if [[ ! -e $dir/data/meta.properties ]]; then
+    java_kafka -cp "$libs/*" kafka.tools.StorageTool format -t "$(java_kafka -cp "$libs/*" kafka.tools.StorageTool random-uuid 2>/dev/null)" \
+      -c "$dir/server.properties" >"$dir/format.log" 2>&1 || { cat "$dir/format.log" >&2; die "could not format the storage"; }
+  fi
+  setsid nohup java -Xms512m -Xmx512m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -Dlog4j.configuration="file:$dir/log4j.properties" \
+    -cp "$libs/*" kafka.Kafka "$dir/server.properties" >>"$log" 2>&1 </dev/null &
+  echo $! >"$pidfile"
+  wait_until 60 "$log" ready_or_dead && ready || { tail -n 20 "$log" >&2; die "Kafka did not start"; }
+  say "Kafka answers on 127.0.0.1:$port"
+}
+
+start_docker() {
+  ready && return 0
+  docker rm -f "$container" >/dev/null 2>&1 || true
+  docker run -d --name "$container" -p "127.0.0.1:$port:$port" \
+    -e KAFKA_NODE_ID=1 -e KAFKA_PROCESS_ROLES=broker,controller \
+    -e KAFKA_LISTENERS="PLAINTEXT://0.0.0.0:$port,CONTROLLER://127.0.0.1:$((port + 1))" \
+    -e KAFKA_ADVERTISED_LISTENERS="PLAINTEXT://127.0.0.1:$port" \
+    -e KAFKA_CONTROLLER_LISTENER_NAMES=CONTROLLER \
+    -e KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT \
+    -e KAFKA_CONTROLLER_QUORUM_VOTERS="1@127.0.0.1:$((port + 1))" \
+    -e KAFKA_AUTO_CREATE_TOPICS_ENABLE=false -e KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1 \
+    -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 -e KAFKA_MESSAGE_MAX_BYTES=16777216 \
+    apache/kafka:3.9.1 >/dev/null
+  wait_until 60 "$log" ready || die "Kafka did not start: docker logs $container"
+  say "Kafka answers on 127.0.0.1:$port (container $container)"
+}
+
+case $action in
+  start) if have_docker; then start_docker; else start_native; fi ;;
+  stop) if have_docker; then docker stop "$container" >/dev/null; else end "$pidfile" TERM; fi ;;
+  kill) if have_docker; then docker kill "$container" >/dev/null; else end "$pidfile" KILL; fi ;;
+  restart)
+    "${BASH_SOURCE[0]}" stop "$dir" "$port"
+    "${BASH_SOURCE[0]}" start "$dir" "$port"
+    ;;
+  status) if ready; then echo "running on 127.0.0.1:$port"; else echo "not running"; exit 1; fi ;;
+  *) die "unknown action $action" ;;
+esac

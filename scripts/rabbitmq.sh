@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# A RabbitMQ broker on loopback, for development and tests.
+#   scripts/rabbitmq.sh start|stop|kill|restart|status DIR PORT
+# Docker is used where an engine answers, else Debian's rabbitmq-server.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+[[ $# -eq 3 ]] || die "usage: rabbitmq.sh start|stop|kill|restart|status DIR PORT"
+action=$1 port=$3
+mkdir -p "$2"
+dir=$(cd "$2" && pwd)
+log=$dir/rabbitmq.log pidfile=$dir/rabbitmq.pid container=millrace-rabbitmq-$port
+server=/usr/lib/rabbitmq/bin/rabbitmq-server
+
+export HOME=$dir # the Erlang cookie is there, so instances and users don't meet
+export RABBITMQ_NODENAME=millrace$port@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 RABBITMQ_NODE_PORT=$port
+export RABBITMQ_DIST_PORT=$((port + 1))
+export RABBITMQ_MNESIA_BASE=$dir/data RABBITMQ_LOG_BASE=$dir/log RABBITMQ_PID_FILE=$pidfile
+export RABBITMQ_ENABLED_PLUGINS_FILE=$dir/enabled_plugins RABBITMQ_CONFIG_FILE=$dir/rabbitmq
+export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}"
+export ERL_EPMD_ADDRESS=127.0.0.1
+
+install_server() {
+  [[ -x $server ]] && return 0
+  [[ $(id -u) -eq 0 ]] || die "RabbitMQ is not installed: run 'sudo apt-get install rabbitmq-server', or use Docker, or set the address of a RabbitMQ of your own"
+  command -v apt-get >/dev/null || die "RabbitMQ is not installed: install it, or use Docker, or set the address of a RabbitMQ of your own"
+  say "installing RabbitMQ, once"
+  # Its service is not wanted: this script starts its own.
+  if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod +x /usr/sbin/policy-rc.d
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends rabbitmq-server; } >"$dir/apt.log" 2>&1 ||
+    { tail -n 20 "$dir/apt.log" >&2; die "could not install RabbitMQ"; }
+}
+
+# AMQP says its name when it is spoken to; a port that is merely open does not.
+ready() {
+  timeout 2 bash -c "exec 3<>/dev/tcp/127.0.0.1/$port && printf 'AMQP\0\0\11\1' >&3 && head -c 1 <&3 | grep -q . -a" 2>/dev/null
+}
+
+# ready_or_dead PID: there is nothing to wait for any more.
+ready_or_dead() { ready || ! kill -0 "$1" 2>/dev/null; }
+
+start_native() {
+  running "$pidfile" && ready && return 0
+  answers 127.0.0.1 "$port" && die "port $port is taken by another program"
+  install_server
+  mkdir -p "$dir/data" "$dir/log"
+  echo '[].' >"$RABBITMQ_ENABLED_PLUGINS_FILE"
+  printf 'loopback_users.guest = true\nmax_message_size = 33554432\nvm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 100MB\n' >"$dir/rabbitmq.conf"
+  setsid nohup "$server" >>"$log" 2>&1 </dev/null &
+  child=$!
+  wait_until 90 "$log" ready_or_dead "$child" && ready || { tail -n 20 "$log" >&2; die "RabbitMQ did not start"; }
+  say "RabbitMQ answers on 127.0.0.1:$port (node $RABBITMQ_NODENAME, HOME=$dir)"
+}
+
+start_docker() {
+  ready && return 0
+  docker rm -f "$container" >/dev/null 2>&1 || true
+  docker run -d --name "$container" -p "127.0.0.1:$port:5672" rabbitmq:4.1 >/dev/null
+  wait_until 90 "$log" ready || die "RabbitMQ did not start: docker logs $container"
+  say "RabbitMQ answers on 127.0.0.1:$port (container $container)"
+}
+
+case $action in
+  start) if have_docker; then start_docker; else start_native; fi ;;
+  stop) if have_docker; then docker stop "$container" >/dev/null; else end "$pidfile" TERM; fi ;;
+  kill) if have_docker; then docker kill "$container" >/dev/null; else end "$pidfile" KILL; fi ;;
+  restart)
+    "${BASH_SOURCE[0]}" stop "$dir" "$port"
+    "${BASH_SOURCE[0]}" start "$dir" "$port"
+    ;;
+  status) if ready; then echo "running on 127.0.0.1:$port, node $RABBITMQ_NODENAME"; else echo "not running"; exit 1; fi ;;
+  *) die "unknown action $action" ;;
+esac

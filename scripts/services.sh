@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# The servers that the tests, the benchmark and `make run-local` need.
+#   scripts/services.sh up|down|status PROFILE SERVICE...
+#
+# PROFILE: test   Postgres without fsync; own ports; .local/test
+#          bench  Postgres as in production; own ports; .local/bench
+#          run    standard ports; .local/run
+# SERVICE: postgres, kafka, rabbitmq
+#
+# An address in the environment is used instead of starting a server:
+#   test and bench: MILLRACE_TEST_DATABASE_URL, MILLRACE_TEST_KAFKA_BROKERS, MILLRACE_TEST_RABBITMQ_URL
+#   run:            DATABASE_URL, MILLRACE_BROKER__KAFKA__BROKERS, MILLRACE_BROKER__RABBITMQ__URL
+# `up` writes what it found to .local/PROFILE/env, to be sourced.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+[[ $# -ge 2 ]] || die "usage: services.sh up|down|status test|bench|run SERVICE..."
+action=$1 profile=$2
+shift 2
+cd "$(root)"
+base=.local/$profile
+
+case $profile in
+  test) postgres_port=25432 kafka_port=29092 rabbitmq_port=25672 ;;
+  bench) postgres_port=35432 kafka_port=39092 rabbitmq_port=35672 ;;
+  run) postgres_port=5432 kafka_port=9092 rabbitmq_port=5672 ;;
+  *) die "unknown profile $profile" ;;
+esac
+
+if [[ $profile == run ]]; then
+  postgres_var=DATABASE_URL kafka_var=MILLRACE_BROKER__KAFKA__BROKERS rabbitmq_var=MILLRACE_BROKER__RABBITMQ__URL
+else
+  postgres_var=MILLRACE_TEST_DATABASE_URL kafka_var=MILLRACE_TEST_KAFKA_BROKERS rabbitmq_var=MILLRACE_TEST_RABBITMQ_URL
+fi
+
+# given VARIABLE ADDRESS: does the address from the environment answer?
+given() {
+  local variable=$1 hostport=$2
+  hostport=${hostport##*@}
+  hostport=${hostport#*://}
+  hostport=${hostport%%[/,?]*}
+  answers "${hostport%:*}" "${hostport##*:}" ||
+    die "nothing answers at $hostport, which $variable names: start that server, or unset $variable to have one started"
+}
+
+# address SERVICE: print the address, after starting the server if need be.
+address() {
+  local fast=
+  case $1 in
+    postgres)
+      if [[ -n ${!postgres_var-} ]]; then
+        given "$postgres_var" "${!postgres_var}"
+        echo "${!postgres_var}"
+      else
+        [[ $profile == test ]] && fast=-fast
+        go run ./scripts/localpg start -dir "$base/postgres" -port "$postgres_port" $fast
+      fi
+      ;;
+    kafka)
+      if [[ -n ${!kafka_var-} ]]; then
+        given "$kafka_var" "${!kafka_var}"
+        echo "${!kafka_var}"
+      else
+        scripts/kafka.sh start "$base/kafka" "$kafka_port" && echo "127.0.0.1:$kafka_port"
+      fi
+      ;;
+    rabbitmq)
+      if [[ -n ${!rabbitmq_var-} ]]; then
+        given "$rabbitmq_var" "${!rabbitmq_var}"
+        echo "${!rabbitmq_var}"
+      else
+        scripts/rabbitmq.sh start "$base/rabbitmq" "$rabbitmq_port" && echo "amqp://guest:guest@127.0.0.1:$rabbitmq_port/"
+      fi
+      ;;
+    *) die "unknown service $1" ;;
+  esac
+}
+
+up() {
+  mkdir -p "$base"
+  local service variable found
+  : >"$base/env.new"
+  for service in "$@"; do
+    variable=${service}_var
+    found=$(address "$service") || exit 1
+    printf 'export %s=%q\n' "${!variable}" "$found" >>"$base/env.new"
+  done
+  mv "$base/env.new" "$base/env"
+}
+
+down() {
+  local service
+  for service in "$@"; do
+    [[ -d $base/$service ]] || continue
+    case $service in
+      postgres) go run ./scripts/localpg stop -dir "$base/postgres" || true ;;
+      kafka) scripts/kafka.sh stop "$base/kafka" "$kafka_port" ;;
+      rabbitmq) scripts/rabbitmq.sh stop "$base/rabbitmq" "$rabbitmq_port" ;;
+    esac
+  done
+  rm -f "$base/env"
+}
+
+case $action in
+  up) up "$@" ;;
+  down) down "$@" ;;
+  status)
+    for port in "$postgres_port" "$kafka_port" "$rabbitmq_port"; do
+      if answers 127.0.0.1 "$port"; then echo "$port answers"; else echo "$port is silent"; fi
+    done
+    ;;
+  *) die "unknown action $action" ;;
+esac
