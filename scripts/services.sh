@@ -45,15 +45,18 @@ given() {
 
 # address SERVICE: print the address, after starting the server if need be.
 address() {
-  local fast=
+  local flags=
   case $1 in
     postgres)
       if [[ -n ${!postgres_var-} ]]; then
         given "$postgres_var" "${!postgres_var}"
         echo "${!postgres_var}"
       else
-        [[ $profile == test ]] && fast=-fast
-        go run ./scripts/localpg start -dir "$base/postgres" -port "$postgres_port" $fast
+        case $profile in
+          test) flags=-fast ;;
+          bench) flags=-commit-timestamps ;;
+        esac
+        go run ./scripts/localpg start -dir "$base/postgres" -port "$postgres_port" $flags
       fi
       ;;
     kafka)

@@ -86,3 +86,6 @@ type Effected[P Payload, R any] struct {
 
 // ErrSkip says of an event that its effect is not needed; see consumer.Effect.
 var ErrSkip = errors.New("no effect needed")
+
+// Identity returns the ids of e.
+func (e Event[P]) Identity() Meta { return e.Meta }

@@ -27,6 +27,7 @@ func run(args []string) error {
 	dir := flags.String("dir", ".local/postgres", "directory of the server")
 	port := flags.Uint("port", 0, "port on loopback; 0 picks one")
 	fast := flags.Bool("fast", false, "do not wait for the disk: for tests, whose data nobody misses")
+	stamps := flags.Bool("commit-timestamps", false, "keep the time of each commit, to measure latency")
 	connections := flags.Int("max-connections", 300, "connections at once")
 
 	if len(args) == 0 {
@@ -45,6 +46,10 @@ func run(args []string) error {
 		parameters := map[string]string{"max_connections": strconv.Itoa(*connections), "shared_buffers": "256MB"}
 		if *fast {
 			parameters["fsync"], parameters["synchronous_commit"], parameters["full_page_writes"] = "off", "off", "off"
+		}
+
+		if *stamps {
+			parameters["track_commit_timestamp"] = "on"
 		}
 
 		server, err := localpg.Start(ctx, localpg.Config{Dir: *dir, Port: uint32(*port), Parameters: parameters}, //nolint:gosec // a port

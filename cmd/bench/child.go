@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace"
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/fulfilment"
+	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/payment"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// childSpec tells a child what to be.
+type childSpec struct{ Role, URL, Group, Kind string }
+
+func child(encoded string) error {
+	var spec childSpec
+	if err := json.Unmarshal([]byte(encoded), &spec); err != nil {
+		return err
+	}
+
+	cfg := config.Default()
+	cfg.Postgres.URL = postgres.Secret(spec.URL)
+	cfg.HTTP.Addr = "127.0.0.1:39464"
+	cfg.Broker.Kind = spec.Kind
+	cfg.Broker.Kafka.Brokers = strings.Split(os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"), ",")
+	cfg.Broker.Kafka.Group = spec.Group
+	cfg.Broker.RabbitMQ.URL = postgres.Secret(os.Getenv("MILLRACE_TEST_RABBITMQ_URL"))
+
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	ready := func() { fmt.Println("ready") }
+
+	if spec.Role == "naive" {
+		return naive(ctx, cfg, logger, ready)
+	}
+
+	service, release, err := millrace.New(cfg, logger)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	return service.Run(ctx, ready)
+}
+
+// naive is the same domain as most services run it on Watermill: each message
+// has a transaction, and what follows is published after the commit, from the
+// handler. A crash between the two loses the message; a redelivery is noticed
+// by the state of the order alone.
+func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready func()) error {
+	cfg.Postgres.MaxConns = 64 // as many as there are handlers at work
+
+	pool, release, err := postgres.NewPool(cfg.Postgres)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	conn, err := broker.New(cfg.Broker, logger)
+	if err != nil {
+		return err
+	}
+
+	if err := conn.Connect(ctx, topics()); err != nil {
+		return err
+	}
+
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Second}, watermill.NopLogger{})
+	if err != nil {
+		return err
+	}
+
+	router.AddMiddleware(middleware.Retry{MaxRetries: 3, InitialInterval: 10 * time.Millisecond, Multiplier: 2}.Middleware, middleware.Recoverer)
+
+	payments := payment.NewService(payment.NewSimulated())
+	process := fulfilment.NewProcess(order.NewService(pool), inventory.NewService(pool), payments)
+	add := func(consumer, topic string, handle func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error)) {
+		router.AddConsumerHandler(consumer, topic, conn.Subscriber(consumer), func(msg *message.Message) error {
+			var sent []event.Outgoing
+
+			err := postgres.InTx(msg.Context(), pool, func(tx pgx.Tx) (err error) {
+				sent, err = handle(msg.Context(), tx, msg)
+
+				return err
+			})
+			if err != nil {
+				return err
+			}
+
+			return publishAll(conn.Publisher(), sent)
+		})
+	}
+
+	add("fulfilment.place", fulfilment.TopicOrderCreated, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
+		e, err := decode[fulfilment.OrderCreated](msg)
+
+		return apply(err, func() ([]event.Outgoing, error) { return process.Place(ctx, tx, []event.Event[fulfilment.OrderCreated]{e}) })
+	})
+	add("fulfilment.charge", fulfilment.TopicPaymentRequested, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
+		e, err := decode[fulfilment.PaymentRequested](msg)
+		if err != nil {
+			return nil, err
+		}
+
+		outcome, err := process.Charge(ctx, e)
+
+		return apply(err, func() ([]event.Outgoing, error) {
+			return process.Settle(ctx, tx, []fulfilment.Charged{{Event: e, Result: &outcome}})
+		})
+	})
+	add("fulfilment.complete", fulfilment.TopicOrderCompleted, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
+		e, err := decode[fulfilment.OrderCompleted](msg)
+
+		return apply(err, func() ([]event.Outgoing, error) { return process.Complete(ctx, tx, []event.Event[fulfilment.OrderCompleted]{e}) })
+	})
+
+	go func() {
+		<-router.Running()
+		ready()
+	}()
+
+	return errors.Join(router.Run(ctx), conn.Close())
+}
+
+func apply(err error, handle func() ([]event.Outgoing, error)) ([]event.Outgoing, error) {
+	if err != nil {
+		return nil, err
+	}
+
+	return handle()
+}
+
+func decode[P event.Payload](msg *message.Message) (event.Event[P], error) {
+	p, err := event.Decode[P](msg.Payload)
+	if err != nil {
+		return event.Event[P]{}, err
+	}
+
+	id, err := uuid.Parse(msg.UUID)
+
+	return event.Event[P]{Meta: event.Meta{ID: id, Correlation: id}, Payload: p}, err
+}
+
+func publishAll(publisher message.Publisher, events []event.Outgoing) error {
+	for _, e := range events {
+		payload, err := event.Encode(e.Payload)
+		if err != nil {
+			return err
+		}
+
+		msg := message.NewMessage(e.ID.String(), payload)
+		msg.Metadata[event.HeaderKey] = e.Payload.Key()
+
+		if err := publisher.Publish(e.Payload.Topic(), msg); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}

@@ -1,0 +1,464 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/fulfilment"
+	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// figures are what a run measured, by name.
+type figures map[string]float64
+
+// scenario is one thing to measure.
+type scenario struct {
+	name string
+	run  func(ctx context.Context, warmup bool) (figures, error)
+}
+
+// lab holds the servers and makes a clean place for each run.
+type lab struct {
+	settings
+
+	server *pgxpool.Pool
+	logger *slog.Logger
+	runs   int
+	// batch is the mean batch of the last embedded run: that of the ceiling.
+	batch int
+}
+
+func newLab(ctx context.Context, s settings) (*lab, error) {
+	for _, name := range []string{"MILLRACE_TEST_DATABASE_URL", "MILLRACE_TEST_KAFKA_BROKERS", "MILLRACE_TEST_RABBITMQ_URL"} {
+		if os.Getenv(name) == "" {
+			return nil, fmt.Errorf("%s is not set: run `make bench`, which starts the servers", name)
+		}
+	}
+
+	server, err := pgxpool.New(ctx, os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	if err != nil {
+		return nil, err
+	}
+
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+
+	return &lab{settings: s, server: server, logger: logger, batch: 64}, nil
+}
+
+func (l *lab) close() { l.server.Close() }
+
+func (l *lab) scenarios() []scenario {
+	var all []scenario
+
+	for _, kind := range []string{broker.Embedded, broker.Kafka, broker.RabbitMQ} {
+		all = append(all,
+			scenario{kind + " uniform", func(ctx context.Context, w bool) (figures, error) { return l.throughput(ctx, kind, l.skus, w) }},
+			scenario{kind + " hot", func(ctx context.Context, w bool) (figures, error) { return l.throughput(ctx, kind, 1, w) }},
+		)
+
+		if kind == broker.Embedded {
+			all = append(all, scenario{"ceiling", l.ceiling})
+		} else {
+			all = append(all, scenario{kind + " naive", func(ctx context.Context, w bool) (figures, error) { return l.naive(ctx, kind, w) }})
+		}
+
+		for _, rate := range []int{50, 400} {
+			all = append(all, scenario{fmt.Sprintf("%s latency %d/s", kind, rate),
+				func(ctx context.Context, w bool) (figures, error) { return l.latency(ctx, kind, rate, w) }})
+		}
+	}
+
+	return all
+}
+
+// site is a clean database and broker for one run.
+type site struct {
+	lab  *lab
+	cfg  config.Config
+	pool *pgxpool.Pool
+	name string
+}
+
+func (l *lab) newSite(ctx context.Context, kind string, skus int) (*site, error) {
+	l.runs++
+	s := &site{lab: l, cfg: config.Default(), name: fmt.Sprintf("bench_%d_%d", os.Getpid(), l.runs)}
+
+	if _, err := l.server.Exec(ctx, "CREATE DATABASE "+s.name); err != nil {
+		return nil, err
+	}
+
+	address, err := url.Parse(os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	if err != nil {
+		return nil, err
+	}
+
+	address.Path = "/" + s.name
+	s.cfg.Postgres.URL = postgres.Secret(address.String())
+	s.cfg.HTTP.Addr = "127.0.0.1:39464"
+	s.cfg.Log.Level = "error"
+	s.cfg.Broker.Kind = kind
+	s.cfg.Broker.Kafka.Brokers = strings.Split(os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"), ",")
+	s.cfg.Broker.Kafka.Group = s.name
+	s.cfg.Broker.RabbitMQ.URL = postgres.Secret(os.Getenv("MILLRACE_TEST_RABBITMQ_URL"))
+
+	if s.pool, err = pgxpool.New(ctx, address.String()); err != nil {
+		return nil, err
+	}
+
+	if _, err := postgres.Migrate(ctx, s.pool, l.logger); err != nil {
+		return nil, err
+	}
+
+	if err := inbox.EnsurePartitions(ctx, s.pool, time.Now()); err != nil {
+		return nil, err
+	}
+
+	_, err = s.pool.Exec(ctx, `INSERT INTO stock (product_id, supplied, available)
+		SELECT 'sku_' || i, 1000000000, 1000000000 FROM generate_series(0, $1 - 1) AS i`, skus)
+	if err != nil {
+		return nil, err
+	}
+
+	return s, s.cleanBroker(ctx)
+}
+
+// topics are all topics of the pipeline; the consumers do not matter here.
+func topics() []broker.Topic {
+	return []broker.Topic{
+		{Name: fulfilment.TopicOrderCreated, Consumer: "fulfilment.place"},
+		{Name: fulfilment.TopicPaymentRequested, Consumer: "fulfilment.charge"},
+		{Name: fulfilment.TopicOrderCompleted, Consumer: "fulfilment.complete"},
+		{Name: fulfilment.TopicOrderRejected},
+	}
+}
+
+// cleanBroker removes what an earlier run left on the topics.
+func (s *site) cleanBroker(ctx context.Context) error {
+	switch s.cfg.Broker.Kind {
+	case broker.Kafka:
+		return s.cleanKafka(ctx)
+	case broker.RabbitMQ:
+		return s.cleanRabbitMQ()
+	default:
+		return nil
+	}
+}
+
+func (s *site) cleanKafka(ctx context.Context) error {
+	cfg := sarama.NewConfig()
+	cfg.Version = sarama.V3_0_0_0
+
+	admin, err := sarama.NewClusterAdmin(s.cfg.Broker.Kafka.Brokers, cfg)
+	if err != nil {
+		return err
+	}
+	defer admin.Close() //nolint:errcheck // nothing was written
+
+	for _, topic := range topics() {
+		if err := admin.DeleteTopic(topic.Name); err != nil && !errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
+			return err
+		}
+	}
+
+	return until(ctx, func() (bool, error) {
+		left, err := admin.ListTopics()
+		if err != nil {
+			return false, err
+		}
+
+		_, there := left[fulfilment.TopicOrderCreated]
+
+		return !there, nil
+	})
+}
+
+func (s *site) cleanRabbitMQ() error {
+	conn, err := amqp.Dial(string(s.cfg.Broker.RabbitMQ.URL))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing was written
+
+	channel, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+
+	for _, topic := range topics() {
+		if _, err := channel.QueueDelete(topic.Name, false, false, false); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (s *site) close() {
+	ctx := context.Background()
+	s.pool.Close()
+
+	if _, err := s.lab.server.Exec(ctx, "DROP DATABASE "+s.name+" WITH (FORCE)"); err != nil {
+		s.lab.logger.Error("dropping database", slog.Any("error", err))
+	}
+	// What the run has written is not to be written out during the next.
+	if _, err := s.lab.server.Exec(ctx, "CHECKPOINT"); err != nil {
+		s.lab.logger.Error("checkpoint", slog.Any("error", err))
+	}
+}
+
+func newOrder(i, skus int, id string) fulfilment.OrderCreated {
+	quantity := int64(1)
+	amount := price
+
+	return fulfilment.OrderCreated{Order: fulfilment.NewOrder{
+		ID: id, ProductID: "sku_" + strconv.Itoa(i%skus), Quantity: &quantity, TotalAmount: &amount,
+	}}
+}
+
+// source publishes orders as another system would.
+type source struct {
+	site *site
+	conn *broker.Conn
+}
+
+func (s *site) newSource(ctx context.Context) (*source, error) {
+	if s.cfg.Broker.Kind == broker.Embedded {
+		return &source{site: s}, nil
+	}
+
+	conn, err := broker.New(s.cfg.Broker, s.lab.logger)
+	if err != nil {
+		return nil, err
+	}
+
+	return &source{site: s, conn: conn}, conn.Connect(ctx, topics())
+}
+
+func (s *source) close() {
+	if s.conn != nil {
+		_ = s.conn.Close()
+	}
+}
+
+// publish publishes one order and returns when it is stored.
+func (s *source) publish(ctx context.Context, orders ...fulfilment.OrderCreated) error {
+	if s.conn == nil {
+		return s.append(ctx, orders)
+	}
+
+	for _, order := range orders {
+		payload, err := event.Encode(order)
+		if err != nil {
+			return err
+		}
+
+		msg := message.NewMessage(event.NewID().String(), payload)
+		msg.Metadata[event.HeaderKey] = order.Key()
+
+		if err := s.conn.Publisher().Publish(order.Topic(), msg); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (s *source) append(ctx context.Context, orders []fulfilment.OrderCreated) error {
+	messages := make([]event.Outgoing, len(orders))
+	for i, order := range orders {
+		messages[i] = event.Start(order)
+	}
+
+	err := postgres.InTx(ctx, s.site.pool, func(tx pgx.Tx) error { return outbox.Append(ctx, tx, messages) })
+	if err != nil {
+		return err
+	}
+
+	_, err = s.site.pool.Exec(ctx, `SELECT pg_notify($1, '')`, outbox.Channel)
+
+	return err
+}
+
+// preload publishes n orders as fast as it can.
+func (s *source) preload(ctx context.Context, n, skus int) error {
+	const chunk, workers = 500, 64
+
+	var (
+		wait  sync.WaitGroup
+		mu    sync.Mutex
+		first error
+		next  = make(chan int)
+	)
+
+	for range workers {
+		wait.Go(func() {
+			for from := range next {
+				var orders []fulfilment.OrderCreated
+				for i := from; i < min(from+chunk, n); i++ {
+					orders = append(orders, newOrder(i, skus, "order-"+strconv.Itoa(i)))
+				}
+
+				if err := s.publish(ctx, orders...); err != nil {
+					mu.Lock()
+					first = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+
+	for from := 0; from < n; from += chunk {
+		next <- from
+	}
+
+	close(next)
+	wait.Wait()
+
+	return first
+}
+
+// process is a child that serves.
+type process struct {
+	cmd *exec.Cmd
+	out io.ReadCloser
+}
+
+// start runs this program as a child in the given role and waits until it
+// takes messages.
+func (s *site) start(ctx context.Context, role string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+
+	spec, err := json.Marshal(childSpec{Role: role, URL: string(s.cfg.Postgres.URL), Group: s.name, Kind: s.cfg.Broker.Kind})
+	if err != nil {
+		return nil, err
+	}
+
+	cmd := exec.CommandContext(ctx, self, "child", string(spec)) //nolint:gosec // this program
+	cmd.Stderr = os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+
+	if !bufio.NewScanner(out).Scan() {
+		return nil, errors.Join(errors.New("the child ended before it was ready"), cmd.Wait())
+	}
+
+	return &process{cmd: cmd, out: out}, nil
+}
+
+// stop ends the child and returns its peak memory in MB and its CPU seconds.
+func (p *process) stop() (peak, cpu float64, err error) {
+	peak = peakMemory(p.cmd.Process.Pid)
+
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return 0, 0, err
+	}
+
+	if err := p.cmd.Wait(); err != nil {
+		return 0, 0, err
+	}
+
+	state := p.cmd.ProcessState
+
+	return peak, (state.UserTime() + state.SystemTime()).Seconds(), nil
+}
+
+func peakMemory(pid int) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kb, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+
+			return kb / 1024
+		}
+	}
+
+	return 0
+}
+
+// meanBatch reads the child's metrics.
+func meanBatch(ctx context.Context) float64 {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:39464/metrics", nil)
+	if err != nil {
+		return 0
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0
+	}
+	defer response.Body.Close() //nolint:errcheck // only read
+
+	var sum, count float64
+
+	for scanner := bufio.NewScanner(response.Body); scanner.Scan(); {
+		name, value, _ := strings.Cut(scanner.Text(), " ")
+		number, _ := strconv.ParseFloat(value, 64)
+
+		switch {
+		case strings.HasPrefix(name, "millrace_batch_size_sum"):
+			sum += number
+		case strings.HasPrefix(name, "millrace_batch_size_count"):
+			count += number
+		}
+	}
+
+	return sum / max(count, 1)
+}
+
+// until polls a condition.
+func until(ctx context.Context, done func() (bool, error)) error {
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+
+	for {
+		if ok, err := done(); err != nil || ok {
+			return err
+		}
+
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+}

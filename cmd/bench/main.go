@@ -1,0 +1,132 @@
+// Command bench measures the order pipeline: throughput and latency on each
+// broker, beside the usual way of running such a service (naive) and what the
+// SQL alone can do (ceiling). Scenarios alternate, so that a machine whose
+// speed drifts treats all of them alike; it prints medians with their spread.
+//
+// It needs the servers that `make bench` starts.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+// settings are the flags.
+type settings struct {
+	orders, naiveOrders int
+	rounds              int
+	skus                int
+	seconds             int
+	only                string
+	jsonFile            string
+}
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == "child" {
+		exit(child(os.Args[2]))
+	}
+
+	var s settings
+
+	flag.IntVar(&s.orders, "orders", 20_000, "orders of a throughput run")
+	flag.IntVar(&s.naiveOrders, "naive-orders", 5_000, "orders of a naive run")
+	flag.IntVar(&s.rounds, "rounds", 5, "rounds; each runs every scenario once")
+	flag.IntVar(&s.skus, "skus", 500, "products, in a uniform run")
+	flag.IntVar(&s.seconds, "seconds", 8, "duration of a latency run")
+	flag.StringVar(&s.only, "only", "", "only scenarios whose name contains this, separated by commas")
+	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "where to write the result as JSON")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	exit(run(ctx, s))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+
+	os.Exit(0)
+}
+
+func run(ctx context.Context, s settings) error {
+	lab, err := newLab(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer lab.close()
+
+	scenarios := selected(lab.scenarios(), s.only)
+	results := newResults(scenarios)
+
+	for round := 0; round <= s.rounds; round++ {
+		for i, scenario := range scenarios {
+			// Round 0 warms up the servers, the broker's JVM above all.
+			progress(round, s.rounds, i, len(scenarios), scenario.name)
+
+			figures, err := scenario.run(ctx, round == 0)
+			if err != nil {
+				return fmt.Errorf("%s: %w", scenario.name, err)
+			}
+
+			if round > 0 {
+				results.add(scenario.name, figures)
+			}
+		}
+	}
+
+	fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
+	report := results.report(environment(s))
+
+	data, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		return err
+	}
+
+	if err := os.WriteFile(s.jsonFile, append(data, '\n'), 0o600); err != nil {
+		return err
+	}
+
+	report.print(os.Stdout)
+	fmt.Printf("\nAll runs: %s\n", s.jsonFile)
+
+	return nil
+}
+
+func progress(round, rounds, scenario, scenarios int, name string) {
+	label := fmt.Sprintf("round %d of %d", round, rounds)
+	if round == 0 {
+		label = "warming up"
+	}
+
+	fmt.Fprintf(os.Stderr, "\r%-70s", fmt.Sprintf("%s, %d of %d: %s", label, scenario+1, scenarios, name))
+}
+
+func selected(all []scenario, only string) []scenario {
+	if only == "" {
+		return all
+	}
+
+	var chosen []scenario
+
+	for _, s := range all {
+		for part := range strings.SplitSeq(only, ",") {
+			if strings.Contains(s.name, part) {
+				chosen = append(chosen, s)
+
+				break
+			}
+		}
+	}
+
+	return chosen
+}

@@ -1,0 +1,370 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/fulfilment"
+	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/money"
+	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/payment"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// price is what every order costs.
+var price = money.MustParse("9.99")
+
+// throughput measures orders that wait on the topic already, from the first
+// created to the last completed.
+func (l *lab) throughput(ctx context.Context, kind string, skus int, warmup bool) (figures, error) {
+	return l.drain(ctx, kind, "serve", skus, l.count(l.orders, warmup))
+}
+
+func (l *lab) naive(ctx context.Context, kind string, warmup bool) (figures, error) {
+	return l.drain(ctx, kind, "naive", l.skus, l.count(l.naiveOrders, warmup))
+}
+
+func (l *lab) count(orders int, warmup bool) int {
+	if warmup {
+		return min(orders, 3000)
+	}
+
+	return orders
+}
+
+func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (figures, error) {
+	s, err := l.newSite(ctx, kind, skus)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	err = from.preload(ctx, orders, skus)
+	from.close()
+
+	if err != nil {
+		return nil, err
+	}
+
+	wal, machine := s.wal(ctx), machineCPU()
+
+	child, err := s.start(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+
+	if err := s.completed(ctx, orders); err != nil {
+		return nil, err
+	}
+
+	batch, n := meanBatch(ctx), float64(orders)
+	wal, machine = s.wal(ctx)-wal, machineCPU()-machine
+
+	peak, cpu, err := child.stop()
+	if err != nil {
+		return nil, err
+	}
+
+	if kind == broker.Embedded {
+		l.batch = max(1, int(batch))
+	}
+
+	elapsed, err := s.elapsed(ctx)
+
+	return figures{
+		"orders/s": n / elapsed, "batch": batch, "cpu ms/order": machine / n * 1000, "of it Go": cpu / n * 1000,
+		"WAL KB/order": wal / n / 1024, "RSS MB": peak,
+	}, err
+}
+
+// completed waits until n orders are sold. It asks the small table.
+func (s *site) completed(ctx context.Context, n int) error {
+	return until(ctx, func() (done bool, err error) {
+		var sold int
+		err = s.pool.QueryRow(ctx, `SELECT COALESCE(sum(sold), 0) FROM stock`).Scan(&sold)
+
+		return sold >= n, err
+	})
+}
+
+// elapsed is from the first commit that created to the last that completed.
+func (s *site) elapsed(ctx context.Context) (seconds float64, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xmin)) - min(created_at))::float8 FROM orders`).Scan(&seconds)
+
+	return seconds, err
+}
+
+func (s *site) wal(ctx context.Context) (bytes float64) {
+	// A figure of 0 shows that the question failed.
+	_ = s.pool.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8`).Scan(&bytes)
+
+	return bytes
+}
+
+// machineCPU is the CPU time of the whole machine: service, Postgres, broker
+// and this program. In seconds, at 100 ticks each.
+func machineCPU() float64 {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+
+	line, _, _ := strings.Cut(string(stat), "\n")
+	fields := strings.Fields(line)
+	total := 0.0
+
+	for i, field := range fields[1:] {
+		ticks, _ := strconv.ParseFloat(field, 64)
+		if i != 3 && i != 4 { // idle, iowait
+			total += ticks
+		}
+	}
+
+	return total / 100
+}
+
+// latency measures from the call that publishes an order to the commit that
+// completes it, at a steady rate.
+func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (figures, error) {
+	s, err := l.newSite(ctx, kind, l.skus)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer from.close()
+
+	child, err := s.start(ctx, "serve")
+	if err != nil {
+		return nil, err
+	}
+
+	n := rate * l.seconds
+	if warmup {
+		n = rate
+	}
+
+	if err := from.steadily(ctx, n, rate, l.skus); err != nil {
+		return nil, err
+	}
+
+	if err := s.completed(ctx, n); err != nil {
+		return nil, err
+	}
+
+	peak, _, err := child.stop()
+	if err != nil {
+		return nil, err
+	}
+
+	latencies, err := s.latencies(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	return figures{
+		"p50 ms": quantile(latencies, 0.50), "p95 ms": quantile(latencies, 0.95), "p99 ms": quantile(latencies, 0.99), "RSS MB": peak,
+	}, nil
+}
+
+// steadily publishes n orders, rate a second, whether or not earlier ones are
+// through: an id carries the time at which its order was due.
+func (s *source) steadily(ctx context.Context, n, rate, skus int) error {
+	var (
+		wait   sync.WaitGroup
+		failed atomic.Value
+		begin  = time.Now()
+	)
+
+	for i := range n {
+		due := begin.Add(time.Duration(i) * time.Second / time.Duration(rate))
+		time.Sleep(time.Until(due))
+
+		wait.Go(func() {
+			id := fmt.Sprintf("%d-%d", due.UnixMicro(), i)
+			if err := s.publish(ctx, newOrder(i, skus, id)); err != nil {
+				failed.Store(err)
+			}
+		})
+	}
+
+	wait.Wait()
+
+	err, _ := failed.Load().(error)
+
+	return err
+}
+
+// latencies returns all latencies in milliseconds, sorted, but for the first
+// second's, in which connections are made.
+func (s *site) latencies(ctx context.Context) ([]float64, error) {
+	rows, err := s.pool.Query(ctx, `
+		WITH done AS (
+			SELECT split_part(id, '-', 1)::float8 / 1e6 AS due, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at FROM orders
+		)
+		SELECT (at - due) * 1000 FROM done WHERE due >= (SELECT min(due) + 1 FROM done)`)
+	if err != nil {
+		return nil, err
+	}
+
+	list, err := pgx.CollectRows(rows, pgx.RowTo[float64])
+	slices.Sort(list)
+
+	return list, err
+}
+
+func quantile(sorted []float64, q float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
+
+// ceiling runs the statements of the pipeline alone, in batches of the size
+// that the embedded run had, two at a time.
+func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
+	s, err := l.newSite(ctx, broker.Embedded, l.skus)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	const workers = 2
+
+	var (
+		n       = l.count(l.orders, warmup)
+		next    = make(chan int)
+		wait    sync.WaitGroup
+		failed  atomic.Value
+		process = fulfilment.NewProcess(order.NewService(s.pool), inventory.NewService(s.pool), payment.NewService(payment.NewSimulated()))
+		wal     = s.wal(ctx)
+		machine = machineCPU()
+	)
+
+	for range workers {
+		wait.Go(func() {
+			for from := range next {
+				if err := s.pipeline(ctx, process, from, min(from+l.batch, n)); err != nil {
+					failed.Store(err)
+				}
+			}
+		})
+	}
+
+	for from := 0; from < n; from += l.batch {
+		next <- from
+	}
+
+	close(next)
+	wait.Wait()
+
+	if err, ok := failed.Load().(error); ok {
+		return nil, err
+	}
+
+	elapsed, err := s.elapsed(ctx)
+
+	return figures{
+		"orders/s": float64(n) / elapsed, "batch": float64(l.batch),
+		"cpu ms/order": (machineCPU() - machine) / float64(n) * 1000, "WAL KB/order": (s.wal(ctx) - wal) / float64(n) / 1024,
+	}, err
+}
+
+// pipeline takes a batch of orders through its three transactions.
+func (s *site) pipeline(ctx context.Context, process *fulfilment.Process, from, to int) error {
+	var (
+		created   []event.Event[fulfilment.OrderCreated]
+		charged   []fulfilment.Charged
+		completed []event.Event[fulfilment.OrderCompleted]
+	)
+
+	for i := from; i < to; i++ {
+		id := "order-" + strconv.Itoa(i)
+		amount := price
+		outcome := payment.Outcome{TransactionID: "txn_" + id}
+		created = append(created, newEvent(newOrder(i, s.lab.skus, id)))
+		charged = append(charged, fulfilment.Charged{Event: newEvent(fulfilment.PaymentRequested{OrderID: id, Amount: &amount}), Result: &outcome})
+		completed = append(completed, newEvent(fulfilment.OrderCompleted{OrderID: id}))
+	}
+
+	err := s.step(ctx, "fulfilment.place", ids(created), func(tx pgx.Tx) ([]event.Outgoing, error) { return process.Place(ctx, tx, created) })
+	if err != nil {
+		return err
+	}
+
+	err = s.step(ctx, "fulfilment.charge", ids(charged), func(tx pgx.Tx) ([]event.Outgoing, error) { return process.Settle(ctx, tx, charged) })
+	if err != nil {
+		return err
+	}
+
+	return s.step(ctx, "fulfilment.complete", ids(completed), func(tx pgx.Tx) ([]event.Outgoing, error) { return process.Complete(ctx, tx, completed) })
+}
+
+func newEvent[P event.Payload](p P) event.Event[P] {
+	return event.Event[P]{Meta: event.Start(p).Meta, Payload: p}
+}
+
+type identified interface{ Identity() event.Meta }
+
+func ids[E identified](events []E) []inbox.Entry {
+	entries := make([]inbox.Entry, len(events))
+	for i, e := range events {
+		entries[i] = inbox.Entry{ID: e.Identity().ID}
+	}
+
+	return entries
+}
+
+func (s *site) step(ctx context.Context, consumer string, entries []inbox.Entry, handle func(pgx.Tx) ([]event.Outgoing, error)) error {
+	var sent []event.Outgoing
+
+	err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) (err error) {
+		if _, err := inbox.Claim(ctx, tx, consumer, entries); err != nil {
+			return err
+		}
+
+		if sent, err = handle(tx); err != nil {
+			return err
+		}
+
+		return outbox.Append(ctx, tx, sent)
+	})
+	if err != nil || len(sent) == 0 {
+		return err
+	}
+
+	// What the relay does to rows that are published.
+	messages := make([]string, len(sent))
+	for i, m := range sent {
+		messages[i] = m.ID.String()
+	}
+
+	_, err = s.pool.Exec(ctx, `DELETE FROM outbox WHERE message_id = ANY($1::uuid[]) AND available_at IS NULL`, messages)
+
+	return err
+}
