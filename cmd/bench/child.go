@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -38,13 +37,18 @@ func child(encoded string) error {
 		return err
 	}
 
-	cfg := config.Default()
-	cfg.Postgres.URL = postgres.Secret(spec.URL)
-	cfg.HTTP.Addr = "127.0.0.1:39464"
-	cfg.Broker.Kind = spec.Kind
-	cfg.Broker.Kafka.Brokers = strings.Split(os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"), ",")
-	cfg.Broker.Kafka.Group = spec.Group
-	cfg.Broker.RabbitMQ.URL = postgres.Secret(os.Getenv("MILLRACE_TEST_RABBITMQ_URL"))
+	// The environment counts, so that settings can be compared.
+	cfg, err := config.Load("", map[string]any{
+		"postgres.url":         spec.URL,
+		"http.addr":            "127.0.0.1:39464",
+		"broker.kind":          spec.Kind,
+		"broker.kafka.brokers": os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"),
+		"broker.kafka.group":   spec.Group,
+		"broker.rabbitmq.url":  os.Getenv("MILLRACE_TEST_RABBITMQ_URL"),
+	})
+	if err != nil {
+		return err
+	}
 
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 
@@ -117,7 +121,9 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	add("fulfilment.place", fulfilment.TopicOrderCreated, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
 		e, err := decode[fulfilment.OrderCreated](msg)
 
-		return apply(err, func() ([]event.Outgoing, error) { return process.Place(ctx, tx, []event.Event[fulfilment.OrderCreated]{e}) })
+		return apply(err, func() ([]event.Outgoing, error) {
+			return process.Place(ctx, tx, []event.Event[fulfilment.OrderCreated]{e})
+		})
 	})
 	add("fulfilment.charge", fulfilment.TopicPaymentRequested, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
 		e, err := decode[fulfilment.PaymentRequested](msg)
@@ -134,7 +140,9 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	add("fulfilment.complete", fulfilment.TopicOrderCompleted, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
 		e, err := decode[fulfilment.OrderCompleted](msg)
 
-		return apply(err, func() ([]event.Outgoing, error) { return process.Complete(ctx, tx, []event.Event[fulfilment.OrderCompleted]{e}) })
+		return apply(err, func() ([]event.Outgoing, error) {
+			return process.Complete(ctx, tx, []event.Event[fulfilment.OrderCompleted]{e})
+		})
 	})
 
 	go func() {

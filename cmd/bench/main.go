@@ -15,6 +15,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/mattn/go-isatty"
 )
 
 // settings are the flags.
@@ -84,7 +86,10 @@ func run(ctx context.Context, s settings) error {
 		}
 	}
 
-	fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
+	if isatty.IsTerminal(os.Stderr.Fd()) {
+		fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
+	}
+
 	report := results.report(environment(s))
 
 	data, err := json.MarshalIndent(report, "", "  ")
@@ -106,6 +111,12 @@ func progress(round, rounds, scenario, scenarios int, name string) {
 	label := fmt.Sprintf("round %d of %d", round, rounds)
 	if round == 0 {
 		label = "warming up"
+	}
+
+	if !isatty.IsTerminal(os.Stderr.Fd()) {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", label, name)
+
+		return
 	}
 
 	fmt.Fprintf(os.Stderr, "\r%-70s", fmt.Sprintf("%s, %d of %d: %s", label, scenario+1, scenarios, name))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,7 +66,7 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 		return nil, err
 	}
 
-	wal, machine := s.wal(ctx), machineCPU()
+	wal, before := s.wal(ctx), cpuNow()
 
 	child, err := s.start(ctx, role)
 	if err != nil {
@@ -77,9 +78,10 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 	}
 
 	batch, n := meanBatch(ctx), float64(orders)
-	wal, machine = s.wal(ctx)-wal, machineCPU()-machine
+	used := cpuNow().since(before)
+	wal = s.wal(ctx) - wal
 
-	peak, cpu, err := child.stop()
+	peak, own, err := child.stop()
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +93,9 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 	elapsed, err := s.elapsed(ctx)
 
 	return figures{
-		"orders/s": n / elapsed, "batch": batch, "cpu ms/order": machine / n * 1000, "of it Go": cpu / n * 1000,
-		"WAL KB/order": wal / n / 1024, "RSS MB": peak,
+		"orders/s": n / elapsed, "batch": batch, "RSS MB": peak,
+		"CPU ms/order": used.machine / n * 1000, "service": own / n * 1000, "postgres": used.postgres / n * 1000, "broker": used.broker / n * 1000,
+		"WAL KB/order": wal / n / 1024,
 	}, err
 }
 
@@ -121,8 +124,52 @@ func (s *site) wal(ctx context.Context) (bytes float64) {
 	return bytes
 }
 
-// machineCPU is the CPU time of the whole machine: service, Postgres, broker
-// and this program. In seconds, at 100 ticks each.
+// cpu is CPU time in seconds: of the whole machine, and of the servers.
+type cpu struct{ machine, postgres, broker float64 }
+
+// ticks is the unit of /proc, a second's part (proc(5)).
+const ticks = 100
+
+func cpuNow() cpu {
+	now := cpu{machine: machineCPU()}
+
+	processes, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return now
+	}
+
+	for _, path := range processes {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+
+		// pid (comm) state ...: utime, stime and those of ended children are
+		// the 12th to 15th after the name.
+		name, rest, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		used := 0.0
+
+		for _, field := range fields[11:15] {
+			n, _ := strconv.ParseFloat(field, 64)
+			used += n / ticks
+		}
+
+		switch _, name, _ = strings.Cut(name, "("); name {
+		case "postgres":
+			now.postgres += used
+		case "java", "beam.smp":
+			now.broker += used
+		}
+	}
+
+	return now
+}
+
+func (c cpu) since(before cpu) cpu {
+	return cpu{c.machine - before.machine, c.postgres - before.postgres, c.broker - before.broker}
+}
+
 func machineCPU() float64 {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -130,17 +177,16 @@ func machineCPU() float64 {
 	}
 
 	line, _, _ := strings.Cut(string(stat), "\n")
-	fields := strings.Fields(line)
 	total := 0.0
 
-	for i, field := range fields[1:] {
-		ticks, _ := strconv.ParseFloat(field, 64)
+	for i, field := range strings.Fields(line)[1:] {
+		n, _ := strconv.ParseFloat(field, 64)
 		if i != 3 && i != 4 { // idle, iowait
-			total += ticks
+			total += n / ticks
 		}
 	}
 
-	return total / 100
+	return total
 }
 
 // latency measures from the call that publishes an order to the commit that
@@ -263,7 +309,7 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 		failed  atomic.Value
 		process = fulfilment.NewProcess(order.NewService(s.pool), inventory.NewService(s.pool), payment.NewService(payment.NewSimulated()))
 		wal     = s.wal(ctx)
-		machine = machineCPU()
+		before  = cpuNow()
 	)
 
 	for range workers {
@@ -291,7 +337,7 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 
 	return figures{
 		"orders/s": float64(n) / elapsed, "batch": float64(l.batch),
-		"cpu ms/order": (machineCPU() - machine) / float64(n) * 1000, "WAL KB/order": (s.wal(ctx) - wal) / float64(n) / 1024,
+		"CPU ms/order": cpuNow().since(before).machine / float64(n) * 1000, "WAL KB/order": (s.wal(ctx) - wal) / float64(n) / 1024,
 	}, err
 }
 

@@ -64,6 +64,8 @@ const (
 // finish, the relay finishes what is in flight, the listener closes. started
 // is called once the service is ready; it may be nil.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
+	tuneGC()
+
 	if err := s.http.Listen(
 		httpapi.Check{Name: "postgres", Ping: s.Pool.Ping},
 		httpapi.Check{Name: s.conn.Kind(), Ping: s.conn.Ping},

@@ -70,7 +70,7 @@ func DefaultConfig() Config {
 			Brokers: []string{"127.0.0.1:9092"}, Group: "millrace", Partitions: 64, ReplicationFactor: 1, Lanes: 256,
 		},
 		RabbitMQ: RabbitMQConfig{
-			URL: "amqp://guest:guest@127.0.0.1:5672/", Exchange: "millrace", Consumers: 64, Lanes: 64,
+			URL: "amqp://guest:guest@127.0.0.1:5672/", Exchange: "millrace", Consumers: 128, Lanes: 128,
 		},
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/postgres"
@@ -25,7 +23,7 @@ const (
 type admission[P event.Payload] struct {
 	router   *Router
 	consumer string
-	check    func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]error, error)
+	check    func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 	group    *group[*question[P]]
 }
 
@@ -37,7 +35,7 @@ type question[P event.Payload] struct {
 }
 
 func newAdmission[P event.Payload](r *Router, consumer string,
-	check func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]error, error),
+	check func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error),
 ) *admission[P] {
 	a := &admission[P]{router: r, consumer: consumer, check: check}
 	a.group = newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches,
@@ -80,31 +78,29 @@ func (a *admission[P]) run(questions []*question[P]) {
 func (a *admission[P]) answer(ctx context.Context, questions []*question[P]) ([]error, error) {
 	answers := make([]error, len(questions))
 
-	err := postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		fresh, index, err := a.fresh(ctx, tx, questions, answers)
-		if err != nil || len(fresh) == 0 {
-			return err
-		}
+	// No transaction: what is read here is only a hint, which Record checks
+	// again under locks.
+	fresh, index, err := a.fresh(ctx, questions, answers)
+	if err != nil || len(fresh) == 0 {
+		return answers, err
+	}
 
-		verdicts, err := protect(func() ([]error, error) { return a.check(ctx, tx, fresh) })
-		for i, verdict := range verdicts {
-			answers[index[i]] = verdict
-		}
-
-		return err
-	})
+	verdicts, err := protect(func() ([]error, error) { return a.check(ctx, a.router.pool, fresh) })
+	for i, verdict := range verdicts {
+		answers[index[i]] = verdict
+	}
 
 	return answers, err
 }
 
 // fresh returns the events that the inbox does not know, with their places.
-func (a *admission[P]) fresh(ctx context.Context, tx pgx.Tx, questions []*question[P], answers []error) (events []event.Event[P], index []int, err error) {
+func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answers []error) (events []event.Event[P], index []int, err error) {
 	entries := make([]inbox.Entry, len(questions))
 	for i, q := range questions {
 		entries[i] = q.entry
 	}
 
-	verdicts, err := inbox.Seen(ctx, tx, a.consumer, entries)
+	verdicts, err := inbox.Seen(ctx, a.router.pool, a.consumer, entries)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,9 @@
 package consumer
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+)
 
 // group is natural group commit: while one run works, arrivals gather; when it
 // ends, all that wait go together. There is no timer, so a lone item waits for
@@ -44,12 +47,33 @@ func (g *group[T]) work() {
 	var batch []T
 
 	for {
+		g.gather()
+
 		batch = g.take(batch)
 		if len(batch) == 0 {
 			return
 		}
 
 		g.run(batch)
+	}
+}
+
+// gather lets goroutines that are about to add an item do so: those that the
+// previous batch set free are runnable now and would miss this one. It waits
+// for nothing else, so a lone item pays for two rounds of the scheduler.
+func (g *group[T]) gather() {
+	for before := -1; ; {
+		g.mu.Lock()
+		now := len(g.waiting)
+		g.mu.Unlock()
+
+		if now == before || now >= g.maxBatch {
+			return
+		}
+
+		before = now
+
+		runtime.Gosched()
 	}
 }
 

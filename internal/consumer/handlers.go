@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // On registers a handler of single events. It runs in a transaction that it
@@ -53,8 +54,8 @@ func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[ev
 type Effect[P event.Payload, R any] struct {
 	// Admit looks at a batch of events that are new to the inbox and returns,
 	// for each, nil to go ahead, event.ErrSkip to go on without Perform, or why it
-	// is rejected. It must not write.
-	Admit func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]error, error)
+	// is rejected. What it reads may have changed by the time of Record.
+	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 	// Perform does the work outside. It happens at least once, so it carries
 	// an idempotency key that depends on the event alone.
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)

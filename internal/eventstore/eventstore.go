@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // Data is the body of an event in a stream.
@@ -74,13 +76,8 @@ type Event struct {
 	RecordedAt time.Time       `json:"recorded_at"`
 }
 
-// Querier is what reading needs: a pool, a connection or a transaction.
-type Querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
 // Read returns the events of a stream in order; none if there is no such stream.
-func Read(ctx context.Context, db Querier, stream string) ([]Event, error) {
+func Read(ctx context.Context, db postgres.Querier, stream string) ([]Event, error) {
 	rows, err := db.Query(ctx, `
 		SELECT version, type, data, message_id, recorded_at
 		FROM events WHERE stream = $1 ORDER BY version`, stream)

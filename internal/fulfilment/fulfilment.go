@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/internal/inventory"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/payment"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // Process runs orders from created to their end.
@@ -109,8 +110,8 @@ func place(e event.Event[OrderCreated], short *inventory.Shortage) (order.Change
 
 // Admit lets a charge go ahead when the order waits for exactly this payment.
 // An order that is past that needs nothing.
-func (p *Process) Admit(ctx context.Context, tx pgx.Tx, events []event.Event[PaymentRequested]) ([]error, error) {
-	known, err := p.orders.Find(ctx, tx, keys(events))
+func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event.Event[PaymentRequested]) ([]error, error) {
+	known, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // Entry identifies a message to a consumer.
@@ -37,11 +38,6 @@ const (
 // ErrConflict rejects a message whose id was used with another body.
 var ErrConflict = event.RejectAs(event.ReasonConflict,
 	errors.New("message id: was used before with another payload"))
-
-// Querier is what reading needs: a pool, a connection or a transaction.
-type Querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
 
 // Claim records the entries for consumer in tx and returns one verdict for
 // each. It waits for a concurrent transaction that claims the same message.
@@ -92,7 +88,7 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) ([]
 }
 
 // Seen returns the verdict that Claim would give now, without claiming.
-func Seen(ctx context.Context, db Querier, consumer string, entries []Entry) ([]Verdict, error) {
+func Seen(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) ([]Verdict, error) {
 	seen, err := fingerprints(ctx, db, consumer, entries)
 	if err != nil {
 		return nil, err
@@ -118,7 +114,7 @@ func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
 	return verdicts
 }
 
-func fingerprints(ctx context.Context, db Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
+func fingerprints(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
 	ids, days, _ := columns(entries)
 
 	rows, err := db.Query(ctx, `

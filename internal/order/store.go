@@ -12,6 +12,7 @@ import (
 
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/money"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // Service reads and writes orders.
@@ -64,8 +65,8 @@ func (c Change) records() []eventstore.Record {
 }
 
 // Find returns those of the orders that exist, by id, without locking them.
-func (s *Service) Find(ctx context.Context, tx pgx.Tx, ids []string) (map[string]Order, error) {
-	return s.load(ctx, tx, `SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders WHERE id = ANY($1)`, ids)
+func (s *Service) Find(ctx context.Context, db postgres.Querier, ids []string) (map[string]Order, error) {
+	return s.load(ctx, db, `SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders WHERE id = ANY($1)`, ids)
 }
 
 // Lock returns those of the orders that exist, by id, and holds their row
@@ -74,8 +75,8 @@ func (s *Service) Lock(ctx context.Context, tx pgx.Tx, ids []string) (map[string
 	return s.load(ctx, tx, `SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE`, ids)
 }
 
-func (s *Service) load(ctx context.Context, tx pgx.Tx, sql string, ids []string) (map[string]Order, error) {
-	rows, err := tx.Query(ctx, sql, ids)
+func (s *Service) load(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]Order, error) {
+	rows, err := db.Query(ctx, sql, ids)
 	if err != nil {
 		return nil, fmt.Errorf("loading orders: %w", err)
 	}

@@ -37,6 +37,8 @@ type queue struct {
 	inFlight map[int64]struct{}
 	// confirmed are rows in flight that the broker has and the table still has.
 	confirmed []int64
+	// waiting counts the rows that no lane has.
+	waiting int
 	// failures counts how often the first row of a key failed in a row.
 	failures map[string]int
 	// busy counts the rows that lanes are publishing.
@@ -68,6 +70,7 @@ func (q *queue) push(rows []row) {
 		}
 
 		q.keys[r.Key] = append(q.keys[r.Key], r)
+		q.waiting++
 	}
 
 	q.nonEmpty.Broadcast()
@@ -89,14 +92,21 @@ func (q *queue) next() (r row, ok bool) {
 	key := q.ready[0]
 	q.ready = q.ready[1:]
 	q.busy++
+	q.waiting--
 
 	return q.keys[key][0], true
 }
 
-// published marks r as confirmed by the broker and frees its key.
-func (q *queue) published(r row) {
+// published marks r as confirmed by the broker and frees its key. It reports
+// whether the relay has something to do: many rows to delete, or nothing else
+// to wait for. Deleting one by one would cost more than publishing.
+func (q *queue) published(r row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+
+	defer func() {
+		due = len(q.confirmed) >= batch || q.busy == 0 && (q.waiting == 0 || q.closed)
+	}()
 
 	q.busy--
 	q.confirmed = append(q.confirmed, r.Seq)
@@ -104,18 +114,20 @@ func (q *queue) published(r row) {
 
 	rest := q.keys[r.Key]
 	if len(rest) == 0 || rest[0].Seq != r.Seq {
-		return // the queue was cleared meanwhile
+		return due // the queue was cleared meanwhile
 	}
 
 	if len(rest) == 1 {
 		delete(q.keys, r.Key)
 
-		return
+		return due
 	}
 
 	q.keys[r.Key] = rest[1:]
 	q.ready = append(q.ready, r.Key)
 	q.nonEmpty.Signal()
+
+	return due
 }
 
 // failed holds the key of r back and returns for how long; release then offers
@@ -125,6 +137,7 @@ func (q *queue) failed(r row) time.Duration {
 	defer q.mu.Unlock()
 
 	q.busy--
+	q.waiting++
 	q.failures[r.Key]++
 
 	return min(maxHold, minHold<<min(q.failures[r.Key]-1, 10))
@@ -141,21 +154,34 @@ func (q *queue) release(r row) {
 	}
 }
 
-// takeConfirmed returns the rows to delete and all rows that must not be read
-// again.
-func (q *queue) takeConfirmed() (confirmed, inFlight []int64) {
+// takeConfirmed returns the rows to delete.
+func (q *queue) takeConfirmed() []int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	confirmed = q.confirmed
+	confirmed := q.confirmed
 	q.confirmed = nil
-	inFlight = make([]int64, 0, len(q.inFlight))
 
+	return confirmed
+}
+
+// wants returns how many rows to read, at most batch, and which not to read
+// again. While a batch waits for the lanes it wants none: reading passes over
+// every row in flight, so it pays to do it seldom.
+func (q *queue) wants(batch, maxInFlight int) (n int, inFlight []int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	if q.waiting >= batch {
+		return 0, nil
+	}
+
+	inFlight = make([]int64, 0, len(q.inFlight))
 	for seq := range q.inFlight {
 		inFlight = append(inFlight, seq)
 	}
 
-	return confirmed, inFlight
+	return min(batch, maxInFlight-len(inFlight)), inFlight
 }
 
 // deleted forgets rows that have left the table.
@@ -216,6 +242,8 @@ func (q *queue) forget(rows []row, wholly bool) {
 	for _, r := range rows {
 		delete(q.inFlight, r.Seq)
 	}
+
+	q.waiting -= len(rows)
 }
 
 // idle reports whether no lane is publishing.

@@ -217,8 +217,8 @@ func (r *Relay) measure(ctx context.Context, conn *pgx.Conn) error {
 // after the other until there is nothing to do.
 func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
-		confirmed, inFlight := r.queue.takeConfirmed()
-		limit := min(r.cfg.BatchSize, r.cfg.MaxInFlight-len(inFlight)+len(confirmed))
+		confirmed := r.queue.takeConfirmed()
+		limit, inFlight := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
 
 		rows, err := r.exchange(ctx, conn, owned, confirmed, inFlight, limit)
 		if err != nil {
@@ -230,7 +230,7 @@ func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error 
 		r.queue.deleted(confirmed)
 		r.queue.push(rows)
 
-		if len(rows) < limit || limit == 0 {
+		if len(rows) < limit || limit <= 0 {
 			return nil
 		}
 	}
@@ -286,7 +286,7 @@ func (r *Relay) drain(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 
-	confirmed, _ := r.queue.takeConfirmed()
+	confirmed := r.queue.takeConfirmed()
 
 	if _, err := conn.Exec(drainCtx, `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed); err != nil {
 		// They will be published once more, and the inboxes will notice.
@@ -309,13 +309,14 @@ func (r *Relay) lane(ctx context.Context, publisher message.Publisher) {
 		} else {
 			r.confirm(next)
 		}
-
-		r.nudge()
 	}
 }
 
 func (r *Relay) confirm(published row) {
-	r.queue.published(published)
+	if r.queue.published(published, r.cfg.BatchSize/4) {
+		r.nudge()
+	}
+
 	r.metrics.published.WithLabelValues(published.Topic).Inc()
 
 	if r.failing.CompareAndSwap(true, false) {
@@ -328,7 +329,9 @@ func (r *Relay) hold(ctx context.Context, failed row, err error) {
 	pause := r.queue.failed(failed)
 
 	if ctx.Err() != nil {
-		return // stopping: the row stays in the table
+		r.nudge() // the drain waits for the lanes
+
+		return // the row stays in the table
 	}
 
 	r.metrics.errors.WithLabelValues(failed.Topic).Inc()

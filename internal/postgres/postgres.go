@@ -126,6 +126,11 @@ type Beginner interface {
 	BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 }
 
+// Querier is what reading needs: a pool, a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
 // rollbackTimeout bounds a rollback, which must not run on the caller's
 // context: when that has expired, pgx would close the connection.
 const rollbackTimeout = 5 * time.Second
