@@ -11,7 +11,8 @@ type Config struct {
 	// MaxBatch is how many messages share a transaction at most.
 	MaxBatch int `koanf:"max_batch"`
 	// ConcurrentBatches is how many transactions of one consumer run at once.
-	// Messages with the same key are never in two of them.
+	// Messages with the same key are never in two of them. One makes larger
+	// batches, which take less CPU; more help where the database is far away.
 	ConcurrentBatches int `koanf:"concurrent_batches"`
 	// HandlerTimeout bounds one attempt to apply a batch or to reach the
 	// outside.
@@ -30,7 +31,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		MaxBatch:          256,
-		ConcurrentBatches: 2,
+		ConcurrentBatches: 1,
 		HandlerTimeout:    20 * time.Second,
 		Retries:           3,
 		RetryInterval:     50 * time.Millisecond,
