@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/go-viper/mapstructure/v2"
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/providers/env/v2"
@@ -86,11 +87,23 @@ func Load(path string, overrides map[string]any) (Config, error) {
 	}
 
 	var errs []error
-	if err := k.Unmarshal("", &cfg); err != nil {
+	if err := k.UnmarshalWithConf("", &cfg, decoding(&cfg)); err != nil {
 		errs = append(errs, err)
 	}
 
 	return cfg, errors.Join(append(errs, unknown(k))...)
+}
+
+// decoding lets the environment and flags say durations and lists as text:
+// "1s" and "a:9092,b:9092".
+func decoding(cfg *Config) koanf.UnmarshalConf {
+	return koanf.UnmarshalConf{Tag: "koanf", DecoderConfig: &mapstructure.DecoderConfig{
+		Result:           cfg,
+		TagName:          "koanf",
+		WeaklyTypedInput: true,
+		DecodeHook: mapstructure.ComposeDecodeHookFunc(
+			mapstructure.StringToTimeDurationHookFunc(), mapstructure.StringToSliceHookFunc(",")),
+	}}
 }
 
 func environment() *env.Env {

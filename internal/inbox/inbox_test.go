@@ -155,4 +155,3 @@ func TestDayDependsOnTheIDAlone(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
-
