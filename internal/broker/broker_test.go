@@ -1,0 +1,236 @@
+package broker_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/brokertest"
+	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+func TestEmbedded(t *testing.T) {
+	t.Parallel()
+	brokertest.Run(t, brokertest.Harness{Config: broker.DefaultConfig()})
+}
+
+func TestKafka(t *testing.T) {
+	t.Parallel()
+	brokertest.Run(t, kafkaHarness(environment(t, "MILLRACE_TEST_KAFKA_BROKERS")))
+}
+
+func TestRabbitMQ(t *testing.T) {
+	t.Parallel()
+	brokertest.Run(t, rabbitHarness(environment(t, "MILLRACE_TEST_RABBITMQ_URL")))
+}
+
+func environment(t *testing.T, name string) string {
+	t.Helper()
+
+	value := os.Getenv(name)
+	if value == "" {
+		t.Fatalf("%s is not set: run `make test`, or `make services` and then source .local/test/env", name)
+	}
+
+	return value
+}
+
+func kafkaHarness(address string) brokertest.Harness {
+	cfg := broker.DefaultConfig()
+	cfg.Kind = broker.Kafka
+	cfg.Kafka.Brokers = strings.Split(address, ",")
+	cfg.Kafka.Partitions = 4 // a test needs no more
+
+	return brokertest.Harness{Config: cfg, Produce: produceKafka, Durable: true, StableIDs: true}
+}
+
+func rabbitHarness(address string) brokertest.Harness {
+	cfg := broker.DefaultConfig()
+	cfg.Kind = broker.RabbitMQ
+	cfg.RabbitMQ.URL = postgres.Secret(address)
+	cfg.RabbitMQ.Consumers, cfg.RabbitMQ.Lanes = 4, 8
+
+	return brokertest.Harness{Config: cfg, Produce: produceRabbitMQ, Durable: true}
+}
+
+func produceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign) {
+	tb.Helper()
+
+	settings := sarama.NewConfig()
+	settings.Producer.Return.Successes = true
+	settings.Version = sarama.V3_0_0_0
+
+	producer, err := sarama.NewSyncProducer(cfg.Kafka.Brokers, settings)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer producer.Close() //nolint:errcheck // everything is confirmed
+
+	for _, m := range messages {
+		record := &sarama.ProducerMessage{Topic: topic, Value: sarama.ByteEncoder(m.Payload)}
+		if m.Key != "" {
+			record.Key = sarama.StringEncoder(m.Key)
+		}
+
+		if m.ID != "" { // Kafka has no ids of its own
+			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte("_watermill_message_uuid"), Value: []byte(m.ID)})
+		}
+
+		for name, value := range m.Headers {
+			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte(name), Value: fmt.Append(nil, value)})
+		}
+
+		if _, _, err := producer.SendMessage(record); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+func produceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign) {
+	tb.Helper()
+
+	conn, err := amqp.Dial(string(cfg.RabbitMQ.URL))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // everything is sent
+
+	channel, err := conn.Channel()
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	for _, m := range messages {
+		// The default exchange: a producer need not know of ours.
+		err := channel.PublishWithContext(context.Background(), "", topic, true, false, amqp.Publishing{
+			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
+		})
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// The libraries' reconnecting is full of data races of their own, so that these
+// two run without the race detector: `make test` runs them apart.
+
+func TestRestartOfKafka(t *testing.T) {
+	t.Parallel()
+	withoutRaceDetector(t)
+
+	server := newServer(t, "kafka.sh")
+	surviveRestart(t, kafkaHarness("127.0.0.1:"+server.port), server)
+}
+
+func TestRestartOfRabbitMQ(t *testing.T) {
+	t.Parallel()
+	withoutRaceDetector(t)
+
+	server := newServer(t, "rabbitmq.sh")
+	surviveRestart(t, rabbitHarness("amqp://guest:guest@127.0.0.1:"+server.port+"/"), server)
+}
+
+func surviveRestart(t *testing.T, h brokertest.Harness, server *server) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.Open(t, topic)
+	empty := 0
+	received := brokertest.Consume(t, conn, topic, func(msg *message.Message) {
+		if len(msg.Payload) == 0 {
+			empty++
+		}
+
+		msg.Ack()
+	})
+
+	if err := conn.Publisher().Publish(topic, brokertest.NewMessage("k", "before")); err != nil {
+		t.Fatal(err)
+	}
+
+	received.Wait(t, 1)
+	server.do("kill")
+
+	if err := conn.Publisher().Publish(topic, brokertest.NewMessage("k", "lost")); err == nil {
+		t.Error("publishing to a dead broker succeeds")
+	}
+
+	server.do("start")
+	pgtest.Eventually(t, "publishing works again", func() bool {
+		return conn.Publisher().Publish(topic, brokertest.NewMessage("k", "after")) == nil
+	})
+	pgtest.Eventually(t, "the consumer goes on", func() bool {
+		all := received.All()
+
+		return string(all[len(all)-1].Payload) == "after"
+	})
+
+	if empty > 0 {
+		t.Errorf("%d phantom messages came", empty)
+	}
+
+	if err := conn.Close(); err != nil {
+		t.Log(err) // connections that died earlier may say so
+	}
+}
+
+// server is a broker of the test's own.
+type server struct {
+	t      *testing.T
+	script string
+	dir    string
+	port   string
+}
+
+func newServer(t *testing.T, script string) *server {
+	t.Helper()
+
+	path, err := filepath.Abs(filepath.Join("..", "..", "scripts", script))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s := &server{t: t, script: path, dir: t.TempDir(), port: freePort(t)}
+	s.do("start")
+	t.Cleanup(func() { s.do("kill") })
+
+	return s
+}
+
+func (s *server) do(action string) {
+	s.t.Helper()
+
+	cmd := exec.CommandContext(context.Background(), s.script, action, s.dir, s.port) //nolint:gosec // our own script
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("%s %s: %v\n%s", s.script, action, err, out)
+	}
+}
+
+// freePort returns a port whose successor is likely free too.
+func freePort(t *testing.T) string {
+	t.Helper()
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() //nolint:errcheck // it only reserved the number
+
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return port
+}

@@ -1,0 +1,7 @@
+//go:build !race
+
+package broker_test
+
+import "testing"
+
+func withoutRaceDetector(*testing.T) {}
