@@ -2,7 +2,6 @@ package broker_test
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -10,9 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill/message"
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/brokertest"
@@ -52,7 +49,7 @@ func kafkaHarness(address string) brokertest.Harness {
 	cfg.Kafka.Brokers = strings.Split(address, ",")
 	cfg.Kafka.Partitions = 4 // a test needs no more
 
-	return brokertest.Harness{Config: cfg, Produce: produceKafka, Durable: true, StableIDs: true}
+	return brokertest.Harness{Config: cfg, Produce: brokertest.ProduceKafka, Durable: true, StableIDs: true}
 }
 
 func rabbitHarness(address string) brokertest.Harness {
@@ -61,65 +58,7 @@ func rabbitHarness(address string) brokertest.Harness {
 	cfg.RabbitMQ.URL = postgres.Secret(address)
 	cfg.RabbitMQ.Consumers, cfg.RabbitMQ.Lanes = 4, 8
 
-	return brokertest.Harness{Config: cfg, Produce: produceRabbitMQ, Durable: true}
-}
-
-func produceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign) {
-	tb.Helper()
-
-	settings := sarama.NewConfig()
-	settings.Producer.Return.Successes = true
-	settings.Version = sarama.V3_0_0_0
-
-	producer, err := sarama.NewSyncProducer(cfg.Kafka.Brokers, settings)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer producer.Close() //nolint:errcheck // everything is confirmed
-
-	for _, m := range messages {
-		record := &sarama.ProducerMessage{Topic: topic, Value: sarama.ByteEncoder(m.Payload)}
-		if m.Key != "" {
-			record.Key = sarama.StringEncoder(m.Key)
-		}
-
-		if m.ID != "" { // Kafka has no ids of its own
-			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte("_watermill_message_uuid"), Value: []byte(m.ID)})
-		}
-
-		for name, value := range m.Headers {
-			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte(name), Value: fmt.Append(nil, value)})
-		}
-
-		if _, _, err := producer.SendMessage(record); err != nil {
-			tb.Fatal(err)
-		}
-	}
-}
-
-func produceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign) {
-	tb.Helper()
-
-	conn, err := amqp.Dial(string(cfg.RabbitMQ.URL))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer conn.Close() //nolint:errcheck // everything is sent
-
-	channel, err := conn.Channel()
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	for _, m := range messages {
-		// The default exchange: a producer need not know of ours.
-		err := channel.PublishWithContext(context.Background(), "", topic, true, false, amqp.Publishing{
-			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
-		})
-		if err != nil {
-			tb.Fatal(err)
-		}
-	}
+	return brokertest.Harness{Config: cfg, Produce: brokertest.ProduceRabbitMQ, Durable: true}
 }
 
 // The libraries' reconnecting is full of data races of their own, so that these

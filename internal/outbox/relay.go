@@ -336,7 +336,9 @@ func (r *Relay) hold(ctx context.Context, failed row, err error) {
 
 	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
 
-	if r.failing.CompareAndSwap(false, true) {
+	// The first failure of a key may be a passing one, as when the connection
+	// is closed under it.
+	if pause > minHold && r.failing.CompareAndSwap(false, true) {
 		r.logger.Warn("publishing fails, trying again until it works",
 			slog.String("topic", failed.Topic), slog.Any("error", err))
 	}
