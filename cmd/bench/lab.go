@@ -177,7 +177,7 @@ func (s *site) cleanKafka(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer admin.Close() //nolint:errcheck // nothing was written
+	defer admin.Close()
 
 	for _, topic := range topics() {
 		if err := admin.DeleteTopic(topic.Name); err != nil && !errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
@@ -202,7 +202,7 @@ func (s *site) cleanRabbitMQ() error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // nothing was written
+	defer conn.Close()
 
 	channel, err := conn.Channel()
 	if err != nil {
@@ -361,7 +361,7 @@ func (s *site) start(ctx context.Context, role string) (*process, error) {
 		return nil, err
 	}
 
-	cmd := exec.CommandContext(ctx, self, "child", string(spec)) //nolint:gosec // this program
+	cmd := exec.CommandContext(ctx, self, "child", string(spec))
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 
@@ -426,7 +426,7 @@ func meanBatch(ctx context.Context) float64 {
 	if err != nil {
 		return 0
 	}
-	defer response.Body.Close() //nolint:errcheck // only read
+	defer response.Body.Close()
 
 	var sum, count float64
 

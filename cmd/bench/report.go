@@ -70,16 +70,6 @@ func spread(runs []figures, name string) [3]float64 {
 	return [3]float64{values[0], values[len(values)/2], values[len(values)-1]}
 }
 
-func (r report) median(name, figure string) float64 {
-	for _, s := range r.Scenarios {
-		if s.Name == name {
-			return s.Medians[figure]
-		}
-	}
-
-	return 0
-}
-
 func (r report) print(w io.Writer) {
 	for _, key := range []string{"machine", "go", "settings", "date"} {
 		fmt.Fprintf(w, "%s: %s\n", key, r.Environment[key])

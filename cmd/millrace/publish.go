@@ -60,7 +60,7 @@ when the service or the broker is down. What the service would reject is not
 published: it is listed with its line and the reason.`,
 		Example: `  millrace publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
   millrace publish orders.created --file orders.ndjson`,
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
 				return usageError{errors.New("expected a topic and either a JSON text or --file")}
 			}
@@ -110,7 +110,7 @@ func (p *publisher) lines(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close() //nolint:errcheck // only read
+	defer in.Close()
 
 	scanner := bufio.NewScanner(in)
 	scanner.Buffer(make([]byte, 0, 64<<10), maxLine)

@@ -79,7 +79,7 @@ func freeAddr(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close() //nolint:errcheck // it only reserved the port
+	defer listener.Close()
 
 	return listener.Addr().String()
 }

@@ -150,7 +150,7 @@ func newServer(t *testing.T, script string) *server {
 func (s *server) do(action string) {
 	s.t.Helper()
 
-	cmd := exec.CommandContext(context.Background(), s.script, action, s.dir, s.port) //nolint:gosec // our own script
+	cmd := exec.CommandContext(context.Background(), s.script, action, s.dir, s.port)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.t.Fatalf("%s %s: %v\n%s", s.script, action, err, out)
 	}
@@ -164,7 +164,7 @@ func freePort(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close() //nolint:errcheck // it only reserved the number
+	defer listener.Close()
 
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil {

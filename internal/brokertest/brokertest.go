@@ -148,10 +148,12 @@ func NewMessage(key, payload string) *message.Message {
 }
 
 func (h Harness) delivers(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	conn := h.Open(t, topic)
 
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 
 	received := Consume(t, conn, topic, nil)
 	sent := NewMessage("key", `{"a":1}`)
@@ -178,10 +180,12 @@ func (h Harness) delivers(t *testing.T) {
 }
 
 func (h Harness) ordersPerKey(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	conn := h.Open(t, topic)
 
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 
 	const keys, each = 20, 10
 
@@ -221,10 +225,12 @@ func (h Harness) ordersPerKey(t *testing.T) {
 }
 
 func (h Harness) large(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	conn := h.Open(t, topic)
 
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 
 	received := Consume(t, conn, topic, nil)
 	large := strings.Repeat("x", 2<<20)
@@ -241,6 +247,8 @@ func (h Harness) large(t *testing.T) {
 // closes checks that Publish never reports success for what nobody has: on a
 // durable broker the message is there afterwards, on the others it fails.
 func (h Harness) closes(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	conn := h.Open(t, topic)
 	arrived := make(chan struct{}, 1)
@@ -280,6 +288,8 @@ func (h Harness) closes(t *testing.T) {
 }
 
 func (h Harness) redelivers(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	first := h.Open(t, topic)
 	taken := Consume(t, first, topic, func(*message.Message) {}) // no answer: it dies with the message in hand
@@ -297,7 +307,7 @@ func (h Harness) redelivers(t *testing.T) {
 	}
 
 	second := h.Open(t, topic)
-	defer second.Close() //nolint:errcheck // the test is over
+	defer second.Close()
 
 	got := map[string]bool{}
 	for _, msg := range Consume(t, second, topic, nil).Wait(t, 5) {
@@ -310,10 +320,12 @@ func (h Harness) redelivers(t *testing.T) {
 }
 
 func (h Harness) foreign(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	conn := h.Open(t, topic)
 
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 
 	const uuid = "01890a5d-ac96-774b-bcce-b302099a8057"
 

@@ -23,7 +23,7 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer producer.Close() //nolint:errcheck // everything is confirmed
+	defer producer.Close()
 
 	for _, m := range messages {
 		record := &sarama.ProducerMessage{Topic: topic, Value: sarama.ByteEncoder(m.Payload)}
@@ -53,7 +53,7 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // everything is sent
+	defer conn.Close()
 
 	channel, err := conn.Channel()
 	if err != nil {

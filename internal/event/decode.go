@@ -90,8 +90,7 @@ func depth(data []byte) int {
 // explain turns a decoder's error into one that begins with the field's path
 // and says what was expected there.
 func explain(err error) error {
-	var semantic *json.SemanticError
-	if errors.As(err, &semantic) {
+	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
 		if semantic.Err != nil {
 			return fmt.Errorf("%s: %w", path(semantic.JSONPointer), semantic.Err)
 		}
@@ -100,8 +99,7 @@ func explain(err error) error {
 			path(semantic.JSONPointer), kindName(semantic.JSONKind), typeName(semantic.GoType))
 	}
 
-	var syntactic *jsontext.SyntacticError
-	if errors.As(err, &syntactic) {
+	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		return fmt.Errorf("%s: not valid JSON at byte %d: %w",
 			path(syntactic.JSONPointer), syntactic.ByteOffset, syntactic.Err)
 	}

@@ -47,7 +47,7 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer response.Body.Close() //nolint:errcheck // only read
+		defer response.Body.Close()
 
 		var body struct {
 			Checks map[string]string `json:"checks"`

@@ -27,11 +27,11 @@ type Entry struct {
 type Verdict int
 
 const (
-	// Fresh: seen for the first time; apply it.
+	// Fresh is seen for the first time: apply it.
 	Fresh Verdict = iota
-	// Duplicate: applied before; acknowledge it.
+	// Duplicate was applied before: acknowledge it.
 	Duplicate
-	// Conflict: another payload was applied under the same id.
+	// Conflict says that another payload was applied under the same id.
 	Conflict
 )
 
@@ -101,10 +101,10 @@ func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
 	verdicts := make([]Verdict, len(entries))
 
 	for i, e := range entries {
-		switch print, ok := seen[e.ID]; {
+		switch fingerprint, ok := seen[e.ID]; {
 		case !ok:
 			verdicts[i] = Fresh
-		case print == e.Fingerprint:
+		case fingerprint == e.Fingerprint:
 			verdicts[i] = Duplicate
 		default:
 			verdicts[i] = Conflict
@@ -128,12 +128,12 @@ func fingerprints(ctx context.Context, db postgres.Querier, consumer string, ent
 	seen := make(map[uuid.UUID]int64)
 
 	var (
-		id    uuid.UUID
-		print int64
+		id          uuid.UUID
+		fingerprint int64
 	)
 
-	_, err = pgx.ForEachRow(rows, []any{&id, &print}, func() error {
-		seen[id] = print
+	_, err = pgx.ForEachRow(rows, []any{&id, &fingerprint}, func() error {
+		seen[id] = fingerprint
 
 		return nil
 	})

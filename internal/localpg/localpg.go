@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -89,7 +90,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error
 
 // Stop ends the server; its data stays.
 func (s *Server) Stop(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.home.binaries(), "bin", "pg_ctl"), //nolint:gosec // our own path
+	cmd := exec.CommandContext(ctx, filepath.Join(s.home.binaries(), "bin", "pg_ctl"),
 		"stop", "-w", "-m", "fast", "-D", s.home.data())
 	s.home.runAs(cmd)
 
@@ -224,9 +225,7 @@ func (j job) run() error {
 		"log_directory":           filepath.Join(j.Root, "log"),
 	}
 
-	for name, value := range j.Parameters {
-		parameters[name] = value
-	}
+	maps.Copy(parameters, j.Parameters)
 
 	var output strings.Builder
 
@@ -271,7 +270,7 @@ func (h home) checkVersion() error {
 		return fmt.Errorf("reading version of %s: %w", h.data(), err)
 	}
 
-	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") {
+	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") { //nolint:gocritic // it is the right order
 		return fmt.Errorf("%s is of Postgres %s and this is %s: dump and restore it, or move it away", h.data(), found, version)
 	}
 

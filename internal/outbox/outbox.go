@@ -179,5 +179,5 @@ func shardOf(key string) int16 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(key))
 
-	return int16(h.Sum32() % Shards) //nolint:gosec // below 64
+	return int16(h.Sum32() % Shards)
 }

@@ -254,13 +254,6 @@ func (q *queue) idle() bool {
 	return q.busy == 0
 }
 
-func (q *queue) size() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-
-	return len(q.inFlight)
-}
-
 // close ends the lanes once they have finished what they hold.
 func (q *queue) close() {
 	q.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -146,7 +147,7 @@ func (r *Relay) session(ctx context.Context) error {
 // replica may publish them. At the end of ctx nothing is abandoned.
 func (r *Relay) abandon(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // it is the end that was asked for
 	}
 
 	r.queue.drop(func(int16) bool { return false })
@@ -389,9 +390,7 @@ func toWatermill(r row) *message.Message {
 	id := r.ID.String()
 	msg := message.NewMessage(id, r.Payload)
 
-	for name, value := range r.Headers {
-		msg.Metadata[name] = value
-	}
+	maps.Copy(msg.Metadata, r.Headers)
 
 	msg.Metadata[event.HeaderKey] = r.Key
 	msg.Metadata[event.HeaderID] = id

@@ -104,6 +104,8 @@ func appendMessage(tb testing.TB, pool *pgxpool.Pool, key, text string) {
 }
 
 func empty(tb testing.TB, pool *pgxpool.Pool) func() bool {
+	tb.Helper()
+
 	return func() bool { return pgtest.Value[int](tb, pool, `SELECT count(*)::int FROM outbox`) == 0 }
 }
 
@@ -205,7 +207,7 @@ func TestAKeyThatFailsDoesNotHoldOthers(t *testing.T) {
 			return errRefused, nil
 		}
 
-		return nil, nil
+		return nil, nil //nolint:nilnil // neither fails
 	}}
 	wake, stop := relay(t, pool, published)
 	defer stop()

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -28,13 +29,7 @@ func newShards(conn *pgx.Conn) *shards {
 }
 
 func (s *shards) has(shard int16) bool {
-	for _, owned := range s.list {
-		if owned == shard {
-			return true
-		}
-	}
-
-	return false
+	return slices.Contains(s.list, shard)
 }
 
 // join makes this relay count when others work out their share.

@@ -90,6 +90,8 @@ func KillBackends(tb testing.TB, pool *pgxpool.Pool) {
 
 // Logger returns a logger that writes to the test's log.
 func Logger(tb testing.TB) *slog.Logger {
+	tb.Helper()
+
 	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
@@ -141,7 +143,7 @@ func makeTemplate() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reaching the server that %s names: %w", variable, err)
 	}
-	defer conn.Close(ctx) //nolint:errcheck // it also ends the lock
+	defer conn.Close(ctx)
 
 	// Packages are tested by processes at once: one of them makes it.
 	var exists bool
@@ -226,7 +228,7 @@ func exec(sql string) error {
 	if err != nil {
 		return fmt.Errorf("reaching the server that %s names: %w", variable, err)
 	}
-	defer conn.Close(ctx) //nolint:errcheck // nothing is lost
+	defer conn.Close(ctx)
 
 	for {
 		_, err = conn.Exec(ctx, sql)

@@ -14,8 +14,7 @@ import (
 // is in trouble: unreachable, shutting down, out of resources, timed out, or
 // undecided between transactions. Running the same work again can succeed.
 func IsUnavailable(err error) bool {
-	var server *pgconn.PgError
-	if errors.As(err, &server) {
+	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return transientState(server.Code)
 	}
 

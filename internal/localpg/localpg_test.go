@@ -1,0 +1,142 @@
+package localpg_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/localpg"
+	"github.com/millrace/millrace/internal/pgtest"
+)
+
+func TestMain(m *testing.M) {
+	localpg.Reexec()
+	os.Exit(m.Run())
+}
+
+func start(t *testing.T, dir string) *localpg.Server {
+	t.Helper()
+
+	server, err := localpg.Start(t.Context(), localpg.Config{Dir: dir, Parameters: map[string]string{"fsync": "off"}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return server
+}
+
+func query(t *testing.T, server *localpg.Server, sql string) string {
+	t.Helper()
+
+	ctx := context.Background()
+
+	conn, err := pgx.Connect(ctx, server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+
+	rows, err := conn.Query(ctx, sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	values, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return strings.Join(values, " ")
+}
+
+func TestDataOutlivesStopsAndCrashes(t *testing.T) {
+	t.Parallel()
+
+	// Not t.TempDir: as root its parents keep Postgres' user out, and the
+	// server is then elsewhere.
+	dir, err := os.MkdirTemp("", "localpg-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // for the user of Postgres
+		t.Fatal(err)
+	}
+
+	dir = filepath.Join(dir, "postgres")
+	first := start(t, dir)
+
+	t.Cleanup(func() {
+		if err := first.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+
+		if err := os.RemoveAll(filepath.Dir(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+
+	query(t, first, `CREATE TABLE kept AS SELECT 'kept' AS text`)
+
+	if adopted := start(t, dir); adopted.URL() != first.URL() || query(t, adopted, `SELECT text FROM kept`) != "kept" {
+		t.Errorf("a running server is not adopted: %s", adopted.URL())
+	}
+
+	if err := first.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := query(t, start(t, dir), `SELECT text FROM kept`); got != "kept" {
+		t.Errorf("after a stop: got %q", got)
+	}
+
+	pid := postmaster(t, dir)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "the server is dead", func() bool { return syscall.Kill(pid, 0) != nil })
+
+	deadline := time.Now().Add(30 * time.Second)
+
+	for {
+		server, err := localpg.Start(t.Context(), localpg.Config{Dir: dir}, slog.New(slog.DiscardHandler))
+		if err == nil {
+			if got := query(t, server, `SELECT text FROM kept`); got != "kept" {
+				t.Errorf("after a crash: got %q", got)
+			}
+
+			return
+		}
+
+		if time.Now().After(deadline) { // its children need a moment to notice
+			t.Fatal(err)
+		}
+	}
+}
+
+func postmaster(t *testing.T, dir string) int {
+	t.Helper()
+
+	content, err := os.ReadFile(filepath.Join(dir, "data", "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	line, _, _ := strings.Cut(string(content), "\n")
+
+	pid, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return pid
+}
