@@ -78,7 +78,7 @@ func (r report) print(w io.Writer) {
 	r.table(w, "Throughput (median, with the slowest and the fastest run)", "orders/s",
 		"orders/s", "batch", "CPU ms/order", "service", "postgres", "broker", "WAL KB/order", "RSS MB")
 	r.table(w, "Latency from published to completed (median over runs, with spread)", "p50 ms",
-		"p50 ms", "p95 ms", "p99 ms", "RSS MB")
+		"p50 ms", "p95 ms", "p99 ms", "first tx p50 ms", "RSS MB")
 	r.ratios(w)
 }
 

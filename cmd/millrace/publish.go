@@ -33,7 +33,8 @@ type publication struct {
 }
 
 type rejection struct {
-	Line  int    `json:"line"`
+	// Line is 0 for a message of the command line.
+	Line  int    `json:"line,omitempty"`
 	Error string `json:"error"`
 }
 
@@ -98,7 +99,7 @@ published: it is listed with its line and the reason.`,
 }
 
 func (p *publisher) single(ctx context.Context, payload []byte) error {
-	if err := p.add(ctx, 1, payload); err != nil {
+	if err := p.add(ctx, 0, payload); err != nil {
 		return err
 	}
 
@@ -182,7 +183,11 @@ func (p *publisher) report(opts *options, out io.Writer) error {
 		fmt.Fprintln(w)
 
 		for _, r := range p.result.Rejected {
-			fmt.Fprintf(w, "rejected line %d: %s\n", r.Line, r.Error)
+			if r.Line == 0 {
+				fmt.Fprintf(w, "rejected: %s\n", r.Error)
+			} else {
+				fmt.Fprintf(w, "rejected line %d: %s\n", r.Line, r.Error)
+			}
 		}
 	})
 

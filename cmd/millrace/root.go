@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -48,6 +49,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 4 some messages were rejected.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("there is no command %s: `millrace help` lists them", args[0])}
+			}
+
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 
 	flags := root.PersistentFlags()
@@ -90,9 +99,12 @@ func (o *options) service() (*app.Service, func(), error) {
 	}
 
 	if cfg.Postgres.URL == "" {
-		if server, err := localpg.Find(devDir); err == nil {
-			cfg.Postgres.URL = postgres.Secret(server.URL())
+		server, err := localpg.Find(devDir)
+		if err != nil {
+			return nil, nil, usageError{errors.New("no database: start `millrace dev` in this directory, or set DATABASE_URL or --database-url")}
 		}
+
+		cfg.Postgres.URL = postgres.Secret(server.URL())
 	}
 
 	cfg.Postgres.MaxConns = 4

@@ -57,8 +57,12 @@ func (s *Server) URL() string { return s.url }
 // Start runs the server on cfg.Dir, or adopts the one that runs there. Data of
 // an earlier start is kept.
 func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error) {
-	home, err := newHome(cfg.Dir)
+	home, err := locate(cfg.Dir)
 	if err != nil {
+		return nil, err
+	}
+
+	if err := home.prepare(); err != nil {
 		return nil, err
 	}
 
@@ -103,7 +107,7 @@ func (s *Server) Stop(ctx context.Context) error {
 
 // Find returns the server of an earlier Start on dir, running or not.
 func Find(dir string) (*Server, error) {
-	home, err := newHome(dir)
+	home, err := locate(dir)
 	if err != nil {
 		return nil, err
 	}

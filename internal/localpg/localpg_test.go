@@ -62,12 +62,12 @@ func TestDataOutlivesStopsAndCrashes(t *testing.T) {
 
 	// Not t.TempDir: as root its parents keep Postgres' user out, and the
 	// server is then elsewhere.
-	dir, err := os.MkdirTemp("", "localpg-*")
+	dir, err := os.MkdirTemp("", "localpg-*") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // for the user of Postgres
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 

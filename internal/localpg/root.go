@@ -45,8 +45,8 @@ func Reexec() {
 	os.Exit(0)
 }
 
-// newHome finds and makes the directory of the server.
-func newHome(dir string) (home, error) {
+// locate finds the directory of the server, without making it.
+func locate(dir string) (home, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return home{}, fmt.Errorf("finding %s: %w", dir, err)
@@ -63,19 +63,24 @@ func newHome(dir string) (home, error) {
 		}
 	}
 
+	return h, nil
+}
+
+// prepare makes the directory of the server.
+func (h home) prepare() error {
 	// Only the last directory is private: parents must let Postgres pass.
-	err = errors.Join(os.MkdirAll(filepath.Dir(h.root), 0o755), os.MkdirAll(h.root, 0o700)) //nolint:gosec // see above
+	err := errors.Join(os.MkdirAll(filepath.Dir(h.root), 0o755), os.MkdirAll(h.root, 0o700)) //nolint:gosec // see above
 	if err != nil {
-		return home{}, fmt.Errorf("creating %s: %w", h.root, err)
+		return fmt.Errorf("creating %s: %w", h.root, err)
 	}
 
 	if h.uid != 0 {
 		if err := os.Chown(h.root, int(h.uid), int(h.uid)); err != nil {
-			return home{}, fmt.Errorf("giving %s to the user of postgres: %w", h.root, err)
+			return fmt.Errorf("giving %s to the user of postgres: %w", h.root, err)
 		}
 	}
 
-	return h, nil
+	return nil
 }
 
 // reachable reports whether every user can get to dir. Parents that do not

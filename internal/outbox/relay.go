@@ -86,13 +86,30 @@ func (r *Relay) Run(ctx context.Context, publisher message.Publisher, lanes int)
 		err := r.session(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.logger.Warn("relay lost postgres, trying again", slog.Any("error", err))
-			wait(ctx, sessionRetry)
+			pause(ctx, sessionRetry)
 		}
 	}
 
 	stopListening()
 	r.queue.close()
-	running.Wait()
+	r.wait(&running)
+}
+
+// wait waits for the lanes, but not for one that the broker does not answer:
+// its row stays in the table.
+func (r *Relay) wait(running *sync.WaitGroup) {
+	done := make(chan struct{})
+
+	go func() {
+		running.Wait()
+		close(done)
+	}()
+
+	select {
+	case <-done:
+	case <-time.After(r.cfg.DrainTimeout):
+		r.logger.Warn("the broker did not confirm in time; what it may have will be published again")
+	}
 }
 
 // session holds one connection: its advisory locks are the ownership of the
@@ -327,7 +344,7 @@ func (r *Relay) confirm(published row) {
 
 // hold keeps a key back after a failure. Other keys go on.
 func (r *Relay) hold(ctx context.Context, failed row, err error) {
-	pause := r.queue.failed(failed)
+	hold := r.queue.failed(failed)
 
 	if ctx.Err() != nil {
 		r.nudge() // the drain waits for the lanes
@@ -339,12 +356,12 @@ func (r *Relay) hold(ctx context.Context, failed row, err error) {
 
 	// The first failure of a key may be a passing one, as when the connection
 	// is closed under it.
-	if pause > minHold && r.failing.CompareAndSwap(false, true) {
+	if hold > minHold && r.failing.CompareAndSwap(false, true) {
 		r.logger.Warn("publishing fails, trying again until it works",
 			slog.String("topic", failed.Topic), slog.Any("error", err))
 	}
 
-	time.AfterFunc(jitter(pause), func() { r.queue.release(failed) })
+	time.AfterFunc(jitter(hold), func() { r.queue.release(failed) })
 }
 
 // listen wakes the relay when another process has committed.
@@ -353,7 +370,7 @@ func (r *Relay) listen(ctx context.Context) {
 		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
 			// Only a hint is lost: polling goes on.
 			r.logger.Debug("lost notifications, connecting again", slog.Any("error", err))
-			wait(ctx, sessionRetry)
+			pause(ctx, sessionRetry)
 		}
 	}
 }
@@ -408,7 +425,7 @@ func toWatermill(r row) *message.Message {
 	return msg
 }
 
-func wait(ctx context.Context, d time.Duration) {
+func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 

@@ -31,14 +31,7 @@ func IsUnavailable(err error) bool {
 		errors.Is(err, puddle.ErrClosedPool) ||
 		pgconn.Timeout(err) ||
 		pgconn.SafeToRetry(err) ||
-		strings.Contains(errText(err), "conn closed") // pgx has no sentinel for it
-}
-
-// IsUniqueViolation reports whether err is a duplicate key.
-func IsUniqueViolation(err error) bool {
-	var server *pgconn.PgError
-
-	return errors.As(err, &server) && server.Code == "23505"
+		(err != nil && strings.Contains(err.Error(), "conn closed")) // pgx has no sentinel for it
 }
 
 // transientState tells by SQLSTATE (PostgreSQL manual, appendix A).
@@ -62,12 +55,4 @@ func transientState(code string) bool {
 	}
 
 	return false
-}
-
-func errText(err error) string {
-	if err == nil {
-		return ""
-	}
-
-	return err.Error()
 }

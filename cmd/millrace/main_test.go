@@ -1,0 +1,88 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/internal/pgtest"
+)
+
+// run runs a command against a database and returns its output and exit code.
+func run(t *testing.T, url string, args ...string) (out string, code int) {
+	t.Helper()
+
+	var buffer bytes.Buffer
+
+	root := newRoot()
+	root.SetOut(&buffer)
+	root.SetErr(&buffer)
+	root.SetArgs(append([]string{"--database-url", url}, args...))
+
+	if err := root.ExecuteContext(t.Context()); err != nil {
+		return buffer.String() + err.Error(), exitCode(err)
+	}
+
+	return buffer.String(), 0
+}
+
+const oneOrder = `{"order":{"id":"o","product_id":"p","quantity":1,"total_amount":1}}`
+
+func TestExitCodesMeanSomething(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"version", 0, "dev"},
+		{"help", 0, "Exit codes:"},
+		{"nonsense", exitUsage, "there is no command nonsense"},
+		{"orders show", exitUsage, "accepts 1 arg(s)"},
+		{"orders show nope", exitNotFound, "there is no order nope"},
+		{"orders list --nonsense", exitUsage, "unknown flag"},
+		{"poison show 1", exitNotFound, "no poison entry 1"},
+		{"poison show x", exitUsage, "expected a number"},
+		{"poison list", 0, "REASON"},
+		{"stock", 0, "AVAILABLE"},
+		{"migrate status", 0, "00002_orders.sql"},
+		{"config --broker pigeon", exitUsage, `broker.kind: is "pigeon"`},
+		{"publish orders.created", exitUsage, "expected a topic and either"},
+		{"publish nowhere {}", exitUsage, "there is no topic nowhere, expected one of [orders.created"},
+		{"publish orders.created {}", exitRejected, "rejected: order.id: is missing"},
+		{"publish orders.created " + oneOrder, 0, "published 1 to orders.created, id "},
+		{"publish orders.created --file /does/not/exist", exitUsage, "no such file"},
+	} {
+		out, code := run(t, url, strings.Split(c.args, " ")...)
+		if code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+}
+
+func TestPublishTakesFilesAndTellsWhichLinesAreBad(t *testing.T) {
+	t.Parallel()
+
+	file := filepath.Join(t.TempDir(), "orders.ndjson")
+	if err := os.WriteFile(file, []byte(oneOrder+"\n\nnonsense\n"+strings.Replace(oneOrder, `"o"`, `"o2"`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	url := pgtest.URL(t)
+	out, code := run(t, url, "publish", "orders.created", "--file", file, "--json")
+
+	var result publication
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&result); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+
+	if code != exitRejected || result.Published != 2 || len(result.Rejected) != 1 || result.Rejected[0].Line != 3 {
+		t.Errorf("exit code %d, %+v", code, result)
+	}
+}
