@@ -29,7 +29,7 @@ var version = "dev"
 func main() {
 	localpg.Reexec()
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 
 	go func() {
 		<-ctx.Done()
