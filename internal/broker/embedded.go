@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
@@ -59,7 +60,25 @@ func (e *embedded) close() error {
 }
 
 // delivery is the fate of a message on its way to its consumer.
-type delivery struct{ done chan error }
+type delivery struct {
+	done chan error
+	// passed is the message as the consumer has it.
+	passed atomic.Pointer[message.Message]
+}
+
+// atClose returns the fate of a message when the connection is closed: what
+// was acknowledged before that counts.
+func (d *delivery) atClose() error {
+	if msg := d.passed.Load(); msg != nil {
+		select {
+		case <-msg.Acked():
+			return nil
+		default:
+		}
+	}
+
+	return ErrClosed
+}
 
 type embeddedKey struct{}
 
@@ -89,7 +108,9 @@ func (p embeddedPublisher) Publish(topic string, messages ...*message.Message) e
 				return err
 			}
 		case <-p.closing.Done():
-			return ErrClosed
+			if err := d.atClose(); err != nil {
+				return err
+			}
 		}
 	}
 
@@ -123,6 +144,7 @@ func (s embeddedSubscriber) Subscribe(ctx context.Context, topic string) (<-chan
 
 func (s embeddedSubscriber) pass(msg *message.Message, out chan<- *message.Message) {
 	d, _ := msg.Context().Value(embeddedKey{}).(*delivery)
+	d.passed.Store(msg)
 
 	select {
 	case out <- msg:

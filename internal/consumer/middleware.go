@@ -98,7 +98,9 @@ func (r *Router) observe(next message.HandlerFunc) message.HandlerFunc {
 
 			return nil, ErrStopping
 		}
-		defer r.gate.leave()
+		// It is in hand until the broker has its answer, which Watermill gives
+		// when this has returned.
+		defer func() { go r.leaveWhenAnswered(msg) }()
 
 		d := &delivery{}
 		msg.SetContext(context.WithValue(msg.Context(), deliveryKey{}, d))
@@ -109,6 +111,15 @@ func (r *Router) observe(next message.HandlerFunc) message.HandlerFunc {
 
 		return nil, err
 	}
+}
+
+func (r *Router) leaveWhenAnswered(msg *message.Message) {
+	select {
+	case <-msg.Acked():
+	case <-msg.Nacked():
+	}
+
+	r.gate.leave()
 }
 
 func (r *Router) report(msg *message.Message, d *delivery, err error, took time.Duration) {

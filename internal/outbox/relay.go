@@ -27,6 +27,10 @@ const (
 // sessionRetry is how long the relay waits before it asks Postgres again.
 const sessionRetry = time.Second
 
+// sessionTimeout bounds each exchange with Postgres; a connection that takes
+// longer is given up, and with it the shards.
+const sessionTimeout = 10 * time.Second
+
 // Relay publishes the rows of the outbox. Replicas share the work: each shard
 // belongs to the one that holds its advisory lock.
 type Relay struct {
@@ -139,12 +143,16 @@ func (r *Relay) session(ctx context.Context) error {
 	ticker := time.NewTicker(r.cfg.PollInterval)
 	defer ticker.Stop()
 
-	if err := r.tick(ctx, conn, owned); err != nil {
+	// A statement that is under way when ctx ends is finished: cancelling it
+	// would cost the connection, on which the drain deletes what was confirmed.
+	work := context.WithoutCancel(ctx)
+
+	if err := r.tick(work, conn, owned); err != nil {
 		return err
 	}
 
 	for {
-		if err := r.round(ctx, conn, owned); err != nil {
+		if err := r.round(work, conn, owned); err != nil {
 			return r.abandon(ctx, err)
 		}
 
@@ -153,7 +161,7 @@ func (r *Relay) session(ctx context.Context) error {
 			return r.drain(ctx, conn)
 		case <-r.wake:
 		case <-ticker.C:
-			if err := r.tick(ctx, conn, owned); err != nil {
+			if err := r.tick(work, conn, owned); err != nil {
 				return r.abandon(ctx, err)
 			}
 		}
@@ -191,6 +199,9 @@ func (r *Relay) connect(ctx context.Context) (*pgx.Conn, error) {
 // tick does what is due by time: share the shards, release scheduled rows,
 // measure.
 func (r *Relay) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
+
 	lost, err := owned.balance(ctx)
 	if err != nil {
 		return err
@@ -256,6 +267,9 @@ func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error 
 
 // exchange deletes confirmed and reads up to limit rows that are not in flight.
 func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed, inFlight []int64, limit int) (rows []row, err error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
+
 	batch := &pgx.Batch{}
 
 	if len(confirmed) > 0 {
