@@ -29,7 +29,12 @@ var version = "dev"
 func main() {
 	localpg.Reexec()
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	stopping := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
+		stopping = append(stopping, syscall.SIGHUP)
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), stopping...)
 
 	go func() {
 		<-ctx.Done()

@@ -1,6 +1,8 @@
 package outbox
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,10 +39,12 @@ type queue struct {
 	inFlight map[int64]struct{}
 	// confirmed are rows in flight that the broker has and the table still has.
 	confirmed []int64
-	// waiting counts the rows that no lane has.
-	waiting int
-	// failures counts how often the first row of a key failed in a row.
+	// failures counts, for each key that is held, how often its first row
+	// failed in a row. Rows behind it stay in the table alone.
 	failures map[string]int
+	// forgotten counts how often rows were given back to the table while a
+	// read may have been under way, which then misses them; see push.
+	forgotten int
 	// busy counts the rows that lanes are publishing.
 	busy   int
 	closed bool
@@ -53,13 +57,19 @@ func newQueue() *queue {
 	return q
 }
 
-// push adds rows, which come in order of sequence.
-func (q *queue) push(rows []row) {
+// push adds rows, which come in order of sequence, from a read that began when
+// as much was forgotten. If more is by now, the rows are left in the table: they
+// may follow on others of their key that the read did not find.
+func (q *queue) push(rows []row, forgotten int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
+	if forgotten != q.forgotten {
+		return
+	}
+
 	for _, r := range rows {
-		if _, known := q.inFlight[r.Seq]; known {
+		if q.failures[r.Key] > 0 {
 			continue
 		}
 
@@ -70,7 +80,6 @@ func (q *queue) push(rows []row) {
 		}
 
 		q.keys[r.Key] = append(q.keys[r.Key], r)
-		q.waiting++
 	}
 
 	q.nonEmpty.Broadcast()
@@ -92,53 +101,58 @@ func (q *queue) next() (r row, ok bool) {
 	key := q.ready[0]
 	q.ready = q.ready[1:]
 	q.busy++
-	q.waiting--
 
 	return q.keys[key][0], true
 }
 
 // published marks r as confirmed by the broker and frees its key. It reports
-// whether the relay has something to do: many rows to delete, or nothing else
-// to wait for. Deleting one by one would cost more than publishing.
+// whether the relay has something to do: many rows to delete, a key that was
+// held, or nothing else to wait for. Deleting one by one would cost more than
+// publishing.
 func (q *queue) published(r row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	defer func() {
-		due = len(q.confirmed) >= batch || q.busy == 0 && (q.waiting == 0 || q.closed)
-	}()
+	held := q.failures[r.Key] > 0
+	delete(q.failures, r.Key)
 
 	q.busy--
 	q.confirmed = append(q.confirmed, r.Seq)
-	delete(q.failures, r.Key)
+	q.advance(r)
 
-	rest := q.keys[r.Key]
-	if len(rest) == 0 || rest[0].Seq != r.Seq {
-		return due // the queue was cleared meanwhile
+	return held || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
+}
+
+// advance makes the next row of a key ready, unless the key was dropped
+// meanwhile.
+func (q *queue) advance(done row) {
+	rest := q.keys[done.Key]
+
+	switch {
+	case len(rest) == 0 || rest[0].Seq != done.Seq:
+	case len(rest) == 1:
+		delete(q.keys, done.Key)
+	default:
+		q.keys[done.Key] = rest[1:]
+		q.ready = append(q.ready, done.Key)
+		q.nonEmpty.Signal()
 	}
-
-	if len(rest) == 1 {
-		delete(q.keys, r.Key)
-
-		return due
-	}
-
-	q.keys[r.Key] = rest[1:]
-	q.ready = append(q.ready, r.Key)
-	q.nonEmpty.Signal()
-
-	return due
 }
 
 // failed holds the key of r back and returns for how long; release then offers
-// it to the lanes again.
+// it to the lanes again. What is behind r goes back to the table, so that a key
+// takes up one place however much waits for it.
 func (q *queue) failed(r row) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
 	q.busy--
-	q.waiting++
 	q.failures[r.Key]++
+
+	if rows := q.keys[r.Key]; len(rows) > 1 {
+		q.forget(rows, false)
+		q.forgotten++
+	}
 
 	return min(maxHold, minHold<<min(q.failures[r.Key]-1, 10))
 }
@@ -165,23 +179,35 @@ func (q *queue) takeConfirmed() []int64 {
 	return confirmed
 }
 
-// wants returns how many rows to read, at most batch, and which not to read
-// again. While a batch waits for the lanes it wants none: reading passes over
-// every row in flight, so it pays to do it seldom.
-func (q *queue) wants(batch, maxInFlight int) (n int, inFlight []int64) {
+// want is what to read next.
+type want struct {
+	// limit is how many rows, not above 0 if none.
+	limit int
+	// inFlight are rows, held are keys that are not to be read.
+	inFlight []int64
+	held     []string
+	// forgotten goes to push with the rows.
+	forgotten int
+}
+
+// wants returns what to read next, at most batch rows. While as many keys wait
+// for the lanes that is nothing: reading passes over every row in flight, so it
+// pays to do it seldom.
+func (q *queue) wants(batch, maxInFlight int) want {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	if q.waiting >= batch {
-		return 0, nil
+	if len(q.ready) >= batch {
+		return want{}
 	}
 
-	inFlight = make([]int64, 0, len(q.inFlight))
-	for seq := range q.inFlight {
-		inFlight = append(inFlight, seq)
+	return want{
+		limit:     min(batch, maxInFlight-len(q.inFlight)),
+		// Empty, not nil: nothing is unequal to all of NULL.
+		inFlight:  slices.AppendSeq(make([]int64, 0, len(q.inFlight)), maps.Keys(q.inFlight)),
+		held:      slices.AppendSeq([]string{}, maps.Keys(q.failures)),
+		forgotten: q.forgotten,
 	}
-
-	return min(batch, maxInFlight-len(inFlight)), inFlight
 }
 
 // deleted forgets rows that have left the table.
@@ -242,8 +268,6 @@ func (q *queue) forget(rows []row, wholly bool) {
 	for _, r := range rows {
 		delete(q.inFlight, r.Seq)
 	}
-
-	q.waiting -= len(rows)
 }
 
 // idle reports whether no lane is publishing.

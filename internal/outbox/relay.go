@@ -247,9 +247,9 @@ func (r *Relay) measure(ctx context.Context, conn *pgx.Conn) error {
 func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
 		confirmed := r.queue.takeConfirmed()
-		limit, inFlight := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
+		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
 
-		rows, err := r.exchange(ctx, conn, owned, confirmed, inFlight, limit)
+		rows, err := r.exchange(ctx, conn, owned, confirmed, next)
 		if err != nil {
 			r.queue.restore(confirmed)
 
@@ -257,16 +257,16 @@ func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error 
 		}
 
 		r.queue.deleted(confirmed)
-		r.queue.push(rows)
+		r.queue.push(rows, next.forgotten)
 
-		if len(rows) < limit || limit <= 0 {
+		if len(rows) < next.limit || next.limit <= 0 {
 			return nil
 		}
 	}
 }
 
-// exchange deletes confirmed and reads up to limit rows that are not in flight.
-func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed, inFlight []int64, limit int) (rows []row, err error) {
+// exchange deletes confirmed and reads what is wanted next.
+func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want) (rows []row, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
@@ -280,12 +280,12 @@ func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, con
 		batch.Queue(`SELECT pg_notify($1, '')`, Channel)
 	}
 
-	if limit > 0 && len(owned.list) > 0 {
+	if next.limit > 0 && len(owned.list) > 0 {
 		batch.Queue(`
 			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, created_at
 			FROM outbox
-			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2)
-			ORDER BY seq LIMIT $3`, owned.list, inFlight, limit).
+			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3)
+			ORDER BY seq LIMIT $4`, owned.list, next.inFlight, next.held, next.limit).
 			Query(func(found pgx.Rows) error {
 				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
 

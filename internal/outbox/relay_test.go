@@ -93,10 +93,14 @@ func relay(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher) (wake
 
 func appendMessage(tb testing.TB, pool *pgxpool.Pool, key, text string) {
 	tb.Helper()
+	appendMessages(tb, pool, event.Message{ID: event.NewID(), Topic: "t", Key: key, Payload: []byte(text)})
+}
+
+func appendMessages(tb testing.TB, pool *pgxpool.Pool, messages ...event.Message) {
+	tb.Helper()
 
 	err := postgres.InTx(context.Background(), pool, func(tx pgx.Tx) error {
-		return outbox.AppendMessages(context.Background(), tx,
-			[]event.Message{{ID: event.NewID(), Topic: "t", Key: key, Payload: []byte(text)}})
+		return outbox.AppendMessages(context.Background(), tx, messages)
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -217,8 +221,21 @@ func TestAKeyThatFailsDoesNotHoldOthers(t *testing.T) {
 		appendMessage(t, pool, fmt.Sprint("b", n), "x")
 	}
 
+	// More than the relay reads at once lie behind the failing message.
+	behind := make([]event.Message, outbox.DefaultConfig().BatchSize+100)
+	for n := range behind {
+		behind[n] = event.Message{ID: event.NewID(), Topic: "t", Key: "a", Payload: []byte("behind")}
+	}
+
+	appendMessages(t, pool, behind...)
+	pgtest.Eventually(t, "the failing key is read", func() bool { wake(); return len(published.firsts()) == 50 })
+
+	for n := range 50 {
+		appendMessage(t, pool, fmt.Sprint("c", n), "x")
+	}
+
 	wake()
-	pgtest.Eventually(t, "50 other keys are published", func() bool { return len(published.firsts()) == 50 })
+	pgtest.Eventually(t, "100 other keys are published", func() bool { return len(published.firsts()) == 100 })
 }
 
 func TestAScheduledMessageWaitsForItsTime(t *testing.T) {
