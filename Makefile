@@ -16,9 +16,12 @@ build: ## Build bin/millrace
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/millrace ./cmd/millrace
 
 .PHONY: run-local
-run-local: build ## Run the service here; BROKER=embedded, kafka or rabbitmq
+run-local: build ## Run the service here; BROKER=embedded, kafka, rabbitmq or multi (both)
 ifeq ($(BROKER),embedded)
 	@exec bin/millrace dev
+else ifeq ($(BROKER),multi)
+	@scripts/services.sh up run kafka rabbitmq
+	@set -a && . .local/run/env && MILLRACE_LOG__FORMAT=text exec bin/millrace dev --config configs/multi.yaml
 else
 	@scripts/services.sh up run $(BROKER)
 	@set -a && . .local/run/env && exec bin/millrace dev --broker $(BROKER)

@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/wire"
 
+	"github.com/millrace/millrace/internal/account"
+	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
@@ -14,22 +16,24 @@ import (
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millrace/millrace/internal/user"
 )
 
 // New assembles a service. Nothing connects before its Run. The function that
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Notification", "Analytics", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
-		broker.New,
+		broker.NewSet,
 		poison.NewStore,
 		outbox.NewRelay,
 		consumer.NewRouter,
@@ -41,6 +45,13 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		payment.NewService,
 		fulfilment.NewProcess,
 
+		user.NewService,
+		account.NewDirectory,
+		notification.NewService,
+		account.New,
+		analytics.NewService,
+
+		wire.Struct(new(app.Domains), "*"),
 		app.NewService,
 	))
 }

@@ -7,6 +7,8 @@
 package millrace
 
 import (
+	"github.com/millrace/millrace/internal/account"
+	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
@@ -14,12 +16,14 @@ import (
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millrace/millrace/internal/user"
 	"log/slog"
 )
 
@@ -34,7 +38,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		return nil, nil, err
 	}
 	brokerConfig := cfg.Broker
-	conn, err := broker.New(brokerConfig, logger)
+	set, err := broker.NewSet(brokerConfig, logger)
 	if err != nil {
 		cleanup()
 		return nil, nil, err
@@ -50,9 +54,33 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	simulated := payment.NewSimulated()
 	paymentService := payment.NewService(simulated)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
+	userService := user.NewService(pool)
+	notificationConfig := cfg.Notification
+	directory := account.NewDirectory(userService)
+	notificationService, err := notification.NewService(notificationConfig, pool, directory, logger)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	accounts := account.New(pool, userService, notificationService)
+	analyticsConfig := cfg.Analytics
+	analyticsService := analytics.NewService(analyticsConfig, pool, logger)
+	domains := app.Domains{
+		Orders:        service,
+		Inventory:     inventoryService,
+		Fulfilment:    process,
+		Users:         userService,
+		Accounts:      accounts,
+		Notifications: notificationService,
+		Analytics:     analyticsService,
+	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)
-	appService := app.NewService(postgresConfig, pool, conn, router, relay, store, service, inventoryService, process, server, logger)
+	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, domains, server, logger)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
 	return appService, func() {
 		cleanup()
 	}, nil

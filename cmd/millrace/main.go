@@ -10,9 +10,11 @@ import (
 	"syscall"
 
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/localpg"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/user"
 )
 
 // Exit codes, as `millrace help` lists them.
@@ -52,6 +54,11 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// notFoundError says that what was asked for is not there.
+type notFoundError struct{ error }
+
+func (e notFoundError) Unwrap() error { return e.error }
+
 // errRejected says that publish refused some messages; it has told which.
 var errRejected = errors.New("some messages were rejected and not published")
 
@@ -60,13 +67,17 @@ func exitCode(err error) int {
 		usage        usageError
 		noOrder      *order.NotFoundError
 		noEntry      *poison.NotFoundError
+		noUser       *user.NotFoundError
+		noProjection *eventstore.NoProjectionError
+		notFound     notFoundError
 		unknownTopic *app.UnknownTopicError
 	)
 
 	switch {
 	case errors.As(err, &usage), errors.As(err, &unknownTopic):
 		return exitUsage
-	case errors.As(err, &noOrder), errors.As(err, &noEntry):
+	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
+		errors.As(err, &noProjection), errors.As(err, &notFound):
 		return exitNotFound
 	case errors.Is(err, errRejected):
 		return exitRejected

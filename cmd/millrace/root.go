@@ -68,6 +68,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 
 	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
+		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
 		newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
 
 	return root

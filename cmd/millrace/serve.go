@@ -101,9 +101,12 @@ Millrace is up, on %s. Try, in another terminal:
   %s publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
   %s orders show order_123
   %s stock
+  %s publish user.created '{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}'
+  %s users show alice
+  %s notifications list
 
 Health: http://%s/readyz   Metrics: http://%s/metrics   Ctrl-C drains and stops.
 
-`, cfg.Broker.Kind, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr)
+`, service.Brokers(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr)
 	})
 }

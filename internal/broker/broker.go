@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +68,71 @@ func New(cfg Config, logger *slog.Logger) (*Conn, error) {
 	}
 
 	return conn, nil
+}
+
+// Set is the brokers of a service: one that has all topics but those that are
+// bound to others.
+type Set struct {
+	conns []*Conn // the first is the one for all else
+	bound map[string]string
+}
+
+// NewSet returns connections to the configured brokers, not yet established.
+func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
+	bound, err := cfg.bound()
+	if err != nil {
+		return nil, err
+	}
+
+	set := &Set{bound: bound}
+	kinds := slices.Sorted(maps.Values(bound))
+	kinds = slices.DeleteFunc(slices.Compact(kinds), func(kind string) bool { return kind == cfg.Kind })
+
+	for _, kind := range append([]string{cfg.Kind}, kinds...) {
+		cfg.Kind = kind
+
+		conn, err := New(cfg, logger)
+		if err != nil {
+			return nil, err
+		}
+
+		set.conns = append(set.conns, conn)
+	}
+
+	return set, nil
+}
+
+// Conns returns the connections; the first has every topic that is not bound.
+func (s *Set) Conns() []*Conn { return s.conns }
+
+// Has reports whether conn is the one for a topic.
+func (s *Set) Has(conn *Conn, topic string) bool {
+	kind, bound := s.bound[topic]
+
+	return kind == conn.kind || !bound && conn == s.conns[0]
+}
+
+// Bound returns the topics that are bound to the broker of conn.
+func (s *Set) Bound(conn *Conn) []string {
+	var topics []string
+
+	for topic, kind := range s.bound {
+		if kind == conn.kind {
+			topics = append(topics, topic)
+		}
+	}
+
+	return topics
+}
+
+// Kinds returns the names of the brokers, for people.
+func (s *Set) Kinds() string {
+	names := make([]string, len(s.conns))
+	for i, conn := range s.conns {
+		names[i] = conn.kind
+	}
+
+	return strings.Join(names, " and ")
 }
 
 // Kind returns which broker it is.

@@ -3,7 +3,10 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/millrace/millrace/internal/postgres"
 )
@@ -15,10 +18,12 @@ const (
 	RabbitMQ = "rabbitmq"
 )
 
-// Config selects a broker and says how to reach it. Only the section of the
-// selected kind counts.
+// Config selects a broker and says how to reach it. Only the sections of the
+// kinds in use count.
 type Config struct {
-	Kind     string         `koanf:"kind"`
+	Kind string `koanf:"kind"`
+	// Bind puts topics on brokers of other kinds, each as "topic=kind".
+	Bind     []string       `koanf:"bind"`
 	Embedded EmbeddedConfig `koanf:"embedded"`
 	Kafka    KafkaConfig    `koanf:"kafka"`
 	RabbitMQ RabbitMQConfig `koanf:"rabbitmq"`
@@ -64,7 +69,7 @@ type RabbitMQConfig struct {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		Kind:     Embedded,
+		Kind: Embedded, Bind: []string{},
 		Embedded: EmbeddedConfig{Lanes: 256},
 		Kafka: KafkaConfig{
 			Brokers: []string{"127.0.0.1:9092"}, Group: "millrace", Partitions: 64, ReplicationFactor: 1, Lanes: 256,
@@ -75,9 +80,22 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports every mistake in the section that counts, naming the key.
+// Validate reports every mistake in the sections that count, naming the key.
 func (c Config) Validate() error {
-	switch c.Kind {
+	bound, err := c.bound()
+	errs := []error{c.validate(c.Kind, "broker.kind"), err}
+
+	for _, kind := range slices.Compact(slices.Sorted(maps.Values(bound))) {
+		if kind != c.Kind {
+			errs = append(errs, c.validate(kind, "broker.bind"))
+		}
+	}
+
+	return errors.Join(errs...)
+}
+
+func (c Config) validate(kind, key string) error {
+	switch kind {
 	case Embedded:
 		return positive("broker.embedded.lanes", c.Embedded.Lanes)
 	case Kafka:
@@ -85,8 +103,32 @@ func (c Config) Validate() error {
 	case RabbitMQ:
 		return c.RabbitMQ.validate()
 	default:
-		return fmt.Errorf("broker.kind: is %q, expected %s, %s or %s", c.Kind, Embedded, Kafka, RabbitMQ)
+		return fmt.Errorf("%s: is %q, expected %s, %s or %s", key, kind, Embedded, Kafka, RabbitMQ)
 	}
+}
+
+// bound returns the kind of each topic that is bound.
+func (c Config) bound() (map[string]string, error) {
+	var errs []error
+
+	kinds := make(map[string]string, len(c.Bind))
+
+	for _, text := range c.Bind {
+		topic, kind, found := strings.Cut(text, "=")
+		if !found || topic == "" {
+			errs = append(errs, fmt.Errorf("broker.bind: has %q, expected topic=kind such as notifications=rabbitmq", text))
+
+			continue
+		}
+
+		if _, twice := kinds[topic]; twice {
+			errs = append(errs, fmt.Errorf("broker.bind: has topic %s twice, expected each once", topic))
+		}
+
+		kinds[topic] = kind
+	}
+
+	return kinds, errors.Join(errs...)
 }
 
 func (c KafkaConfig) validate() error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,9 +18,14 @@ import (
 	"github.com/millrace/millrace/internal/event"
 )
 
+// amqpCloudEvents are the prefixes of CloudEvents attributes in AMQP (its
+// binding 1.0.2, section 3.1.3.1). We write the first and read both; ce_, which
+// is Kafka's, is read here too.
+var amqpCloudEvents = []string{"cloudEvents:", "cloudEvents_"}
+
 // headerPartitionKey carries the key on AMQP, which knows none: the
 // CloudEvents extension for partitioning.
-const headerPartitionKey = "ce_partitionkey"
+const headerPartitionKey = event.CloudEventsPrefix + "partitionkey"
 
 // unreadTTL is how long a topic that nobody consumes here keeps its messages
 // for others, in milliseconds: 7 days.
@@ -253,20 +259,25 @@ var errPhantom = errors.New("the channel was closed")
 func (rabbitMarshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
 	headers := make(amqp091.Table, len(msg.Metadata)+1)
 	for name, value := range sent(msg) {
+		if attribute, ok := strings.CutPrefix(name, event.CloudEventsPrefix); ok {
+			name = amqpCloudEvents[0] + attribute
+		}
+
 		headers[name] = value
 	}
 
 	if key := msg.Metadata[event.HeaderKey]; key != "" {
-		headers[headerPartitionKey] = key
+		headers[amqpCloudEvents[0]+"partitionkey"] = key
 	}
 
 	return amqp091.Publishing{
-		Headers:      headers,
-		ContentType:  msg.Metadata[event.HeaderContentType],
-		DeliveryMode: amqp091.Persistent,
-		MessageId:    msg.UUID,
-		Timestamp:    time.Now(),
-		Body:         msg.Payload,
+		Headers:       headers,
+		ContentType:   msg.Metadata[event.HeaderContentType],
+		DeliveryMode:  amqp091.Persistent,
+		MessageId:     msg.UUID,
+		CorrelationId: msg.Metadata[event.HeaderCorrelation],
+		Timestamp:     time.Now(),
+		Body:          msg.Payload,
 	}, nil
 }
 
@@ -284,11 +295,21 @@ func (rabbitMarshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, e
 
 	headers := make(event.Headers, len(delivery.Headers)+2)
 	for name, value := range delivery.Headers {
+		for _, prefix := range amqpCloudEvents {
+			if attribute, ok := strings.CutPrefix(name, prefix); ok {
+				name = event.CloudEventsPrefix + attribute
+			}
+		}
+
 		headers[name] = text(value)
 	}
 
 	if delivery.ContentType != "" && headers[event.HeaderContentType] == "" {
 		headers[event.HeaderContentType] = delivery.ContentType
+	}
+
+	if delivery.CorrelationId != "" && headers[event.HeaderCorrelation] == "" {
+		headers[event.HeaderCorrelation] = delivery.CorrelationId
 	}
 
 	origin := "rabbitmq:" + delivery.RoutingKey

@@ -16,9 +16,11 @@ import (
 	"github.com/knadh/koanf/providers/structs"
 	"github.com/knadh/koanf/v2"
 
+	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/httpapi"
+	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/telemetry"
@@ -26,30 +28,34 @@ import (
 
 // Config is the whole configuration.
 type Config struct {
-	Postgres postgres.Config  `koanf:"postgres"`
-	Broker   broker.Config    `koanf:"broker"`
-	Consumer consumer.Config  `koanf:"consumer"`
-	Outbox   outbox.Config    `koanf:"outbox"`
-	HTTP     httpapi.Config   `koanf:"http"`
-	Log      telemetry.Config `koanf:"log"`
+	Postgres     postgres.Config     `koanf:"postgres"`
+	Broker       broker.Config       `koanf:"broker"`
+	Consumer     consumer.Config     `koanf:"consumer"`
+	Outbox       outbox.Config       `koanf:"outbox"`
+	Notification notification.Config `koanf:"notification"`
+	Analytics    analytics.Config    `koanf:"analytics"`
+	HTTP         httpapi.Config      `koanf:"http"`
+	Log          telemetry.Config    `koanf:"log"`
 }
 
 // Default returns the defaults.
 func Default() Config {
 	return Config{
-		Postgres: postgres.DefaultConfig(),
-		Broker:   broker.DefaultConfig(),
-		Consumer: consumer.DefaultConfig(),
-		Outbox:   outbox.DefaultConfig(),
-		HTTP:     httpapi.DefaultConfig(),
-		Log:      telemetry.DefaultConfig(),
+		Postgres:     postgres.DefaultConfig(),
+		Broker:       broker.DefaultConfig(),
+		Consumer:     consumer.DefaultConfig(),
+		Outbox:       outbox.DefaultConfig(),
+		Notification: notification.DefaultConfig(),
+		Analytics:    analytics.DefaultConfig(),
+		HTTP:         httpapi.DefaultConfig(),
+		Log:          telemetry.DefaultConfig(),
 	}
 }
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Outbox.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.Outbox.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:

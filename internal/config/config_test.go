@@ -40,13 +40,13 @@ func TestDefaultYAMLEqualsTheDefaults(t *testing.T) {
 func TestTheOtherFilesAreValid(t *testing.T) {
 	t.Setenv("DATABASE_URL", "postgres://localhost/x")
 
-	for _, name := range []string{"kafka", "rabbitmq"} {
+	for name, kind := range map[string]string{"kafka": "kafka", "rabbitmq": "rabbitmq", "multi": "embedded"} {
 		cfg, err := config.Load("../../configs/"+name+".yaml", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 
-		if err := cfg.Validate(); err != nil || cfg.Broker.Kind != name {
+		if err := cfg.Validate(); err != nil || cfg.Broker.Kind != kind {
 			t.Errorf("%s.yaml: %v, broker %s", name, err, cfg.Broker.Kind)
 		}
 	}

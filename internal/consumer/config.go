@@ -22,6 +22,12 @@ type Config struct {
 	Retries int `koanf:"retries"`
 	// RetryInterval is the pause before the first of these.
 	RetryInterval time.Duration `koanf:"retry_interval"`
+	// LaterInterval is how long a message waits whose effect may succeed later,
+	// before the first time; then twice as long each time, up to 10 minutes.
+	LaterInterval time.Duration `koanf:"later_interval"`
+	// LaterAttempts is how often it comes again before it goes to the poison
+	// queue.
+	LaterAttempts int `koanf:"later_attempts"`
 	// DrainTimeout bounds how long a stopping service waits for messages in
 	// hand. Keep it below the grace period of the container.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
@@ -35,6 +41,8 @@ func DefaultConfig() Config {
 		HandlerTimeout:    20 * time.Second,
 		Retries:           3,
 		RetryInterval:     50 * time.Millisecond,
+		LaterInterval:     2 * time.Second,
+		LaterAttempts:     50,
 		DrainTimeout:      15 * time.Second,
 	}
 }
@@ -55,6 +63,8 @@ func (c Config) Validate() error {
 		"more than 0s and at most 50s, to stay below Kafka's rebalance time-out")
 	check(c.Retries >= 0 && c.Retries <= 20, "retries", c.Retries, "0 to 20")
 	check(c.RetryInterval > 0, "retry_interval", c.RetryInterval, "more than 0s")
+	check(c.LaterInterval > 0, "later_interval", c.LaterInterval, "more than 0s")
+	check(c.LaterAttempts >= 0, "later_attempts", c.LaterAttempts, "0 or more")
 	check(c.DrainTimeout > 0, "drain_timeout", c.DrainTimeout, "more than 0s")
 
 	return errors.Join(errs...)

@@ -67,10 +67,6 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *r
 		t.Fatal(err)
 	}
 
-	if err := conn.Connect(t.Context(), []broker.Topic{{Name: "notes", Consumer: "writer"}}); err != nil {
-		t.Fatal(err)
-	}
-
 	ctx, cancel := context.WithCancel(context.Background())
 	relaying, stopRelay := context.WithCancel(context.Background())
 	r := &rig{t: t, pool: pool, store: store, cancel: cancel, done: make(chan error, 1)}
@@ -79,10 +75,9 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *r
 	go func() {
 		var relayed sync.WaitGroup
 
-		err := router.Run(ctx, conn.Subscriber, func() {
-			relayed.Go(func() { relay.Run(relaying, conn.Publisher(), conn.Lanes()) })
-			close(started)
-		})
+		err := router.Run(ctx, []consumer.Source{&source{Conn: conn, subscribed: func() {
+			relayed.Go(func() { relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}) })
+		}}}, func() { close(started) })
 
 		stopRelay()
 		relayed.Wait()
@@ -95,6 +90,21 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *r
 
 	return r
 }
+
+// source is the broker as the router sees it.
+type source struct {
+	*broker.Conn
+
+	subscribed func()
+}
+
+func (s *source) Connect(ctx context.Context) error {
+	return s.Conn.Connect(ctx, []broker.Topic{{Name: "notes", Consumer: "writer"}})
+}
+
+func (*source) Has(string) bool { return true }
+
+func (s *source) Subscribed() { s.subscribed() }
 
 // stop drains the router; a second call does nothing.
 func (r *rig) stop() {

@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"context"
+	"regexp"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
@@ -45,7 +46,7 @@ func On[P event.Payload](r *Router, consumer string,
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]]) {
 	apply := newApplier(r, consumer, handle)
 
-	register(r, consumer, func(_ context.Context, e event.Event[P], entry inbox.Entry) error {
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry) error {
 		return apply.submit(&unit[event.Event[P]]{event: e, key: e.Payload.Key(), entry: entry})
 	})
 }
@@ -54,10 +55,12 @@ func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[ev
 type Effect[P event.Payload, R any] struct {
 	// Admit looks at a batch of events that are new to the inbox and returns,
 	// for each, nil to go ahead, event.ErrSkip to go on without Perform, or why it
-	// is rejected. What it reads may have changed by the time of Record.
+	// is rejected. What it reads may have changed by the time of Record. It may
+	// be nil: all go ahead.
 	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 	// Perform does the work outside. It happens at least once, so it carries
-	// an idempotency key that depends on the event alone.
+	// an idempotency key that depends on the event alone. What may succeed later
+	// is an event.LaterError.
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)
 	// Record stores the results in the transaction.
 	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
@@ -69,7 +72,7 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
 
-	register(r, consumer, func(_ context.Context, e event.Event[P], entry inbox.Entry) error {
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry) error {
 		result := event.Effected[P, R]{Event: e}
 
 		switch proceed, err := admit.ask(e, entry); {
@@ -103,7 +106,7 @@ func perform[P event.Payload, R any](r *Router, fn func(context.Context, event.E
 }
 
 // register adds the route of payload type P: decode, then handle.
-func register[P event.Payload](r *Router, consumer string, handle func(context.Context, event.Event[P], inbox.Entry) error) {
+func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry) error) {
 	var zero P
 
 	r.register(Route{
@@ -124,9 +127,11 @@ func register[P event.Payload](r *Router, consumer string, handle func(context.C
 			}
 
 			e := event.Event[P]{Meta: metaOf(msg), Payload: payload}
-			entry := inbox.Entry{ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload)}
+			entry := inbox.Entry{
+				ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
+			}
 
-			return handle(msg.Context(), e, entry)
+			return r.putOff(msg, e.Meta, payload.Key(), handle(e, entry))
 		},
 	})
 }
@@ -146,5 +151,16 @@ func metaOf(msg *message.Message) event.Meta {
 		meta.Causation = id
 	}
 
+	for _, name := range []string{event.HeaderTraceParent, "ce_" + event.HeaderTraceParent} {
+		if value := msg.Metadata.Get(name); traceParent.MatchString(value) {
+			meta.Trace = value
+
+			break
+		}
+	}
+
 	return meta
 }
+
+// traceParent is the form of the header: W3C Trace Context, section 3.2.
+var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)

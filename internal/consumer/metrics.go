@@ -9,6 +9,7 @@ type metrics struct {
 	messages     *prometheus.CounterVec
 	duplicates   *prometheus.CounterVec
 	poisoned     *prometheus.CounterVec
+	putOff       *prometheus.CounterVec
 	handle       *prometheus.HistogramVec
 	batchSize    *prometheus.HistogramVec
 	batchSeconds *prometheus.HistogramVec
@@ -30,6 +31,9 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		poisoned: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_poisoned_total", Help: "Messages that went to the poison queue.",
 		}, []string{"topic", "reason"}),
+		putOff: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_put_off_total", Help: "Times that a message was put off because its effect may succeed later.",
+		}, []string{"consumer"}),
 		handle: factory.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.", Buckets: seconds,
 		}, []string{"consumer"}),

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/outbox"
@@ -91,10 +93,22 @@ func (r *Router) register(route Route) {
 // drain is over and none is left.
 const closeTimeout = 5 * time.Second
 
+// Source is a broker as the router sees it.
+type Source interface {
+	// Connect waits until the broker answers, or ctx ends.
+	Connect(ctx context.Context) error
+	// Has reports whether a topic comes from here.
+	Has(topic string) bool
+	// Subscriber returns the subscriber of a consumer, after Connect.
+	Subscriber(consumer string) message.Subscriber
+	// Subscribed is called once all consumers of the source are.
+	Subscribed()
+}
+
 // Run consumes until ctx ends and then drains: it takes no further message,
-// waits for those in hand and closes the subscriptions. subscriber returns the
-// subscriber of a consumer; started is called once all are subscribed.
-func (r *Router) Run(ctx context.Context, subscriber func(consumer string) message.Subscriber, started func()) error {
+// waits for those in hand and closes the subscriptions. Each source begins when
+// it is connected, whatever the others do; started is called once all are.
+func (r *Router) Run(ctx context.Context, sources []Source, started func()) error {
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(r.logger))
 	if err != nil {
 		return fmt.Errorf("creating router: %w", err)
@@ -108,35 +122,105 @@ func (r *Router) Run(ctx context.Context, subscriber func(consumer string) messa
 	// Outermost first. Only the router's level is used: levels interleave.
 	router.AddMiddleware(r.observe, poisonQueue, r.retry().Middleware, detach, classify, middleware.Recoverer)
 
-	for _, route := range r.routes {
-		router.AddConsumerHandler(route.Consumer, route.Topic, subscriber(route.Consumer), route.handle)
-	}
-
 	// The router's own context never ends: cancelling it would cancel the
 	// messages in hand. Close ends it, after the drain.
 	result := make(chan error, 1)
 	go func() { result <- router.Run(context.WithoutCancel(ctx)) }()
 
+	// Likewise the subscriptions.
+	subscriptions, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
+	defer unsubscribe()
+
+	connecting, stop := context.WithCancel(ctx)
+	defer stop()
+
+	subscribed, settled := make(chan error, 1), make(chan struct{})
+
+	go func() {
+		defer close(settled)
+
+		subscribed <- r.subscribe(connecting, subscriptions, router, sources)
+	}()
+
+	err = r.serve(ctx, result, subscribed, started)
+
+	stop()
+	<-settled
+	r.drain()
+	unsubscribe()
+
+	if closeErr := router.Close(); closeErr != nil {
+		return errors.Join(err, fmt.Errorf("closing consumers: %w", closeErr))
+	}
+
+	return errors.Join(err, <-result)
+}
+
+// serve waits until ctx ends or the router cannot go on.
+func (r *Router) serve(ctx context.Context, result chan error, subscribed <-chan error, started func()) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-subscribed:
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("starting consumers: %w", err)
+			}
+
+			if err == nil {
+				started()
+			}
+
+			subscribed = nil // never again
+		case err := <-result:
+			result <- nil
+
+			return errors.Join(errors.New("consumers ended unexpectedly"), err)
+		}
+	}
+}
+
+// subscribe connects all sources at the same time and subscribes to the topics
+// of each as soon as it is there. ctx bounds the first, subscriptions end with
+// the second.
+func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source) error {
+	var (
+		group errgroup.Group
+		turn  sync.Mutex // the router starts handlers of one source at a time
+	)
+
 	select {
 	case <-router.Running():
-		started()
-	case err := <-result:
-		return fmt.Errorf("starting consumers: %w", err)
-	}
-
-	select {
 	case <-ctx.Done():
-	case err := <-result:
-		return errors.Join(errors.New("consumers ended unexpectedly"), err)
+		return ctx.Err()
 	}
 
-	r.drain()
+	for _, source := range sources {
+		group.Go(func() error {
+			if err := source.Connect(ctx); err != nil {
+				return err
+			}
 
-	if err := router.Close(); err != nil {
-		return fmt.Errorf("closing consumers: %w", err)
+			turn.Lock()
+			defer turn.Unlock()
+
+			for _, route := range r.routes {
+				if source.Has(route.Topic) {
+					router.AddConsumerHandler(route.Consumer, route.Topic, source.Subscriber(route.Consumer), route.handle)
+				}
+			}
+
+			if err := router.RunHandlers(subscriptions); err != nil {
+				return err
+			}
+
+			source.Subscribed()
+
+			return nil
+		})
 	}
 
-	return <-result
+	return group.Wait()
 }
 
 // drain lets no further message in and waits for those in hand.

@@ -28,8 +28,8 @@ func Decode[P Payload](data []byte) (P, error) {
 		return p, err
 	}
 
-	if err := json.Unmarshal(data, &p); err != nil {
-		return p, RejectAs(ReasonMalformed, explain(err))
+	if err := Unmarshal(data, &p); err != nil {
+		return p, RejectAs(ReasonMalformed, err)
 	}
 
 	if err := p.Validate(); err != nil {
@@ -37,6 +37,16 @@ func Decode[P Payload](data []byte) (P, error) {
 	}
 
 	return p, nil
+}
+
+// Unmarshal parses JSON into v as Decode does. Its errors name the field and
+// say what was expected.
+func Unmarshal(data []byte, v any) error {
+	if err := json.Unmarshal(data, v); err != nil {
+		return explain(err)
+	}
+
+	return nil
 }
 
 // Encode returns the JSON of a payload.

@@ -34,6 +34,8 @@ type Meta struct {
 	// Causation is the ID of the message whose handling caused this one, or
 	// the zero UUID for the first message of a conversation.
 	Causation uuid.UUID
+	// Trace is the W3C traceparent of the message, if it has one.
+	Trace string
 }
 
 // Event is a decoded and validated message.
@@ -61,7 +63,7 @@ func (e Event[P]) Then(p Payload) Outgoing {
 // Then returns the event with payload p caused by the message m.
 func (m Meta) Then(p Payload) Outgoing {
 	return Outgoing{
-		Meta:    Meta{ID: NewID(), Correlation: m.Correlation, Causation: m.ID},
+		Meta:    Meta{ID: NewID(), Correlation: m.Correlation, Causation: m.ID, Trace: m.Trace},
 		Payload: p,
 	}
 }

@@ -22,6 +22,9 @@ type Message struct {
 // need not be valid UTF-8.
 type Headers map[string]string
 
+// CloudEventsPrefix begins the names of CloudEvents attributes among headers.
+const CloudEventsPrefix = "ce_"
+
 // Header names that Millrace reads and writes. The ce_ names are the binary
 // content mode of CloudEvents 1.0; the first is Watermill's own.
 const (
@@ -34,6 +37,10 @@ const (
 	HeaderContentType = "content-type"
 	HeaderCorrelation = "correlation_id"
 	HeaderCausation   = "causation_id"
+	// HeaderTraceParent is that of W3C Trace Context.
+	HeaderTraceParent = "traceparent"
+	// HeaderAttempt counts how often a message was put off; see LaterError.
+	HeaderAttempt = "millrace-attempt"
 )
 
 // Source is the CloudEvents source of every message that Millrace publishes.

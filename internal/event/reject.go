@@ -1,6 +1,9 @@
 package event
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // Reason classifies why a message was rejected; it labels metrics and poison
 // entries.
@@ -33,6 +36,21 @@ func Reject(err error) error { return RejectAs(ReasonRefused, err) }
 
 // RejectAs marks err as the message's own fault, for the given reason.
 func RejectAs(reason Reason, err error) error { return &RejectError{Reason: reason, Err: err} }
+
+// LaterError says that an effect may well succeed later: the provider was busy
+// or out of reach. The message is put back into the outbox and comes again.
+type LaterError struct {
+	// After is how long to wait at least; 0 leaves it to the consumer.
+	After time.Duration
+	Err   error
+}
+
+func (e *LaterError) Error() string { return e.Err.Error() }
+
+func (e *LaterError) Unwrap() error { return e.Err }
+
+// Later marks err as one that waiting may cure.
+func Later(after time.Duration, err error) error { return &LaterError{After: after, Err: err} }
 
 // RejectSome is returned by a batch handler when some events of the batch are
 // at fault, by their index in the batch. The transaction is rolled back, those

@@ -21,6 +21,8 @@ type Entry struct {
 	ID uuid.UUID
 	// Fingerprint is event.Fingerprint of the payload.
 	Fingerprint int64
+	// Correlation and Causation are the message's place in its conversation.
+	Correlation, Causation uuid.UUID
 }
 
 // Verdict says what a message is to the inbox.
@@ -43,17 +45,32 @@ var ErrConflict = event.RejectAs(event.ReasonConflict,
 // each. It waits for a concurrent transaction that claims the same message.
 // Of several equal entries the first is fresh.
 func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) ([]Verdict, error) {
-	ids, days, prints := columns(entries)
+	ids, days := columns(entries)
+	prints := make([]int64, len(entries))
+	correlations, causations := make([]*uuid.UUID, len(entries)), make([]*uuid.UUID, len(entries))
+
+	for i, e := range entries {
+		prints[i] = e.Fingerprint
+
+		if e.Correlation != e.ID && e.Correlation != uuid.Nil {
+			correlations[i] = &entries[i].Correlation
+		}
+
+		if e.Causation != uuid.Nil {
+			causations[i] = &entries[i].Causation
+		}
+	}
 
 	// Sorted, so that two transactions which claim the same ids never wait
 	// for each other in a circle.
 	rows, err := tx.Query(ctx, `
-		INSERT INTO inbox (consumer, message_id, day, fingerprint)
-		SELECT $1, e.id, e.day, e.print
-		FROM unnest($2::uuid[], $3::date[], $4::bigint[]) WITH ORDINALITY AS e (id, day, print, n)
+		INSERT INTO inbox (consumer, message_id, day, fingerprint, correlation_id, causation_id)
+		SELECT $1, e.id, e.day, e.print, e.correlation, e.causation
+		FROM unnest($2::uuid[], $3::date[], $4::bigint[], $5::uuid[], $6::uuid[])
+		     WITH ORDINALITY AS e (id, day, print, correlation, causation, n)
 		ORDER BY e.id, e.n
 		ON CONFLICT DO NOTHING
-		RETURNING message_id`, consumer, ids, days, prints)
+		RETURNING message_id`, consumer, ids, days, prints, correlations, causations)
 	if err != nil {
 		return nil, fmt.Errorf("claiming messages: %w", err)
 	}
@@ -115,7 +132,7 @@ func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
 }
 
 func fingerprints(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
-	ids, days, _ := columns(entries)
+	ids, days := columns(entries)
 
 	rows, err := db.Query(ctx, `
 		SELECT i.message_id, i.fingerprint
@@ -144,14 +161,13 @@ func fingerprints(ctx context.Context, db postgres.Querier, consumer string, ent
 	return seen, nil
 }
 
-func columns(entries []Entry) (ids []uuid.UUID, days []time.Time, prints []int64) {
+func columns(entries []Entry) (ids []uuid.UUID, days []time.Time) {
 	for _, e := range entries {
 		ids = append(ids, e.ID)
 		days = append(days, Day(e.ID))
-		prints = append(prints, e.Fingerprint)
 	}
 
-	return ids, days, prints
+	return ids, days
 }
 
 // Day returns the UTC day of the partition that holds id: the day inside a

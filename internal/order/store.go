@@ -250,29 +250,3 @@ func (s *Service) List(ctx context.Context, status Status, limit int) ([]Summary
 
 	return list, nil
 }
-
-// Counts returns how many orders are in each state.
-func (s *Service) Counts(ctx context.Context) (map[Status]int64, error) {
-	rows, err := s.pool.Query(ctx, `SELECT status, count(*) FROM orders GROUP BY status`)
-	if err != nil {
-		return nil, fmt.Errorf("counting orders: %w", err)
-	}
-
-	counts := make(map[Status]int64)
-
-	var (
-		status Status
-		n      int64
-	)
-
-	_, err = pgx.ForEachRow(rows, []any{&status, &n}, func() error {
-		counts[status] = n
-
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("counting orders: %w", err)
-	}
-
-	return counts, nil
-}

@@ -107,6 +107,15 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	return r.insert(ctx, tx)
 }
 
+// PutOff stores a message that came, to be published again after wait, with
+// the ids that it came with.
+func PutOff(ctx context.Context, tx pgx.Tx, m event.Message, meta event.Meta, wait time.Duration) error {
+	r := newRows(1)
+	r.add(m.Topic, m.Key, meta, m.Headers, m.Payload, wait)
+
+	return r.insert(ctx, tx)
+}
+
 // rows are the columns of the messages to insert.
 type rows struct {
 	shards            []int16
@@ -116,6 +125,7 @@ type rows struct {
 	headers           []*string
 	payloads          [][]byte
 	delays            []float64
+	traces            []*string
 }
 
 func newRows(n int) *rows {
@@ -123,6 +133,7 @@ func newRows(n int) *rows {
 		shards: make([]int16, 0, n), topics: make([]string, 0, n), keys: make([]string, 0, n),
 		ids: make([]uuid.UUID, 0, n), correlations: make([]uuid.UUID, 0, n), causations: make([]*uuid.UUID, 0, n),
 		headers: make([]*string, 0, n), payloads: make([][]byte, 0, n), delays: make([]float64, 0, n),
+		traces: make([]*string, 0, n),
 	}
 }
 
@@ -145,6 +156,12 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 		encoded = &text
 	}
 
+	var trace *string
+	if meta.Trace != "" {
+		trace = &meta.Trace
+	}
+
+	r.traces = append(r.traces, trace)
 	r.shards = append(r.shards, shardOf(key))
 	r.topics = append(r.topics, topic)
 	r.keys = append(r.keys, key)
@@ -159,13 +176,13 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
 	// The due time is counted on the database's clock.
 	_, err := tx.Exec(ctx, `
-		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, available_at)
-		SELECT shard, topic, key, id, correlation, causation, headers, payload,
+		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, available_at)
+		SELECT shard, topic, key, id, correlation, causation, headers, payload, trace,
 		       CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END
-		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[], $7::jsonb[], $8::bytea[], $9::float8[])
-		     WITH ORDINALITY AS r (shard, topic, key, id, correlation, causation, headers, payload, delay, n)
+		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[], $7::jsonb[], $8::bytea[], $9::float8[], $10::text[])
+		     WITH ORDINALITY AS r (shard, topic, key, id, correlation, causation, headers, payload, delay, trace, n)
 		ORDER BY n`,
-		r.shards, r.topics, r.keys, r.ids, r.correlations, r.causations, r.headers, r.payloads, r.delays)
+		r.shards, r.topics, r.keys, r.ids, r.correlations, r.causations, r.headers, r.payloads, r.delays, r.traces)
 	if err != nil {
 		return fmt.Errorf("appending to outbox: %w", err)
 	}

@@ -22,6 +22,7 @@ type row struct {
 	Causation   *uuid.UUID
 	Headers     event.Headers
 	Payload     []byte
+	Trace       *string
 	CreatedAt   time.Time
 }
 
@@ -202,7 +203,7 @@ func (q *queue) wants(batch, maxInFlight int) want {
 	}
 
 	return want{
-		limit:     min(batch, maxInFlight-len(q.inFlight)),
+		limit: min(batch, maxInFlight-len(q.inFlight)),
 		// Empty, not nil: nothing is unequal to all of NULL.
 		inFlight:  slices.AppendSeq(make([]int64, 0, len(q.inFlight)), maps.Keys(q.inFlight)),
 		held:      slices.AppendSeq([]string{}, maps.Keys(q.failures)),

@@ -38,8 +38,32 @@ type Relay struct {
 	pool    *pgxpool.Pool
 	logger  *slog.Logger
 	metrics *metrics
-	queue   *queue
-	wake    chan struct{}
+
+	mu    sync.Mutex
+	links []*link
+}
+
+// Target is where a relay publishes, and what.
+type Target struct {
+	// Name tells targets apart; that of the one without Only is empty.
+	Name      string
+	Publisher message.Publisher
+	// Lanes is how many messages are published at once.
+	Lanes int
+	// Only and Except choose by topic. At most one of them is set; without
+	// both, the target takes everything.
+	Only, Except []string
+}
+
+// link is one relay to one target. Links know nothing of each other, so that a
+// broker in trouble holds up nobody else.
+type link struct {
+	*Relay
+
+	target Target
+	logger *slog.Logger
+	queue  *queue
+	wake   chan struct{}
 	// failing is true while the broker refuses: it is logged on change only.
 	failing atomic.Bool
 	// woken is true when this process committed something since the last
@@ -54,33 +78,49 @@ func NewRelay(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *pro
 		pool:    pool,
 		logger:  logger.With(slog.String("component", "outbox")),
 		metrics: newMetrics(registry),
-		queue:   newQueue(),
-		wake:    make(chan struct{}, 1),
 	}
 }
 
 // Wake tells the relay that a transaction of this process committed rows.
 // It never blocks.
 func (r *Relay) Wake() {
-	r.woken.Store(true)
-	r.nudge()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	for _, l := range r.links {
+		l.woken.Store(true)
+		l.nudge()
+	}
 }
 
-func (r *Relay) nudge() {
+func (r *link) nudge() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
 }
 
-// Run publishes through publisher, with up to lanes messages at once, until
-// ctx ends; then it waits for what is in flight, at most Config.DrainTimeout.
-// It survives the loss of the database and of the broker.
-func (r *Relay) Run(ctx context.Context, publisher message.Publisher, lanes int) {
+// Run publishes to target until ctx ends; then it waits for what is in flight,
+// at most Config.DrainTimeout. It survives the loss of the database and of the
+// broker. It may run for several targets at once.
+func (r *Relay) Run(ctx context.Context, target Target) {
+	l := &link{Relay: r, target: target, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
+	if target.Name != "" {
+		l.logger = r.logger.With(slog.String("broker", target.Name))
+	}
+
+	r.mu.Lock()
+	r.links = append(r.links, l)
+	r.mu.Unlock()
+
+	l.run(ctx)
+}
+
+func (r *link) run(ctx context.Context) {
 	var running sync.WaitGroup
 
-	for range lanes {
-		running.Go(func() { r.lane(ctx, publisher) })
+	for range r.target.Lanes {
+		running.Go(func() { r.lane(ctx, r.target.Publisher) })
 	}
 
 	listening, stopListening := context.WithCancel(ctx)
@@ -101,7 +141,7 @@ func (r *Relay) Run(ctx context.Context, publisher message.Publisher, lanes int)
 
 // wait waits for the lanes, but not for one that the broker does not answer:
 // its row stays in the table.
-func (r *Relay) wait(running *sync.WaitGroup) {
+func (r *link) wait(running *sync.WaitGroup) {
 	done := make(chan struct{})
 
 	go func() {
@@ -118,13 +158,13 @@ func (r *Relay) wait(running *sync.WaitGroup) {
 
 // session holds one connection: its advisory locks are the ownership of the
 // shards, and everything that ownership allows is done on it.
-func (r *Relay) session(ctx context.Context) error {
+func (r *link) session(ctx context.Context) error {
 	conn, err := r.connect(ctx)
 	if err != nil {
 		return err
 	}
 
-	owned := newShards(conn)
+	owned := newShards(conn, r.target.Name)
 
 	defer func() {
 		r.metrics.shards.Set(0)
@@ -170,7 +210,7 @@ func (r *Relay) session(ctx context.Context) error {
 
 // abandon gives up every row that no lane has: without the locks another
 // replica may publish them. At the end of ctx nothing is abandoned.
-func (r *Relay) abandon(ctx context.Context, err error) error {
+func (r *link) abandon(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil //nolint:nilerr // it is the end that was asked for
 	}
@@ -183,7 +223,7 @@ func (r *Relay) abandon(ctx context.Context, err error) error {
 // connect opens the session's own connection, outside the pool: it lives as
 // long as the relay, and need not wait for the disk. Losing a deletion in a
 // crash only means that a message is published again.
-func (r *Relay) connect(ctx context.Context) (*pgx.Conn, error) {
+func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg := r.pool.Config().ConnConfig.Copy()
 	cfg.RuntimeParams["synchronous_commit"] = "off"
 	cfg.RuntimeParams["application_name"] = "millrace relay"
@@ -198,7 +238,7 @@ func (r *Relay) connect(ctx context.Context) (*pgx.Conn, error) {
 
 // tick does what is due by time: share the shards, release scheduled rows,
 // measure.
-func (r *Relay) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
@@ -221,10 +261,14 @@ func (r *Relay) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		return fmt.Errorf("releasing scheduled messages: %w", err)
 	}
 
+	if r.target.Name != "" {
+		return nil // the link without a name measures for all
+	}
+
 	return r.measure(ctx, conn)
 }
 
-func (r *Relay) measure(ctx context.Context, conn *pgx.Conn) error {
+func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
 	var oldest, waiting float64
 
 	err := conn.QueryRow(ctx, `
@@ -244,7 +288,7 @@ func (r *Relay) measure(ctx context.Context, conn *pgx.Conn) error {
 
 // round deletes what was confirmed and reads what is next, in one round trip
 // after the other until there is nothing to do.
-func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
 		confirmed := r.queue.takeConfirmed()
 		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
@@ -266,7 +310,7 @@ func (r *Relay) round(ctx context.Context, conn *pgx.Conn, owned *shards) error 
 }
 
 // exchange deletes confirmed and reads what is wanted next.
-func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want) (rows []row, err error) {
+func (r *link) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want) (rows []row, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
@@ -281,11 +325,12 @@ func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, con
 	}
 
 	if next.limit > 0 && len(owned.list) > 0 {
+		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit)
 		batch.Queue(`
-			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, created_at
+			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
 			FROM outbox
-			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3)
-			ORDER BY seq LIMIT $4`, owned.list, next.inFlight, next.held, next.limit).
+			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) `+topics+`
+			ORDER BY seq LIMIT $4`, args...).
 			Query(func(found pgx.Rows) error {
 				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
 
@@ -304,8 +349,21 @@ func (r *Relay) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, con
 	return rows, nil
 }
 
+// topics returns the condition on the topics of the target, with the arguments
+// of the whole statement.
+func (r *link) topics(args ...any) (condition string, all []any) {
+	switch {
+	case len(r.target.Only) > 0:
+		return `AND topic = ANY($5)`, append(args, r.target.Only)
+	case len(r.target.Except) > 0:
+		return `AND topic <> ALL($5)`, append(args, r.target.Except)
+	default:
+		return ``, args
+	}
+}
+
 // drain waits until the lanes have finished what they hold and deletes it.
-func (r *Relay) drain(ctx context.Context, conn *pgx.Conn) error {
+func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	r.queue.close()
 
 	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.DrainTimeout)
@@ -329,7 +387,7 @@ func (r *Relay) drain(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // lane publishes one row after the other.
-func (r *Relay) lane(ctx context.Context, publisher message.Publisher) {
+func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 	for {
 		next, ok := r.queue.next()
 		if !ok {
@@ -344,7 +402,7 @@ func (r *Relay) lane(ctx context.Context, publisher message.Publisher) {
 	}
 }
 
-func (r *Relay) confirm(published row) {
+func (r *link) confirm(published row) {
 	if r.queue.published(published, r.cfg.BatchSize/4) {
 		r.nudge()
 	}
@@ -357,7 +415,7 @@ func (r *Relay) confirm(published row) {
 }
 
 // hold keeps a key back after a failure. Other keys go on.
-func (r *Relay) hold(ctx context.Context, failed row, err error) {
+func (r *link) hold(ctx context.Context, failed row, err error) {
 	hold := r.queue.failed(failed)
 
 	if ctx.Err() != nil {
@@ -379,7 +437,7 @@ func (r *Relay) hold(ctx context.Context, failed row, err error) {
 }
 
 // listen wakes the relay when another process has committed.
-func (r *Relay) listen(ctx context.Context) {
+func (r *link) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
 			// Only a hint is lost: polling goes on.
@@ -389,7 +447,7 @@ func (r *Relay) listen(ctx context.Context) {
 	}
 }
 
-func (r *Relay) receive(ctx context.Context) error {
+func (r *link) receive(ctx context.Context) error {
 	conn, err := r.connect(ctx)
 	if err != nil {
 		return err
@@ -431,6 +489,10 @@ func toWatermill(r row) *message.Message {
 	msg.Metadata[event.HeaderTime] = r.CreatedAt.UTC().Format(time.RFC3339Nano)
 	msg.Metadata[event.HeaderContentType] = "application/json"
 	msg.Metadata[event.HeaderCorrelation] = r.Correlation.String()
+
+	if r.Trace != nil {
+		msg.Metadata[event.HeaderTraceParent] = *r.Trace
+	}
 
 	if r.Causation != nil {
 		msg.Metadata[event.HeaderCausation] = r.Causation.String()

@@ -83,7 +83,7 @@ func relay(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher) (wake
 
 	var running sync.WaitGroup
 
-	running.Go(func() { r.Run(ctx, publisher, 8) })
+	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: 8}) })
 
 	return r.Wake, func() {
 		cancel()

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -19,13 +20,23 @@ const (
 // them when the connection ends, however it ends.
 type shards struct {
 	conn *pgx.Conn
+	// base is the first lock key: each target has its own 64.
+	base int32
 	list []int16
 	// shared is true when other relays are there.
 	shared bool
 }
 
-func newShards(conn *pgx.Conn) *shards {
-	return &shards{conn: conn}
+func newShards(conn *pgx.Conn, target string) *shards {
+	s := &shards{conn: conn}
+
+	if target != "" {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(target))
+		s.base = int32(h.Sum32()%(1<<20)+1) * Shards //nolint:gosec // below 2^27
+	}
+
+	return s
 }
 
 func (s *shards) has(shard int16) bool {
@@ -34,7 +45,7 @@ func (s *shards) has(shard int16) bool {
 
 // join makes this relay count when others work out their share.
 func (s *shards) join(ctx context.Context) error {
-	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, 0)`, memberLocks); err != nil {
+	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, $2)`, memberLocks, s.base); err != nil {
 		return fmt.Errorf("joining the relays: %w", err)
 	}
 
@@ -48,8 +59,8 @@ func (s *shards) balance(ctx context.Context) (lost bool, err error) {
 
 	err = s.conn.QueryRow(ctx, `
 		SELECT count(*) FROM pg_locks
-		WHERE locktype = 'advisory' AND classid = $1 AND objsubid = 2 AND granted
-		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, memberLocks).Scan(&members)
+		WHERE locktype = 'advisory' AND classid = $1 AND objid = $2 AND objsubid = 2 AND granted
+		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, memberLocks, s.base).Scan(&members)
 	if err != nil {
 		return false, fmt.Errorf("counting relays: %w", err)
 	}
@@ -68,8 +79,8 @@ func (s *shards) balance(ctx context.Context) (lost bool, err error) {
 }
 
 func (s *shards) release(ctx context.Context, surplus []int16) error {
-	_, err := s.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, shard) FROM unnest($2::int[]) AS shard`,
-		shardLocks, surplus)
+	_, err := s.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, $2 + shard) FROM unnest($3::int[]) AS shard`,
+		shardLocks, s.base, surplus)
 	if err != nil {
 		return fmt.Errorf("releasing shards: %w", err)
 	}
@@ -87,7 +98,7 @@ func (s *shards) acquire(ctx context.Context, n int) error {
 		}
 
 		var got bool
-		if err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, $2)`, shardLocks, shard).Scan(&got); err != nil {
+		if err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, $2)`, shardLocks, s.base+int32(shard)).Scan(&got); err != nil {
 			return fmt.Errorf("acquiring shard %d: %w", shard, err)
 		}
 

@@ -1,0 +1,217 @@
+package account
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/mail"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/millrace/millrace/internal/user"
+)
+
+// Topics of users.
+const (
+	TopicUserCreated    = "user.created"
+	TopicUserUpdated    = "user.updated"
+	TopicUserEvents     = "user.events"
+	TopicProfileUpdated = "user.profile.updated"
+)
+
+// Limits of a user.
+const (
+	maxID         = 200     // bytes
+	maxName       = 200     // characters
+	maxEmail      = 254     // bytes: RFC 5321, section 4.5.3.1.3, less the brackets
+	maxProperties = 100     // fields
+	maxProperty   = 64      // bytes of a name
+	maxValue      = 8 << 10 // bytes of a value
+)
+
+// UserCreated asks for a user.
+type UserCreated struct {
+	User NewUser `json:"user"`
+}
+
+// NewUser is the body of UserCreated. Fields that it does not name are kept as
+// properties.
+type NewUser struct {
+	ID         string          `json:"id"`
+	Name       string          `json:"name"`
+	Email      string          `json:"email"`
+	Properties user.Properties `json:",embed"`
+}
+
+// Topic implements event.Payload.
+func (UserCreated) Topic() string { return TopicUserCreated }
+
+// Key implements event.Payload.
+func (p UserCreated) Key() string { return p.User.ID }
+
+// Validate implements event.Payload.
+func (p UserCreated) Validate() error { return p.User.check("user.") }
+
+// check reports what is wrong, naming fields after prefix.
+func (u NewUser) check(prefix string) error {
+	return errors.Join(
+		checkID(prefix+"id", u.ID),
+		checkName(prefix+"name", u.Name),
+		checkEmail(prefix+"email", u.Email),
+		checkProperties(prefix, u.Properties),
+	)
+}
+
+// UserUpdated asks to change fields of a user.
+type UserUpdated struct {
+	UserID  string  `json:"user_id"`
+	Updates Updates `json:"updates"`
+}
+
+// Updates are the fields to change. Those beyond name and e-mail address are
+// kept as properties; null takes one away.
+type Updates struct {
+	Name       *string         `json:"name,omitempty"`
+	Email      *string         `json:"email,omitempty"`
+	Properties user.Properties `json:",embed"`
+}
+
+// Topic implements event.Payload.
+func (UserUpdated) Topic() string { return TopicUserUpdated }
+
+// Key implements event.Payload.
+func (p UserUpdated) Key() string { return p.UserID }
+
+// Validate implements event.Payload.
+func (p UserUpdated) Validate() error {
+	return errors.Join(checkID("user_id", p.UserID), p.Updates.check("updates"))
+}
+
+func (u Updates) check(path string) error {
+	if u.Name == nil && u.Email == nil && len(u.Properties) == 0 {
+		return fmt.Errorf("%s: is empty, expected an object with at least one field to change", path)
+	}
+
+	var errs []error
+	if u.Name != nil {
+		errs = append(errs, checkName(path+".name", *u.Name))
+	}
+
+	if u.Email != nil {
+		errs = append(errs, checkEmail(path+".email", *u.Email))
+	}
+
+	return errors.Join(append(errs, checkProperties(path+".", u.Properties))...)
+}
+
+func (u Updates) update() user.Update {
+	return user.Update{Name: u.Name, Email: u.Email, Properties: u.Properties}
+}
+
+// ProfileUpdated says which fields of a user have changed, and to what.
+type ProfileUpdated struct {
+	UserID  string          `json:"user_id"`
+	Changes user.Properties `json:"changes"`
+}
+
+// Topic implements event.Payload.
+func (ProfileUpdated) Topic() string { return TopicProfileUpdated }
+
+// Key implements event.Payload.
+func (p ProfileUpdated) Key() string { return p.UserID }
+
+// Validate implements event.Payload.
+func (p ProfileUpdated) Validate() error { return checkID("user_id", p.UserID) }
+
+func checkID(field, id string) error {
+	switch {
+	case id == "":
+		return fmt.Errorf("%s: is missing, expected a text of 1 to %d bytes", field, maxID)
+	case len(id) > maxID:
+		return fmt.Errorf("%s: has %d bytes, expected at most %d", field, len(id), maxID)
+	case !printable(id):
+		return fmt.Errorf("%s: is %+q, expected printable characters", field, id)
+	}
+
+	return nil
+}
+
+func checkName(field, name string) error {
+	switch n := utf8.RuneCountInString(name); {
+	case strings.TrimSpace(name) == "":
+		return fmt.Errorf("%s: is missing, expected a text of 1 to %d characters", field, maxName)
+	case n > maxName:
+		return fmt.Errorf("%s: has %d characters, expected at most %d", field, n, maxName)
+	case !printable(name):
+		return fmt.Errorf("%s: is %+q, expected printable characters", field, name)
+	}
+
+	return nil
+}
+
+// checkEmail wants a bare address: no display name, no comment. The value is
+// not repeated: errors are logged.
+func checkEmail(field, email string) error {
+	switch address, err := mail.ParseAddress(email); {
+	case email == "":
+		return fmt.Errorf("%s: is missing, expected an address such as alice@example.com", field)
+	case len(email) > maxEmail:
+		return fmt.Errorf("%s: has %d bytes, expected at most %d", field, len(email), maxEmail)
+	case err != nil || address.Name != "" || address.Address != email || !printable(email):
+		return fmt.Errorf("%s: is not an e-mail address, expected one such as alice@example.com", field)
+	}
+
+	return nil
+}
+
+// checkProperties reports properties that are too many or too large, in order
+// of their names. A NUL has no place in Postgres' JSON.
+func checkProperties(prefix string, properties user.Properties) error {
+	if len(properties) > maxProperties {
+		return fmt.Errorf("%sproperties: has %d fields beyond name and email, expected at most %d", prefix, len(properties), maxProperties)
+	}
+
+	var errs []error
+
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		switch value := properties[name]; {
+		case name == "" || len(name) > maxProperty || !printable(name):
+			errs = append(errs, fmt.Errorf("%s%+q: is no name of a property, expected 1 to %d printable bytes", prefix, name, maxProperty))
+		case len(value) > maxValue:
+			errs = append(errs, fmt.Errorf("%s%s: has %d bytes, expected at most %d", prefix, name, len(value), maxValue))
+		case hasNUL(value):
+			errs = append(errs, fmt.Errorf("%s%s: has the character U+0000, expected none", prefix, name))
+		}
+	}
+
+	return errors.Join(errs...)
+}
+
+func hasNUL(value json.RawMessage) bool {
+	for i := 0; i+1 < len(value); i++ {
+		if value[i] != '\\' {
+			continue
+		}
+
+		if strings.HasPrefix(string(value[i:min(len(value), i+6)]), `\u0000`) {
+			return true
+		}
+
+		i++ // what is escaped begins no escape
+	}
+
+	return false
+}
+
+func printable(s string) bool {
+	for _, r := range s {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return false
+		}
+	}
+
+	return true
+}

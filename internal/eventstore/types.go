@@ -1,0 +1,66 @@
+package eventstore
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Upcaster turns the body of an event from one version of its shape into the
+// next.
+type Upcaster func(old json.RawMessage) (json.RawMessage, error)
+
+// Types decodes stored events into their Go types.
+type Types map[string]func(e Event) (Data, error)
+
+// Register adds the type D. upcasters[i] turns shape i+1 into shape i+2, so a
+// type whose shape never changed has none. D's current shape is the last; if
+// there are upcasters, D has a method SchemaVersion that returns it.
+func Register[D Data](types Types, upcasters ...Upcaster) {
+	var zero D
+
+	if current := int(schemaOf(zero)); current != len(upcasters)+1 {
+		panic(fmt.Sprintf("%s has schema version %d and %d upcasters, expected one less than the version", zero.EventType(), current, len(upcasters)))
+	}
+
+	types[zero.EventType()] = func(e Event) (Data, error) {
+		if e.Schema > len(upcasters)+1 {
+			return nil, fmt.Errorf("event %s of %s has schema version %d, this release knows %d: run a newer one", e.Type, e.Stream, e.Schema, len(upcasters)+1)
+		}
+
+		body := e.Data
+
+		for i, upcast := range upcasters[e.Schema-1:] {
+			next, err := upcast(body)
+			if err != nil {
+				return nil, fmt.Errorf("upcasting event %s of %s from schema version %d: %w", e.Type, e.Stream, e.Schema+i, err)
+			}
+
+			body = next
+		}
+
+		var data D
+		if err := json.Unmarshal(body, &data); err != nil {
+			return nil, fmt.Errorf("decoding event %s of %s: %w", e.Type, e.Stream, err)
+		}
+
+		return data, nil
+	}
+}
+
+// Decode returns the body of an event, in its current shape.
+func (t Types) Decode(e Event) (Data, error) {
+	decode, known := t[e.Type]
+	if !known {
+		return nil, fmt.Errorf("event %s of %s is of no known type", e.Type, e.Stream)
+	}
+
+	return decode(e)
+}
+
+func schemaOf(data Data) int16 {
+	if versioned, ok := data.(interface{ SchemaVersion() int }); ok {
+		return int16(versioned.SchemaVersion()) //nolint:gosec // a handful
+	}
+
+	return 1
+}

@@ -1,0 +1,250 @@
+// Package notification tells users what happened: by e-mail, by webhook, or in
+// the log. A notification is sent at least once, and under an id that depends
+// on its message alone, so that a receiver recognises a second copy.
+package notification
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// Topic carries the requests for notifications.
+const Topic = "notifications"
+
+// Channel is a way to reach a user.
+type Channel string
+
+// Channels.
+const (
+	Email   Channel = "email"
+	Webhook Channel = "webhook"
+	Log     Channel = "log"
+)
+
+// Limits of a notification.
+const (
+	maxID      = 200       // bytes
+	maxContent = 100 << 10 // bytes
+)
+
+// Requested asks for a notification.
+type Requested struct {
+	UserID  string `json:"user_id"`
+	Content string `json:"content"`
+	// Channel is e-mail if empty.
+	Channel Channel `json:"channel,omitempty"`
+}
+
+// Topic implements event.Payload.
+func (Requested) Topic() string { return Topic }
+
+// Key implements event.Payload.
+func (r Requested) Key() string { return r.UserID }
+
+// Validate implements event.Payload.
+func (r Requested) Validate() error {
+	var errs []error
+
+	switch {
+	case r.UserID == "":
+		errs = append(errs, fmt.Errorf("user_id: is missing, expected a text of 1 to %d bytes", maxID))
+	case len(r.UserID) > maxID:
+		errs = append(errs, fmt.Errorf("user_id: has %d bytes, expected at most %d", len(r.UserID), maxID))
+	case event.Text(r.UserID) != r.UserID:
+		errs = append(errs, fmt.Errorf("user_id: is %+q, expected printable characters", r.UserID))
+	}
+
+	switch {
+	case r.Content == "":
+		errs = append(errs, errors.New("content: is missing, expected a text"))
+	case len(r.Content) > maxContent:
+		errs = append(errs, fmt.Errorf("content: has %d bytes, expected at most %d", len(r.Content), maxContent))
+	}
+
+	switch r.channel() {
+	case Email, Webhook, Log:
+	default:
+		errs = append(errs, fmt.Errorf("channel: is %q, expected %s, %s or %s", clip(string(r.Channel)), Email, Webhook, Log))
+	}
+
+	return errors.Join(errs...)
+}
+
+func (r Requested) channel() Channel {
+	if r.Channel == "" {
+		return Email
+	}
+
+	return r.Channel
+}
+
+// Directory returns the e-mail addresses of users: "" for one who was erased,
+// nothing for one who does not exist.
+type Directory func(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error)
+
+// Delivery is what became of a notification.
+type Delivery struct {
+	// Sent is false when there was nobody to send it to any more.
+	Sent bool
+	// Answer is what the provider said, or why nothing was sent.
+	Answer string
+}
+
+// Service sends notifications.
+type Service struct {
+	pool      *pgxpool.Pool
+	directory Directory
+	mailer    *mailer
+	webhook   *webhook
+	logger    *slog.Logger
+}
+
+// NewService returns a service that has not connected to anything.
+func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slog.Logger) (*Service, error) {
+	logger = logger.With(slog.String("component", "notification"))
+
+	mailer, err := newMailer(cfg.Email)
+	if err != nil {
+		return nil, err
+	}
+
+	webhook, err := newWebhook(cfg.Webhook)
+	if err != nil {
+		return nil, err
+	}
+
+	return &Service{pool: pool, directory: directory, mailer: mailer, webhook: webhook, logger: logger}, nil
+}
+
+// Send sends one notification. What may go better later is an
+// event.LaterError, what the provider refuses for good a rejection with the
+// provider's words.
+func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+	switch e.Payload.channel() {
+	case Webhook:
+		return s.webhook.send(ctx, e)
+	case Log:
+		return s.log(e)
+	default:
+		return s.email(ctx, e)
+	}
+}
+
+func (s *Service) log(e event.Event[Requested]) (Delivery, error) {
+	s.logger.Info("notification", slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content))
+
+	return Delivery{Sent: true, Answer: "logged"}, nil
+}
+
+func (s *Service) email(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+	addresses, err := s.directory(ctx, s.pool, []string{e.Payload.UserID})
+	if err != nil {
+		return Delivery{}, event.Later(0, err)
+	}
+
+	address, known := addresses[e.Payload.UserID]
+
+	switch {
+	case !known:
+		return Delivery{}, event.Reject(fmt.Errorf("user_id: there is no user %s to send an e-mail to", e.Payload.UserID))
+	case address == "":
+		return Delivery{Answer: "the user was erased"}, nil
+	case s.mailer == nil:
+		s.logger.Info("e-mail (set notification.email.host to send it)",
+			slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()), slog.String("content", e.Payload.Content))
+
+		return Delivery{Sent: true, Answer: "logged: notification.email.host is not set"}, nil
+	}
+
+	return s.mailer.send(ctx, e, address)
+}
+
+// Sent is a notification with what became of it.
+type Sent = event.Effected[Requested, Delivery]
+
+// Record stores what became of notifications.
+func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.Outgoing, error) {
+	var (
+		messages = make([]uuid.UUID, len(sent))
+		users    = make([]string, len(sent))
+		channels = make([]string, len(sent))
+		statuses = make([]string, len(sent))
+		answers  = make([]string, len(sent))
+	)
+
+	for i, n := range sent {
+		messages[i], users[i], channels[i] = n.ID, n.Payload.UserID, string(n.Payload.channel())
+		statuses[i], answers[i] = "skipped", event.Text(n.Result.Answer)
+
+		if n.Result.Sent {
+			statuses[i] = "sent"
+		}
+	}
+
+	_, err := tx.Exec(ctx, `
+		INSERT INTO notifications (message_id, user_id, channel, status, answer)
+		SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])`,
+		messages, users, channels, statuses, answers)
+	if err != nil {
+		return nil, fmt.Errorf("recording notifications: %w", err)
+	}
+
+	return nil, nil
+}
+
+// Forget deletes what is kept of the notifications to a user.
+func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM notifications WHERE user_id = $1`, userID); err != nil {
+		return fmt.Errorf("forgetting notifications of user %s: %w", userID, err)
+	}
+
+	return nil
+}
+
+// Entry is a notification that was sent.
+type Entry struct {
+	MessageID uuid.UUID `json:"message_id"`
+	UserID    string    `json:"user_id"`
+	Channel   Channel   `json:"channel"`
+	Status    string    `json:"status"`
+	Answer    string    `json:"answer"`
+	SentAt    time.Time `json:"sent_at"`
+}
+
+// List returns the newest notifications, at most limit. An empty userID means
+// those of all users.
+func (s *Service) List(ctx context.Context, userID string, limit int) ([]Entry, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT message_id, user_id, channel, status, answer, sent_at FROM notifications
+		WHERE $1 = '' OR user_id = $1 ORDER BY sent_at DESC LIMIT $2`, userID, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing notifications: %w", err)
+	}
+
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Entry])
+	if err != nil {
+		return nil, fmt.Errorf("listing notifications: %w", err)
+	}
+
+	return list, nil
+}
+
+func clip(s string) string {
+	const limit = 500
+	if utf8.RuneCountInString(s) <= limit {
+		return s
+	}
+
+	return string([]rune(s)[:limit]) + "..."
+}

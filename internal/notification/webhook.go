@@ -1,0 +1,180 @@
+package notification
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/millrace/millrace/internal/event"
+)
+
+// Bounds of a webhook.
+const (
+	webhookTimeout = 10 * time.Second
+	maxAnswer      = 1 << 10   // bytes of the answer that are kept
+	maxWait        = time.Hour // of a Retry-After
+)
+
+// webhook posts notifications, signed as Standard Webhooks 1.0 say.
+type webhook struct {
+	url    string
+	signer *standardwebhooks.Webhook
+	client *http.Client
+}
+
+// newWebhook returns a webhook that refuses everything when none is configured.
+func newWebhook(cfg WebhookConfig) (*webhook, error) {
+	if cfg.URL == "" {
+		return &webhook{}, nil
+	}
+
+	secret, err := cfg.secret()
+	if err != nil {
+		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
+	}
+
+	signer, err := standardwebhooks.NewWebhookRaw(secret)
+	if err != nil {
+		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
+	}
+
+	allowed, err := cfg.networks()
+	if err != nil {
+		return nil, err
+	}
+
+	dialer := &net.Dialer{Timeout: webhookTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		return checkAddress(address, allowed)
+	}}
+
+	return &webhook{url: cfg.URL, signer: signer, client: &http.Client{
+		Timeout:   webhookTimeout,
+		Transport: &http.Transport{DialContext: dialer.DialContext, TLSHandshakeTimeout: webhookTimeout, MaxIdleConnsPerHost: 16},
+		// A redirect could lead anywhere, and the signature with it.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// forbiddenError says that a name led to an address that is not public.
+type forbiddenError struct{ address string }
+
+func (e *forbiddenError) Error() string {
+	return fmt.Sprintf("%s is not a public address: set notification.webhook.allow_networks if it is meant", e.address)
+}
+
+// checkAddress looks at the address that is about to be dialled, after names
+// are resolved.
+func checkAddress(address string, allowed []netip.Prefix) error {
+	target, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("dialling %s: %w", address, err)
+	}
+
+	ip := target.Addr().Unmap()
+
+	for _, network := range allowed {
+		if network.Contains(ip) {
+			return nil
+		}
+	}
+
+	if !ip.IsGlobalUnicast() || ip.IsPrivate() || sharedSpace.Contains(ip) {
+		return &forbiddenError{address: ip.String()}
+	}
+
+	return nil
+}
+
+// sharedSpace is between carriers and their customers: RFC 6598.
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+// body is what is posted.
+type body struct {
+	Type      string    `json:"type"`
+	Timestamp time.Time `json:"timestamp"`
+	Data      Requested `json:"data"`
+}
+
+func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+	if w.client == nil {
+		return Delivery{}, event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
+	}
+
+	request, err := w.request(ctx, e)
+	if err != nil {
+		return Delivery{}, err
+	}
+
+	response, err := w.client.Do(request)
+	if err != nil {
+		return Delivery{}, event.Later(0, fmt.Errorf("posting webhook: %w", err))
+	}
+	defer response.Body.Close()
+
+	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	answer := response.Status + " " + string(bytes.TrimSpace(text))
+
+	switch code := response.StatusCode; {
+	case code >= http.StatusOK && code < http.StatusMultipleChoices:
+		return Delivery{Sent: true, Answer: answer}, nil
+	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
+		return Delivery{}, event.Later(retryAfter(response), fmt.Errorf("posting webhook: the receiver answered %s", answer))
+	default:
+		return Delivery{}, event.Reject(fmt.Errorf("the receiver refused the webhook: %s", answer))
+	}
+}
+
+func (w *webhook) request(ctx context.Context, e event.Event[Requested]) (*http.Request, error) {
+	now := time.Now()
+
+	data, err := json.Marshal(body{Type: "notification", Timestamp: now.UTC(), Data: e.Payload})
+	if err != nil {
+		return nil, fmt.Errorf("encoding webhook: %w", err)
+	}
+
+	id := "msg_" + e.ID.String()
+
+	signature, err := w.signer.Sign(id, now, data)
+	if err != nil {
+		return nil, fmt.Errorf("signing webhook: %w", err)
+	}
+
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("making webhook: %w", err)
+	}
+
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("User-Agent", "millrace")
+	request.Header.Set("Webhook-Id", id)
+	request.Header.Set("Webhook-Timestamp", strconv.FormatInt(now.Unix(), 10))
+	request.Header.Set("Webhook-Signature", signature)
+
+	return request, nil
+}
+
+// retryAfter reads the header as seconds or as a date; 0 if there is none.
+func retryAfter(response *http.Response) time.Duration {
+	value := response.Header.Get("Retry-After")
+
+	if seconds, err := strconv.Atoi(value); err == nil {
+		return max(0, min(time.Duration(seconds)*time.Second, maxWait))
+	}
+
+	if at, err := http.ParseTime(value); err == nil {
+		return max(0, min(time.Until(at), maxWait))
+	}
+
+	return 0
+}
