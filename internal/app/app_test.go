@@ -1,137 +1,29 @@
 package app_test
 
 import (
-	"context"
 	"fmt"
-	"net"
-	"os"
 	"strings"
-	"sync"
 	"testing"
 
-	"github.com/millrace/millrace"
-	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/apptest"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/brokertest"
 	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
-// replica is a running service.
-type replica struct {
-	*app.Service
-
-	stop func()
-}
-
-// start runs a service on the database at url.
-func start(t *testing.T, url string, change func(*config.Config)) *replica {
-	t.Helper()
-
-	cfg := config.Default()
-	cfg.Postgres.URL = postgres.Secret(url)
-	cfg.HTTP.Addr = freeAddr(t)
-
-	if change != nil {
-		change(&cfg)
-	}
-
-	if err := cfg.Validate(); err != nil {
-		t.Fatal(err)
-	}
-
-	service, release, err := millrace.New(cfg, pgtest.Logger(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan struct{}), make(chan error, 1)
-
-	go func() { done <- service.Run(ctx, func() { close(ready) }) }()
-
-	select {
-	case <-ready:
-	case err := <-done:
-		t.Fatalf("the service did not start: %v", err)
-	}
-
-	stop := sync.OnceFunc(func() {
-		cancel()
-
-		if err := <-done; err != nil {
-			t.Errorf("the service did not drain: %v", err)
-		}
-
-		release()
-	})
-	t.Cleanup(stop)
-
-	return &replica{Service: service, stop: stop}
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-
-	return listener.Addr().String()
-}
-
-func (r *replica) publish(t *testing.T, topic, payload string) {
-	t.Helper()
-
-	key, err := r.Check(topic, []byte(payload))
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	message := event.Message{ID: event.NewID(), Topic: topic, Key: key, Payload: []byte(payload)}
-
-	pgtest.Eventually(t, "the message is published", func() bool {
-		err := r.Publish(t.Context(), []event.Message{message})
-		if err != nil && !postgres.IsUnavailable(err) {
-			t.Fatal(err)
-		}
-
-		return err == nil
-	})
-}
-
-func (r *replica) seed(t *testing.T) {
-	t.Helper()
-
-	if err := r.Inventory.Seed(t.Context(), map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (r *replica) waitFor(t *testing.T, id, status string) {
-	t.Helper()
-	pgtest.Eventually(t, id+" is "+status, func() bool {
-		details, err := r.Orders.Show(t.Context(), id)
-
-		return err == nil && string(details.Status) == status
-	})
-}
-
 func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {
 	t.Parallel()
 
-	r := start(t, pgtest.URL(t), nil)
-	r.seed(t)
-	r.publish(t, "orders.created", `{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}`)
-	r.publish(t, "orders.created", `{"order":{"id":"free","product_id":"product_1","quantity":1,"total_amount":0}}`)
-	r.publish(t, "orders.created", `{"order":{"id":"many","product_id":"product_3","quantity":26,"total_amount":1}}`)
-	r.waitFor(t, "order_123", "completed")
-	r.waitFor(t, "free", "payment_failed")
-	r.waitFor(t, "many", "inventory_unavailable")
+	r := apptest.Start(t)
+	r.Seed()
+	r.Publish("orders.created", `{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}`)
+	r.Publish("orders.created", `{"order":{"id":"free","product_id":"product_1","quantity":1,"total_amount":0}}`)
+	r.Publish("orders.created", `{"order":{"id":"many","product_id":"product_3","quantity":26,"total_amount":1}}`)
+	r.WaitForOrder("order_123", "completed")
+	r.WaitForOrder("free", "payment_failed")
+	r.WaitForOrder("many", "inventory_unavailable")
 
 	stock, err := r.Inventory.List(t.Context(), "product_1")
 	if err != nil || stock[0].Available != 98 || stock[0].Sold != 2 || stock[0].Reserved != 0 {
@@ -144,8 +36,8 @@ func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {
 func foreignOrders(t *testing.T, kind string, produce func(topic string, payloads ...string), change func(*config.Config)) {
 	t.Helper()
 
-	r := start(t, pgtest.URL(t), change)
-	r.seed(t)
+	r := apptest.Start(t, change)
+	r.Seed()
 
 	var payloads []string
 
@@ -157,7 +49,7 @@ func foreignOrders(t *testing.T, kind string, produce func(topic string, payload
 	produce("orders.created", append(payloads, "nonsense")...)
 
 	for i := range 20 {
-		r.waitFor(t, fmt.Sprintf("%s-%d", kind, i), "completed")
+		r.WaitForOrder(fmt.Sprintf("%s-%d", kind, i), "completed")
 	}
 
 	pgtest.Eventually(t, "the bad message is poisoned", func() bool {
@@ -165,16 +57,13 @@ func foreignOrders(t *testing.T, kind string, produce func(topic string, payload
 
 		return err == nil && len(entries) > 0 && string(entries[0].Payload) == "nonsense" && strings.HasPrefix(entries[0].Origin, kind+":")
 	})
-	r.stop()
+	r.Stop()
 }
 
 func TestTheServiceOnKafka(t *testing.T) {
 	t.Parallel()
 
-	address := os.Getenv("MILLRACE_TEST_KAFKA_BROKERS")
-	if address == "" {
-		t.Fatal("MILLRACE_TEST_KAFKA_BROKERS is not set: run `make test`")
-	}
+	address := brokertest.Address(t, brokertest.Kafka)
 
 	var cfg broker.Config
 
@@ -203,10 +92,7 @@ func bare(payloads []string) []brokertest.Foreign {
 func TestTheServiceOnRabbitMQ(t *testing.T) {
 	t.Parallel()
 
-	address := os.Getenv("MILLRACE_TEST_RABBITMQ_URL")
-	if address == "" {
-		t.Fatal("MILLRACE_TEST_RABBITMQ_URL is not set: run `make test`")
-	}
+	address := brokertest.Address(t, brokertest.RabbitMQ)
 
 	var cfg broker.Config
 
@@ -228,8 +114,10 @@ func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
 	const orders = 300
 
 	url := pgtest.URL(t)
-	one, two := start(t, url, nil), start(t, url, nil)
-	one.seed(t)
+	one, two := apptest.New(t, url), apptest.New(t, url)
+	one.Run()
+	two.Run()
+	one.Seed()
 
 	if _, err := one.Pool.Exec(t.Context(), `UPDATE stock SET supplied = 1000, available = 1000 WHERE product_id = 'product_1'`); err != nil {
 		t.Fatal(err)
@@ -241,13 +129,13 @@ func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
 			publisher = two
 		}
 
-		publisher.publish(t, "orders.created", fmt.Sprintf(`{"order":{"id":"o%d","product_id":"product_1","quantity":1,"total_amount":1}}`, i))
+		publisher.Publish("orders.created", fmt.Sprintf(`{"order":{"id":"o%d","product_id":"product_1","quantity":1,"total_amount":1}}`, i))
 
 		switch i {
 		case 100:
 			pgtest.KillBackends(t, one.Pool) // every connection is lost
 		case 200:
-			one.stop() // and then a replica
+			one.Stop() // and then a replica
 			one = two
 		}
 	}

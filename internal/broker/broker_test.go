@@ -3,7 +3,6 @@ package broker_test
 import (
 	"context"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -24,23 +23,12 @@ func TestEmbedded(t *testing.T) {
 
 func TestKafka(t *testing.T) {
 	t.Parallel()
-	brokertest.Run(t, kafkaHarness(environment(t, "MILLRACE_TEST_KAFKA_BROKERS")))
+	brokertest.Run(t, kafkaHarness(brokertest.Address(t, brokertest.Kafka)))
 }
 
 func TestRabbitMQ(t *testing.T) {
 	t.Parallel()
-	brokertest.Run(t, rabbitHarness(environment(t, "MILLRACE_TEST_RABBITMQ_URL")))
-}
-
-func environment(t *testing.T, name string) string {
-	t.Helper()
-
-	value := os.Getenv(name)
-	if value == "" {
-		t.Fatalf("%s is not set: run `make test`, or `make services` and then source .local/test/env", name)
-	}
-
-	return value
+	brokertest.Run(t, rabbitHarness(brokertest.Address(t, brokertest.RabbitMQ)))
 }
 
 func kafkaHarness(address string) brokertest.Harness {

@@ -3,6 +3,7 @@ package brokertest
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/IBM/sarama"
@@ -10,6 +11,25 @@ import (
 
 	"github.com/millrace/millrace/internal/broker"
 )
+
+// Variables that name the servers for the tests.
+const (
+	Kafka    = "MILLRACE_TEST_KAFKA_BROKERS"
+	RabbitMQ = "MILLRACE_TEST_RABBITMQ_URL"
+)
+
+// Address returns the address in a variable. Without it the test fails: it
+// never skips.
+func Address(tb testing.TB, variable string) string {
+	tb.Helper()
+
+	value := os.Getenv(variable)
+	if value == "" {
+		tb.Fatalf("%s is not set: run `make test`, or `make services` and then source .local/test/env", variable)
+	}
+
+	return value
+}
 
 // ProduceKafka publishes to Kafka as any other producer would.
 func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
