@@ -121,8 +121,8 @@ func (t *Timestamp) UnmarshalJSON(data []byte) error {
 			number /= 1000
 		}
 
-		seconds := int64(min(number, millisFrom))
-		parsed = time.Unix(seconds, int64((min(number, millisFrom)-float64(seconds))*1e9)).UTC()
+		number = max(-1, min(number, float64(latest.Unix()))) // further out does not matter
+		parsed = time.UnixMicro(int64(number * 1e6)).UTC()
 	} else {
 		var text string
 		if err := json.Unmarshal(data, &text); err != nil || text == "" {

@@ -277,9 +277,13 @@ func (p *Projector) rebuild(ctx context.Context, projection Projection, progress
 		}
 
 		if horizon-r.position <= rebuildBatch {
-			progress(r.position, horizon)
+			if err := r.finish(ctx, p.pool, horizon); err != nil {
+				return err
+			}
 
-			return r.finish(ctx, p.pool, horizon)
+			progress(r.position, r.position)
+
+			return nil
 		}
 
 		for r.position < horizon {

@@ -1,0 +1,70 @@
+package app_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/conversation"
+	"github.com/millrace/millrace/internal/event"
+)
+
+func render(messages []*conversation.Message, service *apptest.Service) string {
+	var parts []string
+
+	for _, m := range messages {
+		topic := m.Topic
+		if m.Consumer != "" {
+			topic = service.TopicOf(m.Consumer)
+		}
+
+		parts = append(parts, fmt.Sprintf("%s(%s)%s", topic, m.State, render(m.Caused, service)))
+	}
+
+	if len(parts) == 0 {
+		return ""
+	}
+
+	return "[" + strings.Join(parts, " ") + "]"
+}
+
+func TestAConversationIsATree(t *testing.T) {
+	t.Parallel()
+
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+	s := apptest.Start(t)
+	s.Seed()
+
+	id := s.PublishMessage(event.Message{
+		Topic: "orders.created", Key: "order_123", Payload: []byte(guide(t, "orders.created")),
+		Headers: event.Headers{event.HeaderTraceParent: trace},
+	})
+	s.Messages("orders.completed", 1)
+
+	last := s.Messages("orders.completed", 1)[0]
+	for _, asked := range []uuid.UUID{id, last.ID} {
+		roots, err := conversation.Find(t.Context(), s.Pool, asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if got := render(roots, s); got != "[orders.created(applied)[payments.requested(applied)[orders.completed(applied)]]]" {
+			t.Errorf("got %s", got)
+		}
+	}
+
+	// The trace context goes through every hop.
+	for _, topic := range []string{"payments.requested", "orders.completed"} {
+		if got := s.Messages(topic, 1)[0].Headers[event.HeaderTraceParent]; got != trace {
+			t.Errorf("%s has traceparent %q", topic, got)
+		}
+	}
+
+	if _, err := conversation.Find(t.Context(), s.Pool, event.NewID()); err == nil {
+		t.Error("a message that never was has a conversation")
+	}
+}

@@ -1,0 +1,235 @@
+package app_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/pgtest"
+)
+
+// Each test here is a row of the table "What the guide shows" in README.md.
+// The messages are those of the guide, as its Python code sends them.
+
+func guide(t *testing.T, name string) string {
+	t.Helper()
+
+	data, err := os.ReadFile(filepath.Join("testdata", "guide", name+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return string(data)
+}
+
+func history(t *testing.T, s *apptest.Service, id string) string {
+	t.Helper()
+
+	details, err := s.Users.Show(t.Context(), id)
+	if err != nil {
+		return err.Error()
+	}
+
+	var names []string
+	for _, e := range details.History {
+		names = append(names, e.Type)
+	}
+
+	return strings.Join(names, " ")
+}
+
+func TestGuideUserCreated(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Publish("user.created", guide(t, "user.created"))
+
+	sent := s.Messages("notifications", 1)[0].Fields()
+	if diff := cmp.Diff(map[string]any{"user_id": "user_1", "content": "Welcome Alice!"}, sent); diff != "" {
+		t.Error(diff)
+	}
+
+	if got := history(t, s, "user_1"); got != "UserCreated" {
+		t.Errorf("got %s", got)
+	}
+
+	if got := apptest.Value[string](s, `SELECT channel || ' ' || status FROM notifications`); got != "email sent" {
+		t.Errorf("the welcome was recorded as %s", got)
+	}
+}
+
+func TestGuideUserUpdated(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Publish("user.created", guide(t, "user.created"))
+	s.Messages("notifications", 1)
+	s.Publish("user.updated", guide(t, "user.updated"))
+
+	changed := s.Messages("user.profile.updated", 1)[0].Fields()
+	want := map[string]any{"user_id": "user_1", "changes": map[string]any{"email": "alice@new.example.com", "city": "Berlin"}}
+
+	if diff := cmp.Diff(want, changed); diff != "" {
+		t.Error(diff)
+	}
+
+	told := s.Messages("notifications", 2)[1].Fields()["content"]
+	if told != "Your profile was updated: city, email" {
+		t.Errorf("got %s", told)
+	}
+
+	details, err := s.Users.Show(t.Context(), "user_1")
+	if err != nil || details.Email != "alice@new.example.com" || string(details.Properties["city"]) != `"Berlin"` {
+		t.Errorf("got %+v, %v", details, err)
+	}
+}
+
+func TestGuideUserNotFound(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	id := s.Publish("user.updated", guide(t, "user.updated"))
+	s.Messages("user.updated", 1)
+
+	misses, err := s.Users.Misses(t.Context(), 10)
+	if err != nil || len(misses) != 1 || misses[0].UserID != "user_1" || misses[0].MessageID != id {
+		t.Errorf("got %+v, %v", misses, err)
+	}
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM poison`); n != 0 {
+		t.Errorf("%d messages are poisoned: an unknown user is an outcome, not an error", n)
+	}
+}
+
+func TestGuideLegacyPipeline(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Publish("user.events", guide(t, "user.events.create"))
+	s.Messages("notifications", 1)
+	s.Publish("user.events", guide(t, "user.events.update"))
+	s.Messages("user.profile.updated", 1)
+
+	if got := history(t, s, "user_2"); got != "UserCreated UserNameUpdated" {
+		t.Errorf("got %s", got)
+	}
+
+	s.PublishMessage(event.Message{Topic: "user.events", Payload: []byte(guide(t, "user.events.unknown"))})
+	pgtest.Eventually(t, "the unknown action is rejected", func() bool {
+		entries, err := s.Poison.List(t.Context(), "user.events", 1)
+
+		return err == nil && len(entries) == 1 && entries[0].Error == `action: is "delete", expected create or update`
+	})
+}
+
+func TestGuideNotification(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Publish("notifications", guide(t, "notifications"))
+	s.Messages("notifications", 1)
+
+	list, err := s.Notifications.List(t.Context(), "user_1", 10)
+	if err != nil || len(list) != 1 || list[0].Channel != "log" || list[0].Status != "sent" || list[0].Answer != "logged" {
+		t.Errorf("got %+v, %v", list, err)
+	}
+}
+
+func TestGuideAnalytics(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	for range 3 { // three messages, each with an id of its own
+		s.Publish("analytics.track", guide(t, "analytics.track"))
+	}
+
+	s.Messages("analytics.track", 3)
+
+	if n := apptest.Value[int](s, `SELECT count FROM analytics_daily WHERE day = '2026-01-31' AND event = 'page_view'`); n != 3 {
+		t.Errorf("counted %d, expected 3", n)
+	}
+
+	if page := apptest.Value[string](s, `SELECT min(properties ->> 'page') FROM analytics_events WHERE user_id = 'user_1'`); page != "/home" {
+		t.Errorf("stored page %s", page)
+	}
+}
+
+func TestGuideOrder(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Seed()
+	s.Publish("orders.created", guide(t, "orders.created"))
+
+	requested := s.Messages("payments.requested", 1)
+	if got := requested[0].Fields(); got["order_id"] != "order_123" || got["amount"] != 99.99 {
+		t.Errorf("got %v", got)
+	}
+
+	s.Messages("orders.completed", 1)
+	s.WaitForOrder("order_123", "completed")
+}
+
+func TestGuideEventStore(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Publish("user.created", guide(t, "user.created"))
+	s.Messages("notifications", 1)
+	s.Publish("user.updated", guide(t, "user.updated"))
+	s.Messages("notifications", 2)
+
+	// Versions 1..n, as the guide's append_event gives them.
+	if got := apptest.Value[string](s, `SELECT string_agg(version || ' ' || type, ', ' ORDER BY version) FROM events WHERE stream = 'user-user_1'`); got != "1 UserCreated, 2 UserEmailUpdated, 3 UserPropertiesUpdated" {
+		t.Errorf("got %s", got)
+	}
+
+	pgtest.Eventually(t, "the table follows", func() bool {
+		list, err := s.Users.List(t.Context(), 10)
+
+		return err == nil && len(list) == 1 && list[0].Email != nil && *list[0].Email == "alice@new.example.com"
+	})
+}
+
+// Every part of the guide has a row in the README, and every row a test here.
+func TestTheReadmeNamesEachGuideTest(t *testing.T) {
+	t.Parallel()
+
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	source, err := os.ReadFile("guide_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var tests []string
+
+	for line := range strings.Lines(string(source)) {
+		if name, ok := strings.CutPrefix(line, "func TestGuide"); ok {
+			tests = append(tests, "TestGuide"+name[:strings.Index(name, "(")])
+		}
+	}
+
+	for line := range strings.Lines(string(readme)) {
+		for field := range strings.FieldsFuncSeq(line, func(r rune) bool { return r == '`' || r == ' ' || r == '|' }) {
+			if strings.HasPrefix(field, "TestGuide") && !slices.Contains(tests, field) {
+				t.Errorf("README names %s, which does not exist", field)
+			}
+		}
+	}
+
+	for _, name := range tests {
+		if !strings.Contains(string(readme), "`"+name+"`") {
+			t.Errorf("README lacks a row for %s", name)
+		}
+	}
+}
