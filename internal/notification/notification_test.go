@@ -1,0 +1,422 @@
+package notification_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	netmail "net/mail"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-sasl"
+	"github.com/emersion/go-smtp"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/notification"
+	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// mailServer is an SMTP server that wants STARTTLS and a password.
+type mailServer struct {
+	port   int
+	caFile string
+
+	mu       sync.Mutex
+	received []string
+	refuse   *smtp.SMTPError // the answer to the next recipients, if set
+}
+
+func newMailServer(t *testing.T) *mailServer {
+	t.Helper()
+
+	m := &mailServer{}
+	certificate := m.certificate(t)
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	server := smtp.NewServer(m)
+	server.Domain = "localhost"
+	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+
+	go func() { _ = server.Serve(listener) }()
+
+	t.Cleanup(func() { _ = server.Close() })
+
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	m.port, _ = strconv.Atoi(port)
+
+	return m
+}
+
+func (m *mailServer) certificate(t *testing.T) tls.Certificate {
+	t.Helper()
+
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	m.caFile = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(m.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func (m *mailServer) config() notification.Config {
+	cfg := notification.DefaultConfig()
+	cfg.Email.Host, cfg.Email.Port, cfg.Email.CAFile = "localhost", m.port, m.caFile
+	cfg.Email.User, cfg.Email.Password, cfg.Email.From = "shop", "secret", "Shop <shop@example.com>"
+
+	return cfg
+}
+
+// NewSession implements smtp.Backend.
+func (m *mailServer) NewSession(conn *smtp.Conn) (smtp.Session, error) {
+	return &mailSession{server: m, conn: conn}, nil
+}
+
+type mailSession struct {
+	server *mailServer
+	conn   *smtp.Conn
+	login  bool
+}
+
+func (s *mailSession) AuthMechanisms() []string { return []string{sasl.Plain} }
+
+func (s *mailSession) Auth(string) (sasl.Server, error) {
+	return sasl.NewPlainServer(func(_, user, password string) error {
+		if _, encrypted := s.conn.TLSConnectionState(); !encrypted || user != "shop" || password != "secret" {
+			return smtp.ErrAuthFailed
+		}
+
+		s.login = true
+
+		return nil
+	}), nil
+}
+
+func (s *mailSession) Mail(string, *smtp.MailOptions) error {
+	if !s.login {
+		return smtp.ErrAuthRequired
+	}
+
+	return nil
+}
+
+func (s *mailSession) Rcpt(string, *smtp.RcptOptions) error {
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+
+	if s.server.refuse != nil {
+		return s.server.refuse
+	}
+
+	return nil
+}
+
+func (s *mailSession) Data(r io.Reader) error {
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+
+	s.server.received = append(s.server.received, string(data))
+
+	return nil
+}
+
+func (*mailSession) Reset()        {}
+func (*mailSession) Logout() error { return nil }
+
+func directory(context.Context, postgres.Querier, []string) (map[string]string, error) {
+	return map[string]string{"alice": "alice@example.com", "erased": ""}, nil
+}
+
+func newService(t *testing.T, cfg notification.Config) *notification.Service {
+	t.Helper()
+
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+
+	s, err := notification.NewService(cfg, nil, directory, pgtest.Logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return s
+}
+
+func requested(userID string, channel notification.Channel) event.Event[notification.Requested] {
+	p := notification.Requested{UserID: userID, Content: "Welcome <Alice> & Bob!", Channel: channel}
+
+	return event.Event[notification.Requested]{Meta: event.Start(p).Meta, Payload: p}
+}
+
+func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
+	t.Parallel()
+
+	server := newMailServer(t)
+	s := newService(t, server.config())
+	e := requested("alice", "")
+
+	for range 2 { // the second is a repetition: it must be recognisable
+		got, err := s.Send(t.Context(), e)
+		if err != nil || !got.Sent || !strings.Contains(got.Answer, "OK") {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+	}
+
+	if len(server.received) != 2 {
+		t.Fatalf("%d e-mails came", len(server.received))
+	}
+
+	for _, text := range server.received {
+		mail, err := netmail.ReadMessage(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if id := mail.Header.Get("Message-Id"); id != "<"+e.ID.String()+"@example.com>" {
+			t.Errorf("the id is %s", id)
+		}
+
+		if mail.Header.Get("To") != "<alice@example.com>" || mail.Header.Get("Subject") != "Welcome <Alice> & Bob!" {
+			t.Errorf("got %v", mail.Header)
+		}
+
+		if !strings.Contains(text, "Welcome <Alice> & Bob!") || !strings.Contains(text, "Welcome &lt;Alice&gt; &amp; Bob!") {
+			t.Errorf("a part is missing or not escaped: %s", text)
+		}
+	}
+}
+
+func TestTheAnswersOfAMailServerDecide(t *testing.T) {
+	t.Parallel()
+
+	server := newMailServer(t)
+	s := newService(t, server.config())
+
+	var (
+		later    *event.LaterError
+		rejected *event.RejectError
+	)
+
+	server.refuse = &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 7, 1}, Message: "greylisted"}
+	if _, err := s.Send(t.Context(), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
+		t.Errorf("temporary: got %v", err)
+	}
+
+	server.refuse = &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox"}
+	if _, err := s.Send(t.Context(), requested("alice", "")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
+		t.Errorf("permanent: got %v", err)
+	}
+
+	// A wrong password is the operator's mistake, not the message's.
+	cfg := server.config()
+	cfg.Email.Password = "wrong"
+
+	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) {
+		t.Errorf("wrong password: got %v", err)
+	}
+
+	// Nor is a server that is away, or one whose certificate is not trusted.
+	cfg = server.config()
+	cfg.Email.CAFile = ""
+
+	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("unknown certificate: got %v", err)
+	}
+
+	cfg.Email.Port = 1
+	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) {
+		t.Errorf("no server: got %v", err)
+	}
+}
+
+func TestWhoCannotBeReached(t *testing.T) {
+	t.Parallel()
+
+	s := newService(t, notification.DefaultConfig())
+
+	var rejected *event.RejectError
+	if _, err := s.Send(t.Context(), requested("nobody", "")); !errors.As(err, &rejected) {
+		t.Errorf("unknown user: got %v", err)
+	}
+
+	if got, err := s.Send(t.Context(), requested("erased", "")); err != nil || got.Sent {
+		t.Errorf("erased user: got %+v, %v", got, err)
+	}
+
+	if _, err := s.Send(t.Context(), requested("alice", notification.Webhook)); !errors.As(err, &rejected) {
+		t.Errorf("webhook without an address: got %v", err)
+	}
+
+	if got, err := s.Send(t.Context(), requested("alice", notification.Log)); err != nil || !got.Sent {
+		t.Errorf("log: got %+v, %v", got, err)
+	}
+}
+
+const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+// receiver verifies webhooks as the standard's own library does.
+func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Config, *[]http.Header) {
+	t.Helper()
+
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var headers []http.Header
+
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if err := verifier.Verify(body, r.Header); err != nil || !strings.Contains(string(body), `"user_id":"alice"`) {
+			t.Errorf("%v: %s", err, body)
+		}
+
+		headers = append(headers, r.Header)
+
+		answer(w)
+	}))
+	t.Cleanup(server.Close)
+
+	cfg := notification.DefaultConfig()
+	cfg.Webhook.URL, cfg.Webhook.Secret, cfg.Webhook.AllowNetworks = server.URL, secret, []string{"127.0.0.0/8"}
+
+	return cfg, &headers
+}
+
+func TestAWebhookIsSigned(t *testing.T) {
+	t.Parallel()
+
+	cfg, headers := receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "thanks") })
+	e := requested("alice", notification.Webhook)
+
+	got, err := newService(t, cfg).Send(t.Context(), e)
+	if err != nil || !got.Sent || got.Answer != "200 OK thanks" {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+
+	if id := (*headers)[0].Get("Webhook-Id"); id != "msg_"+e.ID.String() {
+		t.Errorf("the id is %s", id)
+	}
+}
+
+func TestTheAnswersOfAReceiverDecide(t *testing.T) {
+	t.Parallel()
+
+	var (
+		later    *event.LaterError
+		rejected *event.RejectError
+	)
+
+	for _, c := range []struct {
+		code  int
+		after string
+		want  any
+		wait  time.Duration
+	}{
+		{http.StatusTooManyRequests, "7", &later, 7 * time.Second},
+		{http.StatusTooManyRequests, "1000000", &later, time.Hour},
+		{http.StatusServiceUnavailable, "", &later, 0},
+		{http.StatusBadRequest, "", &rejected, 0},
+		{http.StatusFound, "", &rejected, 0}, // a redirect is not followed
+	} {
+		cfg, headers := receiver(t, func(w http.ResponseWriter) {
+			w.Header().Set("Location", "/elsewhere")
+
+			if c.after != "" {
+				w.Header().Set("Retry-After", c.after)
+			}
+
+			w.WriteHeader(c.code)
+			_, _ = io.WriteString(w, "because")
+		})
+
+		_, err := newService(t, cfg).Send(t.Context(), requested("alice", notification.Webhook))
+		if !errors.As(err, c.want) || !strings.Contains(err.Error(), strconv.Itoa(c.code)) || !strings.Contains(err.Error(), "because") {
+			t.Errorf("%d: got %v", c.code, err)
+		}
+
+		if c.want == &later && later.After != c.wait {
+			t.Errorf("%d with Retry-After %s: waits %s, expected %s", c.code, c.after, later.After, c.wait)
+		}
+
+		if len(*headers) != 1 {
+			t.Errorf("%d: %d requests", c.code, len(*headers))
+		}
+	}
+}
+
+func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
+	t.Parallel()
+
+	reached := false
+	cfg, _ := receiver(t, func(http.ResponseWriter) { reached = true })
+	cfg.Webhook.AllowNetworks = []string{}
+
+	for _, host := range []string{"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]"} {
+		cfg.Webhook.URL = "http://" + host + cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
+
+		if _, err := newService(t, cfg).Send(t.Context(), requested("alice", notification.Webhook)); err == nil || !strings.Contains(err.Error(), "allow_networks") {
+			t.Errorf("%s: got %v", host, err)
+		}
+	}
+
+	if reached {
+		t.Error("the receiver was reached")
+	}
+}
+
+func TestConfigurationMistakesNameTheKey(t *testing.T) {
+	t.Parallel()
+
+	cfg := notification.DefaultConfig()
+	cfg.Email = notification.EmailConfig{Port: 0, TLS: "maybe", User: "u", From: "nobody"}
+	cfg.Webhook = notification.WebhookConfig{URL: "ftp://x", Secret: "short", AllowNetworks: []string{"all"}}
+
+	err := cfg.Validate()
+	for _, key := range []string{"email.port", "email.tls", "email.user", "email.from", "webhook.url", "webhook.secret", "webhook.allow_networks"} {
+		if err == nil || !strings.Contains(err.Error(), "notification."+key+": ") {
+			t.Errorf("%s is not reported: %v", key, err)
+		}
+	}
+}
