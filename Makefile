@@ -43,7 +43,7 @@ services-down: ## Stop the servers of tests and benchmark
 .PHONY: test
 test: verify services ## Check everything and run all tests, with the race detector
 	@. .local/test/env && go test -race -timeout 10m ./...
-	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/broker
+	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/broker ./internal/app
 
 .PHONY: fmt
 fmt: ## Format the code

@@ -1,10 +1,6 @@
 package broker_test
 
 import (
-	"context"
-	"net"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -54,21 +50,21 @@ func rabbitHarness(address string) brokertest.Harness {
 
 func TestRestartOfKafka(t *testing.T) {
 	t.Parallel()
-	withoutRaceDetector(t)
+	brokertest.WithoutRaceDetector(t)
 
-	server := newServer(t, "kafka.sh")
-	surviveRestart(t, kafkaHarness("127.0.0.1:"+server.port), server)
+	server := brokertest.NewServer(t, "kafka.sh")
+	surviveRestart(t, kafkaHarness("127.0.0.1:"+server.Port), server)
 }
 
 func TestRestartOfRabbitMQ(t *testing.T) {
 	t.Parallel()
-	withoutRaceDetector(t)
+	brokertest.WithoutRaceDetector(t)
 
-	server := newServer(t, "rabbitmq.sh")
-	surviveRestart(t, rabbitHarness("amqp://guest:guest@127.0.0.1:"+server.port+"/"), server)
+	server := brokertest.NewServer(t, "rabbitmq.sh")
+	surviveRestart(t, rabbitHarness("amqp://guest:guest@127.0.0.1:"+server.Port+"/"), server)
 }
 
-func surviveRestart(t *testing.T, h brokertest.Harness, server *server) {
+func surviveRestart(t *testing.T, h brokertest.Harness, server *brokertest.Server) {
 	t.Helper()
 
 	topic := brokertest.Topic()
@@ -87,13 +83,13 @@ func surviveRestart(t *testing.T, h brokertest.Harness, server *server) {
 	}
 
 	received.Wait(t, 1)
-	server.do("kill")
+	server.Do("kill")
 
 	if err := conn.Publisher().Publish(topic, brokertest.NewMessage("k", "lost")); err == nil {
 		t.Error("publishing to a dead broker succeeds")
 	}
 
-	server.do("start")
+	server.Do("start")
 	pgtest.Eventually(t, "publishing works again", func() bool {
 		return conn.Publisher().Publish(topic, brokertest.NewMessage("k", "after")) == nil
 	})
@@ -110,54 +106,4 @@ func surviveRestart(t *testing.T, h brokertest.Harness, server *server) {
 	if err := conn.Close(); err != nil {
 		t.Log(err) // connections that died earlier may say so
 	}
-}
-
-// server is a broker of the test's own.
-type server struct {
-	t      *testing.T
-	script string
-	dir    string
-	port   string
-}
-
-func newServer(t *testing.T, script string) *server {
-	t.Helper()
-
-	path, err := filepath.Abs(filepath.Join("..", "..", "scripts", script))
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	s := &server{t: t, script: path, dir: t.TempDir(), port: freePort(t)}
-	s.do("start")
-	t.Cleanup(func() { s.do("kill") })
-
-	return s
-}
-
-func (s *server) do(action string) {
-	s.t.Helper()
-
-	cmd := exec.CommandContext(context.Background(), s.script, action, s.dir, s.port)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		s.t.Fatalf("%s %s: %v\n%s", s.script, action, err, out)
-	}
-}
-
-// freePort returns a port whose successor is likely free too.
-func freePort(t *testing.T) string {
-	t.Helper()
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	return port
 }

@@ -2,167 +2,32 @@ package notification_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	netmail "net/mail"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/emersion/go-sasl"
-	"github.com/emersion/go-smtp"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/mailtest"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
-// mailServer is an SMTP server that wants STARTTLS and a password.
-type mailServer struct {
-	port   int
-	caFile string
-
-	mu       sync.Mutex
-	received []string
-	refuse   *smtp.SMTPError // the answer to the next recipients, if set
-}
-
-func newMailServer(t *testing.T) *mailServer {
-	t.Helper()
-
-	m := &mailServer{}
-	certificate := m.certificate(t)
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	server := smtp.NewServer(m)
-	server.Domain = "localhost"
-	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
-
-	go func() { _ = server.Serve(listener) }()
-
-	t.Cleanup(func() { _ = server.Close() })
-
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-	m.port, _ = strconv.Atoi(port)
-
-	return m
-}
-
-func (m *mailServer) certificate(t *testing.T) tls.Certificate {
-	t.Helper()
-
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}
-
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	m.caFile = filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(m.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func (m *mailServer) config() notification.Config {
+func config(m *mailtest.Server) notification.Config {
 	cfg := notification.DefaultConfig()
-	cfg.Email.Host, cfg.Email.Port, cfg.Email.CAFile = "localhost", m.port, m.caFile
-	cfg.Email.User, cfg.Email.Password, cfg.Email.From = "shop", "secret", "Shop <shop@example.com>"
+	cfg.Email.Host, cfg.Email.Port, cfg.Email.CAFile = "localhost", m.Port, m.CAFile
+	cfg.Email.User, cfg.Email.Password, cfg.Email.From = mailtest.User, mailtest.Password, "Shop <shop@example.com>"
 
 	return cfg
 }
-
-// NewSession implements smtp.Backend.
-func (m *mailServer) NewSession(conn *smtp.Conn) (smtp.Session, error) {
-	return &mailSession{server: m, conn: conn}, nil
-}
-
-type mailSession struct {
-	server *mailServer
-	conn   *smtp.Conn
-	login  bool
-}
-
-func (s *mailSession) AuthMechanisms() []string { return []string{sasl.Plain} }
-
-func (s *mailSession) Auth(string) (sasl.Server, error) {
-	return sasl.NewPlainServer(func(_, user, password string) error {
-		if _, encrypted := s.conn.TLSConnectionState(); !encrypted || user != "shop" || password != "secret" {
-			return smtp.ErrAuthFailed
-		}
-
-		s.login = true
-
-		return nil
-	}), nil
-}
-
-func (s *mailSession) Mail(string, *smtp.MailOptions) error {
-	if !s.login {
-		return smtp.ErrAuthRequired
-	}
-
-	return nil
-}
-
-func (s *mailSession) Rcpt(string, *smtp.RcptOptions) error {
-	s.server.mu.Lock()
-	defer s.server.mu.Unlock()
-
-	if s.server.refuse != nil {
-		return s.server.refuse
-	}
-
-	return nil
-}
-
-func (s *mailSession) Data(r io.Reader) error {
-	data, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-
-	s.server.mu.Lock()
-	defer s.server.mu.Unlock()
-
-	s.server.received = append(s.server.received, string(data))
-
-	return nil
-}
-
-func (*mailSession) Reset()        {}
-func (*mailSession) Logout() error { return nil }
 
 func directory(context.Context, postgres.Querier, []string) (map[string]string, error) {
 	return map[string]string{"alice": "alice@example.com", "erased": ""}, nil
@@ -192,8 +57,8 @@ func requested(userID string, channel notification.Channel) event.Event[notifica
 func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
 	t.Parallel()
 
-	server := newMailServer(t)
-	s := newService(t, server.config())
+	server := mailtest.NewServer(t)
+	s := newService(t, config(server))
 	e := requested("alice", "")
 
 	for range 2 { // the second is a repetition: it must be recognisable
@@ -203,11 +68,12 @@ func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
 		}
 	}
 
-	if len(server.received) != 2 {
-		t.Fatalf("%d e-mails came", len(server.received))
+	received := server.Received()
+	if len(received) != 2 {
+		t.Fatalf("%d e-mails came", len(received))
 	}
 
-	for _, text := range server.received {
+	for _, text := range received {
 		mail, err := netmail.ReadMessage(strings.NewReader(text))
 		if err != nil {
 			t.Fatal(err)
@@ -230,26 +96,26 @@ func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
 func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	t.Parallel()
 
-	server := newMailServer(t)
-	s := newService(t, server.config())
+	server := mailtest.NewServer(t)
+	s := newService(t, config(server))
 
 	var (
 		later    *event.LaterError
 		rejected *event.RejectError
 	)
 
-	server.refuse = &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 7, 1}, Message: "greylisted"}
+	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 	if _, err := s.Send(t.Context(), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
 		t.Errorf("temporary: got %v", err)
 	}
 
-	server.refuse = &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox"}
+	server.Refuse(550, [3]int{5, 1, 1}, "no such mailbox")
 	if _, err := s.Send(t.Context(), requested("alice", "")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
 		t.Errorf("permanent: got %v", err)
 	}
 
 	// A wrong password is the operator's mistake, not the message's.
-	cfg := server.config()
+	cfg := config(server)
 	cfg.Email.Password = "wrong"
 
 	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) {
@@ -257,7 +123,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	}
 
 	// Nor is a server that is away, or one whose certificate is not trusted.
-	cfg = server.config()
+	cfg = config(server)
 	cfg.Email.CAFile = ""
 
 	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "certificate") {

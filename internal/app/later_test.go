@@ -1,0 +1,66 @@
+package app_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/mailtest"
+	"github.com/millrace/millrace/internal/pgtest"
+)
+
+func mailing(server *mailtest.Server, attempts int) func(*config.Config) {
+	return func(c *config.Config) {
+		email := &c.Notification.Email
+		email.Host, email.Port, email.CAFile = "localhost", server.Port, server.CAFile
+		email.User, email.Password, email.From = mailtest.User, mailtest.Password, "shop@example.com"
+		c.Consumer.LaterInterval, c.Consumer.LaterAttempts = 10*time.Millisecond, attempts
+		c.Outbox.PollInterval = 20 * time.Millisecond
+	}
+}
+
+func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
+
+	s := apptest.Start(t, mailing(server, 1000))
+	id := s.Publish("user.created", guide(t, "user.created"))
+	s.Messages("notifications", 3) // put off, again and again
+	server.Refuse(0, [3]int{}, "")
+
+	pgtest.Eventually(t, "the e-mail is recorded", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM notifications WHERE status = 'sent'`) == 1
+	})
+	s.WaitUntilIdle()
+
+	if n := len(server.Received()); n != 1 {
+		t.Errorf("%d e-mails came", n)
+	}
+
+	// It kept its identity and its place in the conversation all the time.
+	first := s.Messages("notifications", 1)[0]
+	for _, m := range s.Messages("notifications", 3) {
+		if m.ID != first.ID || m.Headers["correlation_id"] != id.String() || m.Headers["causation_id"] != id.String() {
+			t.Errorf("got %s with %v, expected %s", m.ID, m.Headers, first.ID)
+		}
+	}
+}
+
+func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
+
+	s := apptest.Start(t, mailing(server, 2))
+	s.Publish("user.created", guide(t, "user.created"))
+	pgtest.Eventually(t, "the notification is poisoned", func() bool {
+		entries, err := s.Poison.List(t.Context(), "notifications", 1)
+
+		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "given up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
+	})
+}

@@ -1,0 +1,98 @@
+package app_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/brokertest"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// readiness asks /readyz.
+func readiness(t *testing.T, addr string) (status int, checks map[string]string) {
+	t.Helper()
+
+	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+addr+"/readyz", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+
+	var answer struct{ Checks map[string]string }
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		t.Fatal(err)
+	}
+
+	return response.StatusCode, answer.Checks
+}
+
+// The name says Restart: it runs without the race detector, as watermill-amqp
+// reconnects with data races of its own.
+func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
+	t.Parallel()
+	brokertest.WithoutRaceDetector(t)
+
+	const during = 3000 // more than the relay holds in flight
+
+	rabbit := brokertest.NewServer(t, "rabbitmq.sh")
+
+	var cfg config.Config
+
+	s := apptest.Start(t, func(c *config.Config) {
+		c.Broker.Bind = []string{"user.events=kafka", "notifications=rabbitmq"}
+		c.Broker.Kafka.Brokers = []string{brokertest.Address(t, brokertest.Kafka)}
+		c.Broker.Kafka.Group, c.Broker.Kafka.Partitions = brokertest.Topic(), 16
+		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + rabbit.Port + "/")
+		c.Broker.RabbitMQ.Consumers, c.Broker.RabbitMQ.Lanes = 8, 8
+		c.HTTP.Addr = "127.0.0.1:" + brokertest.FreePort(t)
+		cfg = *c
+	})
+
+	// The topic is shared with other tests and runs: ids tell ours.
+	prefix := brokertest.Topic()
+	produce := func(from, to int) {
+		var messages []brokertest.Foreign
+		for n := from; n < to; n++ {
+			id := fmt.Sprint(prefix, "-", n)
+			messages = append(messages, brokertest.Foreign{Key: id, Payload: fmt.Appendf(nil,
+				`{"userId":"%s","userName":"N","email":"n@example.com","action":"create"}`, id)})
+		}
+
+		brokertest.ProduceKafka(t, cfg.Broker, "user.events", messages...)
+	}
+	count := func(sql string) int { return apptest.Value[int](s, sql, prefix+"-%") }
+	users := func() int { return count(`SELECT count(*) FROM events WHERE stream LIKE 'user-' || $1`) }
+	told := func() int { return count(`SELECT count(*) FROM notifications WHERE user_id LIKE $1`) }
+
+	produce(0, 1)
+	pgtest.Eventually(t, "the first user is told", func() bool { return told() == 1 })
+	rabbit.Do("kill")
+	produce(1, during)
+	pgtest.Eventually(t, "users go on being processed", func() bool { return users() == during })
+
+	if n := told(); n != 1 {
+		t.Errorf("%d users were told without a broker", n)
+	}
+
+	if status, checks := readiness(t, cfg.HTTP.Addr); status != http.StatusServiceUnavailable || checks["rabbitmq"] == "ok" || checks["embedded"] != "ok" || checks["kafka"] != "ok" {
+		t.Errorf("readyz: %d %v", status, checks)
+	}
+
+	rabbit.Do("start")
+	pgtest.Eventually(t, "all users are told", func() bool { return told() == during })
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM poison`); n != 0 {
+		t.Errorf("%d messages are poisoned", n)
+	}
+}

@@ -1,7 +1,0 @@
-//go:build !race
-
-package broker_test
-
-import "testing"
-
-func withoutRaceDetector(*testing.T) {}

@@ -1,0 +1,212 @@
+// Package mailtest is a mail server for tests: SMTP with STARTTLS and a
+// password, which keeps what it accepts.
+package mailtest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-sasl"
+	"github.com/emersion/go-smtp"
+)
+
+// Who may log in.
+const (
+	User     = "shop"
+	Password = "secret"
+)
+
+// Stage is a moment of a conversation.
+type Stage int
+
+// Stages.
+const (
+	// Addressed is when the recipient was named.
+	Addressed Stage = iota
+	// Accepted is when the e-mail is kept and the answer not yet sent.
+	Accepted
+)
+
+// Server is a running mail server on localhost.
+type Server struct {
+	Port int
+	// CAFile has the certificate to trust.
+	CAFile string
+
+	mu       sync.Mutex
+	received []string
+	refusal  *smtp.SMTPError
+	hook     func(Stage)
+}
+
+// NewServer starts a server that stops when the test ends.
+func NewServer(tb testing.TB) *Server {
+	tb.Helper()
+
+	s := &Server{hook: func(Stage) {}}
+	certificate := s.certificate(tb)
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	server := smtp.NewServer(s)
+	server.Domain = "localhost"
+	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+
+	go func() { _ = server.Serve(listener) }()
+
+	tb.Cleanup(func() { _ = server.Close() })
+
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	if s.Port, err = strconv.Atoi(port); err != nil {
+		tb.Fatal(err)
+	}
+
+	return s
+}
+
+func (s *Server) certificate(tb testing.TB) tls.Certificate {
+	tb.Helper()
+
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	s.CAFile = filepath.Join(tb.TempDir(), "ca.pem")
+	if err := os.WriteFile(s.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// Received returns the e-mails that were accepted, as they came.
+func (s *Server) Received() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	return slices.Clone(s.received)
+}
+
+// Refuse answers every recipient with an error from now on; code 0 ends that.
+func (s *Server) Refuse(code int, enhanced [3]int, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.refusal = nil
+	if code != 0 {
+		s.refusal = &smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
+	}
+}
+
+// At calls hook at each stage of each conversation from now on.
+func (s *Server) At(hook func(Stage)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.hook = hook
+}
+
+func (s *Server) at(stage Stage) {
+	s.mu.Lock()
+	hook := s.hook
+	s.mu.Unlock()
+
+	hook(stage)
+}
+
+// NewSession implements smtp.Backend.
+func (s *Server) NewSession(conn *smtp.Conn) (smtp.Session, error) {
+	return &session{server: s, conn: conn}, nil
+}
+
+type session struct {
+	server *Server
+	conn   *smtp.Conn
+	login  bool
+}
+
+func (s *session) AuthMechanisms() []string { return []string{sasl.Plain} }
+
+func (s *session) Auth(string) (sasl.Server, error) {
+	return sasl.NewPlainServer(func(_, user, password string) error {
+		if _, encrypted := s.conn.TLSConnectionState(); !encrypted || user != User || password != Password {
+			return smtp.ErrAuthFailed
+		}
+
+		s.login = true
+
+		return nil
+	}), nil
+}
+
+func (s *session) Mail(string, *smtp.MailOptions) error {
+	if !s.login {
+		return smtp.ErrAuthRequired
+	}
+
+	return nil
+}
+
+func (s *session) Rcpt(string, *smtp.RcptOptions) error {
+	s.server.at(Addressed)
+
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+
+	if s.server.refusal != nil {
+		return s.server.refusal
+	}
+
+	return nil
+}
+
+func (s *session) Data(r io.Reader) error {
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+
+	s.server.mu.Lock()
+	s.server.received = append(s.server.received, string(data))
+	s.server.mu.Unlock()
+
+	s.server.at(Accepted)
+
+	return nil
+}
+
+func (*session) Reset()        {}
+func (*session) Logout() error { return nil }
