@@ -70,8 +70,7 @@ fuzz: ## Fuzz each decoder for FUZZTIME
 
 .PHONY: soak
 soak: build ## Kill the service again and again under 10,000 orders sent twice, on Kafka and RabbitMQ
-	@scripts/services.sh up test $(ALL)
-	@. .local/test/env && scripts/soak.sh kafka && scripts/soak.sh rabbitmq
+	@scripts/soak.sh kafka && scripts/soak.sh rabbitmq
 
 .PHONY: bench
 bench: ## Measure throughput and latency against the usual way and the ceiling

@@ -42,3 +42,36 @@ end() {
   kill -KILL "$pid" 2>/dev/null || true
   rm -f "$1"
 }
+
+# apt_install PACKAGE LOG: install a Debian package, as root.
+apt_install() {
+  [[ $(id -u) -eq 0 ]] || die "$1 is missing: run 'sudo apt-get install $1'"
+  command -v apt-get >/dev/null || die "$1 is missing: install it"
+  say "installing $1, once"
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"; } >"$2" 2>&1 ||
+    { tail -n 20 "$2" >&2; die "could not install $1"; }
+}
+
+# act ACTION: what the scripts of the brokers have in common. They define
+# start_native, run_container and ready, and the variables used here.
+act() {
+  case $1 in
+    start) if have_docker; then start_docker; else start_native; fi ;;
+    stop) if have_docker; then docker stop "$container" >/dev/null; else end "$pidfile" TERM; fi ;;
+    kill) if have_docker; then docker kill "$container" >/dev/null; else end "$pidfile" KILL; fi ;;
+    *) die "unknown action $1, expected start, stop or kill" ;;
+  esac
+}
+
+# start_docker starts the container again that was made for this directory, so
+# that it has its data, or makes one.
+start_docker() {
+  ready && return 0
+  if [[ ! -e $dir/container ]] || ! docker start "$container" >/dev/null 2>&1; then
+    docker rm -f "$container" >/dev/null 2>&1 || true
+    run_container
+    touch "$dir/container"
+  fi
+  wait_until 60 "$log" ready || die "it did not start: docker logs $container"
+  say "$container answers on 127.0.0.1:$port"
+}

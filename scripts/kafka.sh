@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A Kafka broker on loopback, for development and tests.
-#   scripts/kafka.sh start|stop|kill|restart|status DIR PORT
+#   scripts/kafka.sh start|stop|kill DIR PORT
 # Docker is used where an engine answers, else Java with what Maven fetches.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ $# -eq 3 ]] || die "usage: kafka.sh start|stop|kill|restart|status DIR PORT"
+[[ $# -eq 3 ]] || die "usage: kafka.sh start|stop|kill DIR PORT"
 action=$1 port=$3
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
@@ -76,9 +76,7 @@ start_native() {
   say "Kafka answers on 127.0.0.1:$port"
 }
 
-start_docker() {
-  ready && return 0
-  docker rm -f "$container" >/dev/null 2>&1 || true
+run_container() {
   docker run -d --name "$container" -p "127.0.0.1:$port:$port" \
     -e KAFKA_NODE_ID=1 -e KAFKA_PROCESS_ROLES=broker,controller \
     -e KAFKA_LISTENERS="PLAINTEXT://0.0.0.0:$port,CONTROLLER://127.0.0.1:$((port + 1))" \
@@ -89,18 +87,6 @@ start_docker() {
     -e KAFKA_AUTO_CREATE_TOPICS_ENABLE=false -e KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1 \
     -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 -e KAFKA_MESSAGE_MAX_BYTES=16777216 \
     apache/kafka:3.9.1 >/dev/null
-  wait_until 60 "$log" ready || die "Kafka did not start: docker logs $container"
-  say "Kafka answers on 127.0.0.1:$port (container $container)"
 }
 
-case $action in
-  start) if have_docker; then start_docker; else start_native; fi ;;
-  stop) if have_docker; then docker stop "$container" >/dev/null; else end "$pidfile" TERM; fi ;;
-  kill) if have_docker; then docker kill "$container" >/dev/null; else end "$pidfile" KILL; fi ;;
-  restart)
-    "${BASH_SOURCE[0]}" stop "$dir" "$port"
-    "${BASH_SOURCE[0]}" start "$dir" "$port"
-    ;;
-  status) if ready; then echo "running on 127.0.0.1:$port"; else echo "not running"; exit 1; fi ;;
-  *) die "unknown action $action" ;;
-esac
+act "$action"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # A RabbitMQ broker on loopback, for development and tests.
-#   scripts/rabbitmq.sh start|stop|kill|restart|status DIR PORT
+#   scripts/rabbitmq.sh start|stop|kill DIR PORT
 # Docker is used where an engine answers, else Debian's rabbitmq-server.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ $# -eq 3 ]] || die "usage: rabbitmq.sh start|stop|kill|restart|status DIR PORT"
+[[ $# -eq 3 ]] || die "usage: rabbitmq.sh start|stop|kill DIR PORT"
 action=$1 port=$3
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
@@ -23,17 +23,13 @@ export ERL_EPMD_ADDRESS=127.0.0.1
 
 install_server() {
   [[ -x $server ]] && return 0
-  [[ $(id -u) -eq 0 ]] || die "RabbitMQ is not installed: run 'sudo apt-get install rabbitmq-server', or use Docker, or set the address of a RabbitMQ of your own"
-  command -v apt-get >/dev/null || die "RabbitMQ is not installed: install it, or use Docker, or set the address of a RabbitMQ of your own"
-  say "installing RabbitMQ, once"
   # Its service is not wanted: this script starts its own.
   if [[ ! -e /usr/sbin/policy-rc.d ]]; then
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
     chmod +x /usr/sbin/policy-rc.d
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
   fi
-  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends rabbitmq-server; } >"$dir/apt.log" 2>&1 ||
-    { tail -n 20 "$dir/apt.log" >&2; die "could not install RabbitMQ"; }
+  apt_install rabbitmq-server "$dir/apt.log"
 }
 
 # AMQP says its name when it is spoken to; a port that is merely open does not.
@@ -57,22 +53,8 @@ start_native() {
   say "RabbitMQ answers on 127.0.0.1:$port (node $RABBITMQ_NODENAME, HOME=$dir)"
 }
 
-start_docker() {
-  ready && return 0
-  docker rm -f "$container" >/dev/null 2>&1 || true
+run_container() {
   docker run -d --name "$container" -p "127.0.0.1:$port:5672" rabbitmq:4.1 >/dev/null
-  wait_until 90 "$log" ready || die "RabbitMQ did not start: docker logs $container"
-  say "RabbitMQ answers on 127.0.0.1:$port (container $container)"
 }
 
-case $action in
-  start) if have_docker; then start_docker; else start_native; fi ;;
-  stop) if have_docker; then docker stop "$container" >/dev/null; else end "$pidfile" TERM; fi ;;
-  kill) if have_docker; then docker kill "$container" >/dev/null; else end "$pidfile" KILL; fi ;;
-  restart)
-    "${BASH_SOURCE[0]}" stop "$dir" "$port"
-    "${BASH_SOURCE[0]}" start "$dir" "$port"
-    ;;
-  status) if ready; then echo "running on 127.0.0.1:$port, node $RABBITMQ_NODENAME"; else echo "not running"; exit 1; fi ;;
-  *) die "unknown action $action" ;;
-esac
+act "$action"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The servers that the tests, the benchmark and `make run-local` need.
-#   scripts/services.sh up|down|status PROFILE SERVICE...
+#   scripts/services.sh up|down PROFILE SERVICE...
 #
 # PROFILE: test   Postgres without fsync; own ports; .local/test
 #          bench  Postgres as in production; own ports; .local/bench
@@ -14,7 +14,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ $# -ge 2 ]] || die "usage: services.sh up|down|status test|bench|run SERVICE..."
+[[ $# -ge 2 ]] || die "usage: services.sh up|down test|bench|run SERVICE..."
 action=$1 profile=$2
 shift 2
 cd "$(root)"
@@ -33,50 +33,39 @@ else
   postgres_var=MILLRACE_TEST_DATABASE_URL kafka_var=MILLRACE_TEST_KAFKA_BROKERS rabbitmq_var=MILLRACE_TEST_RABBITMQ_URL
 fi
 
-# given VARIABLE ADDRESS: does the address from the environment answer?
+# given VARIABLE: print the address in it, which must answer.
 given() {
-  local variable=$1 hostport=$2
-  hostport=${hostport##*@}
+  local address=${!1} hostport
+  hostport=${address##*@}
   hostport=${hostport#*://}
   hostport=${hostport%%[/,?]*}
   answers "${hostport%:*}" "${hostport##*:}" ||
-    die "nothing answers at $hostport, which $variable names: start that server, or unset $variable to have one started"
+    die "nothing answers at $hostport, which $1 names: start that server, or unset $1 to have one started"
+  echo "$address"
+}
+
+# start SERVICE: start the server and print its address.
+start() {
+  local flags=
+  case $1 in
+    postgres)
+      case $profile in
+        test) flags=-fast ;;
+        bench) flags=-commit-timestamps ;;
+      esac
+      go run ./scripts/localpg start -dir "$base/postgres" -port "$postgres_port" $flags
+      ;;
+    kafka) scripts/kafka.sh start "$base/kafka" "$kafka_port" && echo "127.0.0.1:$kafka_port" ;;
+    rabbitmq) scripts/rabbitmq.sh start "$base/rabbitmq" "$rabbitmq_port" && echo "amqp://guest:guest@127.0.0.1:$rabbitmq_port/" ;;
+    *) die "unknown service $1" ;;
+  esac
 }
 
 # address SERVICE: print the address, after starting the server if need be.
 address() {
-  local flags=
-  case $1 in
-    postgres)
-      if [[ -n ${!postgres_var-} ]]; then
-        given "$postgres_var" "${!postgres_var}"
-        echo "${!postgres_var}"
-      else
-        case $profile in
-          test) flags=-fast ;;
-          bench) flags=-commit-timestamps ;;
-        esac
-        go run ./scripts/localpg start -dir "$base/postgres" -port "$postgres_port" $flags
-      fi
-      ;;
-    kafka)
-      if [[ -n ${!kafka_var-} ]]; then
-        given "$kafka_var" "${!kafka_var}"
-        echo "${!kafka_var}"
-      else
-        scripts/kafka.sh start "$base/kafka" "$kafka_port" && echo "127.0.0.1:$kafka_port"
-      fi
-      ;;
-    rabbitmq)
-      if [[ -n ${!rabbitmq_var-} ]]; then
-        given "$rabbitmq_var" "${!rabbitmq_var}"
-        echo "${!rabbitmq_var}"
-      else
-        scripts/rabbitmq.sh start "$base/rabbitmq" "$rabbitmq_port" && echo "amqp://guest:guest@127.0.0.1:$rabbitmq_port/"
-      fi
-      ;;
-    *) die "unknown service $1" ;;
-  esac
+  local variable=${1}_var
+  variable=${!variable-}
+  if [[ -n $variable && -n ${!variable-} ]]; then given "$variable"; else start "$1"; fi
 }
 
 up() {
@@ -107,10 +96,5 @@ down() {
 case $action in
   up) up "$@" ;;
   down) down "$@" ;;
-  status)
-    for port in "$postgres_port" "$kafka_port" "$rabbitmq_port"; do
-      if answers 127.0.0.1 "$port"; then echo "$port answers"; else echo "$port is silent"; fi
-    done
-    ;;
   *) die "unknown action $action" ;;
 esac

@@ -12,13 +12,7 @@ cd "$(root)"
 dir=.local/soak
 mkdir -p "$dir"
 
-need() { # need COMMAND PACKAGE
-  command -v "$1" >/dev/null && return 0
-  [[ $(id -u) -eq 0 ]] || die "$1 is missing: run 'sudo apt-get install $2'"
-  say "installing $2, once"
-  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2"; } >"$dir/apt.log" 2>&1 ||
-    { tail -n 20 "$dir/apt.log" >&2; die "could not install $2"; }
-}
+need() { command -v "$1" >/dev/null || apt_install "$2" "$dir/apt.log"; } # need COMMAND PACKAGE
 
 need psql postgresql-client
 if [[ $broker == kafka ]]; then need kcat kafkacat; else need amqp-publish amqp-tools; fi

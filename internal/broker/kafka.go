@@ -180,7 +180,9 @@ func (k *kafkaDriver) sarama() (*sarama.Config, error) {
 	cfg.Producer.RequiredAcks = sarama.WaitForAll
 	cfg.Producer.Idempotent = true // a repeated request is written once...
 	cfg.Net.MaxOpenRequests = 1    // ...which needs one request at a time
-	cfg.Producer.Compression = sarama.CompressionLZ4
+	// Not compressed: a plain install of some clients (aiokafka and with it
+	// FastStream) has no codec. A topic's compression.type can say otherwise.
+	cfg.Producer.Compression = sarama.CompressionNone
 	cfg.Producer.MaxMessageBytes = maxKafkaBytes
 	cfg.Producer.Retry.Max = 5
 
