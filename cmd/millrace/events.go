@@ -64,8 +64,8 @@ func newEvents(opts *options) *cobra.Command {
 			}
 
 			err := export(cmd.Context(), service, cmd.OutOrStdout(), position, true)
-			if cmd.Context().Err() != nil {
-				return nil
+			if errors.Is(err, context.Canceled) {
+				return nil // Ctrl-C is how it ends
 			}
 
 			return err
@@ -223,8 +223,7 @@ func newTrace(opts *options) *cobra.Command {
 
 			roots, err := conversation.Find(cmd.Context(), service.Pool, id)
 
-			var missing *conversation.NotFoundError
-			if errors.As(err, &missing) {
+			if _, missing := errors.AsType[*conversation.NotFoundError](err); missing {
 				return notFoundError{err}
 			}
 

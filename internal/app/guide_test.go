@@ -215,7 +215,8 @@ func TestTheReadmeNamesEachGuideTest(t *testing.T) {
 
 	for line := range strings.Lines(string(source)) {
 		if name, ok := strings.CutPrefix(line, "func TestGuide"); ok {
-			tests = append(tests, "TestGuide"+name[:strings.Index(name, "(")])
+			name, _, _ = strings.Cut(name, "(")
+			tests = append(tests, "TestGuide"+name)
 		}
 	}
 

@@ -5,7 +5,6 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"testing"
 )
 
@@ -23,11 +22,13 @@ type Server struct {
 func NewServer(tb testing.TB, script string) *Server {
 	tb.Helper()
 
-	_, here, _, _ := runtime.Caller(0)
-	s := &Server{
-		Port: FreePort(tb), tb: tb,
-		script: filepath.Join(filepath.Dir(here), "..", "..", "scripts", script), dir: tb.TempDir(),
+	// Tests run in the directory of their package, two below the root.
+	path, err := filepath.Abs(filepath.Join("..", "..", "scripts", script))
+	if err != nil {
+		tb.Fatal(err)
 	}
+
+	s := &Server{Port: FreePort(tb), tb: tb, script: path, dir: tb.TempDir()}
 	s.Do("start")
 	tb.Cleanup(func() { s.Do("kill") })
 

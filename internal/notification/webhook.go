@@ -120,7 +120,7 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 	if err != nil {
 		return Delivery{}, event.Later(0, fmt.Errorf("posting webhook: %w", err))
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	answer := response.Status + " " + string(bytes.TrimSpace(text))

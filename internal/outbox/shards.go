@@ -33,7 +33,7 @@ func newShards(conn *pgx.Conn, target string) *shards {
 	if target != "" {
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(target))
-		s.base = int32(h.Sum32()%(1<<20)+1) * Shards //nolint:gosec // below 2^27
+		s.base = int32(h.Sum32()%(1<<20)+1) * Shards
 	}
 
 	return s

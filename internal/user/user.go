@@ -186,7 +186,11 @@ func (u User) Update(change Update) []eventstore.Data {
 
 	for name, value := range change.Properties {
 		old, had := u.Properties[name]
-		if (isNull(value) && had) || (!isNull(value) && !(had && same(old, value))) {
+		if !had {
+			old = json.RawMessage("null")
+		}
+
+		if !same(old, value) {
 			changed[name] = value
 		}
 	}

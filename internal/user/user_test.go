@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,14 +20,12 @@ import (
 
 func fields(pairs ...string) Properties {
 	p := Properties{}
-	for i := 0; i < len(pairs); i += 2 {
-		p[pairs[i]] = json.RawMessage(pairs[i+1])
+	for pair := range slices.Chunk(pairs, 2) {
+		p[pair[0]] = json.RawMessage(pair[1])
 	}
 
 	return p
 }
-
-func ptr(s string) *string { return &s }
 
 var alice = User{ID: "a", Version: 1, Name: "Alice", Email: "a@x.org", Properties: fields("city", `"Berlin"`, "tags", `[1, 2]`)}
 
@@ -38,9 +37,9 @@ func TestUpdateDecidesWhatHasChanged(t *testing.T) {
 		want   []eventstore.Data
 	}{
 		"nothing":         {Update{}, nil},
-		"the same":        {Update{Name: ptr("Alice"), Email: ptr("a@x.org"), Properties: fields("city", ` "Berlin"`, "tags", `[1,2]`)}, nil},
-		"an address":      {Update{Email: ptr("b@x.org")}, []eventstore.Data{EmailUpdated{UserID: "a", NewEmail: "b@x.org"}}},
-		"a name":          {Update{Name: ptr("Al")}, []eventstore.Data{NameUpdated{UserID: "a", NewName: "Al"}}},
+		"the same":        {Update{Name: new("Alice"), Email: new("a@x.org"), Properties: fields("city", ` "Berlin"`, "tags", `[1,2]`)}, nil},
+		"an address":      {Update{Email: new("b@x.org")}, []eventstore.Data{EmailUpdated{UserID: "a", NewEmail: "b@x.org"}}},
+		"a name":          {Update{Name: new("Al")}, []eventstore.Data{NameUpdated{UserID: "a", NewName: "Al"}}},
 		"a property":      {Update{Properties: fields("city", `"Bonn"`)}, []eventstore.Data{PropertiesUpdated{UserID: "a", Changed: fields("city", `"Bonn"`)}}},
 		"a new one":       {Update{Properties: fields("age", `7`)}, []eventstore.Data{PropertiesUpdated{UserID: "a", Changed: fields("age", `7`)}}},
 		"one less":        {Update{Properties: fields("city", `null`)}, []eventstore.Data{PropertiesUpdated{UserID: "a", Changed: fields("city", `null`)}}},
