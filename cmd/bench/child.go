@@ -16,16 +16,21 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace/millrace"
+	"github.com/millrace/millrace/internal/account"
+	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/user"
 )
 
 // childSpec tells a child what to be.
@@ -101,7 +106,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 
 	payments := payment.NewService(payment.NewSimulated())
 	process := fulfilment.NewProcess(order.NewService(pool), inventory.NewService(pool), payments)
-	add := func(consumer, topic string, handle func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error)) {
+	add := func(consumer, topic string, handle naiveHandler) {
 		router.AddConsumerHandler(consumer, topic, conn.Subscriber(consumer), func(msg *message.Message) error {
 			var sent []event.Outgoing
 
@@ -145,12 +150,63 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 		})
 	})
 
+	addDomains(cfg, pool, logger, add)
+
 	go func() {
 		<-router.Running()
 		ready()
 	}()
 
 	return errors.Join(router.Run(ctx), conn.Close())
+}
+
+// naiveHandler handles one message in a transaction of its own.
+type naiveHandler func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error)
+
+// addDomains adds the handlers of the other domains.
+func addDomains(cfg config.Config, pool *pgxpool.Pool, logger *slog.Logger, add func(consumer, topic string, handle naiveHandler)) {
+	users := user.NewService(pool)
+
+	notifications, err := notification.NewService(cfg.Notification, pool, account.NewDirectory(users), logger)
+	if err != nil {
+		panic(err) // the defaults are valid
+	}
+
+	accounts := account.New(pool, users, notifications)
+	tracker := analytics.NewService(cfg.Analytics, pool, logger)
+
+	add("account.create", account.TopicUserCreated, single(accounts.Create))
+	add("account.update", account.TopicUserUpdated, single(accounts.Update))
+	add("account.legacy", account.TopicUserEvents, single(accounts.Legacy))
+	add("analytics.track", analytics.Topic, single(tracker.Track))
+	add("notification.send", notification.Topic, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
+		e, err := decode[notification.Requested](msg)
+		if err != nil {
+			return nil, err
+		}
+
+		events := []event.Event[notification.Requested]{e}
+
+		verdicts, err := notifications.Admit(ctx, tx, events)
+		if err := errors.Join(append(verdicts, err)...); err != nil {
+			return nil, err
+		}
+
+		delivery, err := notifications.Send(ctx, events[0])
+
+		return apply(err, func() ([]event.Outgoing, error) {
+			return notifications.Record(ctx, tx, []notification.Sent{{Event: events[0], Result: &delivery}})
+		})
+	})
+}
+
+// single gives a handler of batches one event at a time.
+func single[P event.Payload](handle func(context.Context, pgx.Tx, []event.Event[P]) ([]event.Outgoing, error)) naiveHandler {
+	return func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
+		e, err := decode[P](msg)
+
+		return apply(err, func() ([]event.Outgoing, error) { return handle(ctx, tx, []event.Event[P]{e}) })
+	}
 }
 
 func apply(err error, handle func() ([]event.Outgoing, error)) ([]event.Outgoing, error) {

@@ -24,11 +24,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/millrace/millrace/internal/account"
+	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/postgres"
 )
@@ -93,7 +96,24 @@ func (l *lab) scenarios() []scenario {
 		}
 	}
 
-	return all
+	for _, d := range loads() {
+		all = append(all,
+			scenario{"kafka " + d.name, func(ctx context.Context, w bool) (figures, error) {
+				return l.domain(ctx, d, "serve", l.count(l.orders, w))
+			}},
+			scenario{"kafka " + d.name + " naive", func(ctx context.Context, w bool) (figures, error) {
+				return l.domain(ctx, d, "naive", l.count(l.naiveOrders, w))
+			}},
+		)
+	}
+
+	return append(all, scenario{"rebuild", func(ctx context.Context, w bool) (figures, error) {
+		if w {
+			return l.rebuild(ctx, l.events/100)
+		}
+
+		return l.rebuild(ctx, l.events)
+	}})
 }
 
 // site is a clean database and broker for one run.
@@ -147,13 +167,19 @@ func (l *lab) newSite(ctx context.Context, kind string, skus int) (*site, error)
 	return s, s.cleanBroker(ctx)
 }
 
-// topics are all topics of the pipeline; the consumers do not matter here.
+// topics are all topics of the service; the consumers do not matter here.
 func topics() []broker.Topic {
 	return []broker.Topic{
 		{Name: fulfilment.TopicOrderCreated, Consumer: "fulfilment.place"},
 		{Name: fulfilment.TopicPaymentRequested, Consumer: "fulfilment.charge"},
 		{Name: fulfilment.TopicOrderCompleted, Consumer: "fulfilment.complete"},
 		{Name: fulfilment.TopicOrderRejected},
+		{Name: account.TopicUserCreated, Consumer: "account.create"},
+		{Name: account.TopicUserUpdated, Consumer: "account.update"},
+		{Name: account.TopicUserEvents, Consumer: "account.legacy"},
+		{Name: account.TopicProfileUpdated},
+		{Name: notification.Topic, Consumer: "notification.send"},
+		{Name: analytics.Topic, Consumer: "analytics.track"},
 	}
 }
 
@@ -191,9 +217,13 @@ func (s *site) cleanKafka(ctx context.Context) error {
 			return false, err
 		}
 
-		_, there := left[fulfilment.TopicOrderCreated]
+		for _, topic := range topics() {
+			if _, there := left[topic.Name]; there {
+				return false, nil
+			}
+		}
 
-		return !there, nil
+		return true, nil
 	})
 }
 
@@ -265,22 +295,22 @@ func (s *source) close() {
 	}
 }
 
-// publish publishes one order and returns when it is stored.
-func (s *source) publish(ctx context.Context, orders ...fulfilment.OrderCreated) error {
+// publish publishes messages and returns when they are stored.
+func (s *source) publish(ctx context.Context, payloads ...event.Payload) error {
 	if s.conn == nil {
-		return s.append(ctx, orders)
+		return s.append(ctx, payloads)
 	}
 
-	for _, order := range orders {
-		payload, err := event.Encode(order)
+	for _, p := range payloads {
+		payload, err := event.Encode(p)
 		if err != nil {
 			return err
 		}
 
 		msg := message.NewMessage(event.NewID().String(), payload)
-		msg.Metadata[event.HeaderKey] = order.Key()
+		msg.Metadata[event.HeaderKey] = p.Key()
 
-		if err := s.conn.Publisher().Publish(order.Topic(), msg); err != nil {
+		if err := s.conn.Publisher().Publish(p.Topic(), msg); err != nil {
 			return err
 		}
 	}
@@ -288,10 +318,10 @@ func (s *source) publish(ctx context.Context, orders ...fulfilment.OrderCreated)
 	return nil
 }
 
-func (s *source) append(ctx context.Context, orders []fulfilment.OrderCreated) error {
-	messages := make([]event.Outgoing, len(orders))
-	for i, order := range orders {
-		messages[i] = event.Start(order)
+func (s *source) append(ctx context.Context, payloads []event.Payload) error {
+	messages := make([]event.Outgoing, len(payloads))
+	for i, p := range payloads {
+		messages[i] = event.Start(p)
 	}
 
 	err := postgres.InTx(ctx, s.site.pool, func(tx pgx.Tx) error { return outbox.Append(ctx, tx, messages) })
@@ -304,8 +334,8 @@ func (s *source) append(ctx context.Context, orders []fulfilment.OrderCreated) e
 	return err
 }
 
-// preload publishes n orders as fast as it can.
-func (s *source) preload(ctx context.Context, n, skus int) error {
+// preload publishes n messages as fast as it can.
+func (s *source) preload(ctx context.Context, n int, payload func(i int) event.Payload) error {
 	const chunk, workers = 500, 64
 
 	var (
@@ -318,12 +348,12 @@ func (s *source) preload(ctx context.Context, n, skus int) error {
 	for range workers {
 		wait.Go(func() {
 			for from := range next {
-				var orders []fulfilment.OrderCreated
+				var payloads []event.Payload
 				for i := from; i < min(from+chunk, n); i++ {
-					orders = append(orders, newOrder(i, skus, "order-"+strconv.Itoa(i)))
+					payloads = append(payloads, payload(i))
 				}
 
-				if err := s.publish(ctx, orders...); err != nil {
+				if err := s.publish(ctx, payloads...); err != nil {
 					mu.Lock()
 					first = err
 					mu.Unlock()

@@ -25,6 +25,7 @@ type settings struct {
 	rounds              int
 	skus                int
 	seconds             int
+	events              int
 	only                string
 	jsonFile            string
 }
@@ -41,6 +42,7 @@ func main() {
 	flag.IntVar(&s.rounds, "rounds", 5, "rounds; each runs every scenario once")
 	flag.IntVar(&s.skus, "skus", 500, "products, in a uniform run")
 	flag.IntVar(&s.seconds, "seconds", 8, "duration of a latency run")
+	flag.IntVar(&s.events, "events", 1_000_000, "events in the store of a rebuild")
 	flag.StringVar(&s.only, "only", "", "only scenarios whose name contains this, separated by commas")
 	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "where to write the result as JSON")
 	flag.Parse()

@@ -79,6 +79,9 @@ func (r report) print(w io.Writer) {
 		"orders/s", "batch", "CPU ms/order", "service", "postgres", "broker", "WAL KB/order", "RSS MB")
 	r.table(w, "Latency from published to completed (median over runs, with spread)", "p50 ms",
 		"p50 ms", "p95 ms", "p99 ms", "first tx p50 ms", "RSS MB")
+	r.table(w, "Throughput of the other domains, on Kafka", "messages/s",
+		"messages/s", "batch", "CPU ms/message", "service", "postgres", "broker", "RSS MB")
+	r.table(w, "Rebuilding a projection while messages come", "rebuild s", "rebuild s", "events", "events/s", "messages meanwhile")
 	r.ratios(w)
 }
 
@@ -127,12 +130,13 @@ func cell(runs []figures, column string) string {
 
 // ratios are of runs of the same round, which met the same machine.
 func (r report) ratios(w io.Writer) {
-	fmt.Fprint(w, "\nRatios of orders/s (median of the ratios round by round, with spread)\n\n")
+	fmt.Fprint(w, "\nRatios of throughput (median of the ratios round by round, with spread)\n\n")
 
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 
 	for _, pair := range [][2]string{
 		{"kafka uniform", "kafka naive"}, {"rabbitmq uniform", "rabbitmq naive"}, {"embedded uniform", "ceiling"},
+		{"kafka users", "kafka users naive"}, {"kafka legacy", "kafka legacy naive"}, {"kafka analytics", "kafka analytics naive"},
 		{"embedded hot", "embedded uniform"}, {"kafka hot", "kafka uniform"}, {"rabbitmq hot", "rabbitmq uniform"},
 	} {
 		if ratios := r.paired(pair[0], pair[1]); len(ratios) > 0 {
@@ -157,11 +161,14 @@ func (r report) paired(a, b string) []figures {
 
 	var ratios []figures
 	for i := range min(len(first), len(second)) {
-		ratios = append(ratios, figures{"ratio": first[i]["orders/s"] / second[i]["orders/s"]})
+		ratios = append(ratios, figures{"ratio": rate(first[i]) / rate(second[i])})
 	}
 
 	return ratios
 }
+
+// rate is the throughput of a run, whatever its unit.
+func rate(f figures) float64 { return max(f["orders/s"], f["messages/s"]) }
 
 func environment(s settings) map[string]string {
 	return map[string]string{

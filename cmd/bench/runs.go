@@ -59,7 +59,7 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 		return nil, err
 	}
 
-	err = from.preload(ctx, orders, skus)
+	err = from.preload(ctx, orders, func(i int) event.Payload { return newOrder(i, skus, "order-"+strconv.Itoa(i)) })
 	from.close()
 
 	if err != nil {

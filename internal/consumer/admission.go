@@ -44,13 +44,14 @@ func newAdmission[P event.Payload](r *Router, consumer string,
 	return a
 }
 
-func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry) (decision, error) {
+// ask returns the event as admission leaves it.
+func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry) (event.Event[P], decision, error) {
 	q := &question[P]{event: e, entry: entry, done: make(chan error, 1)}
 	a.group.add(q)
 
 	err := <-q.done
 
-	return q.decision, err
+	return q.event, q.decision, err
 }
 
 func (a *admission[P]) run(questions []*question[P]) {
@@ -88,6 +89,7 @@ func (a *admission[P]) answer(ctx context.Context, questions []*question[P]) ([]
 	verdicts, err := protect(func() ([]error, error) { return a.check(ctx, a.router.pool, fresh) })
 	for i, verdict := range verdicts {
 		answers[index[i]] = verdict
+		questions[index[i]].event = fresh[i]
 	}
 
 	return answers, err

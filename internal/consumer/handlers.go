@@ -56,7 +56,8 @@ type Effect[P event.Payload, R any] struct {
 	// Admit looks at a batch of events that are new to the inbox and returns,
 	// for each, nil to go ahead, event.ErrSkip to go on without Perform, or why it
 	// is rejected. What it reads may have changed by the time of Record. It may
-	// be nil: all go ahead.
+	// complete the payloads with what Perform needs: both see what it changed in
+	// events. It may be nil: all go ahead.
 	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 	// Perform does the work outside. It happens at least once, so it carries
 	// an idempotency key that depends on the event alone. What may succeed later
@@ -73,9 +74,10 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	record := newApplier(r, consumer, effect.Record)
 
 	register(r, consumer, func(e event.Event[P], entry inbox.Entry) error {
+		e, proceed, err := admit.ask(e, entry)
 		result := event.Effected[P, R]{Event: e}
 
-		switch proceed, err := admit.ask(e, entry); {
+		switch {
 		case err != nil:
 			return err
 		case proceed == admitted:

@@ -87,8 +87,8 @@ func newMailer(cfg EmailConfig) (*mailer, error) {
 	return &mailer{cfg: cfg, options: options, domain: from.Address[strings.LastIndex(from.Address, "@")+1:]}, nil
 }
 
-func (m *mailer) send(ctx context.Context, e event.Event[Requested], address string) (Delivery, error) {
-	msg, err := m.compose(e, address)
+func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+	msg, err := m.compose(e)
 	if err != nil {
 		return Delivery{}, event.Reject(err)
 	}
@@ -101,13 +101,13 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested], address str
 	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
 		// An answer that came counts, whatever became of the connection later.
 		if msg.IsDelivered() {
-			return Delivery{Sent: true, Answer: msg.ServerResponse()}, nil
+			return Delivery{Answer: msg.ServerResponse()}, nil
 		}
 
 		return Delivery{}, refusal(err)
 	}
 
-	return Delivery{Sent: true, Answer: msg.ServerResponse()}, nil
+	return Delivery{Answer: msg.ServerResponse()}, nil
 }
 
 // refusal tells what the server refuses for good, which is the message's own
@@ -123,7 +123,7 @@ func refusal(err error) error {
 	return event.Later(0, fmt.Errorf("sending e-mail: %w", err))
 }
 
-func (m *mailer) compose(e event.Event[Requested], address string) (*mail.Msg, error) {
+func (m *mailer) compose(e event.Event[Requested]) (*mail.Msg, error) {
 	msg := mail.NewMsg()
 	// One who receives the same id twice has the same e-mail twice.
 	msg.SetMessageIDWithValue(e.ID.String() + "@" + m.domain)
@@ -134,7 +134,7 @@ func (m *mailer) compose(e event.Event[Requested], address string) (*mail.Msg, e
 		return nil, fmt.Errorf("addressing e-mail: %w", err)
 	}
 
-	if err := msg.To(address); err != nil {
+	if err := msg.To(e.Payload.address); err != nil {
 		return nil, fmt.Errorf("addressing e-mail to user %s: %w", e.Payload.UserID, err)
 	}
 

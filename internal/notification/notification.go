@@ -44,6 +44,9 @@ type Requested struct {
 	Content string `json:"content"`
 	// Channel is e-mail if empty.
 	Channel Channel `json:"channel,omitempty"`
+
+	// address is where an e-mail goes; Admit looks it up.
+	address string
 }
 
 // Topic implements event.Payload.
@@ -95,9 +98,7 @@ type Directory func(ctx context.Context, db postgres.Querier, ids []string) (map
 
 // Delivery is what became of a notification.
 type Delivery struct {
-	// Sent is false when there was nobody to send it to any more.
-	Sent bool
-	// Answer is what the provider said, or why nothing was sent.
+	// Answer is what the provider said.
 	Answer string
 }
 
@@ -127,6 +128,49 @@ func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slo
 	return &Service{pool: pool, directory: directory, mailer: mailer, webhook: webhook, logger: logger}, nil
 }
 
+// Admit looks up the addresses of those who get an e-mail. Nobody is told any
+// more who was erased.
+func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event.Event[Requested]) ([]error, error) {
+	var ids []string
+
+	for _, e := range events {
+		if e.Payload.channel() == Email {
+			ids = append(ids, e.Payload.UserID)
+		}
+	}
+
+	if len(ids) == 0 {
+		return make([]error, len(events)), nil
+	}
+
+	addresses, err := s.directory(ctx, db, ids)
+	if err != nil {
+		return nil, err
+	}
+
+	verdicts := make([]error, len(events))
+
+	for i := range events {
+		p := &events[i].Payload
+		if p.channel() != Email {
+			continue
+		}
+
+		address, known := addresses[p.UserID]
+
+		switch {
+		case !known:
+			verdicts[i] = event.Reject(fmt.Errorf("user_id: there is no user %s to send an e-mail to", p.UserID))
+		case address == "":
+			verdicts[i] = event.ErrSkip
+		}
+
+		p.address = address
+	}
+
+	return verdicts, nil
+}
+
 // Send sends one notification. What may go better later is an
 // event.LaterError, what the provider refuses for good a rejection with the
 // provider's words.
@@ -144,30 +188,18 @@ func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (Delivery,
 func (s *Service) log(e event.Event[Requested]) (Delivery, error) {
 	s.logger.Info("notification", slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content))
 
-	return Delivery{Sent: true, Answer: "logged"}, nil
+	return Delivery{Answer: "logged"}, nil
 }
 
 func (s *Service) email(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
-	addresses, err := s.directory(ctx, s.pool, []string{e.Payload.UserID})
-	if err != nil {
-		return Delivery{}, event.Later(0, err)
-	}
-
-	address, known := addresses[e.Payload.UserID]
-
-	switch {
-	case !known:
-		return Delivery{}, event.Reject(fmt.Errorf("user_id: there is no user %s to send an e-mail to", e.Payload.UserID))
-	case address == "":
-		return Delivery{Answer: "the user was erased"}, nil
-	case s.mailer == nil:
+	if s.mailer == nil {
 		s.logger.Info("e-mail (set notification.email.host to send it)",
 			slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()), slog.String("content", e.Payload.Content))
 
-		return Delivery{Sent: true, Answer: "logged: notification.email.host is not set"}, nil
+		return Delivery{Answer: "logged: notification.email.host is not set"}, nil
 	}
 
-	return s.mailer.send(ctx, e, address)
+	return s.mailer.send(ctx, e)
 }
 
 // Sent is a notification with what became of it.
@@ -185,10 +217,10 @@ func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.O
 
 	for i, n := range sent {
 		messages[i], users[i], channels[i] = n.ID, n.Payload.UserID, string(n.Payload.channel())
-		statuses[i], answers[i] = "skipped", event.Text(n.Result.Answer)
+		statuses[i], answers[i] = "skipped", "the user was erased"
 
-		if n.Result.Sent {
-			statuses[i] = "sent"
+		if n.Result != nil {
+			statuses[i], answers[i] = "sent", event.Text(n.Result.Answer)
 		}
 	}
 

@@ -48,6 +48,30 @@ func newService(t *testing.T, cfg notification.Config) *notification.Service {
 	return s
 }
 
+// send sends as the consumer does; nil means that nobody is to be told.
+func send(t *testing.T, s *notification.Service, e event.Event[notification.Requested]) (*notification.Delivery, error) {
+	t.Helper()
+
+	events := []event.Event[notification.Requested]{e}
+
+	verdicts, err := s.Admit(t.Context(), nil, events)
+	if err != nil {
+		return nil, err
+	}
+
+	if errors.Is(verdicts[0], event.ErrSkip) {
+		return nil, nil //nolint:nilnil // a test
+	}
+
+	if verdicts[0] != nil {
+		return nil, verdicts[0]
+	}
+
+	got, err := s.Send(t.Context(), events[0])
+
+	return &got, err
+}
+
 func requested(userID string, channel notification.Channel) event.Event[notification.Requested] {
 	p := notification.Requested{UserID: userID, Content: "Welcome <Alice> & Bob!", Channel: channel}
 
@@ -62,8 +86,8 @@ func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
 	e := requested("alice", "")
 
 	for range 2 { // the second is a repetition: it must be recognisable
-		got, err := s.Send(t.Context(), e)
-		if err != nil || !got.Sent || !strings.Contains(got.Answer, "OK") {
+		got, err := send(t, s, e)
+		if err != nil || got == nil || !strings.Contains(got.Answer, "OK") {
 			t.Fatalf("got %+v, %v", got, err)
 		}
 	}
@@ -105,12 +129,12 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	)
 
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
-	if _, err := s.Send(t.Context(), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
 		t.Errorf("temporary: got %v", err)
 	}
 
 	server.Refuse(550, [3]int{5, 1, 1}, "no such mailbox")
-	if _, err := s.Send(t.Context(), requested("alice", "")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
 		t.Errorf("permanent: got %v", err)
 	}
 
@@ -118,7 +142,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	cfg := config(server)
 	cfg.Email.Password = "wrong"
 
-	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) {
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) {
 		t.Errorf("wrong password: got %v", err)
 	}
 
@@ -126,12 +150,12 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	cfg = config(server)
 	cfg.Email.CAFile = ""
 
-	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "certificate") {
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("unknown certificate: got %v", err)
 	}
 
 	cfg.Email.Port = 1
-	if _, err := newService(t, cfg).Send(t.Context(), requested("alice", "")); !errors.As(err, &later) {
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) {
 		t.Errorf("no server: got %v", err)
 	}
 }
@@ -142,19 +166,19 @@ func TestWhoCannotBeReached(t *testing.T) {
 	s := newService(t, notification.DefaultConfig())
 
 	var rejected *event.RejectError
-	if _, err := s.Send(t.Context(), requested("nobody", "")); !errors.As(err, &rejected) {
+	if _, err := send(t, s, requested("nobody", "")); !errors.As(err, &rejected) {
 		t.Errorf("unknown user: got %v", err)
 	}
 
-	if got, err := s.Send(t.Context(), requested("erased", "")); err != nil || got.Sent {
+	if got, err := send(t, s, requested("erased", "")); err != nil || got != nil {
 		t.Errorf("erased user: got %+v, %v", got, err)
 	}
 
-	if _, err := s.Send(t.Context(), requested("alice", notification.Webhook)); !errors.As(err, &rejected) {
+	if _, err := send(t, s, requested("alice", notification.Webhook)); !errors.As(err, &rejected) {
 		t.Errorf("webhook without an address: got %v", err)
 	}
 
-	if got, err := s.Send(t.Context(), requested("alice", notification.Log)); err != nil || !got.Sent {
+	if got, err := send(t, s, requested("alice", notification.Log)); err != nil || got == nil {
 		t.Errorf("log: got %+v, %v", got, err)
 	}
 }
@@ -196,8 +220,8 @@ func TestAWebhookIsSigned(t *testing.T) {
 	cfg, headers := receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "thanks") })
 	e := requested("alice", notification.Webhook)
 
-	got, err := newService(t, cfg).Send(t.Context(), e)
-	if err != nil || !got.Sent || got.Answer != "200 OK thanks" {
+	got, err := send(t, newService(t, cfg), e)
+	if err != nil || got == nil || got.Answer != "200 OK thanks" {
 		t.Fatalf("got %+v, %v", got, err)
 	}
 
@@ -237,7 +261,7 @@ func TestTheAnswersOfAReceiverDecide(t *testing.T) {
 			_, _ = io.WriteString(w, "because")
 		})
 
-		_, err := newService(t, cfg).Send(t.Context(), requested("alice", notification.Webhook))
+		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
 		if !errors.As(err, c.want) || !strings.Contains(err.Error(), strconv.Itoa(c.code)) || !strings.Contains(err.Error(), "because") {
 			t.Errorf("%d: got %v", c.code, err)
 		}
@@ -262,7 +286,7 @@ func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]"} {
 		cfg.Webhook.URL = "http://" + host + cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
 
-		if _, err := newService(t, cfg).Send(t.Context(), requested("alice", notification.Webhook)); err == nil || !strings.Contains(err.Error(), "allow_networks") {
+		if _, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); err == nil || !strings.Contains(err.Error(), "allow_networks") {
 			t.Errorf("%s: got %v", host, err)
 		}
 	}

@@ -127,7 +127,7 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 
 	switch code := response.StatusCode; {
 	case code >= http.StatusOK && code < http.StatusMultipleChoices:
-		return Delivery{Sent: true, Answer: answer}, nil
+		return Delivery{Answer: answer}, nil
 	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
 		return Delivery{}, event.Later(retryAfter(response), fmt.Errorf("posting webhook: the receiver answered %s", answer))
 	default:

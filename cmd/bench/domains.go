@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/account"
+	"github.com/millrace/millrace/internal/analytics"
+	"github.com/millrace/millrace/internal/broker"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/eventstore"
+	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/user"
+)
+
+// load is what a run sends, and how its end is seen.
+type load struct {
+	name string
+	// message is the i-th message of n.
+	message func(i, n int) event.Payload
+	// prepare puts into the database what messages refer to; it may be nil.
+	prepare func(ctx context.Context, s *site, n int) error
+	// done counts what has been done, cheaply.
+	done string
+	// elapsed is the time from the first message's commit to the last's.
+	elapsed string
+}
+
+// known is the id of a user who exists before the run.
+func known(i int) string { return "known-" + strconv.Itoa(i) }
+
+// Half of the messages create users, the others update users that exist. Every
+// message causes a notification; the last of them ends the run.
+const (
+	usersDone    = `SELECT count(*) FROM notifications`
+	usersElapsed = `SELECT extract(epoch FROM (SELECT max(pg_xact_commit_timestamp(xmin)) FROM notifications)
+		- (SELECT min(pg_xact_commit_timestamp(xmin)) FROM events WHERE recorded_at > (SELECT at FROM bench_start)))::float8`
+	trackedDone    = `SELECT coalesce(sum(count), 0)::bigint FROM analytics_daily`
+	trackedElapsed = `SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xmin)) - min(pg_xact_commit_timestamp(xmin)))::float8 FROM analytics_events`
+)
+
+func loads() []load {
+	return []load{
+		{name: "users", message: userMessage, prepare: prepareUsers, done: usersDone, elapsed: usersElapsed},
+		{name: "legacy", message: legacyMessage, prepare: prepareUsers, done: usersDone, elapsed: usersElapsed},
+		{name: "analytics", message: trackedMessage, done: trackedDone, elapsed: trackedElapsed},
+	}
+}
+
+func userMessage(i, _ int) event.Payload {
+	if i%2 == 0 {
+		return account.UserCreated{User: account.NewUser{
+			ID: "new-" + strconv.Itoa(i), Name: "User " + strconv.Itoa(i), Email: fmt.Sprintf("user%d@example.com", i),
+		}}
+	}
+
+	return account.UserUpdated{UserID: known(i), Updates: account.Updates{Properties: user.Properties{"city": json.RawMessage(`"Berlin"`)}}}
+}
+
+// raw is a payload as another system writes it.
+type raw struct {
+	topic, key string
+	body       map[string]any
+}
+
+func (r raw) Topic() string                { return r.topic }
+func (r raw) Key() string                  { return r.key }
+func (raw) Validate() error                { return nil }
+func (r raw) MarshalJSON() ([]byte, error) { return json.Marshal(r.body) }
+
+func legacyMessage(i, _ int) event.Payload {
+	if i%2 == 0 {
+		id := "new-" + strconv.Itoa(i)
+
+		return raw{account.TopicUserEvents, id, map[string]any{
+			"userId": id, "userName": "User " + strconv.Itoa(i), "email": fmt.Sprintf("user%d@example.com", i), "action": "create",
+		}}
+	}
+
+	return raw{account.TopicUserEvents, known(i), map[string]any{"userId": known(i), "action": "update", "city": "Berlin"}}
+}
+
+func trackedMessage(i, _ int) event.Payload {
+	return analytics.Tracked{
+		Event: "event_" + strconv.Itoa(i%20), Timestamp: analytics.Timestamp{Time: time.Now()},
+		UserID: "user-" + strconv.Itoa(i), Properties: json.RawMessage(`{"page":"/home","referrer":"https://example.com"}`),
+	}
+}
+
+// prepareUsers creates the users that are updated in the run.
+func prepareUsers(ctx context.Context, s *site, n int) error {
+	var ids []string
+	for i := 1; i < n; i += 2 {
+		ids = append(ids, known(i))
+	}
+
+	if err := createUsers(ctx, s, ids); err != nil {
+		return err
+	}
+
+	_, err := s.pool.Exec(ctx, `CREATE TABLE bench_start AS SELECT clock_timestamp() AS at`)
+
+	return err
+}
+
+// createUsers creates users without messages.
+func createUsers(ctx context.Context, s *site, ids []string) error {
+	const chunk = 2000
+
+	users := user.NewService(s.pool)
+
+	for len(ids) > 0 {
+		some := ids[:min(chunk, len(ids))]
+		ids = ids[len(some):]
+
+		err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+			session, err := users.Open(ctx, tx, some, some)
+			if err != nil {
+				return err
+			}
+
+			for _, id := range some {
+				created := user.Created{UserID: id, Name: "User " + id, Email: id + "@example.com"}
+				if err := session.Record(id, event.NewID(), []eventstore.Data{created}); err != nil {
+					return err
+				}
+			}
+
+			return session.Save(ctx)
+		})
+		if err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// domain measures messages of a load that wait on Kafka already.
+func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, error) {
+	s, err := l.newSite(ctx, broker.Kafka, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	if d.prepare != nil {
+		if err := d.prepare(ctx, s, n); err != nil {
+			return nil, err
+		}
+	}
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	err = from.preload(ctx, n, func(i int) event.Payload { return d.message(i, n) })
+	from.close()
+
+	if err != nil {
+		return nil, err
+	}
+
+	before := cpuNow()
+
+	child, err := s.start(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+
+	err = until(ctx, func() (done bool, err error) {
+		var count int
+		err = s.pool.QueryRow(ctx, d.done).Scan(&count)
+
+		return count >= n, err
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	batch, used := meanBatch(ctx), cpuNow().since(before)
+
+	peak, own, err := child.stop()
+	if err != nil {
+		return nil, err
+	}
+
+	var elapsed float64
+	err = s.pool.QueryRow(ctx, d.elapsed).Scan(&elapsed)
+
+	return figures{
+		"messages/s": float64(n) / elapsed, "batch": batch, "RSS MB": peak, "CPU ms/message": used.machine / float64(n) * 1000,
+		"service": own / float64(n) * 1000, "postgres": used.postgres / float64(n) * 1000, "broker": used.broker / float64(n) * 1000,
+	}, err
+}
+
+// rebuild measures how long a projection takes that is made anew from a store
+// of so many events, while users go on being created.
+func (l *lab) rebuild(ctx context.Context, events int) (figures, error) {
+	s, err := l.newSite(ctx, broker.Embedded, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	// One creation, then nine updates of each.
+	const each = 10
+
+	ids := make([]string, events/each)
+	for i := range ids {
+		ids[i] = known(i)
+	}
+
+	if err := s.fillStore(ctx, ids, each); err != nil {
+		return nil, err
+	}
+
+	child, err := s.start(ctx, "serve")
+	if err != nil {
+		return nil, err
+	}
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	traffic, stop := context.WithCancel(ctx)
+	sent := make(chan int, 1)
+
+	go func() {
+		n := 0
+
+		for ; traffic.Err() == nil; n++ {
+			if err := from.publish(ctx, userMessage(2*n, 0)); err != nil {
+				break
+			}
+
+			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // a steady rate
+		}
+		sent <- n
+	}()
+
+	projector := eventstore.NewProjector(s.pool, account.Projections(), l.logger)
+	started := time.Now()
+	err = projector.Rebuild(ctx, "users", func(int64, int64) {})
+	took := time.Since(started)
+
+	stop()
+
+	n := <-sent
+
+	if err != nil {
+		return nil, err
+	}
+
+	// Nothing may be missing, whether it came before or meanwhile.
+	err = until(ctx, func() (done bool, err error) {
+		err = s.pool.QueryRow(ctx, `SELECT count(*) = $1 FROM users`, len(ids)+n).Scan(&done)
+
+		return done, err
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	if _, _, err := child.stop(); err != nil {
+		return nil, err
+	}
+
+	return figures{"rebuild s": took.Seconds(), "events": float64(events), "events/s": float64(events) / took.Seconds(), "messages meanwhile": float64(n)}, nil
+}
+
+func (s *site) fillStore(ctx context.Context, ids []string, each int) error {
+	if err := createUsers(ctx, s, ids); err != nil {
+		return err
+	}
+
+	const chunk = 2000
+
+	users := user.NewService(s.pool)
+
+	for len(ids) > 0 {
+		some := ids[:min(chunk, len(ids))]
+		ids = ids[len(some):]
+
+		err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+			session, err := users.Open(ctx, tx, some, nil)
+			if err != nil {
+				return err
+			}
+
+			for n := range each - 1 {
+				for _, id := range some {
+					updated := user.NameUpdated{UserID: id, NewName: "Name " + strconv.Itoa(n)}
+					if err := session.Record(id, event.NewID(), []eventstore.Data{updated}); err != nil {
+						return err
+					}
+				}
+			}
+
+			return session.Save(ctx)
+		})
+		if err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
