@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/migrations"
@@ -176,11 +177,16 @@ func makeTemplate() (string, error) {
 	}
 	defer pool.Close()
 
-	if _, err := postgres.Migrate(context.Background(), pool, slog.New(slog.DiscardHandler)); err != nil {
+	logger := slog.New(slog.DiscardHandler)
+	if _, err := postgres.Migrate(context.Background(), pool, logger); err != nil {
 		return "", err
 	}
 
 	if err := inbox.EnsurePartitions(ctx, pool, time.Now()); err != nil {
+		return "", err
+	}
+
+	if err := analytics.NewService(analytics.Config{}, pool, logger).Maintain(ctx, time.Now()); err != nil {
 		return "", err
 	}
 
