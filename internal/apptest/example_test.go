@@ -139,7 +139,7 @@ func lines(text string) []string {
 }
 
 // A test of a service needs three lines: start, publish, wait.
-func ExampleStart() {
+func ExampleStart() { //nolint:testableexamples // it is part of a test
 	var t *testing.T // that of the test
 
 	s := apptest.Start(t)
