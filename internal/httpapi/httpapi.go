@@ -49,13 +49,14 @@ type Server struct {
 	cfg    Config
 	ready  atomic.Bool
 	checks []Check
+	mux    *http.ServeMux
 	server *http.Server
 }
 
 // NewServer returns a server that does not listen yet.
 func NewServer(cfg Config, registry *prometheus.Registry) *Server {
-	s := &Server{cfg: cfg}
 	mux := http.NewServeMux()
+	s := &Server{cfg: cfg, mux: mux}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, health{Status: "ok"}) })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
@@ -70,6 +71,9 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 
 	return s
 }
+
+// Handle serves pattern by handler; it must be called before Listen.
+func (s *Server) Handle(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
 
 // Listen binds the address and serves in the background until Close. checks
 // are asked by /readyz.

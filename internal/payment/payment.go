@@ -6,40 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/millrace/millrace/internal/money"
 )
-
-// Charge is a request to capture an amount.
-type Charge struct {
-	OrderID  string
-	Amount   money.Amount
-	Currency string
-}
-
-// IdempotencyKey is the same for every attempt to charge the same order, so
-// that a gateway charges once however often it is asked.
-func (c Charge) IdempotencyKey() string { return "millrace-charge-" + c.OrderID }
-
-// Outcome is the gateway's answer.
-type Outcome struct {
-	// TransactionID is the gateway's id of the capture, empty when declined.
-	TransactionID string
-	// Declined is why nothing was captured, empty otherwise.
-	Declined string
-}
-
-// Captured reports whether the money was taken.
-func (o Outcome) Captured() bool { return o.TransactionID != "" }
-
-// Gateway takes money. It is an interface because payment providers differ;
-// an implementation must capture at most once per idempotency key. An error
-// means that the outcome is not known, and the charge is asked for again.
-type Gateway interface {
-	Charge(ctx context.Context, charge Charge) (Outcome, error)
-}
 
 // Simulated is a gateway for development and tests: it captures every amount
 // above zero, without calling anyone.
@@ -58,6 +28,21 @@ func (Simulated) Charge(_ context.Context, charge Charge) (Outcome, error) {
 
 	return Outcome{TransactionID: "txn_" + hex.EncodeToString(sum[:8])}, nil
 }
+
+// Find implements Gateway.
+func (s Simulated) Find(ctx context.Context, charge Charge) (Outcome, bool, error) {
+	outcome, err := s.Charge(ctx, charge)
+
+	return outcome, true, err
+}
+
+// Refund implements Gateway.
+func (Simulated) Refund(_ context.Context, refund Refund) (string, error) {
+	return "ref_" + refund.TransactionID, nil
+}
+
+// Ledger implements Gateway: it keeps no record.
+func (Simulated) Ledger(context.Context, time.Time, func(Entry) error) error { return nil }
 
 // Service charges and records.
 type Service struct {
