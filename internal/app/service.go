@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	nethttp "net/http"
 	"slices"
 	"sync"
 	"time"
@@ -53,10 +54,11 @@ type Service struct {
 	cfg     postgres.Config
 	brokers *broker.Set
 	// direct reaches single consumers, without any broker.
-	direct *broker.Conn
-	relay  *outbox.Relay
-	http   *httpapi.Server
-	logger *slog.Logger
+	direct    *broker.Conn
+	relay     *outbox.Relay
+	startedAt time.Time
+	http      *httpapi.Server
+	logger    *slog.Logger
 	// observe sees what brokers confirmed; see Observe.
 	observe func(topic string, msg *message.Message)
 }
@@ -92,6 +94,9 @@ func NewService(
 		cfg:       cfg, brokers: brokers, relay: relay, http: http, logger: logger,
 	}
 
+	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
+	http.Explain(s.troubles)
+
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {
 			if !slices.Contains(s.Topics(), topic) {
@@ -117,6 +122,8 @@ const directLanes = 64
 // is called once the service is ready; it may be nil.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	tuneGC()
+
+	s.startedAt = time.Now()
 
 	checks := []httpapi.Check{{Name: "postgres", Ping: s.Pool.Ping}}
 	for _, conn := range s.brokers.Conns() {
