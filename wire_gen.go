@@ -51,8 +51,13 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	router := consumer.NewRouter(consumerConfig, pool, store, relay, logger, registry)
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
-	simulated := payment.NewSimulated()
-	paymentService := payment.NewService(simulated)
+	paymentConfig := cfg.Payment
+	gateway, err := payment.NewGateway(paymentConfig, pool)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
@@ -65,6 +70,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool, logger)
+	webhook := payment.NewWebhook(paymentConfig, pool, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
 		Inventory:     inventoryService,
@@ -73,6 +79,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Accounts:      accounts,
 		Notifications: notificationService,
 		Analytics:     analyticsService,
+		Gateway:       gateway,
+		Webhook:       webhook,
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)

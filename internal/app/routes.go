@@ -28,7 +28,7 @@ func route(r *consumer.Router, d Domains) {
 }
 
 // published lists the topics that are published and that nobody consumes here.
-var published = []string{fulfilment.TopicOrderRejected, account.TopicProfileUpdated}
+var published = []string{fulfilment.TopicOrderRejected, account.TopicProfileUpdated, payment.TopicReported}
 
 // topics is the routing table as the broker needs it.
 func topics(r *consumer.Router) []broker.Topic {

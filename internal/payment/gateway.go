@@ -70,13 +70,13 @@ type Gateway interface {
 
 // Entry is a capture in the gateway's own record.
 type Entry struct {
-	OrderID       string
-	TransactionID string
-	Amount        money.Amount
-	Currency      string
+	OrderID       string       `json:"order_id"`
+	TransactionID string       `json:"transaction_id"`
+	Amount        money.Amount `json:"amount"`
+	Currency      string       `json:"currency"`
 	// Refunded is the sum of what was given back.
-	Refunded money.Amount
-	At       time.Time
+	Refunded money.Amount `json:"refunded"`
+	At       time.Time    `json:"at"`
 }
 
 // RefusedError says that the provider refused a request for good.

@@ -1,0 +1,21 @@
+package payment
+
+import "github.com/millrace/millrace/internal/event"
+
+// UnknownError says that nobody knows whether the provider did what it was
+// asked for: no answer came, or one that says nothing. The same request may be
+// made again, which finds out; nothing may be compensated before.
+type UnknownError struct{ Err error }
+
+func (e *UnknownError) Error() string {
+	return "the outcome at the payment provider is not known: " + e.Err.Error()
+}
+
+func (e *UnknownError) Unwrap() error { return e.Err }
+
+// unknown marks err as an UnknownError, to be asked about later.
+func unknown(err error) error { return unavailable(&UnknownError{Err: err}) }
+
+// unavailable says what becomes of a request while the provider, or the record
+// of it, is out of reach or refuses us as a whole. It is the only place that does.
+func unavailable(err error) error { return event.Later(0, err) }
