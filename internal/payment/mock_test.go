@@ -115,11 +115,10 @@ func TestWhatStripeIsSentFollowsItsDescription(t *testing.T) {
 
 	gateway := newGateway(t, stripeConfig(front.URL), pgtest.New(t))
 
-	// The second time it is asked about. What the examples say does not matter.
+	// The second time it is asked about. What the examples say does not matter:
+	// they are of another amount.
 	for range 2 {
-		if _, err := gateway.Charge(t.Context(), chargeFor("order")); err != nil {
-			later(t, err)
-		}
+		_, _ = gateway.Charge(t.Context(), chargeFor("order"))
 	}
 
 	if _, _, err := gateway.Find(t.Context(), chargeFor("another")); err != nil {

@@ -240,12 +240,10 @@ func reportOf(e stripe.Event) (report *Reported, intent string, err error) {
 }
 
 func reportOfIntent(kind stripe.EventType, p stripe.PaymentIntent) *Reported {
-	report := &Reported{Outcome: ReportCaptured, TransactionID: p.ID}
-	units := p.AmountReceived
+	report, units := &Reported{Outcome: ReportCaptured, TransactionID: p.ID}, p.AmountReceived
 
 	if kind == stripe.EventTypePaymentIntentPaymentFailed {
-		report = &Reported{Outcome: ReportDeclined, Reason: "the payment failed"}
-		units = p.Amount
+		report, units = &Reported{Outcome: ReportDeclined, Reason: "the payment failed"}, p.Amount
 
 		if p.LastPaymentError != nil {
 			report.Reason = declineOf(p.LastPaymentError)
