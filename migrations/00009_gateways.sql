@@ -26,7 +26,9 @@ COMMENT ON TABLE gateway_ledger IS 'What the simulated payment gateway was asked
 COMMENT ON COLUMN gateway_ledger.requests IS 'How often the charge was asked for; it is captured once.';
 COMMENT ON COLUMN gateway_ledger.settled_at IS 'When it was captured or declined. NULL: asked for, and nothing done.';
 
-CREATE UNIQUE INDEX gateway_ledger_transaction ON gateway_ledger (transaction_id) WHERE transaction_id IS NOT NULL;
+-- Not unique, as little as stripe_intents_intent: of two requests at once with
+-- the same key one would fail on this index before ON CONFLICT sees the other.
+CREATE INDEX gateway_ledger_transaction ON gateway_ledger (transaction_id) WHERE transaction_id IS NOT NULL;
 CREATE INDEX gateway_ledger_captured ON gateway_ledger (settled_at, idempotency_key) WHERE transaction_id IS NOT NULL;
 CREATE INDEX gateway_ledger_order ON gateway_ledger (order_id);
 
@@ -42,7 +44,7 @@ CREATE TABLE stripe_intents (
 
 COMMENT ON TABLE stripe_intents IS 'The only PaymentIntent of Stripe that may be confirmed for a charge. Stripe forgets idempotency keys after a day; this does not.';
 
-CREATE UNIQUE INDEX stripe_intents_intent ON stripe_intents (intent_id);
+CREATE INDEX stripe_intents_intent ON stripe_intents (intent_id);
 CREATE INDEX stripe_intents_order ON stripe_intents (order_id);
 
 -- What providers told by webhook: they repeat themselves.

@@ -1,6 +1,9 @@
 package payment
 
-import "github.com/millrace/millrace/internal/event"
+import (
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/postgres"
+)
 
 // UnknownError says that nobody knows whether the provider did what it was
 // asked for: no answer came, or one that says nothing. The same request may be
@@ -16,6 +19,16 @@ func (e *UnknownError) Unwrap() error { return e.Err }
 // unknown marks err as an UnknownError, to be asked about later.
 func unknown(err error) error { return unavailable(&UnknownError{Err: err}) }
 
-// unavailable says what becomes of a request while the provider, or the record
-// of it, is out of reach or refuses us as a whole. It is the only place that does.
+// unavailable says what becomes of a request while the provider is out of reach
+// or refuses us as a whole. It is the only place that does.
 func unavailable(err error) error { return event.Later(0, err) }
+
+// unrecorded says what becomes of a request whose record in Postgres cannot be
+// read or written: money has not moved by it, or is found by asking again.
+func unrecorded(err error) error {
+	if postgres.IsUnavailable(err) {
+		return event.Later(0, err)
+	}
+
+	return err
+}

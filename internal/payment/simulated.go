@@ -213,7 +213,7 @@ func (s *Simulated) enter(ctx context.Context, charge Charge, wanted Outcome, pl
 		charge.IdempotencyKey(), charge.OrderID, max(charge.Attempt, 1), charge.Amount.String(), charge.Currency,
 		wanted.TransactionID, wanted.Declined, idle).Scan(&requests, &got.TransactionID, &got.Declined, &same)
 	if err != nil {
-		return Outcome{}, 0, unavailable(fmt.Errorf("entering a charge into the ledger: %w", err))
+		return Outcome{}, 0, unrecorded(fmt.Errorf("entering a charge into the ledger: %w", err))
 	}
 
 	if !same {
@@ -256,7 +256,7 @@ func (s *Simulated) Find(ctx context.Context, charge Charge) (outcome Outcome, f
 	case errors.Is(err, pgx.ErrNoRows):
 		return Outcome{}, false, nil
 	case err != nil:
-		return Outcome{}, false, unavailable(fmt.Errorf("reading the ledger: %w", err))
+		return Outcome{}, false, unrecorded(fmt.Errorf("reading the ledger: %w", err))
 	default:
 		return outcome, true, nil
 	}
@@ -285,7 +285,7 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	case errors.Is(err, pgx.ErrNoRows):
 		return "", &RefusedError{Reason: fmt.Sprintf("there is no capture %s of order %s", refund.TransactionID, refund.OrderID)}
 	case err != nil:
-		return "", unavailable(fmt.Errorf("entering a refund into the ledger: %w", err))
+		return "", unrecorded(fmt.Errorf("entering a refund into the ledger: %w", err))
 	}
 
 	if plan := s.planned(refund.OrderID, true); requests <= plan.times {

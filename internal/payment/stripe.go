@@ -161,7 +161,7 @@ func (s *Stripe) Charge(ctx context.Context, charge Charge) (Outcome, error) {
 func (s *Stripe) recall(ctx context.Context, charge Charge) (id string, err error) {
 	err = s.pool.QueryRow(ctx, `SELECT intent_id FROM stripe_intents WHERE idempotency_key = $1`, charge.IdempotencyKey()).Scan(&id)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return "", unavailable(fmt.Errorf("reading the intent of a charge: %w", err))
+		return "", unrecorded(fmt.Errorf("reading the intent of a charge: %w", err))
 	}
 
 	return id, nil
@@ -175,7 +175,7 @@ func (s *Stripe) remember(ctx context.Context, charge Charge, made string) (id s
 		ON CONFLICT (idempotency_key) DO UPDATE SET intent_id = i.intent_id
 		RETURNING intent_id`, charge.IdempotencyKey(), charge.OrderID, max(charge.Attempt, 1), made).Scan(&id)
 	if err != nil {
-		return "", unavailable(fmt.Errorf("writing down the intent of a charge: %w", err))
+		return "", unrecorded(fmt.Errorf("writing down the intent of a charge: %w", err))
 	}
 
 	return id, nil

@@ -90,6 +90,8 @@ func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (
 func TestStripeChargesOnceWhateverFails(t *testing.T) {
 	t.Parallel()
 
+	pool := pgtest.New(t)
+
 	for _, c := range []struct {
 		name      string
 		operation string
@@ -114,7 +116,7 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, keys forgotten %t", c.name, forgetful), func(t *testing.T) {
 				t.Parallel()
 
-				server, pool := paymenttest.NewServer(t), pgtest.New(t)
+				server, order := paymenttest.NewServer(t), t.Name()
 				cfg := stripeConfig(server.URL)
 				cfg.Stripe.Timeout = 500 * time.Millisecond
 				server.Fail(c.operation, c.faults...)
@@ -125,9 +127,9 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 					}
 
 					return newGateway(t, cfg, pool)
-				}, chargeFor("order 1"))
+				}, chargeFor(order))
 
-				if captures, _, net := server.Captured("order 1"); captures != 1 || net != 9999 || !outcome.Captured() {
+				if captures, _, net := server.Captured(order); captures != 1 || net != 9999 || !outcome.Captured() {
 					t.Errorf("captured %d times, %d in all, outcome %+v", captures, net, outcome)
 				}
 
@@ -145,7 +147,7 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 					}
 				}
 
-				again, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor("order 1"))
+				again, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor(order))
 				if err != nil || again != outcome {
 					t.Errorf("asked again: %+v, %v, expected %+v", again, err, outcome)
 				}
@@ -303,6 +305,8 @@ func TestAPaymentMethodThatChangesBetweenTriesChargesOnce(t *testing.T) {
 func TestStripeRefundsOnceWhateverFails(t *testing.T) {
 	t.Parallel()
 
+	pool := pgtest.New(t)
+
 	for _, fault := range []paymenttest.Fault{
 		paymenttest.None, paymenttest.Lost, paymenttest.Error, paymenttest.AfterLost, paymenttest.AfterError,
 		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
@@ -311,15 +315,15 @@ func TestStripeRefundsOnceWhateverFails(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, keys forgotten %t", fault, forgetful), func(t *testing.T) {
 				t.Parallel()
 
-				server, pool := paymenttest.NewServer(t), pgtest.New(t)
+				server, order := paymenttest.NewServer(t), t.Name()
 				gateway := newGateway(t, stripeConfig(server.URL), pool)
 
-				outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
+				outcome, err := gateway.Charge(t.Context(), chargeFor(order))
 				if err != nil {
 					t.Fatal(err)
 				}
 
-				refund := payment.Refund{OrderID: "order", TransactionID: outcome.TransactionID, Amount: money.MustParse("99.99"), Currency: "USD"}
+				refund := payment.Refund{OrderID: order, TransactionID: outcome.TransactionID, Amount: money.MustParse("99.99"), Currency: "USD"}
 				server.Fail(paymenttest.OpRefund, fault)
 
 				if _, err = gateway.Refund(t.Context(), refund); fault != paymenttest.None {
@@ -338,7 +342,7 @@ func TestStripeRefundsOnceWhateverFails(t *testing.T) {
 					}
 				}
 
-				if _, refunds, net := server.Captured("order"); refunds != 1 || net != 0 {
+				if _, refunds, net := server.Captured(order); refunds != 1 || net != 0 {
 					t.Errorf("refunded %d times, %d are left", refunds, net)
 				}
 			})

@@ -6,8 +6,7 @@ package paymenttest
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -364,9 +363,8 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 }
 
 func (s *Server) newIntent(units int64, currency string, metadata map[string]string) *intent {
-	sum := sha256.Sum256([]byte(strconv.Itoa(len(s.intents))))
 	i := &intent{
-		ID: fmt.Sprintf("pi_%06d%s", len(s.intents), hex.EncodeToString(sum[:4])), Object: "payment_intent",
+		ID: "pi_" + strings.ToLower(rand.Text()), Object: "payment_intent",
 		Amount: units, Currency: currency, Status: "requires_confirmation", Created: time.Now().Unix(),
 		ClientSecret: "pi_secret_hunter2", Metadata: metadata,
 	}
