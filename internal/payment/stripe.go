@@ -40,9 +40,9 @@ func newStripe(cfg StripeConfig, pool *pgxpool.Pool) *Stripe {
 			// A redirect could lead anywhere, and the key with it.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		MaxNetworkRetries: stripe.Int64(0), // the consumer tries again
+		MaxNetworkRetries: new(int64(0)), // the consumer tries again
 		LeveledLogger:     &stripe.LeveledLogger{Level: stripe.LevelNull},
-		EnableTelemetry:   stripe.Bool(false),
+		EnableTelemetry:   new(false),
 	})
 
 	return &Stripe{
@@ -187,12 +187,12 @@ func (s *Stripe) create(ctx context.Context, charge Charge, units int64) (id str
 
 	for range 2 {
 		params := &stripe.PaymentIntentCreateParams{
-			Amount:        stripe.Int64(units),
+			Amount:        new(units),
 			Currency:      stripe.String(strings.ToLower(charge.Currency)),
 			PaymentMethod: stripe.String(s.method),
 			// No customer is there whom a bank could send elsewhere.
 			AutomaticPaymentMethods: &stripe.PaymentIntentCreateAutomaticPaymentMethodsParams{
-				Enabled: stripe.Bool(true), AllowRedirects: stripe.String("never"),
+				Enabled: new(true), AllowRedirects: stripe.String("never"),
 			},
 			Metadata: map[string]string{
 				metaSource: event.Source, metaOrder: charge.OrderID, metaAttempt: strconv.Itoa(max(charge.Attempt, 1)),
@@ -222,8 +222,8 @@ func (s *Stripe) create(ctx context.Context, charge Charge, units int64) (id str
 func (s *Stripe) confirm(ctx context.Context, charge Charge, id string) (Outcome, error) {
 	key := stripeKey(charge.IdempotencyKey()) + "-confirm"
 
-	for {
-		params := &stripe.PaymentIntentConfirmParams{OffSession: stripe.Bool(true), ErrorOnRequiresAction: stripe.Bool(true)}
+	for again := false; ; again = true {
+		params := &stripe.PaymentIntentConfirmParams{OffSession: new(true), ErrorOnRequiresAction: new(true)}
 		params.SetIdempotencyKey(key)
 
 		intent, err := s.client.V1PaymentIntents.Confirm(ctx, id, params)
@@ -244,8 +244,8 @@ func (s *Stripe) confirm(ctx context.Context, charge Charge, id string) (Outcome
 			}
 
 			return concluded(intent)
-		case spent(err):
-			key = freshKey(key) // what is new is not spent: this ends
+		case spent(err) && !again:
+			key = freshKey(key)
 		default:
 			return refusedCharge(err)
 		}
@@ -326,7 +326,7 @@ func (s *Stripe) search(ctx context.Context, orderID string) ([]*stripe.PaymentI
 	params := &stripe.PaymentIntentSearchParams{
 		SearchParams: stripe.SearchParams{
 			Query: fmt.Sprintf("metadata['%s']:'%s' AND metadata['%s']:'%s'", metaSource, event.Source, metaOrder, quoted),
-			Limit: stripe.Int64(100),
+			Limit: new(int64(100)),
 		},
 		Expand: []*string{stripe.String("data.latest_charge")},
 	}
@@ -348,7 +348,7 @@ func (s *Stripe) search(ctx context.Context, orderID string) ([]*stripe.PaymentI
 func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 	key := stripeKey(refund.IdempotencyKey())
 
-	for {
+	for again := false; ; again = true {
 		// Without an amount: Stripe itself sees to it that no more is given back
 		// than was captured, under whatever key.
 		params := &stripe.RefundCreateParams{
@@ -367,7 +367,7 @@ func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 		switch {
 		case answer != nil && answer.Code == stripe.ErrorCodeChargeAlreadyRefunded:
 			return s.refunded(ctx, refund)
-		case spent(err):
+		case spent(err) && !again:
 			key = freshKey(key)
 		case answer != nil && refuses(answer):
 			return "", &RefusedError{Reason: told(answer)}
@@ -406,7 +406,7 @@ func refundOf(made *stripe.Refund) (string, error) {
 // Ledger implements Gateway: it reads page by page, newest first.
 func (s *Stripe) Ledger(ctx context.Context, since time.Time, fn func(Entry) error) error {
 	params := &stripe.PaymentIntentListParams{
-		ListParams:   stripe.ListParams{Limit: stripe.Int64(100)},
+		ListParams:   stripe.ListParams{Limit: new(int64(100))},
 		CreatedRange: &stripe.RangeQueryParams{GreaterThanOrEqual: max(since.Unix(), 0)},
 		Expand:       []*string{stripe.String("data.latest_charge")},
 	}
@@ -581,10 +581,4 @@ func stripeKey(key string) string {
 	return "millrace-" + hex.EncodeToString(sum[:])
 }
 
-func freshKey(key string) string {
-	if i := strings.LastIndex(key, "-again-"); i >= 0 {
-		key = key[:i]
-	}
-
-	return key + "-again-" + rand.Text()
-}
+func freshKey(key string) string { return key + "-again-" + rand.Text() }

@@ -102,6 +102,8 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 		{"create is lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Lost}, true},
 		{"create is done and lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterLost, paymenttest.AfterLost}, true},
 		{"create answers 500 and again", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterError}, true},
+		{"create answers 500, not done, and again", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.StoredError}, true},
+		{"500, not charged, and again", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.StoredError}, true},
 		{"create is busy", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Busy}, false},
 		{"confirm is lost", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Lost}, true},
 		{"charged, no answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterLost}, true},
@@ -308,7 +310,7 @@ func TestStripeRefundsOnceWhateverFails(t *testing.T) {
 	pool := pgtest.New(t)
 
 	for _, fault := range []paymenttest.Fault{
-		paymenttest.None, paymenttest.Lost, paymenttest.Error, paymenttest.AfterLost, paymenttest.AfterError,
+		paymenttest.None, paymenttest.Lost, paymenttest.Error, paymenttest.StoredError, paymenttest.AfterLost, paymenttest.AfterError,
 		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
 	} {
 		for _, forgetful := range []bool{false, true} {
@@ -427,8 +429,8 @@ func TestStripeUnderChaos(t *testing.T) {
 
 	chance := rand.New(rand.NewPCG(seed, 0))
 	faults := []paymenttest.Fault{
-		paymenttest.Lost, paymenttest.Error, paymenttest.AfterLost, paymenttest.AfterError, paymenttest.AfterGarbled,
-		paymenttest.Busy, paymenttest.InUse,
+		paymenttest.Lost, paymenttest.Error, paymenttest.StoredError, paymenttest.AfterLost, paymenttest.AfterError,
+		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
 	}
 	server, pool := paymenttest.NewServer(t), pgtest.New(t)
 	server.Plan(func(string) paymenttest.Fault { // one at a time

@@ -229,9 +229,8 @@ func reportOf(e stripe.Event) (report *Reported, intent string, err error) {
 			return nil, "", nil
 		}
 
-		report := &Reported{Outcome: ReportRefunded, TransactionID: r.PaymentIntent.ID, RefundID: r.ID}
-		report.own(r.Metadata)
-		report.amount(r.Amount, r.Currency)
+		report := about(r.Metadata, r.Amount, r.Currency)
+		report.Outcome, report.TransactionID, report.RefundID = ReportRefunded, r.PaymentIntent.ID, r.ID
 
 		return report, r.PaymentIntent.ID, nil
 	default:
@@ -240,35 +239,34 @@ func reportOf(e stripe.Event) (report *Reported, intent string, err error) {
 }
 
 func reportOfIntent(kind stripe.EventType, p stripe.PaymentIntent) *Reported {
-	report, units := &Reported{Outcome: ReportCaptured, TransactionID: p.ID}, p.AmountReceived
+	if kind == stripe.EventTypePaymentIntentSucceeded {
+		report := about(p.Metadata, p.AmountReceived, p.Currency)
+		report.Outcome, report.TransactionID = ReportCaptured, p.ID
 
-	if kind == stripe.EventTypePaymentIntentPaymentFailed {
-		report, units = &Reported{Outcome: ReportDeclined, Reason: "the payment failed"}, p.Amount
-
-		if p.LastPaymentError != nil {
-			report.Reason = declineOf(p.LastPaymentError)
-		}
+		return report
 	}
 
-	report.own(p.Metadata)
-	report.amount(units, p.Currency)
+	report := about(p.Metadata, p.Amount, p.Currency)
+	report.Outcome, report.Reason = ReportDeclined, "the payment failed"
+
+	if p.LastPaymentError != nil {
+		report.Reason = declineOf(p.LastPaymentError)
+	}
 
 	return report
 }
 
-// own reads the order from metadata that Millrace wrote.
-func (p *Reported) own(metadata map[string]string) {
-	if metadata[metaSource] != event.Source {
-		return
+// about begins a report. The order is read from metadata that Millrace wrote.
+func about(metadata map[string]string, units int64, currency stripe.Currency) *Reported {
+	amount, code := amountOf(units, string(currency))
+	report := &Reported{Amount: &amount, Currency: code}
+
+	if metadata[metaSource] == event.Source {
+		report.OrderID = metadata[metaOrder]
+		report.Attempt, _ = strconv.Atoi(metadata[metaAttempt]) // refunds have none
 	}
 
-	p.OrderID = metadata[metaOrder]
-	p.Attempt, _ = strconv.Atoi(metadata[metaAttempt]) // refunds have none
-}
-
-func (p *Reported) amount(units int64, currency stripe.Currency) {
-	amount, code := amountOf(units, string(currency))
-	p.Amount, p.Currency = &amount, code
+	return report
 }
 
 // answer counts, and tells the log what went wrong; never what came.

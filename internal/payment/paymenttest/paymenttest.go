@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -27,7 +28,8 @@ type Fault string
 const (
 	None         Fault = ""
 	Lost         Fault = "lost"          // no answer, nothing done
-	Error        Fault = "500"           // 500, nothing done
+	Error        Fault = "500"           // 500, nothing begun
+	StoredError  Fault = "stored:500"    // 500, begun and nothing done, and the key gives it again
 	AfterLost    Fault = "after:lost"    // done, no answer
 	AfterError   Fault = "after:500"     // done, then 500, which the key gives again
 	AfterSlow    Fault = "after:slow"    // done, and the answer comes too late
@@ -313,9 +315,12 @@ func (s *Server) answer(operation, id string, fault Fault, r *http.Request) (rep
 		}
 	}
 
-	reply = s.perform(operation, id, r.Form)
-	if fault == AfterError {
-		reply = failure(http.StatusInternalServerError, "api_error", "", "", "it broke afterwards")
+	if fault != StoredError {
+		reply = s.perform(operation, id, r.Form)
+	}
+
+	if fault == StoredError || fault == AfterError {
+		reply = failure(http.StatusInternalServerError, "api_error", "", "", "it broke on the way")
 	}
 
 	if key != "" {
@@ -403,11 +408,8 @@ func (s *Server) confirm(i *intent) answer {
 		i.LastPaymentError = map[string]any{
 			"type": "card_error", "code": "card_declined", "decline_code": code, "message": "Your card was declined.",
 		}
-		body := map[string]any{"payment_intent": i}
-
-		for name, value := range i.LastPaymentError {
-			body[name] = value
-		}
+		body := maps.Clone(i.LastPaymentError)
+		body["payment_intent"] = i
 
 		return encode(http.StatusPaymentRequired, map[string]any{"error": body})
 	}
