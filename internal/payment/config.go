@@ -57,7 +57,8 @@ type StripeConfig struct {
 	PaymentMethod string `koanf:"payment_method"`
 	// URL is where the API is.
 	URL string `koanf:"url"`
-	// Timeout bounds one request. Keep it below consumer.handler_timeout.
+	// Timeout bounds one request; a charge takes two. Keep it below half of
+	// consumer.handler_timeout.
 	Timeout time.Duration `koanf:"timeout"`
 	// WebhookSecret verifies webhooks; several, separated by commas, while it is
 	// rotated. Without one webhooks are not served.
