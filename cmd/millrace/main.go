@@ -10,9 +10,11 @@ import (
 	"syscall"
 
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/localpg"
 	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/user"
 )
@@ -69,15 +71,17 @@ func exitCode(err error) int {
 		noEntry      *poison.NotFoundError
 		noUser       *user.NotFoundError
 		noProjection *eventstore.NoProjectionError
+		notParked    *parked.NotFoundError
+		noConsumer   *consumer.UnknownConsumerError
 		notFound     notFoundError
 		unknownTopic *app.UnknownTopicError
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &unknownTopic):
+	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &noConsumer):
 		return exitUsage
 	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
-		errors.As(err, &noProjection), errors.As(err, &notFound):
+		errors.As(err, &noProjection), errors.As(err, &notParked), errors.As(err, &notFound):
 		return exitNotFound
 	case errors.Is(err, errRejected):
 		return exitRejected

@@ -69,7 +69,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 
 	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts), newPayments(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
-		newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
+		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
 
 	return root
 }

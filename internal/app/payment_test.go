@@ -22,7 +22,7 @@ func payingByStripe(url string) func(*config.Config) {
 	return func(c *config.Config) {
 		c.Payment.Gateway = "stripe"
 		c.Payment.Stripe.SecretKey, c.Payment.Stripe.URL = "sk_test_hunter2", url
-		c.Consumer.LaterInterval, c.Consumer.LaterAttempts = 10*time.Millisecond, 1000
+		c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval, c.Consumer.ParkAttempts = 10*time.Millisecond, time.Second, 1000
 		c.Outbox.PollInterval = 20 * time.Millisecond
 	}
 }
@@ -90,7 +90,7 @@ func TestAProviderThatChargesAndGivesNoAnswerIsPaidOnce(t *testing.T) {
 	s := apptest.New(t, pgtest.URL(t), func(c *config.Config) {
 		c.Payment.Simulated.Rules = []string{"slow-*=charge_then_timeout:2", "declined-*=decline"}
 		c.Payment.Simulated.Timeout = time.Millisecond
-		c.Consumer.LaterInterval, c.Outbox.PollInterval = 10*time.Millisecond, 20*time.Millisecond
+		c.Consumer.ParkInterval, c.Outbox.PollInterval = 10*time.Millisecond, 20*time.Millisecond
 	})
 	s.Seed()
 	s.Run()
