@@ -16,12 +16,16 @@ func (e *UnknownError) Error() string {
 
 func (e *UnknownError) Unwrap() error { return e.Err }
 
-// unknown marks err as an UnknownError, to be asked about later.
+// unknown marks err as an UnknownError, to be asked about again.
 func unknown(err error) error { return unavailable(&UnknownError{Err: err}) }
 
+// Dependency is the name of the provider among the dependencies of the service.
+const Dependency = "payment gateway"
+
 // unavailable says what becomes of a request while the provider is out of reach
-// or refuses us as a whole. It is the only place that does.
-func unavailable(err error) error { return event.Later(0, err) }
+// or refuses us as a whole: it is nobody's fault, and what needs the provider
+// waits. It is the only place that does.
+func unavailable(err error) error { return event.Unavailable(Dependency, err) }
 
 // unrecorded says what becomes of a request whose record in Postgres cannot be
 // read or written: money has not moved by it, or is found by asking again.

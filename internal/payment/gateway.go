@@ -55,7 +55,8 @@ func (r Refund) IdempotencyKey() string {
 //
 // An error means that the outcome is not known: the same request may be made
 // again. What the provider refuses for good is a Declined outcome of a charge,
-// or a RefusedError of anything else. event.Later says when it may succeed.
+// or a RefusedError of anything else. event.Later says when it may succeed,
+// event.Unavailable that the provider is out of reach, or an outcome unknown.
 type Gateway interface {
 	Charge(ctx context.Context, charge Charge) (Outcome, error)
 	// Find returns what became of a charge that may have been asked for; found

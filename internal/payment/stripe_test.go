@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -52,13 +54,19 @@ func chargeFor(orderID string) payment.Charge {
 func later(tb testing.TB, err error) time.Duration {
 	tb.Helper()
 
-	l, ok := errors.AsType[*event.LaterError](err)
-	if !ok {
+	l, put := errors.AsType[*event.LaterError](err)
+	away, down := errors.AsType[*event.UnavailableError](err)
+
+	if !put && (!down || away.Dependency != payment.Dependency) {
 		tb.Fatalf("got %v, expected an error for later", err)
 	}
 
 	if strings.Contains(err.Error(), "hunter2") {
 		tb.Errorf("a secret is in %q", err)
+	}
+
+	if down {
+		return 0
 	}
 
 	return l.After
@@ -140,8 +148,11 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 				}
 
 				for _, err := range errs {
-					if _, unknown := errors.AsType[*payment.UnknownError](err); unknown != c.unknown {
-						t.Errorf("%v: says %t that the outcome is unknown", err, unknown)
+					_, unknown := errors.AsType[*payment.UnknownError](err)
+					_, down := errors.AsType[*event.UnavailableError](err)
+
+					if unknown != c.unknown || down != c.unknown {
+						t.Errorf("%v: unknown %t, unavailable %t, expected %t", err, unknown, down, c.unknown)
 					}
 
 					if c.faults[0] == paymenttest.Busy && later(t, err) != paymenttest.RetryAfter {
@@ -283,6 +294,23 @@ func TestStripeIsAwayAndComesBack(t *testing.T) {
 	outcome, err := newGateway(t, stripeConfig(server.URL), pool).Charge(t.Context(), chargeFor("order"))
 	if err != nil || !outcome.Captured() {
 		t.Errorf("got %+v, %v", outcome, err)
+	}
+}
+
+func TestAKeyThatIsRevokedDeclinesNothing(t *testing.T) {
+	t.Parallel()
+
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, `{"error": {"type": "invalid_request_error", "message": "Expired API Key provided"}}`)
+	}))
+	t.Cleanup(server.Close)
+
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+
+	_, err := gateway.Charge(t.Context(), chargeFor("order"))
+	if _, down := errors.AsType[*event.UnavailableError](err); !down || !strings.Contains(err.Error(), "Expired API Key") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -464,7 +492,7 @@ func TestStripeUnderChaos(t *testing.T) {
 						return
 					}
 
-					if _, again := errors.AsType[*event.LaterError](err); !again {
+					if _, rejected := errors.AsType[*event.RejectError](err); rejected {
 						t.Errorf("%s: %v", order, err)
 
 						return
