@@ -59,8 +59,13 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
-	simulated := payment.NewSimulated()
-	paymentService := payment.NewService(simulated)
+	paymentConfig := cfg.Payment
+	gateway, err := payment.NewGateway(paymentConfig, pool)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
@@ -73,6 +78,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool, logger)
+	webhook := payment.NewWebhook(paymentConfig, pool, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
 		Inventory:     inventoryService,
@@ -81,6 +87,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Accounts:      accounts,
 		Notifications: notificationService,
 		Analytics:     analyticsService,
+		Gateway:       gateway,
+		Webhook:       webhook,
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)

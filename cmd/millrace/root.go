@@ -67,7 +67,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 
-	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
+	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts), newPayments(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
 		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
 

@@ -29,6 +29,7 @@ import (
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/parked"
+	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/user"
@@ -44,6 +45,7 @@ type Service struct {
 	Accounts      *account.Accounts
 	Notifications *notification.Service
 	Analytics     *analytics.Service
+	Gateway       payment.Gateway
 	Projector     *eventstore.Projector
 	Poison        *poison.Store
 	Router        *consumer.Router
@@ -72,6 +74,8 @@ type Domains struct {
 	Accounts      *account.Accounts
 	Notifications *notification.Service
 	Analytics     *analytics.Service
+	Gateway       payment.Gateway
+	Webhook       *payment.Webhook
 }
 
 // NewService assembles a service and lays out its routes.
@@ -89,13 +93,17 @@ func NewService(
 	s := &Service{
 		Pool: pool, Poison: store, Parked: waiting, Dependencies: dependencies, Router: router, direct: direct,
 		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
-		Notifications: domains.Notifications, Analytics: domains.Analytics,
+		Notifications: domains.Notifications, Analytics: domains.Analytics, Gateway: domains.Gateway,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
 		cfg:       cfg, brokers: brokers, relay: relay, http: http, logger: logger,
 	}
 
 	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
 	http.Explain(s.troubles)
+
+	if domains.Webhook.Enabled() {
+		http.Handle(payment.WebhookPattern, domains.Webhook)
+	}
 
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {
