@@ -91,16 +91,13 @@ func (s *story) setup(env *testscript.Env, kind string) error {
 	url := pgtest.URL(s.t)
 	s.log = filepath.Join(env.WorkDir, "service.log")
 
-	for _, setting := range []string{
-		"DATABASE_URL=" + url, "MILLRACE_POSTGRES__MIGRATE_ON_START=true", "MILLRACE_BROKER__KIND=" + kind,
-		"MILLRACE_HTTP__ADDR=127.0.0.1:" + s.port,
+	env.Vars = append(env.Vars,
+		"DATABASE_URL="+url, "MILLRACE_POSTGRES__MIGRATE_ON_START=true", "MILLRACE_BROKER__KIND="+kind,
+		"MILLRACE_HTTP__ADDR=127.0.0.1:"+s.port,
 		"MILLRACE_CONSUMER__PARK_INTERVAL=200ms", "MILLRACE_CONSUMER__PARK_MAX_INTERVAL=1s",
 		"MILLRACE_OUTBOX__POLL_INTERVAL=100ms",
-		"MILLRACE_BROKER__KAFKA__PREFIX=" + s.prefix, "MILLRACE_BROKER__KAFKA__GROUP=" + s.prefix + "group",
-		"MILLRACE_BROKER__KAFKA__PARTITIONS=4",
-	} {
-		env.Vars = append(env.Vars, setting)
-	}
+		"MILLRACE_BROKER__KAFKA__PREFIX="+s.prefix, "MILLRACE_BROKER__KAFKA__GROUP="+s.prefix+"group",
+		"MILLRACE_BROKER__KAFKA__PARTITIONS=4")
 
 	if kind == "kafka" {
 		env.Vars = append(env.Vars, "MILLRACE_BROKER__KAFKA__BROKERS="+brokertest.Address(s.t, brokertest.Kafka))
