@@ -44,7 +44,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		return nil, nil, err
 	}
 	consumerConfig := cfg.Consumer
-	store := poison.NewStore(pool)
+	poisonConfig := cfg.Poison
+	store := poison.NewStore(poisonConfig, pool)
 	outboxConfig := cfg.Outbox
 	registry := telemetry.NewRegistry()
 	relay := outbox.NewRelay(outboxConfig, pool, logger, registry)

@@ -55,7 +55,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *r
 	t.Helper()
 
 	logger, registry := pgtest.Logger(t), prometheus.NewRegistry()
-	store := poison.NewStore(pool)
+	store := poison.NewStore(poison.DefaultConfig(), pool)
 	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
 	cfg := consumer.DefaultConfig()
 	cfg.RetryInterval = time.Millisecond
@@ -156,7 +156,7 @@ func (r *rig) texts(id string) string {
 func (r *rig) poisoned() []poison.Entry {
 	r.t.Helper()
 
-	entries, err := r.store.List(context.Background(), "", 1000)
+	entries, err := r.store.List(context.Background(), poison.Filter{}, 1000)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 
@@ -203,11 +204,14 @@ func entryOf(msg *message.Message) poison.Entry {
 
 	for name, value := range d.headers {
 		switch name {
-		case event.HeaderKey, event.HeaderOrigin:
+		case event.HeaderKey, event.HeaderOrigin, event.HeaderAttempts:
 		default:
 			headers[name] = value
 		}
 	}
+
+	// A message that nobody requeued has no such header.
+	attempts, _ := strconv.Atoi(d.headers[event.HeaderAttempts])
 
 	return poison.Entry{
 		Consumer:  message.HandlerNameFromCtx(msg.Context()),
@@ -219,6 +223,7 @@ func entryOf(msg *message.Message) poison.Entry {
 		Payload:   msg.Payload,
 		Reason:    reasonOf(d.err),
 		Error:     d.err.Error(),
+		Attempts:  max(attempts, 0),
 	}
 }
 
