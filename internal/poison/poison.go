@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -129,6 +130,11 @@ func (s *Store) Add(ctx context.Context, e Entry) error {
 
 	cause := Cause(e)
 
+	payload := e.Payload
+	if payload == nil { // a tombstone of Kafka; nil would be NULL
+		payload = []byte{}
+	}
+
 	// One statement, so one round trip and one transaction. An entry that was
 	// edited is found by what was requeued in place of the original.
 	_, err = s.pool.Exec(ctx, `
@@ -156,7 +162,7 @@ func (s *Store) Add(ctx context.Context, e Entry) error {
 		SET deliveries = poison.deliveries + 1, last_at = now(), reason = excluded.reason, error = excluded.error,
 		    group_id = excluded.group_id, cause = excluded.cause, revision = poison.revision + 1`,
 		e.Consumer, e.Topic, e.MessageID, event.Fingerprint(e.Payload), e.Origin, event.Text(e.Key), string(headers),
-		e.Payload, string(e.Reason), event.Text(e.Error[:min(len(e.Error), maxError)]),
+		payload, string(e.Reason), event.Text(e.Error[:min(len(e.Error), maxError)]),
 		e.Attempts, event.Text(s.cfg.Release), groupOf(e.Consumer, e.Reason, cause), cause)
 	if err != nil {
 		return fmt.Errorf("storing poisoned message %s: %w", e.MessageID, err)
@@ -170,6 +176,21 @@ const columns = `id, consumer, topic, message_id, origin, key, headers, payload,
 
 // List returns the newest entries, at most limit.
 func (s *Store) List(ctx context.Context, f Filter, limit int) ([]Entry, error) {
+	return s.list(ctx, columns, f, limit)
+}
+
+// Summaries is List without headers and payloads, which may be large: Edited is
+// empty, but not nil, where there is one.
+func (s *Store) Summaries(ctx context.Context, f Filter, limit int) ([]Entry, error) {
+	return s.list(ctx, summary, f, limit)
+}
+
+// summary is columns without what may be large.
+var summary = strings.NewReplacer(
+	" headers,", " '{}'::jsonb,", " payload,", " ''::bytea,", " edited,", " CASE WHEN edited IS NOT NULL THEN ''::bytea END,",
+).Replace(columns)
+
+func (s *Store) list(ctx context.Context, columns string, f Filter, limit int) ([]Entry, error) {
 	where, args := f.where()
 
 	rows, err := s.pool.Query(ctx, `SELECT `+columns+` FROM poison WHERE `+where+fmt.Sprintf(` ORDER BY id DESC LIMIT %d`, limit), args...)

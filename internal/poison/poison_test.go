@@ -169,6 +169,40 @@ func (r rig) claim(id uuid.UUID, payload []byte) {
 	}
 }
 
+func TestAMessageWithoutABodyIsStoredToo(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "x")
+	e.Payload, e.Headers = nil, nil
+
+	if got := r.get(r.add(e)); got.Payload == nil || len(got.Payload) != 0 || len(got.Headers) != 0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestSummariesLeaveOutWhatMayBeLarge(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", "x"), entry("b", "x"))
+
+	if _, err := r.Edit(t.Context(), 1, 0, body("a", "y"), alice, check); err != nil {
+		t.Fatal(err)
+	}
+
+	list, err := r.Summaries(t.Context(), poison.Filter{}, 10)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("got %+v, %v", list, err)
+	}
+
+	for _, e := range list {
+		if len(e.Payload)+len(e.Headers)+len(e.Edited) != 0 || (e.Edited != nil) != (e.ID == 1) || e.Cause == "" {
+			t.Errorf("got %+v", e)
+		}
+	}
+}
+
 func TestFiltersNarrowDown(t *testing.T) {
 	t.Parallel()
 
