@@ -18,7 +18,7 @@ import (
 	"github.com/millrace/millrace/internal/postgres"
 )
 
-// answers gives a request with an Idempotency-Key that is sent again the answer
+// answers gives a POST with an Idempotency-Key that is sent again the answer
 // that it got, for a day.
 //
 // Two requests with one key at once exclude each other by an advisory lock, and
@@ -45,7 +45,7 @@ func (a answers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	key := r.Header.Get(idempotencyHeader)
 
 	// What is too long the operation itself refuses.
-	if r.Method == http.MethodGet || r.Method == http.MethodHead || key == "" || len(key) > maxKey {
+	if r.Method != http.MethodPost || key == "" || len(key) > maxKey {
 		a.next.ServeHTTP(w, r)
 
 		return

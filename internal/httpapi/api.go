@@ -111,6 +111,10 @@ func (api API) problem(ctx context.Context, err error) error {
 // the audit row.
 type Caller struct {
 	Operator string `header:"X-Millrace-Operator" maxLength:"100" doc:"Who acts, for the audit row; http if it is missing."`
+}
+
+// Once is what a POST may say, so that it can be sent again.
+type Once struct {
 	// Key is looked at before the operation is; see answers.
 	Key string `header:"Idempotency-Key" minLength:"1" maxLength:"255" doc:"The same key with the same request gets the same answer, for a day."`
 }

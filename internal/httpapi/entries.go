@@ -158,7 +158,7 @@ type (
 	}
 
 	EntryInput struct {
-		ID int64 `path:"id" minimum:"1"`
+		ID int64 `path:"id" minimum:"1" example:"17"`
 	}
 
 	entryOutput struct {
@@ -373,7 +373,7 @@ func (api API) editEntry(ctx context.Context, in *struct {
 	Body struct {
 		WhyBody
 
-		Payload content `json:"payload"`
+		Payload content `json:"payload" example:"{\"text\":\"{\\\"order\\\":{\\\"id\\\":\\\"order_123\\\",\\\"product_id\\\":\\\"product_1\\\",\\\"quantity\\\":2,\\\"total_amount\\\":99.99}}\"}"`
 	}
 },
 ) (*entryOutput, error) {
@@ -483,6 +483,7 @@ func (api API) diff(ctx context.Context, in *EntryInput) (*plainOutput, error) {
 
 func (api API) requeueEntry(ctx context.Context, in *struct {
 	ChangeInput
+	Once
 
 	Body struct {
 		WhyBody
@@ -498,6 +499,7 @@ func (api API) requeueEntry(ctx context.Context, in *struct {
 
 func (api API) discardEntry(ctx context.Context, in *struct {
 	ChangeInput
+	Once
 
 	Body ReasonBody
 },
@@ -534,6 +536,7 @@ func (api API) actOnOne(ctx context.Context, in ChangeInput, act func(poison.Fil
 
 func (api API) requeueMany(ctx context.Context, in *struct {
 	Caller
+	Once
 
 	Body struct {
 		ManyBody
@@ -552,6 +555,7 @@ func (api API) requeueMany(ctx context.Context, in *struct {
 
 func (api API) discardMany(ctx context.Context, in *struct {
 	Caller
+	Once
 
 	Body struct {
 		ManyBody

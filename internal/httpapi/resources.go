@@ -81,7 +81,7 @@ func (api API) resources(h huma.API) {
 }
 
 func (api API) getOrder(ctx context.Context, in *struct {
-	ID string `path:"id" maxLength:"500"`
+	ID string `path:"id" maxLength:"500" example:"order_123"`
 },
 ) (*orderOutput, error) {
 	// What is no text is no id either: Postgres would refuse it.
