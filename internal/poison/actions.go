@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -671,7 +670,7 @@ func (s *Store) Export(ctx context.Context, f Filter, fn func(Exported) error) e
 		}
 
 		for _, e := range entries {
-			if err := fn(Exported{Entry: e, Actions: slices.Concat([]Action{}, actions[e.ID])}); err != nil {
+			if err := fn(Exported{Entry: e, Actions: append([]Action{}, actions[e.ID]...)}); err != nil {
 				return err
 			}
 		}
