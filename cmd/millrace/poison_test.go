@@ -139,7 +139,7 @@ func editor(t *testing.T, script string) {
 	t.Helper()
 
 	name := filepath.Join(t.TempDir(), "editor")
-	if err := os.WriteFile(name, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+	if err := os.WriteFile(name, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil { //nolint:gosec // a program must be executable
 		t.Fatal(err)
 	}
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -97,11 +98,12 @@ func (r *rig) ask(method, path, body string, headers ...string) answer {
 		r.t.Fatal(err)
 	}
 
-	for i := 0; i < len(headers); i += 2 {
-		request.Header.Set(headers[i], headers[i+1])
+	for pair := range slices.Chunk(headers, 2) {
+		name, value := pair[0], pair[len(pair)-1]
+		request.Header.Set(name, value)
 
-		if headers[i] == "Host" {
-			request.Host = headers[i+1]
+		if name == "Host" {
+			request.Host = value
 		}
 	}
 
@@ -130,6 +132,29 @@ func (r *rig) ask(method, path, body string, headers ...string) answer {
 	}
 
 	return a
+}
+
+// at returns what is in the body under names of fields and indexes of lists,
+// nil if nothing is.
+func (a answer) at(path ...any) any {
+	var value any = a.body
+
+	for _, step := range path {
+		object, _ := value.(map[string]any)
+		list, _ := value.([]any)
+		value = nil
+
+		switch step := step.(type) {
+		case string:
+			value = object[step]
+		case int:
+			if step < len(list) {
+				value = list[step]
+			}
+		}
+	}
+
+	return value
 }
 
 func TestProblemsAreProblemJSON(t *testing.T) {
@@ -239,8 +264,8 @@ func TestPagesLeadFromOneToTheNext(t *testing.T) {
 				t.Fatalf("%s: %d %s", path, a.status, a.text)
 			}
 
-			for _, one := range a.body[c.list].([]any) {
-				got = append(got, one.(map[string]any)[c.id])
+			for i := 0; a.at(c.list, i) != nil; i++ {
+				got = append(got, a.at(c.list, i, c.id))
 			}
 
 			link, _, _ := strings.Cut(strings.TrimPrefix(a.headers.Get("Link"), "<"+httpapi.Prefix), ">")
@@ -271,8 +296,8 @@ func TestGroupsArePagesToo(t *testing.T) {
 	first := r.ask("GET", "/poison/groups?limit=1", "")
 	second := r.ask("GET", "/poison/groups?limit=1&cursor="+fmt.Sprint(first.body["next"]), "")
 
-	one, other := first.body["groups"].([]any)[0].(map[string]any), second.body["groups"].([]any)[0].(map[string]any)
-	if one["entries"] != 2.0 || one["keys"] != 2.0 || one["last_release"] != "1.2.3" || other["cause"] != "text: is missing" || second.body["next"] != nil {
+	if first.at("groups", 0, "entries") != 2.0 || first.at("groups", 0, "keys") != 2.0 || first.at("groups", 0, "last_release") != "1.2.3" ||
+		second.at("groups", 0, "cause") != "text: is missing" || second.body["next"] != nil {
 		t.Errorf("got %s and %s", first.text, second.text)
 	}
 }
@@ -286,7 +311,7 @@ func TestAnEntryIsMendedAndRequeued(t *testing.T) {
 	shown := r.ask("GET", "/poison/entries/1", "")
 	tag := shown.headers.Get("ETag")
 
-	if text := shown.body["payload"].(map[string]any)["text"]; text != `{"id":"a","text":"x"}` || shown.body["state"] != "open" || tag == "" ||
+	if text := shown.at("payload", "text"); text != `{"id":"a","text":"x"}` || shown.body["state"] != "open" || tag == "" ||
 		!strings.Contains(shown.text, `"binary":{"base64":"/w=="}`) {
 		t.Fatalf("got %s, ETag %s", shown.text, tag)
 	}
@@ -333,9 +358,9 @@ func TestAnEntryIsMendedAndRequeued(t *testing.T) {
 		t.Errorf("once more: %d %s", a.status, a.text)
 	}
 
-	actions := r.ask("GET", "/poison/entries/1/actions", "").body["actions"].([]any)
-	if len(actions) != 2 || actions[0].(map[string]any)["who"] != "bob" || actions[0].(map[string]any)["why"] != "typo" || actions[1].(map[string]any)["who"] != "http" {
-		t.Errorf("actions: %v", actions)
+	actions := r.ask("GET", "/poison/entries/1/actions", "")
+	if actions.at("actions", 0, "who") != "bob" || actions.at("actions", 0, "why") != "typo" || actions.at("actions", 1, "who") != "http" || actions.at("actions", 2) != nil {
+		t.Errorf("actions: %s", actions.text)
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM outbox WHERE topic = '@writer' AND payload = convert_to('{"id":"a","text":"y"}', 'UTF8')`); n != 1 {

@@ -157,6 +157,7 @@ type (
 		}
 	}
 
+	// EntryInput names an entry.
 	EntryInput struct {
 		ID int64 `path:"id" minimum:"1" example:"17"`
 	}
@@ -174,10 +175,12 @@ type (
 		IfMatch string `header:"If-Match" maxLength:"1000" doc:"Only if the entry still has this ETag."`
 	}
 
+	// WhyBody may give a reason.
 	WhyBody struct {
 		Why string `json:"why,omitempty" maxLength:"2000" doc:"For the audit row."`
 	}
 
+	// ReasonBody must give a reason.
 	ReasonBody struct {
 		Why string `json:"why" minLength:"1" maxLength:"2000" doc:"The reason, for the audit row."`
 	}

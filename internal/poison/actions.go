@@ -430,14 +430,12 @@ func (q *requeue) chunk(ctx context.Context, tx pgx.Tx, entries []Entry, outcome
 		ids     []int64
 	)
 
-	held := maps.Clone(q.held)
-
 	for _, e := range entries {
 		in := order{e.Consumer, e.Key}
 
 		key, err := q.check(e.Consumer, e.Current())
 
-		switch before := held[in]; {
+		switch before := q.held[in]; {
 		case err != nil:
 		case q.pace.OutOfOrder || e.Key == "":
 		case before != 0:
@@ -449,8 +447,8 @@ func (q *requeue) chunk(ctx context.Context, tx pgx.Tx, entries []Entry, outcome
 		if err != nil {
 			outcome.refuse(e.ID, err)
 
-			if held[in] == 0 {
-				held[in] = e.ID
+			if q.held[in] == 0 {
+				q.held[in] = e.ID
 			}
 
 			continue
@@ -461,8 +459,6 @@ func (q *requeue) chunk(ctx context.Context, tx pgx.Tx, entries []Entry, outcome
 		ids = append(ids, e.ID)
 		returns = append(returns, returned(e, cmp.Or(key, e.Key), verdicts[e.ID]))
 	}
-
-	q.held = held
 
 	if q.pace.DryRun || len(ids) == 0 {
 		return nil
