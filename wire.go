@@ -32,7 +32,7 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Payment", "Notification", "Analytics", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Payment", "Poison", "Notification", "Analytics", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,

@@ -46,8 +46,9 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		return nil, nil, err
 	}
 	consumerConfig := cfg.Consumer
-	store := poison.NewStore(pool)
-	parkedStore := parked.NewStore(pool)
+	poisonConfig := cfg.Poison
+	store := poison.NewStore(poisonConfig, pool)
+	parkedStore := parked.NewStore(pool, store)
 	registry := telemetry.NewRegistry()
 	dependencySet := dependency.NewSet(logger, registry)
 	outboxConfig := cfg.Outbox

@@ -46,7 +46,7 @@ then flags. Without a database, commands use the one of "millrace dev" in the
 working directory.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
-4 some messages were rejected.`,
+4 some messages were rejected or refused.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -88,6 +88,8 @@ func (o *options) load() (config.Config, error) {
 	if err != nil {
 		return cfg, usageError{err}
 	}
+
+	cfg.Poison.Release = version
 
 	return cfg, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/brokertest"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -53,7 +54,7 @@ func foreignOrders(t *testing.T, kind string, produce func(topic string, payload
 	}
 
 	pgtest.Eventually(t, "the bad message is poisoned", func() bool {
-		entries, err := r.Poison.List(t.Context(), "orders.created", 10)
+		entries, err := r.Poison.List(t.Context(), poison.Filter{Topic: "orders.created"}, 10)
 
 		return err == nil && len(entries) > 0 && string(entries[0].Payload) == "nonsense" && strings.HasPrefix(entries[0].Origin, kind+":")
 	})
@@ -150,7 +151,7 @@ func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
 		t.Errorf("got %+v, %v", stock, err)
 	}
 
-	if entries, err := two.Poison.List(t.Context(), "", 1); err != nil || len(entries) != 0 {
+	if entries, err := two.Poison.List(t.Context(), poison.Filter{}, 1); err != nil || len(entries) != 0 {
 		t.Errorf("poisoned: %+v, %v", entries, err)
 	}
 }

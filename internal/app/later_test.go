@@ -9,6 +9,7 @@ import (
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/mailtest"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
 )
 
 func mailing(server *mailtest.Server, attempts int) func(*config.Config) {
@@ -60,7 +61,7 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 	s := apptest.Start(t, mailing(server, 2))
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "the notification is poisoned", func() bool {
-		entries, err := s.Poison.List(t.Context(), "notifications", 1)
+		entries, err := s.Poison.List(t.Context(), poison.Filter{Topic: "notifications"}, 1)
 
 		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "given up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
 	})

@@ -104,6 +104,10 @@ func NewService(
 	if domains.Webhook.Enabled() {
 		http.Handle(payment.WebhookPattern, domains.Webhook)
 	}
+	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(httpapi.API{
+		Poison: store, Orders: domains.Orders, Inventory: domains.Inventory, Check: s.CheckFor, Pool: pool,
+		Logger: logger.With(slog.String("component", "httpapi")),
+	}))
 
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {
@@ -349,7 +353,9 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 // maintain makes the partitions of the days to come and drops what is past its
 // retention.
 func (s *Service) maintain(ctx context.Context, now time.Time) error {
-	return errors.Join(inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.Maintain(ctx, now))
+	_, err := s.Poison.Expire(ctx)
+
+	return errors.Join(err, inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.Maintain(ctx, now), httpapi.ExpireAnswers(ctx, s.Pool))
 }
 
 func (s *Service) keepMaintained(ctx context.Context) {
@@ -394,6 +400,9 @@ func (s *Service) TopicOf(consumer string) string {
 
 	return consumer
 }
+
+// HTTPAddr is the address on which Run listens, empty before.
+func (s *Service) HTTPAddr() string { return s.http.Addr() }
 
 // Brokers names the brokers in use, for people.
 func (s *Service) Brokers() string { return s.brokers.Kinds() }

@@ -60,7 +60,8 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 	t.Helper()
 
 	logger, registry := pgtest.Logger(t), prometheus.NewRegistry()
-	store, waiting := poison.NewStore(pool), parked.NewStore(pool)
+	store := poison.NewStore(poison.DefaultConfig(), pool)
+	waiting := parked.NewStore(pool, store)
 	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
 	cfg := consumer.DefaultConfig()
 	cfg.RetryInterval, cfg.ParkAttempts = time.Millisecond, 0
@@ -205,7 +206,7 @@ func (r *rig) texts(id string) string {
 func (r *rig) poisoned() []poison.Entry {
 	r.t.Helper()
 
-	entries, err := r.store.List(context.Background(), "", 1000)
+	entries, err := r.store.List(context.Background(), poison.Filter{}, 1000)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -251,6 +251,7 @@ func entryOf(msg *message.Message) poison.Entry {
 		Payload:   msg.Payload,
 		Reason:    reasonOf(d.err),
 		Error:     d.err.Error(),
+		Attempts:  max(d.attempts, 0),
 	}
 }
 

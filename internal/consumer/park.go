@@ -27,12 +27,16 @@ var errWaits = errors.New("the message waits behind others of its key")
 func (r *Router) park(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		_, err := next(msg)
-		if err == nil || isRejection(err) || !mayPoison(err) {
+		if err == nil || !mayPoison(err) {
 			return nil, err
 		}
 
 		d := deliveryOf(msg)
 		d.attempts++
+
+		if isRejection(err) {
+			return nil, err
+		}
 
 		policy := r.policyOf(topicOf(msg))
 		if d.attempts > policy.parkAttempts {

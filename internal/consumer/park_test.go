@@ -343,7 +343,7 @@ func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
 	pool := newPool(t)
 
 	rapid.Check(t, func(rt *rapid.T) {
-		if _, err := pool.Exec(context.Background(), `TRUNCATE notes, poison`); err != nil {
+		if _, err := pool.Exec(context.Background(), `TRUNCATE notes, poison CASCADE`); err != nil {
 			rt.Fatal(err)
 		}
 

@@ -1,4 +1,4 @@
-// Package httpapi serves health and metrics.
+// Package httpapi serves health, metrics and, by [NewAPI], the API of operators.
 package httpapi
 
 import (
@@ -53,6 +53,7 @@ type Server struct {
 	troubles func() map[string]string
 	mux      *http.ServeMux
 	server   *http.Server
+	addr     atomic.Value
 }
 
 // NewServer returns a server that does not listen yet.
@@ -91,9 +92,19 @@ func (s *Server) Listen(checks ...Check) error {
 		return fmt.Errorf("listening on http.addr %s: %w (set http.addr to a free port)", s.cfg.Addr, err)
 	}
 
+	s.addr.Store(listener.Addr().String())
+
 	go func() { _ = s.server.Serve(listener) }()
 
 	return nil
+}
+
+// Addr is the address on which the server listens, empty before Listen. It
+// differs from the configured one if that leaves the port to the system.
+func (s *Server) Addr() string {
+	addr, _ := s.addr.Load().(string)
+
+	return addr
 }
 
 // SetReady says whether the service takes messages.

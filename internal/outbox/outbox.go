@@ -115,6 +115,28 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	return r.insert(ctx, tx)
 }
 
+// Return is a message that came before, with the ids that it came with.
+type Return struct {
+	event.Message
+
+	Meta event.Meta
+}
+
+// AppendReturns stores messages that came before, to be published again in this
+// order.
+func AppendReturns(ctx context.Context, tx pgx.Tx, returns []Return) error {
+	if len(returns) == 0 {
+		return nil
+	}
+
+	r := newRows(len(returns))
+	for _, m := range returns {
+		r.add(m.Topic, m.Key, m.Meta, m.Headers, m.Payload, 0)
+	}
+
+	return r.insert(ctx, tx)
+}
+
 // PutOff stores a message that came, to be published again after wait, with
 // the ids that it came with.
 func PutOff(ctx context.Context, tx pgx.Tx, m event.Message, meta event.Meta, wait time.Duration) error {

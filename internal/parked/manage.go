@@ -127,7 +127,7 @@ func (s *Store) Skip(ctx context.Context, seq int64, by poison.Actor) error {
 			return fmt.Errorf("message %d waits behind another of key %s, expected the first of its key", seq, m.Key)
 		}
 
-		if err := poison.Insert(ctx, tx, entryOf(m.Message, by)); err != nil {
+		if err := s.poison.Insert(ctx, tx, entryOf(m.Message, by)); err != nil {
 			return err
 		}
 
@@ -161,7 +161,7 @@ type placed struct {
 func entryOf(m Message, by poison.Actor) poison.Entry {
 	return poison.Entry{
 		Consumer: m.Consumer, Topic: m.Topic, MessageID: m.MessageID, Origin: m.Origin, Key: m.Key, Headers: m.Headers,
-		Payload: m.Payload, Reason: event.ReasonFailed,
+		Payload: m.Payload, Attempts: m.Attempts, Reason: event.ReasonFailed,
 		Error: fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, m.Attempts, m.Error),
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -48,11 +49,14 @@ type Key struct {
 
 // Store is the parked messages.
 type Store struct {
-	pool *pgxpool.Pool
+	pool   *pgxpool.Pool
+	poison *poison.Store
 }
 
-// NewStore returns the store on pool.
-func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool: pool} }
+// NewStore returns the store on pool. What is given up goes to poisoned.
+func NewStore(pool *pgxpool.Pool, poisoned *poison.Store) *Store {
+	return &Store{pool: pool, poison: poisoned}
+}
 
 // QueueHeld adds a query to batch that calls found with each of the keys that
 // waits. Their rows stay locked until the transaction ends, so that none of
