@@ -85,11 +85,10 @@ func (t Tracked) Validate() error {
 	}
 
 	if p := strings.TrimSpace(string(t.Properties)); p != "" && p != "null" {
-		switch {
-		case p[0] != '{':
+		if p[0] != '{' {
 			errs = append(errs, errors.New("properties: is no object, expected a JSON object"))
-		case strings.Contains(p, `\u0000`):
-			errs = append(errs, errors.New("properties: has the character U+0000, expected none"))
+		} else if err := event.CheckStorable(t.Properties); err != nil {
+			errs = append(errs, fmt.Errorf("properties: %w", err))
 		}
 	}
 
