@@ -30,15 +30,22 @@ func newUsers(opts *options) *cobra.Command {
 		Use: "erase ID", Short: "Make the personal data of a user unreadable, for ever",
 		Long: `Destroy the key under which the personal data of a user is sealed. The events
 keep their place and type; nobody can read them any more, in backups of the
-events either. Restore no backup of the keys (table user_keys) from before.`,
+events either. Restore no backup of the keys (table user_keys) from before.
+
+Notifications to the user are forgotten, messages that wait are withdrawn, and
+poisoned ones lose their content. Run it again when a late message about the
+user has come into the poison queue. It does not reach tracked events (they go
+after analytics.retention) and what brokers and other systems have.`,
 		Args: exactly(1),
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			if err := service.Accounts.Erase(cmd.Context(), args[0]); err != nil {
+			done, err := service.Accounts.Erase(cmd.Context(), args[0])
+			if err != nil {
 				return err
 			}
 
-			return opts.print(cmd.OutOrStdout(), map[string]string{"erased": args[0]}, func(w io.Writer) {
-				fmt.Fprintf(w, "erased user %s\n", args[0])
+			return opts.print(cmd.OutOrStdout(), done, func(w io.Writer) {
+				fmt.Fprintf(w, "erased user %s; forgotten: %d notifications, %d waiting messages, the content of %d poisoned ones\n",
+					done.UserID, done.Notifications, done.Waiting, done.Poisoned)
 			})
 		}),
 	}
