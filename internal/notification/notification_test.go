@@ -355,14 +355,16 @@ func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
 	reached := false
 	cfg, _ := receiver(t, func(http.ResponseWriter) { reached = true })
 	cfg.Webhook.AllowNetworks = []string{}
+	port := cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
 
 	for _, host := range []string{
 		"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]",
 		"0.0.0.0", "198.18.0.1", "255.255.255.255", "[fe80::1]", "[fd00::1]", "[64:ff9b::a00:1]", "[2002:a00:1::1]", "[::]",
 	} {
-		cfg.Webhook.URL = "http://" + host + cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
+		cfg.Webhook.URL = "http://" + host + port + "/hooks/token"
 
-		if _, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); err == nil || !strings.Contains(err.Error(), "allow_networks") {
+		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
+		if err == nil || !strings.Contains(err.Error(), "allow_networks") || strings.Contains(err.Error(), "token") {
 			t.Errorf("%s: got %v", host, err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"syscall"
@@ -136,6 +137,11 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 
 	response, err := w.client.Do(request)
 	if err != nil {
+		// Without the address, in which many services put a secret.
+		if failed, ok := errors.AsType[*url.Error](err); ok {
+			err = failed.Err
+		}
+
 		return Delivery{}, event.Later(0, fmt.Errorf("posting webhook: %w", err))
 	}
 	defer func() { _ = response.Body.Close() }()
