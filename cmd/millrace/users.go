@@ -88,7 +88,7 @@ after analytics.retention) and what brokers and other systems have.`,
 	}
 
 	for _, c := range []*cobra.Command{list, misses} {
-		c.Flags().IntVar(&limit, "limit", 20, "how many")
+		countFlag(c, &limit, "limit", 20, maxLimit, "how many")
 	}
 
 	cmd.AddCommand(show, list, misses, erase)
@@ -152,11 +152,17 @@ func newNotifications(opts *options) *cobra.Command {
 		}),
 	}
 	list.Flags().StringVar(&userID, "user", "", "only those to this user")
-	list.Flags().IntVar(&limit, "limit", 20, "how many")
+	countFlag(list, &limit, "limit", 20, maxLimit, "how many")
 	cmd.AddCommand(list)
 
 	return cmd
 }
+
+// Bounds of what a command shows.
+const (
+	maxLimit = 100_000
+	maxDays  = 3660
+)
 
 // barWidth is how many characters the longest bar has.
 const barWidth = 40
@@ -195,7 +201,7 @@ func newAnalytics(opts *options) *cobra.Command {
 			})
 		}),
 	}
-	top.Flags().IntVar(&limit, "limit", 20, "how many")
+	countFlag(top, &limit, "limit", 20, maxLimit, "how many")
 
 	daily := &cobra.Command{
 		Use: "daily [EVENT]", Short: "Show how often an event, or any, occurred each day (UTC)",
@@ -207,7 +213,9 @@ func newAnalytics(opts *options) *cobra.Command {
 			return nil
 		},
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			list, err := service.Analytics.Daily(cmd.Context(), strings.Join(args, ""), days)
+			name := strings.Join(args, "")
+
+			list, err := service.Analytics.Daily(cmd.Context(), name, days)
 			if err != nil {
 				return err
 			}
@@ -218,6 +226,12 @@ func newAnalytics(opts *options) *cobra.Command {
 					longest = max(longest, d.Count)
 				}
 
+				if longest == 0 {
+					fmt.Fprintln(w, strings.TrimSpace("no events "+name)+fmt.Sprintf(" in the last %d days", days))
+
+					return
+				}
+
 				for _, d := range list {
 					fmt.Fprintf(w, "%s\t%d\t%s\n", d.Day.Format(time.DateOnly), d.Count, bar(d.Count, longest))
 				}
@@ -226,7 +240,7 @@ func newAnalytics(opts *options) *cobra.Command {
 	}
 
 	for _, c := range []*cobra.Command{top, daily} {
-		c.Flags().IntVar(&days, "days", 14, "of the last days, today included")
+		countFlag(c, &days, "days", 14, maxDays, "of the last days, today included")
 	}
 
 	cmd.AddCommand(top, daily)
