@@ -113,7 +113,9 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 }
 
 // grow hangs each message under the one that caused it. Of a message that is
-// there twice (poisoned and then applied) the first takes the children.
+// there twice (poisoned and then applied) the applied one takes the children.
+// Causes are what headers say, so they may be each other's: such a circle is
+// cut where it closes.
 func grow(messages []*Message) []*Message {
 	slices.SortStableFunc(messages, func(a, b *Message) int { return a.At.Compare(b.At) })
 
@@ -125,18 +127,33 @@ func grow(messages []*Message) []*Message {
 		}
 	}
 
-	var roots []*Message
+	var (
+		roots  []*Message
+		parent = make(map[*Message]*Message, len(messages))
+	)
 
 	for _, m := range messages {
+		var cause *Message
 		if m.Causation != nil {
-			if cause := byID[*m.Causation]; cause != nil && cause.ID != m.ID {
-				cause.Caused = append(cause.Caused, m)
+			cause = byID[*m.Causation]
+		}
 
-				continue
+		for above := cause; above != nil; above = parent[above] {
+			if above.ID == m.ID {
+				cause = nil
+
+				break
 			}
 		}
 
-		roots = append(roots, m)
+		if cause == nil {
+			roots = append(roots, m)
+
+			continue
+		}
+
+		parent[m] = cause
+		cause.Caused = append(cause.Caused, m)
 	}
 
 	return roots
