@@ -7,6 +7,7 @@ import (
 
 	"github.com/millrace/millrace/internal/apptest"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/mailtest"
 	"github.com/millrace/millrace/internal/pgtest"
 )
@@ -27,8 +28,13 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 	s := apptest.Start(t, mailing(server, 1000))
-	id := s.Publish("user.created", guide(t, "user.created"))
+	id := s.PublishMessage(event.Message{
+		Topic: "user.created", Key: "user_1", Payload: []byte(guide(t, "user.created")),
+		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
+	})
 	s.Messages("notifications", 3) // put off, again and again
 	server.Refuse(0, [3]int{}, "")
 
@@ -41,10 +47,11 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 		t.Errorf("%d e-mails came", n)
 	}
 
-	// It kept its identity and its place in the conversation all the time.
+	// It kept its identity, its place in the conversation and its trace all the
+	// time.
 	first := s.Messages("notifications", 1)[0]
 	for _, m := range s.Messages("notifications", 3) {
-		if m.ID != first.ID || m.Headers["correlation_id"] != id.String() || m.Headers["causation_id"] != id.String() {
+		if m.ID != first.ID || m.Headers["correlation_id"] != id.String() || m.Headers["causation_id"] != id.String() || m.Headers[event.HeaderTraceParent] != trace {
 			t.Errorf("got %s with %v, expected %s", m.ID, m.Headers, first.ID)
 		}
 	}
