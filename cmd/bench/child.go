@@ -24,6 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/inventory"
 	"github.com/millrace/millrace/internal/notification"
@@ -153,6 +154,9 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	})
 
 	addDomains(cfg, pool, logger, add)
+
+	// The tables for those who look users up are part of what both do.
+	go eventstore.NewProjector(pool, account.Projections(), logger).Run(ctx)
 
 	go func() {
 		<-router.Running()

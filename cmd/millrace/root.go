@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -150,4 +151,37 @@ func exactly(n int) cobra.PositionalArgs {
 
 		return nil
 	}
+}
+
+// countFlag adds a flag that takes a number from 1 to highest.
+func countFlag(cmd *cobra.Command, to *int, name string, value, highest int, usage string) {
+	*to = value
+	cmd.Flags().Var(count{to: to, highest: highest}, name, usage)
+}
+
+// count implements pflag.Value.
+type count struct {
+	to      *int
+	highest int
+}
+
+func (c count) String() string {
+	if c.to == nil {
+		return ""
+	}
+
+	return strconv.Itoa(*c.to)
+}
+
+func (count) Type() string { return "int" }
+
+func (c count) Set(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > c.highest {
+		return fmt.Errorf("expected a number from 1 to %d", c.highest)
+	}
+
+	*c.to = n
+
+	return nil
 }

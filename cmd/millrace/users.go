@@ -30,15 +30,22 @@ func newUsers(opts *options) *cobra.Command {
 		Use: "erase ID", Short: "Make the personal data of a user unreadable, for ever",
 		Long: `Destroy the key under which the personal data of a user is sealed. The events
 keep their place and type; nobody can read them any more, in backups of the
-events either. Restore no backup of the keys (table user_keys) from before.`,
+events either. Restore no backup of the keys (table user_keys) from before.
+
+Notifications to the user are forgotten, messages that wait are withdrawn, and
+poisoned ones lose their content. Run it again when a late message about the
+user has come into the poison queue. It does not reach tracked events (they go
+after analytics.retention) and what brokers and other systems have.`,
 		Args: exactly(1),
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			if err := service.Accounts.Erase(cmd.Context(), args[0]); err != nil {
+			done, err := service.Accounts.Erase(cmd.Context(), args[0])
+			if err != nil {
 				return err
 			}
 
-			return opts.print(cmd.OutOrStdout(), map[string]string{"erased": args[0]}, func(w io.Writer) {
-				fmt.Fprintf(w, "erased user %s\n", args[0])
+			return opts.print(cmd.OutOrStdout(), done, func(w io.Writer) {
+				fmt.Fprintf(w, "erased user %s; forgotten: %d notifications, %d waiting messages, the content of %d poisoned ones\n",
+					done.UserID, done.Notifications, done.Waiting, done.Poisoned)
 			})
 		}),
 	}
@@ -81,7 +88,7 @@ events either. Restore no backup of the keys (table user_keys) from before.`,
 	}
 
 	for _, c := range []*cobra.Command{list, misses} {
-		c.Flags().IntVar(&limit, "limit", 20, "how many")
+		countFlag(c, &limit, "limit", 20, maxLimit, "how many")
 	}
 
 	cmd.AddCommand(show, list, misses, erase)
@@ -145,11 +152,17 @@ func newNotifications(opts *options) *cobra.Command {
 		}),
 	}
 	list.Flags().StringVar(&userID, "user", "", "only those to this user")
-	list.Flags().IntVar(&limit, "limit", 20, "how many")
+	countFlag(list, &limit, "limit", 20, maxLimit, "how many")
 	cmd.AddCommand(list)
 
 	return cmd
 }
+
+// Bounds of what a command shows.
+const (
+	maxLimit = 100_000
+	maxDays  = 3660
+)
 
 // barWidth is how many characters the longest bar has.
 const barWidth = 40
@@ -188,7 +201,7 @@ func newAnalytics(opts *options) *cobra.Command {
 			})
 		}),
 	}
-	top.Flags().IntVar(&limit, "limit", 20, "how many")
+	countFlag(top, &limit, "limit", 20, maxLimit, "how many")
 
 	daily := &cobra.Command{
 		Use: "daily [EVENT]", Short: "Show how often an event, or any, occurred each day (UTC)",
@@ -200,7 +213,9 @@ func newAnalytics(opts *options) *cobra.Command {
 			return nil
 		},
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			list, err := service.Analytics.Daily(cmd.Context(), strings.Join(args, ""), days)
+			name := strings.Join(args, "")
+
+			list, err := service.Analytics.Daily(cmd.Context(), name, days)
 			if err != nil {
 				return err
 			}
@@ -211,6 +226,12 @@ func newAnalytics(opts *options) *cobra.Command {
 					longest = max(longest, d.Count)
 				}
 
+				if longest == 0 {
+					fmt.Fprintln(w, strings.TrimSpace("no events "+name)+fmt.Sprintf(" in the last %d days", days))
+
+					return
+				}
+
 				for _, d := range list {
 					fmt.Fprintf(w, "%s\t%d\t%s\n", d.Day.Format(time.DateOnly), d.Count, bar(d.Count, longest))
 				}
@@ -219,7 +240,7 @@ func newAnalytics(opts *options) *cobra.Command {
 	}
 
 	for _, c := range []*cobra.Command{top, daily} {
-		c.Flags().IntVar(&days, "days", 14, "of the last days, today included")
+		countFlag(c, &days, "days", 14, maxDays, "of the last days, today included")
 	}
 
 	cmd.AddCommand(top, daily)

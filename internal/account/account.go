@@ -15,7 +15,6 @@ import (
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/user"
 )
 
@@ -147,18 +146,6 @@ func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outg
 			UserID: u.ID, Content: "Your profile was updated: " + strings.Join(changes.Names(), ", "),
 		}),
 	}, session.Record(u.ID, meta.ID, events)
-}
-
-// Erase makes the personal data of a user unreadable wherever Millrace keeps
-// it; see user.Service.Erase. What waits to be published is not touched.
-func (a *Accounts) Erase(ctx context.Context, id string) error {
-	return postgres.InTx(ctx, a.pool, func(tx pgx.Tx) error {
-		if err := a.users.Erase(ctx, tx, id, event.NewID()); err != nil {
-			return err
-		}
-
-		return a.notifications.Forget(ctx, tx, id)
-	})
 }
 
 // NewDirectory lets notifications look up e-mail addresses.

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/user"
 )
 
@@ -123,6 +124,7 @@ func TestUsersAreValidated(t *testing.T) {
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"` + strings.Repeat("x", 9000) + `"}}`, "user.x: has 9002 bytes"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\u0000b"}}`, "user.x: has the character U+0000"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\\u0000b"}}`, ""},
+		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":[{"y":-1e400000}]}}`, "user.x: has a number of 1e400000"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","` + strings.Repeat("x", 65) + `":1}}`, "is no name of a property"},
 	} {
 		_, err := event.Decode[UserCreated]([]byte(c.text))
@@ -160,4 +162,35 @@ func FuzzLegacy(f *testing.F) {
 			t.Errorf("transforming twice is not as once: %s", diff)
 		}
 	})
+}
+
+// One value that the table users cannot hold would stop the projection for
+// everybody: what is accepted can be stored.
+func TestWhatIsAcceptedCanBeStored(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	accepted := 0
+
+	for _, value := range []string{
+		`1e1000`, `1e1001`, `1e-1000`, `1E-1001`, `-0`, `1e+308`, `1e400000`, `1e99999999999999999999`, `0.` + strings.Repeat("1", 900) + `e-1000`,
+		strings.Repeat("9", 1000) + `e1000`, strings.Repeat("9", 1001), `"\ud800"`, `"\ud83d\ude00"`, `"\u0000"`, `"\\u0000"`, `"\\\u0000"`,
+		`{"\u0000":1}`, `[[{"a":[1e999999]}]]`, `"1e999999"`, `"\"1e999999"`, `[1,2e9999]`, `{"a":"b","c":1e-999999}`,
+		strings.Repeat("[", 60) + strings.Repeat("]", 60),
+	} {
+		_, err := event.Decode[UserCreated]([]byte(`{"user":{"id":"1","name":"A","email":"a@x.org","x":` + value + `}}`))
+		_, stored := pool.Exec(t.Context(), `SELECT $1::jsonb`, value)
+
+		if err == nil {
+			accepted++
+		}
+
+		if err == nil && stored != nil {
+			t.Errorf("%.40s is accepted, and Postgres says %v", value, stored)
+		}
+	}
+
+	if accepted != 11 {
+		t.Errorf("%d values are accepted, expected 11", accepted)
+	}
 }

@@ -1,7 +1,6 @@
 package account
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/user"
 )
 
@@ -167,8 +167,8 @@ func checkEmail(field, email string) error {
 	return nil
 }
 
-// checkProperties reports properties that are too many or too large, in order
-// of their names. A NUL has no place in Postgres' JSON.
+// checkProperties reports properties that are too many, too large, or nothing
+// that the projection could hold, in order of their names.
 func checkProperties(prefix string, properties user.Properties) error {
 	if len(properties) > maxProperties {
 		return fmt.Errorf("%sproperties: has %d fields beyond name and email, expected at most %d", prefix, len(properties), maxProperties)
@@ -177,33 +177,20 @@ func checkProperties(prefix string, properties user.Properties) error {
 	var errs []error
 
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
-		switch value := properties[name]; {
+		value := properties[name]
+		unstorable := event.CheckStorable(value)
+
+		switch {
 		case name == "" || len(name) > maxProperty || !printable(name):
 			errs = append(errs, fmt.Errorf("%s%+q: is no name of a property, expected 1 to %d printable bytes", prefix, name, maxProperty))
 		case len(value) > maxValue:
 			errs = append(errs, fmt.Errorf("%s%s: has %d bytes, expected at most %d", prefix, name, len(value), maxValue))
-		case hasNUL(value):
-			errs = append(errs, fmt.Errorf("%s%s: has the character U+0000, expected none", prefix, name))
+		case unstorable != nil:
+			errs = append(errs, fmt.Errorf("%s%s: %w", prefix, name, unstorable))
 		}
 	}
 
 	return errors.Join(errs...)
-}
-
-func hasNUL(value json.RawMessage) bool {
-	for i := 0; i+1 < len(value); i++ {
-		if value[i] != '\\' {
-			continue
-		}
-
-		if strings.HasPrefix(string(value[i:min(len(value), i+6)]), `\u0000`) {
-			return true
-		}
-
-		i++ // what is escaped begins no escape
-	}
-
-	return false
 }
 
 func printable(s string) bool {

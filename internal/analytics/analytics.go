@@ -85,11 +85,10 @@ func (t Tracked) Validate() error {
 	}
 
 	if p := strings.TrimSpace(string(t.Properties)); p != "" && p != "null" {
-		switch {
-		case p[0] != '{':
+		if p[0] != '{' {
 			errs = append(errs, errors.New("properties: is no object, expected a JSON object"))
-		case strings.Contains(p, `\u0000`):
-			errs = append(errs, errors.New("properties: has the character U+0000, expected none"))
+		} else if err := event.CheckStorable(t.Properties); err != nil {
+			errs = append(errs, fmt.Errorf("properties: %w", err))
 		}
 	}
 
@@ -113,26 +112,9 @@ const millisFrom = 1e11
 
 // UnmarshalJSON reads any of the forms.
 func (t *Timestamp) UnmarshalJSON(data []byte) error {
-	var parsed time.Time
-
-	var number float64
-	if json.Unmarshal(data, &number) == nil && string(data) != "null" {
-		if number >= millisFrom {
-			number /= 1000
-		}
-
-		number = max(-1, min(number, float64(latest.Unix()))) // further out does not matter
-		parsed = time.UnixMicro(int64(number * 1e6)).UTC()
-	} else {
-		var text string
-		if err := json.Unmarshal(data, &text); err != nil || text == "" {
-			return errors.New("is no time, expected one such as 2026-01-31T12:00:00Z or seconds since 1970")
-		}
-
-		var err error
-		if parsed, err = parse(text); err != nil {
-			return err
-		}
+	parsed, err := read(data)
+	if err != nil {
+		return err
 	}
 
 	if parsed.Before(earliest) || !parsed.Before(latest) {
@@ -142,6 +124,29 @@ func (t *Timestamp) UnmarshalJSON(data []byte) error {
 	t.Time = parsed
 
 	return nil
+}
+
+func read(data []byte) (time.Time, error) {
+	var (
+		text   string
+		number float64
+	)
+
+	if data[0] == '"' && json.Unmarshal(data, &text) == nil && text != "" {
+		return parse(text)
+	}
+
+	if data[0] == 'n' || json.Unmarshal(data, &number) != nil {
+		return time.Time{}, errors.New("is no time, expected one such as 2026-01-31T12:00:00Z or seconds since 1970")
+	}
+
+	if number >= millisFrom {
+		number /= 1000
+	}
+
+	number = max(-1, min(number, float64(latest.Unix()))) // further out does not matter
+
+	return time.UnixMicro(int64(number * 1e6)).UTC(), nil
 }
 
 func parse(text string) (time.Time, error) {

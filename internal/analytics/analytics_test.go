@@ -1,6 +1,7 @@
 package analytics_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -38,10 +39,13 @@ func TestBadEventsSayWhatIsWrong(t *testing.T) {
 		{`{"event":"e","timestamp":null}`, "timestamp: is"},
 		{`{"event":"e","timestamp":"yesterday"}`, `timestamp: is "yesterday", expected a time`},
 		{`{"event":"e","timestamp":true}`, "timestamp: is no time"},
+		{`{"event":"e","timestamp":""}`, "timestamp: is no time"},
+		{`{"event":"e","timestamp":[1]}`, "timestamp: is no time"},
 		{`{"event":"e","timestamp":-1}`, "timestamp: is out of range"},
 		{`{"event":"e","timestamp":1e300}`, "timestamp: is out of range"},
 		{`{"event":"e","timestamp":1,"properties":[1]}`, "properties: is no object"},
 		{`{"event":"e","timestamp":1,"properties":{"a":"\u0000"}}`, "properties: has the character U+0000"},
+		{`{"event":"e","timestamp":1,"properties":{"a":1e999999}}`, "properties: has a number of 1e999999"},
 		{`{"event":"` + strings.Repeat("e", 201) + `","timestamp":1}`, "event: has 201 characters"},
 	} {
 		_, err := event.Decode[analytics.Tracked]([]byte(c.text))
@@ -108,4 +112,25 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 	if n := pgtest.Value[int](t, pool, `SELECT sum(count)::int FROM analytics_daily`); n != 22 {
 		t.Errorf("the counts say %d", n)
 	}
+}
+
+func FuzzTracked(f *testing.F) {
+	for _, seed := range []string{
+		`{"event":"e","timestamp":"2026-01-31T12:00:00"}`, `{"event":"e","timestamp":1e11,"properties":{"a":-1.5E+3}}`, `{"timestamp":"\u0032"}`, `{"event":"e","timestamp":-0}`,
+	} {
+		f.Add([]byte(seed))
+	}
+
+	f.Fuzz(func(t *testing.T, data []byte) {
+		tracked, err := event.Decode[analytics.Tracked](data)
+
+		var rejection *event.RejectError
+		if err != nil && (!errors.As(err, &rejection) || err.Error() == "") {
+			t.Errorf("not a rejection with a text: %v", err)
+		}
+
+		if err == nil && (tracked.Event == "" || tracked.Timestamp.Year() < 1970 || tracked.Timestamp.Year() > 9998) {
+			t.Errorf("accepted: %+v", tracked)
+		}
+	})
 }

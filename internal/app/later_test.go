@@ -7,6 +7,7 @@ import (
 
 	"github.com/millrace/millrace/internal/apptest"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/mailtest"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/poison"
@@ -28,10 +29,16 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 	s := apptest.Start(t, mailing(server, 1000))
-	id := s.Publish("user.created", guide(t, "user.created"))
+	id := s.PublishMessage(event.Message{
+		Topic: "user.created", Key: "user_1", Payload: []byte(guide(t, "user.created")),
+		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
+	})
 	pgtest.Eventually(t, "it was tried again and again", func() bool {
-		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM parked WHERE consumer = 'notification.send'`) >= 3
+		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM parked
+			WHERE consumer = 'notification.send' AND headers ->> 'traceparent' = $1`, trace) >= 3
 	})
 	server.Refuse(0, [3]int{}, "")
 

@@ -24,6 +24,7 @@ type State string
 const (
 	Applied  State = "applied"
 	Waiting  State = "waiting"
+	Parked   State = "parked"
 	Poisoned State = "poisoned"
 )
 
@@ -69,6 +70,8 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 		UNION ALL SELECT correlation_id FROM outbox WHERE message_id = $1
 		UNION ALL SELECT coalesce(correlation, message_id) FROM (
 			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM poison WHERE message_id = $1) AS p
+		UNION ALL SELECT coalesce(correlation, message_id) FROM (
+			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM parked WHERE message_id = $1) AS w
 		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
 		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -99,7 +102,11 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		FROM outbox WHERE correlation_id = $1
 		UNION ALL
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'poisoned', last_at, 'entry ' || id || ': ' || error
-		FROM poison WHERE message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1`,
+		FROM poison WHERE resolution IS NULL AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)
+		UNION ALL
+		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'parked', coalesce(tried_at, parked_at),
+		       CASE WHEN error IS NULL THEN 'waits behind another' ELSE 'failed ' || attempts || ' times: ' || error END
+		FROM parked WHERE message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1`,
 		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 	if err != nil {
 		return nil, err
@@ -113,7 +120,9 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 }
 
 // grow hangs each message under the one that caused it. Of a message that is
-// there twice (poisoned and then applied) the first takes the children.
+// there twice (poisoned and then applied) the applied one takes the children.
+// Causes are what headers say, so they may be each other's: such a circle is
+// cut where it closes.
 func grow(messages []*Message) []*Message {
 	slices.SortStableFunc(messages, func(a, b *Message) int { return a.At.Compare(b.At) })
 
@@ -125,18 +134,33 @@ func grow(messages []*Message) []*Message {
 		}
 	}
 
-	var roots []*Message
+	var (
+		roots  []*Message
+		parent = make(map[*Message]*Message, len(messages))
+	)
 
 	for _, m := range messages {
+		var cause *Message
 		if m.Causation != nil {
-			if cause := byID[*m.Causation]; cause != nil && cause.ID != m.ID {
-				cause.Caused = append(cause.Caused, m)
+			cause = byID[*m.Causation]
+		}
 
-				continue
+		for above := cause; above != nil; above = parent[above] {
+			if above.ID == m.ID {
+				cause = nil
+
+				break
 			}
 		}
 
-		roots = append(roots, m)
+		if cause == nil {
+			roots = append(roots, m)
+
+			continue
+		}
+
+		parent[m] = cause
+		cause.Caused = append(cause.Caused, m)
 	}
 
 	return roots

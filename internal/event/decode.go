@@ -1,9 +1,11 @@
 package event
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -95,6 +97,73 @@ func depth(data []byte) int {
 	}
 
 	return deepest
+}
+
+// Bounds of a number that Postgres' jsonb holds, with room to spare: numeric
+// ends at 131072 digits before the point and 16383 after it.
+const (
+	maxDigits   = 1000
+	maxExponent = 1000
+)
+
+// CheckStorable reports what Postgres' jsonb cannot hold of a valid JSON text:
+// the character U+0000, and numbers of absurd size. Whoever stores JSON that a
+// message brought asks before, or the statement fails with the whole batch.
+func CheckStorable(data []byte) error {
+	inString := false
+
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case inString && c == '\\':
+			if bytes.HasPrefix(data[i:], []byte(`\u0000`)) {
+				return errors.New("has the character U+0000, expected none")
+			}
+
+			i++ // what is escaped begins no escape
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c >= '0' && c <= '9':
+			number := numberAt(data[i:])
+			if !fits(number) {
+				return fmt.Errorf("has a number of %.20s..., expected at most %d digits and exponents from -%d to %d",
+					number, maxDigits, maxExponent, maxExponent)
+			}
+
+			i += len(number) - 1
+		}
+	}
+
+	return nil
+}
+
+// numberAt returns the number that data begins with, less its sign.
+func numberAt(data []byte) []byte {
+	end := bytes.IndexFunc(data, func(r rune) bool { return !strings.ContainsRune("0123456789.eE+-", r) })
+	if end < 0 {
+		return data
+	}
+
+	return data[:end]
+}
+
+func fits(number []byte) bool {
+	digits, exponent := number, []byte(nil)
+	if e := bytes.IndexAny(number, "eE"); e >= 0 {
+		digits, exponent = number[:e], number[e+1:]
+	}
+
+	if len(digits) > maxDigits {
+		return false
+	}
+
+	if len(exponent) == 0 {
+		return true
+	}
+
+	n, err := strconv.Atoi(string(exponent))
+
+	return err == nil && n >= -maxExponent && n <= maxExponent
 }
 
 // explain turns a decoder's error into one that begins with the field's path

@@ -344,3 +344,37 @@ func TestAProjectionIsRebuiltWhileTrafficFlows(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestARebuiltTableIsAsItsPredecessor(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	projector, _ := totals(t, pool)
+
+	// Who reads the table, and how it is stored, is an operator's decision.
+	_, err := pool.Exec(t.Context(), `
+		ALTER TABLE totals SET (fillfactor = 70, autovacuum_vacuum_threshold = 7);
+		COMMENT ON TABLE totals IS 'The operator''s own';
+		COMMENT ON COLUMN totals.total IS 'The sum';
+		GRANT SELECT ON totals TO PUBLIC;
+		GRANT SELECT, UPDATE ON totals TO pg_monitor;
+		CREATE INDEX totals_total ON totals (total)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	const likeness = `
+		SELECT concat_ws(' ', c.reloptions, obj_description(c.oid), col_description(c.oid, 2), c.relacl,
+			(SELECT count(*) FROM pg_index WHERE indrelid = c.oid), (SELECT count(*) FROM pg_constraint WHERE conrelid = c.oid))
+		FROM pg_class c WHERE c.oid = 'totals'::regclass`
+
+	before := pgtest.Value[string](t, pool, likeness)
+
+	if err := projector.Rebuild(t.Context(), "totals", func(int64, int64) {}); err != nil {
+		t.Fatal(err)
+	}
+
+	if diff := cmp.Diff(before, pgtest.Value[string](t, pool, likeness)); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -310,7 +310,42 @@ func (r *rebuilding) prepare(ctx context.Context, pool *pgxpool.Pool) error {
 		statements = append(statements, `CREATE TABLE `+r.schema+`.`+table+` (LIKE public.`+table+` INCLUDING ALL)`)
 	}
 
-	return postgres.InTx(ctx, pool, func(tx pgx.Tx) error { return run(ctx, tx, statements) })
+	return postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
+		for _, table := range r.Tables {
+			more, err := furnish(ctx, tx, `public.`+table, r.schema+`.`+table)
+			if err != nil {
+				return err
+			}
+
+			statements = append(statements, more...)
+		}
+
+		return run(ctx, tx, statements)
+	})
+}
+
+// furnish returns the statements that give a table what LIKE leaves out: the
+// storage parameters, the comment and the privileges of another.
+func furnish(ctx context.Context, tx pgx.Tx, from, to string) ([]string, error) {
+	rows, err := tx.Query(ctx, `
+		SELECT format('ALTER TABLE %s SET (%s)', $2::text, array_to_string(reloptions, ', '))
+		FROM pg_class WHERE oid = $1::text::regclass AND reloptions IS NOT NULL
+		UNION ALL
+		SELECT format('COMMENT ON TABLE %s IS %L', $2, comment)
+		FROM obj_description($1::text::regclass, 'pg_class') AS comment WHERE comment IS NOT NULL
+		UNION ALL
+		SELECT format('GRANT %s ON %s TO %s', privilege_type, $2, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END)
+		FROM pg_class, aclexplode(relacl) WHERE pg_class.oid = $1::text::regclass AND grantee <> relowner`, from, to)
+	if err != nil {
+		return nil, fmt.Errorf("reading the properties of table %s: %w", from, err)
+	}
+
+	statements, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("reading the properties of table %s: %w", from, err)
+	}
+
+	return statements, nil
 }
 
 // apply takes the tables aside one batch further, in tx.

@@ -50,7 +50,10 @@ type Server struct {
 
 	mu       sync.Mutex
 	received []string
-	refusal  *smtp.SMTPError
+	logins   int
+	refusal  *smtp.SMTPError // of recipients
+	sender   *smtp.SMTPError // refusal of senders
+	plain    bool
 	hook     func(Stage)
 }
 
@@ -58,7 +61,21 @@ type Server struct {
 func NewServer(tb testing.TB) *Server {
 	tb.Helper()
 
-	s := &Server{hook: func(Stage) {}}
+	return start(tb, false)
+}
+
+// NewPlainServer starts a server that knows no TLS, takes e-mails from anybody
+// and passwords in the clear.
+func NewPlainServer(tb testing.TB) *Server {
+	tb.Helper()
+
+	return start(tb, true)
+}
+
+func start(tb testing.TB, plain bool) *Server {
+	tb.Helper()
+
+	s := &Server{hook: func(Stage) {}, plain: plain}
 	certificate := s.certificate(tb)
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -68,7 +85,11 @@ func NewServer(tb testing.TB) *Server {
 
 	server := smtp.NewServer(s)
 	server.Domain = "localhost"
-	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	server.AllowInsecureAuth = plain
+
+	if !plain {
+		server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	}
 
 	go func() { _ = server.Serve(listener) }()
 
@@ -120,15 +141,37 @@ func (s *Server) Received() []string {
 	return slices.Clone(s.received)
 }
 
+// Logins returns how many passwords came, right or wrong.
+func (s *Server) Logins() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	return s.logins
+}
+
 // Refuse answers every recipient with an error from now on; code 0 ends that.
 func (s *Server) Refuse(code int, enhanced [3]int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	s.refusal = nil
-	if code != 0 {
-		s.refusal = &smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
+	s.refusal = answer(code, enhanced, text)
+}
+
+// RefuseSender answers every sender with an error from now on; code 0 ends
+// that.
+func (s *Server) RefuseSender(code int, enhanced [3]int, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.sender = answer(code, enhanced, text)
+}
+
+func answer(code int, enhanced [3]int, text string) *smtp.SMTPError {
+	if code == 0 {
+		return nil
 	}
+
+	return &smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
 }
 
 // At calls hook at each stage of each conversation from now on.
@@ -162,6 +205,10 @@ func (s *session) AuthMechanisms() []string { return []string{sasl.Plain} }
 
 func (s *session) Auth(string) (sasl.Server, error) {
 	return sasl.NewPlainServer(func(_, user, password string) error {
+		s.server.mu.Lock()
+		s.server.logins++
+		s.server.mu.Unlock()
+
 		if _, encrypted := s.conn.TLSConnectionState(); !encrypted || user != User || password != Password {
 			return smtp.ErrAuthFailed
 		}
@@ -173,8 +220,15 @@ func (s *session) Auth(string) (sasl.Server, error) {
 }
 
 func (s *session) Mail(string, *smtp.MailOptions) error {
-	if !s.login {
+	if !s.login && !s.server.plain {
 		return smtp.ErrAuthRequired
+	}
+
+	s.server.mu.Lock()
+	defer s.server.mu.Unlock()
+
+	if s.server.sender != nil {
+		return s.server.sender
 	}
 
 	return nil

@@ -10,6 +10,7 @@ import (
 	htmltemplate "html/template"
 	netmail "net/mail"
 	"os"
+	"regexp"
 	"strings"
 	texttemplate "text/template"
 	"time"
@@ -104,23 +105,37 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (Delivery, 
 			return Delivery{Answer: msg.ServerResponse()}, nil
 		}
 
-		return Delivery{}, refusal(err)
+		return Delivery{}, refusal(err, e.Payload.address)
 	}
 
 	return Delivery{Answer: msg.ServerResponse()}, nil
 }
 
 // refusal tells what the server refuses for good, which is the message's own
-// fault, from what may go better later.
-func refusal(err error) error {
+// fault, from what may go better later. A server that does not take our sender
+// would take nobody's e-mail: that is the operator's to mend.
+func refusal(err error, address string) error {
 	const permanent = 500 // RFC 5321, section 4.2.1
 
+	said := discreet(err, address)
+
 	var refused *mail.SendError
-	if errors.As(err, &refused) && refused.ErrorCode() >= permanent {
-		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", err))
+	if errors.As(err, &refused) && refused.ErrorCode() >= permanent && refused.Reason != mail.ErrSMTPMailFrom {
+		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", said))
 	}
 
-	return event.Later(0, fmt.Errorf("sending e-mail: %w", err))
+	return event.Later(0, fmt.Errorf("sending e-mail: %w", said))
+}
+
+// discreet returns an error without the address of the recipient, which the
+// library adds and servers like to repeat: errors are logged and kept.
+func discreet(err error, address string) error {
+	text, _, _ := strings.Cut(err.Error(), ", affected ")
+	if address != "" {
+		text = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(address)).ReplaceAllLiteralString(text, "(address)")
+	}
+
+	return errors.New(text)
 }
 
 func (m *mailer) compose(e event.Event[Requested]) (*mail.Msg, error) {

@@ -235,13 +235,15 @@ func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.O
 	return nil, nil
 }
 
-// Forget deletes what is kept of the notifications to a user.
-func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string) error {
-	if _, err := tx.Exec(ctx, `DELETE FROM notifications WHERE user_id = $1`, userID); err != nil {
-		return fmt.Errorf("forgetting notifications of user %s: %w", userID, err)
+// Forget deletes what is kept of the notifications to a user, and returns how
+// many they were.
+func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string) (int64, error) {
+	tag, err := tx.Exec(ctx, `DELETE FROM notifications WHERE user_id = $1`, userID)
+	if err != nil {
+		return 0, fmt.Errorf("forgetting notifications of user %s: %w", userID, err)
 	}
 
-	return nil
+	return tag.RowsAffected(), nil
 }
 
 // Entry is a notification that was sent.

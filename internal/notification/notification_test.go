@@ -138,6 +138,21 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 		t.Errorf("permanent: got %v", err)
 	}
 
+	// Errors are logged and kept: the address is not in them, whoever adds it.
+	server.Refuse(550, [3]int{5, 1, 1}, "<Alice@Example.com>: no such mailbox")
+	if _, err := send(t, s, requested("alice", "")); err == nil || strings.Contains(strings.ToLower(err.Error()), "alice@") ||
+		!strings.HasSuffix(err.Error(), `550 "5.1.1 <(address)>: no such mailbox"`) {
+		t.Errorf("the address: got %v", err)
+	}
+
+	// Who refuses the sender refuses everybody's e-mail.
+	server.RefuseSender(550, [3]int{5, 7, 1}, "sender not allowed")
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "sender not allowed") {
+		t.Errorf("sender: got %v", err)
+	}
+
+	server.RefuseSender(0, [3]int{}, "")
+
 	// A wrong password is the operator's mistake, not the message's.
 	cfg := config(server)
 	cfg.Email.Password = "wrong"
@@ -157,6 +172,64 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	cfg.Email.Port = 1
 	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) {
 		t.Errorf("no server: got %v", err)
+	}
+}
+
+func TestAServerWithoutTLSGetsNeitherPasswordNorEmail(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewPlainServer(t)
+
+	var later *event.LaterError
+	if _, err := send(t, newService(t, config(server)), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "STARTTLS") {
+		t.Errorf("got %v", err)
+	}
+
+	if n := len(server.Received()); n != 0 || server.Logins() != 0 {
+		t.Errorf("%d e-mails and %d passwords came", n, server.Logins())
+	}
+
+	// Only who asks for it goes without.
+	cfg := config(server)
+	cfg.Email.TLS, cfg.Email.User, cfg.Email.Password = "none", "", ""
+
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); err != nil || len(server.Received()) != 1 {
+		t.Errorf("without TLS on purpose: got %v", err)
+	}
+}
+
+func TestANameWritesNoHeaders(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	s := newService(t, config(server))
+
+	for _, content := range []string{
+		"Welcome Eve\r\nBcc: victim@example.com\r\n\r\nText", "Eve\rBcc: victim@example.com", "Eve\nBcc: victim@example.com",
+		"=?utf-8?q?Eve=0D=0ABcc:_victim@example.com?=", "Eve\u2028Bcc: victim@example.com", "Eve\x00Bcc: victim@example.com",
+	} {
+		e := requested("alice", "")
+		e.Payload.Content = content
+
+		if _, err := send(t, s, e); err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+
+	received := server.Received()
+	if len(received) != 6 {
+		t.Fatalf("%d e-mails came", len(received))
+	}
+
+	for _, text := range received {
+		mail, err := netmail.ReadMessage(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if mail.Header.Get("Bcc") != "" || len(mail.Header["To"]) != 1 || len(mail.Header["Subject"]) != 1 {
+			t.Errorf("got %v", mail.Header)
+		}
 	}
 }
 
@@ -282,17 +355,42 @@ func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
 	reached := false
 	cfg, _ := receiver(t, func(http.ResponseWriter) { reached = true })
 	cfg.Webhook.AllowNetworks = []string{}
+	port := cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
 
-	for _, host := range []string{"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]"} {
-		cfg.Webhook.URL = "http://" + host + cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
+	for _, host := range []string{
+		"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]",
+		"0.0.0.0", "198.18.0.1", "255.255.255.255", "[fe80::1]", "[fd00::1]", "[64:ff9b::a00:1]", "[2002:a00:1::1]", "[::]",
+	} {
+		cfg.Webhook.URL = "http://" + host + port + "/hooks/token"
 
-		if _, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); err == nil || !strings.Contains(err.Error(), "allow_networks") {
+		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
+		if err == nil || !strings.Contains(err.Error(), "allow_networks") || strings.Contains(err.Error(), "token") {
 			t.Errorf("%s: got %v", host, err)
 		}
 	}
 
 	if reached {
 		t.Error("the receiver was reached")
+	}
+}
+
+func TestAnAnswerWithoutEndIsCutOff(t *testing.T) {
+	t.Parallel()
+
+	var later *event.LaterError
+
+	cfg, _ := receiver(t, func(w http.ResponseWriter) {
+		for n := range 1000 {
+			w.Header().Set("X-"+strconv.Itoa(n), strings.Repeat("x", 100))
+		}
+	})
+	if _, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); !errors.As(err, &later) || !strings.Contains(err.Error(), "header") {
+		t.Errorf("headers: got %v", err)
+	}
+
+	cfg, _ = receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, strings.Repeat("x", 1<<20)) })
+	if got, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); err != nil || len(got.Answer) > 2000 {
+		t.Errorf("body: got %d bytes, %v", len(got.Answer), err)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -22,6 +24,7 @@ import (
 // Bounds of a webhook.
 const (
 	webhookTimeout = 10 * time.Second
+	maxHeaders     = 16 << 10  // bytes of the answer's headers
 	maxAnswer      = 1 << 10   // bytes of the answer that are kept
 	maxWait        = time.Hour // of a Retry-After
 )
@@ -59,8 +62,12 @@ func newWebhook(cfg WebhookConfig) (*webhook, error) {
 	}}
 
 	return &webhook{url: cfg.URL, signer: signer, client: &http.Client{
-		Timeout:   webhookTimeout,
-		Transport: &http.Transport{DialContext: dialer.DialContext, TLSHandshakeTimeout: webhookTimeout, MaxIdleConnsPerHost: 16},
+		Timeout: webhookTimeout,
+		// Without a proxy: it would do the dialling, and the check see its address.
+		Transport: &http.Transport{
+			DialContext: dialer.DialContext, TLSHandshakeTimeout: webhookTimeout, MaxIdleConnsPerHost: 16,
+			MaxResponseHeaderBytes: maxHeaders, IdleConnTimeout: time.Minute,
+		},
 		// A redirect could lead anywhere, and the signature with it.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -89,15 +96,27 @@ func checkAddress(address string, allowed []netip.Prefix) error {
 		}
 	}
 
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() || sharedSpace.Contains(ip) {
+	if !ip.IsGlobalUnicast() || ip.IsPrivate() || slices.ContainsFunc(special, func(n netip.Prefix) bool { return n.Contains(ip) }) {
 		return &forbiddenError{address: ip.String()}
 	}
 
 	return nil
 }
 
-// sharedSpace is between carriers and their customers: RFC 6598.
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+// special are networks that look public and are not, by IANA's registries of
+// special-purpose addresses; those of IPv6 carry addresses of IPv4 inside.
+var special = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),      // this host
+	netip.MustParsePrefix("100.64.0.0/10"),  // between carriers and customers: RFC 6598
+	netip.MustParsePrefix("192.0.0.0/24"),   // protocol assignments
+	netip.MustParsePrefix("198.18.0.0/15"),  // benchmarks
+	netip.MustParsePrefix("240.0.0.0/4"),    // reserved
+	netip.MustParsePrefix("64:ff9b::/96"),   // NAT64
+	netip.MustParsePrefix("64:ff9b:1::/48"), // NAT64, local
+	netip.MustParsePrefix("2001::/32"),      // Teredo
+	netip.MustParsePrefix("2002::/16"),      // 6to4
+	netip.MustParsePrefix("::/96"),          // IPv4 inside IPv6, given up
+}
 
 // body is what is posted.
 type body struct {
@@ -118,6 +137,11 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 
 	response, err := w.client.Do(request)
 	if err != nil {
+		// Without the address, in which many services put a secret.
+		if failed, ok := errors.AsType[*url.Error](err); ok {
+			err = failed.Err
+		}
+
 		return Delivery{}, event.Later(0, fmt.Errorf("posting webhook: %w", err))
 	}
 	defer func() { _ = response.Body.Close() }()

@@ -72,6 +72,7 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	}
 
 	poolConfig.MaxConns = cfg.MaxConns
+	poolConfig.AfterConnect = registerUUID
 	params := poolConfig.ConnConfig.RuntimeParams
 	params["application_name"] = "millrace"
 	// A session that hangs inside a transaction would hold back vacuum and

@@ -41,13 +41,23 @@ func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 
 	_ = level.UnmarshalText([]byte(cfg.Level))
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: plain}
 
 	if cfg.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// plain renders errors by their text. The text handler would print those of
+// some libraries with the stack of where they were made.
+func plain(_ []string, a slog.Attr) slog.Attr {
+	if err, ok := a.Value.Any().(error); ok {
+		a.Value = slog.StringValue(err.Error())
+	}
+
+	return a
 }
 
 // NewRegistry returns a registry with the metrics of the process and of Go.

@@ -306,15 +306,19 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 }
 
 // Erase makes the personal data of a user unreadable: it destroys the key and
-// what was derived from it, in tx. The stream keeps its versions.
+// what was derived from it, in tx. The stream keeps its versions. It returns a
+// NotFoundError if there is no such user; one who is erased stays so.
 func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uuid.UUID) error {
 	session, err := s.Open(ctx, tx, []string{id}, nil)
 	if err != nil {
 		return err
 	}
 
-	if !session.User(id).Exists() {
+	switch u := session.User(id); {
+	case u.Version == 0:
 		return &NotFoundError{ID: id}
+	case u.Erased:
+		return nil
 	}
 
 	if err := session.Record(id, messageID, []eventstore.Data{Erased{}}); err != nil {

@@ -206,15 +206,15 @@ func TestErasureLeavesNothingToRead(t *testing.T) {
 	erase := func(id string) error {
 		return postgres.InTx(t.Context(), s.pool, func(tx pgx.Tx) error { return s.Erase(t.Context(), tx, id, event.NewID()) })
 	}
-	if err := erase("a"); err != nil {
-		t.Fatal(err)
+	for range 2 { // the second time changes nothing
+		if err := erase("a"); err != nil {
+			t.Fatal(err)
+		}
 	}
 
 	var missing *NotFoundError
-	for _, id := range []string{"a", "nobody"} {
-		if err := erase(id); !errors.As(err, &missing) {
-			t.Errorf("erasing %s: got %v", id, err)
-		}
+	if err := erase("nobody"); !errors.As(err, &missing) {
+		t.Errorf("erasing nobody: got %v", err)
 	}
 
 	details, err := s.Show(t.Context(), "a")

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/pgtest"
+)
+
+// What the commands of the guide's parts say, beside a running service.
+func TestTheCommandsOfTheGuide(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+	s := apptest.New(t, url)
+	s.Run()
+
+	first := s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`)
+	s.Publish("user.updated", `{"user_id":"nobody","updates":{"name":"X"}}`)
+	s.Publish("analytics.track", `{"event":"old","timestamp":"2001-01-01"}`)
+	s.Messages("notifications", 1)
+	s.Messages("user.updated", 1)
+	s.Messages("analytics.track", 1)
+	s.WaitUntilIdle()
+	pgtest.Eventually(t, "the projection follows", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
+
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"users show alice", 0, "alice@home.example"},
+		{"users show nope", exitNotFound, "there is no user nope"},
+		{"users show", exitUsage, "accepts 1 arg(s)"},
+		{"users list", 0, "Alice"},
+		{"users list --limit 0", exitUsage, "expected a number from 1 to 100000"},
+		{"users list --limit -1", exitUsage, `invalid argument "-1" for "--limit"`},
+		{"users misses", 0, "user_not_found"},
+		{"notifications list --user alice", 0, "logged"},
+		{"notifications list --limit x", exitUsage, "expected a number from 1"},
+		{"analytics top", 0, "no events in the last 14 days"},
+		{"analytics top --days 0", exitUsage, "expected a number from 1 to 3660"},
+		{"analytics top --limit -1", exitUsage, "expected a number from 1 to 100000"},
+		{"analytics daily", 0, "no events in the last 14 days"},
+		{"analytics daily old --days 2", 0, "no events old in the last 2 days"},
+		{"analytics daily old new", exitUsage, "expected one event at most"},
+		{"events show user-alice", 0, "UserCreated"},
+		{"events show nope", exitNotFound, "there is no stream nope"},
+		{"events export", 0, `"stream":"user-alice","version":1`},
+		{"projections status", 0, "BEHIND"},
+		{"projections rebuild users", 0, "rebuilt users from 1 positions in"},
+		{"projections rebuild nope", exitNotFound, "there is no projection nope, expected one of [users]"},
+		{"trace " + first.String(), 0, "└─ notifications  applied"},
+		{"trace nope", exitUsage, "expected a UUID"},
+		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no trace of a message"},
+		{"users erase alice", 0, "erased user alice; forgotten: 1 notifications, 0 waiting messages, the content of 0 poisoned ones"},
+		{"users erase alice --json", 0, `"poisoned": 0`},
+		{"users erase nobody", exitNotFound, "there is no user nobody"},
+		{"users list", 0, "(erased)"},
+	} {
+		out, code := run(t, url, strings.Split(c.args, " ")...)
+		if code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+}

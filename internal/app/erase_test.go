@@ -1,0 +1,104 @@
+package app_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/mailtest"
+	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/user"
+)
+
+// telling lists the tables that have a row in which something is readable.
+func telling(s *apptest.Service, pattern string) string {
+	var names []string
+
+	for _, table := range apptest.Value[[]string](s, `
+		SELECT array_agg(c.relname::text ORDER BY c.relname) FROM pg_class c
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'`) {
+		// Bytes are looked at as the characters that they are.
+		if apptest.Value[bool](s, `
+			SELECT EXISTS (SELECT FROM `+table+` AS x
+			WHERE x::text ~ $1 OR EXISTS (
+				SELECT FROM regexp_matches(x::text, '\\x((?:[0-9a-f]{2})+)', 'g') AS m
+				WHERE encode(decode(m[1], 'hex'), 'escape') ~ $1))`, pattern) {
+			names = append(names, table)
+		}
+	}
+
+	return fmt.Sprint(names)
+}
+
+func TestAnErasedUserIsReadableNowhere(t *testing.T) {
+	t.Parallel()
+
+	const pattern = `Alice|alice@home|Berlin`
+
+	// The mail server is busy: what it is to send is parked.
+	server := mailtest.NewServer(t)
+	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
+
+	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) { c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour })
+	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
+	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
+	s.Publish("notifications", `{"user_id":"u1","content":"Hello Alice","channel":"log"}`)
+
+	// Poisoned: with a key, without one, in the old format, and one of another
+	// user that has nothing to do with it.
+	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
+	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})
+	s.PublishMessage(event.Message{Topic: "user.events", Key: "y", Payload: []byte(`{"userId":"u\u0031","userName":"Alice","action":"rename"}`)})
+	s.PublishMessage(event.Message{Topic: "user.created", Key: "z", Payload: []byte(`{"user":{"id":"u2","name":"u1"}}`)})
+
+	pgtest.Eventually(t, "all has come to rest", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM poison`) == 4 &&
+			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0 &&
+			apptest.Value[int](s, `SELECT count(*) FROM notifications`) == 1 &&
+			apptest.Value[int](s, `SELECT count(*) FROM users`) == 2
+	})
+
+	if got := telling(s, pattern); got != "[parked poison users]" {
+		t.Fatalf("before the erasure %s tell", got)
+	}
+
+	done, err := s.Accounts.Erase(t.Context(), "u1")
+	if err != nil || done.Notifications != 1 || done.Waiting != 1 || done.Poisoned != 3 {
+		t.Errorf("got %+v, %v", done, err)
+	}
+
+	pgtest.Eventually(t, "the projection has seen the erasure", func() bool {
+		return apptest.Value[int](s, `SELECT version FROM users WHERE id = 'u1'`) == 2
+	})
+
+	if got := telling(s, pattern); got != "[]" {
+		t.Errorf("after the erasure %s tell", got)
+	}
+
+	// A late message is poisoned for all to see; erasing again blanks it.
+	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
+	pgtest.Eventually(t, "the late message is poisoned", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM poison`) == 5
+	})
+
+	if done, err := s.Accounts.Erase(t.Context(), "u1"); err != nil || done.Poisoned != 1 {
+		t.Errorf("again: got %+v, %v", done, err)
+	}
+
+	if got := telling(s, pattern); got != "[]" {
+		t.Errorf("after the second erasure %s tell", got)
+	}
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM poison WHERE payload <> ''`); n != 1 {
+		t.Errorf("%d entries have their content, expected that of the other user", n)
+	}
+
+	var missing *user.NotFoundError
+	if _, err := s.Accounts.Erase(t.Context(), "nobody"); !errors.As(err, &missing) {
+		t.Errorf("nobody: got %v", err)
+	}
+}

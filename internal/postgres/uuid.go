@@ -1,0 +1,54 @@
+package postgres
+
+import (
+	"context"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// registerUUID lets a connection send uuid.UUID as the 16 bytes that it is.
+// pgx on its own asks it for its text and parses that again, which shows where
+// every message brings several ids.
+func registerUUID(_ context.Context, conn *pgx.Conn) error {
+	m := conn.TypeMap()
+	m.TryWrapEncodePlanFuncs = append([]pgtype.TryWrapEncodePlanFunc{wrapUUID}, m.TryWrapEncodePlanFuncs...)
+
+	return nil
+}
+
+func wrapUUID(value any) (plan pgtype.WrappedEncodePlanNextSetter, next any, ok bool) {
+	switch id := value.(type) {
+	case uuid.UUID:
+		return &encodeUUID{}, bytes16(id), true
+	case *uuid.UUID: // nil is NULL, which pgx has taken care of
+		return &encodeUUID{}, bytes16(*id), true
+	default:
+		return nil, nil, false
+	}
+}
+
+// bytes16 implements pgtype.UUIDValuer.
+type bytes16 uuid.UUID
+
+// UUIDValue implements pgtype.UUIDValuer.
+func (b bytes16) UUIDValue() (pgtype.UUID, error) { return pgtype.UUID{Bytes: b, Valid: true}, nil }
+
+// encodeUUID implements pgtype.WrappedEncodePlanNextSetter.
+type encodeUUID struct{ next pgtype.EncodePlan }
+
+// SetNext implements pgtype.WrappedEncodePlanNextSetter.
+func (p *encodeUUID) SetNext(next pgtype.EncodePlan) { p.next = next }
+
+// Encode implements pgtype.EncodePlan.
+func (p *encodeUUID) Encode(value any, buf []byte) ([]byte, error) {
+	switch id := value.(type) {
+	case uuid.UUID:
+		return p.next.Encode(bytes16(id), buf)
+	case *uuid.UUID:
+		return p.next.Encode(bytes16(*id), buf)
+	default:
+		return p.next.Encode(value, buf)
+	}
+}
