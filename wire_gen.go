@@ -10,12 +10,14 @@ import (
 	"github.com/millrace/millrace/internal/account"
 	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
@@ -64,7 +66,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
-	analyticsService := analytics.NewService(analyticsConfig, pool, logger)
+	analyticsService := analytics.NewService(analyticsConfig, pool)
 	domains := app.Domains{
 		Orders:        service,
 		Inventory:     inventoryService,
@@ -76,7 +78,17 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)
-	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, domains, server, logger)
+	maintenanceConfig := cfg.Maintenance
+	inboxConfig := cfg.Inbox
+	janitor := maintenance.New(maintenanceConfig, pool, logger, registry)
+	auditor := audit.New(pool, simulated)
+	upkeep := app.Upkeep{
+		Config:  maintenanceConfig,
+		Inbox:   inboxConfig,
+		Janitor: janitor,
+		Auditor: auditor,
+	}
+	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, domains, server, logger, upkeep)
 	if err != nil {
 		cleanup()
 		return nil, nil, err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/millrace/millrace/internal/account"
 	"github.com/millrace/millrace/internal/analytics"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/eventstore"
@@ -23,6 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
@@ -44,6 +46,8 @@ type Service struct {
 	Projector     *eventstore.Projector
 	Poison        *poison.Store
 	Router        *consumer.Router
+	Janitor       *maintenance.Janitor
+	Audit         *audit.Auditor
 
 	cfg     postgres.Config
 	brokers *broker.Set
@@ -65,10 +69,19 @@ type Domains struct {
 	Analytics     *analytics.Service
 }
 
+// Upkeep is what keeps the database in order.
+type Upkeep struct {
+	Config  maintenance.Config
+	Inbox   inbox.Config
+	Janitor *maintenance.Janitor
+	Auditor *audit.Auditor
+}
+
 // NewService assembles a service and lays out its routes.
 func NewService(
 	cfg postgres.Config, pool *pgxpool.Pool, brokers *broker.Set, router *consumer.Router, relay *outbox.Relay,
 	store *poison.Store, domains Domains, http *httpapi.Server, logger *slog.Logger,
+	upkeep Upkeep,
 ) (*Service, error) {
 	route(router, domains)
 
@@ -77,8 +90,11 @@ func NewService(
 		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
 		Notifications: domains.Notifications, Analytics: domains.Analytics,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
-		cfg:       cfg, brokers: brokers, relay: relay, http: http, logger: logger,
+		Janitor:   upkeep.Janitor, Audit: upkeep.Auditor,
+		cfg: cfg, brokers: brokers, relay: relay, http: http, logger: logger,
 	}
+
+	s.Janitor.Add(s.upkeep(upkeep.Inbox, upkeep.Config)...)
 
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {
@@ -91,11 +107,8 @@ func NewService(
 	return s, nil
 }
 
-// Timings of a stop beyond those that are configured.
-const (
-	httpCloseTimeout = 2 * time.Second
-	maintainEvery    = 6 * time.Hour
-)
+// httpCloseTimeout is part of a stop beyond what is configured.
+const httpCloseTimeout = 2 * time.Second
 
 // Run serves until ctx ends, then drains: not ready, stop fetching, batches
 // finish, the relay finishes what is in flight, the listener closes. started
@@ -142,7 +155,7 @@ func (s *Service) prepare(ctx context.Context) error {
 		}
 	}
 
-	return s.maintain(ctx, time.Now())
+	return s.beginPartitions(ctx)
 }
 
 // source is a broker for the router; once it is subscribed to, the relay to it
@@ -181,7 +194,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	}
 
 	background.Go(func() { s.Projector.Run(relaying) })
-	background.Go(func() { s.keepMaintained(relaying) })
+	background.Go(func() { s.Janitor.Run(relaying) })
 	s.http.SetReady(true)
 
 	stopWatching := context.AfterFunc(ctx, func() {
@@ -253,29 +266,6 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 	}
 
 	return nil
-}
-
-// maintain makes the partitions of the days to come and drops what is past its
-// retention.
-func (s *Service) maintain(ctx context.Context, now time.Time) error {
-	return errors.Join(inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.Maintain(ctx, now))
-}
-
-func (s *Service) keepMaintained(ctx context.Context) {
-	ticker := time.NewTicker(maintainEvery)
-	defer ticker.Stop()
-
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-ticker.C:
-			if err := s.maintain(ctx, now); err != nil && ctx.Err() == nil {
-				// Rows go to the default partitions meanwhile.
-				s.logger.Warn("could not maintain partitions, trying again later", slog.Any("error", err))
-			}
-		}
-	}
 }
 
 // topicsOf returns the topics that conn has, as it declares them.
