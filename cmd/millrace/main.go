@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/localpg"
 	"github.com/millrace/millrace/internal/order"
@@ -71,11 +72,15 @@ func exitCode(err error) int {
 		noProjection *eventstore.NoProjectionError
 		notFound     notFoundError
 		unknownTopic *app.UnknownTopicError
+		unknownCheck *audit.UnknownCheckError
+		violated     *audit.ViolatedError
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &unknownTopic):
+	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &unknownCheck):
 		return exitUsage
+	case errors.As(err, &violated):
+		return exitFailure
 	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
 		errors.As(err, &noProjection), errors.As(err, &notFound):
 		return exitNotFound

@@ -45,8 +45,8 @@ Configuration comes from defaults, then --config, then the environment
 then flags. Without a database, commands use the one of "millrace dev" in the
 working directory.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
-4 some messages were rejected.`,
+Exit codes: 0 done, 1 failed or the audit found something, 2 wrong usage or
+configuration, 3 not found, 4 some messages were rejected.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -69,7 +69,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 
 	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
-		newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
+		newPoison(opts), newAudit(opts), newMaintenance(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
 
 	return root
 }
