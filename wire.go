@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
@@ -21,6 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
@@ -37,6 +39,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		postgres.NewPool,
 		broker.NewSet,
 		poison.NewStore,
+		parked.NewStore,
+		dependency.NewSet,
 		outbox.NewRelay,
 		consumer.NewRouter,
 		httpapi.NewServer,

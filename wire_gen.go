@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
@@ -21,6 +22,7 @@ import (
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
@@ -47,10 +49,16 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	consumerConfig := cfg.Consumer
 	store := poison.NewStore(pool)
-	outboxConfig := cfg.Outbox
+	parkedStore := parked.NewStore(pool)
 	registry := telemetry.NewRegistry()
+	dependencySet := dependency.NewSet(logger, registry)
+	outboxConfig := cfg.Outbox
 	relay := outbox.NewRelay(outboxConfig, pool, logger, registry)
-	router := consumer.NewRouter(consumerConfig, pool, store, relay, logger, registry)
+	router, err := consumer.NewRouter(consumerConfig, pool, store, parkedStore, dependencySet, relay, logger, registry)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
 	simulated := payment.NewSimulated()
@@ -88,7 +96,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Janitor: janitor,
 		Auditor: auditor,
 	}
-	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, domains, server, logger, upkeep)
+	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, dependencySet, domains, server, logger, upkeep)
 	if err != nil {
 		cleanup()
 		return nil, nil, err

@@ -11,9 +11,11 @@ import (
 
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/audit"
+	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/localpg"
 	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/user"
 )
@@ -70,6 +72,8 @@ func exitCode(err error) int {
 		noEntry      *poison.NotFoundError
 		noUser       *user.NotFoundError
 		noProjection *eventstore.NoProjectionError
+		notParked    *parked.NotFoundError
+		noConsumer   *consumer.UnknownConsumerError
 		notFound     notFoundError
 		unknownTopic *app.UnknownTopicError
 		unknownCheck *audit.UnknownCheckError
@@ -77,12 +81,12 @@ func exitCode(err error) int {
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &unknownCheck):
+	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &unknownCheck), errors.As(err, &noConsumer):
 		return exitUsage
 	case errors.As(err, &violated):
 		return exitFailure
 	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
-		errors.As(err, &noProjection), errors.As(err, &notFound):
+		errors.As(err, &noProjection), errors.As(err, &notParked), errors.As(err, &notFound):
 		return exitNotFound
 	case errors.Is(err, errRejected):
 		return exitRejected

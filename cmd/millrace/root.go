@@ -69,7 +69,8 @@ configuration, 3 not found, 4 some messages were rejected.`,
 
 	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
-		newPoison(opts), newAudit(opts), newMaintenance(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
+		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newAudit(opts), newMaintenance(opts), newMigrate(opts),
+		newConfig(opts), newVersion(opts))
 
 	return root
 }

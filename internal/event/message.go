@@ -39,8 +39,6 @@ const (
 	HeaderCausation   = "causation_id"
 	// HeaderTraceParent is that of W3C Trace Context.
 	HeaderTraceParent = "traceparent"
-	// HeaderAttempt counts how often a message was put off; see LaterError.
-	HeaderAttempt = "millrace-attempt"
 )
 
 // Source is the CloudEvents source of every message that Millrace publishes.
@@ -58,6 +56,10 @@ const (
 	// HeaderOrigin says where a message was read, for example
 	// "kafka:orders.created/3@42".
 	HeaderOrigin = ReservedPrefix + "origin"
+	// HeaderAttempts is how often a message failed before, and HeaderParked the
+	// sequence number of a parked message that is tried again.
+	HeaderAttempts = ReservedPrefix + "attempts"
+	HeaderParked   = ReservedPrefix + "parked"
 )
 
 // namespace is the UUIDv5 name space of ids that other systems gave.

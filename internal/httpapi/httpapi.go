@@ -49,14 +49,16 @@ type Server struct {
 	cfg    Config
 	ready  atomic.Bool
 	checks []Check
-	mux    *http.ServeMux
-	server *http.Server
+	// troubles says by name what is paused, and why.
+	troubles func() map[string]string
+	mux      *http.ServeMux
+	server   *http.Server
 }
 
 // NewServer returns a server that does not listen yet.
 func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	mux := http.NewServeMux()
-	s := &Server{cfg: cfg, mux: mux}
+	s := &Server{cfg: cfg, mux: mux, troubles: func() map[string]string { return nil }}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, health{Status: "ok"}) })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
@@ -71,6 +73,10 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 
 	return s
 }
+
+// Explain lets /readyz tell what is paused although the service is ready; it
+// must be called before Listen.
+func (s *Server) Explain(troubles func() map[string]string) { s.troubles = troubles }
 
 // Handle serves pattern by handler; it must be called before Listen.
 func (s *Server) Handle(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
@@ -132,8 +138,16 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 
+	for name, trouble := range s.troubles() {
+		if answer.Status == "ok" {
+			answer.Status = "degraded"
+		}
+
+		answer.Checks[name] = trouble
+	}
+
 	status := http.StatusOK
-	if answer.Status != "ok" {
+	if answer.Status == "unavailable" {
 		status = http.StatusServiceUnavailable
 	}
 

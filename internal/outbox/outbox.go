@@ -24,6 +24,14 @@ const Shards = 64
 // relays of others that there is something to publish.
 const Channel = "millrace_outbox"
 
+// DirectPrefix begins the topics that no broker knows: what is appended for
+// Direct(consumer) is delivered to that consumer of this service alone.
+const DirectPrefix = "@"
+
+// Direct returns the topic that reaches one consumer alone, as for a message
+// that only this consumer failed to apply.
+func Direct(consumer string) string { return DirectPrefix + consumer }
+
 // Config tunes the relay.
 type Config struct {
 	// BatchSize is how many messages are read at once.

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // Entry is a poisoned message.
@@ -31,6 +32,12 @@ type Entry struct {
 	Deliveries int       `json:"deliveries"`
 	FirstAt    time.Time `json:"first_at"`
 	LastAt     time.Time `json:"last_at"`
+}
+
+// Actor is who acts, and why.
+type Actor struct {
+	Who string
+	Why string
 }
 
 // NotFoundError says that there is no such entry.
@@ -55,12 +62,17 @@ func NewStore(pool *pgxpool.Pool) *Store { return &Store{pool: pool} }
 // message poisoned again, as after a crash before its acknowledgement, counts
 // in its entry.
 func (s *Store) Add(ctx context.Context, e Entry) error {
+	return Insert(ctx, s.pool, e)
+}
+
+// Insert is Add in the caller's transaction.
+func Insert(ctx context.Context, db postgres.Execer, e Entry) error {
 	headers, err := e.Headers.MarshalJSON()
 	if err != nil {
 		return fmt.Errorf("encoding headers of poisoned message: %w", err)
 	}
 
-	_, err = s.pool.Exec(ctx, `
+	_, err = db.Exec(ctx, `
 		INSERT INTO poison (consumer, topic, message_id, fingerprint, origin, key, headers, payload, reason, error)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT ON CONSTRAINT poison_once DO UPDATE
