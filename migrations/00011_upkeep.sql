@@ -7,11 +7,12 @@ CREATE TABLE repairs (
     subject     text        NOT NULL,
     what        text        NOT NULL,
     who         text        NOT NULL,
+    why         text        NOT NULL,
     repaired_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT repairs_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON TABLE repairs IS 'What was mended by hand of the audit, with who did it.';
+COMMENT ON TABLE repairs IS 'What was mended by hand of the audit, with who did it and why.';
 COMMENT ON COLUMN repairs.subject IS 'What was changed: the id that the audit printed.';
 COMMENT ON COLUMN repairs.what IS 'The values before and after.';
 

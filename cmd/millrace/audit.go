@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/user"
 	"strings"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/maintenance"
+	"github.com/millrace/millrace/internal/poison"
 )
 
 // repairAtOnce is how many violations of a check are repaired in one go.
@@ -34,7 +34,7 @@ func newAudit(opts *options) *cobra.Command {
 	var (
 		options     audit.Options
 		repair, dry bool
-		who         string
+		by          poison.Actor
 	)
 
 	cmd := &cobra.Command{
@@ -62,7 +62,7 @@ Exit code 1 says that something was found, and is still so after a repair.`,
 
 			options.Retention = cfg.Inbox.Retention
 
-			out, err := runAudit(cmd.Context(), service.Audit, options, repair, dry, who)
+			out, err := runAudit(cmd.Context(), service.Audit, options, repair, dry, by)
 			if err != nil {
 				return err
 			}
@@ -83,12 +83,12 @@ Exit code 1 says that something was found, and is still so after a repair.`,
 	flags.DurationVar(&options.Timeout, "timeout", 5*time.Minute, "how long each statement may take")
 	flags.BoolVar(&repair, "repair", false, "mend what has one safe answer")
 	flags.BoolVar(&dry, "dry-run", false, "with --repair: only show what would be mended")
-	flags.StringVar(&who, "by", userName(), "with --repair: who does it, for the record")
+	actorFlags(cmd, &by)
 
 	return cmd
 }
 
-func runAudit(ctx context.Context, auditor *audit.Auditor, options audit.Options, repair, dry bool, who string) (out auditOutput, err error) {
+func runAudit(ctx context.Context, auditor *audit.Auditor, options audit.Options, repair, dry bool, by poison.Actor) (out auditOutput, err error) {
 	listed := options.Limit
 	if repair {
 		options.Limit = max(listed, repairAtOnce)
@@ -101,7 +101,7 @@ func runAudit(ctx context.Context, auditor *audit.Auditor, options audit.Options
 	if repair {
 		out.DryRun = dry
 
-		if out.Repairs, err = auditor.Repair(ctx, out.Report, who, dry); err != nil {
+		if out.Repairs, err = auditor.Repair(ctx, out.Report, by, dry); err != nil {
 			return out, err
 		}
 	}
@@ -196,15 +196,6 @@ func writeRepairs(w io.Writer, out auditOutput) {
 	}
 }
 
-// userName names who runs the command.
-func userName() string {
-	if current, err := user.Current(); err == nil {
-		return current.Username
-	}
-
-	return "unknown"
-}
-
 // maintenanceOutput is what the command did; it is also its JSON output.
 type maintenanceOutput struct {
 	Tasks []maintenance.Done       `json:"tasks"`
@@ -238,12 +229,16 @@ at a time does it. It also tells of a transaction that is open for long.`,
 				}
 
 				if old != nil {
-					fmt.Fprintf(w, "\nA transaction is open for %s and holds back vacuum: %s, pid %d, %s, database %s, %s\n",
-						old.Age.Round(time.Second), old.Kind, old.PID, oneLine(old.Name, 64), old.Database, old.State)
+					fmt.Fprintf(w, "\nA transaction holds back vacuum: %s\n", describe(*old))
 				}
 			})
 
 			return errors.Join(failed, err)
 		}),
 	}
+}
+
+// describe says in a line what is open.
+func describe(t maintenance.Transaction) string {
+	return fmt.Sprintf("%s %q, pid %d, %s, on %s, open for %s", t.Kind, oneLine(t.Name, 64), t.PID, t.State, t.Database, t.Age.Round(time.Second))
 }

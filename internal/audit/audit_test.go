@@ -14,10 +14,10 @@ import (
 
 	"github.com/millrace/millrace/internal/apptest"
 	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/money"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
 )
 
 // ledger is a gateway with a record that a test writes.
@@ -49,7 +49,7 @@ func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 	t.Helper()
 
 	url := pgtest.URL(t)
-	s := apptest.New(t, url, func(cfg *config.Config) { cfg.Consumer.LaterAttempts = 1 })
+	s := apptest.New(t, url)
 	s.Run()
 	s.Seed()
 
@@ -68,10 +68,10 @@ func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 
 	s.WaitForOrder("declined", "payment_failed")
 	s.WaitForOrder("short", "inventory_unavailable")
-	pgtest.Eventually(t, "the user is there", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM users WHERE id = 'alice' AND version > 1`) == 1
-	})
 	s.WaitUntilIdle()
+	pgtest.Eventually(t, "the projection has followed", func() bool {
+		return apptest.Value[bool](s, `SELECT coalesce((SELECT position FROM projections) >= max(position) AND (SELECT count(*) FROM users) = 1, false) FROM events`)
+	})
 	s.Stop()
 
 	pool, err := pgxpool.New(t.Context(), url)
@@ -172,12 +172,6 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) {
 		ALTER TABLE payments DROP CONSTRAINT payments_pkey;
 		ALTER TABLE inbox DROP CONSTRAINT inbox_pkey`)
 
-	if !pgtest.Value[bool](t, pool, `SELECT to_regclass('parked') IS NOT NULL`) {
-		execute(t, pool, `
-			CREATE TABLE parked_keys (consumer text, key text, shard smallint DEFAULT 0, due_at timestamptz NOT NULL);
-			CREATE TABLE parked (seq bigint GENERATED ALWAYS AS IDENTITY, consumer text, topic text, key text, message_id uuid)`)
-	}
-
 	alone := func(t *testing.T, want, id string) {
 		t.Helper()
 
@@ -188,9 +182,8 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) {
 	}
 
 	for _, c := range []struct {
-		name    string
-		corrupt string
-		// heal is needed only for what a savepoint cannot take back.
+		name     string
+		corrupt  string
 		want, id string
 		gateway  func([]payment.Entry) []payment.Entry
 	}{
@@ -382,7 +375,7 @@ func TestRepairMendsWhatHasOneAnswer(t *testing.T) {
 	report := run(t, pool, gateway, audit.Options{})
 
 	for _, dry := range []bool{true, false} {
-		repairs, err := auditor.Repair(t.Context(), report, "somebody", dry)
+		repairs, err := auditor.Repair(t.Context(), report, poison.Actor{Who: "somebody", Why: "because"}, dry)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -409,7 +402,7 @@ func TestRepairMendsWhatHasOneAnswer(t *testing.T) {
 			expected = 0
 		}
 
-		if rows := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM repairs WHERE who = 'somebody'`); rows != expected {
+		if rows := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM repairs WHERE who = 'somebody' AND why = 'because'`); rows != expected {
 			t.Errorf("dry=%v: %d rows in repairs, expected %d", dry, rows, expected)
 		}
 	}
@@ -429,7 +422,7 @@ func TestARepairWithoutASafeAnswerIsRefused(t *testing.T) {
 		DELETE FROM events WHERE stream = 'order-paid_0' AND version = 3;
 		UPDATE orders SET version = 3 WHERE id = 'paid_0'`)
 
-	repairs, err := audit.New(pool, gateway).Repair(t.Context(), run(t, pool, gateway, audit.Options{}), "somebody", false)
+	repairs, err := audit.New(pool, gateway).Repair(t.Context(), run(t, pool, gateway, audit.Options{}), poison.Actor{Who: "somebody"}, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -447,7 +447,7 @@ func checks() []check {
 		{
 			name: "outbox", from: outboxSource,
 			means:  "The outbox is empty at rest: what is due gets published.",
-			advice: "See why on `/readyz` and in the log (`publishing fails`), and that a service runs. Rows go out by themselves once their broker takes them.",
+			advice: "See why on `/readyz` and in the log (`publishing fails`), and that a service runs; `millrace consumers` lists those that are paused. Rows go out by themselves once their broker takes them.",
 			fault: `CASE
 				WHEN available_at IS NULL THEN format('to %s: waits since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
 				ELSE format('to %s: was due at %s', topic, to_char(available_at, 'YYYY-MM-DD HH24:MI:SS')) END`,

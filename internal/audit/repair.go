@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -30,9 +31,9 @@ var errDry = errors.New("only shown")
 
 // Repair mends the violations that report lists and that have one safe answer.
 // Each is looked at again under lock, mended in a transaction of its own, and
-// leaves a row in the table repairs that names who. A dry run changes nothing
+// leaves a row in the table repairs that names who and why. A dry run changes nothing
 // and returns the same.
-func (a *Auditor) Repair(ctx context.Context, report Report, who string, dry bool) ([]Repair, error) {
+func (a *Auditor) Repair(ctx context.Context, report Report, by poison.Actor, dry bool) ([]Repair, error) {
 	var done []Repair
 
 	for _, c := range checks() {
@@ -42,7 +43,7 @@ func (a *Auditor) Repair(ctx context.Context, report Report, who string, dry boo
 		}
 
 		for _, v := range report.Checks[i].First {
-			repaired, err := a.repair(ctx, c, v.ID, who, dry)
+			repaired, err := a.repair(ctx, c, v.ID, by, dry)
 			if err != nil {
 				return done, fmt.Errorf("repairing %s of %s: %w", c.name, v.ID, err)
 			}
@@ -56,7 +57,7 @@ func (a *Auditor) Repair(ctx context.Context, report Report, who string, dry boo
 	return done, nil
 }
 
-func (a *Auditor) repair(ctx context.Context, c check, id, who string, dry bool) (*Repair, error) {
+func (a *Auditor) repair(ctx context.Context, c check, id string, by poison.Actor, dry bool) (*Repair, error) {
 	repaired := &Repair{Check: c.name, ID: id}
 
 	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
@@ -72,7 +73,8 @@ func (a *Auditor) repair(ctx context.Context, c check, id, who string, dry bool)
 			return errDry
 		}
 
-		_, err = tx.Exec(ctx, `INSERT INTO repairs (invariant, subject, what, who) VALUES ($1, $2, $3, $4)`, c.name, id, repaired.What, who)
+		_, err = tx.Exec(ctx, `INSERT INTO repairs (invariant, subject, what, who, why) VALUES ($1, $2, $3, $4, $5)`,
+			c.name, id, repaired.What, by.Who, by.Why)
 
 		return err
 	})
