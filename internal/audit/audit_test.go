@@ -163,7 +163,7 @@ func TestNothingIsFoundAfterOrdersThatReallyRan(t *testing.T) {
 
 // TestEachCorruptionIsFoundByItsCheckAlone seeds one corruption after the other
 // and takes it back.
-func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) {
+func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel // they share the database
 	t.Parallel()
 
 	pool, gateway := healthy(t)
@@ -269,7 +269,7 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) {
 		{
 			name: "a message is not published", want: "outbox", id: "1000000",
 			corrupt: `INSERT INTO outbox (seq, shard, topic, key, message_id, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
-				VALUES (1000000, 0, 't', 'k', gen_random_uuid(), gen_random_uuid(), '', now() - interval '1 hour')`,
+				SELECT 1000000, 0, 't', 'k', id, id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
 		},
 		{
 			name: "an inbox row is in the partition of another day", want: "inbox", id: "fulfilment.place",
@@ -347,7 +347,7 @@ func TestWhatIsOnItsWayIsNoViolation(t *testing.T) {
 		INSERT INTO events (stream, version, type, data, message_id) SELECT 'order-new', version, type, data, message_id FROM events WHERE stream = 'order-paid_0' AND version < 3;
 		UPDATE stock SET available = available - 2, reserved = reserved + 2 WHERE product_id = 'product_1';
 		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, created_at)
-		VALUES (0, 't', 'k', gen_random_uuid(), gen_random_uuid(), '', now() - interval '1 hour')`)
+		SELECT 0, 't', 'k', id, id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`)
 
 	gateway.entries = append(gateway.entries, payment.Entry{OrderID: "new", TransactionID: "txn_new", Amount: money.MustParse("9.99"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now()})
 

@@ -20,7 +20,7 @@ func idOf(at time.Time) uuid.UUID {
 	millis := at.UnixMilli()
 
 	for i := range 6 {
-		id[i] = byte(millis >> (40 - 8*i))
+		id[i] = byte(millis >> (40 - 8*i)) //nolint:gosec // that byte of it
 	}
 
 	return id

@@ -101,7 +101,7 @@ func TestAnOldTransactionIsNoticed(t *testing.T) { //nolint:paralleltest // see 
 		}
 	}
 
-	pid := conn.Conn().PgConn().PID()
+	pid := int32(conn.Conn().PgConn().PID()) //nolint:gosec // as the server counts them
 
 	pgtest.Eventually(t, "it is old", func() bool {
 		old, err := j.Old(t.Context())
@@ -113,7 +113,7 @@ func TestAnOldTransactionIsNoticed(t *testing.T) { //nolint:paralleltest // see 
 	pgtest.Eventually(t, "it is the oldest", func() bool {
 		oldest, found, err := OldestTransaction(t.Context(), pool)
 
-		return err == nil && found && uint32(oldest.PID) == pid && oldest.Name == "forgotten" && oldest.State == "idle in transaction"
+		return err == nil && found && oldest.PID == pid && oldest.Name == "forgotten" && oldest.State == "idle in transaction"
 	})
 
 	for range 2 {
