@@ -34,7 +34,7 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Notification", "Analytics", "Maintenance", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Notification", "Analytics", "Maintenance", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,
@@ -47,8 +47,9 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 
 		order.NewService,
 		inventory.NewService,
-		payment.NewSimulated, wire.Bind(new(payment.Gateway), new(payment.Simulated)),
+		payment.NewGateway,
 		payment.NewService,
+		payment.NewWebhook,
 		fulfilment.NewProcess,
 
 		user.NewService,

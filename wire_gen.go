@@ -61,8 +61,13 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
-	simulated := payment.NewSimulated()
-	paymentService := payment.NewService(simulated)
+	paymentConfig := cfg.Payment
+	gateway, err := payment.NewGateway(paymentConfig, pool)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
@@ -75,6 +80,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool)
+	webhook := payment.NewWebhook(paymentConfig, pool, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
 		Inventory:     inventoryService,
@@ -83,13 +89,15 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Accounts:      accounts,
 		Notifications: notificationService,
 		Analytics:     analyticsService,
+		Gateway:       gateway,
+		Webhook:       webhook,
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)
 	maintenanceConfig := cfg.Maintenance
 	inboxConfig := cfg.Inbox
 	janitor := maintenance.New(maintenanceConfig, pool, logger, registry)
-	auditor := audit.New(pool, simulated)
+	auditor := audit.New(pool, gateway)
 	upkeep := app.Upkeep{
 		Config:  maintenanceConfig,
 		Inbox:   inboxConfig,

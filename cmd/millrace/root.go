@@ -67,7 +67,7 @@ configuration, 3 not found, 4 some messages were rejected.`,
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 
-	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
+	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts), newPayments(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
 		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newAudit(opts), newMaintenance(opts), newMigrate(opts),
 		newConfig(opts), newVersion(opts))

@@ -71,12 +71,13 @@ func TestTheServiceOnKafka(t *testing.T) {
 		c.Broker.Kind = broker.Kafka
 		c.Broker.Kafka.Brokers = strings.Split(address, ",")
 		c.Broker.Kafka.Group = brokertest.Topic() // a group of its own
+		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
 		c.Broker.Kafka.Partitions = 4
 		cfg = c.Broker
 	}
 
 	foreignOrders(t, broker.Kafka, func(topic string, payloads ...string) {
-		brokertest.ProduceKafka(t, cfg, topic, bare(payloads)...)
+		brokertest.ProduceKafka(t, cfg, cfg.Kafka.Prefix+topic, bare(payloads)...)
 	}, change)
 }
 

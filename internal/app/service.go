@@ -31,6 +31,7 @@ import (
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/parked"
+	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/user"
@@ -46,6 +47,7 @@ type Service struct {
 	Accounts      *account.Accounts
 	Notifications *notification.Service
 	Analytics     *analytics.Service
+	Gateway       payment.Gateway
 	Projector     *eventstore.Projector
 	Poison        *poison.Store
 	Router        *consumer.Router
@@ -76,6 +78,8 @@ type Domains struct {
 	Accounts      *account.Accounts
 	Notifications *notification.Service
 	Analytics     *analytics.Service
+	Gateway       payment.Gateway
+	Webhook       *payment.Webhook
 }
 
 // Upkeep is what keeps the database in order.
@@ -102,7 +106,7 @@ func NewService(
 	s := &Service{
 		Pool: pool, Poison: store, Parked: waiting, Dependencies: dependencies, Router: router, direct: direct,
 		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
-		Notifications: domains.Notifications, Analytics: domains.Analytics,
+		Notifications: domains.Notifications, Analytics: domains.Analytics, Gateway: domains.Gateway,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
 		Janitor:   upkeep.Janitor, Audit: upkeep.Auditor,
 		cfg: cfg, brokers: brokers, relay: relay, http: http, logger: logger,
@@ -111,6 +115,10 @@ func NewService(
 	s.Janitor.Add(s.upkeep(upkeep.Inbox, upkeep.Config)...)
 	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
 	http.Explain(s.troubles)
+
+	if domains.Webhook.Enabled() {
+		http.Handle(payment.WebhookPattern, domains.Webhook)
+	}
 
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {

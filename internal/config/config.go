@@ -24,6 +24,7 @@ import (
 	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/telemetry"
 )
@@ -35,6 +36,7 @@ type Config struct {
 	Consumer     consumer.Config     `koanf:"consumer"`
 	Inbox        inbox.Config        `koanf:"inbox"`
 	Outbox       outbox.Config       `koanf:"outbox"`
+	Payment      payment.Config      `koanf:"payment"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
 	Maintenance  maintenance.Config  `koanf:"maintenance"`
@@ -50,6 +52,7 @@ func Default() Config {
 		Consumer:     consumer.DefaultConfig(),
 		Inbox:        inbox.DefaultConfig(),
 		Outbox:       outbox.DefaultConfig(),
+		Payment:      payment.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
 		Maintenance:  maintenance.DefaultConfig(),
@@ -61,8 +64,8 @@ func Default() Config {
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Inbox.Validate(), c.Outbox.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Maintenance.Validate(),
-		c.HTTP.Validate(), c.Log.Validate())
+		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Notification.Validate(), c.Analytics.Validate(),
+		c.Maintenance.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:

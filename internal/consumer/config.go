@@ -149,7 +149,8 @@ func (c Config) perTopic() (map[string]policy, error) {
 		p := c.retryPolicy()
 
 		for _, setting := range fields[1:] {
-			if err := p.set(setting); err != nil {
+			var err error
+			if p, err = p.with(setting); err != nil {
 				errs = append(errs, fmt.Errorf("consumer.per_topic: %s: %w", fields[0], err))
 			}
 		}
@@ -161,7 +162,7 @@ func (c Config) perTopic() (map[string]policy, error) {
 	return policies, errors.Join(errs...)
 }
 
-func (p *policy) set(setting string) (err error) {
+func (p policy) with(setting string) (_ policy, err error) {
 	name, value, _ := strings.Cut(setting, "=")
 
 	switch name {
@@ -176,12 +177,12 @@ func (p *policy) set(setting string) (err error) {
 	case "park_attempts":
 		p.parkAttempts, err = strconv.Atoi(value)
 	default:
-		return fmt.Errorf("%q is unknown, expected retries, retry_interval, park_interval, park_max_interval or park_attempts", name)
+		return p, fmt.Errorf("%q is unknown, expected retries, retry_interval, park_interval, park_max_interval or park_attempts", name)
 	}
 
 	if err != nil {
-		return fmt.Errorf("%s: is %q, expected a value such as 3 or 2s", name, value)
+		return p, fmt.Errorf("%s: is %q, expected a value such as 3 or 2s", name, value)
 	}
 
-	return nil
+	return p, nil
 }

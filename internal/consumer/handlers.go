@@ -105,18 +105,18 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 
 // perform reaches outside, and tries again while what it needs is out of reach.
 func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], msg *message.Message) (value R, err error) {
-	for {
-		var attempt *dependency.Attempt
+	needs := ""
+	if effect.Needs != nil {
+		needs = effect.Needs(e)
+	}
 
-		if effect.Needs != nil {
-			if name := effect.Needs(e); name != "" {
-				if attempt, err = r.await(msg, r.dependencies.Get(name)); err != nil {
-					return value, err
-				}
-			}
+	for {
+		attempt, err := r.await(msg, needs)
+		if err != nil {
+			return value, err
 		}
 
-		err = r.bounded(func(ctx context.Context) error {
+		err = r.bounded(func(ctx context.Context) (err error) {
 			value, err = protect(func() (R, error) { return effect.Perform(ctx, e) })
 
 			return err
@@ -126,30 +126,36 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 
 		switch {
 		case err != nil && r.working.Err() != nil:
-			if attempt != nil {
-				attempt.Abandoned()
-			}
+			attempt.Abandoned()
 
 			return value, ErrStopping
 		case !down:
-			if attempt != nil {
-				attempt.Answered()
-			}
+			attempt.Answered()
 
 			return value, err
 		}
 
-		breaker := r.dependencies.Get(away.Dependency)
-		r.holds.need(consumerOf(msg), breaker)
-
-		if attempt == nil {
-			if attempt, err = r.await(msg, breaker); err != nil {
-				return value, err
-			}
+		if err := r.retreat(msg, attempt, away); err != nil {
+			return value, err
 		}
-
-		r.rest(attempt.Failed(away.Err))
 	}
+}
+
+// retreat counts a failure against the dependency that is away, which may be
+// another than the one that attempt is for, and pauses.
+func (r *Router) retreat(msg *message.Message, attempt *dependency.Attempt, away *event.UnavailableError) (err error) {
+	if attempt.Dependency() != away.Dependency {
+		attempt.Answered()
+
+		if attempt, err = r.await(msg, away.Dependency); err != nil {
+			return err
+		}
+	}
+
+	r.holds.need(consumerOf(msg), r.dependencies.Get(away.Dependency))
+	r.rest(attempt.Failed(away.Err))
+
+	return nil
 }
 
 // register adds the route of payload type P: decode, then handle.

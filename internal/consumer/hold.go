@@ -210,12 +210,16 @@ func (r *Router) hold(next message.HandlerFunc) message.HandlerFunc {
 }
 
 // await waits until a dependency is worth an attempt, as long as a message may
-// be kept.
-func (r *Router) await(msg *message.Message, breaker *dependency.Breaker) (*dependency.Attempt, error) {
+// be kept. Nothing is needed if it has no name.
+func (r *Router) await(msg *message.Message, name string) (*dependency.Attempt, error) {
+	if name == "" {
+		return nil, nil //nolint:nilnil // a nil attempt is for nothing
+	}
+
 	ctx, cancel := context.WithTimeout(r.stopping, patience(msg))
 	defer cancel()
 
-	attempt, err := breaker.Wait(ctx)
+	attempt, err := r.dependencies.Get(name).Wait(ctx)
 
 	switch {
 	case err == nil:

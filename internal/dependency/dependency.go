@@ -113,11 +113,20 @@ type Breaker struct {
 // Name is that of the dependency.
 func (b *Breaker) Name() string { return b.name }
 
-// Attempt is leave to use the dependency. Exactly one of its methods is to be
-// called.
+// Attempt is leave to use the dependency. Exactly one of Answered, Failed and
+// Abandoned is to be called. A nil attempt is for no dependency at all.
 type Attempt struct {
 	breaker *Breaker
 	probe   bool
+}
+
+// Dependency names what may be used.
+func (a *Attempt) Dependency() string {
+	if a == nil {
+		return ""
+	}
+
+	return a.breaker.name
 }
 
 // Wait returns as soon as the dependency is worth an attempt, or with the error
@@ -185,6 +194,10 @@ func (b *Breaker) State() State {
 
 // Answered says that the dependency is there, whatever it answered.
 func (a *Attempt) Answered() {
+	if a == nil {
+		return
+	}
+
 	b := a.breaker
 
 	b.mu.Lock()
@@ -249,7 +262,7 @@ func (a *Attempt) Failed(err error) time.Duration {
 
 // Abandoned says that the attempt told nothing about the dependency.
 func (a *Attempt) Abandoned() {
-	if !a.probe {
+	if a == nil || !a.probe {
 		return
 	}
 
