@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace/millrace/internal/apptest"
@@ -69,6 +68,19 @@ func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 	s.WaitForOrder("declined", "payment_failed")
 	s.WaitForOrder("short", "inventory_unavailable")
 	s.WaitUntilIdle()
+
+	gateway := &ledger{}
+
+	err := s.Gateway.Ledger(t.Context(), time.Time{}, func(e payment.Entry) error {
+		e.At = e.At.AddDate(0, 0, -1)
+		gateway.entries = append(gateway.entries, e)
+
+		return nil
+	})
+	if err != nil || len(gateway.entries) != 5 {
+		t.Fatalf("the gateway has %v, %v", gateway.entries, err)
+	}
+
 	pgtest.Eventually(t, "the projection has followed", func() bool {
 		return apptest.Value[bool](s, `SELECT coalesce((SELECT position FROM projections) >= max(position) AND (SELECT count(*) FROM users) = 1, false) FROM events`)
 	})
@@ -86,28 +98,6 @@ func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 		        'test', 'k', '{}', 'nonsense', 'rejected', 'it is nonsense')`)
 	execute(t, pool, `UPDATE orders SET updated_at = updated_at - interval '1 day'`)
 	execute(t, pool, `UPDATE payments SET recorded_at = recorded_at - interval '1 day'`)
-
-	rows, err := pool.Query(t.Context(), `SELECT order_id, transaction_id, trim_scale(amount)::text, currency FROM payments WHERE status = 'captured'`)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	gateway := &ledger{}
-
-	var (
-		e      payment.Entry
-		amount string
-	)
-
-	_, err = pgx.ForEachRow(rows, []any{&e.OrderID, &e.TransactionID, &amount, &e.Currency}, func() error {
-		e.Amount, e.Refunded, e.At = money.MustParse(amount), money.MustParse("0"), time.Now().AddDate(0, 0, -1)
-		gateway.entries = append(gateway.entries, e)
-
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 
 	return pool, gateway
 }
