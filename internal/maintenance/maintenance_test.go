@@ -82,12 +82,16 @@ func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
 	}
 }
 
-// TestAnOldTransactionIsNoticed cannot be parallel: it must be the oldest.
-func TestAnOldTransactionIsNoticed(t *testing.T) { //nolint:paralleltest // see above
-	var log bytes.Buffer
+func TestAnOldTransactionIsNoticed(t *testing.T) {
+	t.Parallel()
 
-	pool, registry := pgtest.New(t), prometheus.NewRegistry()
-	j := newJanitor(pool, slog.New(slog.NewTextHandler(&log, nil)), registry)
+	var (
+		log      bytes.Buffer
+		j        *Janitor
+		registry *prometheus.Registry
+	)
+
+	pool := pgtest.New(t)
 
 	conn, err := pool.Acquire(t.Context())
 	if err != nil {
@@ -101,23 +105,21 @@ func TestAnOldTransactionIsNoticed(t *testing.T) { //nolint:paralleltest // see 
 		}
 	}
 
-	pid := int32(conn.Conn().PgConn().PID()) //nolint:gosec // as the server counts them
+	// Other tests on the server may have an older one for a while.
+	pgtest.Eventually(t, "it is noticed", func() bool {
+		log.Reset()
 
-	pgtest.Eventually(t, "it is old", func() bool {
-		old, err := j.Old(t.Context())
-
-		return err == nil && old != nil
-	})
-
-	// Other tests of the machine may have an older one.
-	pgtest.Eventually(t, "it is the oldest", func() bool {
-		oldest, found, err := OldestTransaction(t.Context(), pool)
-
-		return err == nil && found && oldest.PID == pid && oldest.Name == "forgotten" && oldest.State == "idle in transaction"
-	})
-
-	for range 2 {
+		registry = prometheus.NewRegistry()
+		j = newJanitor(pool, slog.New(slog.NewTextHandler(&log, nil)), registry)
 		j.watch(t.Context())
+
+		return strings.Contains(log.String(), "application=forgotten")
+	})
+
+	j.watch(t.Context())
+
+	if n := strings.Count(log.String(), "application=forgotten"); n != 1 || !strings.Contains(log.String(), `state="idle in transaction"`) || strings.Contains(log.String(), "secret") {
+		t.Errorf("logged %d times:\n%s", n, log.String())
 	}
 
 	measured, err := registry.Gather()
@@ -125,13 +127,14 @@ func TestAnOldTransactionIsNoticed(t *testing.T) { //nolint:paralleltest // see 
 		t.Errorf("the metric says %v, %v", measured, err)
 	}
 
-	if _, err := conn.Exec(t.Context(), `ROLLBACK`); err != nil {
-		t.Fatal(err)
+	if old, err := j.Old(t.Context()); err != nil || old == nil {
+		t.Errorf("got %v, %v", old, err)
 	}
 
-	pgtest.Eventually(t, "it is over", func() bool { j.watch(t.Context()); return strings.Contains(log.String(), "any more") })
+	j.cfg.OldTransaction = time.Hour
+	j.watch(t.Context())
 
-	if n := strings.Count(log.String(), "application=forgotten"); n != 1 || strings.Contains(log.String(), "secret") {
-		t.Errorf("logged %d times:\n%s", n, log.String())
+	if !strings.Contains(log.String(), "no transaction is open for long any more") {
+		t.Errorf("logged:\n%s", log.String())
 	}
 }
