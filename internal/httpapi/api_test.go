@@ -460,7 +460,7 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := httpapi.ExpireAnswers(t.Context(), r.pool); err != nil {
+	if _, err := httpapi.ExpireAnswers(t.Context(), r.pool); err != nil {
 		t.Fatal(err)
 	}
 
