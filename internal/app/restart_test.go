@@ -53,13 +53,13 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 		c.Broker.Bind = []string{"user.events=kafka", "notifications=rabbitmq"}
 		c.Broker.Kafka.Brokers = []string{brokertest.Address(t, brokertest.Kafka)}
 		c.Broker.Kafka.Group, c.Broker.Kafka.Partitions = brokertest.Topic(), 16
+		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
 		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + rabbit.Port + "/")
 		c.Broker.RabbitMQ.Consumers, c.Broker.RabbitMQ.Lanes = 8, 8
 		c.HTTP.Addr = "127.0.0.1:" + brokertest.FreePort(t)
 		cfg = *c
 	})
 
-	// The topic is shared with other tests and runs: ids tell ours.
 	prefix := brokertest.Topic()
 	produce := func(from, to int) {
 		var messages []brokertest.Foreign
@@ -69,7 +69,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 				`{"userId":"%s","userName":"N","email":"n@example.com","action":"create"}`, id)})
 		}
 
-		brokertest.ProduceKafka(t, cfg.Broker, "user.events", messages...)
+		brokertest.ProduceKafka(t, cfg.Broker, cfg.Broker.Kafka.Prefix+"user.events", messages...)
 	}
 	count := func(sql string) int { return apptest.Value[int](s, sql, prefix+"-%") }
 	users := func() int { return count(`SELECT count(*) FROM events WHERE stream LIKE 'user-' || $1`) }

@@ -26,6 +26,7 @@ import (
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // Router dispatches messages to the registered handlers.
@@ -85,7 +86,7 @@ func NewRouter(
 		poison:       poisoned,
 		parked:       waiting,
 		dependencies: dependencies,
-		postgres:     dependencies.Get("postgres"),
+		postgres:     dependencies.Get(postgres.Dependency),
 		onCommit:     relay.Wake,
 		logger:       logger.With(slog.String("component", "consumer")),
 		metrics:      newMetrics(registry),

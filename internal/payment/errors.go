@@ -31,7 +31,7 @@ func unavailable(err error) error { return event.Unavailable(Dependency, err) }
 // read or written: money has not moved by it, or is found by asking again.
 func unrecorded(err error) error {
 	if postgres.IsUnavailable(err) {
-		return event.Later(0, err)
+		return event.Unavailable(postgres.Dependency, err)
 	}
 
 	return err

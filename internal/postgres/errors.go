@@ -10,6 +10,9 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
+// Dependency is the name of the database among the dependencies of the service.
+const Dependency = "postgres"
+
 // IsUnavailable reports whether err says that the database, not the message,
 // is in trouble: unreachable, shutting down, out of resources, timed out, or
 // undecided between transactions. Running the same work again can succeed.
