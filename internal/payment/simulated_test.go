@@ -284,7 +284,7 @@ func TestWithoutALedgerPostgresIsNotTouched(t *testing.T) {
 	}
 }
 
-func TestALedgerOutOfReachIsForLater(t *testing.T) {
+func TestALedgerOutOfReachIsTheDatabasesTrouble(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -292,13 +292,21 @@ func TestALedgerOutOfReachIsForLater(t *testing.T) {
 	pool.Close()
 
 	_, err := gateway.Charge(t.Context(), chargeFor("order"))
-	later(t, err)
+	databaseAway(t, err)
 
 	_, _, err = gateway.Find(t.Context(), chargeFor("order"))
-	later(t, err)
+	databaseAway(t, err)
 
 	_, err = gateway.Refund(t.Context(), payment.Refund{})
-	later(t, err)
+	databaseAway(t, err)
+}
+
+func databaseAway(t *testing.T, err error) {
+	t.Helper()
+
+	if away, ok := errors.AsType[*event.UnavailableError](err); !ok || away.Dependency != postgres.Dependency {
+		t.Errorf("got %v, expected that the database is unavailable", err)
+	}
 }
 
 func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
