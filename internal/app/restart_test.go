@@ -57,6 +57,8 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 		c.Broker.RabbitMQ.Consumers, c.Broker.RabbitMQ.Lanes = 8, 8
 		c.HTTP.Addr = "127.0.0.1:" + brokertest.FreePort(t)
 		cfg = *c
+
+		brokertest.SkipKafka(t, cfg.Broker, "account.legacy", "user.events")
 	})
 
 	// The topic is shared with other tests and runs: ids tell ours.

@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -89,4 +90,48 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 			tb.Fatal(err)
 		}
 	}
+}
+
+// SkipKafka lets a consumer begin after what a topic has already, which may be
+// much where tests share a server.
+func SkipKafka(tb testing.TB, cfg broker.Config, consumer, topic string) {
+	tb.Helper()
+
+	client, err := sarama.NewClient(cfg.Kafka.Brokers, sarama.NewConfig())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer client.Close()
+
+	partitions, err := client.Partitions(topic)
+	if errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
+		return // nothing is there
+	}
+
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	offsets, err := sarama.NewOffsetManagerFromClient(cfg.Kafka.Group+"."+consumer, client)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer offsets.Close()
+
+	for _, partition := range partitions {
+		newest, err := client.GetOffset(topic, partition, sarama.OffsetNewest)
+		if err != nil {
+			tb.Fatal(err)
+		}
+
+		managed, err := offsets.ManagePartition(topic, partition)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		defer managed.Close()
+
+		managed.MarkOffset(newest, "")
+	}
+
+	offsets.Commit()
 }
