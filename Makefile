@@ -45,6 +45,10 @@ test: verify services ## Check everything and run all tests, with the race detec
 	@. .local/test/env && go test -race -timeout 10m ./...
 	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/broker ./internal/app
 
+.PHONY: stories
+stories: services ## Tell the stories of what fails and what an operator sees, on the embedded broker and on Kafka
+	@. .local/test/env && go test -count=1 -v -run TestStories ./cmd/millrace
+
 .PHONY: fmt
 fmt: ## Format the code
 	gofmt -w .

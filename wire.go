@@ -13,12 +13,14 @@ import (
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
@@ -30,19 +32,22 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Notification", "Analytics", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Payment", "Poison", "Notification", "Analytics", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,
 		poison.NewStore,
+		parked.NewStore,
+		dependency.NewSet,
 		outbox.NewRelay,
 		consumer.NewRouter,
 		httpapi.NewServer,
 
 		order.NewService,
 		inventory.NewService,
-		payment.NewSimulated, wire.Bind(new(payment.Gateway), new(payment.Simulated)),
+		payment.NewGateway,
 		payment.NewService,
+		payment.NewWebhook,
 		fulfilment.NewProcess,
 
 		user.NewService,

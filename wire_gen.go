@@ -13,12 +13,14 @@ import (
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
@@ -44,15 +46,27 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		return nil, nil, err
 	}
 	consumerConfig := cfg.Consumer
-	store := poison.NewStore(pool)
-	outboxConfig := cfg.Outbox
+	poisonConfig := cfg.Poison
+	store := poison.NewStore(poisonConfig, pool)
+	parkedStore := parked.NewStore(pool, store)
 	registry := telemetry.NewRegistry()
+	dependencySet := dependency.NewSet(logger, registry)
+	outboxConfig := cfg.Outbox
 	relay := outbox.NewRelay(outboxConfig, pool, logger, registry)
-	router := consumer.NewRouter(consumerConfig, pool, store, relay, logger, registry)
+	router, err := consumer.NewRouter(consumerConfig, pool, store, parkedStore, dependencySet, relay, logger, registry)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
-	simulated := payment.NewSimulated()
-	paymentService := payment.NewService(simulated)
+	paymentConfig := cfg.Payment
+	gateway, err := payment.NewGateway(paymentConfig, pool)
+	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
@@ -65,6 +79,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool, logger)
+	webhook := payment.NewWebhook(paymentConfig, pool, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
 		Inventory:     inventoryService,
@@ -73,10 +88,12 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Accounts:      accounts,
 		Notifications: notificationService,
 		Analytics:     analyticsService,
+		Gateway:       gateway,
+		Webhook:       webhook,
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)
-	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, domains, server, logger)
+	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, dependencySet, domains, server, logger)
 	if err != nil {
 		cleanup()
 		return nil, nil, err

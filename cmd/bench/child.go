@@ -51,6 +51,8 @@ func child(encoded string) error {
 		"broker.kafka.brokers": os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"),
 		"broker.kafka.group":   spec.Group,
 		"broker.rabbitmq.url":  os.Getenv("MILLRACE_TEST_RABBITMQ_URL"),
+		// The provider's work is not the service's.
+		"payment.simulated.ledger": false,
 	})
 	if err != nil {
 		return err

@@ -397,7 +397,7 @@ func (s *site) step(ctx context.Context, consumer string, entries []inbox.Entry,
 	var sent []event.Outgoing
 
 	err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) (err error) {
-		if _, err := inbox.Claim(ctx, tx, consumer, entries); err != nil {
+		if _, err := inbox.Claim(ctx, tx, consumer, entries, nil); err != nil {
 			return err
 		}
 

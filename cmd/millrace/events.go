@@ -160,7 +160,7 @@ can be broken off at any time: nothing has changed then.`,
 
 			var positions int64
 
-			progress, done := rebuildProgress(args[0])
+			progress, done := showProgress("rebuilding " + args[0])
 
 			err := service.Projector.Rebuild(cmd.Context(), args[0], func(at, total int64) {
 				positions = at
@@ -186,11 +186,11 @@ can be broken off at any time: nothing has changed then.`,
 	return cmd
 }
 
-// rebuildProgress shows a bar to people and a line now and then to others.
-func rebuildProgress(name string) (progress func(at, total int64), done func()) {
+// showProgress shows a bar to people and a line now and then to others.
+func showProgress(what string) (progress func(at, total int64), done func()) {
 	if isatty.IsTerminal(os.Stderr.Fd()) {
 		bar := progressbar.NewOptions64(1, progressbar.OptionSetWriter(os.Stderr),
-			progressbar.OptionSetDescription("rebuilding "+name), progressbar.OptionShowCount(), progressbar.OptionClearOnFinish())
+			progressbar.OptionSetDescription(what), progressbar.OptionShowCount(), progressbar.OptionClearOnFinish())
 
 		return func(at, total int64) {
 			bar.ChangeMax64(max(total, 1))
@@ -206,7 +206,7 @@ func rebuildProgress(name string) (progress func(at, total int64), done func()) 
 		if time.Now().After(next) {
 			next = time.Now().Add(every)
 
-			fmt.Fprintf(os.Stderr, "rebuilding %s: %d of %d\n", name, at, total)
+			fmt.Fprintf(os.Stderr, "%s: %d of %d\n", what, at, total)
 		}
 	}, func() {}
 }

@@ -10,9 +10,12 @@ import (
 	"syscall"
 
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/localpg"
 	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/user"
 )
@@ -62,6 +65,9 @@ func (e notFoundError) Unwrap() error { return e.error }
 // errRejected says that publish refused some messages; it has told which.
 var errRejected = errors.New("some messages were rejected and not published")
 
+// errRefused says that requeue refused some entries; it has told which.
+var errRefused = errors.New("some entries were refused and stay open")
+
 func exitCode(err error) int {
 	var (
 		usage        usageError
@@ -69,17 +75,20 @@ func exitCode(err error) int {
 		noEntry      *poison.NotFoundError
 		noUser       *user.NotFoundError
 		noProjection *eventstore.NoProjectionError
+		notParked    *parked.NotFoundError
+		noConsumer   *consumer.UnknownConsumerError
 		notFound     notFoundError
 		unknownTopic *app.UnknownTopicError
+		rejected     *event.RejectError
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &unknownTopic):
+	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &noConsumer):
 		return exitUsage
 	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
-		errors.As(err, &noProjection), errors.As(err, &notFound):
+		errors.As(err, &noProjection), errors.As(err, &notParked), errors.As(err, &notFound):
 		return exitNotFound
-	case errors.Is(err, errRejected):
+	case errors.Is(err, errRejected), errors.Is(err, errRefused), errors.As(err, &rejected):
 		return exitRejected
 	default:
 		return exitFailure

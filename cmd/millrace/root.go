@@ -47,7 +47,7 @@ then flags. Without a database, commands use the one of "millrace dev" in the
 working directory.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
-4 some messages were rejected.`,
+4 some messages were rejected or refused.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -68,9 +68,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 
-	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts),
+	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts), newPayments(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
-		newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
+		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
 
 	return root
 }
@@ -89,6 +89,8 @@ func (o *options) load() (config.Config, error) {
 	if err != nil {
 		return cfg, usageError{err}
 	}
+
+	cfg.Poison.Release = version
 
 	return cfg, nil
 }

@@ -105,8 +105,9 @@ Millrace is up, on %s. Try, in another terminal:
   %s users show alice
   %s notifications list
 
-Health: http://%s/readyz   Metrics: http://%s/metrics   Ctrl-C drains and stops.
+Health: http://%s/readyz   Metrics: http://%s/metrics   API: http://%s/api/v1/openapi.json
+Ctrl-C drains and stops.
 
-`, service.Brokers(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr)
+`, service.Brokers(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr, cfg.HTTP.Addr)
 	})
 }

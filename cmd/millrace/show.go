@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,7 +12,6 @@ import (
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -108,77 +105,6 @@ func newStock(opts *options) *cobra.Command {
 			})
 		}),
 	}
-}
-
-func newPoison(opts *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "poison", Short: "Look at the messages that could not be applied", Args: exactly(0)}
-
-	var (
-		topic string
-		limit int
-	)
-
-	list := &cobra.Command{
-		Use: "list", Short: "List the newest poisoned messages", Args: exactly(0),
-		RunE: with(opts, func(cmd *cobra.Command, _ []string, service *app.Service) error {
-			entries, err := service.Poison.List(cmd.Context(), topic, limit)
-			if err != nil {
-				return err
-			}
-
-			return opts.print(cmd.OutOrStdout(), entries, func(w io.Writer) {
-				fmt.Fprintln(w, "ID\tTOPIC\tREASON\tLAST\tERROR")
-
-				for _, e := range entries {
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", e.ID, e.Topic, e.Reason, stamp(e.LastAt), oneLine(e.Error, 100))
-				}
-			})
-		}),
-	}
-	list.Flags().StringVar(&topic, "topic", "", "only messages of this topic")
-	list.Flags().IntVar(&limit, "limit", 20, "how many")
-
-	show := &cobra.Command{
-		Use: "show ID", Short: "Show a poisoned message as it came, and why it failed", Args: exactly(1),
-		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			id, err := strconv.ParseInt(args[0], 10, 64)
-			if err != nil {
-				return usageError{fmt.Errorf("%q is no id of a poison entry, expected a number", args[0])}
-			}
-
-			entry, err := service.Poison.Get(cmd.Context(), id)
-			if err != nil {
-				return err
-			}
-
-			return opts.print(cmd.OutOrStdout(), entry, func(w io.Writer) { writeEntry(w, entry) })
-		}),
-	}
-	cmd.AddCommand(list, show)
-
-	return cmd
-}
-
-func writeEntry(w io.Writer, e poison.Entry) {
-	fmt.Fprintf(w, "id\t%d\n", e.ID)
-	fmt.Fprintf(w, "topic\t%s\n", e.Topic)
-	fmt.Fprintf(w, "consumer\t%s\n", e.Consumer)
-	fmt.Fprintf(w, "reason\t%s\n", e.Reason)
-	fmt.Fprintf(w, "error\t%s\n", oneLine(e.Error, 2000))
-	fmt.Fprintf(w, "message\t%s\n", e.MessageID)
-	fmt.Fprintf(w, "origin\t%s\n", e.Origin)
-	fmt.Fprintf(w, "key\t%s\n", e.Key)
-	fmt.Fprintf(w, "deliveries\t%d, first %s, last %s\n", e.Deliveries, stamp(e.FirstAt), stamp(e.LastAt))
-
-	headers, _ := json.Marshal(e.Headers)
-	fmt.Fprintf(w, "headers\t%s\n", headers)
-
-	payload := strconv.Quote(string(e.Payload[:min(len(e.Payload), 2000)]))
-	if utf8.Valid(e.Payload) && len(e.Payload) <= 2000 {
-		payload = oneLine(string(e.Payload), 2000)
-	}
-
-	fmt.Fprintf(w, "payload\t%s (%d bytes; --json has all, in base64)\n", payload, len(e.Payload))
 }
 
 func newMigrate(opts *options) *cobra.Command {

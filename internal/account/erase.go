@@ -17,7 +17,7 @@ type Erasure struct {
 	UserID string `json:"erased"`
 	// Notifications are those that were recorded as sent.
 	Notifications int64 `json:"notifications"`
-	// Waiting are messages that will not be published any more.
+	// Waiting are messages that will not be published, or tried, any more.
 	Waiting int64 `json:"waiting"`
 	// Poisoned are entries of the poison queue that lost their content.
 	Poisoned int64 `json:"poisoned"`
@@ -34,6 +34,12 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 	done := Erasure{UserID: id}
 
 	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
+		// First, as consumers do: they lock keys that wait, and then users.
+		parked, err := unpark(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+
 		if err := a.users.Erase(ctx, tx, id, event.NewID()); err != nil {
 			return err
 		}
@@ -42,16 +48,40 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 			return err
 		}
 
-		if done.Waiting, err = withdraw(ctx, tx, id); err != nil {
+		withdrawn, err := withdraw(ctx, tx, id)
+		if err != nil {
 			return err
 		}
 
+		done.Waiting = parked + withdrawn
 		done.Poisoned, err = blank(ctx, tx, id)
 
 		return err
 	})
 
 	return done, err
+}
+
+// unpark deletes the messages about a user that wait for another attempt.
+func unpark(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
+	const ours = `key = $1 AND (starts_with(consumer, 'account.') OR starts_with(consumer, 'notification.'))`
+
+	// The lock comes first: whoever is about to put a message behind these
+	// commits before the next statement looks.
+	if _, err := tx.Exec(ctx, `SELECT FROM parked_keys WHERE `+ours+` ORDER BY consumer FOR UPDATE`, id); err != nil {
+		return 0, fmt.Errorf("locking parked messages about user %s: %w", id, err)
+	}
+
+	tag, err := tx.Exec(ctx, `DELETE FROM parked WHERE `+ours, id)
+	if err != nil {
+		return 0, fmt.Errorf("deleting parked messages about user %s: %w", id, err)
+	}
+
+	if _, err := tx.Exec(ctx, `DELETE FROM parked_keys WHERE `+ours, id); err != nil {
+		return 0, fmt.Errorf("deleting parked messages about user %s: %w", id, err)
+	}
+
+	return tag.RowsAffected(), nil
 }
 
 // withdraw deletes the messages about a user that wait to be published, those
@@ -71,7 +101,7 @@ func withdraw(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
 // blank takes the content from the poisoned messages about a user. The entries
 // stay: an operator has still to decide on them, and may have begun to.
 func blank(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
-	rows, err := tx.Query(ctx, `SELECT id, key, payload FROM poison WHERE topic = ANY($1) AND payload <> ''`, personal)
+	rows, err := tx.Query(ctx, `SELECT id, key, payload FROM poison WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL)`, personal)
 	if err != nil {
 		return 0, fmt.Errorf("reading poisoned messages: %w", err)
 	}
@@ -94,11 +124,14 @@ func blank(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
 		return 0, fmt.Errorf("reading poisoned messages: %w", err)
 	}
 
-	_, err = tx.Exec(ctx, `
-		UPDATE poison SET payload = '', headers = '{}', error = 'the user was erased, and the content of the message with the user'
-		WHERE id = ANY($1)`, ours)
-	if err != nil {
-		return 0, fmt.Errorf("blanking poisoned messages about user %s: %w", id, err)
+	for _, sql := range []string{
+		`UPDATE poison SET payload = '', edited = NULL, headers = '{}', revision = revision + 1,
+			error = 'the user was erased, and the content of the message with the user' WHERE id = ANY($1)`,
+		`UPDATE poison_actions SET payload = NULL WHERE entry_id = ANY($1)`,
+	} {
+		if _, err := tx.Exec(ctx, sql, ours); err != nil {
+			return 0, fmt.Errorf("blanking poisoned messages about user %s: %w", id, err)
+		}
 	}
 
 	return int64(len(ours)), nil

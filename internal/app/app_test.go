@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/brokertest"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -53,7 +54,7 @@ func foreignOrders(t *testing.T, kind string, produce func(topic string, payload
 	}
 
 	pgtest.Eventually(t, "the bad message is poisoned", func() bool {
-		entries, err := r.Poison.List(t.Context(), "orders.created", 10)
+		entries, err := r.Poison.List(t.Context(), poison.Filter{Topic: "orders.created"}, 10)
 
 		return err == nil && len(entries) > 0 && string(entries[0].Payload) == "nonsense" && strings.HasPrefix(entries[0].Origin, kind+":")
 	})
@@ -71,12 +72,13 @@ func TestTheServiceOnKafka(t *testing.T) {
 		c.Broker.Kind = broker.Kafka
 		c.Broker.Kafka.Brokers = strings.Split(address, ",")
 		c.Broker.Kafka.Group = brokertest.Topic() // a group of its own
+		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
 		c.Broker.Kafka.Partitions = 4
 		cfg = c.Broker
 	}
 
 	foreignOrders(t, broker.Kafka, func(topic string, payloads ...string) {
-		brokertest.ProduceKafka(t, cfg, topic, bare(payloads)...)
+		brokertest.ProduceKafka(t, cfg, cfg.Kafka.Prefix+topic, bare(payloads)...)
 	}, change)
 }
 
@@ -149,7 +151,7 @@ func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
 		t.Errorf("got %+v, %v", stock, err)
 	}
 
-	if entries, err := two.Poison.List(t.Context(), "", 1); err != nil || len(entries) != 0 {
+	if entries, err := two.Poison.List(t.Context(), poison.Filter{}, 1); err != nil || len(entries) != 0 {
 		t.Errorf("poisoned: %+v, %v", entries, err)
 	}
 }

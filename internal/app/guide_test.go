@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/internal/apptest"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
 )
 
 // Each test here is a row of the table "What the guide shows" in README.md.
@@ -122,7 +123,7 @@ func TestGuideLegacyPipeline(t *testing.T) {
 
 	s.PublishMessage(event.Message{Topic: "user.events", Payload: []byte(guide(t, "user.events.unknown"))})
 	pgtest.Eventually(t, "the unknown action is rejected", func() bool {
-		entries, err := s.Poison.List(t.Context(), "user.events", 1)
+		entries, err := s.Poison.List(t.Context(), poison.Filter{Topic: "user.events"}, 1)
 
 		return err == nil && len(entries) == 1 && entries[0].Error == `action: is "delete", expected create or update`
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/mailtest"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
 )
 
 func mailing(server *mailtest.Server, attempts int) func(*config.Config) {
@@ -17,7 +18,7 @@ func mailing(server *mailtest.Server, attempts int) func(*config.Config) {
 		email := &c.Notification.Email
 		email.Host, email.Port, email.CAFile = "localhost", server.Port, server.CAFile
 		email.User, email.Password, email.From = mailtest.User, mailtest.Password, "shop@example.com"
-		c.Consumer.LaterInterval, c.Consumer.LaterAttempts = 10*time.Millisecond, attempts
+		c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval, c.Consumer.ParkAttempts = 10*time.Millisecond, time.Second, attempts
 		c.Outbox.PollInterval = 20 * time.Millisecond
 	}
 }
@@ -35,7 +36,9 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 		Topic: "user.created", Key: "user_1", Payload: []byte(guide(t, "user.created")),
 		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
 	})
-	s.Messages("notifications", 3) // put off, again and again
+	pgtest.Eventually(t, "it was tried again and again", func() bool {
+		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM parked WHERE consumer = 'notification.send'`) >= 3
+	})
 	server.Refuse(0, [3]int{}, "")
 
 	pgtest.Eventually(t, "the e-mail is recorded", func() bool {
@@ -47,13 +50,15 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 		t.Errorf("%d e-mails came", n)
 	}
 
-	// It kept its identity, its place in the conversation and its trace all the
-	// time.
-	first := s.Messages("notifications", 1)[0]
-	for _, m := range s.Messages("notifications", 3) {
-		if m.ID != first.ID || m.Headers["correlation_id"] != id.String() || m.Headers["causation_id"] != id.String() || m.Headers[event.HeaderTraceParent] != trace {
-			t.Errorf("got %s with %v, expected %s", m.ID, m.Headers, first.ID)
-		}
+	// It kept its identity and its place in the conversation all the time.
+	sent := s.Messages("notifications", 1)[0]
+	if got := sent.Headers[event.HeaderTraceParent]; got != trace {
+		t.Errorf("the notification has traceparent %q", got)
+	}
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM inbox WHERE consumer = 'notification.send' AND message_id = $1
+		AND correlation_id = $2 AND causation_id = $2`, sent.ID, id); n != 1 {
+		t.Errorf("%d inbox rows of the message, expected 1", n)
 	}
 }
 
@@ -66,7 +71,7 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 	s := apptest.Start(t, mailing(server, 2))
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "the notification is poisoned", func() bool {
-		entries, err := s.Poison.List(t.Context(), "notifications", 1)
+		entries, err := s.Poison.List(t.Context(), poison.Filter{Topic: "notifications"}, 1)
 
 		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "given up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
 	})

@@ -4,6 +4,7 @@ import (
 	"github.com/millrace/millrace/internal/account"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/payment"
@@ -15,6 +16,7 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "fulfilment.place", d.Fulfilment.Place)
 	consumer.OnEffect(r, "fulfilment.charge", consumer.Effect[fulfilment.PaymentRequested, payment.Outcome]{
 		Admit: d.Fulfilment.Admit, Perform: d.Fulfilment.Charge, Record: d.Fulfilment.Settle,
+		Needs: func(event.Event[fulfilment.PaymentRequested]) string { return payment.Dependency },
 	})
 	consumer.OnBatch(r, "fulfilment.complete", d.Fulfilment.Complete)
 
@@ -28,7 +30,7 @@ func route(r *consumer.Router, d Domains) {
 }
 
 // published lists the topics that are published and that nobody consumes here.
-var published = []string{fulfilment.TopicOrderRejected, account.TopicProfileUpdated}
+var published = []string{fulfilment.TopicOrderRejected, account.TopicProfileUpdated, payment.TopicReported}
 
 // topics is the routing table as the broker needs it.
 func topics(r *consumer.Router) []broker.Topic {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	nethttp "net/http"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
@@ -26,6 +28,8 @@ import (
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
+	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/user"
@@ -41,15 +45,22 @@ type Service struct {
 	Accounts      *account.Accounts
 	Notifications *notification.Service
 	Analytics     *analytics.Service
+	Gateway       payment.Gateway
 	Projector     *eventstore.Projector
 	Poison        *poison.Store
 	Router        *consumer.Router
 
+	Parked       *parked.Store
+	Dependencies *dependency.Set
+
 	cfg     postgres.Config
 	brokers *broker.Set
-	relay   *outbox.Relay
-	http    *httpapi.Server
-	logger  *slog.Logger
+	// direct reaches single consumers, without any broker.
+	direct    *broker.Conn
+	relay     *outbox.Relay
+	startedAt time.Time
+	http      *httpapi.Server
+	logger    *slog.Logger
 	// observe sees what brokers confirmed; see Observe.
 	observe func(topic string, msg *message.Message)
 }
@@ -63,22 +74,40 @@ type Domains struct {
 	Accounts      *account.Accounts
 	Notifications *notification.Service
 	Analytics     *analytics.Service
+	Gateway       payment.Gateway
+	Webhook       *payment.Webhook
 }
 
 // NewService assembles a service and lays out its routes.
 func NewService(
 	cfg postgres.Config, pool *pgxpool.Pool, brokers *broker.Set, router *consumer.Router, relay *outbox.Relay,
-	store *poison.Store, domains Domains, http *httpapi.Server, logger *slog.Logger,
+	store *poison.Store, waiting *parked.Store, dependencies *dependency.Set, domains Domains, http *httpapi.Server, logger *slog.Logger,
 ) (*Service, error) {
 	route(router, domains)
 
+	direct, err := broker.New(broker.Config{Kind: broker.Embedded, Embedded: broker.EmbeddedConfig{Lanes: directLanes}}, logger)
+	if err != nil {
+		return nil, err
+	}
+
 	s := &Service{
-		Pool: pool, Poison: store, Router: router,
+		Pool: pool, Poison: store, Parked: waiting, Dependencies: dependencies, Router: router, direct: direct,
 		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
-		Notifications: domains.Notifications, Analytics: domains.Analytics,
+		Notifications: domains.Notifications, Analytics: domains.Analytics, Gateway: domains.Gateway,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
 		cfg:       cfg, brokers: brokers, relay: relay, http: http, logger: logger,
 	}
+
+	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
+	http.Explain(s.troubles)
+
+	if domains.Webhook.Enabled() {
+		http.Handle(payment.WebhookPattern, domains.Webhook)
+	}
+	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(httpapi.API{
+		Poison: store, Orders: domains.Orders, Inventory: domains.Inventory, Check: s.CheckFor, Pool: pool,
+		Logger: logger.With(slog.String("component", "httpapi")),
+	}))
 
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {
@@ -97,11 +126,16 @@ const (
 	maintainEvery    = 6 * time.Hour
 )
 
+// directLanes is how many messages reach single consumers at once.
+const directLanes = 64
+
 // Run serves until ctx ends, then drains: not ready, stop fetching, batches
 // finish, the relay finishes what is in flight, the listener closes. started
 // is called once the service is ready; it may be nil.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	tuneGC()
+
+	s.startedAt = time.Now()
 
 	checks := []httpapi.Check{{Name: "postgres", Ping: s.Pool.Ping}}
 	for _, conn := range s.brokers.Conns() {
@@ -154,6 +188,20 @@ type source struct {
 	relay   func(*broker.Conn)
 }
 
+// directSource is the second way to every consumer: for messages that only one
+// of them is to have, and for parked ones.
+type directSource struct{ source }
+
+// Connect implements consumer.Source.
+func (s directSource) Connect(ctx context.Context) error {
+	return s.Conn.Connect(ctx, s.service.directTopics())
+}
+
+// Address implements consumer.Source.
+func (directSource) Address(route consumer.Route) (topic string, ok bool) {
+	return outbox.Direct(route.Consumer), true
+}
+
 // Connect implements consumer.Source.
 func (s source) Connect(ctx context.Context) error {
 	return s.Conn.Connect(ctx, s.service.topicsOf(s.Conn))
@@ -162,8 +210,10 @@ func (s source) Connect(ctx context.Context) error {
 // Subscribed implements consumer.Source.
 func (s source) Subscribed() { s.relay(s.Conn) }
 
-// Has implements consumer.Source.
-func (s source) Has(topic string) bool { return s.service.brokers.Has(s.Conn, topic) }
+// Address implements consumer.Source.
+func (s source) Address(route consumer.Route) (topic string, ok bool) {
+	return route.Topic, s.service.brokers.Has(s.Conn, route.Topic)
+}
 
 func (s *Service) serve(ctx context.Context, started func()) error {
 	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
@@ -179,6 +229,11 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	for _, conn := range s.brokers.Conns() {
 		sources = append(sources, source{Conn: conn, service: s, relay: relay})
 	}
+
+	sources = append(sources, directSource{source{Conn: s.direct, service: s, relay: func(conn *broker.Conn) {
+		background.Go(func() { s.relay.Run(relaying, s.directTarget()) })
+		background.Go(func() { s.Router.RetryParked(relaying, conn.Publisher()) })
+	}}})
 
 	background.Go(func() { s.Projector.Run(relaying) })
 	background.Go(func() { s.keepMaintained(relaying) })
@@ -201,7 +256,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	stopRelay()
 	background.Wait()
 
-	for _, conn := range s.brokers.Conns() {
+	for _, conn := range append([]*broker.Conn{s.direct}, s.brokers.Conns()...) {
 		if closeErr := conn.Close(); closeErr != nil {
 			s.logger.Warn("closing the broker connection", slog.String("broker", conn.Kind()), slog.Any("error", closeErr))
 		}
@@ -222,6 +277,13 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 		target.Publisher = observed{Publisher: target.Publisher, observe: s.observe}
 	}
 
+	if conn.Kind() == broker.Embedded {
+		// Its consumers are here: what they do not take is left in the table.
+		target.Held = func() []string { return s.heldTopics(s.TopicOf) }
+	} else {
+		target.Breaker = s.Dependencies.Get(conn.Kind())
+	}
+
 	if conn == s.brokers.Conns()[0] {
 		for _, other := range s.brokers.Conns()[1:] {
 			target.Except = append(target.Except, s.brokers.Bound(other)...)
@@ -231,6 +293,39 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 	}
 
 	return target
+}
+
+// directTarget is what the relay publishes to single consumers.
+func (s *Service) directTarget() outbox.Target {
+	topics := s.directTopics()
+	target := outbox.Target{
+		Name: "direct", Publisher: s.direct.Publisher(), Lanes: s.direct.Lanes(),
+		Held: func() []string { return s.heldTopics(outbox.Direct) },
+	}
+
+	for _, topic := range topics {
+		target.Only = append(target.Only, topic.Name)
+	}
+
+	return target
+}
+
+func (s *Service) directTopics() []broker.Topic {
+	var topics []broker.Topic
+	for _, route := range s.Router.Routes() {
+		topics = append(topics, broker.Topic{Name: outbox.Direct(route.Consumer), Consumer: route.Consumer})
+	}
+
+	return topics
+}
+
+func (s *Service) heldTopics(of func(consumer string) string) []string {
+	held := s.Router.Held()
+	for i, consumer := range held {
+		held[i] = of(consumer)
+	}
+
+	return held
 }
 
 // Observe lets fn see each message that a broker confirmed. It is for tests
@@ -258,7 +353,9 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 // maintain makes the partitions of the days to come and drops what is past its
 // retention.
 func (s *Service) maintain(ctx context.Context, now time.Time) error {
-	return errors.Join(inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.Maintain(ctx, now))
+	_, err := s.Poison.Expire(ctx)
+
+	return errors.Join(err, inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.Maintain(ctx, now), httpapi.ExpireAnswers(ctx, s.Pool))
 }
 
 func (s *Service) keepMaintained(ctx context.Context) {
@@ -303,6 +400,9 @@ func (s *Service) TopicOf(consumer string) string {
 
 	return consumer
 }
+
+// HTTPAddr is the address on which Run listens, empty before.
+func (s *Service) HTTPAddr() string { return s.http.Addr() }
 
 // Brokers names the brokers in use, for people.
 func (s *Service) Brokers() string { return s.brokers.Kinds() }

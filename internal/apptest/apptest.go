@@ -213,8 +213,10 @@ func (s *Service) WaitForOrder(id, status string) {
 	})
 }
 
-// WaitUntilIdle waits until nothing is left to publish.
+// WaitUntilIdle waits until nothing is left to publish or to try again.
 func (s *Service) WaitUntilIdle() {
 	s.tb.Helper()
-	pgtest.Eventually(s.tb, "the outbox is empty", func() bool { return Value[int](s, `SELECT count(*) FROM outbox`) == 0 })
+	pgtest.Eventually(s.tb, "the outbox is empty and nothing is parked", func() bool {
+		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM parked_keys)`) == 0
+	})
 }

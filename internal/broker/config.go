@@ -40,6 +40,9 @@ type KafkaConfig struct {
 	Brokers []string `koanf:"brokers"`
 	// Group is the prefix of the consumer groups: each consumer has its own.
 	Group string `koanf:"group"`
+	// Prefix begins the names of all topics on this cluster, so that several
+	// environments can share it.
+	Prefix string `koanf:"prefix"`
 	// Partitions of the topics that the service creates. More than one message
 	// of a partition is never in hand, so this is the concurrency.
 	Partitions        int32 `koanf:"partitions"`

@@ -95,7 +95,11 @@ func (p embeddedPublisher) Publish(topic string, messages ...*message.Message) e
 		}
 
 		d := &delivery{done: make(chan error, 1)}
-		msg.Metadata[event.HeaderOrigin] = "embedded:" + topic
+
+		if msg.Metadata[event.HeaderOrigin] == "" { // else it is known from before
+			msg.Metadata[event.HeaderOrigin] = "embedded:" + topic
+		}
+
 		msg.SetContext(context.WithValue(p.closing, embeddedKey{}, d))
 
 		if err := p.channel.Publish(topic, msg); err != nil {

@@ -59,7 +59,7 @@ func (k *kafkaDriver) connect(_ context.Context, topics []Topic) error {
 	}
 
 	publisher, err := kafka.NewPublisher(kafka.PublisherConfig{
-		Brokers: k.cfg.Brokers, Marshaler: kafkaMarshaler{}, OverwriteSaramaConfig: cfg,
+		Brokers: k.cfg.Brokers, Marshaler: kafkaMarshaler{prefix: k.cfg.Prefix}, OverwriteSaramaConfig: cfg,
 	}, watermillLogger(k.logger))
 	if err != nil {
 		return errors.Join(err, client.Close())
@@ -79,7 +79,7 @@ func (k *kafkaDriver) createTopics(client sarama.Client, topics []Topic) error {
 	// The admin is not closed: that would close the client.
 
 	for _, topic := range topics {
-		err := admin.CreateTopic(topic.Name, &sarama.TopicDetail{
+		err := admin.CreateTopic(k.cfg.Prefix+topic.Name, &sarama.TopicDetail{
 			NumPartitions: k.cfg.Partitions, ReplicationFactor: k.cfg.ReplicationFactor,
 		}, false)
 		if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
@@ -88,11 +88,12 @@ func (k *kafkaDriver) createTopics(client sarama.Client, topics []Topic) error {
 	}
 
 	for _, topic := range topics {
-		if err := client.RefreshMetadata(topic.Name); err != nil {
+		name := k.cfg.Prefix + topic.Name
+		if err := client.RefreshMetadata(name); err != nil {
 			return fmt.Errorf("waiting for topic %s: %w", topic.Name, err)
 		}
 
-		partitions, err := client.Partitions(topic.Name)
+		partitions, err := client.Partitions(name)
 		if err != nil {
 			return fmt.Errorf("waiting for topic %s: %w", topic.Name, err)
 		}
@@ -129,7 +130,19 @@ func (k *kafkaDriver) subscriber(consumer string) message.Subscriber {
 
 	k.subscribers = append(k.subscribers, subscriber)
 
-	return subscriber
+	return prefixedSubscriber{subscriber, k.cfg.Prefix}
+}
+
+// prefixedSubscriber reads the topics as Kafka knows them.
+type prefixedSubscriber struct {
+	message.Subscriber
+
+	prefix string
+}
+
+// Subscribe implements message.Subscriber.
+func (s prefixedSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	return s.Subscriber.Subscribe(ctx, s.prefix+topic)
 }
 
 func (k *kafkaDriver) ping(context.Context) error {
@@ -223,13 +236,13 @@ func (k *kafkaDriver) secure(cfg *sarama.Config) error {
 
 // kafkaMarshaler translates between Kafka's records and messages. It takes
 // every record: an error here would stop the partition for ever.
-type kafkaMarshaler struct{}
+type kafkaMarshaler struct{ prefix string }
 
 // Marshal makes the record: the key orders, the payload goes as it is.
-func (kafkaMarshaler) Marshal(topic string, msg *message.Message) (*sarama.ProducerMessage, error) {
+func (m kafkaMarshaler) Marshal(topic string, msg *message.Message) (*sarama.ProducerMessage, error) {
 	headers := sent(msg)
 	record := &sarama.ProducerMessage{
-		Topic:   topic,
+		Topic:   m.prefix + topic,
 		Key:     sarama.StringEncoder(msg.Metadata[event.HeaderKey]),
 		Value:   sarama.ByteEncoder(msg.Payload),
 		Headers: make([]sarama.RecordHeader, 0, len(headers)),

@@ -2,9 +2,11 @@ package brokertest
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 )
 
@@ -45,21 +47,28 @@ func (s *Server) Do(action string) {
 	}
 }
 
-// FreePort returns a port that nobody listens on; its successor is likely free
-// too.
+// FreePort returns a port that nobody listens on, nor on its successor, which
+// brokers use too. Both lie below those that the kernel gives to connections
+// (32768 and up, ip(7)), so that nobody gets them by chance meanwhile.
 func FreePort(tb testing.TB) string {
 	tb.Helper()
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer listener.Close()
-
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		tb.Fatal(err)
+	for range 100 {
+		if port := 10_000 + 2*rand.N(10_000); free(port) && free(port+1) {
+			return strconv.Itoa(port)
+		}
 	}
 
-	return port
+	tb.Fatal("found no free port")
+
+	return ""
+}
+
+func free(port int) bool {
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return false
+	}
+
+	return listener.Close() == nil
 }

@@ -22,6 +22,8 @@ import (
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/payment"
+	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/telemetry"
 )
@@ -32,6 +34,8 @@ type Config struct {
 	Broker       broker.Config       `koanf:"broker"`
 	Consumer     consumer.Config     `koanf:"consumer"`
 	Outbox       outbox.Config       `koanf:"outbox"`
+	Payment      payment.Config      `koanf:"payment"`
+	Poison       poison.Config       `koanf:"poison"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
 	HTTP         httpapi.Config      `koanf:"http"`
@@ -45,6 +49,8 @@ func Default() Config {
 		Broker:       broker.DefaultConfig(),
 		Consumer:     consumer.DefaultConfig(),
 		Outbox:       outbox.DefaultConfig(),
+		Payment:      payment.DefaultConfig(),
+		Poison:       poison.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
 		HTTP:         httpapi.DefaultConfig(),
@@ -55,7 +61,7 @@ func Default() Config {
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Outbox.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.Outbox.Validate(), c.Payment.Validate(), c.Poison.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:

@@ -103,6 +103,8 @@ func TestAKeyThatDoesNotExistIsRefused(t *testing.T) {
 func TestSecretsAreHidden(t *testing.T) {
 	t.Setenv("DATABASE_URL", "postgres://user:hunter2@host/db")
 	t.Setenv("MILLRACE_BROKER__RABBITMQ__URL", "amqp://user:hunter2@host/")
+	t.Setenv("MILLRACE_PAYMENT__STRIPE__SECRET_KEY", "sk_live_hunter2")
+	t.Setenv("MILLRACE_PAYMENT__STRIPE__WEBHOOK_SECRET", "whsec_hunter2,whsec_hunter2")
 
 	cfg, err := config.Load("", nil)
 	if err != nil {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 
+	"github.com/ThreeDotsLabs/watermill/message"
+
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -16,6 +19,7 @@ const (
 	admitted decision = iota
 	skipped
 	alreadyApplied
+	putBehind
 )
 
 // admission asks the inbox and the handler, for many events at once, whether
@@ -30,6 +34,7 @@ type admission[P event.Payload] struct {
 type question[P event.Payload] struct {
 	event    event.Event[P]
 	entry    inbox.Entry
+	msg      *message.Message
 	decision decision
 	done     chan error
 }
@@ -45,8 +50,8 @@ func newAdmission[P event.Payload](r *Router, consumer string,
 }
 
 // ask returns the event as admission leaves it.
-func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry) (event.Event[P], decision, error) {
-	q := &question[P]{event: e, entry: entry, done: make(chan error, 1)}
+func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry, msg *message.Message) (event.Event[P], decision, error) {
+	q := &question[P]{event: e, entry: entry, msg: msg, done: make(chan error, 1)}
 	a.group.add(q)
 
 	err := <-q.done
@@ -98,8 +103,10 @@ func (a *admission[P]) answer(ctx context.Context, questions []*question[P]) ([]
 // fresh returns the events that the inbox does not know, with their places.
 func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answers []error) (events []event.Event[P], index []int, err error) {
 	entries := make([]inbox.Entry, len(questions))
+	keys := make([]string, len(questions))
+
 	for i, q := range questions {
-		entries[i] = q.entry
+		entries[i], keys[i] = q.entry, deliveryOf(q.msg).key
 	}
 
 	verdicts, err := inbox.Seen(ctx, a.router.pool, a.consumer, entries)
@@ -107,10 +114,30 @@ func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answ
 		return nil, nil, err
 	}
 
+	held, err := parked.Held(ctx, a.router.pool, a.consumer, keys)
+	if err != nil {
+		return nil, nil, err
+	}
+
 	for i, verdict := range verdicts {
 		switch verdict {
 		case inbox.Fresh:
-			questions[i].decision = admitted
+			q := questions[i]
+			q.decision = admitted
+
+			if held[keys[i]] && deliveryOf(q.msg).seq == 0 {
+				waits, err := a.router.parked.FollowAlone(ctx, parkedOf(q.msg))
+				if err != nil {
+					return nil, nil, err
+				}
+
+				if waits {
+					q.decision = putBehind
+
+					continue
+				}
+			}
+
 			events, index = append(events, questions[i].event), append(index, i)
 		case inbox.Duplicate:
 			questions[i].decision = alreadyApplied

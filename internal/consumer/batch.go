@@ -3,15 +3,16 @@ package consumer
 import (
 	"context"
 	"errors"
-	"log/slog"
+	"math/rand/v2"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -19,14 +20,14 @@ import (
 // message is not acknowledged and will be delivered again.
 var ErrStopping = errors.New("the service is stopping")
 
-// maxPause caps the back-off while Postgres is in trouble.
-const maxPause = 5 * time.Second
-
 // unit is a message on its way through a batch. E is what the handler gets.
 type unit[E any] struct {
 	event E
 	key   string
 	entry inbox.Entry
+	msg   *message.Message
+	// waits is true when the message was put behind others of its key.
+	waits bool
 	// done receives the fate of the message exactly once: nil when it is
 	// applied, now or earlier.
 	done chan error
@@ -104,7 +105,11 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
 
 func finish[E any](units []*unit[E], err error) {
 	for _, u := range units {
-		u.done <- err
+		if err == nil && u.waits {
+			u.done <- errWaits
+		} else {
+			u.done <- err
+		}
 	}
 }
 
@@ -144,22 +149,40 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 
 // claim returns the events to apply and, for each, its index in units.
 func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
-	entries := make([]inbox.Entry, len(units))
+	var (
+		entries = make([]inbox.Entry, len(units))
+		keys    = make([]string, len(units))
+		held    = make(map[string]bool)
+		along   = &pgx.Batch{}
+	)
+
 	for i, u := range units {
-		entries[i] = u.entry
+		entries[i], keys[i] = u.entry, u.key
 	}
 
-	verdicts, err := inbox.Claim(ctx, tx, a.consumer, entries)
+	parked.QueueHeld(along, a.consumer, keys, func(key string) { held[key] = true })
+
+	verdicts, err := inbox.Claim(ctx, tx, a.consumer, entries, along)
 	if err != nil {
 		return nil, nil, err
 	}
 
 	conflicts := event.RejectSome{}
 
+	var waiting []*unit[E]
+
 	for i, verdict := range verdicts {
+		u := units[i]
+		u.waits = false
+
 		switch verdict {
 		case inbox.Fresh:
-			fresh, index = append(fresh, units[i].event), append(index, i)
+			if held[u.key] && deliveryOf(u.msg).seq == 0 {
+				u.waits = true
+				waiting = append(waiting, u)
+			} else {
+				fresh, index = append(fresh, u.event), append(index, i)
+			}
 		case inbox.Conflict:
 			conflicts[i] = inbox.ErrConflict
 		case inbox.Duplicate:
@@ -167,7 +190,27 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 		}
 	}
 
-	return fresh, index, conflicts.Err()
+	if err := conflicts.Err(); err != nil || len(waiting) == 0 {
+		return fresh, index, err
+	}
+
+	return fresh, index, a.putBehind(ctx, tx, waiting)
+}
+
+// putBehind puts units behind those that wait for the same keys.
+func (a *applier[E]) putBehind(ctx context.Context, tx pgx.Tx, units []*unit[E]) error {
+	entries := make([]inbox.Entry, len(units))
+	messages := make([]parked.Message, len(units))
+
+	for i, u := range units {
+		entries[i], messages[i] = u.entry, parkedOf(u.msg)
+	}
+
+	if err := inbox.Unclaim(ctx, tx, a.consumer, entries); err != nil {
+		return err
+	}
+
+	return parked.Follow(ctx, tx, messages)
 }
 
 // reindex translates the indexes of a handler's rejections, which count the
@@ -192,53 +235,56 @@ func reindex(err error, index []int) error {
 // untilAvailable runs attempt until Postgres is there for it: trouble of the
 // infrastructure is never a message's fault. It gives up with ErrStopping.
 func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
-	operation := func() (struct{}, error) {
-		ctx, cancel := context.WithTimeout(r.working, r.cfg.HandlerTimeout)
-		defer cancel()
+	for contention := 0; ; {
+		permit, err := r.postgres.Wait(r.working)
+		if err != nil {
+			return ErrStopping
+		}
 
-		err := attempt(ctx)
+		err = r.bounded(attempt)
 
 		switch {
 		case err == nil:
-			r.available()
+			permit.Answered()
+
+			return nil
 		case r.working.Err() != nil:
-			err = backoff.Permanent(ErrStopping)
+			permit.Abandoned()
+
+			return ErrStopping
 		case !postgres.IsUnavailable(err):
-			err = backoff.Permanent(err)
+			permit.Answered()
+
+			return err
+		case postgres.IsContention(err):
+			permit.Answered()
+			r.pause(rand.N(minContention << min(contention, 6)))
+			contention++
+		default:
+			r.pause(permit.Failed(err))
 		}
 
-		return struct{}{}, err
-	}
-
-	policy := backoff.NewExponentialBackOff()
-	policy.InitialInterval = 10 * time.Millisecond
-	policy.Multiplier = 2
-	policy.MaxInterval = maxPause
-
-	_, err := backoff.Retry(r.working, operation, backoff.WithBackOff(policy), backoff.WithMaxElapsedTime(0),
-		backoff.WithNotify(r.unavailable))
-	if err != nil && r.working.Err() != nil {
-		return ErrStopping
-	}
-
-	return err
-}
-
-// pauseWorthLogging tells a lost race between transactions, which the next
-// attempt wins, from an outage.
-const pauseWorthLogging = 100 * time.Millisecond
-
-// unavailable logs when consumption begins to pause, once.
-func (r *Router) unavailable(err error, pause time.Duration) {
-	r.metrics.unavailable.Inc()
-
-	if pause >= pauseWorthLogging && r.paused.CompareAndSwap(false, true) {
-		r.logger.Warn("postgres is unavailable: consumption pauses until it is back", slog.Any("error", err))
+		r.metrics.unavailable.Inc()
 	}
 }
 
-func (r *Router) available() {
-	if r.paused.CompareAndSwap(true, false) {
-		r.logger.Info("postgres is back: consumption goes on")
+// minContention bounds the pause after transactions met for the first time.
+const minContention = 20 * time.Millisecond
+
+func (r *Router) bounded(attempt func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(r.working, r.cfg.HandlerTimeout)
+	defer cancel()
+
+	return attempt(ctx)
+}
+
+// pause waits; it ends early when the router gives up its work.
+func (r *Router) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+
+	select {
+	case <-timer.C:
+	case <-r.working.Done():
 	}
 }

@@ -3,6 +3,9 @@ package consumer
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -17,17 +20,21 @@ type Config struct {
 	// HandlerTimeout bounds one attempt to apply a batch or to reach the
 	// outside.
 	HandlerTimeout time.Duration `koanf:"handler_timeout"`
-	// Retries is how often a message whose handler failed is tried again
-	// before it goes to the poison queue.
-	Retries int `koanf:"retries"`
-	// RetryInterval is the pause before the first of these.
+	// Retries is how often a message whose handler failed is tried again at
+	// once, and RetryInterval the pause before the first of these.
+	Retries       int           `koanf:"retries"`
 	RetryInterval time.Duration `koanf:"retry_interval"`
-	// LaterInterval is how long a message waits whose effect may succeed later,
-	// before the first time; then twice as long each time, up to 10 minutes.
-	LaterInterval time.Duration `koanf:"later_interval"`
-	// LaterAttempts is how often it comes again before it goes to the poison
-	// queue.
-	LaterAttempts int `koanf:"later_attempts"`
+	// ParkInterval is how long a message that still fails is parked, and later
+	// messages of its key behind it; then twice as long each time, up to
+	// ParkMaxInterval.
+	ParkInterval    time.Duration `koanf:"park_interval"`
+	ParkMaxInterval time.Duration `koanf:"park_max_interval"`
+	// ParkAttempts is how often a parked message is tried before it goes to the
+	// poison queue. With 0 it goes there without being parked.
+	ParkAttempts int `koanf:"park_attempts"`
+	// PerTopic overrides the five above for a topic, each element as in
+	// "notifications retries=0 park_attempts=50".
+	PerTopic []string `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in
 	// hand. Keep it below the grace period of the container.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
@@ -41,8 +48,10 @@ func DefaultConfig() Config {
 		HandlerTimeout:    20 * time.Second,
 		Retries:           3,
 		RetryInterval:     50 * time.Millisecond,
-		LaterInterval:     2 * time.Second,
-		LaterAttempts:     50,
+		ParkInterval:      2 * time.Second,
+		ParkMaxInterval:   10 * time.Minute,
+		ParkAttempts:      20,
+		PerTopic:          []string{},
 		DrainTimeout:      15 * time.Second,
 	}
 }
@@ -61,11 +70,119 @@ func (c Config) Validate() error {
 	check(c.ConcurrentBatches >= 1 && c.ConcurrentBatches <= 64, "concurrent_batches", c.ConcurrentBatches, "1 to 64")
 	check(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "handler_timeout", c.HandlerTimeout,
 		"more than 0s and at most 50s, to stay below Kafka's rebalance time-out")
-	check(c.Retries >= 0 && c.Retries <= 20, "retries", c.Retries, "0 to 20")
-	check(c.RetryInterval > 0, "retry_interval", c.RetryInterval, "more than 0s")
-	check(c.LaterInterval > 0, "later_interval", c.LaterInterval, "more than 0s")
-	check(c.LaterAttempts >= 0, "later_attempts", c.LaterAttempts, "0 or more")
 	check(c.DrainTimeout > 0, "drain_timeout", c.DrainTimeout, "more than 0s")
 
+	errs = append(errs, c.retryPolicy().validate("consumer."))
+
+	_, err := c.perTopic()
+
+	return errors.Join(append(errs, err)...)
+}
+
+// policy says how often and when a message whose handler failed is tried again.
+type policy struct {
+	retries       int
+	retryInterval time.Duration
+
+	parkInterval, parkMaxInterval time.Duration
+	parkAttempts                  int
+}
+
+func (c Config) retryPolicy() policy {
+	return policy{
+		retries: c.Retries, retryInterval: c.RetryInterval,
+		parkInterval: c.ParkInterval, parkMaxInterval: c.ParkMaxInterval, parkAttempts: c.ParkAttempts,
+	}
+}
+
+func (p policy) validate(prefix string) error {
+	var errs []error
+
+	if p.retries < 0 || p.retries > 20 {
+		errs = append(errs, fmt.Errorf("%sretries: is %d, expected 0 to 20", prefix, p.retries))
+	}
+
+	if p.retryInterval <= 0 || p.retryInterval > 2*time.Second {
+		errs = append(errs, fmt.Errorf("%sretry_interval: is %s, expected more than 0s and at most 2s: it holds a partition", prefix, p.retryInterval))
+	}
+
+	if p.parkInterval <= 0 {
+		errs = append(errs, fmt.Errorf("%spark_interval: is %s, expected more than 0s", prefix, p.parkInterval))
+	}
+
+	if p.parkMaxInterval < p.parkInterval {
+		errs = append(errs, fmt.Errorf("%spark_max_interval: is %s, expected at least park_interval (%s)", prefix, p.parkMaxInterval, p.parkInterval))
+	}
+
+	if p.parkAttempts < 0 {
+		errs = append(errs, fmt.Errorf("%spark_attempts: is %d, expected 0 or more", prefix, p.parkAttempts))
+	}
+
 	return errors.Join(errs...)
+}
+
+// wait is how long a message is parked that failed attempts times, with jitter
+// over the upper half; at least what the failure itself asked for.
+func (p policy) wait(attempts int, asked time.Duration) time.Duration {
+	grown := p.parkInterval << min(max(attempts-1, 0), 30)
+	if grown <= 0 || grown > p.parkMaxInterval {
+		grown = p.parkMaxInterval
+	}
+
+	return max(asked, grown/2+rand.N(grown/2+1))
+}
+
+// perTopic reads Config.PerTopic.
+func (c Config) perTopic() (map[string]policy, error) {
+	var errs []error
+
+	policies := make(map[string]policy, len(c.PerTopic))
+
+	for _, line := range c.PerTopic {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			errs = append(errs, fmt.Errorf("consumer.per_topic: is %q, expected a topic and what differs, such as %q", line, "notifications park_attempts=50"))
+
+			continue
+		}
+
+		p := c.retryPolicy()
+
+		for _, setting := range fields[1:] {
+			var err error
+			if p, err = p.with(setting); err != nil {
+				errs = append(errs, fmt.Errorf("consumer.per_topic: %s: %w", fields[0], err))
+			}
+		}
+
+		errs = append(errs, p.validate("consumer.per_topic: "+fields[0]+": "))
+		policies[fields[0]] = p
+	}
+
+	return policies, errors.Join(errs...)
+}
+
+func (p policy) with(setting string) (_ policy, err error) {
+	name, value, _ := strings.Cut(setting, "=")
+
+	switch name {
+	case "retries":
+		p.retries, err = strconv.Atoi(value)
+	case "retry_interval":
+		p.retryInterval, err = time.ParseDuration(value)
+	case "park_interval":
+		p.parkInterval, err = time.ParseDuration(value)
+	case "park_max_interval":
+		p.parkMaxInterval, err = time.ParseDuration(value)
+	case "park_attempts":
+		p.parkAttempts, err = strconv.Atoi(value)
+	default:
+		return p, fmt.Errorf("%q is unknown, expected retries, retry_interval, park_interval, park_max_interval or park_attempts", name)
+	}
+
+	if err != nil {
+		return p, fmt.Errorf("%s: is %q, expected a value such as 3 or 2s", name, value)
+	}
+
+	return p, nil
 }

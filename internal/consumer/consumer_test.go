@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,8 +18,10 @@ import (
 
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
@@ -46,20 +49,32 @@ type rig struct {
 	t      *testing.T
 	pool   *pgxpool.Pool
 	store  *poison.Store
+	parked *parked.Store
+	router *consumer.Router
 	cancel context.CancelFunc
 	done   chan error
 }
 
 // start runs a router with the routes that register adds.
-func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *rig {
+func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), changes ...func(*consumer.Config)) *rig {
 	t.Helper()
 
 	logger, registry := pgtest.Logger(t), prometheus.NewRegistry()
-	store := poison.NewStore(pool)
+	store := poison.NewStore(poison.DefaultConfig(), pool)
+	waiting := parked.NewStore(pool, store)
 	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
 	cfg := consumer.DefaultConfig()
-	cfg.RetryInterval = time.Millisecond
-	router := consumer.NewRouter(cfg, pool, store, relay, logger, registry)
+	cfg.RetryInterval, cfg.ParkAttempts = time.Millisecond, 0
+
+	for _, change := range changes {
+		change(&cfg)
+	}
+
+	router, err := consumer.NewRouter(cfg, pool, store, waiting, dependency.NewSet(logger, registry), relay, logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	register(router)
 
 	conn, err := broker.New(broker.DefaultConfig(), logger)
@@ -67,22 +82,34 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *r
 		t.Fatal(err)
 	}
 
+	direct, err := broker.New(broker.DefaultConfig(), logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	ctx, cancel := context.WithCancel(context.Background())
 	relaying, stopRelay := context.WithCancel(context.Background())
-	r := &rig{t: t, pool: pool, store: store, cancel: cancel, done: make(chan error, 1)}
+	r := &rig{t: t, pool: pool, store: store, parked: waiting, router: router, cancel: cancel, done: make(chan error, 1)}
 	started := make(chan struct{})
 
 	go func() {
 		var relayed sync.WaitGroup
 
-		err := router.Run(ctx, []consumer.Source{&source{Conn: conn, subscribed: func() {
-			relayed.Go(func() { relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}) })
-		}}}, func() { close(started) })
+		err := router.Run(ctx, []consumer.Source{
+			&source{Conn: conn, address: topicOf, routes: router.Routes(), subscribed: func() {
+				relayed.Go(func() {
+					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Held: r.held})
+				})
+			}},
+			&source{Conn: direct, address: directOf, routes: router.Routes(), subscribed: func() {
+				relayed.Go(func() { router.RetryParked(relaying, direct.Publisher()) })
+			}},
+		}, func() { close(started) })
 
 		stopRelay()
 		relayed.Wait()
 
-		r.done <- errors.Join(err, conn.Close())
+		r.done <- errors.Join(err, conn.Close(), direct.Close())
 	}()
 
 	<-started
@@ -95,14 +122,37 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *r
 type source struct {
 	*broker.Conn
 
+	address    func(consumer.Route) string
+	routes     []consumer.Route
 	subscribed func()
 }
 
 func (s *source) Connect(ctx context.Context) error {
-	return s.Conn.Connect(ctx, []broker.Topic{{Name: "notes", Consumer: "writer"}})
+	var topics []broker.Topic
+	for _, route := range s.routes {
+		topics = append(topics, broker.Topic{Name: s.address(route), Consumer: route.Consumer})
+	}
+
+	return s.Conn.Connect(ctx, topics)
 }
 
-func (*source) Has(string) bool { return true }
+func (s *source) Address(route consumer.Route) (string, bool) { return s.address(route), true }
+
+func topicOf(route consumer.Route) string  { return route.Topic }
+func directOf(route consumer.Route) string { return outbox.Direct(route.Consumer) }
+
+// held are the topics whose consumer is held.
+func (r *rig) held() []string {
+	var topics []string
+
+	for _, route := range r.router.Routes() {
+		if slices.Contains(r.router.Held(), route.Consumer) {
+			topics = append(topics, route.Topic)
+		}
+	}
+
+	return topics
+}
 
 func (s *source) Subscribed() { s.subscribed() }
 
@@ -145,7 +195,7 @@ func message(id, text string) event.Message {
 func (r *rig) rest() {
 	r.t.Helper()
 	pgtest.Eventually(r.t, "the outbox is empty", func() bool {
-		return pgtest.Value[int](r.t, r.pool, `SELECT count(*)::int FROM outbox`) == 0
+		return pgtest.Value[int](r.t, r.pool, `SELECT (SELECT count(*) FROM outbox)::int + (SELECT count(*) FROM parked_keys)::int`) == 0
 	})
 }
 
@@ -156,7 +206,7 @@ func (r *rig) texts(id string) string {
 func (r *rig) poisoned() []poison.Entry {
 	r.t.Helper()
 
-	entries, err := r.store.List(context.Background(), "", 1000)
+	entries, err := r.store.List(context.Background(), poison.Filter{}, 1000)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -2,12 +2,14 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"regexp"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/postgres"
@@ -46,8 +48,8 @@ func On[P event.Payload](r *Router, consumer string,
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]]) {
 	apply := newApplier(r, consumer, handle)
 
-	register(r, consumer, func(e event.Event[P], entry inbox.Entry) error {
-		return apply.submit(&unit[event.Event[P]]{event: e, key: e.Payload.Key(), entry: entry})
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
+		return apply.submit(&unit[event.Event[P]]{event: e, key: deliveryOf(msg).key, entry: entry, msg: msg})
 	})
 }
 
@@ -59,9 +61,13 @@ type Effect[P event.Payload, R any] struct {
 	// complete the payloads with what Perform needs: both see what it changed in
 	// events. It may be nil: all go ahead.
 	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
+	// Needs names the dependency that Perform uses for an event, empty if none:
+	// while that is out of reach, the event waits. It may be nil.
+	Needs func(e event.Event[P]) string
 	// Perform does the work outside. It happens at least once, so it carries
-	// an idempotency key that depends on the event alone. What may succeed later
-	// is an event.LaterError.
+	// an idempotency key that depends on the event alone. An event.LaterError
+	// says that this event may succeed later, an event.UnavailableError that
+	// nothing can be done while a dependency is out of reach.
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)
 	// Record stores the results in the transaction.
 	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
@@ -73,15 +79,15 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
 
-	register(r, consumer, func(e event.Event[P], entry inbox.Entry) error {
-		e, proceed, err := admit.ask(e, entry)
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
+		e, proceed, err := admit.ask(e, entry, msg)
 		result := event.Effected[P, R]{Event: e}
 
 		switch {
 		case err != nil:
 			return err
 		case proceed == admitted:
-			value, err := perform(r, effect.Perform, e)
+			value, err := perform(r, effect, e, msg)
 			if err != nil {
 				return err
 			}
@@ -89,26 +95,71 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 			result.Result = &value
 		case proceed == alreadyApplied:
 			return nil
+		case proceed == putBehind:
+			return errWaits
 		}
 
-		return record.submit(&unit[event.Effected[P, R]]{event: result, key: e.Payload.Key(), entry: entry})
+		return record.submit(&unit[event.Effected[P, R]]{event: result, key: deliveryOf(msg).key, entry: entry, msg: msg})
 	})
 }
 
-func perform[P event.Payload, R any](r *Router, fn func(context.Context, event.Event[P]) (R, error), e event.Event[P]) (R, error) {
-	ctx, cancel := context.WithTimeout(r.working, r.cfg.HandlerTimeout)
-	defer cancel()
-
-	value, err := protect(func() (R, error) { return fn(ctx, e) })
-	if err != nil && r.working.Err() != nil {
-		return value, ErrStopping
+// perform reaches outside, and tries again while what it needs is out of reach.
+func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], msg *message.Message) (value R, err error) {
+	needs := ""
+	if effect.Needs != nil {
+		needs = effect.Needs(e)
 	}
 
-	return value, err
+	for {
+		attempt, err := r.await(msg, needs)
+		if err != nil {
+			return value, err
+		}
+
+		err = r.bounded(func(ctx context.Context) (err error) {
+			value, err = protect(func() (R, error) { return effect.Perform(ctx, e) })
+
+			return err
+		})
+
+		away, down := errors.AsType[*event.UnavailableError](err)
+
+		switch {
+		case err != nil && r.working.Err() != nil:
+			attempt.Abandoned()
+
+			return value, ErrStopping
+		case !down:
+			attempt.Answered()
+
+			return value, err
+		}
+
+		if err := r.retreat(msg, attempt, away); err != nil {
+			return value, err
+		}
+	}
+}
+
+// retreat counts a failure against the dependency that is away, which may be
+// another than the one that attempt is for, and pauses.
+func (r *Router) retreat(msg *message.Message, attempt *dependency.Attempt, away *event.UnavailableError) (err error) {
+	if attempt.Dependency() != away.Dependency {
+		attempt.Answered()
+
+		if attempt, err = r.await(msg, away.Dependency); err != nil {
+			return err
+		}
+	}
+
+	r.holds.need(consumerOf(msg), r.dependencies.Get(away.Dependency))
+	r.rest(attempt.Failed(away.Err))
+
+	return nil
 }
 
 // register adds the route of payload type P: decode, then handle.
-func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry) error) {
+func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *message.Message) error) {
 	var zero P
 
 	r.register(Route{
@@ -133,7 +184,18 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 				ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}
 
-			return r.putOff(msg, e.Meta, payload.Key(), handle(e, entry))
+			d := deliveryOf(msg)
+			if d.key = payload.Key(); d.key == "" {
+				d.key = e.ID.String() // no order wanted
+			}
+
+			if err := handle(e, entry, msg); !errors.Is(err, errWaits) {
+				return err
+			}
+
+			d.behind = true
+
+			return nil
 		},
 	})
 }

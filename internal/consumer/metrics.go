@@ -9,7 +9,6 @@ type metrics struct {
 	messages     *prometheus.CounterVec
 	duplicates   *prometheus.CounterVec
 	poisoned     *prometheus.CounterVec
-	putOff       *prometheus.CounterVec
 	handle       *prometheus.HistogramVec
 	batchSize    *prometheus.HistogramVec
 	batchSeconds *prometheus.HistogramVec
@@ -23,7 +22,7 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 
 	return &metrics{
 		messages: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_messages_total", Help: "Messages by their outcome: applied, poisoned or returned to the broker.",
+			Name: "millrace_messages_total", Help: "Messages by their outcome: applied, poisoned, parked after a failure, put behind a parked one, or returned to the broker.",
 		}, []string{"consumer", "topic", "outcome"}),
 		duplicates: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_duplicates_total", Help: "Deliveries that the inbox recognised as applied before.",
@@ -31,9 +30,6 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		poisoned: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_poisoned_total", Help: "Messages that went to the poison queue.",
 		}, []string{"topic", "reason"}),
-		putOff: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_put_off_total", Help: "Times that a message was put off because its effect may succeed later.",
-		}, []string{"consumer"}),
 		handle: factory.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.", Buckets: seconds,
 		}, []string{"consumer"}),

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"maps"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/poison"
 )
 
@@ -70,6 +73,14 @@ func (g *gate) close() <-chan struct{} {
 // delivery is what the middleware knows about a message beside the message. It
 // travels in the message's context from observe inwards.
 type delivery struct {
+	// consumer and topic are those of the route.
+	consumer, topic string
+	// key orders the message, once it is decoded.
+	key string
+	// attempts is how often the message failed in the past, and seq its number
+	// if it is parked.
+	attempts int
+	seq      int64
 	// headers are those that came: Watermill's PoisonQueue writes into the
 	// message's metadata before it publishes.
 	headers event.Headers
@@ -77,6 +88,10 @@ type delivery struct {
 	err error
 	// poisoned is the reason, once the message is in the poison queue.
 	poisoned event.Reason
+	// parked is true once the message waits for another attempt, in wait, and
+	// behind once it waits behind another.
+	parked, behind bool
+	wait           time.Duration
 }
 
 type deliveryKey struct{}
@@ -86,6 +101,20 @@ func deliveryOf(msg *message.Message) *delivery {
 
 	return d
 }
+
+// newDelivery reads what the middleware has to know.
+func (r *Router) newDelivery(msg *message.Message) *delivery {
+	d := &delivery{consumer: strings.TrimPrefix(message.HandlerNameFromCtx(msg.Context()), outbox.DirectPrefix)}
+	d.topic = r.topics[d.consumer]
+	d.attempts, _ = strconv.Atoi(msg.Metadata.Get(event.HeaderAttempts))
+	d.seq, _ = strconv.ParseInt(msg.Metadata.Get(event.HeaderParked), 10, 64)
+
+	return d
+}
+
+func consumerOf(msg *message.Message) string { return deliveryOf(msg).consumer }
+
+func topicOf(msg *message.Message) string { return deliveryOf(msg).topic }
 
 // observe is the outermost middleware: it holds the gate, measures, and logs
 // the fate of each message that failed, once.
@@ -102,7 +131,7 @@ func (r *Router) observe(next message.HandlerFunc) message.HandlerFunc {
 		// when this has returned.
 		defer func() { go r.leaveWhenAnswered(msg) }()
 
-		d := &delivery{}
+		d := r.newDelivery(msg)
 		msg.SetContext(context.WithValue(msg.Context(), deliveryKey{}, d))
 
 		started := time.Now()
@@ -123,15 +152,13 @@ func (r *Router) leaveWhenAnswered(msg *message.Message) {
 }
 
 func (r *Router) report(msg *message.Message, d *delivery, err error, took time.Duration) {
-	consumer := message.HandlerNameFromCtx(msg.Context())
-	topic := message.SubscribeTopicFromCtx(msg.Context())
-	outcome := "applied"
+	consumer, topic, outcome := d.consumer, d.topic, "applied"
 
 	switch {
 	case err != nil:
 		outcome = "returned"
 
-		if !errors.Is(err, ErrStopping) && !errors.Is(err, context.Canceled) {
+		if mayPoison(err) {
 			r.logger.Error("message returned to the broker", slog.String("consumer", consumer),
 				slog.String("message_id", msg.UUID), slog.Any("error", err))
 		}
@@ -141,6 +168,13 @@ func (r *Router) report(msg *message.Message, d *delivery, err error, took time.
 		r.metrics.poisoned.WithLabelValues(topic, string(d.poisoned)).Inc()
 		r.logger.Warn("message poisoned", slog.String("consumer", consumer), slog.String("message_id", msg.UUID),
 			slog.String("reason", string(d.poisoned)), slog.Any("error", d.err))
+	case d.parked:
+		outcome = "parked"
+
+		r.logger.Warn("message parked", slog.String("consumer", consumer), slog.String("message_id", msg.UUID),
+			slog.Int("attempts", d.attempts), slog.Duration("wait", d.wait.Round(time.Millisecond)), slog.Any("error", d.err))
+	case d.behind:
+		outcome = "behind"
 	}
 
 	r.metrics.messages.WithLabelValues(consumer, topic, outcome).Inc()
@@ -202,16 +236,14 @@ func entryOf(msg *message.Message) poison.Entry {
 	headers := event.Headers{}
 
 	for name, value := range d.headers {
-		switch name {
-		case event.HeaderKey, event.HeaderOrigin:
-		default:
+		if !strings.HasPrefix(name, event.ReservedPrefix) {
 			headers[name] = value
 		}
 	}
 
 	return poison.Entry{
-		Consumer:  message.HandlerNameFromCtx(msg.Context()),
-		Topic:     message.SubscribeTopicFromCtx(msg.Context()),
+		Consumer:  d.consumer,
+		Topic:     d.topic,
 		MessageID: messageID(msg),
 		Origin:    d.headers[event.HeaderOrigin],
 		Key:       d.headers[event.HeaderKey],
@@ -219,6 +251,7 @@ func entryOf(msg *message.Message) poison.Entry {
 		Payload:   msg.Payload,
 		Reason:    reasonOf(d.err),
 		Error:     d.err.Error(),
+		Attempts:  max(d.attempts, 0),
 	}
 }
 

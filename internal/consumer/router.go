@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -22,26 +21,35 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/outbox"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
 )
 
 // Router dispatches messages to the registered handlers.
 type Router struct {
-	cfg      Config
-	pool     *pgxpool.Pool
-	poison   *poison.Store
-	onCommit func()
-	logger   *slog.Logger
-	metrics  *metrics
-	routes   []Route
+	cfg          Config
+	policies     map[string]policy
+	pool         *pgxpool.Pool
+	poison       *poison.Store
+	parked       *parked.Store
+	dependencies *dependency.Set
+	postgres     *dependency.Breaker
+	onCommit     func()
+	logger       *slog.Logger
+	metrics      *metrics
+	routes       []Route
+	// topics has the topic of each consumer.
+	topics map[string]string
+	holds  *holds
+	gate   gate
 
-	// working ends when a stopping router waits no longer for messages in hand.
-	working context.Context //nolint:containedctx // it is a lifetime, not a request
-	abort   context.CancelFunc
-	gate    gate
-	paused  atomic.Bool
+	// stopping ends when the router takes no more: what only waits is given
+	// back. working ends when it waits no longer for messages in hand.
+	stopping, working context.Context //nolint:containedctx // they are lifetimes, not requests
+	stop, abort       context.CancelFunc
 }
 
 // Route is one line of the routing table.
@@ -58,19 +66,45 @@ type Route struct {
 }
 
 // NewRouter returns a router without routes. It wakes relay after commits.
-func NewRouter(cfg Config, pool *pgxpool.Pool, store *poison.Store, relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry) *Router {
+func NewRouter(
+	cfg Config, pool *pgxpool.Pool, poisoned *poison.Store, waiting *parked.Store, dependencies *dependency.Set,
+	relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry,
+) (*Router, error) {
+	policies, err := cfg.perTopic()
+	if err != nil {
+		return nil, err
+	}
+
 	working, abort := context.WithCancel(context.Background())
+	stopping, stop := context.WithCancel(working)
 
 	return &Router{
-		cfg:      cfg,
-		pool:     pool,
-		poison:   store,
-		onCommit: relay.Wake,
-		logger:   logger.With(slog.String("component", "consumer")),
-		metrics:  newMetrics(registry),
-		working:  working,
-		abort:    abort,
+		cfg:          cfg,
+		policies:     policies,
+		pool:         pool,
+		poison:       poisoned,
+		parked:       waiting,
+		dependencies: dependencies,
+		postgres:     dependencies.Get("postgres"),
+		onCommit:     relay.Wake,
+		logger:       logger.With(slog.String("component", "consumer")),
+		metrics:      newMetrics(registry),
+		topics:       map[string]string{},
+		holds:        newHolds(),
+		stopping:     stopping,
+		stop:         stop,
+		working:      working,
+		abort:        abort,
+	}, nil
+}
+
+// policyOf returns how often a message of a topic is tried.
+func (r *Router) policyOf(topic string) policy {
+	if p, ok := r.policies[topic]; ok {
+		return p
 	}
+
+	return r.cfg.retryPolicy()
 }
 
 // Routes returns the routing table.
@@ -87,6 +121,7 @@ func (r *Router) register(route Route) {
 	}
 
 	r.routes = append(r.routes, route)
+	r.topics[route.Consumer] = route.Topic
 }
 
 // closeTimeout bounds how long Watermill waits for its handlers; by then the
@@ -97,8 +132,9 @@ const closeTimeout = 5 * time.Second
 type Source interface {
 	// Connect waits until the broker answers, or ctx ends.
 	Connect(ctx context.Context) error
-	// Has reports whether a topic comes from here.
-	Has(topic string) bool
+	// Address returns where the messages of a route are here; ok is false if
+	// they are elsewhere.
+	Address(route Route) (topic string, ok bool)
 	// Subscriber returns the subscriber of a consumer, after Connect.
 	Subscriber(consumer string) message.Subscriber
 	// Subscribed is called once all consumers of the source are.
@@ -120,7 +156,7 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	}
 
 	// Outermost first. Only the router's level is used: levels interleave.
-	router.AddMiddleware(r.observe, poisonQueue, r.retry().Middleware, detach, classify, middleware.Recoverer)
+	router.AddMiddleware(r.observe, r.hold, r.settle, poisonQueue, r.park, r.retry, detach, classify, middleware.Recoverer)
 
 	// The router's own context never ends: cancelling it would cancel the
 	// messages in hand. Close ends it, after the drain.
@@ -134,18 +170,17 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	connecting, stop := context.WithCancel(ctx)
 	defer stop()
 
-	subscribed, settled := make(chan error, 1), make(chan struct{})
+	var background sync.WaitGroup
 
-	go func() {
-		defer close(settled)
+	subscribed := make(chan error, 1)
 
-		subscribed <- r.subscribe(connecting, subscriptions, router, sources)
-	}()
+	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources) })
+	background.Go(func() { r.watch(connecting) })
 
 	err = r.serve(ctx, result, subscribed, started)
 
 	stop()
-	<-settled
+	background.Wait()
 	r.drain()
 	unsubscribe()
 
@@ -205,9 +240,17 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 			defer turn.Unlock()
 
 			for _, route := range r.routes {
-				if source.Has(route.Topic) {
-					router.AddConsumerHandler(route.Consumer, route.Topic, source.Subscriber(route.Consumer), route.handle)
+				topic, ok := source.Address(route)
+				if !ok {
+					continue
 				}
+
+				name := route.Consumer
+				if topic != route.Topic {
+					name = topic // a second way to the same consumer
+				}
+
+				router.AddConsumerHandler(name, topic, source.Subscriber(route.Consumer), route.handle)
 			}
 
 			if err := router.RunHandlers(subscriptions); err != nil {
@@ -225,6 +268,8 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 
 // drain lets no further message in and waits for those in hand.
 func (r *Router) drain() {
+	r.stop()
+
 	done := r.gate.close()
 
 	select {
@@ -237,19 +282,39 @@ func (r *Router) drain() {
 	<-done
 }
 
-// retry is Watermill's. It asks for the interval twice per attempt when
+// retryOf returns Watermill's Retry. It asks for the interval twice per attempt when
 // ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
-func (r *Router) retry() middleware.Retry {
+func retryOf(p policy) middleware.Retry {
 	return middleware.Retry{
-		MaxRetries:          r.cfg.Retries,
-		InitialInterval:     r.cfg.RetryInterval,
+		MaxRetries:          p.retries,
+		InitialInterval:     p.retryInterval,
 		MaxInterval:         2 * time.Second,
 		Multiplier:          1.5,
 		RandomizationFactor: 0.5,
 		ResetContextOnRetry: true,
 		ShouldRetry: func(params middleware.RetryParams) bool {
-			return !isRejection(params.Err) && mayPoison(params.Err)
+			_, later := errors.AsType[*event.LaterError](params.Err)
+
+			return !later && !isRejection(params.Err) && mayPoison(params.Err)
 		},
+	}
+}
+
+// retry tries what failed again at once, as often as the topic's policy says.
+func (r *Router) retry(next message.HandlerFunc) message.HandlerFunc {
+	common := retryOf(r.cfg.retryPolicy()).Middleware(next)
+	special := make(map[string]message.HandlerFunc, len(r.policies))
+
+	for topic, p := range r.policies {
+		special[topic] = retryOf(p).Middleware(next)
+	}
+
+	return func(msg *message.Message) ([]*message.Message, error) {
+		if handle, ok := special[topicOf(msg)]; ok {
+			return handle(msg)
+		}
+
+		return common(msg)
 	}
 }
 
@@ -269,7 +334,7 @@ func isRejection(err error) bool {
 }
 
 // mayPoison reports whether err is the message's fault. The end of the service
-// and of its contexts is not.
+// and of its contexts is not, nor is a consumer that is held.
 func mayPoison(err error) bool {
-	return !errors.Is(err, ErrStopping) && !errors.Is(err, context.Canceled)
+	return !errors.Is(err, ErrStopping) && !errors.Is(err, ErrHeld) && !errors.Is(err, context.Canceled)
 }

@@ -3,6 +3,7 @@ package event
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"regexp"
 	"strings"
 
 	"github.com/google/uuid"
@@ -39,8 +40,6 @@ const (
 	HeaderCausation   = "causation_id"
 	// HeaderTraceParent is that of W3C Trace Context.
 	HeaderTraceParent = "traceparent"
-	// HeaderAttempt counts how often a message was put off; see LaterError.
-	HeaderAttempt = "millrace-attempt"
 )
 
 // Source is the CloudEvents source of every message that Millrace publishes.
@@ -58,6 +57,10 @@ const (
 	// HeaderOrigin says where a message was read, for example
 	// "kafka:orders.created/3@42".
 	HeaderOrigin = ReservedPrefix + "origin"
+	// HeaderAttempts is how often a message failed before, and HeaderParked the
+	// sequence number of a parked message that is tried again.
+	HeaderAttempts = ReservedPrefix + "attempts"
+	HeaderParked   = ReservedPrefix + "parked"
 )
 
 // namespace is the UUIDv5 name space of ids that other systems gave.
@@ -97,6 +100,34 @@ func IdentifyMessage(h Headers, nativeID, origin string) uuid.UUID {
 		return NewID()
 	}
 }
+
+// MetaOf returns the place of the message id in its conversation by its
+// headers. They are hints from outside: what is no UUID or no traceparent is
+// replaced or left out.
+func MetaOf(id uuid.UUID, h Headers) Meta {
+	meta := Meta{ID: id, Correlation: id}
+
+	if correlation, err := uuid.Parse(h[HeaderCorrelation]); err == nil {
+		meta.Correlation = correlation
+	}
+
+	if causation, err := uuid.Parse(h[HeaderCausation]); err == nil {
+		meta.Causation = causation
+	}
+
+	for _, name := range []string{HeaderTraceParent, CloudEventsPrefix + HeaderTraceParent} {
+		if value := h[name]; traceParent.MatchString(value) {
+			meta.Trace = value
+
+			break
+		}
+	}
+
+	return meta
+}
+
+// traceParent is the form of the header: W3C Trace Context, section 3.2.
+var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 func parseOrDerive(id, kind string) uuid.UUID {
 	if len(id) == 36 { // the canonical form only: other spellings would alias

@@ -37,8 +37,8 @@ func Reject(err error) error { return RejectAs(ReasonRefused, err) }
 // RejectAs marks err as the message's own fault, for the given reason.
 func RejectAs(reason Reason, err error) error { return &RejectError{Reason: reason, Err: err} }
 
-// LaterError says that an effect may well succeed later: the provider was busy
-// or out of reach. The message is put back into the outbox and comes again.
+// LaterError says that a message may well succeed later: a provider was busy.
+// It is parked at once and tried again; later messages of its key wait behind it.
 type LaterError struct {
 	// After is how long to wait at least; 0 leaves it to the consumer.
 	After time.Duration
@@ -51,6 +51,25 @@ func (e *LaterError) Unwrap() error { return e.Err }
 
 // Later marks err as one that waiting may cure.
 func Later(after time.Duration, err error) error { return &LaterError{After: after, Err: err} }
+
+// UnavailableError says that an effect could not even be tried, or that its
+// outcome is unknown, because something outside is out of reach. It is nobody's
+// fault: what needs the dependency is paused until it answers again, and the
+// message is tried for ever.
+type UnavailableError struct {
+	// Dependency names what is out of reach, for people and metrics.
+	Dependency string
+	Err        error
+}
+
+func (e *UnavailableError) Error() string { return e.Dependency + " is unavailable: " + e.Err.Error() }
+
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// Unavailable marks err as trouble of a dependency.
+func Unavailable(dependency string, err error) error {
+	return &UnavailableError{Dependency: dependency, Err: err}
+}
 
 // RejectSome is returned by a batch handler when some events of the batch are
 // at fault, by their index in the batch. The transaction is rolled back, those

@@ -1,4 +1,4 @@
-// Package httpapi serves health and metrics.
+// Package httpapi serves health, metrics and, by [NewAPI], the API of operators.
 package httpapi
 
 import (
@@ -49,14 +49,17 @@ type Server struct {
 	cfg    Config
 	ready  atomic.Bool
 	checks []Check
-	mux    *http.ServeMux
-	server *http.Server
+	// troubles says by name what is paused, and why.
+	troubles func() map[string]string
+	mux      *http.ServeMux
+	server   *http.Server
+	addr     atomic.Value
 }
 
 // NewServer returns a server that does not listen yet.
 func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	mux := http.NewServeMux()
-	s := &Server{cfg: cfg, mux: mux}
+	s := &Server{cfg: cfg, mux: mux, troubles: func() map[string]string { return nil }}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, health{Status: "ok"}) })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
@@ -72,6 +75,10 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	return s
 }
 
+// Explain lets /readyz tell what is paused although the service is ready; it
+// must be called before Listen.
+func (s *Server) Explain(troubles func() map[string]string) { s.troubles = troubles }
+
 // Handle serves pattern by handler; it must be called before Listen.
 func (s *Server) Handle(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
 
@@ -85,9 +92,19 @@ func (s *Server) Listen(checks ...Check) error {
 		return fmt.Errorf("listening on http.addr %s: %w (set http.addr to a free port)", s.cfg.Addr, err)
 	}
 
+	s.addr.Store(listener.Addr().String())
+
 	go func() { _ = s.server.Serve(listener) }()
 
 	return nil
+}
+
+// Addr is the address on which the server listens, empty before Listen. It
+// differs from the configured one if that leaves the port to the system.
+func (s *Server) Addr() string {
+	addr, _ := s.addr.Load().(string)
+
+	return addr
 }
 
 // SetReady says whether the service takes messages.
@@ -132,8 +149,16 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 
+	for name, trouble := range s.troubles() {
+		if answer.Status == "ok" {
+			answer.Status = "degraded"
+		}
+
+		answer.Checks[name] = trouble
+	}
+
 	status := http.StatusOK
-	if answer.Status != "ok" {
+	if answer.Status == "unavailable" {
 		status = http.StatusServiceUnavailable
 	}
 

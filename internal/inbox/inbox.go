@@ -43,8 +43,13 @@ var ErrConflict = event.RejectAs(event.ReasonConflict,
 
 // Claim records the entries for consumer in tx and returns one verdict for
 // each. It waits for a concurrent transaction that claims the same message.
-// Of several equal entries the first is fresh.
-func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) ([]Verdict, error) {
+// Of several equal entries the first is fresh. The statements in along, if it
+// is not nil, run first, in the same round trip.
+func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, along *pgx.Batch) ([]Verdict, error) {
+	if along == nil {
+		along = &pgx.Batch{}
+	}
+
 	ids, days := columns(entries)
 	prints := make([]int64, len(entries))
 	correlations, causations := make([]*uuid.UUID, len(entries)), make([]*uuid.UUID, len(entries))
@@ -63,20 +68,23 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) ([]
 
 	// Sorted, so that two transactions which claim the same ids never wait
 	// for each other in a circle.
-	rows, err := tx.Query(ctx, `
+	var claimed []uuid.UUID
+
+	along.Queue(`
 		INSERT INTO inbox (consumer, message_id, day, fingerprint, correlation_id, causation_id)
 		SELECT $1, e.id, e.day, e.print, e.correlation, e.causation
 		FROM unnest($2::uuid[], $3::date[], $4::bigint[], $5::uuid[], $6::uuid[])
 		     WITH ORDINALITY AS e (id, day, print, correlation, causation, n)
 		ORDER BY e.id, e.n
 		ON CONFLICT DO NOTHING
-		RETURNING message_id`, consumer, ids, days, prints, correlations, causations)
-	if err != nil {
-		return nil, fmt.Errorf("claiming messages: %w", err)
-	}
+		RETURNING message_id`, consumer, ids, days, prints, correlations, causations).
+		Query(func(rows pgx.Rows) (err error) {
+			claimed, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 
-	claimed, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-	if err != nil {
+			return err
+		})
+
+	if err := tx.SendBatch(ctx, along).Close(); err != nil {
 		return nil, fmt.Errorf("claiming messages: %w", err)
 	}
 
@@ -102,6 +110,21 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) ([]
 	}
 
 	return verdicts, nil
+}
+
+// Unclaim takes back claims of the same transaction: the messages are not
+// applied after all.
+func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) error {
+	ids, days := columns(entries)
+
+	_, err := tx.Exec(ctx, `
+		DELETE FROM inbox i USING unnest($2::uuid[], $3::date[]) AS e (id, day)
+		WHERE i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
+	if err != nil {
+		return fmt.Errorf("taking back claims: %w", err)
+	}
+
+	return nil
 }
 
 // Seen returns the verdict that Claim would give now, without claiming.

@@ -21,7 +21,7 @@ func claim(t *testing.T, pool *pgxpool.Pool, consumer string, entries ...inbox.E
 	var verdicts []inbox.Verdict
 
 	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) (err error) {
-		verdicts, err = inbox.Claim(t.Context(), tx, consumer, entries)
+		verdicts, err = inbox.Claim(t.Context(), tx, consumer, entries, nil)
 
 		return err
 	})
@@ -68,7 +68,7 @@ func TestClaimOfARolledBackTransactionIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := inbox.Claim(t.Context(), tx, "c", []inbox.Entry{entry}); err != nil {
+	if _, err := inbox.Claim(t.Context(), tx, "c", []inbox.Entry{entry}, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -92,7 +92,7 @@ func TestConcurrentClaimsOfAMessageHaveOneWinner(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := inbox.Claim(t.Context(), first, "c", []inbox.Entry{entry}); err != nil {
+	if _, err := inbox.Claim(t.Context(), first, "c", []inbox.Entry{entry}, nil); err != nil {
 		t.Fatal(err)
 	}
 

@@ -191,6 +191,24 @@ func (s *Service) List(ctx context.Context, products ...string) ([]Stock, error)
 	return list, nil
 }
 
+// Page returns the stock of the products whose ids come after one, by id, at
+// most limit.
+func (s *Service) Page(ctx context.Context, after string, limit int) ([]Stock, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT product_id, supplied, available, reserved, sold FROM stock
+		WHERE product_id > $1 ORDER BY product_id LIMIT $2`, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing stock: %w", err)
+	}
+
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Stock])
+	if err != nil {
+		return nil, fmt.Errorf("listing stock: %w", err)
+	}
+
+	return list, nil
+}
+
 // Seed creates products with an initial stock; those that exist stay as they
 // are.
 func (s *Service) Seed(ctx context.Context, initial map[string]int64) error {

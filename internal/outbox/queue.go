@@ -140,10 +140,11 @@ func (q *queue) advance(done row) {
 	}
 }
 
-// failed holds the key of r back and returns for how long; release then offers
-// it to the lanes again. What is behind r goes back to the table, so that a key
+// failed holds the key of r back and returns for how long, and whether that is
+// as long as it gets for the first time; release then offers it to the lanes
+// again. What is behind r goes back to the table, so that a key
 // takes up one place however much waits for it.
-func (q *queue) failed(r row) time.Duration {
+func (q *queue) failed(r row) (hold time.Duration, stuck bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
@@ -155,7 +156,47 @@ func (q *queue) failed(r row) time.Duration {
 		q.forgotten++
 	}
 
-	return min(maxHold, minHold<<min(q.failures[r.Key]-1, 10))
+	failures := q.failures[r.Key]
+
+	return min(maxHold, minHold<<min(failures-1, 10)), failures == stuckAfter
+}
+
+// giveBack returns r and what is behind it to the table: its topic is held.
+func (q *queue) giveBack(r row) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	q.busy--
+	delete(q.failures, r.Key)
+
+	if rows := q.keys[r.Key]; len(rows) > 0 && rows[0].Seq == r.Seq {
+		q.forget(rows, true)
+	}
+
+	q.forgotten++
+}
+
+// dropTopics returns the keys with rows of these topics to the table, but for
+// those that a lane has in hand.
+func (q *queue) dropTopics(topics []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	kept := q.ready[:0]
+
+	for _, key := range q.ready {
+		rows := q.keys[key]
+
+		if slices.ContainsFunc(rows, func(r row) bool { return slices.Contains(topics, r.Topic) }) {
+			q.forget(rows, true)
+			delete(q.failures, key)
+		} else {
+			kept = append(kept, key)
+		}
+	}
+
+	q.ready = kept
+	q.forgotten++
 }
 
 // release lets a held key go on, if its row is still there.

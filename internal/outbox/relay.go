@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/event"
 )
 
@@ -22,6 +24,8 @@ import (
 const (
 	minHold = 100 * time.Millisecond
 	maxHold = 10 * time.Second
+	// stuckAfter is how many failures it takes to get there.
+	stuckAfter = 8
 )
 
 // sessionRetry is how long the relay waits before it asks Postgres again.
@@ -51,8 +55,13 @@ type Target struct {
 	// Lanes is how many messages are published at once.
 	Lanes int
 	// Only and Except choose by topic. At most one of them is set; without
-	// both, the target takes everything.
+	// both, the target takes everything but what is for one consumer alone.
 	Only, Except []string
+	// Held returns the topics that are not to be published now. It may be nil.
+	Held func() []string
+	// Breaker is that of the broker; while it is open, one message at a time is
+	// tried. It may be nil.
+	Breaker *dependency.Breaker
 }
 
 // link is one relay to one target. Links know nothing of each other, so that a
@@ -64,8 +73,8 @@ type link struct {
 	logger *slog.Logger
 	queue  *queue
 	wake   chan struct{}
-	// failing is true while the broker refuses: it is logged on change only.
-	failing atomic.Bool
+	// held are the topics that were not to be published at the last round.
+	held atomic.Pointer[[]string]
 	// woken is true when this process committed something since the last
 	// round; other replicas are told then.
 	woken atomic.Bool
@@ -290,6 +299,8 @@ func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
 // after the other until there is nothing to do.
 func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
+		r.holdBack()
+
 		confirmed := r.queue.takeConfirmed()
 		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
 
@@ -325,11 +336,13 @@ func (r *link) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, conf
 	}
 
 	if next.limit > 0 && len(owned.list) > 0 {
-		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit)
+		// Empty, not nil: no topic is unequal to all of NULL.
+		except := append(append([]string{}, r.heldTopics()...), r.target.Except...)
+		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit, except)
 		batch.Queue(`
 			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
 			FROM outbox
-			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) `+topics+`
+			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) AND topic <> ALL($5) `+topics+`
 			ORDER BY seq LIMIT $4`, args...).
 			Query(func(found pgx.Rows) error {
 				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
@@ -352,13 +365,37 @@ func (r *link) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, conf
 // topics returns the condition on the topics of the target, with the arguments
 // of the whole statement.
 func (r *link) topics(args ...any) (condition string, all []any) {
-	switch {
-	case len(r.target.Only) > 0:
-		return `AND topic = ANY($5)`, append(args, r.target.Only)
-	case len(r.target.Except) > 0:
-		return `AND topic <> ALL($5)`, append(args, r.target.Except)
-	default:
-		return ``, args
+	if len(r.target.Only) > 0 {
+		return `AND topic = ANY($6)`, append(args, r.target.Only)
+	}
+
+	return `AND NOT starts_with(topic, '` + DirectPrefix + `')`, args
+}
+
+func (r *link) heldTopics() []string {
+	if held := r.held.Load(); held != nil {
+		return *held
+	}
+
+	return nil
+}
+
+// holdBack asks which topics are held and gives what was read of them back to
+// the table.
+func (r *link) holdBack() {
+	if r.target.Held == nil {
+		return
+	}
+
+	held := r.target.Held()
+	if slices.Equal(held, r.heldTopics()) {
+		return
+	}
+
+	r.held.Store(&held)
+
+	if len(held) > 0 {
+		r.queue.dropTopics(held)
 	}
 }
 
@@ -394,12 +431,34 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 			return
 		}
 
-		if err := publisher.Publish(next.Topic, toWatermill(next)); err != nil {
+		if err := r.publish(ctx, publisher, next); err != nil {
 			r.hold(ctx, next, err)
 		} else {
 			r.confirm(next)
 		}
 	}
+}
+
+// publish hands a row to the broker as soon as that is worth an attempt.
+func (r *link) publish(ctx context.Context, publisher message.Publisher, next row) error {
+	if r.target.Breaker == nil {
+		return publisher.Publish(next.Topic, toWatermill(next))
+	}
+
+	attempt, err := r.target.Breaker.Wait(ctx)
+	if err != nil {
+		return err
+	}
+
+	if err := publisher.Publish(next.Topic, toWatermill(next)); err != nil {
+		attempt.Failed(err)
+
+		return err
+	}
+
+	attempt.Answered()
+
+	return nil
 }
 
 func (r *link) confirm(published row) {
@@ -408,15 +467,17 @@ func (r *link) confirm(published row) {
 	}
 
 	r.metrics.published.WithLabelValues(published.Topic).Inc()
-
-	if r.failing.CompareAndSwap(true, false) {
-		r.logger.Info("publishing works again")
-	}
 }
 
 // hold keeps a key back after a failure. Other keys go on.
 func (r *link) hold(ctx context.Context, failed row, err error) {
-	hold := r.queue.failed(failed)
+	if slices.Contains(r.heldTopics(), failed.Topic) {
+		r.queue.giveBack(failed)
+
+		return
+	}
+
+	hold, stuck := r.queue.failed(failed)
 
 	if ctx.Err() != nil {
 		r.nudge() // the drain waits for the lanes
@@ -426,11 +487,9 @@ func (r *link) hold(ctx context.Context, failed row, err error) {
 
 	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
 
-	// The first failure of a key may be a passing one, as when the connection
-	// is closed under it.
-	if hold > minHold && r.failing.CompareAndSwap(false, true) {
-		r.logger.Warn("publishing fails, trying again until it works",
-			slog.String("topic", failed.Topic), slog.Any("error", err))
+	if stuck {
+		r.logger.Warn("a message cannot be published, and others of its key wait behind it",
+			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
 	}
 
 	time.AfterFunc(jitter(hold), func() { r.queue.release(failed) })

@@ -55,7 +55,8 @@ func (r Refund) IdempotencyKey() string {
 //
 // An error means that the outcome is not known: the same request may be made
 // again. What the provider refuses for good is a Declined outcome of a charge,
-// or a RefusedError of anything else. event.Later says when it may succeed.
+// or a RefusedError of anything else. event.Later says when it may succeed,
+// event.Unavailable that the provider is out of reach, or an outcome unknown.
 type Gateway interface {
 	Charge(ctx context.Context, charge Charge) (Outcome, error)
 	// Find returns what became of a charge that may have been asked for; found
@@ -70,13 +71,13 @@ type Gateway interface {
 
 // Entry is a capture in the gateway's own record.
 type Entry struct {
-	OrderID       string
-	TransactionID string
-	Amount        money.Amount
-	Currency      string
+	OrderID       string       `json:"order_id"`
+	TransactionID string       `json:"transaction_id"`
+	Amount        money.Amount `json:"amount"`
+	Currency      string       `json:"currency"`
 	// Refunded is the sum of what was given back.
-	Refunded money.Amount
-	At       time.Time
+	Refunded money.Amount `json:"refunded"`
+	At       time.Time    `json:"at"`
 }
 
 // RefusedError says that the provider refused a request for good.

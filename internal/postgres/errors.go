@@ -34,6 +34,14 @@ func IsUnavailable(err error) bool {
 		(err != nil && strings.Contains(err.Error(), "conn closed")) // pgx has no sentinel for it
 }
 
+// IsContention reports whether err only says that transactions met: the
+// database is well, and running the same work again at once can succeed.
+func IsContention(err error) bool {
+	server, ok := errors.AsType[*pgconn.PgError](err)
+
+	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
+}
+
 // transientState tells by SQLSTATE (PostgreSQL manual, appendix A).
 func transientState(code string) bool {
 	switch code {

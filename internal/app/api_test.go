@@ -1,0 +1,106 @@
+package app_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/poison"
+)
+
+// schemathesisTime bounds a run that takes half a minute, on a machine that does
+// much else.
+const schemathesisTime = 2 * time.Minute
+
+// Every answer of the API is one that its description has, whatever is asked.
+func TestSchemathesisFindsNothing(t *testing.T) {
+	t.Parallel()
+
+	python, err := exec.Command("../../scripts/python.sh").Output()
+	if err != nil {
+		t.Fatalf("installing schemathesis: %v", err)
+	}
+
+	s := apptest.Start(t)
+	s.Seed()
+	s.Publish("orders.created", guide(t, "orders.created"))
+	s.WaitForOrder("order_123", "completed")
+
+	for range 20 {
+		poisonSome(t, s)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), schemathesisTime)
+	defer cancel()
+
+	dir := t.TempDir()
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(strings.TrimSpace(string(python))), "schemathesis"), "run",
+		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
+		"--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1", "--continue-on-failure", "--workers", "2",
+		"--report-dir", dir, "http://"+s.HTTPAddr()+"/api/v1/openapi.json")
+	cmd.Dir = dir // it leaves a database of examples
+
+	var out bytes.Buffer
+
+	cmd.Stdout, cmd.Stderr = &out, &out
+
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+
+	// What it discards and requeues is replaced, so that there is always some,
+	// and the entry of the examples is open again.
+	more := time.NewTicker(50 * time.Millisecond)
+	defer more.Stop()
+
+	for running := true; running; {
+		select {
+		case <-more.C:
+			poisonSome(t, s)
+
+			if _, err := s.Pool.Exec(t.Context(), `UPDATE poison SET resolution = NULL, resolved_at = NULL WHERE id = 17 AND resolution IS NOT NULL`); err != nil {
+				t.Fatal(err)
+			}
+		case err := <-done:
+			running = false
+
+			if err != nil {
+				t.Errorf("%v: %v\n%s", err, ctx.Err(), out.String())
+			}
+		}
+	}
+
+	t.Log(out.String()[max(0, out.Len()-2000):])
+
+	for _, action := range []string{"edited", "requeued", "discarded"} {
+		if n := apptest.Value[int](s, `SELECT count(*)::int FROM poison_actions WHERE action = $1`, action); n == 0 {
+			t.Errorf("nothing was %s: it did not get that far", action)
+		}
+	}
+}
+
+// poisonSome poisons a message that can be requeued and one that cannot.
+func poisonSome(t *testing.T, s *apptest.Service) {
+	t.Helper()
+
+	for _, payload := range []string{guide(t, "orders.created"), "\xff nonsense"} {
+		err := s.Poison.Add(t.Context(), poison.Entry{
+			Consumer: "fulfilment.place", Topic: "orders.created", MessageID: event.NewID(), Origin: "test",
+			Headers: event.Headers{"binary": "\xff", "text": "x"}, Payload: []byte(payload), Reason: event.ReasonFailed,
+			Error: fmt.Sprintf("cannot take %d bytes", len(payload)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

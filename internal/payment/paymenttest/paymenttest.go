@@ -1,0 +1,514 @@
+// Package paymenttest is a payment provider for tests: an HTTP server that
+// speaks the part of Stripe's API that Millrace uses, keeps a ledger, and fails
+// as it is told to. It follows what Stripe documents about PaymentIntents and
+// idempotency keys, stored failures included, and is more forgetful.
+package paymenttest
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Fault is what becomes of a request.
+type Fault string
+
+// Faults. Those that begin with After are met once the request was carried out.
+const (
+	None         Fault = ""
+	Lost         Fault = "lost"          // no answer, nothing done
+	Error        Fault = "500"           // 500, nothing begun
+	StoredError  Fault = "stored:500"    // 500, begun and nothing done, and the key gives it again
+	AfterLost    Fault = "after:lost"    // done, no answer
+	AfterError   Fault = "after:500"     // done, then 500, which the key gives again
+	AfterSlow    Fault = "after:slow"    // done, and the answer comes too late
+	AfterGarbled Fault = "after:garbled" // done, and half of an answer comes
+	Busy         Fault = "429"           // 429 with Retry-After
+	InUse        Fault = "409"           // another request has the key
+)
+
+// RetryAfter is what Busy asks for.
+const RetryAfter = 7 * time.Second
+
+// Server is a provider.
+type Server struct {
+	// URL is where it is.
+	URL string
+
+	mu       sync.Mutex
+	plan     func(operation string) Fault
+	declines map[string]string // by order: the code
+	intents  []*intent
+	refunds  []*refund
+	answers  map[string]answer // by idempotency key
+	requests map[string]int    // by operation
+	hanging  chan struct{}
+}
+
+type intent struct {
+	ID               string            `json:"id"`
+	Object           string            `json:"object"`
+	Amount           int64             `json:"amount"`
+	AmountReceived   int64             `json:"amount_received"`
+	Currency         string            `json:"currency"`
+	Status           string            `json:"status"`
+	Created          int64             `json:"created"`
+	ClientSecret     string            `json:"client_secret"`
+	Metadata         map[string]string `json:"metadata"`
+	LastPaymentError map[string]any    `json:"last_payment_error"`
+	LatestCharge     *charge           `json:"latest_charge"`
+
+	captures int
+}
+
+type charge struct {
+	ID             string `json:"id"`
+	Object         string `json:"object"`
+	AmountRefunded int64  `json:"amount_refunded"`
+}
+
+type refund struct {
+	ID            string            `json:"id"`
+	Object        string            `json:"object"`
+	Amount        int64             `json:"amount"`
+	Currency      string            `json:"currency"`
+	Status        string            `json:"status"`
+	PaymentIntent string            `json:"payment_intent"`
+	Metadata      map[string]string `json:"metadata"`
+}
+
+type answer struct {
+	status int
+	body   []byte
+	params string
+}
+
+// NewServer starts a provider that stops when the test ends.
+func NewServer(tb testing.TB) *Server {
+	tb.Helper()
+
+	s := &Server{
+		plan:     func(string) Fault { return None },
+		declines: map[string]string{}, answers: map[string]answer{}, requests: map[string]int{}, hanging: make(chan struct{}),
+	}
+	server := httptest.NewServer(s)
+	s.URL = server.URL
+
+	tb.Cleanup(func() {
+		close(s.hanging)
+		server.Close()
+	})
+
+	return s
+}
+
+// Operations that Plan is asked about.
+const (
+	OpCreate   = "create"
+	OpConfirm  = "confirm"
+	OpRetrieve = "retrieve"
+	OpSearch   = "search"
+	OpList     = "list"
+	OpRefund   = "refund"
+	OpRefunds  = "refunds"
+)
+
+// Plan lets fn say how each request goes. It is called for one at a time.
+func (s *Server) Plan(fn func(operation string) Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.plan = fn
+}
+
+// Fail lets the next requests of one operation meet with faults, one each.
+func (s *Server) Fail(operation string, faults ...Fault) {
+	s.Plan(func(asked string) Fault {
+		if asked != operation || len(faults) == 0 {
+			return None
+		}
+
+		next := faults[0]
+		faults = faults[1:]
+
+		return next
+	})
+}
+
+// Decline lets the card of an order be declined, by one of Stripe's codes.
+func (s *Server) Decline(orderID, code string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.declines[orderID] = code
+}
+
+// ForgetKeys forgets the idempotency keys, as Stripe does after a day.
+func (s *Server) ForgetKeys() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	clear(s.answers)
+}
+
+// Requests returns how often an operation was asked for.
+func (s *Server) Requests(operation string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	return s.requests[operation]
+}
+
+// Captured returns how many captures and refunds an order has, and their sum
+// in minor units.
+func (s *Server) Captured(orderID string) (captures, refunds int, net int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for _, i := range s.intents {
+		if i.Metadata["order_id"] != orderID {
+			continue
+		}
+
+		captures += i.captures
+		net += i.Amount * int64(i.captures)
+
+		for _, r := range s.refunds {
+			if r.PaymentIntent == i.ID {
+				refunds++
+				net -= r.Amount
+			}
+		}
+	}
+
+	return captures, refunds, net
+}
+
+// Give makes a succeeded intent that Millrace did not ask for.
+func (s *Server) Give(units int64, currency string, metadata map[string]string) (id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	i := s.newIntent(units, currency, metadata)
+	i.capture()
+
+	return i.ID
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := r.ParseForm(); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+
+		return
+	}
+
+	operation, id := route(r)
+
+	s.mu.Lock()
+	s.requests[operation]++
+	fault := s.plan(operation)
+	reply, replayed := s.answer(operation, id, fault, r)
+	s.mu.Unlock()
+
+	switch fault {
+	case Lost, AfterLost:
+		hangUp(w)
+
+		return
+	case AfterSlow:
+		select {
+		case <-r.Context().Done():
+		case <-s.hanging:
+		}
+
+		return
+	case AfterGarbled:
+		w.Header().Set("Content-Length", strconv.Itoa(len(reply.body)))
+		w.WriteHeader(reply.status)
+		_, _ = w.Write(reply.body[:len(reply.body)/2])
+		_ = http.NewResponseController(w).Flush()
+
+		panic(http.ErrAbortHandler)
+	case Busy:
+		w.Header().Set("Retry-After", strconv.Itoa(int(RetryAfter.Seconds())))
+	}
+
+	if replayed {
+		w.Header().Set("Idempotent-Replayed", "true")
+	}
+
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Request-Id", "req_test")
+	w.WriteHeader(reply.status)
+	_, _ = w.Write(reply.body)
+}
+
+// hangUp closes the connection after the first bytes of an answer: without
+// any, net/http would send a request with an idempotency key again by itself.
+func hangUp(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err) // not of HTTP/1
+	}
+
+	_, _ = conn.Write([]byte("HTTP/1.1 "))
+	_ = conn.Close()
+}
+
+func route(r *http.Request) (operation, id string) {
+	path := strings.TrimPrefix(r.URL.Path, "/v1/")
+	parts := strings.Split(path, "/")
+
+	switch post := r.Method == http.MethodPost; {
+	case path == "payment_intents" && post:
+		return OpCreate, ""
+	case path == "payment_intents":
+		return OpList, ""
+	case path == "payment_intents/search":
+		return OpSearch, ""
+	case path == "refunds" && post:
+		return OpRefund, ""
+	case path == "refunds":
+		return OpRefunds, ""
+	case len(parts) == 3 && parts[2] == "confirm" && post:
+		return OpConfirm, parts[1]
+	case len(parts) == 2 && !post:
+		return OpRetrieve, parts[1]
+	default:
+		return "unknown", path
+	}
+}
+
+// answer carries a request out, unless its key was answered before.
+func (s *Server) answer(operation, id string, fault Fault, r *http.Request) (reply answer, replayed bool) {
+	switch fault {
+	case Lost:
+		return answer{}, false
+	case Error:
+		// Nothing was begun, so nothing is stored.
+		return failure(http.StatusInternalServerError, "api_error", "", "", "it broke"), false
+	case Busy:
+		return failure(http.StatusTooManyRequests, "invalid_request_error", "rate_limit", "", "too many requests"), false
+	case InUse:
+		return failure(http.StatusConflict, "idempotency_error", "idempotency_key_in_use", "", "another request has this key"), false
+	}
+
+	key, params := r.Header.Get("Idempotency-Key"), r.Method+r.URL.Path+"?"+r.PostForm.Encode()
+
+	if key != "" {
+		if before, known := s.answers[key]; known && before.params != params {
+			return failure(http.StatusBadRequest, "idempotency_error", "", "", "the key was used with other parameters"), false
+		} else if known {
+			return before, true
+		}
+	}
+
+	if fault != StoredError {
+		reply = s.perform(operation, id, r.Form)
+	}
+
+	if fault == StoredError || fault == AfterError {
+		reply = failure(http.StatusInternalServerError, "api_error", "", "", "it broke on the way")
+	}
+
+	if key != "" {
+		reply.params = params
+		s.answers[key] = reply
+	}
+
+	return reply, false
+}
+
+func (s *Server) perform(operation, id string, form url.Values) answer {
+	switch operation {
+	case OpCreate:
+		units, err := strconv.ParseInt(form.Get("amount"), 10, 64)
+		if err != nil || units < 50 {
+			return failure(http.StatusBadRequest, "invalid_request_error", "amount_too_small", "amount", "the amount must be 50 or more")
+		}
+
+		return success(s.newIntent(units, form.Get("currency"), metadataOf(form)))
+	case OpConfirm:
+		return s.confirm(s.find(id))
+	case OpRetrieve:
+		if i := s.find(id); i != nil {
+			return success(i)
+		}
+	case OpSearch:
+		return success(map[string]any{"object": "search_result", "data": s.search(form.Get("query")), "has_more": false})
+	case OpList:
+		return s.list(form)
+	case OpRefund:
+		return s.refund(s.find(form.Get("payment_intent")), metadataOf(form))
+	case OpRefunds:
+		made := []*refund{}
+
+		for _, r := range s.refunds {
+			if r.PaymentIntent == form.Get("payment_intent") {
+				made = append(made, r)
+			}
+		}
+
+		return success(map[string]any{"object": "list", "data": made, "has_more": false})
+	}
+
+	return failure(http.StatusNotFound, "invalid_request_error", "resource_missing", "", "no such thing: "+id)
+}
+
+func (s *Server) newIntent(units int64, currency string, metadata map[string]string) *intent {
+	i := &intent{
+		ID: "pi_" + strings.ToLower(rand.Text()), Object: "payment_intent",
+		Amount: units, Currency: currency, Status: "requires_confirmation", Created: time.Now().Unix(),
+		ClientSecret: "pi_secret_hunter2", Metadata: metadata,
+	}
+	s.intents = append(s.intents, i)
+
+	return i
+}
+
+func (s *Server) find(id string) *intent {
+	for _, i := range s.intents {
+		if i.ID == id {
+			return i
+		}
+	}
+
+	return nil
+}
+
+func (i *intent) capture() {
+	i.captures++
+	i.Status, i.AmountReceived = "succeeded", i.Amount
+	i.LatestCharge = &charge{ID: "ch_" + i.ID, Object: "charge"}
+}
+
+// confirm charges an intent that was not charged yet.
+func (s *Server) confirm(i *intent) answer {
+	switch {
+	case i == nil:
+		return failure(http.StatusNotFound, "invalid_request_error", "resource_missing", "intent", "no such payment_intent")
+	case i.Status != "requires_confirmation":
+		return failure(http.StatusBadRequest, "invalid_request_error", "payment_intent_unexpected_state", "", "it has status "+i.Status)
+	}
+
+	if code := s.declines[i.Metadata["order_id"]]; code != "" {
+		i.Status = "requires_payment_method"
+		i.LastPaymentError = map[string]any{
+			"type": "card_error", "code": "card_declined", "decline_code": code, "message": "Your card was declined.",
+		}
+		body := maps.Clone(i.LastPaymentError)
+		body["payment_intent"] = i
+
+		return encode(http.StatusPaymentRequired, map[string]any{"error": body})
+	}
+
+	i.capture()
+
+	return success(i)
+}
+
+func (s *Server) search(query string) []*intent {
+	found := []*intent{}
+
+	for _, i := range s.intents {
+		matches := true
+
+		for part := range strings.SplitSeq(query, " AND ") {
+			name, value, _ := strings.Cut(strings.TrimPrefix(part, "metadata['"), "']:'")
+			matches = matches && i.Metadata[name] == strings.NewReplacer(`\'`, `'`, `\\`, `\`).Replace(strings.TrimSuffix(value, "'"))
+		}
+
+		if matches {
+			found = append(found, i)
+		}
+	}
+
+	return found
+}
+
+// list pages newest first, as Stripe does.
+func (s *Server) list(form url.Values) answer {
+	limit, _ := strconv.Atoi(form.Get("limit"))
+	limit = cmp.Or(limit, 10)
+
+	if limit > 100 {
+		return failure(http.StatusBadRequest, "invalid_request_error", "", "limit", "expected at most 100")
+	}
+
+	since, _ := strconv.ParseInt(form.Get("created[gte]"), 10, 64)
+	page, more, after := []*intent{}, false, form.Get("starting_after")
+	started := after == ""
+
+	for _, i := range slices.Backward(s.intents) {
+		switch {
+		case i.ID == after:
+			started = true
+		case !started || i.Created < since:
+		case len(page) == limit:
+			more = true
+		default:
+			page = append(page, i)
+		}
+	}
+
+	return success(map[string]any{"object": "list", "data": page, "has_more": more})
+}
+
+func (s *Server) refund(i *intent, metadata map[string]string) answer {
+	switch {
+	case i == nil:
+		return failure(http.StatusNotFound, "invalid_request_error", "resource_missing", "payment_intent", "no such payment_intent")
+	case i.captures == 0:
+		return failure(http.StatusBadRequest, "invalid_request_error", "", "payment_intent", "it has no successful charge to refund")
+	case i.LatestCharge.AmountRefunded == i.Amount:
+		return failure(http.StatusBadRequest, "invalid_request_error", "charge_already_refunded", "", "the charge has already been refunded")
+	}
+
+	r := &refund{
+		ID: fmt.Sprintf("re_%06d", len(s.refunds)), Object: "refund", Status: "succeeded",
+		Amount: i.Amount - i.LatestCharge.AmountRefunded, Currency: i.Currency, PaymentIntent: i.ID, Metadata: metadata,
+	}
+	s.refunds = append(s.refunds, r)
+	i.LatestCharge.AmountRefunded = i.Amount
+
+	return success(r)
+}
+
+func metadataOf(form url.Values) map[string]string {
+	metadata := map[string]string{}
+
+	for name := range form {
+		if key, ok := strings.CutPrefix(name, "metadata["); ok {
+			metadata[strings.TrimSuffix(key, "]")] = form.Get(name)
+		}
+	}
+
+	return metadata
+}
+
+func success(body any) answer { return encode(http.StatusOK, body) }
+
+func failure(status int, kind, code, param, message string) answer {
+	return encode(status, map[string]any{"error": map[string]any{"type": kind, "code": code, "param": param, "message": message}})
+}
+
+func encode(status int, body any) answer {
+	data, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // maps and structs of texts and numbers
+	}
+
+	return answer{status: status, body: data}
+}
