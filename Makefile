@@ -81,6 +81,16 @@ bench: ## Measure throughput and latency against the usual way and the ceiling
 	@scripts/services.sh up bench $(ALL)
 	@. .local/bench/env && go run ./cmd/bench
 
+.PHONY: bench-aged
+bench-aged: ## Measure orders/s with 10,000,000 inbox rows and a transaction held open, against an empty database
+	@scripts/services.sh up bench $(ALL)
+	@. .local/bench/env && go run ./cmd/bench -suite aged -json .local/bench/aged.json
+
+.PHONY: bench-audit
+bench-audit: ## Measure the audit of a database with 1,000,000 orders
+	@scripts/services.sh up bench $(ALL)
+	@. .local/bench/env && go run ./cmd/bench -suite audit -rounds 3 -json .local/bench/audit.json
+
 .PHONY: image
 image: ## Build the container image
 	docker build -f deployments/Dockerfile --build-arg VERSION=$(VERSION) -t millrace:$(VERSION) .

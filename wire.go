@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/account"
 	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
@@ -17,6 +18,7 @@ import (
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
@@ -32,7 +34,7 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Payment", "Poison", "Notification", "Analytics", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Poison", "Notification", "Analytics", "Maintenance", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,
@@ -56,6 +58,9 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		account.New,
 		analytics.NewService,
 
+		audit.New,
+		maintenance.New,
+		wire.Struct(new(app.Upkeep), "*"),
 		wire.Struct(new(app.Domains), "*"),
 		app.NewService,
 	))

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/account"
 	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/consumer"
@@ -17,6 +18,7 @@ import (
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
@@ -78,7 +80,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
-	analyticsService := analytics.NewService(analyticsConfig, pool, logger)
+	analyticsService := analytics.NewService(analyticsConfig, pool)
 	webhook := payment.NewWebhook(paymentConfig, pool, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
@@ -93,7 +95,17 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)
-	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, dependencySet, domains, server, logger)
+	maintenanceConfig := cfg.Maintenance
+	inboxConfig := cfg.Inbox
+	janitor := maintenance.New(maintenanceConfig, pool, logger, registry)
+	auditor := audit.New(pool, gateway)
+	upkeep := app.Upkeep{
+		Config:  maintenanceConfig,
+		Inbox:   inboxConfig,
+		Janitor: janitor,
+		Auditor: auditor,
+	}
+	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, dependencySet, domains, server, logger, upkeep)
 	if err != nil {
 		cleanup()
 		return nil, nil, err

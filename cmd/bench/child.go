@@ -179,7 +179,7 @@ func addDomains(cfg config.Config, pool *pgxpool.Pool, logger *slog.Logger, add 
 	}
 
 	accounts := account.New(pool, users, notifications)
-	tracker := analytics.NewService(cfg.Analytics, pool, logger)
+	tracker := analytics.NewService(cfg.Analytics, pool)
 
 	add("account.create", account.TopicUserCreated, single(accounts.Create))
 	add("account.update", account.TopicUserUpdated, single(accounts.Update))

@@ -54,6 +54,8 @@ type lab struct {
 	runs   int
 	// batch is the mean batch of the last embedded run: that of the ceiling.
 	batch int
+	// aged is the database with old inbox rows, once there is one.
+	aged *site
 }
 
 func newLab(ctx context.Context, s settings) (*lab, error) {
@@ -73,9 +75,28 @@ func newLab(ctx context.Context, s settings) (*lab, error) {
 	return &lab{settings: s, server: server, logger: logger, batch: 64}, nil
 }
 
-func (l *lab) close() { l.server.Close() }
+func (l *lab) close() {
+	if l.aged != nil {
+		l.aged.close()
+	}
 
-func (l *lab) scenarios() []scenario {
+	l.server.Close()
+}
+
+func (l *lab) scenarios() ([]scenario, error) {
+	switch l.suite {
+	case "pipeline":
+		return l.pipelines(), nil
+	case "aged":
+		return l.agedScenarios(), nil
+	case "audit":
+		return []scenario{{"audit", l.audited}}, nil
+	default:
+		return nil, fmt.Errorf("there is no suite %s, expected pipeline, aged or audit", l.suite)
+	}
+}
+
+func (l *lab) pipelines() []scenario {
 	var all []scenario
 
 	for _, kind := range []string{broker.Embedded, broker.Kafka, broker.RabbitMQ} {
@@ -125,10 +146,15 @@ type site struct {
 }
 
 func (l *lab) newSite(ctx context.Context, kind string, skus int) (*site, error) {
+	return l.newSiteFrom(ctx, kind, skus, "template0")
+}
+
+// newSiteFrom begins with a copy of a database.
+func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template string) (*site, error) {
 	l.runs++
 	s := &site{lab: l, cfg: config.Default(), name: fmt.Sprintf("bench_%d_%d", os.Getpid(), l.runs)}
 
-	if _, err := l.server.Exec(ctx, "CREATE DATABASE "+s.name); err != nil {
+	if _, err := l.server.Exec(ctx, "CREATE DATABASE "+s.name+" TEMPLATE "+template+" STRATEGY file_copy"); err != nil {
 		return nil, err
 	}
 

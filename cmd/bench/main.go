@@ -26,6 +26,8 @@ type settings struct {
 	skus                int
 	seconds             int
 	events              int
+	inboxRows           int
+	suite               string
 	only                string
 	jsonFile            string
 }
@@ -42,7 +44,9 @@ func main() {
 	flag.IntVar(&s.rounds, "rounds", 5, "rounds; each runs every scenario once")
 	flag.IntVar(&s.skus, "skus", 500, "products, in a uniform run")
 	flag.IntVar(&s.seconds, "seconds", 8, "duration of a latency run")
-	flag.IntVar(&s.events, "events", 1_000_000, "events in the store of a rebuild")
+	flag.IntVar(&s.events, "events", 1_000_000, "events in the store of a rebuild; orders of an audit")
+	flag.IntVar(&s.inboxRows, "inbox-rows", 10_000_000, "old inbox rows of an aged database")
+	flag.StringVar(&s.suite, "suite", "pipeline", "pipeline, aged or audit")
 	flag.StringVar(&s.only, "only", "", "only scenarios whose name contains this, separated by commas")
 	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "where to write the result as JSON")
 	flag.Parse()
@@ -69,7 +73,12 @@ func run(ctx context.Context, s settings) error {
 	}
 	defer lab.close()
 
-	scenarios := selected(lab.scenarios(), s.only)
+	all, err := lab.scenarios()
+	if err != nil {
+		return err
+	}
+
+	scenarios := selected(all, s.only)
 	results := newResults(scenarios)
 
 	for round := 0; round <= s.rounds; round++ {

@@ -82,11 +82,16 @@ func (r report) print(w io.Writer) {
 	r.table(w, "Throughput of the other domains, on Kafka", "messages/s",
 		"messages/s", "batch", "CPU ms/message", "service", "postgres", "broker", "RSS MB")
 	r.table(w, "Rebuilding a projection while messages come", "rebuild s", "rebuild s", "events", "events/s", "messages meanwhile")
+	r.table(w, "Audit of a healthy database", "audit s", "audit s", "orders", "generated in s")
 	r.ratios(w)
 }
 
 // table prints the scenarios that have the figure key.
 func (r report) table(w io.Writer, title, key string, columns ...string) {
+	if !slices.ContainsFunc(r.Scenarios, func(m measured) bool { _, ok := m.Medians[key]; return ok }) {
+		return
+	}
+
 	fmt.Fprintf(w, "\n%s\n\n", title)
 
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -137,6 +142,7 @@ func (r report) ratios(w io.Writer) {
 	for _, pair := range [][2]string{
 		{"kafka uniform", "kafka naive"}, {"rabbitmq uniform", "rabbitmq naive"}, {"embedded uniform", "ceiling"},
 		{"kafka users", "kafka users naive"}, {"kafka legacy", "kafka legacy naive"}, {"kafka analytics", "kafka analytics naive"},
+		{"embedded aged", "embedded empty"}, {"kafka aged", "kafka empty"},
 		{"embedded hot", "embedded uniform"}, {"kafka hot", "kafka uniform"}, {"rabbitmq hot", "rabbitmq uniform"},
 	} {
 		if ratios := r.paired(pair[0], pair[1]); len(ratios) > 0 {

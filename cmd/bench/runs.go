@@ -54,6 +54,11 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 	}
 	defer s.close()
 
+	return s.drain(ctx, role, skus, orders)
+}
+
+// drain publishes orders, then starts the service and measures it.
+func (s *site) drain(ctx context.Context, role string, skus, orders int) (figures, error) {
 	from, err := s.newSource(ctx)
 	if err != nil {
 		return nil, err
@@ -86,8 +91,8 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 		return nil, err
 	}
 
-	if kind == broker.Embedded {
-		l.batch = max(1, int(batch))
+	if s.cfg.Broker.Kind == broker.Embedded {
+		s.lab.batch = max(1, int(batch))
 	}
 
 	elapsed, err := s.elapsed(ctx)

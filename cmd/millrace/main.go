@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/millrace/millrace/internal/app"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/eventstore"
@@ -80,11 +81,15 @@ func exitCode(err error) int {
 		notFound     notFoundError
 		unknownTopic *app.UnknownTopicError
 		rejected     *event.RejectError
+		unknownCheck *audit.UnknownCheckError
+		violated     *audit.ViolatedError
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &noConsumer):
+	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &unknownCheck), errors.As(err, &noConsumer):
 		return exitUsage
+	case errors.As(err, &violated):
+		return exitFailure
 	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
 		errors.As(err, &noProjection), errors.As(err, &notParked), errors.As(err, &notFound):
 		return exitNotFound

@@ -15,6 +15,7 @@ import (
 
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
 )
@@ -262,6 +263,8 @@ type report struct {
 	// Unreachable is why there is no Service.
 	Unreachable string    `json:"unreachable,omitempty"`
 	Database    app.Facts `json:"database"`
+	// Transaction is one that is open for long, and holds back vacuum.
+	Transaction *maintenance.Transaction `json:"old_transaction,omitempty"`
 }
 
 func newStatus(opts *options) *cobra.Command {
@@ -284,6 +287,10 @@ paused or out of reach.`,
 			}
 
 			if r.Database, err = service.Facts(cmd.Context()); err != nil {
+				return err
+			}
+
+			if r.Transaction, err = service.Janitor.Old(cmd.Context()); err != nil {
 				return err
 			}
 
@@ -358,6 +365,10 @@ func (r report) write(w io.Writer) {
 	fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled\n", d.OutboxDue, oldest, d.OutboxScheduled)
 	fmt.Fprintf(w, "parked\t%d messages of %d keys\n", d.ParkedMessages, d.ParkedKeys)
 	fmt.Fprintf(w, "poison\t%d open\n", d.PoisonOpen)
+
+	if r.Transaction != nil {
+		fmt.Fprintf(w, "vacuum\theld back by %s\n", describe(*r.Transaction))
+	}
 }
 
 // errTroubled says that status found something that is not as it should be.

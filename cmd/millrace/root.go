@@ -46,8 +46,8 @@ Configuration comes from defaults, then --config, then the environment
 then flags. Without a database, commands use the one of "millrace dev" in the
 working directory.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
-4 some messages were rejected or refused.`,
+Exit codes: 0 done, 1 failed or the audit found something, 2 wrong usage or
+configuration, 3 not found, 4 some messages were rejected or refused.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -70,7 +70,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found,
 
 	root.AddCommand(newServe(opts), newDev(opts), newPublish(opts), newOrders(opts), newStock(opts), newPayments(opts),
 		newUsers(opts), newNotifications(opts), newAnalytics(opts), newEvents(opts), newProjections(opts), newTrace(opts),
-		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newMigrate(opts), newConfig(opts), newVersion(opts))
+		newStatus(opts), newConsumers(opts), newParked(opts), newPoison(opts), newAudit(opts), newMaintenance(opts), newMigrate(opts),
+		newConfig(opts), newVersion(opts))
 
 	return root
 }

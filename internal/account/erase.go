@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/notification"
+	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -17,7 +18,7 @@ type Erasure struct {
 	UserID string `json:"erased"`
 	// Notifications are those that were recorded as sent.
 	Notifications int64 `json:"notifications"`
-	// Waiting are messages that will not be published, or tried, any more.
+	// Waiting are messages that will not be published, or tried again, any more.
 	Waiting int64 `json:"waiting"`
 	// Poisoned are entries of the poison queue that lost their content.
 	Poisoned int64 `json:"poisoned"`
@@ -35,7 +36,7 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 
 	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
 		// First, as consumers do: they lock keys that wait, and then users.
-		parked, err := unpark(ctx, tx, id)
+		withdrawn, err := parked.Withdraw(ctx, tx, id, personal)
 		if err != nil {
 			return err
 		}
@@ -48,40 +49,17 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 			return err
 		}
 
-		withdrawn, err := withdraw(ctx, tx, id)
-		if err != nil {
+		if done.Waiting, err = withdraw(ctx, tx, id); err != nil {
 			return err
 		}
 
-		done.Waiting = parked + withdrawn
+		done.Waiting += withdrawn
 		done.Poisoned, err = blank(ctx, tx, id)
 
 		return err
 	})
 
 	return done, err
-}
-
-// unpark deletes the messages about a user that wait for another attempt.
-func unpark(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
-	const ours = `key = $1 AND (starts_with(consumer, 'account.') OR starts_with(consumer, 'notification.'))`
-
-	// The lock comes first: whoever is about to put a message behind these
-	// commits before the next statement looks.
-	if _, err := tx.Exec(ctx, `SELECT FROM parked_keys WHERE `+ours+` ORDER BY consumer FOR UPDATE`, id); err != nil {
-		return 0, fmt.Errorf("locking parked messages about user %s: %w", id, err)
-	}
-
-	tag, err := tx.Exec(ctx, `DELETE FROM parked WHERE `+ours, id)
-	if err != nil {
-		return 0, fmt.Errorf("deleting parked messages about user %s: %w", id, err)
-	}
-
-	if _, err := tx.Exec(ctx, `DELETE FROM parked_keys WHERE `+ours, id); err != nil {
-		return 0, fmt.Errorf("deleting parked messages about user %s: %w", id, err)
-	}
-
-	return tag.RowsAffected(), nil
 }
 
 // withdraw deletes the messages about a user that wait to be published, those

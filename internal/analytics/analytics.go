@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -164,33 +163,38 @@ var partitions = postgres.DailyPartitions{Table: "analytics_events", Lock: 0x616
 
 // Service stores and counts events.
 type Service struct {
-	cfg    Config
-	pool   *pgxpool.Pool
-	logger *slog.Logger
+	cfg  Config
+	pool *pgxpool.Pool
 }
 
 // NewService returns a service on pool.
-func NewService(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) *Service {
-	return &Service{cfg: cfg, pool: pool, logger: logger.With(slog.String("component", "analytics"))}
+func NewService(cfg Config, pool *pgxpool.Pool) *Service {
+	return &Service{cfg: cfg, pool: pool}
 }
 
-// Maintain makes the partitions of the days to come and drops those that are
-// past their retention.
-func (s *Service) Maintain(ctx context.Context, now time.Time) error {
-	if err := partitions.Ensure(ctx, s.pool, now); err != nil {
-		return err
-	}
+// EnsurePartitions makes the partitions of the days to come.
+func (s *Service) EnsurePartitions(ctx context.Context, now time.Time) error {
+	return partitions.Ensure(ctx, s.pool, now)
+}
 
+// Clean drops the partitions that are past their retention, and deletes what
+// the default partition has of those days. It returns how many partitions and
+// rows went.
+func (s *Service) Clean(ctx context.Context, now time.Time) (int64, error) {
 	if s.cfg.Retention == 0 {
-		return nil
+		return 0, nil
 	}
 
-	dropped, err := partitions.Drop(ctx, s.pool, now.Add(-s.cfg.Retention))
-	if dropped > 0 {
-		s.logger.Info("dropped partitions past their retention", slog.Int("partitions", dropped))
+	before := now.Add(-s.cfg.Retention)
+
+	dropped, err := partitions.Drop(ctx, s.pool, before, "")
+	if err != nil {
+		return dropped, err
 	}
 
-	return err
+	deleted, err := postgres.DeleteBefore(ctx, s.pool, partitions.Table+"_default", "day", before)
+
+	return dropped + deleted, err
 }
 
 // Track stores and counts a batch of events.

@@ -59,10 +59,10 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
-	s := analytics.NewService(analytics.Config{Retention: 72 * time.Hour}, pool, pgtest.Logger(t))
+	s := analytics.NewService(analytics.Config{Retention: 72 * time.Hour}, pool)
 	now := time.Now().UTC()
 
-	if err := s.Maintain(t.Context(), now); err != nil {
+	if err := s.EnsurePartitions(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}
 
@@ -101,7 +101,7 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 	}
 
 	// A week later, what is past its retention is gone, and the counts are not.
-	if err := s.Maintain(t.Context(), now.AddDate(0, 0, 7)); err != nil {
+	if _, err := s.Clean(t.Context(), now.AddDate(0, 0, 7)); err != nil {
 		t.Fatal(err)
 	}
 

@@ -15,9 +15,9 @@ import (
 	"github.com/millrace/millrace/internal/poison"
 )
 
-// schemathesisTime bounds a run that takes half a minute, on a machine that does
+// schemathesisTime bounds a run that takes 20 seconds, on a machine that does
 // much else.
-const schemathesisTime = 2 * time.Minute
+const schemathesisTime = 5 * time.Minute
 
 // Every answer of the API is one that its description has, whatever is asked.
 func TestSchemathesisFindsNothing(t *testing.T) {
@@ -43,7 +43,9 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	dir := t.TempDir()
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(strings.TrimSpace(string(python))), "schemathesis"), "run",
 		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
-		"--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1", "--continue-on-failure", "--workers", "2",
+		"--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure", "--workers", "2",
+		// A busy machine is no failure of the API; a panic is, and answers with 500.
+		"--request-timeout", "60", "--request-retries", "2", "--suppress-health-check", "all",
 		"--report-dir", dir, "http://"+s.HTTPAddr()+"/api/v1/openapi.json")
 	cmd.Dir = dir // it leaves a database of examples
 

@@ -98,7 +98,7 @@ func TestAParkedMessageIsInItsConversation(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 
-		if detail := roots[0].Caused[0].Detail; !strings.HasPrefix(detail, "attempt 1: sending e-mail: ") {
+		if detail := roots[0].Caused[0].Detail; !strings.HasPrefix(detail, "failed 1 times: sending e-mail: ") {
 			t.Errorf("got %s", detail)
 		}
 	}

@@ -207,12 +207,19 @@ func TestTheReadmeNamesEachGuideTest(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	source, err := os.ReadFile("guide_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var (
+		source []byte
+		tests  []string
+	)
 
-	var tests []string
+	for _, name := range []string{"guide_test.go", "guide_practice_test.go"} {
+		part, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		source = append(source, part...)
+	}
 
 	for line := range strings.Lines(string(source)) {
 		if name, ok := strings.CutPrefix(line, "func TestGuide"); ok {

@@ -37,7 +37,8 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
 	})
 	pgtest.Eventually(t, "it was tried again and again", func() bool {
-		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM parked WHERE consumer = 'notification.send'`) >= 3
+		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM parked
+			WHERE consumer = 'notification.send' AND headers ->> 'traceparent' = $1`, trace) >= 3
 	})
 	server.Refuse(0, [3]int{}, "")
 

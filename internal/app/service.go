@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/internal/account"
 	"github.com/millrace/millrace/internal/analytics"
+	"github.com/millrace/millrace/internal/audit"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/dependency"
@@ -25,6 +26,7 @@ import (
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/outbox"
@@ -49,6 +51,8 @@ type Service struct {
 	Projector     *eventstore.Projector
 	Poison        *poison.Store
 	Router        *consumer.Router
+	Janitor       *maintenance.Janitor
+	Audit         *audit.Auditor
 
 	Parked       *parked.Store
 	Dependencies *dependency.Set
@@ -78,10 +82,19 @@ type Domains struct {
 	Webhook       *payment.Webhook
 }
 
+// Upkeep is what keeps the database in order.
+type Upkeep struct {
+	Config  maintenance.Config
+	Inbox   inbox.Config
+	Janitor *maintenance.Janitor
+	Auditor *audit.Auditor
+}
+
 // NewService assembles a service and lays out its routes.
 func NewService(
 	cfg postgres.Config, pool *pgxpool.Pool, brokers *broker.Set, router *consumer.Router, relay *outbox.Relay,
 	store *poison.Store, waiting *parked.Store, dependencies *dependency.Set, domains Domains, http *httpapi.Server, logger *slog.Logger,
+	upkeep Upkeep,
 ) (*Service, error) {
 	route(router, domains)
 
@@ -95,9 +108,11 @@ func NewService(
 		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
 		Notifications: domains.Notifications, Analytics: domains.Analytics, Gateway: domains.Gateway,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
-		cfg:       cfg, brokers: brokers, relay: relay, http: http, logger: logger,
+		Janitor:   upkeep.Janitor, Audit: upkeep.Auditor,
+		cfg: cfg, brokers: brokers, relay: relay, http: http, logger: logger,
 	}
 
+	s.Janitor.Add(s.upkeep(upkeep.Inbox, upkeep.Config)...)
 	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
 	http.Explain(s.troubles)
 
@@ -120,11 +135,8 @@ func NewService(
 	return s, nil
 }
 
-// Timings of a stop beyond those that are configured.
-const (
-	httpCloseTimeout = 2 * time.Second
-	maintainEvery    = 6 * time.Hour
-)
+// httpCloseTimeout is part of a stop beyond what is configured.
+const httpCloseTimeout = 2 * time.Second
 
 // directLanes is how many messages reach single consumers at once.
 const directLanes = 64
@@ -176,7 +188,7 @@ func (s *Service) prepare(ctx context.Context) error {
 		}
 	}
 
-	return s.maintain(ctx, time.Now())
+	return s.beginPartitions(ctx)
 }
 
 // source is a broker for the router; once it is subscribed to, the relay to it
@@ -236,7 +248,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	}}})
 
 	background.Go(func() { s.Projector.Run(relaying) })
-	background.Go(func() { s.keepMaintained(relaying) })
+	background.Go(func() { s.Janitor.Run(relaying) })
 	s.http.SetReady(true)
 
 	stopWatching := context.AfterFunc(ctx, func() {
@@ -348,31 +360,6 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 	}
 
 	return nil
-}
-
-// maintain makes the partitions of the days to come and drops what is past its
-// retention.
-func (s *Service) maintain(ctx context.Context, now time.Time) error {
-	_, err := s.Poison.Expire(ctx)
-
-	return errors.Join(err, inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.Maintain(ctx, now), httpapi.ExpireAnswers(ctx, s.Pool))
-}
-
-func (s *Service) keepMaintained(ctx context.Context) {
-	ticker := time.NewTicker(maintainEvery)
-	defer ticker.Stop()
-
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-ticker.C:
-			if err := s.maintain(ctx, now); err != nil && ctx.Err() == nil {
-				// Rows go to the default partitions meanwhile.
-				s.logger.Warn("could not maintain partitions, trying again later", slog.Any("error", err))
-			}
-		}
-	}
 }
 
 // topicsOf returns the topics that conn has, as it declares them.

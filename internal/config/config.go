@@ -20,6 +20,8 @@ import (
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/httpapi"
+	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/maintenance"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/payment"
@@ -33,11 +35,13 @@ type Config struct {
 	Postgres     postgres.Config     `koanf:"postgres"`
 	Broker       broker.Config       `koanf:"broker"`
 	Consumer     consumer.Config     `koanf:"consumer"`
+	Inbox        inbox.Config        `koanf:"inbox"`
 	Outbox       outbox.Config       `koanf:"outbox"`
 	Payment      payment.Config      `koanf:"payment"`
 	Poison       poison.Config       `koanf:"poison"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
+	Maintenance  maintenance.Config  `koanf:"maintenance"`
 	HTTP         httpapi.Config      `koanf:"http"`
 	Log          telemetry.Config    `koanf:"log"`
 }
@@ -48,11 +52,13 @@ func Default() Config {
 		Postgres:     postgres.DefaultConfig(),
 		Broker:       broker.DefaultConfig(),
 		Consumer:     consumer.DefaultConfig(),
+		Inbox:        inbox.DefaultConfig(),
 		Outbox:       outbox.DefaultConfig(),
 		Payment:      payment.DefaultConfig(),
 		Poison:       poison.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
+		Maintenance:  maintenance.DefaultConfig(),
 		HTTP:         httpapi.DefaultConfig(),
 		Log:          telemetry.DefaultConfig(),
 	}
@@ -61,7 +67,8 @@ func Default() Config {
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Outbox.Validate(), c.Payment.Validate(), c.Poison.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Poison.Validate(), c.Notification.Validate(), c.Analytics.Validate(),
+		c.Maintenance.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:

@@ -3,10 +3,8 @@ package consumer
 import (
 	"context"
 	"errors"
-	"regexp"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace/millrace/internal/dependency"
@@ -179,7 +177,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 				return err
 			}
 
-			e := event.Event[P]{Meta: metaOf(msg), Payload: payload}
+			e := event.Event[P]{Meta: event.MetaOf(messageID(msg), event.Headers(msg.Metadata)), Payload: payload}
 			entry := inbox.Entry{
 				ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}
@@ -199,32 +197,3 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 		},
 	})
 }
-
-// metaOf reads the ids of a message. Correlation and causation are hints from
-// outside: what is no UUID is replaced.
-func metaOf(msg *message.Message) event.Meta {
-	meta := event.Meta{ID: messageID(msg)}
-
-	if id, err := uuid.Parse(msg.Metadata.Get(event.HeaderCorrelation)); err == nil {
-		meta.Correlation = id
-	} else {
-		meta.Correlation = meta.ID
-	}
-
-	if id, err := uuid.Parse(msg.Metadata.Get(event.HeaderCausation)); err == nil {
-		meta.Causation = id
-	}
-
-	for _, name := range []string{event.HeaderTraceParent, "ce_" + event.HeaderTraceParent} {
-		if value := msg.Metadata.Get(name); traceParent.MatchString(value) {
-			meta.Trace = value
-
-			break
-		}
-	}
-
-	return meta
-}
-
-// traceParent is the form of the header: W3C Trace Context, section 3.2.
-var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)

@@ -24,9 +24,8 @@ type State string
 const (
 	Applied  State = "applied"
 	Waiting  State = "waiting"
+	Parked   State = "parked"
 	Poisoned State = "poisoned"
-	// Parked messages failed and are tried again, or wait behind one that did.
-	Parked State = "parked"
 )
 
 // Message is a message with what became of it.
@@ -70,8 +69,9 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 		SELECT coalesce(correlation_id, message_id) FROM inbox WHERE message_id = $1
 		UNION ALL SELECT correlation_id FROM outbox WHERE message_id = $1
 		UNION ALL SELECT coalesce(correlation, message_id) FROM (
-			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM poison WHERE message_id = $1
-			UNION ALL SELECT message_id, substring(headers ->> $2 FROM $3)::uuid FROM parked WHERE message_id = $1) AS p
+			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM poison WHERE message_id = $1) AS p
+		UNION ALL SELECT coalesce(correlation, message_id) FROM (
+			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM parked WHERE message_id = $1) AS w
 		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
 		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -102,10 +102,10 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		FROM outbox WHERE correlation_id = $1
 		UNION ALL
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'poisoned', last_at, 'entry ' || id || ': ' || error
-		FROM poison WHERE message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1
+		FROM poison WHERE resolution IS NULL AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)
 		UNION ALL
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'parked', coalesce(tried_at, parked_at),
-		       coalesce('attempt ' || attempts || ': ' || error, 'behind another of its key')
+		       CASE WHEN error IS NULL THEN 'waits behind another' ELSE 'failed ' || attempts || ' times: ' || error END
 		FROM parked WHERE message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1`,
 		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 	if err != nil {

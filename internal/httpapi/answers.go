@@ -211,11 +211,13 @@ func (r *recorder) WriteHeader(status int) { r.status = status }
 
 func (r *recorder) Write(data []byte) (int, error) { return r.body.Write(data) }
 
-// ExpireAnswers deletes the answers that are kept no longer.
-func ExpireAnswers(ctx context.Context, pool *pgxpool.Pool) error {
-	if _, err := pool.Exec(ctx, `DELETE FROM idempotency_keys WHERE created_at <= now() - interval '1 day'`); err != nil {
-		return fmt.Errorf("deleting old answers: %w", err)
+// ExpireAnswers deletes the answers that are kept no longer and returns how many
+// there were.
+func ExpireAnswers(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
+	tag, err := pool.Exec(ctx, `DELETE FROM idempotency_keys WHERE created_at <= now() - interval '1 day'`)
+	if err != nil {
+		return 0, fmt.Errorf("deleting old answers: %w", err)
 	}
 
-	return nil
+	return tag.RowsAffected(), nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -459,12 +460,27 @@ func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := httpapi.ExpireAnswers(t.Context(), r.pool); err != nil {
+	if _, err := httpapi.ExpireAnswers(t.Context(), r.pool); err != nil {
 		t.Fatal(err)
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM idempotency_keys`); n != 1 {
 		t.Errorf("%d answers are kept", n)
+	}
+}
+
+func TestAPanicIsAProblem(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	server := httptest.NewServer(httpapi.NewAPI(httpapi.API{ // without orders
+		Poison: poison.NewStore(poison.DefaultConfig(), pool), Check: check, Pool: pool, Logger: slog.New(slog.DiscardHandler),
+	}))
+	t.Cleanup(server.Close)
+
+	r := &rig{t: t, url: server.URL + httpapi.Prefix}
+	if a := r.ask("GET", "/orders/x", ""); a.status != 500 || !strings.Contains(a.text, "the log says why") {
+		t.Errorf("got %d %s", a.status, a.text)
 	}
 }
 

@@ -2,8 +2,10 @@ package httpapi
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -48,6 +50,21 @@ func localHost(hostport string) bool {
 	ip := net.ParseIP(host)
 
 	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// recovered answers a panic with a problem, and logs it: the server would close
+// the connection without a word.
+func recovered(logger *slog.Logger, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if value := recover(); value != nil {
+				logger.Error("a request panicked", slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
+				writeProblem(w, http.StatusInternalServerError, "it failed; the log says why")
+			}
+		}()
+
+		next.ServeHTTP(w, r)
+	})
 }
 
 // known answers what mux has no pattern for as the API does: with a problem.

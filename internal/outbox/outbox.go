@@ -204,13 +204,15 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 }
 
 func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
-	// The due time is counted on the database's clock.
+	// The due time is counted on the database's clock. The condition gives the
+	// transaction its id before the first number is taken, which marks rely on.
 	_, err := tx.Exec(ctx, `
 		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, available_at)
 		SELECT shard, topic, key, id, correlation, causation, headers, payload, trace,
 		       CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END
 		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[], $7::jsonb[], $8::bytea[], $9::float8[], $10::text[])
 		     WITH ORDINALITY AS r (shard, topic, key, id, correlation, causation, headers, payload, delay, trace, n)
+		WHERE pg_current_xact_id() IS NOT NULL
 		ORDER BY n`,
 		r.shards, r.topics, r.keys, r.ids, r.correlations, r.causations, r.headers, r.payloads, r.delays, r.traces)
 	if err != nil {

@@ -60,17 +60,22 @@ func newQueue() *queue {
 
 // push adds rows, which come in order of sequence, from a read that began when
 // as much was forgotten. If more is by now, the rows are left in the table: they
-// may follow on others of their key that the read did not find.
-func (q *queue) push(rows []row, forgotten int) {
+// may follow on others of their key that the read did not find. kept is false
+// when any row was left in the table.
+func (q *queue) push(rows []row, forgotten int) (kept bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
 	if forgotten != q.forgotten {
-		return
+		return false
 	}
+
+	kept = true
 
 	for _, r := range rows {
 		if q.failures[r.Key] > 0 {
+			kept = false
+
 			continue
 		}
 
@@ -84,6 +89,8 @@ func (q *queue) push(rows []row, forgotten int) {
 	}
 
 	q.nonEmpty.Broadcast()
+
+	return kept
 }
 
 // next waits for a row to publish; ok is false once the queue is closed.

@@ -72,6 +72,7 @@ type link struct {
 	target Target
 	logger *slog.Logger
 	queue  *queue
+	mark   mark
 	wake   chan struct{}
 	// held are the topics that were not to be published at the last round.
 	held atomic.Pointer[[]string]
@@ -188,6 +189,7 @@ func (r *link) session(ctx context.Context) error {
 	}
 
 	r.logger.Debug("relay joined")
+	r.mark.reset()
 
 	ticker := time.NewTicker(r.cfg.PollInterval)
 	defer ticker.Stop()
@@ -251,6 +253,8 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
+	before := len(owned.list)
+
 	lost, err := owned.balance(ctx)
 	if err != nil {
 		return err
@@ -260,14 +264,22 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		r.queue.drop(owned.has)
 	}
 
+	if len(owned.list) != before {
+		r.mark.reset() // shards of others were not read
+	}
+
 	r.metrics.shards.Set(float64(len(owned.list)))
 
 	// A message that is due takes its place by its sequence number again.
-	_, err = conn.Exec(ctx, `
+	released, err := conn.Exec(ctx, `
 		UPDATE outbox SET available_at = NULL
 		WHERE available_at <= clock_timestamp() AND shard = ANY($1)`, owned.list)
 	if err != nil {
 		return fmt.Errorf("releasing scheduled messages: %w", err)
+	}
+
+	if released.RowsAffected() > 0 {
+		r.mark.reset()
 	}
 
 	if r.target.Name != "" {
@@ -304,7 +316,7 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		confirmed := r.queue.takeConfirmed()
 		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
 
-		rows, err := r.exchange(ctx, conn, owned, confirmed, next)
+		rows, xmin, err := r.exchange(ctx, conn, owned, confirmed, next)
 		if err != nil {
 			r.queue.restore(confirmed)
 
@@ -312,7 +324,10 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		}
 
 		r.queue.deleted(confirmed)
-		r.queue.push(rows, next.forgotten)
+
+		if err := r.found(ctx, conn, next, rows, xmin); err != nil {
+			return err
+		}
 
 		if len(rows) < next.limit || next.limit <= 0 {
 			return nil
@@ -320,8 +335,28 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 }
 
-// exchange deletes confirmed and reads what is wanted next.
-func (r *link) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want) (rows []row, err error) {
+// found hands the rows that were read to the queue and moves the mark.
+func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row, xmin int64) error {
+	kept := r.queue.push(rows, next.forgotten)
+
+	if xmin == 0 { // nothing was read
+		return nil
+	}
+
+	r.mark.end(next, rows, xmin, kept)
+
+	if len(rows) == 0 {
+		return nil
+	}
+
+	return r.mark.take(ctx, conn)
+}
+
+// exchange deletes confirmed and reads what is wanted next. xmin is from just
+// before it read, 0 if it read nothing.
+func (r *link) exchange(
+	ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want,
+) (rows []row, xmin int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
@@ -338,11 +373,14 @@ func (r *link) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, conf
 	if next.limit > 0 && len(owned.list) > 0 {
 		// Empty, not nil: no topic is unequal to all of NULL.
 		except := append(append([]string{}, r.heldTopics()...), r.target.Except...)
-		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit, except)
+		low := r.mark.begin(next, len(r.heldTopics()) > 0, r.cfg.PollInterval)
+		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit, except, low)
+
+		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
 		batch.Queue(`
 			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
 			FROM outbox
-			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) AND topic <> ALL($5) `+topics+`
+			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) AND topic <> ALL($5) AND seq > $6 `+topics+`
 			ORDER BY seq LIMIT $4`, args...).
 			Query(func(found pgx.Rows) error {
 				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
@@ -352,21 +390,21 @@ func (r *link) exchange(ctx context.Context, conn *pgx.Conn, owned *shards, conf
 	}
 
 	if batch.Len() == 0 {
-		return nil, nil
+		return nil, 0, nil
 	}
 
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return nil, fmt.Errorf("reading outbox: %w", err)
+		return nil, 0, fmt.Errorf("reading outbox: %w", err)
 	}
 
-	return rows, nil
+	return rows, xmin, nil
 }
 
 // topics returns the condition on the topics of the target, with the arguments
 // of the whole statement.
 func (r *link) topics(args ...any) (condition string, all []any) {
 	if len(r.target.Only) > 0 {
-		return `AND topic = ANY($6)`, append(args, r.target.Only)
+		return `AND topic = ANY($7)`, append(args, r.target.Only)
 	}
 
 	return `AND NOT starts_with(topic, '` + DirectPrefix + `')`, args

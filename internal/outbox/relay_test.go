@@ -78,6 +78,13 @@ func relay(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher) (wake
 
 	cfg := outbox.DefaultConfig()
 	cfg.PollInterval = 20 * time.Millisecond
+
+	return relayWith(tb, pool, publisher, cfg)
+}
+
+func relayWith(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher, cfg outbox.Config) (wake, stop func()) {
+	tb.Helper()
+
 	r := outbox.NewRelay(cfg, pool, pgtest.Logger(tb), prometheus.NewRegistry())
 	ctx, cancel := context.WithCancel(context.Background())
 

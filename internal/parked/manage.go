@@ -101,6 +101,34 @@ func (s *Store) Retry(ctx context.Context, f Filter, by poison.Actor) (n int64, 
 	return n, nil
 }
 
+// Withdraw deletes the messages of these topics that wait with a key, which is
+// free then, and returns how many there were.
+func Withdraw(ctx context.Context, tx pgx.Tx, key string, topics []string) (int64, error) {
+	// The locks come first; see finish.
+	_, err := tx.Exec(ctx, `
+		SELECT FROM parked_keys k WHERE key = $1
+		AND EXISTS (SELECT FROM parked p WHERE p.consumer = k.consumer AND p.key = k.key AND p.topic = ANY($2))
+		ORDER BY consumer FOR UPDATE`, key, topics)
+	if err != nil {
+		return 0, fmt.Errorf("withdrawing parked messages of key %s: %w", key, err)
+	}
+
+	tag, err := tx.Exec(ctx, `DELETE FROM parked WHERE key = $1 AND topic = ANY($2)`, key, topics)
+	if err != nil {
+		return 0, fmt.Errorf("withdrawing parked messages of key %s: %w", key, err)
+	}
+
+	// A consumer has one topic: with these, all of its messages are gone.
+	_, err = tx.Exec(ctx, `
+		DELETE FROM parked_keys k WHERE key = $1
+		AND NOT EXISTS (SELECT FROM parked p WHERE p.consumer = k.consumer AND p.key = k.key)`, key)
+	if err != nil {
+		return 0, fmt.Errorf("withdrawing parked messages of key %s: %w", key, err)
+	}
+
+	return tag.RowsAffected(), nil
+}
+
 // Skip gives up the first message of a key, by its sequence number: it goes to
 // the poison queue, where it can be mended and requeued, and the next one of
 // its key is due. A message that is not the first is refused: the order would

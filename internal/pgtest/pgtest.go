@@ -186,7 +186,7 @@ func makeTemplate() (string, error) {
 		return "", err
 	}
 
-	if err := analytics.NewService(analytics.Config{}, pool, logger).Maintain(ctx, time.Now()); err != nil {
+	if err := analytics.NewService(analytics.Config{}, pool).EnsurePartitions(ctx, time.Now()); err != nil {
 		return "", err
 	}
 

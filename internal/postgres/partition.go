@@ -2,11 +2,13 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // DailyPartitions is a table that is partitioned by a column day, with a
@@ -22,9 +24,15 @@ const partitionsAhead = 7
 
 const partitionDay = "20060102"
 
+// lockTimeout bounds the wait for the table itself. Whoever wants to read or
+// write it stands behind the one that waits, so a transaction that is held open
+// anywhere would stop everybody.
+const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
+
 // Ensure makes the partitions from yesterday until a week ahead. Rows that
 // came to the default partition before theirs existed are moved. Call it at
-// start and daily.
+// start and daily. While somebody reads the table for long it fails with an
+// error that IsUnavailable knows; try again later.
 func (p DailyPartitions) Ensure(ctx context.Context, db Beginner, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
@@ -57,6 +65,10 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 			return err
 		}
 
+		if _, err := tx.Exec(ctx, lockTimeout); err != nil {
+			return err
+		}
+
 		_, err := tx.Exec(ctx, fmt.Sprintf(`
 			LOCK TABLE %[1]s IN ACCESS EXCLUSIVE MODE;
 			CREATE TABLE %[2]s (LIKE %[1]s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
@@ -73,49 +85,108 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 	return nil
 }
 
-// Drop drops the partitions of days before the given one, and deletes what the
-// default partition has of them. It returns how many partitions went.
-func (p DailyPartitions) Drop(ctx context.Context, db Beginner, before time.Time) (dropped int, err error) {
-	err = InTx(ctx, db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, p.Lock); err != nil {
-			return err
-		}
+// Drop drops the partitions of days that were over before the given time. It
+// returns how many partitions went. While somebody reads the table for long it
+// fails with an error that IsUnavailable knows; try again later.
+//
+// With a column written, of type timestamptz, a partition also stays while it
+// has a row that was written after that time.
+func (p DailyPartitions) Drop(ctx context.Context, db Beginner, before time.Time, written string) (dropped int64, err error) {
+	names, err := p.past(ctx, db, before)
+	if err != nil {
+		return 0, fmt.Errorf("listing partitions of %s: %w", p.Table, err)
+	}
 
-		names, err := p.list(ctx, tx)
+	for _, name := range names {
+		gone, err := p.drop(ctx, db, name, before, written)
 		if err != nil {
-			return err
+			return dropped, fmt.Errorf("dropping partition %s: %w", name, err)
 		}
 
-		for _, name := range names {
-			day, err := time.Parse(p.Table+"_"+partitionDay, name)
-			if err != nil || !day.Before(before.UTC().Truncate(24*time.Hour)) {
-				continue // the default partition, or one to keep
-			}
-
-			if _, err := tx.Exec(ctx, `DROP TABLE `+name); err != nil {
-				return errors.Join(fmt.Errorf("dropping %s", name), err)
-			}
-
+		if gone {
 			dropped++
 		}
-
-		_, err = tx.Exec(ctx, `DELETE FROM `+p.Table+`_default WHERE day < $1`, before)
-
-		return err
-	})
-	if err != nil {
-		return 0, fmt.Errorf("dropping partitions of %s: %w", p.Table, err)
 	}
 
 	return dropped, nil
 }
 
-func (p DailyPartitions) list(ctx context.Context, tx pgx.Tx) ([]string, error) {
-	rows, err := tx.Query(ctx, `
-		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY 1`, p.Table)
-	if err != nil {
-		return nil, err
+// drop takes a transaction for one partition, so that the locks are short.
+func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, before time.Time, written string) (gone bool, err error) {
+	err = InTx(ctx, db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockTimeout+`; SELECT pg_advisory_xact_lock(`+strconv.FormatInt(p.Lock, 10)+`)`); err != nil {
+			return err
+		}
+
+		// Another replica may have dropped it while this one waited.
+		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&gone); err != nil || !gone {
+			return err
+		}
+
+		if written != "" {
+			// Nobody writes to it from here on: its day is long over, so nobody
+			// is likely to want to.
+			if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN SHARE MODE`); err != nil {
+				return err
+			}
+
+			err := tx.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM `+name+` WHERE `+written+` >= $1)`, before).Scan(&gone)
+			if err != nil || !gone {
+				return err
+			}
+		}
+
+		_, err := tx.Exec(ctx, `DROP TABLE `+name)
+
+		return err
+	})
+
+	return gone && err == nil, err
+}
+
+// past lists the partitions of days that were over before the given time.
+func (p DailyPartitions) past(ctx context.Context, db Beginner, before time.Time) (names []string, err error) {
+	err = InTx(ctx, db, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `
+			SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY 1`, p.Table)
+		if err != nil {
+			return err
+		}
+
+		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
+
+		return err
+	})
+
+	return slices.DeleteFunc(names, func(name string) bool {
+		day, err := time.Parse(p.Table+"_"+partitionDay, name)
+
+		return err != nil || !day.Before(before.UTC().Truncate(24*time.Hour)) // the default partition, or one to keep
+	}), err
+}
+
+// pagesAtOnce is how many pages of a table are searched in a transaction.
+const pagesAtOnce = 256
+
+// DeleteBefore deletes the rows of a table whose column is before a time. It
+// walks over the table a few pages at a time, each in a transaction of its own,
+// and so needs no index and reads nothing twice. The table and the column are
+// plain SQL identifiers.
+func DeleteBefore(ctx context.Context, pool *pgxpool.Pool, table, column string, before time.Time) (deleted int64, err error) {
+	var pages int64
+	if err := pool.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int`, table).Scan(&pages); err != nil {
+		return 0, fmt.Errorf("measuring %s: %w", table, err)
 	}
 
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	for page := int64(0); page < pages; page += pagesAtOnce {
+		tag, err := pool.Exec(ctx, fmt.Sprintf(`DELETE FROM %s WHERE ctid >= '(%d,0)' AND ctid < '(%d,0)' AND %s < $1`,
+			table, page, page+pagesAtOnce, column), before)
+		if err != nil {
+			return deleted, fmt.Errorf("deleting old rows of %s: %w", table, err)
+		}
+
+		deleted += tag.RowsAffected()
+	}
+
+	return deleted, nil
 }

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/broker"
+)
+
+// agedScenarios measure what age costs: an empty database against one with
+// many inbox rows and a transaction that is held open for the whole run.
+func (l *lab) agedScenarios() []scenario {
+	var all []scenario
+
+	for _, kind := range []string{broker.Embedded, broker.Kafka} {
+		all = append(all,
+			scenario{kind + " empty", func(ctx context.Context, w bool) (figures, error) { return l.throughput(ctx, kind, l.skus, w) }},
+			scenario{kind + " aged", func(ctx context.Context, w bool) (figures, error) { return l.throughputAged(ctx, kind, w) }},
+		)
+	}
+
+	return all
+}
+
+func (l *lab) throughputAged(ctx context.Context, kind string, warmup bool) (figures, error) {
+	if l.aged == nil {
+		aged, err := l.newAged(ctx)
+		if err != nil {
+			return nil, err
+		}
+
+		l.aged = aged
+	}
+
+	s, err := l.newSiteFrom(ctx, kind, l.skus, l.aged.name)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	release, err := s.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	return s.drain(ctx, "serve", l.skus, l.count(l.orders, warmup))
+}
+
+// newAged makes a database with inbox rows of the last days, to be copied.
+func (l *lab) newAged(ctx context.Context) (*site, error) {
+	s, err := l.newSite(ctx, broker.Embedded, 0)
+	if err != nil {
+		return nil, err
+	}
+
+	if err := s.daysOfPast(ctx); err != nil {
+		return nil, err
+	}
+
+	_, err = s.pool.Exec(ctx, fmt.Sprintf(`
+		INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at)
+		SELECT 'fulfilment.place', %s, (at AT TIME ZONE 'UTC')::date, n, at
+		FROM (SELECT n, now() - (1 - n::float8 / %[2]d) * %[3]d * interval '1 day' AS at FROM generate_series(1, %[2]d) AS n) AS past`,
+		idAt("at", "aged"), l.inboxRows, daysBack-1))
+	if err != nil {
+		return nil, fmt.Errorf("generating inbox rows: %w", err)
+	}
+
+	if _, err := s.pool.Exec(ctx, `VACUUM ANALYZE`); err != nil {
+		return nil, err
+	}
+
+	s.pool.Close() // nobody may be connected to what is copied
+
+	return s, nil
+}
+
+// hold begins a transaction that reads and then does nothing, as a forgotten
+// psql or a hung report does, until release is called.
+func (s *site) hold(ctx context.Context) (release func(), err error) {
+	conn, err := pgx.Connect(ctx, string(s.cfg.Postgres.URL))
+	if err != nil {
+		return nil, err
+	}
+
+	for _, statement := range []string{
+		`SET idle_in_transaction_session_timeout = 0`,
+		`BEGIN ISOLATION LEVEL REPEATABLE READ`,
+		`SELECT count(*) FROM outbox`,
+	} {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return nil, err
+		}
+	}
+
+	return func() { _ = conn.Close(context.Background()) }, nil
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/pgtest"
+)
+
+func TestAuditTellsShowsAndRepairs(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+
+	_, err = conn.Exec(t.Context(), `INSERT INTO stock (product_id, supplied, available, reserved) VALUES ('p', 10, 7, 3), ('q', 1, 1, 0)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of [in-flight"},
+		{"audit --dry-run", exitUsage, "--dry-run belongs to --repair"},
+		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, and orders hold 0\n  What to do: `--repair`"},
+		{"audit --only stock,reservations", exitFailure, "the audit found 1 violations: reservations"},
+		{"audit --repair --dry-run", exitFailure, "Would be repaired:\n  reservations p: available 7 -> 10, reserved 3 -> 0, sold 0 -> 0"},
+		{"audit --repair --by me", 0, "Repaired; the checks above are from afterwards:\n  reservations p: available 7 -> 10"},
+		{"audit", 0, "2 products"},
+	} {
+		out, code := run(t, url, strings.Split(c.args, " ")...)
+		if code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+
+	out, code := run(t, url, "audit", "--json", "--only", "stock")
+
+	var result auditOutput
+	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 0 || result.Checks[0].Examined != 2 {
+		t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+}
+
+func TestMaintenanceTellsWhatItDid(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+
+	_, err = conn.Exec(t.Context(), `
+		INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at) VALUES ('c', gen_random_uuid(), '1970-01-01', 0, now() - interval '8 days')`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	out, code := run(t, url, "maintenance", "--json")
+
+	var result maintenanceOutput
+	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 0 {
+		t.Fatalf("exit code %d, %v: %s", code, err, out)
+	}
+
+	for _, task := range result.Tasks {
+		want := int64(0)
+		if task.Task == "inbox rows without a day" {
+			want = 1
+		}
+
+		if task.Removed != want {
+			t.Errorf("%s removed %d, expected %d", task.Task, task.Removed, want)
+		}
+	}
+
+	if out, code := run(t, url, "maintenance"); code != 0 || !strings.Contains(out, "inbox partitions") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
