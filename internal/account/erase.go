@@ -35,6 +35,12 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 	done := Erasure{UserID: id}
 
 	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
+		// First, as consumers do: they lock keys that wait, and then users.
+		withdrawn, err := parked.Withdraw(ctx, tx, id, personal)
+		if err != nil {
+			return err
+		}
+
 		if err := a.users.Erase(ctx, tx, id, event.NewID()); err != nil {
 			return err
 		}
@@ -47,13 +53,7 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 			return err
 		}
 
-		parkedToo, err := parked.Withdraw(ctx, tx, id, personal)
-		if err != nil {
-			return err
-		}
-
-		done.Waiting += parkedToo
-
+		done.Waiting += withdrawn
 		done.Poisoned, err = blank(ctx, tx, id)
 
 		return err
@@ -79,7 +79,7 @@ func withdraw(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
 // blank takes the content from the poisoned messages about a user. The entries
 // stay: an operator has still to decide on them, and may have begun to.
 func blank(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
-	rows, err := tx.Query(ctx, `SELECT id, key, payload FROM poison WHERE topic = ANY($1) AND payload <> ''`, personal)
+	rows, err := tx.Query(ctx, `SELECT id, key, payload FROM poison WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL)`, personal)
 	if err != nil {
 		return 0, fmt.Errorf("reading poisoned messages: %w", err)
 	}
@@ -102,11 +102,14 @@ func blank(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
 		return 0, fmt.Errorf("reading poisoned messages: %w", err)
 	}
 
-	_, err = tx.Exec(ctx, `
-		UPDATE poison SET payload = '', edited = NULL, headers = '{}', error = 'the user was erased, and the content of the message with the user'
-		WHERE id = ANY($1)`, ours)
-	if err != nil {
-		return 0, fmt.Errorf("blanking poisoned messages about user %s: %w", id, err)
+	for _, sql := range []string{
+		`UPDATE poison SET payload = '', edited = NULL, headers = '{}', revision = revision + 1,
+			error = 'the user was erased, and the content of the message with the user' WHERE id = ANY($1)`,
+		`UPDATE poison_actions SET payload = NULL WHERE entry_id = ANY($1)`,
+	} {
+		if _, err := tx.Exec(ctx, sql, ours); err != nil {
+			return 0, fmt.Errorf("blanking poisoned messages about user %s: %w", id, err)
+		}
 	}
 
 	return int64(len(ours)), nil

@@ -4,12 +4,16 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/conversation"
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/mailtest"
+	"github.com/millrace/millrace/internal/pgtest"
 )
 
 func render(messages []*conversation.Message, service *apptest.Service) string {
@@ -66,5 +70,36 @@ func TestAConversationIsATree(t *testing.T) {
 
 	if _, err := conversation.Find(t.Context(), s.Pool, event.NewID()); err == nil {
 		t.Error("a message that never was has a conversation")
+	}
+}
+
+func TestAParkedMessageIsInItsConversation(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
+
+	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) {
+		c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour
+	})
+	id := s.Publish("user.created", guide(t, "user.created"))
+	pgtest.Eventually(t, "the welcome is parked, and out of the outbox", func() bool {
+		return apptest.Value[bool](s, `SELECT (SELECT count(*) FROM parked) = 1 AND (SELECT count(*) FROM outbox) = 0`)
+	})
+
+	parked := apptest.Value[uuid.UUID](s, `SELECT message_id FROM parked`)
+	for _, asked := range []uuid.UUID{id, parked} {
+		roots, err := conversation.Find(t.Context(), s.Pool, asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if got := render(roots, s); got != "[user.created(applied)[notifications(parked)]]" {
+			t.Errorf("got %s", got)
+		}
+
+		if detail := roots[0].Caused[0].Detail; !strings.HasPrefix(detail, "failed 1 times: sending e-mail: ") {
+			t.Errorf("got %s", detail)
+		}
 	}
 }

@@ -6,11 +6,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millrace/millrace/internal/apptest"
 	"github.com/millrace/millrace/internal/config"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/mailtest"
+	"github.com/millrace/millrace/internal/notification"
+	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
 	"github.com/millrace/millrace/internal/user"
 )
 
@@ -44,9 +50,18 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
 	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) { c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour })
-	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
-	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
+	parked := func(n int) func() bool {
+		return func() bool { return apptest.Value[int](s, `SELECT count(*) FROM parked`) == n }
+	}
+
 	s.Publish("notifications", `{"user_id":"u1","content":"Hello Alice","channel":"log"}`)
+	s.Messages("notifications", 1)
+	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
+	pgtest.Eventually(t, "the welcome is parked", parked(1))
+	s.Publish("notifications", `{"user_id":"u1","content":"Hello again, Alice","channel":"log"}`)
+	pgtest.Eventually(t, "what comes after it waits too", parked(2))
+	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
+	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
 
 	// Poisoned: with a key, without one, in the old format, and one of another
 	// user that has nothing to do with it.
@@ -55,19 +70,37 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	s.PublishMessage(event.Message{Topic: "user.events", Key: "y", Payload: []byte(`{"userId":"u\u0031","userName":"Alice","action":"rename"}`)})
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "z", Payload: []byte(`{"user":{"id":"u2","name":"u1"}}`)})
 
+	// One is still to be published.
+	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
+		later := event.Start(notification.Requested{UserID: "u1", Content: "Goodbye Alice"})
+		later.Delay = time.Hour
+
+		return outbox.Append(t.Context(), tx, []event.Outgoing{later})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	pgtest.Eventually(t, "all has come to rest", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM poison`) == 4 &&
 			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0 &&
-			apptest.Value[int](s, `SELECT count(*) FROM notifications`) == 1 &&
 			apptest.Value[int](s, `SELECT count(*) FROM users`) == 2
 	})
 
-	if got := telling(s, pattern); got != "[parked poison users]" {
+	// An operator has begun to mend one of them.
+	id := apptest.Value[int64](s, `SELECT id FROM poison WHERE key = 'x'`)
+	mended := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
+
+	if _, err := s.Poison.Edit(t.Context(), id, 1, mended, poison.Actor{Who: "op", Why: "mend"}, s.CheckFor); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := telling(s, pattern); got != "[outbox parked poison poison_actions users]" {
 		t.Fatalf("before the erasure %s tell", got)
 	}
 
 	done, err := s.Accounts.Erase(t.Context(), "u1")
-	if err != nil || done.Notifications != 1 || done.Waiting != 1 || done.Poisoned != 3 {
+	if err != nil || done.Notifications != 1 || done.Waiting != 3 || done.Poisoned != 3 {
 		t.Errorf("got %+v, %v", done, err)
 	}
 

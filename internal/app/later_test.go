@@ -53,6 +53,10 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 
 	// It kept its identity and its place in the conversation all the time.
 	sent := s.Messages("notifications", 1)[0]
+	if got := sent.Headers[event.HeaderTraceParent]; got != trace {
+		t.Errorf("the notification has traceparent %q", got)
+	}
+
 	if n := apptest.Value[int](s, `SELECT count(*) FROM inbox WHERE consumer = 'notification.send' AND message_id = $1
 		AND correlation_id = $2 AND causation_id = $2`, sent.ID, id); n != 1 {
 		t.Errorf("%d inbox rows of the message, expected 1", n)
@@ -72,4 +76,24 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 
 		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "given up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
 	})
+}
+
+func TestAMailServerThatIsAwayIsWaitedFor(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	server.RefuseSender(421, [3]int{4, 3, 2}, "shutting down")
+
+	s := apptest.Start(t, mailing(server, 1)) // one attempt more would be the last
+	s.Publish("user.created", guide(t, "user.created"))
+	pgtest.Eventually(t, "it was tried more often than a message may fail", func() bool { return server.Logins() > 3 })
+
+	server.RefuseSender(0, [3]int{}, "")
+	pgtest.Eventually(t, "the e-mail is recorded", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM notifications WHERE user_id = 'user_1' AND status = 'sent'`) == 1
+	})
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM poison`); n != 0 || len(server.Received()) != 1 {
+		t.Errorf("%d messages are poisoned, and %d e-mails came", n, len(server.Received()))
+	}
 }

@@ -24,7 +24,7 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "account.update", d.Accounts.Update)
 	consumer.OnBatch(r, "account.legacy", d.Accounts.Legacy)
 	consumer.OnEffect(r, "notification.send", consumer.Effect[notification.Requested, notification.Delivery]{
-		Admit: d.Notifications.Admit, Perform: d.Notifications.Send, Record: d.Notifications.Record,
+		Admit: d.Notifications.Admit, Needs: d.Notifications.Needs, Perform: d.Notifications.Send, Record: d.Notifications.Record,
 	})
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)
 }

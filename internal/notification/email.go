@@ -112,19 +112,25 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (Delivery, 
 }
 
 // refusal tells what the server refuses for good, which is the message's own
-// fault, from what may go better later. A server that does not take our sender
-// would take nobody's e-mail: that is the operator's to mend.
+// fault, from what may go better later, and both from a server that takes
+// nobody's e-mail now: one that cannot be reached, does not let us in, or does
+// not take our sender. After the sender is taken it is about this message: it
+// may even have arrived, so it is not sent again for ever.
 func refusal(err error, address string) error {
 	const permanent = 500 // RFC 5321, section 4.2.1
 
 	said := discreet(err, address)
 
-	var refused *mail.SendError
-	if errors.As(err, &refused) && refused.ErrorCode() >= permanent && refused.Reason != mail.ErrSMTPMailFrom {
-		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", said))
-	}
+	refused, handedOver := errors.AsType[*mail.SendError](err)
 
-	return event.Later(0, fmt.Errorf("sending e-mail: %w", said))
+	switch {
+	case !handedOver, refused.Reason == mail.ErrSMTPMailFrom, refused.Reason == mail.ErrConnCheck:
+		return event.Unavailable(MailServer, said)
+	case refused.ErrorCode() >= permanent:
+		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", said))
+	default:
+		return event.Later(0, fmt.Errorf("sending e-mail: %w", said))
+	}
 }
 
 // discreet returns an error without the address of the recipient, which the

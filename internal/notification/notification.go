@@ -32,6 +32,9 @@ const (
 	Log     Channel = "log"
 )
 
+// MailServer is what e-mails need; see event.Unavailable.
+const MailServer = "mail server"
+
 // Limits of a notification.
 const (
 	maxID      = 200       // bytes
@@ -171,9 +174,19 @@ func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event
 	return verdicts, nil
 }
 
+// Needs names the dependency that sending e needs: e-mails wait together while
+// the mail server is away. The others need none.
+func (s *Service) Needs(e event.Event[Requested]) string {
+	if e.Payload.channel() == Email && s.mailer != nil {
+		return MailServer
+	}
+
+	return ""
+}
+
 // Send sends one notification. What may go better later is an
 // event.LaterError, what the provider refuses for good a rejection with the
-// provider's words.
+// provider's words, and a mail server that is away an event.UnavailableError.
 func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
 	switch e.Payload.channel() {
 	case Webhook:

@@ -126,6 +126,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	var (
 		later    *event.LaterError
 		rejected *event.RejectError
+		away     *event.UnavailableError
 	)
 
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
@@ -147,7 +148,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 
 	// Who refuses the sender refuses everybody's e-mail.
 	server.RefuseSender(550, [3]int{5, 7, 1}, "sender not allowed")
-	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "sender not allowed") {
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "sender not allowed") {
 		t.Errorf("sender: got %v", err)
 	}
 
@@ -157,7 +158,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	cfg := config(server)
 	cfg.Email.Password = "wrong"
 
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) {
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) {
 		t.Errorf("wrong password: got %v", err)
 	}
 
@@ -165,12 +166,12 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	cfg = config(server)
 	cfg.Email.CAFile = ""
 
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "certificate") {
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("unknown certificate: got %v", err)
 	}
 
 	cfg.Email.Port = 1
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &later) {
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) {
 		t.Errorf("no server: got %v", err)
 	}
 }
@@ -180,8 +181,8 @@ func TestAServerWithoutTLSGetsNeitherPasswordNorEmail(t *testing.T) {
 
 	server := mailtest.NewPlainServer(t)
 
-	var later *event.LaterError
-	if _, err := send(t, newService(t, config(server)), requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "STARTTLS") {
+	var away *event.UnavailableError
+	if _, err := send(t, newService(t, config(server)), requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "STARTTLS") {
 		t.Errorf("got %v", err)
 	}
 
