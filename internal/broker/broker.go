@@ -19,6 +19,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/telemetry"
 )
 
 // Topic is a topic as the routing table sees it.
@@ -217,22 +218,6 @@ func sent(msg *message.Message) event.Headers {
 }
 
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// The libraries tell at Info what matters to their developers alone, and
-	// at Error what they then recover from.
-	return untraced{watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
-		slog.LevelInfo:  slog.LevelDebug,
-		slog.LevelError: slog.LevelWarn,
-	})}
-}
-
-// untraced drops what is told of every message: no level of ours shows it, and
-// preparing it takes several percent of the service's CPU.
-type untraced struct{ watermill.LoggerAdapter }
-
-// Trace drops its arguments.
-func (untraced) Trace(string, watermill.LogFields) {}
-
-// With keeps dropping.
-func (u untraced) With(fields watermill.LogFields) watermill.LoggerAdapter {
-	return untraced{u.LoggerAdapter.With(fields)}
+	// The libraries tell at Error what they then recover from.
+	return telemetry.Watermill(logger, slog.LevelWarn)
 }

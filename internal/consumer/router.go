@@ -27,6 +27,7 @@ import (
 	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/poison"
 	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millrace/millrace/internal/telemetry"
 )
 
 // Router dispatches messages to the registered handlers.
@@ -320,12 +321,8 @@ func (r *Router) retry(next message.HandlerFunc) message.HandlerFunc {
 }
 
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// Watermill tells at Info what matters to its developers alone, and at
-	// Error what observe reports with more to go by.
-	return watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
-		slog.LevelInfo:  slog.LevelDebug,
-		slog.LevelError: slog.LevelDebug,
-	})
+	// What Watermill tells at Error, observe reports with more to go by.
+	return telemetry.Watermill(logger, slog.LevelDebug)
 }
 
 func isRejection(err error) bool {
