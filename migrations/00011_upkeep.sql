@@ -19,11 +19,12 @@ COMMENT ON COLUMN repairs.what IS 'The values before and after.';
 -- Tables that are only added to are visited by their growth, not by a share of
 -- it: otherwise a visit comes ever more rarely and is ever longer, and the audit
 -- has no visibility map to go by.
-ALTER TABLE events SET (autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
-    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 250000);
+ALTER TABLE events SET (autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
 ALTER TABLE payments SET (autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
-    autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 250000);
-ALTER TABLE orders SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 250000);
+    autovacuum_vacuum_scale_factor = 0.05);
+-- They are analysed as others are: a table that was never analysed is read as a
+-- whole by plans for many keys.
+ALTER TABLE orders SET (autovacuum_vacuum_scale_factor = 0.02);
 ALTER TABLE inbox_default SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 250000);
 ALTER TABLE poison SET (autovacuum_vacuum_scale_factor = 0.05);
 ALTER TABLE user_keys SET (autovacuum_vacuum_scale_factor = 0.05);
@@ -41,9 +42,7 @@ ALTER TABLE users RESET (autovacuum_vacuum_scale_factor);
 ALTER TABLE user_keys RESET (autovacuum_vacuum_scale_factor);
 ALTER TABLE poison RESET (autovacuum_vacuum_scale_factor);
 ALTER TABLE inbox_default RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_insert_scale_factor, autovacuum_vacuum_insert_threshold);
-ALTER TABLE orders RESET (autovacuum_analyze_scale_factor, autovacuum_analyze_threshold);
 ALTER TABLE orders SET (autovacuum_vacuum_scale_factor = 0.05);
 ALTER TABLE payments RESET (autovacuum_vacuum_insert_scale_factor, autovacuum_vacuum_insert_threshold,
-    autovacuum_vacuum_scale_factor, autovacuum_analyze_scale_factor, autovacuum_analyze_threshold);
-ALTER TABLE events RESET (autovacuum_analyze_scale_factor, autovacuum_analyze_threshold);
+    autovacuum_vacuum_scale_factor);
 DROP TABLE repairs;

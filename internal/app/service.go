@@ -311,7 +311,7 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 func (s *Service) directTarget() outbox.Target {
 	topics := s.directTopics()
 	target := outbox.Target{
-		Name: "direct", Publisher: s.direct.Publisher(), Lanes: s.direct.Lanes(),
+		Name: "direct", Direct: true, Publisher: s.direct.Publisher(), Lanes: s.direct.Lanes(),
 		Held: func() []string { return s.heldTopics(outbox.Direct) },
 	}
 

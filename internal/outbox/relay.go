@@ -57,6 +57,8 @@ type Target struct {
 	// Only and Except choose by topic. At most one of them is set; without
 	// both, the target takes everything but what is for one consumer alone.
 	Only, Except []string
+	// Direct says that Only has topics for one consumer alone; see Direct.
+	Direct bool
 	// Held returns the topics that are not to be published now. It may be nil.
 	Held func() []string
 	// Breaker is that of the broker; while it is open, one message at a time is
@@ -238,6 +240,12 @@ func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg := r.pool.Config().ConnConfig.Copy()
 	cfg.RuntimeParams["synchronous_commit"] = "off"
 	cfg.RuntimeParams["application_name"] = "millrace relay"
+	// Rows are read in order through an index, a few of many. The planner knows
+	// neither how few (LIMIT is a parameter) nor how many there are by now, and
+	// would rather read and sort all of them.
+	cfg.RuntimeParams["enable_bitmapscan"] = "off"
+	cfg.RuntimeParams["enable_seqscan"] = "off"
+	cfg.RuntimeParams["enable_sort"] = "off"
 
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
@@ -403,11 +411,16 @@ func (r *link) exchange(
 // topics returns the condition on the topics of the target, with the arguments
 // of the whole statement.
 func (r *link) topics(args ...any) (condition string, all []any) {
-	if len(r.target.Only) > 0 {
-		return `AND topic = ANY($7)`, append(args, r.target.Only)
-	}
+	const direct = ` starts_with(topic, '` + DirectPrefix + `') `
 
-	return `AND NOT starts_with(topic, '` + DirectPrefix + `')`, args
+	switch {
+	case r.target.Direct:
+		return `AND` + direct + `AND topic = ANY($7)`, append(args, r.target.Only)
+	case len(r.target.Only) > 0:
+		return `AND topic = ANY($7)`, append(args, r.target.Only)
+	default:
+		return `AND NOT` + direct, args
+	}
 }
 
 func (r *link) heldTopics() []string {
