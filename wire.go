@@ -30,7 +30,7 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Notification", "Analytics", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Outbox", "Fulfilment", "Notification", "Analytics", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,
@@ -44,6 +44,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		payment.NewSimulated, wire.Bind(new(payment.Gateway), new(payment.Simulated)),
 		payment.NewService,
 		fulfilment.NewProcess,
+		fulfilment.NewSweeper,
 
 		user.NewService,
 		account.NewDirectory,

@@ -54,6 +54,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	simulated := payment.NewSimulated()
 	paymentService := payment.NewService(simulated)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
+	fulfilmentConfig := cfg.Fulfilment
+	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, logger)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
 	directory := account.NewDirectory(userService)
@@ -69,6 +71,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Orders:        service,
 		Inventory:     inventoryService,
 		Fulfilment:    process,
+		Expiry:        sweeper,
 		Users:         userService,
 		Accounts:      accounts,
 		Notifications: notificationService,

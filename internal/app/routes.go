@@ -17,6 +17,17 @@ func route(r *consumer.Router, d Domains) {
 		Admit: d.Fulfilment.Admit, Perform: d.Fulfilment.Charge, Record: d.Fulfilment.Settle,
 	})
 	consumer.OnBatch(r, "fulfilment.complete", d.Fulfilment.Complete)
+	consumer.OnEffect(r, "fulfilment.cancel", consumer.Effect[fulfilment.CancelRequested, payment.Outcome]{
+		Admit: d.Fulfilment.AdmitCancel, Perform: d.Fulfilment.FindForCancel, Record: d.Fulfilment.Cancel,
+	})
+	consumer.OnEffect(r, "fulfilment.expire", consumer.Effect[fulfilment.ExpiryDue, payment.Outcome]{
+		Admit: d.Fulfilment.AdmitExpiry, Perform: d.Fulfilment.FindForExpiry, Record: d.Fulfilment.Expire,
+	})
+	consumer.OnEffect(r, "fulfilment.refund", consumer.Effect[fulfilment.RefundRequested, string]{
+		Admit: d.Fulfilment.AdmitRefund, Perform: d.Fulfilment.Refund, Record: d.Fulfilment.RecordRefund,
+	})
+	consumer.OnBatch(r, "fulfilment.report", d.Fulfilment.Report)
+	consumer.OnBatch(r, "inventory.restock", d.Inventory.Restock)
 
 	consumer.OnBatch(r, "account.create", d.Accounts.Create)
 	consumer.OnBatch(r, "account.update", d.Accounts.Update)
@@ -28,7 +39,10 @@ func route(r *consumer.Router, d Domains) {
 }
 
 // published lists the topics that are published and that nobody consumes here.
-var published = []string{fulfilment.TopicOrderRejected, account.TopicProfileUpdated}
+var published = []string{
+	fulfilment.TopicOrderRejected, fulfilment.TopicOrderCancelled, fulfilment.TopicCancelRefused,
+	fulfilment.TopicOrderExpired, fulfilment.TopicPaymentRefunded, account.TopicProfileUpdated,
+}
 
 // topics is the routing table as the broker needs it.
 func topics(r *consumer.Router) []broker.Topic {

@@ -48,6 +48,7 @@ type Service struct {
 	cfg     postgres.Config
 	brokers *broker.Set
 	relay   *outbox.Relay
+	expiry  *fulfilment.Sweeper
 	http    *httpapi.Server
 	logger  *slog.Logger
 	// observe sees what brokers confirmed; see Observe.
@@ -59,6 +60,7 @@ type Domains struct {
 	Orders        *order.Service
 	Inventory     *inventory.Service
 	Fulfilment    *fulfilment.Process
+	Expiry        *fulfilment.Sweeper
 	Users         *user.Service
 	Accounts      *account.Accounts
 	Notifications *notification.Service
@@ -77,7 +79,7 @@ func NewService(
 		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
 		Notifications: domains.Notifications, Analytics: domains.Analytics,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
-		cfg:       cfg, brokers: brokers, relay: relay, http: http, logger: logger,
+		cfg:       cfg, brokers: brokers, relay: relay, expiry: domains.Expiry, http: http, logger: logger,
 	}
 
 	for _, conn := range brokers.Conns() {
@@ -182,6 +184,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 
 	background.Go(func() { s.Projector.Run(relaying) })
 	background.Go(func() { s.keepMaintained(relaying) })
+	background.Go(func() { s.expiry.Run(relaying) })
 	s.http.SetReady(true)
 
 	stopWatching := context.AfterFunc(ctx, func() {

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/notification"
 	"github.com/millrace/millrace/internal/outbox"
@@ -32,6 +33,7 @@ type Config struct {
 	Broker       broker.Config       `koanf:"broker"`
 	Consumer     consumer.Config     `koanf:"consumer"`
 	Outbox       outbox.Config       `koanf:"outbox"`
+	Fulfilment   fulfilment.Config   `koanf:"fulfilment"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
 	HTTP         httpapi.Config      `koanf:"http"`
@@ -45,6 +47,7 @@ func Default() Config {
 		Broker:       broker.DefaultConfig(),
 		Consumer:     consumer.DefaultConfig(),
 		Outbox:       outbox.DefaultConfig(),
+		Fulfilment:   fulfilment.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
 		HTTP:         httpapi.DefaultConfig(),
@@ -55,7 +58,7 @@ func Default() Config {
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Outbox.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.Outbox.Validate(), c.Fulfilment.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:
