@@ -35,7 +35,12 @@ func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, er
 		return nil, err
 	}
 
-	return &batch{process: p, orders: orders}, nil
+	return p.batchOf(orders, len(ids)), nil
+}
+
+// batchOf returns a batch of n events on these orders.
+func (p *Process) batchOf(orders map[string]order.Order, n int) *batch {
+	return &batch{process: p, orders: orders, changes: make([]order.Change, 0, n), outgoing: make([]event.Outgoing, 0, n)}
 }
 
 // recall lets the orders know their captures. Those that wait for their

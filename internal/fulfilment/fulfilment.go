@@ -42,7 +42,7 @@ func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[Ord
 		return nil, err
 	}
 
-	b := &batch{process: p, orders: known}
+	b := p.batchOf(known, len(events))
 
 	err = decide(b, events, func(e event.Event[OrderCreated]) Command {
 		return Place{Asked: orderOf(e.Payload.Order), Short: shortages[e.Payload.Order.ID]}
