@@ -56,6 +56,7 @@ fmt: ## Format the code
 .PHONY: generate
 generate: ## Make the generated files
 	go tool wire .
+	scripts/states.sh
 
 .PHONY: lint
 lint: ## Run the linters
@@ -66,6 +67,7 @@ lint: ## Run the linters
 verify: lint ## Check format, lint, generated files and go.mod
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (run make fmt):"; gofmt -l .; exit 1; }
 	@go tool wire diff . || { echo "wire_gen.go is stale: run make generate"; exit 1; }
+	@scripts/states.sh --check
 	@go mod tidy -diff
 
 .PHONY: fuzz

@@ -34,7 +34,8 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Poison", "Notification", "Analytics", "Maintenance", "HTTP"),
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Poison", "Fulfilment",
+			"Notification", "Analytics", "Maintenance", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,
@@ -51,6 +52,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		payment.NewService,
 		payment.NewWebhook,
 		fulfilment.NewProcess,
+		fulfilment.NewSweeper,
 
 		user.NewService,
 		account.NewDirectory,

@@ -70,6 +70,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
+	fulfilmentConfig := cfg.Fulfilment
+	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, logger)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
 	directory := account.NewDirectory(userService)
@@ -86,6 +88,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Orders:        service,
 		Inventory:     inventoryService,
 		Fulfilment:    process,
+		Expiry:        sweeper,
 		Users:         userService,
 		Accounts:      accounts,
 		Notifications: notificationService,

@@ -11,6 +11,8 @@ import (
 
 	"github.com/millrace/millrace/internal/app"
 	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/postgres"
 )
@@ -29,7 +31,7 @@ func with(opts *options, fn func(cmd *cobra.Command, args []string, service *app
 }
 
 func newOrders(opts *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "orders", Short: "Look at orders", Args: exactly(0)}
+	cmd := &cobra.Command{Use: "orders", Short: "Look at orders, and call them off", Args: exactly(0)}
 	show := &cobra.Command{
 		Use: "show ID", Short: "Show an order with its history", Args: exactly(1),
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
@@ -66,7 +68,48 @@ func newOrders(opts *options) *cobra.Command {
 	}
 	list.Flags().StringVar(&status, "status", "", "only orders in this state, for example completed")
 	list.Flags().IntVar(&limit, "limit", 20, "how many")
-	cmd.AddCommand(show, list)
+	diagram := &cobra.Command{
+		Use: "diagram", Short: "Draw the states of an order as a Mermaid diagram", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := io.WriteString(cmd.OutOrStdout(), fulfilment.Diagram())
+
+			return err
+		},
+	}
+	cmd.AddCommand(show, list, newCancel(opts), diagram)
+
+	return cmd
+}
+
+func newCancel(opts *options) *cobra.Command {
+	var reason string
+
+	cmd := &cobra.Command{
+		Use: "cancel ID", Short: "Ask to call an order off",
+		Long: `Ask to call an order off, whatever it is waiting for: stock that it holds is
+released, a payment is refunded. An order that is completed or ended otherwise
+stays as it is: orders.cancel.refused says so.`,
+		Args: exactly(1),
+		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
+			// The request may come before the order, but a person means one that is there.
+			if _, err := service.Orders.Show(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+
+			payload, err := event.Encode(fulfilment.CancelRequested{OrderID: args[0], Reason: reason})
+			if err != nil {
+				return err
+			}
+
+			p := &publisher{service: service, keepIDs: true, result: publication{Topic: fulfilment.TopicCancelRequested, Rejected: []rejection{}}}
+			if err := p.single(cmd.Context(), payload); err != nil {
+				return err
+			}
+
+			return p.report(opts, cmd.OutOrStdout())
+		}),
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for people")
 
 	return cmd
 }

@@ -88,12 +88,18 @@ func TestGuideServicesDirectly(t *testing.T) {
 	// assert inventory_service.check_availability("product_1", 10) == True
 	// assert inventory_service.check_availability("product_1", 1000) == False
 	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
-		short, err := s.Inventory.Reserve(t.Context(), tx, []inventory.Demand{{"product_1": 10}, {"product_1": 1000}})
-		if err == nil && (short[0] != nil || short[1] == nil || short[1].Available != 90) {
+		demands := []inventory.Demand{{"product_1": 10}, {"product_1": 1000}}
+
+		available, err := s.Inventory.Lock(t.Context(), tx, demands)
+		if err != nil {
+			return err
+		}
+
+		if short := inventory.Allocate(available, demands); short[0] != nil || short[1] == nil || short[1].Available != 90 {
 			t.Errorf("got %+v", short)
 		}
 
-		return err
+		return s.Inventory.Reserve(t.Context(), tx, demands[:1])
 	})
 	if err != nil {
 		t.Error(err)

@@ -62,6 +62,7 @@ type Service struct {
 	// direct reaches single consumers, without any broker.
 	direct    *broker.Conn
 	relay     *outbox.Relay
+	expiry    *fulfilment.Sweeper
 	startedAt time.Time
 	http      *httpapi.Server
 	logger    *slog.Logger
@@ -74,6 +75,7 @@ type Domains struct {
 	Orders        *order.Service
 	Inventory     *inventory.Service
 	Fulfilment    *fulfilment.Process
+	Expiry        *fulfilment.Sweeper
 	Users         *user.Service
 	Accounts      *account.Accounts
 	Notifications *notification.Service
@@ -109,7 +111,7 @@ func NewService(
 		Notifications: domains.Notifications, Analytics: domains.Analytics, Gateway: domains.Gateway,
 		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
 		Janitor:   upkeep.Janitor, Audit: upkeep.Auditor,
-		cfg: cfg, brokers: brokers, relay: relay, http: http, logger: logger,
+		cfg: cfg, brokers: brokers, relay: relay, expiry: domains.Expiry, http: http, logger: logger,
 	}
 
 	s.Janitor.Add(s.upkeep(upkeep.Inbox, upkeep.Config)...)
@@ -249,6 +251,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 
 	background.Go(func() { s.Projector.Run(relaying) })
 	background.Go(func() { s.Janitor.Run(relaying) })
+	background.Go(func() { s.expiry.Run(relaying) })
 	s.http.SetReady(true)
 
 	stopWatching := context.AfterFunc(ctx, func() {

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace/millrace/internal/analytics"
 	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/consumer"
+	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/httpapi"
 	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/maintenance"
@@ -39,6 +40,7 @@ type Config struct {
 	Outbox       outbox.Config       `koanf:"outbox"`
 	Payment      payment.Config      `koanf:"payment"`
 	Poison       poison.Config       `koanf:"poison"`
+	Fulfilment   fulfilment.Config   `koanf:"fulfilment"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
 	Maintenance  maintenance.Config  `koanf:"maintenance"`
@@ -56,6 +58,7 @@ func Default() Config {
 		Outbox:       outbox.DefaultConfig(),
 		Payment:      payment.DefaultConfig(),
 		Poison:       poison.DefaultConfig(),
+		Fulfilment:   fulfilment.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
 		Maintenance:  maintenance.DefaultConfig(),
@@ -67,8 +70,8 @@ func Default() Config {
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Poison.Validate(), c.Notification.Validate(), c.Analytics.Validate(),
-		c.Maintenance.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Poison.Validate(), c.Fulfilment.Validate(),
+		c.Notification.Validate(), c.Analytics.Validate(), c.Maintenance.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:

@@ -32,84 +32,62 @@ func NewProcess(orders *order.Service, stock *inventory.Service, payments *payme
 // order that exists already with the same body changes nothing; with another
 // body it is rejected.
 func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCreated]) ([]event.Outgoing, error) {
-	fresh, err := p.unknown(ctx, tx, events)
-	if err != nil {
-		return nil, err
-	}
-
-	demands := make([]inventory.Demand, len(fresh))
-	for i, e := range fresh {
-		demands[i] = demandOf(e.Payload.Order.lines())
-	}
-
-	shortages, err := p.inventory.Reserve(ctx, tx, demands)
-	if err != nil {
-		return nil, err
-	}
-
-	changes := make([]order.Change, len(fresh))
-	outgoing := make([]event.Outgoing, len(fresh))
-
-	for i, e := range fresh {
-		if changes[i], outgoing[i], err = place(e, shortages[i]); err != nil {
-			return nil, err
-		}
-	}
-
-	return outgoing, p.orders.Insert(ctx, tx, changes)
-}
-
-// unknown returns the events whose order does not exist, the first of each.
-func (p *Process) unknown(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCreated]) ([]event.Event[OrderCreated], error) {
 	known, err := p.orders.Find(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	fresh := make([]event.Event[OrderCreated], 0, len(events))
-	rejected := event.RejectSome{}
+	shortages, err := p.allocate(ctx, tx, known, events)
+	if err != nil {
+		return nil, err
+	}
 
-	for i, e := range events {
-		asked := orderOf(e.Payload.Order)
+	b := p.batchOf(known, len(events))
 
-		switch existing, exists := known[asked.ID]; {
-		case !exists:
-			known[asked.ID] = asked
-			fresh = append(fresh, e)
-		case !existing.Same(asked):
-			rejected[i] = event.RejectAs(event.ReasonConflict,
-				fmt.Errorf("order.id: %s exists with another body, expected a new id or the same order", asked.ID))
+	err = decide(b, events, func(e event.Event[OrderCreated]) Command {
+		return Place{Asked: orderOf(e.Payload.Order), Short: shortages[e.Payload.Order.ID]}
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	return b.save(ctx, tx, p.orders.Insert)
+}
+
+// allocate returns what is short for orders that are new, the first of each id.
+func (p *Process) allocate(ctx context.Context, tx pgx.Tx, known map[string]order.Order, events []event.Event[OrderCreated]) (map[string]*inventory.Shortage, error) {
+	var (
+		ids     = make([]string, 0, len(events))
+		demands = make([]inventory.Demand, 0, len(events))
+		found   = make(map[string]*inventory.Shortage, len(events))
+	)
+
+	for _, e := range events {
+		id := e.Payload.Order.ID
+		_, exists := known[id]
+		_, again := found[id]
+
+		if !exists && !again {
+			found[id] = nil
+			ids, demands = append(ids, id), append(demands, demandOf(e.Payload.Order.lines()))
 		}
 	}
 
-	return fresh, rejected.Err()
-}
-
-// place decides what becomes of a new order.
-func place(e event.Event[OrderCreated], short *inventory.Shortage) (order.Change, event.Outgoing, error) {
-	asked := orderOf(e.Payload.Order)
-	created := order.Created{Total: asked.Total, Currency: asked.Currency, Lines: asked.Lines}
-
-	if short != nil {
-		change, err := order.Evolve(order.Order{ID: asked.ID}, e.ID, created, order.InventoryUnavailable{
-			ProductID: short.ProductID, Requested: short.Requested, Available: short.Available,
-		})
-
-		return change, e.Then(OrderRejected{
-			OrderID: asked.ID,
-			Reason:  order.StatusInventoryUnavailable,
-			Detail:  fmt.Sprintf("%d of %s wanted, %d available", short.Requested, short.ProductID, short.Available),
-		}), err
+	available, err := p.inventory.Lock(ctx, tx, demands)
+	if err != nil {
+		return nil, err
 	}
 
-	change, err := order.Evolve(order.Order{ID: asked.ID}, e.ID, created, order.InventoryReserved{})
-	total := asked.Total
+	for i, short := range inventory.Allocate(available, demands) {
+		found[ids[i]] = short
+	}
 
-	return change, e.Then(PaymentRequested{OrderID: asked.ID, Amount: &total, Currency: asked.Currency}), err
+	return found, nil
 }
 
 // Admit lets a charge go ahead when the order waits for exactly this payment.
-// An order that is past that needs nothing.
+// One that does not wait any more may have been charged with the answer lost:
+// the gateway is asked for it, and charges nothing.
 func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event.Event[PaymentRequested]) ([]error, error) {
 	known, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {
@@ -117,14 +95,14 @@ func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event
 	}
 
 	verdicts := make([]error, len(events))
-	for i, e := range events {
-		verdicts[i] = admit(known, e.Payload)
+	for i := range events {
+		verdicts[i] = admit(known, &events[i].Payload)
 	}
 
 	return verdicts, nil
 }
 
-func admit(known map[string]order.Order, p PaymentRequested) error {
+func admit(known map[string]order.Order, p *PaymentRequested) error {
 	o, exists := known[p.OrderID]
 
 	switch {
@@ -134,15 +112,21 @@ func admit(known map[string]order.Order, p PaymentRequested) error {
 		return event.Reject(fmt.Errorf("amount: is %s, expected the order's total %s", p.Amount, o.Total))
 	case o.Currency != p.currency():
 		return event.Reject(fmt.Errorf("currency: is %s, expected the order's %s", p.currency(), o.Currency))
-	case o.Status != order.StatusInventoryReserved:
-		return event.ErrSkip // paid, refused or over: nothing to charge
+	case o.Status == order.StatusInventoryUnavailable:
+		return event.ErrSkip // it never waited for one
 	}
+
+	p.late = o.Status != order.StatusInventoryReserved
 
 	return nil
 }
 
 // Charge asks the gateway for the order's total.
 func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (payment.Outcome, error) {
+	if e.Payload.late {
+		return p.payments.Find(ctx, chargeOf(e.Payload))
+	}
+
 	return p.payments.Charge(ctx, chargeOf(e.Payload))
 }
 
@@ -150,112 +134,46 @@ func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (
 type Charged = event.Effected[PaymentRequested, payment.Outcome]
 
 // Settle records the outcomes: a captured order is paid, a declined one ends
-// and gives its stock back.
+// and gives its stock back. A capture that the order does not wait for any more
+// is refunded.
 func (p *Process) Settle(ctx context.Context, tx pgx.Tx, charged []Charged) ([]event.Outgoing, error) {
-	orders, err := p.orders.Lock(ctx, tx, keys(charged))
+	b, err := p.open(ctx, tx, keys(charged))
 	if err != nil {
 		return nil, err
 	}
 
-	var (
-		changes  []order.Change
-		payments []payment.Payment
-		released []inventory.Demand
-		outgoing []event.Outgoing
-	)
-
-	for _, c := range charged {
-		o := orders[c.Payload.OrderID]
-		if c.Result == nil || o.Status != order.StatusInventoryReserved {
-			continue // settled by another message; the gateway's key made it one charge
-		}
-
-		change, next, err := settle(o, c)
-		if err != nil {
-			return nil, err
-		}
-
-		orders[o.ID] = change.Order
-		changes, outgoing = append(changes, change), append(outgoing, next)
-		payments = append(payments, payment.Payment{Charge: chargeOf(c.Payload), Outcome: *c.Result})
-
-		if !c.Result.Captured() {
-			released = append(released, demandOf(o.Lines))
-		}
-	}
-
-	if err := p.orders.Update(ctx, tx, changes); err != nil {
+	if err := b.recall(ctx, tx); err != nil {
 		return nil, err
 	}
 
-	if err := p.payments.Record(ctx, tx, payments); err != nil {
+	err = decide(b, charged, func(c Charged) Command {
+		if c.Result == nil {
+			return nil
+		}
+
+		return Settle{Outcome: *c.Result, Attempt: c.Payload.Attempt}
+	})
+	if err != nil {
 		return nil, err
 	}
 
-	return outgoing, p.inventory.Release(ctx, tx, released)
-}
-
-// settle decides what becomes of an order that was charged.
-func settle(o order.Order, c Charged) (order.Change, event.Outgoing, error) {
-	if c.Result.Captured() {
-		change, err := order.Evolve(o, c.ID, order.Paid{TransactionID: c.Result.TransactionID})
-
-		return change, c.Then(OrderCompleted{OrderID: o.ID}), err
-	}
-
-	change, err := order.Evolve(o, c.ID, order.PaymentFailed{Reason: c.Result.Declined})
-
-	return change, c.Then(OrderRejected{
-		OrderID: o.ID, Reason: order.StatusPaymentFailed, Detail: c.Result.Declined,
-	}), err
+	return b.save(ctx, tx, p.orders.Update)
 }
 
 // Complete ends paid orders: their stock is sold. A completed order stays as
-// it is; one that is not paid cannot be completed.
+// it is, and so does one that was cancelled; another that is not paid cannot be
+// completed.
 func (p *Process) Complete(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCompleted]) ([]event.Outgoing, error) {
-	orders, err := p.orders.Lock(ctx, tx, keys(events))
+	b, err := p.open(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	var (
-		changes  []order.Change
-		sold     []inventory.Demand
-		rejected = event.RejectSome{}
-	)
-
-	for i, e := range events {
-		o, exists := orders[e.Payload.OrderID]
-
-		switch {
-		case !exists:
-			rejected[i] = event.Reject(fmt.Errorf("order_id: there is no order %s", e.Payload.OrderID))
-
-			continue
-		case o.Status == order.StatusCompleted:
-			continue
-		}
-
-		change, err := order.Evolve(o, e.ID, order.Completed{})
-		if err != nil {
-			rejected[i] = event.Reject(fmt.Errorf("order_id: %w", err))
-
-			continue
-		}
-
-		orders[o.ID] = change.Order
-		changes, sold = append(changes, change), append(sold, demandOf(o.Lines))
-	}
-
-	if err := rejected.Err(); err != nil {
+	if err := decide(b, events, func(event.Event[OrderCompleted]) Command { return Complete{} }); err != nil {
 		return nil, err
 	}
 
-	if err := p.orders.Update(ctx, tx, changes); err != nil {
-		return nil, err
-	}
-
-	return nil, p.inventory.Sell(ctx, tx, sold)
+	return b.save(ctx, tx, p.orders.Update)
 }
 
 func orderOf(o NewOrder) order.Order {
@@ -263,7 +181,7 @@ func orderOf(o NewOrder) order.Order {
 }
 
 func chargeOf(p PaymentRequested) payment.Charge {
-	return payment.Charge{OrderID: p.OrderID, Amount: *p.Amount, Currency: p.currency()}
+	return payment.Charge{OrderID: p.OrderID, Attempt: p.Attempt, Amount: *p.Amount, Currency: p.currency()}
 }
 
 func demandOf(lines []order.Line) inventory.Demand {
@@ -275,10 +193,13 @@ func demandOf(lines []order.Line) inventory.Demand {
 	return demand
 }
 
-// keyed is an event of any payload.
-type keyed interface{ AggregateID() string }
+// message is an event of any payload.
+type message interface {
+	AggregateID() string
+	Identity() event.Meta
+}
 
-func keys[E keyed](events []E) []string {
+func keys[E message](events []E) []string {
 	ids := make([]string, len(events))
 	for i, e := range events {
 		ids[i] = e.AggregateID()

@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/fulfilment"
 	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/money"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/payment"
 	"github.com/millrace/millrace/internal/pgtest"
@@ -260,69 +259,252 @@ func TestAnOrderThatIsNotPaidCannotBeCompleted(t *testing.T) {
 	expect(t, rejected[1].Error(), "order_id: there is no order x")
 }
 
-// Whatever the mix of orders, repetitions and batches: stock adds up, and the
-// stored state is the fold of the stored events.
-func TestInvariantsHoldForAnyMixOfOrders(t *testing.T) {
+// placed makes an order that waits for its payment, and returns the request.
+func (s *shop) placed(tb testing.TB, id string) event.Event[fulfilment.PaymentRequested] {
+	tb.Helper()
+
+	out, err := run(s, s.process.Place, created(`{"id":"`+id+`","product_id":"product_1","quantity":2,"total_amount":10}`))
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	return event.Event[fulfilment.PaymentRequested]{Meta: out[0].Meta, Payload: out[0].Payload.(fulfilment.PaymentRequested)} //nolint:forcetypeassert // a test
+}
+
+func settled(e event.Event[fulfilment.PaymentRequested], transaction string) fulfilment.Charged {
+	return fulfilment.Charged{Event: e, Result: &payment.Outcome{TransactionID: transaction}}
+}
+
+func TestABatchMayChangeAnOrderMoreThanOnce(t *testing.T) {
 	t.Parallel()
 
-	rapid.Check(t, func(rt *rapid.T) {
-		s := newShop(t)
-		bodies := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string {
-			return fmt.Sprintf(`{"id":"o%d","product_id":%q,"quantity":%d,"total_amount":%d}`,
-				rapid.IntRange(0, 9).Draw(t, "id"), rapid.SampledFrom([]string{"product_2", "product_3", "none"}).Draw(t, "product"),
-				rapid.SampledFrom([]int{1, 10, 20}).Draw(t, "quantity"), rapid.IntRange(0, 1).Draw(t, "amount"))
-		}), 1, 15).Draw(rt, "orders")
+	s := newShop(t)
+	s.placed(t, "a")
+	s.placed(t, "b")
 
-		first := map[string]string{}
+	report := func(id string, outcome payment.Report) event.Event[payment.Reported] {
+		amount := money.MustParse("10")
 
-		for _, body := range bodies {
-			e := created(body)
-			id := e.Payload.Order.ID
+		return event.Event[payment.Reported]{Meta: event.Meta{ID: event.NewID()}, Payload: payment.Reported{
+			OrderID: id, Outcome: outcome, TransactionID: "txn_" + id, RefundID: "ref_" + id, Amount: &amount, Currency: "USD", Reason: "no money",
+		}}
+	}
 
-			out, err := run(s, s.process.Place, e)
-			if original, known := first[id]; known && original != body {
-				if err == nil {
-					rt.Fatalf("%s replaced %s", body, original)
-				}
+	out, err := run(s, s.process.Report,
+		report("b", payment.ReportCaptured), report("a", payment.ReportDeclined), report("b", payment.ReportRefunded), report("a", payment.ReportCaptured))
+	if err != nil {
+		t.Fatal(err)
+	}
 
-				continue
-			} else if err != nil {
-				rt.Fatal(err)
-			}
+	expect(t, s.status("a"), "payment_failed v4: OrderCreated InventoryReserved PaymentFailed PaymentCapturedLate")
+	expect(t, s.status("b"), "cancelled v5: OrderCreated InventoryReserved OrderPaid OrderCancelled PaymentRefunded")
+	expect(t, s.level(t, "product_1"), "100/0/0")
+	expect(t, pgtest.Value[string](t, s.pool, `SELECT string_agg(order_id || ' ' || status || ' ' || transaction_id, ', ' ORDER BY order_id) FROM payments`),
+		"a captured txn_a, b refunded txn_b")
 
-			first[id] = body
+	var topics []string
+	for _, o := range out {
+		topics = append(topics, o.Payload.Topic())
+	}
 
-			for _, o := range out {
-				if o.Payload.Topic() != fulfilment.TopicPaymentRequested {
-					continue
-				}
+	expect(t, strings.Join(topics, " "), "orders.completed orders.rejected orders.cancelled payments.refunded payments.refund.requested")
+}
 
-				for range rapid.IntRange(1, 2).Draw(rt, "deliveries") {
-					if _, err := s.pay(o); err != nil {
-						rt.Fatal(err)
-					}
-				}
-			}
+func TestNewsMayOvertakeTheirOrder(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+	cancel := event.Event[fulfilment.CancelRequested]{Payload: fulfilment.CancelRequested{OrderID: "o"}}
+
+	verdicts, err := s.process.AdmitCancel(t.Context(), s.pool, []event.Event[fulfilment.CancelRequested]{cancel})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	amount := money.MustParse("10")
+	_, err = run(s, s.process.Report, event.Event[payment.Reported]{Payload: payment.Reported{
+		OrderID: "o", Outcome: payment.ReportCaptured, TransactionID: "t", Amount: &amount, Currency: "USD",
+	}})
+
+	var some event.RejectSome
+	if !errors.As(err, &some) {
+		t.Fatalf("got %v", err)
+	}
+
+	for _, err := range []error{verdicts[0], some[0]} {
+		if _, rejected := errors.AsType[*event.RejectError](err); rejected {
+			t.Errorf("%v: is a rejection, expected an error that is tried again", err)
 		}
 
-		for _, product := range []string{"product_2", "product_3"} {
-			list, err := s.stock.List(context.Background(), product)
-			if err != nil {
-				rt.Fatal(err)
-			}
+		expect(t, err.Error(), "order_id: there is no order o yet, expected orders.created before")
+	}
+}
 
-			held := pgtest.Value[int64](t, s.pool, `SELECT COALESCE(sum((l ->> 'quantity')::bigint), 0)::bigint FROM orders, jsonb_array_elements(lines) AS l
-				WHERE status IN ('inventory_reserved', 'paid') AND l ->> 'product_id' = $1`, product)
-			if list[0].Reserved != held {
-				rt.Fatalf("%s: %d reserved, orders hold %d", product, list[0].Reserved, held)
-			}
+func TestARefundGoesToTheRightCapture(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+	paid, cancelled := s.placed(t, "paid"), s.placed(t, "cancelled")
+
+	if _, err := run(s, s.process.Settle, settled(paid, "t1"), settled(cancelled, "t2")); err != nil {
+		t.Fatal(err)
+	}
+
+	cancel := fulfilment.CancelRequested{OrderID: "cancelled"}
+
+	out, err := run(s, s.process.Cancel, event.Effected[fulfilment.CancelRequested, payment.Outcome]{Event: event.Event[fulfilment.CancelRequested]{Payload: cancel}})
+	if err != nil || len(out) != 2 {
+		t.Fatalf("got %v, %v", out, err)
+	}
+
+	admit := func(id, transaction, amount string) string {
+		parsed := money.MustParse(amount)
+		request := fulfilment.RefundRequested{OrderID: id, TransactionID: transaction, Amount: &parsed, Currency: "USD"}
+
+		verdicts, err := s.process.AdmitRefund(t.Context(), s.pool, []event.Event[fulfilment.RefundRequested]{{Payload: request}})
+		if err != nil {
+			return err.Error()
 		}
 
-		for _, id := range slices.Sorted(maps.Keys(first)) {
-			details, err := s.orders.Show(context.Background(), id)
-			if err != nil || details.Version != len(details.History) {
-				rt.Fatalf("%s is at version %d with %d events, %v", id, details.Version, len(details.History), err)
-			}
+		return fmt.Sprint(verdicts[0])
+	}
+
+	expect(t, admit("cancelled", "t2", "10"), "<nil>")
+	expect(t, admit("cancelled", "t2", "9"), "amount: is 9 USD, expected the order's total 10 USD")
+	expect(t, admit("cancelled", "t1", "10"), "transaction_id: is t1, expected a capture of order cancelled")
+	expect(t, admit("paid", "t1", "10"), "order_id: paid is paid, expected a cancelled order or a capture that came late")
+	expect(t, admit("x", "t1", "10"), "order_id: there is no order x")
+
+	refund := event.Event[fulfilment.RefundRequested]{Meta: out[1].Meta, Payload: out[1].Payload.(fulfilment.RefundRequested)} //nolint:forcetypeassert // a test
+	id := "r"
+
+	for range 2 { // a second one changes nothing
+		if _, err := run(s, s.process.RecordRefund, event.Effected[fulfilment.RefundRequested, string]{Event: refund, Result: &id}); err != nil {
+			t.Fatal(err)
 		}
-	})
+	}
+
+	expect(t, admit("cancelled", "t2", "10"), event.ErrSkip.Error())
+	expect(t, s.status("cancelled"), "cancelled v5: OrderCreated InventoryReserved OrderPaid OrderCancelled PaymentRefunded")
+
+	// What the provider refuses for good is poison, with its words.
+	refusing := fulfilment.NewProcess(s.orders, s.stock, payment.NewService(newGateway()))
+
+	_, err = refusing.Refund(t.Context(), refund)
+	if _, rejected := errors.AsType[*event.RejectError](err); !rejected || !strings.Contains(err.Error(), "the payment provider refuses: there is no capture t2") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRestockingAddsAndCreates(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+	restocked := func(product string, quantity int64) event.Event[inventory.Restocked] {
+		return event.Event[inventory.Restocked]{Payload: inventory.Restocked{ProductID: product, Quantity: &quantity}}
+	}
+
+	if _, err := run(s, s.stock.Restock, restocked("product_1", 5), restocked("new", 1), restocked("product_1", 2)); err != nil {
+		t.Fatal(err)
+	}
+
+	expect(t, s.level(t, "product_1")+" "+s.level(t, "new"), "107/0/0 1/0/0")
+}
+
+func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+	s.placed(t, "due")
+	s.placed(t, "young")
+
+	if _, err := run(s, s.process.Settle, settled(s.placed(t, "paid"), "t")); err != nil {
+		t.Fatal(err)
+	}
+
+	age := func(age string, ids ...string) {
+		if _, err := s.pool.Exec(t.Context(), `UPDATE orders SET created_at = now() - $1::text::interval WHERE id = ANY($2)`, age, ids); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := func() string {
+		return pgtest.Value[string](t, s.pool, `SELECT coalesce(string_agg(convert_from(payload, 'UTF8'), ' ' ORDER BY seq), '') FROM outbox WHERE topic = 'orders.expiry.due'`)
+	}
+	sweep := func(timeout time.Duration) {
+		if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if _, err := s.pool.Exec(t.Context(), `UPDATE expiry_cursor SET at = now() - interval '1 day'`); err != nil {
+		t.Fatal(err)
+	}
+
+	age("16 minutes", "due", "paid")
+	age("14 minutes", "young")
+
+	for range 2 { // the second time there is nothing new
+		sweep(15 * time.Minute)
+		expect(t, asked(), `{"order_id":"due"}`)
+	}
+
+	// Another replica has the cursor: it sweeps.
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := tx.Exec(t.Context(), `SELECT FROM expiry_cursor FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+
+	sweep(13 * time.Minute)
+	expect(t, asked(), `{"order_id":"due"}`)
+
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	sweep(13 * time.Minute)
+	expect(t, asked(), `{"order_id":"due"} {"order_id":"young"}`)
+
+	// With a short time-out an order may become visible after the sweep has
+	// passed its place: it is found all the same, under one id.
+	s.placed(t, "late")
+	age("4 minutes", "late")
+	sweep(time.Second)
+	sweep(time.Second)
+	expect(t, pgtest.Value[string](t, s.pool, `SELECT string_agg(DISTINCT key || ' ' || message_id, ', ') FROM outbox WHERE key = 'late' AND topic = 'orders.expiry.due'`),
+		"late "+event.ForeignID("orders.expiry.due", "late").String())
+}
+
+func TestTheSweepReadsManyOrdersPageByPage(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+
+	_, err := s.pool.Exec(t.Context(), `
+		INSERT INTO orders (id, status, version, total_amount, currency, lines, created_at)
+		SELECT 'o' || n, CASE WHEN n % 100 = 0 THEN 'inventory_reserved' ELSE 'completed' END, 2, 1, 'USD', '[{"product_id": "p", "quantity": 1}]',
+		       now() - interval '1 hour' + (n / 7000) * interval '1 second'
+		FROM generate_series(1, 20000) AS n`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := s.pool.Exec(t.Context(), `UPDATE expiry_cursor SET at = now() - interval '1 day'`); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if n := pgtest.Value[int](t, s.pool, `SELECT count(DISTINCT key) FROM outbox`); n != 200 {
+		t.Errorf("%d orders are asked to expire, expected 200", n)
+	}
+
+	if total := pgtest.Value[int](t, s.pool, `SELECT count(*) FROM outbox`); total != 200 {
+		t.Errorf("%d messages, expected one an order", total)
+	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/millrace/millrace/internal/money"
 	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/payment"
 )
 
 // Topics of the order process.
@@ -16,6 +17,13 @@ const (
 	TopicPaymentRequested = "payments.requested"
 	TopicOrderCompleted   = "orders.completed"
 	TopicOrderRejected    = "orders.rejected"
+	TopicCancelRequested  = "orders.cancel.requested"
+	TopicCancelRefused    = "orders.cancel.refused"
+	TopicOrderCancelled   = "orders.cancelled"
+	TopicExpiryDue        = "orders.expiry.due"
+	TopicOrderExpired     = "orders.expired"
+	TopicRefundRequested  = "payments.refund.requested"
+	TopicPaymentRefunded  = "payments.refunded"
 )
 
 // Limits of an order.
@@ -23,6 +31,8 @@ const (
 	maxID       = 200 // bytes
 	maxItems    = 1000
 	maxQuantity = 1_000_000_000
+	maxAttempt  = 1000
+	maxReason   = 500 // bytes
 )
 
 // OrderCreated asks for an order. It has one product, or several items.
@@ -127,6 +137,12 @@ type PaymentRequested struct {
 	OrderID  string        `json:"order_id"`
 	Amount   *money.Amount `json:"amount"`
 	Currency string        `json:"currency,omitempty"`
+	// Attempt counts the charges of an order; 0 means 1.
+	Attempt int `json:"attempt,omitzero"`
+
+	// late is set by Admit when the order does not wait for the charge: it is
+	// asked whether it was made, not to make it.
+	late bool
 }
 
 // Topic implements event.Payload.
@@ -137,7 +153,12 @@ func (p PaymentRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRequested) Validate() error {
-	return errors.Join(checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency()))
+	errs := []error{checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency())}
+	if p.Attempt < 0 || p.Attempt > maxAttempt {
+		errs = append(errs, fmt.Errorf("attempt: is %d, expected 1 to %d", p.Attempt, maxAttempt))
+	}
+
+	return errors.Join(errs...)
 }
 
 func (p PaymentRequested) currency() string {
@@ -179,6 +200,145 @@ func (p OrderRejected) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p OrderRejected) Validate() error { return checkID("order_id", p.OrderID) }
+
+// CancelRequested asks to call an order off.
+type CancelRequested struct {
+	OrderID string `json:"order_id"`
+	// Reason is for people.
+	Reason string `json:"reason,omitempty"`
+
+	// charge is what Admit wants to know the outcome of.
+	charge payment.Charge
+}
+
+// Topic implements event.Payload.
+func (CancelRequested) Topic() string { return TopicCancelRequested }
+
+// Key implements event.Payload.
+func (p CancelRequested) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p CancelRequested) Validate() error {
+	return errors.Join(checkID("order_id", p.OrderID), checkReason(p.Reason))
+}
+
+// CancelRefused says that an order could not be called off.
+type CancelRefused struct {
+	OrderID string `json:"order_id"`
+	// Reason is the order's status, which is final.
+	Reason order.Status `json:"reason"`
+}
+
+// Topic implements event.Payload.
+func (CancelRefused) Topic() string { return TopicCancelRefused }
+
+// Key implements event.Payload.
+func (p CancelRefused) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p CancelRefused) Validate() error { return checkID("order_id", p.OrderID) }
+
+// OrderCancelled says that an order was called off.
+type OrderCancelled struct {
+	OrderID string `json:"order_id"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Topic implements event.Payload.
+func (OrderCancelled) Topic() string { return TopicOrderCancelled }
+
+// Key implements event.Payload.
+func (p OrderCancelled) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p OrderCancelled) Validate() error { return checkID("order_id", p.OrderID) }
+
+// ExpiryDue says that an order had its time to be paid; see Sweeper.
+type ExpiryDue struct {
+	OrderID string `json:"order_id"`
+
+	charge payment.Charge
+}
+
+// Topic implements event.Payload.
+func (ExpiryDue) Topic() string { return TopicExpiryDue }
+
+// Key implements event.Payload.
+func (p ExpiryDue) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p ExpiryDue) Validate() error { return checkID("order_id", p.OrderID) }
+
+// OrderExpired says that an order ended because it was not paid in time.
+type OrderExpired struct {
+	OrderID string `json:"order_id"`
+}
+
+// Topic implements event.Payload.
+func (OrderExpired) Topic() string { return TopicOrderExpired }
+
+// Key implements event.Payload.
+func (p OrderExpired) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p OrderExpired) Validate() error { return checkID("order_id", p.OrderID) }
+
+// RefundRequested asks to give a capture back, as a whole.
+type RefundRequested struct {
+	OrderID       string        `json:"order_id"`
+	TransactionID string        `json:"transaction_id"`
+	Amount        *money.Amount `json:"amount"`
+	Currency      string        `json:"currency"`
+	// Reason is the order's status, which has no room for the capture.
+	Reason order.Status `json:"reason"`
+}
+
+// Topic implements event.Payload.
+func (RefundRequested) Topic() string { return TopicRefundRequested }
+
+// Key implements event.Payload.
+func (p RefundRequested) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p RefundRequested) Validate() error {
+	errs := []error{checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency)}
+	if p.TransactionID == "" {
+		errs = append(errs, errors.New("transaction_id: is missing, expected that of a capture"))
+	}
+
+	return errors.Join(errs...)
+}
+
+// PaymentRefunded says that a capture was given back.
+type PaymentRefunded struct {
+	OrderID       string        `json:"order_id"`
+	TransactionID string        `json:"transaction_id"`
+	RefundID      string        `json:"refund_id"`
+	Amount        *money.Amount `json:"amount"`
+	Currency      string        `json:"currency"`
+}
+
+// Topic implements event.Payload.
+func (PaymentRefunded) Topic() string { return TopicPaymentRefunded }
+
+// Key implements event.Payload.
+func (p PaymentRefunded) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p PaymentRefunded) Validate() error {
+	return errors.Join(checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
+}
+
+func checkReason(reason string) error {
+	switch {
+	case len(reason) > maxReason:
+		return fmt.Errorf("reason: has %d bytes, expected at most %d", len(reason), maxReason)
+	case !printable(reason):
+		return fmt.Errorf("reason: is %+q, expected printable characters", reason)
+	}
+
+	return nil
+}
 
 func checkID(field, id string) error {
 	switch {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/fulfilment"
+	"github.com/millrace/millrace/internal/inventory"
 	"github.com/millrace/millrace/internal/money"
 	"github.com/millrace/millrace/internal/order"
 )
@@ -31,6 +32,16 @@ func TestWireFormat(t *testing.T) {
 		"payments.requested.v1":   fulfilment.PaymentRequested{OrderID: "order_123", Amount: &amount, Currency: "USD"},
 		"orders.completed.v1":     fulfilment.OrderCompleted{OrderID: "order_123"},
 		"orders.rejected.v1":      fulfilment.OrderRejected{OrderID: "order_123", Reason: order.StatusPaymentFailed, Detail: "card declined"},
+
+		"payments.requested.attempt.v1": fulfilment.PaymentRequested{OrderID: "order_123", Amount: &amount, Currency: "USD", Attempt: 2},
+		"payments.refund.requested.v1":  fulfilment.RefundRequested{OrderID: "order_123", TransactionID: "txn_1", Amount: &amount, Currency: "USD", Reason: order.StatusCancelled},
+		"payments.refunded.v1":          fulfilment.PaymentRefunded{OrderID: "order_123", TransactionID: "txn_1", RefundID: "ref_1", Amount: &amount, Currency: "USD"},
+		"orders.cancel.requested.v1":    fulfilment.CancelRequested{OrderID: "order_123", Reason: "changed my mind"},
+		"orders.cancel.refused.v1":      fulfilment.CancelRefused{OrderID: "order_123", Reason: order.StatusCompleted},
+		"orders.cancelled.v1":           fulfilment.OrderCancelled{OrderID: "order_123", Reason: "changed my mind"},
+		"orders.expiry.due.v1":          fulfilment.ExpiryDue{OrderID: "order_123"},
+		"orders.expired.v1":             fulfilment.OrderExpired{OrderID: "order_123"},
+		"inventory.restocked.v1":        inventory.Restocked{ProductID: "product_1", Quantity: &two},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -114,30 +125,78 @@ func TestBadOrdersNameTheField(t *testing.T) {
 	}
 }
 
+func TestBadMessagesNameTheField(t *testing.T) {
+	t.Parallel()
+
+	for says, err := range map[string]error{
+		"order_id: is missing":                 decoding[fulfilment.CancelRequested](`{}`),
+		"reason: has 501 bytes":                decoding[fulfilment.CancelRequested](`{"order_id":"o","reason":"` + strings.Repeat("x", 501) + `"}`),
+		`reason: is "\x00"`:                    decoding[fulfilment.CancelRequested](`{"order_id":"o","reason":"\u0000"}`),
+		"attempt: is -1, expected 1 to 1000":   decoding[fulfilment.PaymentRequested](`{"order_id":"o","amount":1,"attempt":-1}`),
+		"transaction_id: is missing":           decoding[fulfilment.RefundRequested](`{"order_id":"o","amount":1,"currency":"USD"}`),
+		"amount: is missing":                   decoding[fulfilment.RefundRequested](`{"order_id":"o","transaction_id":"t","currency":"USD"}`),
+		"product_id: is missing":               decoding[inventory.Restocked](`{"quantity":1}`),
+		"product_id: has 201 bytes":            decoding[inventory.Restocked](`{"quantity":1,"product_id":"` + strings.Repeat("x", 201) + `"}`),
+		`product_id: is "\n"`:                  decoding[inventory.Restocked](`{"quantity":1,"product_id":"\n"}`),
+		"quantity: is missing":                 decoding[inventory.Restocked](`{"product_id":"p"}`),
+		"quantity: is 0, expected 1 to":        decoding[inventory.Restocked](`{"product_id":"p","quantity":0}`),
+		"quantity: is a JSON string, expected": decoding[inventory.Restocked](`{"product_id":"p","quantity":"1"}`),
+	} {
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, expected %q", err, says)
+		}
+	}
+}
+
+func decoding[P event.Payload](body string) error {
+	_, err := event.Decode[P]([]byte(body))
+
+	return err
+}
+
 func FuzzOrderCreated(f *testing.F) {
 	f.Add([]byte(`{"order":{"id":"o","items":[{"product_id":"p","quantity":1}],"total_amount":"1.5","currency":"EUR"}}`))
 	f.Add([]byte(`{"order":{"id":"o","product_id":"p","quantity":2,"total_amount":99.99}}`))
 
-	f.Fuzz(func(t *testing.T, data []byte) {
-		payload, err := event.Decode[fulfilment.OrderCreated](data)
-		if err != nil {
-			return
-		}
-
-		// What is accepted can be encoded and is accepted again.
-		encoded, err := event.Encode(payload)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		if _, err := event.Decode[fulfilment.OrderCreated](encoded); err != nil {
-			t.Errorf("%s became %s: %v", data, encoded, err)
-		}
-	})
+	f.Fuzz(func(t *testing.T, data []byte) { roundTrip[fulfilment.OrderCreated](t, data) })
 }
 
 func FuzzPaymentRequested(f *testing.F) {
 	f.Add([]byte(`{"order_id":"o","amount":99.99,"currency":"JPY"}`))
 
 	f.Fuzz(func(_ *testing.T, data []byte) { _, _ = event.Decode[fulfilment.PaymentRequested](data) })
+}
+
+func FuzzCancelRequested(f *testing.F) {
+	f.Add([]byte(`{"order_id":"o","reason":"why"}`))
+	f.Fuzz(func(t *testing.T, data []byte) { roundTrip[fulfilment.CancelRequested](t, data) })
+}
+
+func FuzzRefundRequested(f *testing.F) {
+	f.Add([]byte(`{"order_id":"o","transaction_id":"t","amount":"1.5","currency":"EUR","reason":"cancelled"}`))
+	f.Fuzz(func(t *testing.T, data []byte) { roundTrip[fulfilment.RefundRequested](t, data) })
+}
+
+func FuzzRestocked(f *testing.F) {
+	f.Add([]byte(`{"product_id":"p","quantity":3}`))
+	f.Fuzz(func(t *testing.T, data []byte) { roundTrip[inventory.Restocked](t, data) })
+}
+
+// roundTrip checks that what is accepted can be encoded and is accepted again.
+func roundTrip[P event.Payload](t *testing.T, data []byte) {
+	t.Helper()
+
+	payload, err := event.Decode[P](data)
+	if err != nil {
+		return
+	}
+
+	encoded, err := event.Encode(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := event.Decode[P](encoded); err != nil {
+		t.Errorf("%s became %s: %v", data, encoded, err)
+	}
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace/millrace/internal/event"
 )
 
 // Demand is what one order wants: quantities by product.
@@ -63,10 +65,9 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
-// Reserve moves what the demands want from available to reserved and returns,
-// for each, nil or what was short. The rows of all products stay locked until
-// tx ends.
-func (s *Service) Reserve(ctx context.Context, tx pgx.Tx, demands []Demand) ([]*Shortage, error) {
+// Lock returns what is available of the products of the demands. Their rows
+// stay locked until tx ends. A product that does not exist is not there.
+func (s *Service) Lock(ctx context.Context, tx pgx.Tx, demands []Demand) (available map[string]int64, err error) {
 	products := productsOf(demands)
 
 	rows, err := tx.Query(ctx, `
@@ -76,7 +77,7 @@ func (s *Service) Reserve(ctx context.Context, tx pgx.Tx, demands []Demand) ([]*
 		return nil, fmt.Errorf("locking stock: %w", err)
 	}
 
-	available := make(map[string]int64, len(products))
+	available = make(map[string]int64, len(products))
 
 	var (
 		product string
@@ -92,16 +93,12 @@ func (s *Service) Reserve(ctx context.Context, tx pgx.Tx, demands []Demand) ([]*
 		return nil, fmt.Errorf("locking stock: %w", err)
 	}
 
-	shortages := Allocate(available, demands)
-	met := make([]Demand, 0, len(demands))
+	return available, nil
+}
 
-	for i, short := range shortages {
-		if short == nil {
-			met = append(met, demands[i])
-		}
-	}
-
-	return shortages, move(ctx, tx, met, `available = available - m.quantity, reserved = reserved + m.quantity`)
+// Reserve holds available stock: what Allocate says can be met.
+func (s *Service) Reserve(ctx context.Context, tx pgx.Tx, demands []Demand) error {
+	return move(ctx, tx, demands, `available = available - m.quantity, reserved = reserved + m.quantity`)
 }
 
 // Release gives reserved stock back.
@@ -163,6 +160,34 @@ func productsOf(demands []Demand) []string {
 	slices.Sort(products)
 
 	return slices.Compact(products)
+}
+
+// Restock adds what came in. A product that does not exist is created.
+func (s *Service) Restock(ctx context.Context, tx pgx.Tx, events []event.Event[Restocked]) ([]event.Outgoing, error) {
+	supply := make(Demand)
+	for _, e := range events {
+		supply[e.Payload.ProductID] += *e.Payload.Quantity
+	}
+
+	products := productsOf([]Demand{supply})
+	quantities := make([]int64, len(products))
+
+	for i, product := range products {
+		quantities[i] = supply[product]
+	}
+
+	// In order of id, as all row locks are taken.
+	_, err := tx.Exec(ctx, `
+		INSERT INTO stock (product_id, supplied, available)
+		SELECT product_id, quantity, quantity FROM unnest($1::text[], $2::bigint[]) AS s (product_id, quantity)
+		ORDER BY product_id
+		ON CONFLICT (product_id) DO UPDATE
+		SET supplied = stock.supplied + excluded.supplied, available = stock.available + excluded.available`, products, quantities)
+	if err != nil {
+		return nil, fmt.Errorf("restocking: %w", err)
+	}
+
+	return nil, nil
 }
 
 // Stock is the stock of a product: Supplied = Available + Reserved + Sold.

@@ -5,6 +5,7 @@ package order
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/millrace/millrace/internal/eventstore"
 	"github.com/millrace/millrace/internal/money"
@@ -13,21 +14,30 @@ import (
 // Status is the state of an order.
 type Status string
 
-// States of an order. Completed, InventoryUnavailable and PaymentFailed are
-// terminal.
+// States of an order. All but the first three are ends: see Terminal.
 const (
 	StatusCreated              Status = "created"
 	StatusInventoryReserved    Status = "inventory_reserved"
-	StatusInventoryUnavailable Status = "inventory_unavailable"
 	StatusPaid                 Status = "paid"
-	StatusPaymentFailed        Status = "payment_failed"
 	StatusCompleted            Status = "completed"
+	StatusInventoryUnavailable Status = "inventory_unavailable"
+	StatusPaymentFailed        Status = "payment_failed"
+	StatusExpired              Status = "expired"
+	StatusCancelled            Status = "cancelled"
 )
 
-// Terminal reports whether nothing can follow.
+// Terminal reports whether no other state can follow.
 func (s Status) Terminal() bool {
-	return s == StatusInventoryUnavailable || s == StatusPaymentFailed || s == StatusCompleted
+	switch s {
+	case StatusCompleted, StatusInventoryUnavailable, StatusPaymentFailed, StatusExpired, StatusCancelled:
+		return true
+	default:
+		return false
+	}
 }
+
+// HoldsStock reports whether stock is reserved for an order in this state.
+func (s Status) HoldsStock() bool { return s == StatusInventoryReserved || s == StatusPaid }
 
 // Line is a quantity of one product.
 type Line struct {
@@ -43,6 +53,29 @@ type Order struct {
 	Total    money.Amount `json:"total_amount"`
 	Currency string       `json:"currency"`
 	Lines    []Line       `json:"lines"`
+	// Captures is the money that was taken, in order. Only the fold of the
+	// whole stream knows it: see Service.Recall.
+	Captures []Capture `json:"captures,omitempty"`
+}
+
+// Capture is money that was taken for an order.
+type Capture struct {
+	TransactionID string `json:"transaction_id"`
+	// Late says that the order was not waiting for it: it has to be given back.
+	Late bool `json:"late,omitempty"`
+	// RefundID is empty until it was given back.
+	RefundID string `json:"refund_id,omitempty"`
+}
+
+// Capture returns the capture of a transaction.
+func (o Order) Capture(transactionID string) (found Capture, known bool) {
+	for _, c := range o.Captures {
+		if c.TransactionID == transactionID {
+			return c, true
+		}
+	}
+
+	return Capture{}, false
 }
 
 // Same reports whether two orders ask for the same thing.
@@ -82,13 +115,33 @@ type (
 	// Paid says that the total was captured.
 	Paid struct {
 		TransactionID string `json:"transaction_id"`
+		// Attempt counts the charges; 0 means 1.
+		Attempt int `json:"attempt,omitempty"`
 	}
 	// PaymentFailed ends an order whose payment was declined.
 	PaymentFailed struct {
-		Reason string `json:"reason"`
+		Reason  string `json:"reason"`
+		Attempt int    `json:"attempt,omitempty"`
 	}
 	// Completed ends an order whose goods are sold.
 	Completed struct{}
+	// Expired ends an order that was not paid in time.
+	Expired struct{}
+	// Cancelled ends an order that was called off.
+	Cancelled struct {
+		Reason string `json:"reason,omitempty"`
+	}
+	// CapturedLate says that money was taken for an order that did not wait
+	// for it any more.
+	CapturedLate struct {
+		TransactionID string `json:"transaction_id"`
+		Attempt       int    `json:"attempt,omitempty"`
+	}
+	// PaymentRefunded says that a capture was given back.
+	PaymentRefunded struct {
+		TransactionID string `json:"transaction_id"`
+		RefundID      string `json:"refund_id"`
+	}
 )
 
 // EventType names the type in the store.
@@ -109,6 +162,34 @@ func (PaymentFailed) EventType() string { return "PaymentFailed" }
 // EventType names the type in the store.
 func (Completed) EventType() string { return "OrderCompleted" }
 
+// EventType names the type in the store.
+func (Expired) EventType() string { return "OrderExpired" }
+
+// EventType names the type in the store.
+func (Cancelled) EventType() string { return "OrderCancelled" }
+
+// EventType names the type in the store.
+func (CapturedLate) EventType() string { return "PaymentCapturedLate" }
+
+// EventType names the type in the store.
+func (PaymentRefunded) EventType() string { return "PaymentRefunded" }
+
+var types = func() eventstore.Types {
+	t := eventstore.Types{}
+	eventstore.Register[Created](t)
+	eventstore.Register[InventoryReserved](t)
+	eventstore.Register[InventoryUnavailable](t)
+	eventstore.Register[Paid](t)
+	eventstore.Register[PaymentFailed](t)
+	eventstore.Register[Completed](t)
+	eventstore.Register[Expired](t)
+	eventstore.Register[Cancelled](t)
+	eventstore.Register[CapturedLate](t)
+	eventstore.Register[PaymentRefunded](t)
+
+	return t
+}()
+
 // TransitionError says that an event cannot follow in the order's state.
 type TransitionError struct {
 	ID     string
@@ -120,15 +201,28 @@ func (e *TransitionError) Error() string {
 	return fmt.Sprintf("order %s is %s: %s cannot follow", e.ID, e.Status, e.Event)
 }
 
-// Apply returns the order after the event, or a TransitionError.
+// Apply returns the order after the event, or a TransitionError. It says what
+// an event means, not when it happens: that is decided in package fulfilment.
 func (o Order) Apply(data eventstore.Data) (Order, error) {
-	next, ok := successor(o.Status, data)
+	next, ok := o.successor(data)
 	if !ok {
 		return o, &TransitionError{ID: o.ID, Status: o.Status, Event: data.EventType()}
 	}
 
-	if created, isCreated := data.(Created); isCreated {
-		o.Total, o.Currency, o.Lines = created.Total, created.Currency, created.Lines
+	switch data := data.(type) {
+	case Created:
+		o.Total, o.Currency, o.Lines = data.Total, data.Currency, data.Lines
+	case Paid:
+		o.Captures = append(slices.Clip(o.Captures), Capture{TransactionID: data.TransactionID})
+	case CapturedLate:
+		o.Captures = append(slices.Clip(o.Captures), Capture{TransactionID: data.TransactionID, Late: true})
+	case PaymentRefunded:
+		o.Captures = slices.Clone(o.Captures)
+		for i := range o.Captures {
+			if o.Captures[i].TransactionID == data.TransactionID {
+				o.Captures[i].RefundID = data.RefundID
+			}
+		}
 	}
 
 	o.Status = next
@@ -137,10 +231,12 @@ func (o Order) Apply(data eventstore.Data) (Order, error) {
 	return o, nil
 }
 
-// successor is the state machine of an order; the empty status is that of an
-// order which does not exist yet.
-func successor(from Status, data eventstore.Data) (to Status, ok bool) {
-	switch data.(type) {
+// successor is the state after the event, if it may follow; the empty status
+// is that of an order which does not exist yet.
+func (o Order) successor(data eventstore.Data) (to Status, ok bool) {
+	from := o.Status
+
+	switch data := data.(type) {
 	case Created:
 		return StatusCreated, from == ""
 	case InventoryReserved:
@@ -153,7 +249,37 @@ func successor(from Status, data eventstore.Data) (to Status, ok bool) {
 		return StatusPaymentFailed, from == StatusInventoryReserved
 	case Completed:
 		return StatusCompleted, from == StatusPaid
+	case Expired:
+		return StatusExpired, from == StatusInventoryReserved
+	case Cancelled:
+		return StatusCancelled, from.HoldsStock()
+	case CapturedLate:
+		_, known := o.Capture(data.TransactionID)
+
+		return from, !known && (from == StatusPaid || from.Terminal())
+	case PaymentRefunded:
+		capture, known := o.Capture(data.TransactionID)
+
+		return from, known && capture.RefundID == ""
 	default:
 		return from, false
 	}
+}
+
+// Fold returns the order after the events of its stream.
+func Fold(id string, events []eventstore.Event) (Order, error) {
+	o := Order{ID: id}
+
+	for _, e := range events {
+		data, err := types.Decode(e)
+		if err != nil {
+			return o, err
+		}
+
+		if o, err = o.Apply(data); err != nil {
+			return o, fmt.Errorf("folding version %d of stream %s: %w", e.Version, e.Stream, err)
+		}
+	}
+
+	return o, nil
 }

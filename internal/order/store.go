@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -110,6 +112,41 @@ func (s *Service) load(ctx context.Context, db postgres.Querier, sql string, ids
 	return orders, nil
 }
 
+// Recall reads the streams of these orders and puts their folds, which know
+// the captures too, in place of what orders holds. The caller has the orders
+// locked, or looks without deciding.
+func (s *Service) Recall(ctx context.Context, db postgres.Querier, orders map[string]Order, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+
+	streams := make([]string, len(ids))
+	for i, id := range ids {
+		streams[i] = Stream(id)
+	}
+
+	slices.Sort(streams)
+
+	loaded, err := eventstore.Load(ctx, db, slices.Compact(streams), noSnapshots)
+	if err != nil {
+		return err
+	}
+
+	for _, id := range ids {
+		folded, err := Fold(id, loaded[Stream(id)].Events)
+		if err != nil {
+			return err
+		}
+
+		orders[id] = folded
+	}
+
+	return nil
+}
+
+// noSnapshots is the schema of no snapshot: the streams of orders are short.
+const noSnapshots = 0
+
 // Insert stores new orders with their events. An id that exists violates the
 // primary key.
 func (s *Service) Insert(ctx context.Context, tx pgx.Tx, changes []Change) error {
@@ -148,20 +185,28 @@ func (s *Service) Insert(ctx context.Context, tx pgx.Tx, changes []Change) error
 }
 
 // Update stores changes of orders that the caller has locked, with their
-// events.
+// events. Those of one order are in sequence; they need not be neighbours.
 func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	if len(changes) == 0 {
 		return nil
 	}
 
+	// Side by side, so that the last one of an order is known to be, and that
+	// the events of a stream follow on each other.
+	slices.SortStableFunc(changes, func(a, b Change) int { return strings.Compare(a.Order.ID, b.Order.ID) })
+
 	var (
-		ids      = make([]string, len(changes))
-		statuses = make([]string, len(changes))
-		versions = make([]int32, len(changes))
+		ids      = make([]string, 0, len(changes))
+		statuses = make([]string, 0, len(changes))
+		versions = make([]int32, 0, len(changes))
 	)
 
 	for i, c := range changes {
-		ids[i], statuses[i], versions[i] = c.Order.ID, string(c.Order.Status), int32(c.Order.Version) //nolint:gosec // few events
+		if i+1 < len(changes) && changes[i+1].Order.ID == c.Order.ID {
+			continue
+		}
+
+		ids, statuses, versions = append(ids, c.Order.ID), append(statuses, string(c.Order.Status)), append(versions, int32(c.Order.Version)) //nolint:gosec // few events
 	}
 
 	_, err := tx.Exec(ctx, `
@@ -218,9 +263,16 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 		return Details{}, fmt.Errorf("reading order %s: %w", id, err)
 	}
 
-	details.History, err = eventstore.Read(ctx, tx, Stream(id))
+	if details.History, err = eventstore.Read(ctx, tx, Stream(id)); err != nil {
+		return Details{}, err
+	}
 
-	return details, err
+	// A history that does not fold is shown all the same.
+	if folded, err := Fold(id, details.History); err == nil {
+		details.Captures = folded.Captures
+	}
+
+	return details, nil
 }
 
 // Summary is a line in a list of orders.

@@ -102,7 +102,7 @@ const (
 // may come before or after the answer to the request, or instead of it.
 type Reported struct {
 	OrderID string `json:"order_id"`
-	Attempt int    `json:"attempt,omitempty"`
+	Attempt int    `json:"attempt,omitzero"`
 	Outcome Report `json:"outcome"`
 	// TransactionID is that of the capture, also when it is refunded.
 	TransactionID string        `json:"transaction_id,omitempty"`

@@ -1,0 +1,94 @@
+package app_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/config"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/inventory"
+	"github.com/millrace/millrace/internal/money"
+	"github.com/millrace/millrace/internal/order"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+// reserve makes an order that waits for its payment and that nobody charges.
+func reserve(t *testing.T, s *apptest.Service, id string) {
+	t.Helper()
+
+	change, err := order.Evolve(order.Order{ID: id}, event.NewID(),
+		order.Created{Total: money.MustParse("0"), Currency: "USD", Lines: []order.Line{{ProductID: "product_1", Quantity: 3}}},
+		order.InventoryReserved{})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	err = postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
+		if err := s.Orders.Insert(t.Context(), tx, []order.Change{change}); err != nil {
+			return err
+		}
+
+		return s.Inventory.Reserve(context.Background(), tx, []inventory.Demand{{"product_1": 3}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnOrderThatNobodyPaysExpires(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t, func(c *config.Config) { c.Fulfilment.PaymentTimeout = time.Second })
+	s.Seed()
+	reserve(t, s, "unpaid")
+
+	expired := s.Messages("orders.expired", 1)
+	if got := expired[0].Fields()["order_id"]; got != "unpaid" {
+		t.Errorf("got %v", got)
+	}
+
+	s.WaitForOrder("unpaid", "expired")
+
+	if n := apptest.Value[int64](s, `SELECT available FROM stock WHERE product_id = 'product_1'`); n != 100 {
+		t.Errorf("%d available, expected all 100", n)
+	}
+}
+
+func TestAnOrderIsCalledOffUntilItIsCompleted(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Seed()
+	reserve(t, s, "waiting")
+
+	s.Publish("orders.cancel.requested", `{"order_id":"waiting","reason":"changed my mind"}`)
+
+	if got := s.Messages("orders.cancelled", 1)[0].Fields(); got["order_id"] != "waiting" || got["reason"] != "changed my mind" {
+		t.Errorf("got %v", got)
+	}
+
+	s.WaitForOrder("waiting", "cancelled")
+
+	s.Publish("orders.created", `{"order":{"id":"done","product_id":"product_1","quantity":2,"total_amount":5}}`)
+	s.WaitForOrder("done", "completed")
+	s.Publish("orders.cancel.requested", `{"order_id":"done"}`)
+
+	if got := s.Messages("orders.cancel.refused", 1)[0].Fields(); got["order_id"] != "done" || got["reason"] != "completed" {
+		t.Errorf("got %v", got)
+	}
+
+	s.Publish("inventory.restocked", `{"product_id":"product_1","quantity":7}`)
+	s.WaitUntilIdle()
+
+	if n := apptest.Value[int64](s, `SELECT available FROM stock WHERE product_id = 'product_1'`); n != 105 {
+		t.Errorf("%d available, expected 100 - 2 + 7", n)
+	}
+
+	if n := apptest.Value[int64](s, `SELECT count(*) FROM poison`); n != 0 {
+		t.Errorf("%d messages are poisoned", n)
+	}
+}
