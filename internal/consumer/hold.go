@@ -245,6 +245,9 @@ func (r *Router) rest(d time.Duration) {
 // watchEvery is how soon a pause or its end reaches every replica.
 const watchEvery = time.Second
 
+// lookTimeout bounds one look.
+const lookTimeout = 5 * time.Second
+
 // watch follows what operators decide, until ctx ends.
 func (r *Router) watch(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
@@ -265,10 +268,26 @@ func (r *Router) watch(ctx context.Context) {
 }
 
 func (r *Router) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+
 	pauses, err := Pauses(ctx, r.pool)
 	if err != nil {
 		return err
 	}
+
+	var waiting, poisoned float64
+
+	err = r.pool.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM (SELECT FROM parked_keys LIMIT 10000) AS p)::float8,
+		       (SELECT count(*) FROM (SELECT FROM poison WHERE resolution IS NULL LIMIT 10000) AS p)::float8`).Scan(&waiting, &poisoned)
+	if err != nil {
+		return fmt.Errorf("counting what waits: %w", err)
+	}
+
+	r.metrics.parkedKeys.Set(waiting)
+	r.metrics.poisonOpen.Set(poisoned)
+	r.metrics.paused.Set(float64(len(pauses)))
 
 	begun, ended := r.holds.set(pauses)
 	for _, p := range begun {

@@ -13,6 +13,9 @@ type metrics struct {
 	batchSize    *prometheus.HistogramVec
 	batchSeconds *prometheus.HistogramVec
 	unavailable  prometheus.Counter
+	parkedKeys   prometheus.Gauge
+	poisonOpen   prometheus.Gauge
+	paused       prometheus.Gauge
 }
 
 func newMetrics(registry *prometheus.Registry) *metrics {
@@ -39,6 +42,15 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		batchSeconds: factory.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_batch_seconds", Help: "Duration of a transaction.", Buckets: seconds,
 		}, []string{"consumer"}),
+		parkedKeys: factory.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_parked_keys", Help: "Keys that wait for another attempt at their first message, counted up to 10000.",
+		}),
+		poisonOpen: factory.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_poison_open", Help: "Poisoned messages on which nobody has decided, counted up to 10000.",
+		}),
+		paused: factory.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_consumers_paused", Help: "Consumers that an operator has paused.",
+		}),
 		unavailable: factory.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_postgres_retries_total", Help: "Attempts that failed because Postgres was unavailable or undecided.",
 		}),
