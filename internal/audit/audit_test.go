@@ -258,8 +258,8 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 		},
 		{
 			name: "a message is not published", want: "outbox", id: "1000000",
-			corrupt: `INSERT INTO outbox (seq, shard, topic, key, message_id, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
-				SELECT 1000000, 0, 't', 'k', id, id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
+			corrupt: `INSERT INTO outbox (seq, shard, topic, message_id, key, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
+				SELECT 1000000, 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
 		},
 		{
 			name: "an inbox row is in the partition of another day", want: "inbox", id: "fulfilment.place",
@@ -336,8 +336,8 @@ func TestWhatIsOnItsWayIsNoViolation(t *testing.T) {
 		INSERT INTO orders (id, status, version, total_amount, currency, lines) SELECT 'new', 'inventory_reserved', 2, 9.99, 'USD', lines FROM orders WHERE id = 'paid_0';
 		INSERT INTO events (stream, version, type, data, message_id) SELECT 'order-new', version, type, data, message_id FROM events WHERE stream = 'order-paid_0' AND version < 3;
 		UPDATE stock SET available = available - 2, reserved = reserved + 2 WHERE product_id = 'product_1';
-		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, created_at)
-		SELECT 0, 't', 'k', id, id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`)
+		INSERT INTO outbox (shard, topic, message_id, key, correlation_id, payload, created_at)
+		SELECT 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`)
 
 	gateway.entries = append(gateway.entries, payment.Entry{OrderID: "new", TransactionID: "txn_new", Amount: money.MustParse("9.99"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now()})
 
