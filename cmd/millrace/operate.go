@@ -153,7 +153,7 @@ func sequence(arg string) (int64, error) {
 func writeQueue(w io.Writer, queue []parked.Message) {
 	for i, m := range queue {
 		if i > 0 {
-			fmt.Fprintln(w, "\t")
+			fmt.Fprintln(w)
 		}
 
 		fmt.Fprintf(w, "seq\t%d (%d of %d of its key)\n", m.Seq, i+1, len(queue))
@@ -332,7 +332,7 @@ func ask(ctx context.Context, addr string) (*app.Status, error) {
 func (r report) write(w io.Writer) {
 	if s := r.Service; s != nil {
 		fmt.Fprintf(w, "service\tup since %s, on %s\n", stamp(s.StartedAt), s.Brokers)
-		fmt.Fprintln(w, "\t")
+		fmt.Fprintln(w)
 		fmt.Fprintln(w, "DEPENDENCY\tSTATE")
 
 		for _, d := range s.Dependencies {
@@ -344,7 +344,7 @@ func (r report) write(w io.Writer) {
 			fmt.Fprintf(w, "%s\t%s\n", d.Name, state)
 		}
 
-		fmt.Fprintln(w, "\t")
+		fmt.Fprintln(w)
 		writeConsumers(w, s.Consumers)
 	} else {
 		fmt.Fprintf(w, "service\t%s\n", r.Unreachable)
@@ -361,7 +361,7 @@ func (r report) write(w io.Writer) {
 		oldest = ", the oldest since " + stamp(*d.OldestDue)
 	}
 
-	fmt.Fprintln(w, "\t")
+	fmt.Fprintln(w)
 	fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled\n", d.OutboxDue, oldest, d.OutboxScheduled)
 	fmt.Fprintf(w, "parked\t%d messages of %d keys\n", d.ParkedMessages, d.ParkedKeys)
 	fmt.Fprintf(w, "poison\t%d open\n", d.PoisonOpen)
