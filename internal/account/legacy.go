@@ -70,7 +70,7 @@ func (f Fields) Validate() error {
 	if id, err := f.text("user_id"); err != nil {
 		errs = append(errs, err)
 	} else {
-		errs = append(errs, checkID("user_id", id))
+		errs = append(errs, event.CheckID("user_id", id))
 	}
 
 	switch action, err := f.text("action"); {

@@ -7,7 +7,6 @@ import (
 	"net/mail"
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/millrace/millrace/internal/event"
@@ -24,7 +23,6 @@ const (
 
 // Limits of a user.
 const (
-	maxID         = 200     // bytes
 	maxName       = 200     // characters
 	maxEmail      = 254     // bytes: RFC 5321, section 4.5.3.1.3, less the brackets
 	maxProperties = 100     // fields
@@ -58,7 +56,7 @@ func (p UserCreated) Validate() error { return p.User.check("user.") }
 // check reports what is wrong, naming fields after prefix.
 func (u NewUser) check(prefix string) error {
 	return errors.Join(
-		checkID(prefix+"id", u.ID),
+		event.CheckID(prefix+"id", u.ID),
 		checkName(prefix+"name", u.Name),
 		checkEmail(prefix+"email", u.Email),
 		checkProperties(prefix, u.Properties),
@@ -87,7 +85,7 @@ func (p UserUpdated) Key() string { return p.UserID }
 
 // Validate implements event.Payload.
 func (p UserUpdated) Validate() error {
-	return errors.Join(checkID("user_id", p.UserID), p.Updates.check("updates"))
+	return errors.Join(event.CheckID("user_id", p.UserID), p.Updates.check("updates"))
 }
 
 func (u Updates) check(path string) error {
@@ -124,20 +122,7 @@ func (ProfileUpdated) Topic() string { return TopicProfileUpdated }
 func (p ProfileUpdated) Key() string { return p.UserID }
 
 // Validate implements event.Payload.
-func (p ProfileUpdated) Validate() error { return checkID("user_id", p.UserID) }
-
-func checkID(field, id string) error {
-	switch {
-	case id == "":
-		return fmt.Errorf("%s: is missing, expected a text of 1 to %d bytes", field, maxID)
-	case len(id) > maxID:
-		return fmt.Errorf("%s: has %d bytes, expected at most %d", field, len(id), maxID)
-	case !printable(id):
-		return fmt.Errorf("%s: is %+q, expected printable characters", field, id)
-	}
-
-	return nil
-}
+func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.UserID) }
 
 func checkName(field, name string) error {
 	switch n := utf8.RuneCountInString(name); {
@@ -145,7 +130,7 @@ func checkName(field, name string) error {
 		return fmt.Errorf("%s: is missing, expected a text of 1 to %d characters", field, maxName)
 	case n > maxName:
 		return fmt.Errorf("%s: has %d characters, expected at most %d", field, n, maxName)
-	case !printable(name):
+	case !event.Printable(name):
 		return fmt.Errorf("%s: is %+q, expected printable characters", field, name)
 	}
 
@@ -160,7 +145,7 @@ func checkEmail(field, email string) error {
 		return fmt.Errorf("%s: is missing, expected an address such as alice@example.com", field)
 	case len(email) > maxEmail:
 		return fmt.Errorf("%s: has %d bytes, expected at most %d", field, len(email), maxEmail)
-	case err != nil || address.Name != "" || address.Address != email || !printable(email):
+	case err != nil || address.Name != "" || address.Address != email || !event.Printable(email):
 		return fmt.Errorf("%s: is not an e-mail address, expected one such as alice@example.com", field)
 	}
 
@@ -181,7 +166,7 @@ func checkProperties(prefix string, properties user.Properties) error {
 		unstorable := event.CheckStorable(value)
 
 		switch {
-		case name == "" || len(name) > maxProperty || !printable(name):
+		case name == "" || len(name) > maxProperty || !event.Printable(name):
 			errs = append(errs, fmt.Errorf("%s%+q: is no name of a property, expected 1 to %d printable bytes", prefix, name, maxProperty))
 		case len(value) > maxValue:
 			errs = append(errs, fmt.Errorf("%s%s: has %d bytes, expected at most %d", prefix, name, len(value), maxValue))
@@ -191,14 +176,4 @@ func checkProperties(prefix string, properties user.Properties) error {
 	}
 
 	return errors.Join(errs...)
-}
-
-func printable(s string) bool {
-	for _, r := range s {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			return false
-		}
-	}
-
-	return true
 }

@@ -41,11 +41,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Limits of a tracked event.
-const (
-	maxName = 200 // characters
-	maxID   = 200 // bytes
-)
+// maxName bounds the name of an event, in characters.
+const maxName = 200
 
 // Tracked is an event that a user's action caused.
 type Tracked struct {
@@ -79,8 +76,8 @@ func (t Tracked) Validate() error {
 		errs = append(errs, errors.New("timestamp: is missing, expected a time such as 2026-01-31T12:00:00Z"))
 	}
 
-	if len(t.UserID) > maxID || event.Text(t.UserID) != t.UserID {
-		errs = append(errs, fmt.Errorf("user_id: is %+q, expected at most %d printable bytes", t.UserID[:min(len(t.UserID), maxID)], maxID))
+	if len(t.UserID) > event.MaxID || !event.Printable(t.UserID) {
+		errs = append(errs, fmt.Errorf("user_id: is %+q, expected at most %d printable bytes", t.UserID[:min(len(t.UserID), event.MaxID)], event.MaxID))
 	}
 
 	if p := strings.TrimSpace(string(t.Properties)); p != "" && p != "null" {

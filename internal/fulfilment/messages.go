@@ -3,9 +3,8 @@ package fulfilment
 import (
 	"errors"
 	"fmt"
-	"unicode"
-	"unicode/utf8"
 
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/money"
 	"github.com/millrace/millrace/internal/order"
 	"github.com/millrace/millrace/internal/payment"
@@ -28,7 +27,6 @@ const (
 
 // Limits of an order.
 const (
-	maxID       = 200 // bytes
 	maxItems    = 1000
 	maxQuantity = 1_000_000_000
 	maxAttempt  = 1000
@@ -67,7 +65,7 @@ func (p OrderCreated) Key() string { return p.Order.ID }
 // Validate implements event.Payload.
 func (p OrderCreated) Validate() error {
 	o := p.Order
-	errs := []error{checkID("order.id", o.ID)}
+	errs := []error{event.CheckID("order.id", o.ID)}
 
 	switch {
 	case len(o.Items) > maxItems:
@@ -88,7 +86,7 @@ func (p OrderCreated) Validate() error {
 }
 
 func (i Item) check(path string) error {
-	err := checkID(path+".product_id", i.ProductID)
+	err := event.CheckID(path+".product_id", i.ProductID)
 
 	switch {
 	case i.Quantity == nil:
@@ -153,7 +151,7 @@ func (p PaymentRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRequested) Validate() error {
-	errs := []error{checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency())}
+	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency())}
 	if p.Attempt < 0 || p.Attempt > maxAttempt {
 		errs = append(errs, fmt.Errorf("attempt: is %d, expected 1 to %d", p.Attempt, maxAttempt))
 	}
@@ -181,7 +179,7 @@ func (OrderCompleted) Topic() string { return TopicOrderCompleted }
 func (p OrderCompleted) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p OrderCompleted) Validate() error { return checkID("order_id", p.OrderID) }
+func (p OrderCompleted) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
 // OrderRejected says that an order ended without a sale.
 type OrderRejected struct {
@@ -199,7 +197,7 @@ func (OrderRejected) Topic() string { return TopicOrderRejected }
 func (p OrderRejected) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p OrderRejected) Validate() error { return checkID("order_id", p.OrderID) }
+func (p OrderRejected) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
 // CancelRequested asks to call an order off.
 type CancelRequested struct {
@@ -219,7 +217,7 @@ func (p CancelRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p CancelRequested) Validate() error {
-	return errors.Join(checkID("order_id", p.OrderID), checkReason(p.Reason))
+	return errors.Join(event.CheckID("order_id", p.OrderID), checkReason(p.Reason))
 }
 
 // CancelRefused says that an order could not be called off.
@@ -236,7 +234,7 @@ func (CancelRefused) Topic() string { return TopicCancelRefused }
 func (p CancelRefused) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p CancelRefused) Validate() error { return checkID("order_id", p.OrderID) }
+func (p CancelRefused) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
 // OrderCancelled says that an order was called off.
 type OrderCancelled struct {
@@ -251,7 +249,7 @@ func (OrderCancelled) Topic() string { return TopicOrderCancelled }
 func (p OrderCancelled) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p OrderCancelled) Validate() error { return checkID("order_id", p.OrderID) }
+func (p OrderCancelled) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
 // ExpiryDue says that an order had its time to be paid; see Sweeper.
 type ExpiryDue struct {
@@ -267,7 +265,7 @@ func (ExpiryDue) Topic() string { return TopicExpiryDue }
 func (p ExpiryDue) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p ExpiryDue) Validate() error { return checkID("order_id", p.OrderID) }
+func (p ExpiryDue) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
 // OrderExpired says that an order ended because it was not paid in time.
 type OrderExpired struct {
@@ -281,7 +279,7 @@ func (OrderExpired) Topic() string { return TopicOrderExpired }
 func (p OrderExpired) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p OrderExpired) Validate() error { return checkID("order_id", p.OrderID) }
+func (p OrderExpired) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
 // RefundRequested asks to give a capture back, as a whole.
 type RefundRequested struct {
@@ -301,7 +299,7 @@ func (p RefundRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p RefundRequested) Validate() error {
-	errs := []error{checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency)}
+	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency)}
 	if p.TransactionID == "" {
 		errs = append(errs, errors.New("transaction_id: is missing, expected that of a capture"))
 	}
@@ -326,39 +324,16 @@ func (p PaymentRefunded) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRefunded) Validate() error {
-	return errors.Join(checkID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
 }
 
 func checkReason(reason string) error {
 	switch {
 	case len(reason) > maxReason:
 		return fmt.Errorf("reason: has %d bytes, expected at most %d", len(reason), maxReason)
-	case !printable(reason):
+	case !event.Printable(reason):
 		return fmt.Errorf("reason: is %+q, expected printable characters", reason)
 	}
 
 	return nil
-}
-
-func checkID(field, id string) error {
-	switch {
-	case id == "":
-		return fmt.Errorf("%s: is missing, expected a text of 1 to %d bytes", field, maxID)
-	case len(id) > maxID:
-		return fmt.Errorf("%s: has %d bytes, expected at most %d", field, len(id), maxID)
-	case !printable(id):
-		return fmt.Errorf("%s: is %+q, expected printable characters", field, id)
-	}
-
-	return nil
-}
-
-func printable(s string) bool {
-	for _, r := range s {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			return false
-		}
-	}
-
-	return true
 }

@@ -37,7 +37,6 @@ const MailServer = "mail server"
 
 // Limits of a notification.
 const (
-	maxID      = 200       // bytes
 	maxContent = 100 << 10 // bytes
 )
 
@@ -60,16 +59,7 @@ func (r Requested) Key() string { return r.UserID }
 
 // Validate implements event.Payload.
 func (r Requested) Validate() error {
-	var errs []error
-
-	switch {
-	case r.UserID == "":
-		errs = append(errs, fmt.Errorf("user_id: is missing, expected a text of 1 to %d bytes", maxID))
-	case len(r.UserID) > maxID:
-		errs = append(errs, fmt.Errorf("user_id: has %d bytes, expected at most %d", len(r.UserID), maxID))
-	case event.Text(r.UserID) != r.UserID:
-		errs = append(errs, fmt.Errorf("user_id: is %+q, expected printable characters", r.UserID))
-	}
+	errs := []error{event.CheckID("user_id", r.UserID)}
 
 	switch {
 	case r.Content == "":

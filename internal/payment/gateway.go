@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/money"
 )
 
@@ -121,11 +122,7 @@ func (p Reported) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p Reported) Validate() error {
-	var errs []error
-
-	if p.OrderID == "" {
-		errs = append(errs, errors.New("order_id: is missing"))
-	}
+	errs := []error{event.CheckID("order_id", p.OrderID)}
 
 	switch p.Outcome {
 	case ReportCaptured, ReportRefunded:
