@@ -100,6 +100,10 @@ func (r *Relay) Wake() {
 	defer r.mu.Unlock()
 
 	for _, l := range r.links {
+		if l.target.Direct {
+			continue // what handlers cause is for everybody; who requeues notifies
+		}
+
 		l.woken.Store(true)
 		l.nudge()
 	}
