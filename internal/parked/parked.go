@@ -169,10 +169,14 @@ func (s *Store) Park(ctx context.Context, m Message, wait time.Duration) error {
 }
 
 func again(ctx context.Context, tx pgx.Tx, m Message, wait time.Duration) error {
-	_, err := tx.Exec(ctx, `UPDATE parked SET attempts = $2, error = $3, tried_at = now() WHERE seq = $1`,
+	tag, err := tx.Exec(ctx, `UPDATE parked SET attempts = $2, error = $3, tried_at = now() WHERE seq = $1`,
 		m.Seq, m.Attempts, event.Text(m.Error))
 	if err != nil {
 		return fmt.Errorf("parking message %s again: %w", m.MessageID, err)
+	}
+
+	if tag.RowsAffected() == 0 {
+		return nil // it was skipped, withdrawn or ended by another replica: what is behind it need not wait
 	}
 
 	return postpone(ctx, tx, Key{Consumer: m.Consumer, Key: m.Key}, wait)

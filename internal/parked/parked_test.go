@@ -85,3 +85,26 @@ func TestAMessageIsParkedWhileItsKeyIsBeingFreed(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 }
+
+func TestAnAttemptThatEndsAfterItsMessageWasSkippedHoldsNoOther(t *testing.T) {
+	t.Parallel()
+
+	s, _ := newStore(t)
+	first := park(t, s, failed(), 0)
+	park(t, s, failed(), 0) // behind it
+
+	if err := s.Skip(t.Context(), first.Seq, poison.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	first.Attempts++
+
+	if err := s.Park(t.Context(), first, time.Hour); err != nil { // the attempt was under way meanwhile
+		t.Fatal(err)
+	}
+
+	list, err := s.List(t.Context(), parked.Filter{}, 10)
+	if err != nil || len(list) != 1 || list[0].Seq == first.Seq || time.Until(list[0].DueAt) > time.Minute {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
