@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/internal/consumer"
@@ -317,8 +318,10 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 	r.stop()
 
 	// Another process knows of it before it takes the first message.
-	later := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
-	pgtest.Eventually(t, "the pause is known", func() bool { p := later.router.States()[0].Pause; return p != nil && p.Why == by.Why })
+	later := startBlind(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	if p := later.router.States()[0].Pause; p == nil || p.Why != by.Why {
+		t.Errorf("it begins with pause %+v", p)
+	}
 
 	if got := later.texts("a"); got != "" {
 		t.Errorf("a paused consumer applied %q", got)
@@ -333,6 +336,46 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 	if got := later.texts("a"); got != "1" {
 		t.Errorf("applied %q", got)
 	}
+}
+
+// startBlind starts a router that cannot see for a while which consumers are
+// paused.
+func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *rig {
+	t.Helper()
+
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE paused_consumers`); err != nil {
+		t.Fatal(err)
+	}
+
+	released := make(chan struct{})
+
+	go func() {
+		defer close(released)
+
+		pgtest.Eventually(t, "it wants to see", func() bool {
+			return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'paused_consumers'::regclass AND NOT granted)`)
+		})
+
+		if err := tx.Rollback(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+
+	r := start(t, pool, register)
+
+	select {
+	case <-released:
+	default:
+		t.Error("it began before it could see")
+	}
+
+	return r
 }
 
 func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
