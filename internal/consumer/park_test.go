@@ -20,6 +20,7 @@ import (
 	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // parking makes failed messages wait shortly, attempts times.
@@ -282,6 +283,57 @@ func TestADependencyThatIsAwayPausesWhatNeedsItAndPoisonsNothing(t *testing.T) {
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes WHERE text = 'x'`); n != 400 || len(r.poisoned()) != 0 {
 		t.Errorf("%d were applied, poisoned %v", n, r.poisoned())
 	}
+}
+
+func TestFailuresAtOnceAreOneReasonToPause(t *testing.T) {
+	t.Parallel()
+
+	const messages = 20
+
+	var begun atomic.Int32
+
+	all := make(chan struct{})
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Needs: func(event.Event[note]) string { return "provider" },
+			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
+				switch n := begun.Add(1); {
+				case n == messages:
+					close(all)
+				case n > messages:
+					return e.Payload.Text, nil
+				}
+
+				<-all
+
+				return "", event.Unavailable(postgres.Dependency, errors.New("connection refused"))
+			},
+			Record: func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+				for _, d := range done {
+					if _, err := write(ctx, tx, d.Event); err != nil {
+						return nil, err
+					}
+				}
+
+				return nil, nil
+			},
+		})
+	})
+
+	for i := range messages {
+		r.send(message(fmt.Sprint("n", i), "x"))
+	}
+
+	pgtest.Eventually(t, "postgres is found to be there, after one pause", func() bool {
+		s := r.needs.Get(postgres.Dependency).State()
+		if s.RetryAt != nil && time.Until(*s.RetryAt) > 500*time.Millisecond {
+			t.Fatalf("the next attempt is in %s", time.Until(*s.RetryAt))
+		}
+
+		return s.Up && begun.Load() >= messages
+	})
+	r.rest()
 }
 
 // other is a payload of another topic.
