@@ -467,3 +467,34 @@ func TestAnAuditHoldsUpNeitherWritersNorProjections(t *testing.T) {
 		}
 	}})
 }
+
+func TestASecondCaptureThatWasGivenBackIsNoFault(t *testing.T) {
+	t.Parallel()
+
+	pool, gateway := healthy(t)
+
+	// As package fulfilment records two captures that an order has no use for:
+	// the payment is the first, the others are in the stream alone.
+	execute(t, pool, `
+		INSERT INTO events (stream, version, type, data, message_id)
+		SELECT e.stream, e.version + n, more.type, jsonb_build_object('transaction_id', txn), e.message_id
+		FROM events e CROSS JOIN (VALUES
+			(1, 'PaymentCapturedLate', 'txn_2'), (2, 'PaymentRefunded', 'txn_2'), (3, 'PaymentCapturedLate', 'txn_3'), (4, 'PaymentRefunded', 'txn_3')) AS more (n, type, txn)
+		WHERE e.stream = 'order-paid_0' AND e.type = 'OrderCompleted'`)
+	execute(t, pool, `UPDATE orders SET version = version + 4 WHERE id = 'paid_0'`)
+
+	if got := found(run(t, pool, gateway, audit.Options{})); len(got) > 0 {
+		t.Errorf("found %q", got)
+	}
+
+	// More refunds than captures are.
+	execute(t, pool, `
+		INSERT INTO events (stream, version, type, data, message_id)
+		SELECT stream, version + n, type, data, message_id FROM events CROSS JOIN generate_series(1, 2) AS n
+		WHERE stream = 'order-paid_0' AND version = (SELECT version FROM orders WHERE id = 'paid_0')`)
+	execute(t, pool, `UPDATE orders SET version = version + 2 WHERE id = 'paid_0'`)
+
+	if got := found(run(t, pool, gateway, audit.Options{})); len(got) != 1 || got[0] != "compensation: paid_0 was refunded more often than it was paid" {
+		t.Errorf("found %q", got)
+	}
+}

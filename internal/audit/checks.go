@@ -57,6 +57,7 @@ var kinds = []kind{
 	{"OrderExpired", "expired"},
 	{"OrderCancelled", "cancelled"},
 	{"PaymentRefunded", ""},
+	{"PaymentCapturedLate", ""},
 }
 
 // changing is how many kinds change the status: the first of them.
@@ -144,12 +145,16 @@ func sources() []source {
 			rows: func(s schema) string {
 				return `
 				SELECT coalesce(o.id, e.id, p.order_id) AS id, o.status, o.version, o.total_amount, o.currency,
-				       e.version AS stream_version, e.events, e.low, e.kinds, (` + statuses() + `)[e.last + 1] AS folded, e.known = bit_count(e.kinds::bit(16)) AS once,
+				       e.version AS stream_version, e.events, e.low, e.kinds, (` + statuses() + `)[e.last + 1] AS folded,
+				       e.steps = bit_count((e.kinds & ` + fmt.Sprint(1<<changing-1) + `)::bit(16)) AS once, e.paid, e.refunded,
 				       p.captures, p.captured, p.refunds, p.currency AS payment_currency, p.order_id IS NOT NULL AS charged,
 				       o.updated_at < now() - @older::interval AS old, h.key IS NOT NULL AS in_hand
 				FROM orders o
 				FULL JOIN (
-					SELECT substr(stream, 7) AS id, count(*) AS events, min(version) AS low, max(version) AS version, bit_or(1 << code) AS kinds, count(code) AS known,
+					SELECT substr(stream, 7) AS id, count(*) AS events, min(version) AS low, max(version) AS version, bit_or(1 << code) AS kinds,
+					       count(*) FILTER (WHERE code < ` + fmt.Sprint(changing) + `) AS steps,
+					       count(*) FILTER (WHERE 1 << code & ` + bit("OrderPaid", "PaymentCapturedLate") + ` <> 0) AS paid,
+					       count(*) FILTER (WHERE 1 << code & ` + bit("PaymentRefunded") + ` <> 0) AS refunded,
 					       max(version * 16 + code) FILTER (WHERE code < ` + fmt.Sprint(changing) + `) % 16 AS last
 					FROM (SELECT stream, version, ` + codeOf("type") + ` AS code FROM events WHERE stream LIKE 'order-%' OFFSET 0) AS coded
 					GROUP BY stream
@@ -351,7 +356,8 @@ func checks() []check {
 				WHEN kinds & ` + bit("OrderPaid", "PaymentFailed") + ` <> 0 AND kinds & ` + bit("InventoryReserved") + ` = 0 THEN 'was charged, and stock was never reserved'
 				WHEN kinds & ` + bit("OrderCompleted") + ` <> 0 AND kinds & ` + bit("OrderPaid") + ` = 0 THEN 'was completed, and never paid'
 				WHEN kinds & ` + bit("InventoryUnavailable") + ` <> 0 AND kinds & ` + bit("InventoryReserved") + ` <> 0 THEN 'got stock and got none'
-				WHEN kinds & ` + bit("PaymentRefunded") + ` <> 0 AND coalesce(refunds, 0) = 0 THEN 'was refunded, and its payment does not say so'
+				WHEN refunded > paid THEN 'was refunded more often than it was paid'
+				WHEN kinds & ` + bit("PaymentRefunded", "PaymentCapturedLate") + ` = ` + bit("PaymentRefunded") + ` AND coalesce(refunds, 0) = 0 THEN 'was refunded, and its payment does not say so'
 				WHEN kinds & ` + bit("PaymentRefunded") + ` = 0 AND refunds > 0 THEN 'has a refunded payment, and its history does not say so' END`,
 		},
 		{

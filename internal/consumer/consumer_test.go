@@ -51,6 +51,7 @@ type rig struct {
 	store  *poison.Store
 	parked *parked.Store
 	router *consumer.Router
+	needs  *dependency.Set
 	cancel context.CancelFunc
 	done   chan error
 }
@@ -70,7 +71,9 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 		change(&cfg)
 	}
 
-	router, err := consumer.NewRouter(cfg, pool, store, waiting, dependency.NewSet(logger, registry), relay, logger, registry)
+	needs := dependency.NewSet(logger, registry)
+
+	router, err := consumer.NewRouter(cfg, pool, store, waiting, needs, relay, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +92,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 
 	ctx, cancel := context.WithCancel(context.Background())
 	relaying, stopRelay := context.WithCancel(context.Background())
-	r := &rig{t: t, pool: pool, store: store, parked: waiting, router: router, cancel: cancel, done: make(chan error, 1)}
+	r := &rig{t: t, pool: pool, store: store, parked: waiting, router: router, needs: needs, cancel: cancel, done: make(chan error, 1)}
 	started := make(chan struct{})
 
 	go func() {

@@ -133,27 +133,24 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 			return value, err
 		}
 
-		if err := r.retreat(msg, attempt, away); err != nil {
-			return value, err
-		}
+		r.retreat(msg, attempt, away)
 	}
 }
 
 // retreat counts a failure against the dependency that is away, which may be
 // another than the one that attempt is for, and pauses.
-func (r *Router) retreat(msg *message.Message, attempt *dependency.Attempt, away *event.UnavailableError) (err error) {
-	if attempt.Dependency() != away.Dependency {
-		attempt.Answered()
+func (r *Router) retreat(msg *message.Message, attempt *dependency.Attempt, away *event.UnavailableError) {
+	breaker := r.dependencies.Get(away.Dependency)
+	r.holds.need(consumerOf(msg), breaker)
 
-		if attempt, err = r.await(msg, away.Dependency); err != nil {
-			return err
-		}
+	if attempt.Dependency() == away.Dependency {
+		r.rest(attempt.Failed(away.Err))
+
+		return
 	}
 
-	r.holds.need(consumerOf(msg), r.dependencies.Get(away.Dependency))
-	r.rest(attempt.Failed(away.Err))
-
-	return nil
+	attempt.Answered()
+	r.rest(breaker.Failed(away.Err))
 }
 
 // register adds the route of payload type P: decode, then handle.

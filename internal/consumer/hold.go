@@ -248,13 +248,18 @@ const watchEvery = time.Second
 // lookTimeout bounds one look.
 const lookTimeout = 5 * time.Second
 
-// watch follows what operators decide, until ctx ends.
-func (r *Router) watch(ctx context.Context) {
+// watch follows what operators decide, until ctx ends. It closes seen when it
+// knows for the first time.
+func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
 
 	for {
-		if err := r.look(ctx); err != nil && ctx.Err() == nil {
+		switch err := r.look(ctx); {
+		case err == nil && seen != nil:
+			close(seen)
+			seen = nil
+		case err != nil && ctx.Err() == nil:
 			// What was known stays in force. The breaker tells about Postgres.
 			r.logger.Debug("could not read which consumers are paused", slog.Any("error", err))
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"pgregory.net/rapid"
 
 	"github.com/millrace/millrace/internal/consumer"
@@ -19,6 +20,7 @@ import (
 	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
 )
 
 // parking makes failed messages wait shortly, attempts times.
@@ -283,6 +285,57 @@ func TestADependencyThatIsAwayPausesWhatNeedsItAndPoisonsNothing(t *testing.T) {
 	}
 }
 
+func TestFailuresAtOnceAreOneReasonToPause(t *testing.T) {
+	t.Parallel()
+
+	const messages = 20
+
+	var begun atomic.Int32
+
+	all := make(chan struct{})
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Needs: func(event.Event[note]) string { return "provider" },
+			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
+				switch n := begun.Add(1); {
+				case n == messages:
+					close(all)
+				case n > messages:
+					return e.Payload.Text, nil
+				}
+
+				<-all
+
+				return "", event.Unavailable(postgres.Dependency, errors.New("connection refused"))
+			},
+			Record: func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+				for _, d := range done {
+					if _, err := write(ctx, tx, d.Event); err != nil {
+						return nil, err
+					}
+				}
+
+				return nil, nil
+			},
+		})
+	})
+
+	for i := range messages {
+		r.send(message(fmt.Sprint("n", i), "x"))
+	}
+
+	pgtest.Eventually(t, "postgres is found to be there, after one pause", func() bool {
+		s := r.needs.Get(postgres.Dependency).State()
+		if s.RetryAt != nil && time.Until(*s.RetryAt) > 500*time.Millisecond {
+			t.Fatalf("the next attempt is in %s", time.Until(*s.RetryAt))
+		}
+
+		return s.Up && begun.Load() >= messages
+	})
+	r.rest()
+}
+
 // other is a payload of another topic.
 type other struct {
 	ID string `json:"id"`
@@ -317,8 +370,10 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 	r.stop()
 
 	// Another process knows of it before it takes the first message.
-	later := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
-	pgtest.Eventually(t, "the pause is known", func() bool { p := later.router.States()[0].Pause; return p != nil && p.Why == by.Why })
+	later := startBlind(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	if p := later.router.States()[0].Pause; p == nil || p.Why != by.Why {
+		t.Errorf("it begins with pause %+v", p)
+	}
 
 	if got := later.texts("a"); got != "" {
 		t.Errorf("a paused consumer applied %q", got)
@@ -333,6 +388,46 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 	if got := later.texts("a"); got != "1" {
 		t.Errorf("applied %q", got)
 	}
+}
+
+// startBlind starts a router that cannot see for a while which consumers are
+// paused.
+func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *rig {
+	t.Helper()
+
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE paused_consumers`); err != nil {
+		t.Fatal(err)
+	}
+
+	released := make(chan struct{})
+
+	go func() {
+		defer close(released)
+
+		pgtest.Eventually(t, "it wants to see", func() bool {
+			return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'paused_consumers'::regclass AND NOT granted)`)
+		})
+
+		if err := tx.Rollback(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+
+	r := start(t, pool, register)
+
+	select {
+	case <-released:
+	default:
+		t.Error("it began before it could see")
+	}
+
+	return r
 }
 
 func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {

@@ -174,10 +174,10 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 	var background sync.WaitGroup
 
-	subscribed := make(chan error, 1)
+	subscribed, seen := make(chan error, 1), make(chan struct{})
 
-	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources) })
-	background.Go(func() { r.watch(connecting) })
+	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources, seen) })
+	background.Go(func() { r.watch(connecting, seen) })
 
 	err = r.serve(ctx, result, subscribed, started)
 
@@ -219,17 +219,20 @@ func (r *Router) serve(ctx context.Context, result chan error, subscribed <-chan
 
 // subscribe connects all sources at the same time and subscribes to the topics
 // of each as soon as it is there. ctx bounds the first, subscriptions end with
-// the second.
-func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source) error {
+// the second. Before seen is closed it is not known which consumers are paused,
+// so nothing is taken.
+func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}) error {
 	var (
 		group errgroup.Group
 		turn  sync.Mutex // the router starts handlers of one source at a time
 	)
 
-	select {
-	case <-router.Running():
-	case <-ctx.Done():
-		return ctx.Err()
+	for _, ready := range []<-chan struct{}{router.Running(), seen} {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 
 	for _, source := range sources {

@@ -260,6 +260,11 @@ func (a *Attempt) Failed(err error) time.Duration {
 	return pause
 }
 
+// Failed says that the dependency could not be used by somebody who did not
+// wait for leave, and returns how long to pause. Waiting for leave to tell would
+// take the place of an attempt that finds out whether it is back.
+func (b *Breaker) Failed(err error) time.Duration { return (&Attempt{breaker: b}).Failed(err) }
+
 // Abandoned says that the attempt told nothing about the dependency.
 func (a *Attempt) Abandoned() {
 	if a == nil || !a.probe {

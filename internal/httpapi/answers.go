@@ -29,6 +29,13 @@ type answers struct {
 	pool   *pgxpool.Pool
 	logger *slog.Logger
 	next   http.Handler
+	// places bounds how many are at it: each has a connection, and needs a
+	// second one, which they would all wait for if they had them all.
+	places chan struct{}
+}
+
+func newAnswers(pool *pgxpool.Pool, logger *slog.Logger, next http.Handler) answers {
+	return answers{pool: pool, logger: logger, next: next, places: make(chan struct{}, max(pool.Config().MaxConns/4, 1))}
 }
 
 const (
@@ -82,6 +89,13 @@ type answer struct {
 // wrote nothing.
 func (a answers) once(w http.ResponseWriter, r *http.Request, key string, body []byte) error {
 	ctx := r.Context()
+
+	select {
+	case a.places <- struct{}{}:
+		defer func() { <-a.places }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 
 	conn, err := a.pool.Acquire(ctx)
 	if err != nil {

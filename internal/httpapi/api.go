@@ -55,7 +55,7 @@ func NewAPI(api API) http.Handler {
 	api.entries(h)
 	api.resources(h)
 
-	return guard(answers{pool: api.Pool, logger: api.Logger, next: recovered(api.Logger, known(mux))})
+	return guard(newAnswers(api.Pool, api.Logger, recovered(api.Logger, known(mux))))
 }
 
 // errorsOf lists the statuses of an operation besides those that all have.

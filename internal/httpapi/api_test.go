@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -491,4 +492,44 @@ func TestTheAPIDescribesItself(t *testing.T) {
 	if a.status != 200 || !strings.HasPrefix(fmt.Sprint(a.body["openapi"]), "3.1") || !strings.Contains(a.text, `"/poison/entries/{id}/requeue"`) {
 		t.Errorf("got %d %.200s", a.status, a.text)
 	}
+}
+
+func TestRequestsWithIdempotencyKeysLeaveConnectionsForThemselves(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	requests := 4 * int(r.pool.Config().MaxConns)
+
+	var (
+		all      sync.WaitGroup
+		answered atomic.Int32
+	)
+
+	for i := range requests {
+		all.Go(func() {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/poison/entries/1/requeue", strings.NewReader(`{"why":"it is mended"}`))
+			if err != nil {
+				t.Error(err)
+
+				return
+			}
+
+			request.Header.Set("Content-Type", "application/json")
+			request.Header.Set("Idempotency-Key", fmt.Sprint("key ", i))
+
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				return // the end of the test
+			}
+
+			_ = response.Body.Close()
+
+			if response.StatusCode == http.StatusNotFound {
+				answered.Add(1)
+			}
+		})
+	}
+
+	pgtest.Eventually(t, "all are answered", func() bool { return int(answered.Load()) == requests })
+	all.Wait()
 }

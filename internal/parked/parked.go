@@ -155,9 +155,11 @@ func (s *Store) Park(ctx context.Context, m Message, wait time.Duration) error {
 			return again(ctx, tx, m, wait)
 		}
 
+		// A key that waits already is locked and stays as it is: without the lock
+		// it could be freed before the message is behind it.
 		_, err := tx.Exec(ctx, `
-			INSERT INTO parked_keys (consumer, key, due_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
-			ON CONFLICT ON CONSTRAINT parked_keys_pkey DO NOTHING`, m.Consumer, m.Key, wait.Seconds())
+			INSERT INTO parked_keys AS k (consumer, key, due_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
+			ON CONFLICT ON CONSTRAINT parked_keys_pkey DO UPDATE SET due_at = k.due_at`, m.Consumer, m.Key, wait.Seconds())
 		if err != nil {
 			return fmt.Errorf("parking key %s: %w", m.Key, err)
 		}
@@ -167,10 +169,14 @@ func (s *Store) Park(ctx context.Context, m Message, wait time.Duration) error {
 }
 
 func again(ctx context.Context, tx pgx.Tx, m Message, wait time.Duration) error {
-	_, err := tx.Exec(ctx, `UPDATE parked SET attempts = $2, error = $3, tried_at = now() WHERE seq = $1`,
+	tag, err := tx.Exec(ctx, `UPDATE parked SET attempts = $2, error = $3, tried_at = now() WHERE seq = $1`,
 		m.Seq, m.Attempts, event.Text(m.Error))
 	if err != nil {
 		return fmt.Errorf("parking message %s again: %w", m.MessageID, err)
+	}
+
+	if tag.RowsAffected() == 0 {
+		return nil // it was skipped, withdrawn or ended by another replica: what is behind it need not wait
 	}
 
 	return postpone(ctx, tx, Key{Consumer: m.Consumer, Key: m.Key}, wait)
