@@ -12,7 +12,7 @@ CREATE TABLE parked_keys (
 
 COMMENT ON TABLE parked_keys IS 'Keys of a consumer whose first parked message is tried again at due_at.';
 COMMENT ON COLUMN parked_keys.due_at IS 'Also a lease: whoever tries the message moves it ahead first.';
-CREATE INDEX parked_keys_due ON parked_keys (due_at);
+CREATE INDEX parked_keys_due ON parked_keys (consumer, due_at);
 
 CREATE TABLE parked (
     seq         bigint      GENERATED ALWAYS AS IDENTITY,

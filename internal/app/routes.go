@@ -15,7 +15,7 @@ import (
 func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "fulfilment.place", d.Fulfilment.Place)
 	consumer.OnEffect(r, "fulfilment.charge", consumer.Effect[fulfilment.PaymentRequested, payment.Outcome]{
-		Admit: d.Fulfilment.Admit, Perform: d.Fulfilment.Charge, Record: d.Fulfilment.Settle,
+		Admit: d.Fulfilment.Admit, Perform: d.Fulfilment.Charge, Record: d.Fulfilment.Settle, Late: d.Fulfilment.Settle,
 		Needs: gateway[fulfilment.PaymentRequested],
 	})
 	consumer.OnBatch(r, "fulfilment.complete", d.Fulfilment.Complete)

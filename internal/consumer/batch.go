@@ -26,8 +26,10 @@ type unit[E any] struct {
 	key   string
 	entry inbox.Entry
 	msg   *message.Message
-	// waits is true when the message was put behind others of its key.
-	waits bool
+	// behind is true when the message was put behind others of its key.
+	behind bool
+	// duplicate is true when the message had been applied before.
+	duplicate bool
 	// done receives the fate of the message exactly once: nil when it is
 	// applied, now or earlier.
 	done chan error
@@ -105,8 +107,8 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
 
 func finish[E any](units []*unit[E], err error) {
 	for _, u := range units {
-		if err == nil && u.waits {
-			u.done <- errWaits
+		if err == nil && u.behind {
+			u.done <- errBehind
 		} else {
 			u.done <- err
 		}
@@ -173,12 +175,12 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 
 	for i, verdict := range verdicts {
 		u := units[i]
-		u.waits = false
+		u.behind, u.duplicate = false, verdict == inbox.Duplicate
 
 		switch verdict {
 		case inbox.Fresh:
 			if held[u.key] && deliveryOf(u.msg).seq == 0 {
-				u.waits = true
+				u.behind = true
 				waiting = append(waiting, u)
 			} else {
 				fresh, index = append(fresh, u.event), append(index, i)

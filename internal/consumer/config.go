@@ -102,7 +102,7 @@ func (p policy) validate(prefix string) error {
 		errs = append(errs, fmt.Errorf("%sretries: is %d, expected 0 to 20", prefix, p.retries))
 	}
 
-	if p.retryInterval <= 0 || p.retryInterval > 2*time.Second {
+	if p.retryInterval <= 0 || p.retryInterval > maxRetryInterval {
 		errs = append(errs, fmt.Errorf("%sretry_interval: is %s, expected more than 0s and at most 2s: it holds a partition", prefix, p.retryInterval))
 	}
 

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/inbox"
+	"github.com/millrace/millrace/internal/outbox"
 	"github.com/millrace/millrace/internal/postgres"
 )
 
@@ -69,6 +70,10 @@ type Effect[P event.Payload, R any] struct {
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)
 	// Record stores the results in the transaction.
 	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
+	// Late takes a result that comes when the event has been applied already, by
+	// another delivery that was performed at the same time: it may differ from
+	// the one that was recorded. It may be nil: then such a result is dropped.
+	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
 }
 
 // OnEffect registers a handler that talks to the outside. An event that is in
@@ -94,10 +99,16 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 		case proceed == alreadyApplied:
 			return nil
 		case proceed == putBehind:
-			return errWaits
+			return errBehind
 		}
 
-		return record.submit(&unit[event.Effected[P, R]]{event: result, key: deliveryOf(msg).key, entry: entry, msg: msg})
+		u := &unit[event.Effected[P, R]]{event: result, key: deliveryOf(msg).key, entry: entry, msg: msg}
+
+		if err := record.submit(u); err != nil || !u.duplicate || result.Result == nil || effect.Late == nil {
+			return err
+		}
+
+		return late(r, effect, result)
 	})
 }
 
@@ -135,6 +146,22 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 
 		r.retreat(msg, attempt, away)
 	}
+}
+
+// late hands over a result that came when the event had been applied.
+func late[P event.Payload, R any](r *Router, effect Effect[P, R], result event.Effected[P, R]) error {
+	return r.untilAvailable(func(ctx context.Context) error {
+		return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
+			outgoing, err := protect(func() ([]event.Outgoing, error) {
+				return effect.Late(ctx, tx, []event.Effected[P, R]{result})
+			})
+			if err != nil {
+				return err
+			}
+
+			return outbox.Append(ctx, tx, outgoing)
+		})
+	})
 }
 
 // retreat counts a failure against the dependency that is away, which may be
@@ -184,7 +211,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 				d.key = e.ID.String() // no order wanted
 			}
 
-			if err := handle(e, entry, msg); !errors.Is(err, errWaits) {
+			if err := handle(e, entry, msg); !errors.Is(err, errBehind) {
 				return err
 			}
 

@@ -264,6 +264,10 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 			r.logger.Debug("could not read which consumers are paused", slog.Any("error", err))
 		}
 
+		if err := r.count(ctx); err != nil && ctx.Err() == nil {
+			r.logger.Debug("could not measure what waits", slog.Any("error", err))
+		}
+
 		select {
 		case <-ctx.Done():
 			return
@@ -281,17 +285,6 @@ func (r *Router) look(ctx context.Context) error {
 		return err
 	}
 
-	var waiting, poisoned float64
-
-	err = r.pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM (SELECT FROM parked_keys LIMIT 10000) AS p)::float8,
-		       (SELECT count(*) FROM (SELECT FROM poison WHERE resolution IS NULL LIMIT 10000) AS p)::float8`).Scan(&waiting, &poisoned)
-	if err != nil {
-		return fmt.Errorf("counting what waits: %w", err)
-	}
-
-	r.metrics.parkedKeys.Set(waiting)
-	r.metrics.poisonOpen.Set(poisoned)
 	r.metrics.paused.Set(float64(len(pauses)))
 
 	begun, ended := r.holds.set(pauses)
@@ -302,6 +295,26 @@ func (r *Router) look(ctx context.Context) error {
 	for _, p := range ended {
 		r.logger.Info("consumer goes on", slog.String("consumer", p.Consumer))
 	}
+
+	return nil
+}
+
+// count measures what waits for an operator.
+func (r *Router) count(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+
+	var waiting, poisoned float64
+
+	err := r.pool.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM (SELECT FROM parked_keys LIMIT 10000) AS p)::float8,
+		       (SELECT count(*) FROM (SELECT FROM poison WHERE resolution IS NULL LIMIT 10000) AS p)::float8`).Scan(&waiting, &poisoned)
+	if err != nil {
+		return fmt.Errorf("counting what waits: %w", err)
+	}
+
+	r.metrics.parkedKeys.Set(waiting)
+	r.metrics.poisonOpen.Set(poisoned)
 
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,8 +19,8 @@ import (
 	"github.com/millrace/millrace/internal/parked"
 )
 
-// errWaits says of a message that it was put behind others of its key.
-var errWaits = errors.New("the message waits behind others of its key")
+// errBehind says of a message that it waits behind others of its key.
+var errBehind = errors.New("the message waits behind others of its key")
 
 // park is the middleware outside retry: what still fails waits in Postgres for
 // another attempt, and its delivery is acknowledged. After the last attempt it
@@ -95,15 +96,56 @@ func parkedOf(msg *message.Message) parked.Message {
 	}
 }
 
-// Timings of the attempts at parked messages.
 const (
-	// lease is for how long a key is one replica's.
-	lease = time.Minute
+	// minLease is for how long a key is one replica's, at least.
+	minLease = time.Minute
 	// heldPause is how long a key waits whose consumer is held.
 	heldPause = 5 * time.Second
-	// attemptsAtOnce is how many keys are tried at once.
-	attemptsAtOnce = 64
+	// attemptsAtOnce is how many keys of a consumer are tried at once: a slow
+	// one leaves room to the others.
+	attemptsAtOnce = 32
 )
+
+// lease is for how long a key is one replica's: longer than a round of
+// attempts at a message takes.
+func (r *Router) lease() time.Duration {
+	lease := minLease
+
+	for _, p := range append(slices.Collect(maps.Values(r.policies)), r.cfg.retryPolicy()) {
+		lease = max(lease, time.Duration(p.retries+1)*(r.cfg.HandlerTimeout+maxRetryInterval)+patienceOutbox)
+	}
+
+	return lease
+}
+
+// places counts the keys that are tried, by consumer.
+type places struct {
+	mu    sync.Mutex
+	taken map[string]int
+}
+
+func (p *places) add(consumer string, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	p.taken[consumer] += n
+}
+
+// room returns how many more keys of each consumer may be tried.
+func (p *places) room(consumers []string) map[string]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	room := make(map[string]int, len(consumers))
+
+	for _, consumer := range consumers {
+		if free := attemptsAtOnce - p.taken[consumer]; free > 0 {
+			room[consumer] = free
+		}
+	}
+
+	return room
+}
 
 // RetryParked tries parked messages that are due, each key's in order, until
 // ctx ends. It publishes them to outbox.Direct(consumer).
@@ -113,7 +155,7 @@ func (r *Router) RetryParked(ctx context.Context, publisher message.Publisher) {
 
 	var (
 		trying sync.WaitGroup
-		places = make(chan struct{}, attemptsAtOnce)
+		taken  = &places{taken: map[string]int{}}
 	)
 	defer trying.Wait()
 
@@ -124,27 +166,36 @@ func (r *Router) RetryParked(ctx context.Context, publisher message.Publisher) {
 		case <-ticker.C:
 		}
 
-		for free := cap(places) - len(places); free > 0 && ctx.Err() == nil; free = cap(places) - len(places) {
-			keys, err := r.parked.Lease(ctx, free, lease, r.Held())
-			if err != nil {
-				// The breaker tells about Postgres; here it is tried again anyway.
-				r.logger.Debug("could not look for parked messages", slog.Any("error", err))
-			}
+		keys, err := r.parked.Lease(ctx, taken.room(r.flowing()), r.lease())
+		if err != nil {
+			// The breaker tells about Postgres; here it is tried again anyway.
+			r.logger.Debug("could not look for parked messages", slog.Any("error", err))
+		}
 
-			for _, key := range keys {
-				places <- struct{}{}
+		for _, key := range keys {
+			taken.add(key.Consumer, 1)
 
-				trying.Go(func() {
-					r.retryKey(ctx, publisher, key)
-					<-places
-				})
-			}
-
-			if len(keys) < free {
-				break
-			}
+			trying.Go(func() {
+				r.retryKey(ctx, publisher, key)
+				taken.add(key.Consumer, -1)
+			})
 		}
 	}
+}
+
+// flowing returns the consumers that are not held.
+func (r *Router) flowing() []string {
+	held := r.Held()
+
+	var consumers []string
+
+	for _, route := range r.routes {
+		if !slices.Contains(held, route.Consumer) {
+			consumers = append(consumers, route.Consumer)
+		}
+	}
+
+	return consumers
 }
 
 // retryKey tries the messages of a key one after the other until one has to

@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/internal/consumer"
 	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/inbox"
 	"github.com/millrace/millrace/internal/parked"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/poison"
@@ -488,4 +489,87 @@ func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestAResultThatComesAfterAnotherDeliveryIsNotDropped(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	m := message("a", "1")
+
+	put := func(text string) func(context.Context, pgx.Tx, []event.Effected[note, string]) ([]event.Outgoing, error) {
+		return func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+			_, err := tx.Exec(ctx, `INSERT INTO notes (id, text) VALUES ($1, $2)`, done[0].Payload.ID, text+*done[0].Result)
+
+			return nil, err
+		}
+	}
+
+	r := start(t, pool, func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Perform: func(ctx context.Context, e event.Event[note]) (string, error) {
+				// Another replica was faster.
+				return "captured", postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
+					_, err := inbox.Claim(ctx, tx, "writer", []inbox.Entry{{ID: e.ID, Fingerprint: event.Fingerprint(m.Payload)}}, nil)
+
+					return err
+				})
+			},
+			Record: put("recorded "),
+			Late:   put("late "),
+		})
+	})
+	r.send(m)
+	r.rest()
+
+	if got := r.texts("a"); got != "late captured" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
+	t.Parallel()
+
+	var slow atomic.Bool
+
+	leave := make(chan struct{})
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "other", func(context.Context, pgx.Tx, event.Event[other]) ([]event.Outgoing, error) {
+			if slow.Load() {
+				<-leave
+
+				return nil, nil
+			}
+
+			return nil, errBroken
+		})
+		breakable(func(note) bool { return slow.Load() })(router)
+	}, func(c *consumer.Config) {
+		c.Retries = 0
+		c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = time.Hour, time.Hour, 9
+	})
+	defer close(leave)
+
+	var batch []event.Message
+	for i := range 100 {
+		batch = append(batch, event.Message{ID: event.NewID(), Topic: "others", Key: fmt.Sprint(i), Payload: fmt.Appendf(nil, `{"id":"%d"}`, i)})
+	}
+
+	r.send(append(batch, message("a", "1"))...)
+	pgtest.Eventually(t, "all are parked", func() bool { return len(r.waiting("")) == 101 })
+	slow.Store(true)
+
+	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "other"}, poison.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "the slow consumer's are being tried", func() bool {
+		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM parked_keys WHERE consumer = 'other' AND due_at > now() AND due_at < now() + interval '20 minutes'`) >= 32
+	})
+
+	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "writer"}, poison.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "another's message is applied", func() bool { return r.texts("a") == "1" })
 }

@@ -287,13 +287,16 @@ func (r *Router) drain() {
 	<-done
 }
 
+// maxRetryInterval caps the pauses between quick tries: they hold a partition.
+const maxRetryInterval = 2 * time.Second
+
 // retryOf returns Watermill's Retry. It asks for the interval twice per attempt when
 // ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
 func retryOf(p policy) middleware.Retry {
 	return middleware.Retry{
 		MaxRetries:          p.retries,
 		InitialInterval:     p.retryInterval,
-		MaxInterval:         2 * time.Second,
+		MaxInterval:         maxRetryInterval,
 		Multiplier:          1.5,
 		RandomizationFactor: 0.5,
 		ResetContextOnRetry: true,

@@ -137,15 +137,6 @@ func AppendReturns(ctx context.Context, tx pgx.Tx, returns []Return) error {
 	return r.insert(ctx, tx)
 }
 
-// PutOff stores a message that came, to be published again after wait, with
-// the ids that it came with.
-func PutOff(ctx context.Context, tx pgx.Tx, m event.Message, meta event.Meta, wait time.Duration) error {
-	r := newRows(1)
-	r.add(m.Topic, m.Key, meta, m.Headers, m.Payload, wait)
-
-	return r.insert(ctx, tx)
-}
-
 // rows are the columns of the messages to insert.
 type rows struct {
 	shards            []int16

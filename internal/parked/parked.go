@@ -8,6 +8,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -234,17 +236,28 @@ func finish(ctx context.Context, tx pgx.Tx, seq int64) error {
 	return nil
 }
 
-// Lease returns at most limit keys that are due, without those of the given
-// consumers, and moves their due time ahead by lease: if the caller vanishes,
+// Lease returns keys that are due, of each consumer at most as many as it has
+// room for, and moves their due time ahead by lease: if the caller vanishes,
 // they are due again.
-func (s *Store) Lease(ctx context.Context, limit int, lease time.Duration, except []string) ([]Key, error) {
+func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Duration) ([]Key, error) {
+	var (
+		consumers = slices.Sorted(maps.Keys(room))
+		limits    = make([]int32, len(consumers))
+	)
+
+	for i, consumer := range consumers {
+		limits[i] = int32(room[consumer]) //nolint:gosec // a handful
+	}
+
 	rows, err := s.pool.Query(ctx, `
 		UPDATE parked_keys k SET due_at = clock_timestamp() + $1 * interval '1 second'
-		FROM (SELECT consumer, key FROM parked_keys
-		      WHERE due_at <= clock_timestamp() AND consumer <> ALL($2)
-		      ORDER BY due_at LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED) AS due
+		FROM unnest($2::text[], $3::int[]) AS r (consumer, room)
+		CROSS JOIN LATERAL (
+			SELECT d.consumer, d.key FROM parked_keys d
+			WHERE d.consumer = r.consumer AND d.due_at <= clock_timestamp()
+			ORDER BY d.due_at LIMIT r.room FOR NO KEY UPDATE SKIP LOCKED) AS due
 		WHERE k.consumer = due.consumer AND k.key = due.key
-		RETURNING k.consumer, k.key`, lease.Seconds(), append([]string{}, except...), limit)
+		RETURNING k.consumer, k.key`, lease.Seconds(), consumers, limits)
 	if err != nil {
 		return nil, fmt.Errorf("leasing parked keys: %w", err)
 	}
