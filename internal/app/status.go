@@ -76,7 +76,7 @@ func (s *Service) Facts(ctx context.Context) (f Facts, err error) {
 		       (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
 		       (SELECT count(*) FROM outbox WHERE available_at IS NOT NULL),
 		       (SELECT count(*) FROM parked_keys), (SELECT count(*) FROM parked),
-		       (SELECT count(*) FROM poison)`).
+		       (SELECT count(*) FROM poison WHERE resolution IS NULL)`).
 		Scan(&f.OutboxDue, &f.OldestDue, &f.OutboxScheduled, &f.ParkedKeys, &f.ParkedMessages, &f.PoisonOpen)
 	if err != nil {
 		return f, fmt.Errorf("asking postgres: %w", err)
