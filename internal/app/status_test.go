@@ -1,13 +1,64 @@
 package app_test
 
 import (
+	"context"
+	"os"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/dependency"
 	"github.com/millrace/millrace/internal/event"
 	"github.com/millrace/millrace/internal/pgtest"
 	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
 )
+
+func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	name := apptest.Value[string](s, `SELECT current_database()::text`)
+
+	admin, err := pgx.Connect(t.Context(), os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	allow := func(allowed string) {
+		if _, err := admin.Exec(context.Background(), `ALTER DATABASE `+name+` ALLOW_CONNECTIONS `+allowed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := func() (found dependency.State) {
+		for _, d := range s.Dependencies.States() {
+			if d.Name == postgres.Dependency {
+				found = d
+			}
+		}
+
+		return found
+	}
+
+	t.Cleanup(func() { _ = admin.Close(context.Background()) })
+	t.Cleanup(func() { allow("true") })
+
+	allow("false")
+
+	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, name); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "it is said since when and why postgres is away", func() bool {
+		now := state()
+
+		return !now.Up && now.Since != nil && now.Why != ""
+	})
+
+	allow("true")
+	pgtest.Eventually(t, "it is said that postgres is back", func() bool { return state().Up })
+}
 
 func TestStatusCountsPoisonThatNobodyHasDecided(t *testing.T) {
 	t.Parallel()

@@ -245,15 +245,34 @@ func (r *Router) rest(d time.Duration) {
 // watchEvery is how soon a pause or its end reaches every replica.
 const watchEvery = time.Second
 
-// watch follows what operators decide, until ctx ends.
-func (r *Router) watch(ctx context.Context) {
+// watch follows what operators decide, until ctx ends; it closes known once it
+// knows what was decided so far. It also finds out that Postgres is away, or is
+// back, while no message does.
+func (r *Router) watch(ctx context.Context, known chan<- struct{}) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
 
 	for {
-		if err := r.look(ctx); err != nil && ctx.Err() == nil {
-			// What was known stays in force. The breaker tells about Postgres.
-			r.logger.Debug("could not read which consumers are paused", slog.Any("error", err))
+		attempt, err := r.postgres.Wait(ctx)
+		if err != nil {
+			return
+		}
+
+		switch err := r.look(ctx); {
+		case err == nil:
+			attempt.Answered()
+
+			if known != nil {
+				close(known)
+				known = nil
+			}
+		case ctx.Err() != nil:
+			attempt.Abandoned()
+		case postgres.IsUnavailable(err):
+			attempt.Failed(err) // what was known stays in force
+		default:
+			attempt.Answered()
+			r.logger.Warn("could not read which consumers are paused", slog.Any("error", err))
 		}
 
 		select {
@@ -265,6 +284,9 @@ func (r *Router) watch(ctx context.Context) {
 }
 
 func (r *Router) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.HandlerTimeout)
+	defer cancel()
+
 	pauses, err := Pauses(ctx, r.pool)
 	if err != nil {
 		return err

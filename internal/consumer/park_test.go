@@ -318,7 +318,9 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 
 	// Another process knows of it before it takes the first message.
 	later := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
-	pgtest.Eventually(t, "the pause is known", func() bool { p := later.router.States()[0].Pause; return p != nil && p.Why == by.Why })
+	if p := later.router.States()[0].Pause; p == nil || p.Why != by.Why {
+		t.Errorf("consumers are started, and the pause is not known: %+v", p)
+	}
 
 	if got := later.texts("a"); got != "" {
 		t.Errorf("a paused consumer applied %q", got)

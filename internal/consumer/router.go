@@ -61,7 +61,7 @@ type Route struct {
 	Consumer string
 	Topic    string
 	// Check reports why a payload would be rejected before it reaches the
-	// handler, and the key that orders it.
+	// handler, and the key that orders it, as far as that can be read.
 	Check func(payload []byte) (key string, err error)
 
 	handle func(msg *message.Message) error
@@ -175,9 +175,17 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	var background sync.WaitGroup
 
 	subscribed := make(chan error, 1)
+	known := make(chan struct{})
 
-	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources) })
-	background.Go(func() { r.watch(connecting) })
+	background.Go(func() { r.watch(connecting, known) })
+	background.Go(func() {
+		select {
+		case <-known: // which consumers are paused: those take nothing from the start
+			subscribed <- r.subscribe(connecting, subscriptions, router, sources)
+		case <-connecting.Done():
+			subscribed <- connecting.Err()
+		}
+	})
 
 	err = r.serve(ctx, result, subscribed, started)
 
