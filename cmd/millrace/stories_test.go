@@ -61,7 +61,6 @@ func tell(t *testing.T, kind, file string) {
 	t.Helper()
 
 	s := &story{t: t, kind: kind, port: brokertest.FreePort(t), prefix: brokertest.Topic() + "."}
-	t.Cleanup(s.end)
 
 	testscript.RunT(plain{t}, testscript.Params{
 		Files: []string{file},
@@ -98,6 +97,8 @@ type story struct {
 }
 
 func (s *story) setup(env *testscript.Env) error {
+	env.Defer(s.end) // while the directory is there
+
 	url := pgtest.URL(s.t)
 	s.log = filepath.Join(env.WorkDir, "service.log")
 
