@@ -3,13 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/millrace/millrace/internal/broker"
 	"github.com/millrace/millrace/internal/brokertest"
 	"github.com/millrace/millrace/internal/localpg"
 	"github.com/millrace/millrace/internal/pgtest"
@@ -57,15 +60,15 @@ func TestStories(t *testing.T) {
 func tell(t *testing.T, kind, file string) {
 	t.Helper()
 
-	s := &story{t: t, port: brokertest.FreePort(t), prefix: brokertest.Topic() + "."}
-	t.Cleanup(s.end)
+	s := &story{t: t, kind: kind, port: brokertest.FreePort(t), prefix: brokertest.Topic() + "."}
 
 	testscript.RunT(plain{t}, testscript.Params{
 		Files: []string{file},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"serve": s.serve, "eventually": s.eventually, "lines": s.lines, "sql": s.sql, "postgres": s.postgres,
+			"serve": s.serve, "eventually": s.eventually, "note": s.note, "sql": s.sql, "get": s.get,
+			"lines": s.lines, "load": s.load, "postgres": s.postgres,
 		},
-		Setup: func(env *testscript.Env) error { return s.setup(env, kind) },
+		Setup: func(env *testscript.Env) error { return s.setup(env) },
 	})
 }
 
@@ -79,28 +82,41 @@ func (plain) Verbose() bool                        { return testing.Verbose() }
 
 // story is what runs while a script does.
 type story struct {
-	t       *testing.T
-	port    string
-	prefix  string
-	service *exec.Cmd
-	log     string
-	server  *localpg.Server
+	t      *testing.T
+	kind   string
+	port   string
+	prefix string
+	// variables are the names of those that programs are to have.
+	variables []string
+	service   *exec.Cmd
+	log       string
+	server    *localpg.Server
+	home      string
+	downSince time.Time
+	loaded    chan struct{}
 }
 
-func (s *story) setup(env *testscript.Env, kind string) error {
+func (s *story) setup(env *testscript.Env) error {
+	env.Defer(s.end) // while the directory is there
+
 	url := pgtest.URL(s.t)
 	s.log = filepath.Join(env.WorkDir, "service.log")
 
 	env.Vars = append(env.Vars,
-		"DATABASE_URL="+url, "MILLRACE_POSTGRES__MIGRATE_ON_START=true", "MILLRACE_BROKER__KIND="+kind,
+		"DATABASE_URL="+url, "MILLRACE_POSTGRES__MIGRATE_ON_START=true", "MILLRACE_BROKER__KIND="+s.kind,
 		"MILLRACE_HTTP__ADDR=127.0.0.1:"+s.port,
 		"MILLRACE_CONSUMER__PARK_INTERVAL=200ms", "MILLRACE_CONSUMER__PARK_MAX_INTERVAL=1s",
 		"MILLRACE_OUTBOX__POLL_INTERVAL=100ms",
 		"MILLRACE_BROKER__KAFKA__PREFIX="+s.prefix, "MILLRACE_BROKER__KAFKA__GROUP="+s.prefix+"group",
 		"MILLRACE_BROKER__KAFKA__PARTITIONS=4")
 
-	if kind == "kafka" {
+	if s.kind == broker.Kafka {
 		env.Vars = append(env.Vars, "MILLRACE_BROKER__KAFKA__BROKERS="+brokertest.Address(s.t, brokertest.Kafka))
+	}
+
+	for _, variable := range env.Vars {
+		name, _, _ := strings.Cut(variable, "=")
+		s.variables = append(s.variables, name)
 	}
 
 	return nil
@@ -119,11 +135,13 @@ func (s *story) end() {
 
 	if s.server != nil {
 		_ = s.server.Stop(context.Background())
+		_ = os.RemoveAll(s.home)
 	}
 }
 
-// serve [NAME=VALUE...] starts the service and waits until it is ready; `serve
-// stop` drains it, `serve kill` kills it as kill -9 does.
+// serve [NAME=VALUE...] starts the service and waits until it is ready; what is
+// set stays set for all that follows. `serve stop` drains it, `serve kill` kills
+// it as kill -9 does.
 func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 1 && (args[0] == "stop" || args[0] == "kill") {
 		signal := syscall.SIGTERM
@@ -142,6 +160,12 @@ func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 		return
 	}
 
+	for _, arg := range args {
+		name, value, _ := strings.Cut(arg, "=")
+		s.variables = append(s.variables, name)
+		ts.Setenv(name, value)
+	}
+
 	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ts.Check(err)
 
@@ -150,7 +174,7 @@ func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 	before, err := os.ReadFile(s.log)
 	ts.Check(err)
 
-	s.service = s.command(ts, []string{"millrace", "serve"}, args...)
+	s.service = s.command(ts, "millrace", "serve")
 	s.service.Stdout, s.service.Stderr = log, log
 	ts.Check(s.service.Start())
 
@@ -161,7 +185,7 @@ func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-func (s *story) command(ts *testscript.TestScript, args []string, env ...string) *exec.Cmd {
+func (s *story) command(ts *testscript.TestScript, args ...string) *exec.Cmd {
 	// The script's PATH has the program under test.
 	path := args[0]
 
@@ -176,17 +200,9 @@ func (s *story) command(ts *testscript.TestScript, args []string, env ...string)
 	cmd := exec.CommandContext(context.Background(), path, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
 
-	for _, name := range []string{
-		"PATH", "HOME", "DATABASE_URL", "MILLRACE_POSTGRES__MIGRATE_ON_START", "MILLRACE_HTTP__ADDR", "MILLRACE_BROKER__KIND",
-		"MILLRACE_BROKER__KAFKA__BROKERS", "MILLRACE_BROKER__KAFKA__PREFIX", "MILLRACE_BROKER__KAFKA__GROUP", "MILLRACE_BROKER__KAFKA__PARTITIONS",
-		"MILLRACE_CONSUMER__PARK_INTERVAL", "MILLRACE_CONSUMER__PARK_MAX_INTERVAL", "MILLRACE_OUTBOX__POLL_INTERVAL",
-	} {
-		if value := ts.Getenv(name); value != "" {
-			cmd.Env = append(cmd.Env, name+"="+value)
-		}
+	for _, name := range s.variables {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
-
-	cmd.Env = append(cmd.Env, env...)
 
 	return cmd
 }
@@ -194,26 +210,48 @@ func (s *story) command(ts *testscript.TestScript, args []string, env ...string)
 // patience is how long a story waits for what is to come.
 const patience = 90 * time.Second
 
-// eventually REGEXP COMMAND... runs a command until its output matches, and
-// prints what it says then.
+// eventually REGEXP COMMAND... runs a program, sql or get until its output
+// matches, and prints what it says then.
 func (s *story) eventually(ts *testscript.TestScript, _ bool, args []string) {
 	wanted, err := regexp.Compile("(?ms)" + args[0])
 	ts.Check(err)
 
-	var out []byte
+	var out string
 
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		out, _ = s.command(ts, args[1:]).CombinedOutput()
-		if wanted.Match(out) {
+		switch args[1] {
+		case "sql":
+			out, err = query(ts, args[2])
+		case "get":
+			out, err = s.fetch(args[2])
+		default:
+			var said []byte
+
+			said, err = s.command(ts, args[1:]...).CombinedOutput()
+			out = string(said)
+		}
+
+		if wanted.MatchString(out) {
 			break
 		}
 
 		if time.Now().After(deadline) {
-			ts.Fatalf("waited in vain for %q from %v; it says:\n%s", args[0], args[1:], out)
+			ts.Fatalf("waited in vain for %q from %v; it says (%v):\n%s", args[0], args[1:], err, out)
 		}
 	}
 
-	fmt.Fprintf(ts.Stdout(), "%s", out)
+	fmt.Fprint(ts.Stdout(), out)
+}
+
+// note NAME REGEXP keeps what the parentheses match in the last output, as a
+// variable.
+func (*story) note(ts *testscript.TestScript, _ bool, args []string) {
+	found := regexp.MustCompile("(?m)" + args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if found == nil {
+		ts.Fatalf("there is no %q in the last output", args[1])
+	}
+
+	ts.Setenv(args[0], found[1])
 }
 
 // lines FILE COUNT TEMPLATE writes lines: in each {i} is its number, and {i%N}
@@ -238,39 +276,157 @@ func (s *story) lines(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text.String()), 0o600))
 }
 
-// sql STATEMENT runs a statement and prints what it finds.
-func (s *story) sql(ts *testscript.TestScript, _ bool, args []string) {
-	conn, err := pgx.Connect(context.Background(), ts.Getenv("DATABASE_URL"))
-	ts.Check(err)
+// load TOPIC FILE COUNT publishes the lines of a file, COUNT a second, while the
+// story goes on: to Kafka itself as any producer does, or through the outbox,
+// again and again until it is taken. `load end` waits until all are published.
+func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
+	if args[0] == "end" {
+		<-s.loaded
 
-	defer conn.Close(context.Background())
-
-	rows, err := conn.Query(context.Background(), args[0])
-	ts.Check(err)
-
-	for rows.Next() {
-		values, err := rows.Values()
-		ts.Check(err)
-		fmt.Fprintln(ts.Stdout(), strings.Trim(fmt.Sprint(values), "[]"))
+		return
 	}
 
-	ts.Check(rows.Err())
+	topic := args[0]
+	lines := strings.SplitAfter(strings.TrimSpace(ts.ReadFile(args[1])), "\n")
+	count, err := strconv.Atoi(args[2])
+	ts.Check(err)
+
+	// The script is another goroutine's from here on.
+	cmd := s.command(ts, "millrace", "publish", topic, "--file", "-")
+	publish := func(part []string) { s.publish(cmd, part) }
+
+	if s.kind == broker.Kafka {
+		cfg := broker.Config{Kafka: broker.KafkaConfig{Brokers: []string{ts.Getenv("MILLRACE_BROKER__KAFKA__BROKERS")}}}
+		publish = func(part []string) { s.produce(cfg, s.prefix+topic, part) }
+	}
+
+	s.loaded = make(chan struct{})
+
+	go func() {
+		defer close(s.loaded)
+
+		ticker := time.NewTicker(time.Second)
+		defer ticker.Stop()
+
+		for part := range slices.Chunk(lines, count) {
+			publish(part)
+			<-ticker.C
+		}
+	}()
 }
 
-// postgres up starts a server of the story's own, down ends it as a crash does.
-func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
-	switch args[0] {
-	case "up":
-		dir := filepath.Join(s.t.TempDir(), "..", "postgres")
-
-		server, err := localpg.Start(context.Background(), localpg.Config{Dir: dir}, slog.New(slog.DiscardHandler))
-		ts.Check(err)
-
-		s.server = server
-		ts.Setenv("DATABASE_URL", server.URL())
-	case "down":
-		ts.Check(s.server.Stop(context.Background()))
-	default:
-		ts.Check(errors.New("expected up or down"))
+func (s *story) produce(cfg broker.Config, topic string, lines []string) {
+	messages := make([]brokertest.Foreign, len(lines))
+	for i, line := range lines {
+		messages[i].Payload = []byte(line)
 	}
+
+	brokertest.ProduceKafka(s.t, cfg, topic, messages...)
+}
+
+func (s *story) publish(like *exec.Cmd, lines []string) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Second) {
+		cmd := exec.CommandContext(context.Background(), like.Path, like.Args[1:]...)
+		cmd.Env, cmd.Stdin = like.Env, strings.NewReader(strings.Join(lines, ""))
+
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			return
+		}
+
+		if time.Now().After(deadline) {
+			s.t.Errorf("could not publish: %v\n%s", err, out)
+
+			return
+		}
+	}
+}
+
+// sql STATEMENTS, or sql FILE.sql, runs statements and prints what they find.
+func (*story) sql(ts *testscript.TestScript, _ bool, args []string) {
+	statements := args[0]
+	if strings.HasSuffix(statements, ".sql") {
+		statements = ts.ReadFile(statements)
+	}
+
+	out, err := query(ts, statements)
+	ts.Check(err)
+	fmt.Fprint(ts.Stdout(), out)
+}
+
+func query(ts *testscript.TestScript, statements string) (string, error) {
+	conn, err := pgx.Connect(context.Background(), ts.Getenv("DATABASE_URL"))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close(context.Background())
+
+	results, err := conn.PgConn().Exec(context.Background(), statements).ReadAll()
+	if err != nil {
+		return "", err
+	}
+
+	var out strings.Builder
+
+	for _, result := range results {
+		for _, row := range result.Rows {
+			fmt.Fprintf(&out, "%s\n", bytes.Join(row, []byte(" ")))
+		}
+	}
+
+	return out.String(), nil
+}
+
+// get PATH asks the service by HTTP.
+func (s *story) get(ts *testscript.TestScript, _ bool, args []string) {
+	out, err := s.fetch(args[0])
+	ts.Check(err)
+	fmt.Fprint(ts.Stdout(), out)
+}
+
+func (s *story) fetch(path string) (string, error) {
+	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://127.0.0.1:"+s.port+path, nil)
+	if err != nil {
+		return "", err
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+
+	body, err := io.ReadAll(response.Body)
+
+	return string(body), err
+}
+
+// postgres up starts a server of the story's own, down ends it, and `up SPAN`
+// starts it again when it has been down for so long.
+func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
+	switch {
+	case args[0] == "down":
+		ts.Check(s.server.Stop(context.Background()))
+		s.downSince = time.Now()
+
+		return
+	case len(args) == 2:
+		span, err := time.ParseDuration(args[1])
+		ts.Check(err)
+		time.Sleep(time.Until(s.downSince.Add(span))) // it is the time that matters here
+	default:
+		// Its user, who is not root, must get to the directory, which those of
+		// the testing package do not allow.
+		home, err := os.MkdirTemp("", "millrace-story-*") //nolint:usetesting // see above
+		ts.Check(err)
+		ts.Check(os.Chmod(home, 0o755)) //nolint:gosec // see above
+
+		s.home = home
+	}
+
+	server, err := localpg.Start(context.Background(), localpg.Config{Dir: filepath.Join(s.home, "postgres")}, slog.New(slog.DiscardHandler))
+	ts.Check(err)
+
+	s.server = server
+	ts.Setenv("DATABASE_URL", server.URL())
 }

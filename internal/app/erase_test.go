@@ -63,7 +63,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
 	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
 
-	// Poisoned: with a key, without one, in the old format, and one of another
+	// Poisoned: with its key, with another, in the old format, and one of another
 	// user that has nothing to do with it.
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})
@@ -88,7 +88,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	})
 
 	// An operator has begun to mend one of them.
-	id := apptest.Value[int64](s, `SELECT id FROM poison WHERE key = 'x'`)
+	id := apptest.Value[int64](s, `SELECT id FROM poison WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
 	mended := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 
 	if _, err := s.Poison.Edit(t.Context(), id, 1, mended, poison.Actor{Who: "op", Why: "mend"}, s.CheckFor); err != nil {

@@ -298,7 +298,8 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 
 	bad := []event.Message{message("x", "fails"), message("y", "panics"), message("z", "division"),
 		{ID: event.NewID(), Topic: "notes", Key: "w", Payload: []byte("\x00\xff nonsense"), Headers: event.Headers{"binary": "\xff\x00"}},
-		{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)}}
+		{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)},
+		{ID: event.NewID(), Topic: "notes", Key: "of another system", Payload: []byte(`{"id":"u","text":1}`)}}
 	r.send(append(batch, bad...)...)
 	r.rest()
 
@@ -311,7 +312,7 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 		reasons[e.MessageID] = e.Reason
 	}
 
-	want := []event.Reason{event.ReasonFailed, event.ReasonPanicked, event.ReasonFailed, event.ReasonMalformed, event.ReasonInvalid}
+	want := []event.Reason{event.ReasonFailed, event.ReasonPanicked, event.ReasonFailed, event.ReasonMalformed, event.ReasonInvalid, event.ReasonMalformed}
 	for i, m := range bad {
 		if reasons[m.ID] != want[i] {
 			t.Errorf("message %d is poisoned for %q, expected %q", i, reasons[m.ID], want[i])
@@ -321,6 +322,11 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 	for _, e := range r.poisoned() {
 		if e.MessageID == bad[3].ID && (string(e.Payload) != string(bad[3].Payload) || e.Headers["binary"] != "\xff\x00" || e.Key != "w") {
 			t.Errorf("the entry differs from the message: %+v", e)
+		}
+
+		// What can be read of the payload orders it, as it orders good messages.
+		if e.MessageID == bad[5].ID && e.Key != "u" {
+			t.Errorf("the entry has the key %q, expected that of its payload", e.Key)
 		}
 	}
 }

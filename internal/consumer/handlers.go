@@ -189,14 +189,15 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 		Topic:    zero.Topic(),
 		Check: func(payload []byte) (string, error) {
 			p, err := event.Decode[P](payload)
-			if err != nil {
-				return "", err
-			}
 
-			return p.Key(), nil
+			return p.Key(), err
 		},
 		handle: func(msg *message.Message) error {
 			payload, err := event.Decode[P](msg.Payload)
+
+			d := deliveryOf(msg)
+			d.key = payload.Key()
+
 			if err != nil {
 				return err
 			}
@@ -206,8 +207,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 				ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}
 
-			d := deliveryOf(msg)
-			if d.key = payload.Key(); d.key == "" {
+			if d.key == "" {
 				d.key = e.ID.String() // no order wanted
 			}
 

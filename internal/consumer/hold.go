@@ -249,19 +249,33 @@ const watchEvery = time.Second
 const lookTimeout = 5 * time.Second
 
 // watch follows what operators decide, until ctx ends. It closes seen when it
-// knows for the first time.
+// knows for the first time. It also finds out that Postgres is away, or is back,
+// while no message does.
 func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
 
 	for {
+		attempt, err := r.postgres.Wait(ctx)
+		if err != nil {
+			return
+		}
+
 		switch err := r.look(ctx); {
-		case err == nil && seen != nil:
-			close(seen)
-			seen = nil
-		case err != nil && ctx.Err() == nil:
-			// What was known stays in force. The breaker tells about Postgres.
-			r.logger.Debug("could not read which consumers are paused", slog.Any("error", err))
+		case err == nil:
+			attempt.Answered()
+
+			if seen != nil {
+				close(seen)
+				seen = nil
+			}
+		case ctx.Err() != nil:
+			attempt.Abandoned()
+		case postgres.IsUnavailable(err):
+			attempt.Failed(err) // what was known stays in force
+		default:
+			attempt.Answered()
+			r.logger.Warn("could not read which consumers are paused", slog.Any("error", err))
 		}
 
 		if err := r.count(ctx); err != nil && ctx.Err() == nil {

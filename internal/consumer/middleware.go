@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,8 @@ func (g *gate) close() <-chan struct{} {
 type delivery struct {
 	// consumer and topic are those of the route.
 	consumer, topic string
-	// key orders the message, once it is decoded.
+	// key orders the message, once it is decoded: as far as that was possible, if
+	// its payload is at fault.
 	key string
 	// attempts is how often the message failed in the past, and seq its number
 	// if it is parked.
@@ -246,7 +248,7 @@ func entryOf(msg *message.Message) poison.Entry {
 		Topic:     d.topic,
 		MessageID: messageID(msg),
 		Origin:    d.headers[event.HeaderOrigin],
-		Key:       d.headers[event.HeaderKey],
+		Key:       cmp.Or(d.key, d.headers[event.HeaderKey]),
 		Headers:   headers,
 		Payload:   msg.Payload,
 		Reason:    reasonOf(d.err),

@@ -61,7 +61,7 @@ type Route struct {
 	Consumer string
 	Topic    string
 	// Check reports why a payload would be rejected before it reaches the
-	// handler, and the key that orders it.
+	// handler, and the key that orders it, as far as that can be read.
 	Check func(payload []byte) (key string, err error)
 
 	handle func(msg *message.Message) error

@@ -78,6 +78,8 @@ type link struct {
 	wake   chan struct{}
 	// held are the topics that were not to be published at the last round.
 	held atomic.Pointer[[]string]
+	// lost is true while there is no session.
+	lost bool
 	// woken is true when this process committed something since the last
 	// round; other replicas are told then.
 	woken atomic.Bool
@@ -145,7 +147,12 @@ func (r *link) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := r.session(ctx)
 		if err != nil && ctx.Err() == nil {
-			r.logger.Warn("relay lost postgres, trying again", slog.Any("error", err))
+			if !r.lost {
+				r.logger.Warn("relay lost postgres, trying again until it is back", slog.Any("error", err))
+			}
+
+			r.lost = true
+
 			pause(ctx, sessionRetry)
 		}
 	}
@@ -194,7 +201,11 @@ func (r *link) session(ctx context.Context) error {
 		return err
 	}
 
-	r.logger.Debug("relay joined")
+	if r.lost {
+		r.logger.Info("relay has postgres again")
+	}
+
+	r.lost = false
 	r.mark.reset()
 
 	ticker := time.NewTicker(r.cfg.PollInterval)

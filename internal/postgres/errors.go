@@ -17,17 +17,18 @@ const Dependency = "postgres"
 // is in trouble: unreachable, shutting down, out of resources, timed out, or
 // undecided between transactions. Running the same work again can succeed.
 func IsUnavailable(err error) bool {
+	// Whatever the server says to somebody who connects, it is not about the work.
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+
 	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return transientState(server.Code)
 	}
 
-	var (
-		connect *pgconn.ConnectError
-		network net.Error
-	)
+	var network net.Error
 
-	return errors.As(err, &connect) ||
-		errors.As(err, &network) ||
+	return errors.As(err, &network) ||
 		errors.Is(err, io.EOF) ||
 		errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) ||

@@ -1,0 +1,87 @@
+package app_test
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace/millrace/internal/apptest"
+	"github.com/millrace/millrace/internal/dependency"
+	"github.com/millrace/millrace/internal/event"
+	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millrace/millrace/internal/poison"
+	"github.com/millrace/millrace/internal/postgres"
+)
+
+func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	name := apptest.Value[string](s, `SELECT current_database()::text`)
+
+	admin, err := pgx.Connect(t.Context(), os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	allow := func(allowed string) {
+		if _, err := admin.Exec(context.Background(), `ALTER DATABASE `+name+` ALLOW_CONNECTIONS `+allowed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := func() (found dependency.State) {
+		for _, d := range s.Dependencies.States() {
+			if d.Name == postgres.Dependency {
+				found = d
+			}
+		}
+
+		return found
+	}
+
+	t.Cleanup(func() { _ = admin.Close(context.Background()) })
+	t.Cleanup(func() { allow("true") })
+
+	allow("false")
+
+	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, name); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "it is said since when and why postgres is away", func() bool {
+		now := state()
+
+		return !now.Up && now.Since != nil && now.Why != ""
+	})
+
+	allow("true")
+	pgtest.Eventually(t, "it is said that postgres is back", func() bool { return state().Up })
+}
+
+func TestStatusCountsPoisonThatNobodyHasDecided(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	open := func() int64 {
+		facts, err := s.Facts(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		return facts.PoisonOpen
+	}
+
+	s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
+	pgtest.Eventually(t, "the message is poisoned", func() bool { return open() == 1 })
+
+	id := apptest.Value[int64](s, `SELECT id FROM poison`)
+	if _, err := s.Poison.Discard(t.Context(), poison.Filter{IDs: []int64{id}}, poison.Actor{Who: "test", Why: "nonsense"}, poison.Pace{}); err != nil {
+		t.Fatal(err)
+	}
+
+	if n := open(); n != 0 {
+		t.Errorf("%d are open, expected none after the discard", n)
+	}
+}
