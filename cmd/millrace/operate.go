@@ -261,8 +261,10 @@ func writeConsumers(w io.Writer, consumers []consumer.State) {
 type report struct {
 	Service *app.Status `json:"service,omitempty"`
 	// Unreachable is why there is no Service.
-	Unreachable string    `json:"unreachable,omitempty"`
-	Database    app.Facts `json:"database"`
+	Unreachable string `json:"unreachable,omitempty"`
+	// Database is nil if Postgres does not answer; Away is why.
+	Database *app.Facts `json:"database,omitempty"`
+	Away     string     `json:"database_unreachable,omitempty"`
 	// Transaction is one that is open for long, and holds back vacuum.
 	Transaction *maintenance.Transaction `json:"old_transaction,omitempty"`
 }
@@ -286,12 +288,9 @@ paused or out of reach.`,
 				r.Unreachable = err.Error()
 			}
 
-			if r.Database, err = service.Facts(cmd.Context()); err != nil {
-				return err
-			}
-
-			if r.Transaction, err = service.Janitor.Old(cmd.Context()); err != nil {
-				return err
+			// The service knows since when Postgres is away: that is told all the same.
+			if err := r.askPostgres(cmd.Context(), service); err != nil {
+				r.Away = err.Error()
 			}
 
 			if err := opts.print(cmd.OutOrStdout(), r, r.write); err != nil {
@@ -301,6 +300,18 @@ paused or out of reach.`,
 			return r.verdict()
 		}),
 	}
+}
+
+func (r *report) askPostgres(ctx context.Context, service *app.Service) error {
+	facts, err := service.Facts(ctx)
+	if err != nil {
+		return err
+	}
+
+	r.Database = &facts
+	r.Transaction, err = service.Janitor.Old(ctx)
+
+	return err
 }
 
 const askTimeout = 3 * time.Second
@@ -348,13 +359,25 @@ func (r report) write(w io.Writer) {
 		writeConsumers(w, s.Consumers)
 	} else {
 		fmt.Fprintf(w, "service\t%s\n", r.Unreachable)
+	}
 
-		for _, p := range r.Database.Paused {
+	if r.Database != nil {
+		r.writeFacts(w, *r.Database)
+	}
+
+	if r.Away != "" {
+		fmt.Fprintln(w, "\t")
+		fmt.Fprintf(w, "postgres\t%s\n", oneLine(r.Away, 300))
+	}
+}
+
+func (r report) writeFacts(w io.Writer, d app.Facts) {
+	if r.Service == nil {
+		for _, p := range d.Paused {
 			fmt.Fprintf(w, "%s\tpaused by %s since %s: %s\n", p.Consumer, p.Who, stamp(p.At), oneLine(p.Why, 100))
 		}
 	}
 
-	d := r.Database
 	oldest := ""
 
 	if d.OldestDue != nil {
@@ -377,6 +400,10 @@ var errTroubled = errors.New("something is paused or out of reach; see above")
 func (r report) verdict() error {
 	if r.Service == nil {
 		return errors.New(r.Unreachable)
+	}
+
+	if r.Away != "" {
+		return errTroubled
 	}
 
 	for _, d := range r.Service.Dependencies {
