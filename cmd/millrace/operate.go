@@ -293,7 +293,7 @@ paused or out of reach.`,
 				r.Away = err.Error()
 			}
 
-			if err := opts.print(cmd.OutOrStdout(), r, r.write); err != nil {
+			if err := opts.print(cmd.OutOrStdout(), &r, r.write); err != nil {
 				return err
 			}
 
@@ -340,7 +340,7 @@ func ask(ctx context.Context, addr string) (*app.Status, error) {
 	return status, nil
 }
 
-func (r report) write(w io.Writer) {
+func (r *report) write(w io.Writer) {
 	if s := r.Service; s != nil {
 		fmt.Fprintf(w, "service\tup since %s, on %s\n", stamp(s.StartedAt), s.Brokers)
 		fmt.Fprintln(w)
@@ -371,7 +371,7 @@ func (r report) write(w io.Writer) {
 	}
 }
 
-func (r report) writeFacts(w io.Writer, d app.Facts) {
+func (r *report) writeFacts(w io.Writer, d app.Facts) {
 	if r.Service == nil {
 		for _, p := range d.Paused {
 			fmt.Fprintf(w, "%s\tpaused by %s since %s: %s\n", p.Consumer, p.Who, stamp(p.At), oneLine(p.Why, 100))
@@ -397,7 +397,7 @@ func (r report) writeFacts(w io.Writer, d app.Facts) {
 // errTroubled says that status found something that is not as it should be.
 var errTroubled = errors.New("something is paused or out of reach; see above")
 
-func (r report) verdict() error {
+func (r *report) verdict() error {
 	if r.Service == nil {
 		return errors.New(r.Unreachable)
 	}
