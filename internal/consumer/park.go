@@ -203,8 +203,16 @@ func (r *Router) flowing() []string {
 func (r *Router) retryKey(ctx context.Context, publisher message.Publisher, key parked.Key) {
 	var last int64
 
+	// What is given back is given back at the end of ctx too: else the key would
+	// wait until the lease ends.
+	after := context.WithoutCancel(ctx)
+
 	for ctx.Err() == nil {
 		m, ok, err := r.parked.Head(ctx, key)
+		if err != nil && ctx.Err() != nil {
+			break
+		}
+
 		if err != nil || !ok || m.Seq == last {
 			return // it waits again, or is due again when the lease ends
 		}
@@ -212,13 +220,13 @@ func (r *Router) retryKey(ctx context.Context, publisher message.Publisher, key 
 		last = m.Seq
 
 		if err := publisher.Publish(outbox.Direct(m.Consumer), resumed(m)); err != nil {
-			_ = r.parked.Postpone(ctx, key, heldPause)
+			_ = r.parked.Postpone(after, key, heldPause)
 
 			return
 		}
 	}
 
-	_ = r.parked.Postpone(context.WithoutCancel(ctx), key, 0)
+	_ = r.parked.Postpone(after, key, 0)
 }
 
 // resumed makes the message of a parked one.
