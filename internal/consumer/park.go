@@ -166,7 +166,7 @@ func (r *Router) RetryParked(ctx context.Context, publisher message.Publisher) {
 		case <-ticker.C:
 		}
 
-		keys, err := r.parked.Lease(ctx, taken.room(r.flowing()), r.lease())
+		keys, err := r.leaseKeys(ctx, taken)
 		if err != nil {
 			// The breaker tells about Postgres; here it is tried again anyway.
 			r.logger.Debug("could not look for parked messages", slog.Any("error", err))
@@ -181,6 +181,15 @@ func (r *Router) RetryParked(ctx context.Context, publisher message.Publisher) {
 			})
 		}
 	}
+}
+
+// leaseKeys takes keys that are due. It is not broken off at the end of ctx: what
+// the server has leased then would wait for nobody.
+func (r *Router) leaseKeys(ctx context.Context, taken *places) ([]parked.Key, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+	defer cancel()
+
+	return r.parked.Lease(ctx, taken.room(r.flowing()), r.lease())
 }
 
 // flowing returns the consumers that are not held.
@@ -207,14 +216,16 @@ func (r *Router) retryKey(ctx context.Context, publisher message.Publisher, key 
 	// wait until the lease ends.
 	after := context.WithoutCancel(ctx)
 
-	for ctx.Err() == nil {
-		m, ok, err := r.parked.Head(ctx, key)
-		if err != nil && ctx.Err() != nil {
-			break
-		}
+	for {
+		m, ok, err := r.parked.Head(after, key)
 
-		if err != nil || !ok || m.Seq == last {
-			return // it waits again, or is due again when the lease ends
+		switch {
+		case err != nil || !ok || m.Seq == last:
+			return // it is due again when the lease ends, is free, or waits again
+		case ctx.Err() != nil:
+			_ = r.parked.Postpone(after, key, 0)
+
+			return
 		}
 
 		last = m.Seq
@@ -225,8 +236,6 @@ func (r *Router) retryKey(ctx context.Context, publisher message.Publisher, key 
 			return
 		}
 	}
-
-	_ = r.parked.Postpone(after, key, 0)
 }
 
 // resumed makes the message of a parked one.

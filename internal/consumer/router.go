@@ -187,7 +187,11 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	unsubscribe()
 
 	if closeErr := router.Close(); closeErr != nil {
-		return errors.Join(err, fmt.Errorf("closing consumers: %w", closeErr))
+		// Nothing is in hand any more: only connections are left to be closed,
+		// which the end of the process does too.
+		r.logger.Warn("closing the subscriptions took too long", slog.Any("error", closeErr))
+
+		return err
 	}
 
 	return errors.Join(err, <-result)
