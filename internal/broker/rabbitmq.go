@@ -14,6 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/internal/event"
 )
@@ -219,6 +220,9 @@ type fanIn struct {
 	n int
 }
 
+// subscribeAtOnce is how many subscriptions of a queue are opened at once.
+const subscribeAtOnce = 16
+
 // Subscribe returns one channel for all subscriptions.
 func (f *fanIn) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	var (
@@ -226,17 +230,31 @@ func (f *fanIn) Subscribe(ctx context.Context, topic string) (<-chan *message.Me
 		merged sync.WaitGroup
 	)
 
-	for range f.n {
-		in, err := f.Subscriber.Subscribe(ctx, topic)
-		if err != nil {
-			return nil, err
-		}
+	// Each is a channel of AMQP with several questions and answers: one after the
+	// other, a service with many topics would take long to start.
+	var opening errgroup.Group
 
-		merged.Go(func() {
-			for msg := range in {
-				out <- msg
+	opening.SetLimit(subscribeAtOnce)
+
+	for range f.n {
+		opening.Go(func() error {
+			in, err := f.Subscriber.Subscribe(ctx, topic)
+			if err != nil {
+				return err
 			}
+
+			merged.Go(func() {
+				for msg := range in {
+					out <- msg
+				}
+			})
+
+			return nil
 		})
+	}
+
+	if err := opening.Wait(); err != nil {
+		return nil, err
 	}
 
 	go func() {
