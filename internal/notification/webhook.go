@@ -24,9 +24,8 @@ import (
 // Bounds of a webhook.
 const (
 	webhookTimeout = 10 * time.Second
-	maxHeaders     = 16 << 10  // bytes of the answer's headers
-	maxAnswer      = 1 << 10   // bytes of the answer that are kept
-	maxWait        = time.Hour // of a Retry-After
+	maxHeaders     = 16 << 10 // bytes of the answer's headers
+	maxAnswer      = 1 << 10  // bytes of the answer that are kept
 )
 
 // webhook posts notifications, signed as Standard Webhooks 1.0 say.
@@ -153,7 +152,7 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 	case code >= http.StatusOK && code < http.StatusMultipleChoices:
 		return Delivery{Answer: answer}, nil
 	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
-		return Delivery{}, event.Later(retryAfter(response), fmt.Errorf("posting webhook: the receiver answered %s", answer))
+		return Delivery{}, event.Later(event.RetryAfter(response.Header.Get("Retry-After")), fmt.Errorf("posting webhook: the receiver answered %s", answer))
 	default:
 		return Delivery{}, event.Reject(fmt.Errorf("the receiver refused the webhook: %s", answer))
 	}
@@ -186,19 +185,4 @@ func (w *webhook) request(ctx context.Context, e event.Event[Requested]) (*http.
 	request.Header.Set("Webhook-Signature", signature)
 
 	return request, nil
-}
-
-// retryAfter reads the header as seconds or as a date; 0 if there is none.
-func retryAfter(response *http.Response) time.Duration {
-	value := response.Header.Get("Retry-After")
-
-	if seconds, err := strconv.Atoi(value); err == nil {
-		return max(0, min(time.Duration(seconds)*time.Second, maxWait))
-	}
-
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, min(time.Until(at), maxWait))
-	}
-
-	return 0
 }

@@ -545,25 +545,12 @@ func told(answer *stripe.Error) string {
 	return fmt.Sprintf("%d %s (%s, request %s)", answer.HTTPStatusCode, answer.Msg, answer.Type, answer.RequestID)
 }
 
-// maxWait bounds a Retry-After.
-const maxWait = time.Hour
-
 func retryAfter(answer *stripe.Error) time.Duration {
 	if answer.LastResponse == nil {
 		return 0
 	}
 
-	value := answer.LastResponse.Header.Get("Retry-After")
-
-	if seconds, err := strconv.Atoi(value); err == nil {
-		return max(0, min(time.Duration(seconds)*time.Second, maxWait))
-	}
-
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, min(time.Until(at), maxWait))
-	}
-
-	return 0
+	return event.RetryAfter(answer.LastResponse.Header.Get("Retry-After"))
 }
 
 // maxKey is how long an idempotency key may be, with what is added to it.
