@@ -43,7 +43,7 @@ services-down: ## Stop the servers of tests and benchmark
 .PHONY: test
 test: verify services ## Check everything and run all tests, with the race detector
 	@. .local/test/env && go test -race -timeout 10m ./...
-	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/broker ./internal/app
+	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/engine/broker ./internal/app
 
 .PHONY: stories
 stories: services ## Tell the stories of what fails and what an operator sees, on the embedded broker and on Kafka

@@ -1,4 +1,4 @@
-module github.com/millrace/millrace
+module github.com/millracehq/millrace
 
 go 1.26.8
 

@@ -7,27 +7,27 @@ import (
 
 	"github.com/google/wire"
 
-	"github.com/millrace/millrace/internal/account"
-	"github.com/millrace/millrace/internal/analytics"
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/dependency"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/httpapi"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/parked"
-	"github.com/millrace/millrace/internal/payment"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
-	"github.com/millrace/millrace/internal/telemetry"
-	"github.com/millrace/millrace/internal/user"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/analytics"
+	"github.com/millracehq/millrace/internal/shop/audit"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/shop/user"
+	"github.com/millracehq/millrace/internal/telemetry"
 )
 
 // New assembles a service. Nothing connects before its Run. The function that
@@ -41,7 +41,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		broker.NewSet,
 		poison.NewStore,
 		parked.NewStore,
-		dependency.NewSet,
+		breaker.NewSet,
 		outbox.NewRelay,
 		consumer.NewRouter,
 		httpapi.NewServer,
@@ -61,7 +61,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		analytics.NewService,
 
 		audit.New,
-		maintenance.New,
+		upkeep.New,
 		wire.Struct(new(app.Upkeep), "*"),
 		wire.Struct(new(app.Domains), "*"),
 		app.NewService,

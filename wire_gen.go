@@ -7,27 +7,27 @@
 package millrace
 
 import (
-	"github.com/millrace/millrace/internal/account"
-	"github.com/millrace/millrace/internal/analytics"
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/dependency"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/httpapi"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/parked"
-	"github.com/millrace/millrace/internal/payment"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
-	"github.com/millrace/millrace/internal/telemetry"
-	"github.com/millrace/millrace/internal/user"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/analytics"
+	"github.com/millracehq/millrace/internal/shop/audit"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/shop/user"
+	"github.com/millracehq/millrace/internal/telemetry"
 	"log/slog"
 )
 
@@ -52,10 +52,10 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	store := poison.NewStore(poisonConfig, pool)
 	parkedStore := parked.NewStore(pool, store)
 	registry := telemetry.NewRegistry()
-	dependencySet := dependency.NewSet(logger, registry)
+	breakerSet := breaker.NewSet(logger, registry)
 	outboxConfig := cfg.Outbox
 	relay := outbox.NewRelay(outboxConfig, pool, logger, registry)
-	router, err := consumer.NewRouter(consumerConfig, pool, store, parkedStore, dependencySet, relay, logger, registry)
+	router, err := consumer.NewRouter(consumerConfig, pool, store, parkedStore, breakerSet, relay, logger, registry)
 	if err != nil {
 		cleanup()
 		return nil, nil, err
@@ -98,17 +98,17 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)
-	maintenanceConfig := cfg.Maintenance
+	upkeepConfig := cfg.Maintenance
 	inboxConfig := cfg.Inbox
-	janitor := maintenance.New(maintenanceConfig, pool, logger, registry)
+	janitor := upkeep.New(upkeepConfig, pool, logger, registry)
 	auditor := audit.New(pool, gateway)
-	upkeep := app.Upkeep{
-		Config:  maintenanceConfig,
+	appUpkeep := app.Upkeep{
+		Config:  upkeepConfig,
 		Inbox:   inboxConfig,
 		Janitor: janitor,
 		Auditor: auditor,
 	}
-	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, dependencySet, domains, server, logger, upkeep)
+	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, breakerSet, domains, server, logger, appUpkeep)
 	if err != nil {
 		cleanup()
 		return nil, nil, err

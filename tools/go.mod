@@ -1,4 +1,4 @@
-module github.com/millrace/millrace/tools
+module github.com/millracehq/millrace/tools
 
 go 1.26.0
 

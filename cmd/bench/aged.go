@@ -6,7 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/broker"
+	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
 // agedScenarios measure what age costs: an empty database against one with

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/inbox"
-	"github.com/millrace/millrace/internal/money"
-	"github.com/millrace/millrace/internal/payment"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/shop/audit"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
 // daysBack is over how many days, today included, generated rows spread.

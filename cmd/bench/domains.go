@@ -9,13 +9,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/account"
-	"github.com/millrace/millrace/internal/analytics"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/eventstore"
-	"github.com/millrace/millrace/internal/postgres"
-	"github.com/millrace/millrace/internal/user"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/analytics"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // load is what a run sends, and how its end is seen.

@@ -24,16 +24,16 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/millrace/millrace/internal/account"
-	"github.com/millrace/millrace/internal/analytics"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/inbox"
-	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/analytics"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/notification"
 )
 
 // figures are what a run measured, by name.

@@ -14,16 +14,16 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/inbox"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/money"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/payment"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
 // price is what every order costs.

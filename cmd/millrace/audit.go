@@ -13,10 +13,10 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+	"github.com/millracehq/millrace/internal/shop/audit"
 )
 
 // repairAtOnce is how many violations of a check are repaired in one go.
@@ -198,8 +198,8 @@ func writeRepairs(w io.Writer, out auditOutput) {
 
 // maintenanceOutput is what the command did; it is also its JSON output.
 type maintenanceOutput struct {
-	Tasks []maintenance.Done       `json:"tasks"`
-	Old   *maintenance.Transaction `json:"old_transaction,omitempty"`
+	Tasks []upkeep.Done       `json:"tasks"`
+	Old   *upkeep.Transaction `json:"old_transaction,omitempty"`
 }
 
 func newMaintenance(opts *options) *cobra.Command {
@@ -239,6 +239,6 @@ at a time does it. It also tells of a transaction that is open for long.`,
 }
 
 // describe says in a line what is open.
-func describe(t maintenance.Transaction) string {
+func describe(t upkeep.Transaction) string {
 	return fmt.Sprintf("%s %q, pid %d, %s, on %s, open for %s", t.Kind, oneLine(t.Name, 64), t.PID, t.State, t.Database, t.Age.Round(time.Second))
 }

@@ -7,7 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestAuditTellsShowsAndRepairs(t *testing.T) {

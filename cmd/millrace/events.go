@@ -14,9 +14,9 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/conversation"
-	"github.com/millrace/millrace/internal/eventstore"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/trace"
 )
 
 // Reading of all events.
@@ -221,9 +221,9 @@ func newTrace(opts *options) *cobra.Command {
 				return usageError{fmt.Errorf("%q is no id of a message, expected a UUID", args[0])}
 			}
 
-			roots, err := conversation.Find(cmd.Context(), service.Pool, id)
+			roots, err := trace.Find(cmd.Context(), service.Pool, id)
 
-			if _, missing := errors.AsType[*conversation.NotFoundError](err); missing {
+			if _, missing := errors.AsType[*trace.NotFoundError](err); missing {
 				return notFoundError{err}
 			}
 
@@ -240,7 +240,7 @@ func newTrace(opts *options) *cobra.Command {
 	}
 }
 
-func writeTree(w io.Writer, service *app.Service, m *conversation.Message, first, rest string, asked uuid.UUID) {
+func writeTree(w io.Writer, service *app.Service, m *trace.Message, first, rest string, asked uuid.UUID) {
 	topic := m.Topic
 	if topic == "" {
 		topic = service.TopicOf(m.Consumer)
@@ -252,7 +252,7 @@ func writeTree(w io.Writer, service *app.Service, m *conversation.Message, first
 	}
 
 	delay := ""
-	if created, ok := m.Created(); ok && m.State == conversation.Applied {
+	if created, ok := m.Created(); ok && m.State == trace.Applied {
 		delay = fmt.Sprintf(" +%s", max(0, m.At.Sub(created)).Round(time.Millisecond))
 	}
 

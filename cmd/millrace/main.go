@@ -9,16 +9,16 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/eventstore"
-	"github.com/millrace/millrace/internal/localpg"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/parked"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/user"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/localpg"
+	"github.com/millracehq/millrace/internal/shop/audit"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // Exit codes, as `millrace help` lists them.

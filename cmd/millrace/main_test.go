@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // run runs a command against a database and returns its output and exit code.

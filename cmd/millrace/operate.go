@@ -13,11 +13,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/parked"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
 func newParked(opts *options) *cobra.Command {
@@ -266,7 +266,7 @@ type report struct {
 	Database *app.Facts `json:"database,omitempty"`
 	Away     string     `json:"database_unreachable,omitempty"`
 	// Transaction is one that is open for long, and holds back vacuum.
-	Transaction *maintenance.Transaction `json:"old_transaction,omitempty"`
+	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
 }
 
 func newStatus(opts *options) *cobra.Command {

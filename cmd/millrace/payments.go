@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/payment"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
 func newPayments(opts *options) *cobra.Command {

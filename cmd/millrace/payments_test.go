@@ -6,7 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestPaymentsAreShownBesideTheGatewaysRecord(t *testing.T) {

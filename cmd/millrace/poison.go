@@ -20,9 +20,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
 )
 
 func newPoison(opts *options) *cobra.Command {

@@ -12,9 +12,9 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // poisoned makes a database with entries of the consumer that places orders, one

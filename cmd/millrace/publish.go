@@ -13,8 +13,8 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/event"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // publishBatch is how many messages go into the outbox in one transaction.

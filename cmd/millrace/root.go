@@ -12,12 +12,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace"
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/localpg"
-	"github.com/millrace/millrace/internal/postgres"
-	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millracehq/millrace"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/localpg"
+	"github.com/millracehq/millrace/internal/telemetry"
 )
 
 // devDir is where `millrace dev` keeps its Postgres, below the working

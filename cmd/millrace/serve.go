@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/localpg"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/localpg"
 )
 
 func newServe(opts *options) *cobra.Command {

@@ -22,10 +22,10 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/brokertest"
-	"github.com/millrace/millrace/internal/localpg"
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/localpg"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestMain(m *testing.M) {

@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millrace/millrace/internal/app"
-	"github.com/millrace/millrace/internal/user"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 func newUsers(opts *options) *cobra.Command {

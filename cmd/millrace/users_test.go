@@ -4,8 +4,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // What the commands of the guide's parts say, beside a running service.

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
 // schemathesisTime bounds a run that takes 20 seconds, on a machine that does

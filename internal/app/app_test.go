@@ -5,13 +5,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/brokertest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {

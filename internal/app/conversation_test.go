@@ -8,15 +8,15 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/conversation"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/mailtest"
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/trace"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/mailtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func render(messages []*conversation.Message, service *apptest.Service) string {
+func render(messages []*trace.Message, service *apptest.Service) string {
 	var parts []string
 
 	for _, m := range messages {
@@ -38,20 +38,20 @@ func render(messages []*conversation.Message, service *apptest.Service) string {
 func TestAConversationIsATree(t *testing.T) {
 	t.Parallel()
 
-	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 	s := apptest.Start(t)
 	s.Seed()
 
 	id := s.PublishMessage(event.Message{
 		Topic: "orders.created", Key: "order_123", Payload: []byte(guide(t, "orders.created")),
-		Headers: event.Headers{event.HeaderTraceParent: trace},
+		Headers: event.Headers{event.HeaderTraceParent: traceparent},
 	})
 	s.Messages("orders.completed", 1)
 
 	last := s.Messages("orders.completed", 1)[0]
 	for _, asked := range []uuid.UUID{id, last.ID} {
-		roots, err := conversation.Find(t.Context(), s.Pool, asked)
+		roots, err := trace.Find(t.Context(), s.Pool, asked)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,12 +63,12 @@ func TestAConversationIsATree(t *testing.T) {
 
 	// The trace context goes through every hop.
 	for _, topic := range []string{"payments.requested", "orders.completed"} {
-		if got := s.Messages(topic, 1)[0].Headers[event.HeaderTraceParent]; got != trace {
+		if got := s.Messages(topic, 1)[0].Headers[event.HeaderTraceParent]; got != traceparent {
 			t.Errorf("%s has traceparent %q", topic, got)
 		}
 	}
 
-	if _, err := conversation.Find(t.Context(), s.Pool, event.NewID()); err == nil {
+	if _, err := trace.Find(t.Context(), s.Pool, event.NewID()); err == nil {
 		t.Error("a message that never was has a conversation")
 	}
 }
@@ -89,7 +89,7 @@ func TestAParkedMessageIsInItsConversation(t *testing.T) {
 
 	parked := apptest.Value[uuid.UUID](s, `SELECT message_id FROM parked`)
 	for _, asked := range []uuid.UUID{id, parked} {
-		roots, err := conversation.Find(t.Context(), s.Pool, asked)
+		roots, err := trace.Find(t.Context(), s.Pool, asked)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/mailtest"
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/mailtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // program builds millrace into dir.

@@ -10,12 +10,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/brokertest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestFastStreamExchangesMessagesOnKafka(t *testing.T) {

@@ -5,12 +5,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/mailtest"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/mailtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func mailing(server *mailtest.Server, attempts int) func(*config.Config) {

@@ -6,16 +6,16 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/millrace/millrace/internal/httpapi"
-	"github.com/millrace/millrace/internal/inbox"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+	"github.com/millracehq/millrace/internal/httpapi"
 )
 
 // upkeep is all that maintenance does, in this order. Whatever else grows gets
 // a line here.
-func (s *Service) upkeep(inboxes inbox.Config, cfg maintenance.Config) []maintenance.Task {
-	return []maintenance.Task{
+func (s *Service) upkeep(inboxes inbox.Config, cfg upkeep.Config) []upkeep.Task {
+	return []upkeep.Task{
 		{Name: "partitions ahead", Do: func(ctx context.Context) (int64, error) { return 0, s.ensurePartitions(ctx) }},
 		{Name: "inbox partitions", Do: func(ctx context.Context) (int64, error) {
 			return inbox.DropPartitions(ctx, s.Pool, time.Now().Add(-inboxes.Retention))
@@ -33,8 +33,8 @@ func (s *Service) upkeep(inboxes inbox.Config, cfg maintenance.Config) []mainten
 
 // rows is the task to delete the rows of a table that are older than their
 // retention; 0 is for ever.
-func (s *Service) rows(name, table, column string, retention time.Duration) maintenance.Task {
-	return maintenance.Task{Name: name, Do: func(ctx context.Context) (int64, error) {
+func (s *Service) rows(name, table, column string, retention time.Duration) upkeep.Task {
+	return upkeep.Task{Name: name, Do: func(ctx context.Context) (int64, error) {
 		if retention == 0 {
 			return 0, nil
 		}

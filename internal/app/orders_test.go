@@ -7,13 +7,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/money"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
 // reserve makes an order that waits for its payment and that nobody charges.

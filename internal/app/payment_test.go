@@ -11,11 +11,11 @@ import (
 
 	"github.com/stripe/stripe-go/v82/webhook"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/payment/paymenttest"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/paymenttest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func payingByStripe(url string) func(*config.Config) {

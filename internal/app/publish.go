@@ -6,9 +6,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Check reports why a payload would be rejected on topic, and its key.

@@ -7,11 +7,11 @@ import (
 	"net/http"
 	"testing"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/brokertest"
-	"github.com/millrace/millrace/internal/config"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // readiness asks /readyz.

@@ -1,13 +1,13 @@
 package app
 
 import (
-	"github.com/millrace/millrace/internal/account"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/payment"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
 // route is the whole routing table. Names of consumers are for ever: inbox

@@ -15,26 +15,26 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/millrace/millrace/internal/account"
-	"github.com/millrace/millrace/internal/analytics"
-	"github.com/millrace/millrace/internal/audit"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/dependency"
-	"github.com/millrace/millrace/internal/eventstore"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/httpapi"
-	"github.com/millrace/millrace/internal/inbox"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/parked"
-	"github.com/millrace/millrace/internal/payment"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
-	"github.com/millrace/millrace/internal/user"
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/analytics"
+	"github.com/millracehq/millrace/internal/shop/audit"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // Service is an assembled Millrace. Its exported parts are for the command
@@ -51,11 +51,11 @@ type Service struct {
 	Projector     *eventstore.Projector
 	Poison        *poison.Store
 	Router        *consumer.Router
-	Janitor       *maintenance.Janitor
+	Janitor       *upkeep.Janitor
 	Audit         *audit.Auditor
 
 	Parked       *parked.Store
-	Dependencies *dependency.Set
+	Dependencies *breaker.Set
 
 	cfg     postgres.Config
 	brokers *broker.Set
@@ -86,16 +86,16 @@ type Domains struct {
 
 // Upkeep is what keeps the database in order.
 type Upkeep struct {
-	Config  maintenance.Config
+	Config  upkeep.Config
 	Inbox   inbox.Config
-	Janitor *maintenance.Janitor
+	Janitor *upkeep.Janitor
 	Auditor *audit.Auditor
 }
 
 // NewService assembles a service and lays out its routes.
 func NewService(
 	cfg postgres.Config, pool *pgxpool.Pool, brokers *broker.Set, router *consumer.Router, relay *outbox.Relay,
-	store *poison.Store, waiting *parked.Store, dependencies *dependency.Set, domains Domains, http *httpapi.Server, logger *slog.Logger,
+	store *poison.Store, waiting *parked.Store, dependencies *breaker.Set, domains Domains, http *httpapi.Server, logger *slog.Logger,
 	upkeep Upkeep,
 ) (*Service, error) {
 	route(router, domains)

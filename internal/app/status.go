@@ -8,16 +8,16 @@ import (
 	"strings"
 	"time"
 
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/dependency"
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
 )
 
 // Status is what a running process knows of itself: the answer of /statusz.
 type Status struct {
-	StartedAt    time.Time          `json:"started_at"`
-	Brokers      string             `json:"brokers"`
-	Dependencies []dependency.State `json:"dependencies"`
-	Consumers    []consumer.State   `json:"consumers"`
+	StartedAt    time.Time        `json:"started_at"`
+	Brokers      string           `json:"brokers"`
+	Dependencies []breaker.State  `json:"dependencies"`
+	Consumers    []consumer.State `json:"consumers"`
 }
 
 func (s *Service) status() Status {

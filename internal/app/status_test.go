@@ -7,12 +7,12 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/apptest"
-	"github.com/millrace/millrace/internal/dependency"
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
@@ -31,7 +31,7 @@ func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	state := func() (found dependency.State) {
+	state := func() (found breaker.State) {
 		for _, d := range s.Dependencies.States() {
 			if d.Name == postgres.Dependency {
 				found = d

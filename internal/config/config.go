@@ -16,19 +16,19 @@ import (
 	"github.com/knadh/koanf/providers/structs"
 	"github.com/knadh/koanf/v2"
 
-	"github.com/millrace/millrace/internal/analytics"
-	"github.com/millrace/millrace/internal/broker"
-	"github.com/millrace/millrace/internal/consumer"
-	"github.com/millrace/millrace/internal/fulfilment"
-	"github.com/millrace/millrace/internal/httpapi"
-	"github.com/millrace/millrace/internal/inbox"
-	"github.com/millrace/millrace/internal/maintenance"
-	"github.com/millrace/millrace/internal/notification"
-	"github.com/millrace/millrace/internal/outbox"
-	"github.com/millrace/millrace/internal/payment"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
-	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/shop/analytics"
+	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/telemetry"
 )
 
 // Config is the whole configuration.
@@ -43,7 +43,7 @@ type Config struct {
 	Fulfilment   fulfilment.Config   `koanf:"fulfilment"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
-	Maintenance  maintenance.Config  `koanf:"maintenance"`
+	Maintenance  upkeep.Config       `koanf:"maintenance"`
 	HTTP         httpapi.Config      `koanf:"http"`
 	Log          telemetry.Config    `koanf:"log"`
 }
@@ -61,7 +61,7 @@ func Default() Config {
 		Fulfilment:   fulfilment.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
-		Maintenance:  maintenance.DefaultConfig(),
+		Maintenance:  upkeep.DefaultConfig(),
 		HTTP:         httpapi.DefaultConfig(),
 		Log:          telemetry.DefaultConfig(),
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/millrace/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/config"
 )
 
 // Tests that set the environment cannot run in parallel.

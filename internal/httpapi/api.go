@@ -15,11 +15,11 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/poison"
-	"github.com/millrace/millrace/internal/postgres"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/order"
 )
 
 // Prefix begins the paths of the API. It is served at Prefix + "/".

@@ -18,12 +18,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/httpapi"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/order"
-	"github.com/millrace/millrace/internal/pgtest"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // note is what the consumer "writer" takes.

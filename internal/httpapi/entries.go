@@ -11,8 +11,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
 
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/poison"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/poison"
 )
 
 // Selector is the query that selects entries.

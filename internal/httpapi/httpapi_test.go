@@ -10,7 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/millrace/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/httpapi"
 )
 
 func TestReadyzSaysWhatIsMissing(t *testing.T) {

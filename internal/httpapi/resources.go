@@ -9,10 +9,10 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/millrace/millrace/internal/event"
-	"github.com/millrace/millrace/internal/inventory"
-	"github.com/millrace/millrace/internal/money"
-	"github.com/millrace/millrace/internal/order"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/order"
 )
 
 // amount is money as a JSON number.

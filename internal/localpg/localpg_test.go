@@ -13,8 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace/millrace/internal/localpg"
-	"github.com/millrace/millrace/internal/pgtest"
+	"github.com/millracehq/millrace/internal/localpg"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestMain(m *testing.M) {

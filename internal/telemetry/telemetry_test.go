@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/millrace/millrace/internal/telemetry"
+	"github.com/millracehq/millrace/internal/telemetry"
 )
 
 // wordy is an error as github.com/pkg/errors makes them.

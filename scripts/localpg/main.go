@@ -10,7 +10,7 @@ import (
 	"os"
 	"strconv"
 
-	"github.com/millrace/millrace/internal/localpg"
+	"github.com/millracehq/millrace/internal/localpg"
 )
 
 func main() {

@@ -1,4 +1,4 @@
-module github.com/millrace/millrace/tools/stripe-mock
+module github.com/millracehq/millrace/tools/stripe-mock
 
 go 1.26.8
 

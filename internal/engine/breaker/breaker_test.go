@@ -1,0 +1,150 @@
+package breaker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+)
+
+var errRefused = errors.New("connection refused")
+
+func set(log *bytes.Buffer) *breaker.Set {
+	return breaker.NewSet(slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry())
+}
+
+// attempt waits for leave and fails or succeeds.
+func attempt(t *testing.T, b *breaker.Breaker, err error) {
+	t.Helper()
+
+	a, waitErr := b.Wait(t.Context())
+	if waitErr != nil {
+		t.Fatal(waitErr)
+	}
+
+	if err != nil {
+		a.Failed(err)
+	} else {
+		a.Answered()
+	}
+}
+
+func TestOneAttemptAtATimeFindsOutWhetherADependencyIsBack(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+
+		b := set(&log).Get("gateway")
+		for range 3 {
+			attempt(t, b, errRefused)
+		}
+
+		if s := b.State(); s.Up || s.Why != errRefused.Error() || s.Since == nil {
+			t.Fatalf("got %+v", s)
+		}
+
+		attempts := make(chan *breaker.Attempt, 10)
+
+		for range 10 {
+			go func() {
+				if a, err := b.Wait(t.Context()); err == nil {
+					attempts <- a
+				}
+			}()
+		}
+
+		time.Sleep(time.Minute)
+		synctest.Wait()
+
+		if len(attempts) != 1 {
+			t.Fatalf("%d attempts began at once, expected 1", len(attempts))
+		}
+
+		(<-attempts).Answered()
+		synctest.Wait()
+
+		if len(attempts) != 9 || !b.State().Up {
+			t.Errorf("%d others go on, expected 9; %+v", len(attempts), b.State())
+		}
+
+		if lines := strings.Count(log.String(), "\n"); lines != 2 {
+			t.Errorf("expected a line when it went and one when it came:\n%s", log.String())
+		}
+	})
+}
+
+func TestPausesGrowUpToThirtySeconds(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		b := set(&bytes.Buffer{}).Get("gateway")
+
+		var last time.Duration
+
+		for range 20 {
+			a, err := b.Wait(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			if last = a.Failed(errRefused); last > 30*time.Second {
+				t.Fatalf("a pause of %s", last)
+			}
+		}
+
+		if last < 15*time.Second {
+			t.Errorf("after 20 failures the pause is %s, expected 15s to 30s", last)
+		}
+	})
+}
+
+func TestASuccessBetweenFailuresKeepsTheBreakerClosed(t *testing.T) {
+	t.Parallel()
+
+	b := set(&bytes.Buffer{}).Get("gateway")
+
+	for range 10 {
+		attempt(t, b, errRefused)
+		attempt(t, b, errRefused)
+		attempt(t, b, nil)
+	}
+
+	if !b.State().Up {
+		t.Errorf("got %+v", b.State())
+	}
+}
+
+func TestAnAttemptThatIsAbandonedLetsAnotherBegin(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		b := set(&bytes.Buffer{}).Get("gateway")
+		for range 3 {
+			attempt(t, b, errRefused)
+		}
+
+		probe, err := b.Wait(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+
+		if _, err := b.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("a second attempt began: %v", err)
+		}
+
+		probe.Abandoned()
+		attempt(t, b, nil)
+	})
+}

@@ -1,0 +1,292 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// ErrStopping ends the work on a message because the service stops. The
+// message is not acknowledged and will be delivered again.
+var ErrStopping = errors.New("the service is stopping")
+
+// unit is a message on its way through a batch. E is what the handler gets.
+type unit[E any] struct {
+	event E
+	key   string
+	entry inbox.Entry
+	msg   *message.Message
+	// behind is true when the message was put behind others of its key.
+	behind bool
+	// duplicate is true when the message had been applied before.
+	duplicate bool
+	// done receives the fate of the message exactly once: nil when it is
+	// applied, now or earlier.
+	done chan error
+}
+
+// batchHandler applies events in a transaction and returns what they cause.
+type batchHandler[E any] func(ctx context.Context, tx pgx.Tx, events []E) ([]event.Outgoing, error)
+
+// applier applies batches of one consumer.
+type applier[E any] struct {
+	router   *Router
+	consumer string
+	handle   batchHandler[E]
+	group    *group[*unit[E]]
+}
+
+func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *applier[E] {
+	a := &applier[E]{router: r, consumer: consumer, handle: handle}
+	a.group = newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, func(u *unit[E]) string { return u.key }, a.apply)
+
+	return a
+}
+
+// submit hands u to the next batch and waits for its fate.
+func (a *applier[E]) submit(u *unit[E]) error {
+	u.done = make(chan error, 1)
+	a.group.add(u)
+
+	return <-u.done
+}
+
+// apply decides the fate of every unit.
+func (a *applier[E]) apply(units []*unit[E]) {
+	err := a.router.untilAvailable(func(ctx context.Context) error { return a.transact(ctx, units) })
+
+	var rejected event.RejectSome
+
+	switch {
+	case err == nil:
+		finish(units, nil)
+	case errors.Is(err, ErrStopping):
+		finish(units, err)
+	case errors.As(err, &rejected):
+		a.reject(units, rejected)
+	case len(units) == 1:
+		finish(units, err)
+	default:
+		// One of them spoils it for all: each gets a transaction of its own,
+		// in order.
+		for i := range units {
+			a.apply(units[i : i+1])
+		}
+	}
+}
+
+// reject ends the units at fault and runs the rest together again.
+func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
+	rest := make([]*unit[E], 0, len(units))
+
+	for i, u := range units {
+		if err := rejected[i]; err != nil {
+			u.done <- err
+		} else {
+			rest = append(rest, u)
+		}
+	}
+
+	switch {
+	case len(rest) == len(units): // indexes outside the batch: a mistake of the handler
+		finish(rest, errors.New("handler rejected events that are not in its batch"))
+	case len(rest) > 0:
+		a.apply(rest)
+	}
+}
+
+func finish[E any](units []*unit[E], err error) {
+	for _, u := range units {
+		if err == nil && u.behind {
+			u.done <- errBehind
+		} else {
+			u.done <- err
+		}
+	}
+}
+
+// transact claims the units, applies the fresh ones and commits.
+func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
+	started := time.Now()
+	caused := 0
+
+	err := postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
+		fresh, index, err := a.claim(ctx, tx, units)
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+
+		outgoing, err := protect(func() ([]event.Outgoing, error) { return a.handle(ctx, tx, fresh) })
+		if err != nil {
+			return reindex(err, index)
+		}
+
+		caused = len(outgoing)
+
+		return outbox.Append(ctx, tx, outgoing)
+	})
+	if err != nil {
+		return err
+	}
+
+	if caused > 0 {
+		a.router.onCommit()
+	}
+
+	a.router.metrics.batchSize.WithLabelValues(a.consumer).Observe(float64(len(units)))
+	a.router.metrics.batchSeconds.WithLabelValues(a.consumer).Observe(time.Since(started).Seconds())
+
+	return nil
+}
+
+// claim returns the events to apply and, for each, its index in units.
+func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
+	var (
+		entries = make([]inbox.Entry, len(units))
+		keys    = make([]string, len(units))
+		held    = make(map[string]bool)
+		along   = &pgx.Batch{}
+	)
+
+	for i, u := range units {
+		entries[i], keys[i] = u.entry, u.key
+	}
+
+	parked.QueueHeld(along, a.consumer, keys, func(key string) { held[key] = true })
+
+	verdicts, err := inbox.Claim(ctx, tx, a.consumer, entries, along)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	conflicts := event.RejectSome{}
+
+	var waiting []*unit[E]
+
+	for i, verdict := range verdicts {
+		u := units[i]
+		u.behind, u.duplicate = false, verdict == inbox.Duplicate
+
+		switch verdict {
+		case inbox.Fresh:
+			if held[u.key] && deliveryOf(u.msg).seq == 0 {
+				u.behind = true
+				waiting = append(waiting, u)
+			} else {
+				fresh, index = append(fresh, u.event), append(index, i)
+			}
+		case inbox.Conflict:
+			conflicts[i] = inbox.ErrConflict
+		case inbox.Duplicate:
+			a.router.metrics.duplicates.WithLabelValues(a.consumer).Inc()
+		}
+	}
+
+	if err := conflicts.Err(); err != nil || len(waiting) == 0 {
+		return fresh, index, err
+	}
+
+	return fresh, index, a.putBehind(ctx, tx, waiting)
+}
+
+// putBehind puts units behind those that wait for the same keys.
+func (a *applier[E]) putBehind(ctx context.Context, tx pgx.Tx, units []*unit[E]) error {
+	entries := make([]inbox.Entry, len(units))
+	messages := make([]parked.Message, len(units))
+
+	for i, u := range units {
+		entries[i], messages[i] = u.entry, parkedOf(u.msg)
+	}
+
+	if err := inbox.Unclaim(ctx, tx, a.consumer, entries); err != nil {
+		return err
+	}
+
+	return parked.Follow(ctx, tx, messages)
+}
+
+// reindex translates the indexes of a handler's rejections, which count the
+// fresh events, to those of the whole batch.
+func reindex(err error, index []int) error {
+	var rejected event.RejectSome
+	if !errors.As(err, &rejected) {
+		return err
+	}
+
+	translated := make(event.RejectSome, len(rejected))
+
+	for i, cause := range rejected {
+		if i >= 0 && i < len(index) {
+			translated[index[i]] = cause
+		}
+	}
+
+	return translated
+}
+
+// untilAvailable runs attempt until Postgres is there for it: trouble of the
+// infrastructure is never a message's fault. It gives up with ErrStopping.
+func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
+	for contention := 0; ; {
+		permit, err := r.postgres.Wait(r.working)
+		if err != nil {
+			return ErrStopping
+		}
+
+		err = r.bounded(attempt)
+
+		switch {
+		case err == nil:
+			permit.Answered()
+
+			return nil
+		case r.working.Err() != nil:
+			permit.Abandoned()
+
+			return ErrStopping
+		case !postgres.IsUnavailable(err):
+			permit.Answered()
+
+			return err
+		case postgres.IsContention(err):
+			permit.Answered()
+			r.pause(rand.N(minContention << min(contention, 6)))
+			contention++
+		default:
+			r.pause(permit.Failed(err))
+		}
+
+		r.metrics.unavailable.Inc()
+	}
+}
+
+// minContention bounds the pause after transactions met for the first time.
+const minContention = 20 * time.Millisecond
+
+func (r *Router) bounded(attempt func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(r.working, r.cfg.HandlerTimeout)
+	defer cancel()
+
+	return attempt(ctx)
+}
+
+// pause waits; it ends early when the router gives up its work.
+func (r *Router) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+
+	select {
+	case <-timer.C:
+	case <-r.working.Done():
+	}
+}

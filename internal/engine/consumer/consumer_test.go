@@ -1,0 +1,505 @@
+package consumer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// note is a payload whose handler writes a row.
+type note struct {
+	ID   string `json:"id"`
+	Text string `json:"text"`
+}
+
+func (note) Topic() string { return "notes" }
+func (n note) Key() string { return n.ID }
+
+func (n note) Validate() error {
+	if n.Text == "" {
+		return errors.New("text: is missing")
+	}
+
+	return nil
+}
+
+// rig is a running router on the embedded broker.
+type rig struct {
+	t      *testing.T
+	pool   *pgxpool.Pool
+	store  *poison.Store
+	parked *parked.Store
+	router *consumer.Router
+	needs  *breaker.Set
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// start runs a router with the routes that register adds.
+func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), changes ...func(*consumer.Config)) *rig {
+	t.Helper()
+
+	logger, registry := pgtest.Logger(t), prometheus.NewRegistry()
+	store := poison.NewStore(poison.DefaultConfig(), pool)
+	waiting := parked.NewStore(pool, store)
+	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
+	cfg := consumer.DefaultConfig()
+	cfg.RetryInterval, cfg.ParkAttempts = time.Millisecond, 0
+
+	for _, change := range changes {
+		change(&cfg)
+	}
+
+	needs := breaker.NewSet(logger, registry)
+
+	router, err := consumer.NewRouter(cfg, pool, store, waiting, needs, relay, logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	register(router)
+
+	conn, err := broker.New(broker.DefaultConfig(), logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	direct, err := broker.New(broker.DefaultConfig(), logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	relaying, stopRelay := context.WithCancel(context.Background())
+	r := &rig{t: t, pool: pool, store: store, parked: waiting, router: router, needs: needs, cancel: cancel, done: make(chan error, 1)}
+	started := make(chan struct{})
+
+	go func() {
+		var relayed sync.WaitGroup
+
+		err := router.Run(ctx, []consumer.Source{
+			&source{Conn: conn, address: topicOf, routes: router.Routes(), subscribed: func() {
+				relayed.Go(func() {
+					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Held: r.held})
+				})
+			}},
+			&source{Conn: direct, address: directOf, routes: router.Routes(), subscribed: func() {
+				relayed.Go(func() { router.RetryParked(relaying, direct.Publisher()) })
+			}},
+		}, func() { close(started) })
+
+		stopRelay()
+		relayed.Wait()
+
+		r.done <- errors.Join(err, conn.Close(), direct.Close())
+	}()
+
+	<-started
+	t.Cleanup(r.stop)
+
+	return r
+}
+
+// source is the broker as the router sees it.
+type source struct {
+	*broker.Conn
+
+	address    func(consumer.Route) string
+	routes     []consumer.Route
+	subscribed func()
+}
+
+func (s *source) Connect(ctx context.Context) error {
+	var topics []broker.Topic
+	for _, route := range s.routes {
+		topics = append(topics, broker.Topic{Name: s.address(route), Consumer: route.Consumer})
+	}
+
+	return s.Conn.Connect(ctx, topics)
+}
+
+func (s *source) Address(route consumer.Route) (string, bool) { return s.address(route), true }
+
+func topicOf(route consumer.Route) string  { return route.Topic }
+func directOf(route consumer.Route) string { return outbox.Direct(route.Consumer) }
+
+// held are the topics whose consumer is held.
+func (r *rig) held() []string {
+	var topics []string
+
+	for _, route := range r.router.Routes() {
+		if slices.Contains(r.router.Held(), route.Consumer) {
+			topics = append(topics, route.Topic)
+		}
+	}
+
+	return topics
+}
+
+func (s *source) Subscribed() { s.subscribed() }
+
+// stop drains the router; a second call does nothing.
+func (r *rig) stop() {
+	r.cancel()
+
+	if err, ok := <-r.done; ok {
+		close(r.done)
+
+		if err != nil {
+			r.t.Errorf("stopping: %v", err)
+		}
+	}
+}
+
+func (r *rig) send(messages ...event.Message) {
+	r.t.Helper()
+
+	err := postgres.InTx(context.Background(), r.pool, func(tx pgx.Tx) error {
+		return outbox.AppendMessages(context.Background(), tx, messages)
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	if _, err := r.pool.Exec(context.Background(), "NOTIFY "+outbox.Channel); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func message(id, text string) event.Message {
+	return event.Message{
+		ID: event.NewID(), Topic: "notes", Key: id, Payload: fmt.Appendf(nil, `{"id":%q,"text":%q}`, id, text),
+		Headers: event.Headers{"from": "test", "binary": "\xff\x00"},
+	}
+}
+
+// rest waits until every message has met its fate.
+func (r *rig) rest() {
+	r.t.Helper()
+	pgtest.Eventually(r.t, "nothing is left to publish or to try again", func() bool {
+		var left int
+
+		err := r.pool.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM parked_keys)`).Scan(&left)
+
+		return err == nil && left == 0 // the connection may have been ended by the test
+	})
+}
+
+func (r *rig) texts(id string) string {
+	return pgtest.Value[string](r.t, r.pool, `SELECT COALESCE(string_agg(text, ' ' ORDER BY n), '') FROM notes WHERE id = $1`, id)
+}
+
+func (r *rig) poisoned() []poison.Entry {
+	r.t.Helper()
+
+	entries, err := r.store.List(context.Background(), poison.Filter{}, 1000)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return entries
+}
+
+func newPool(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+
+	pool := pgtest.New(t)
+	if _, err := pool.Exec(t.Context(), `CREATE TABLE notes (n bigint GENERATED ALWAYS AS IDENTITY, id text, text text)`); err != nil {
+		t.Fatal(err)
+	}
+
+	return pool
+}
+
+func write(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+	_, err := tx.Exec(ctx, `INSERT INTO notes (id, text) VALUES ($1, $2)`, e.Payload.ID, e.Payload.Text)
+
+	return nil, err
+}
+
+func TestMessagesAreAppliedOnceAndInOrderPerKey(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
+
+	var want []string
+
+	for i := range 20 {
+		text := fmt.Sprint(i)
+		want = append(want, text)
+		a, b := message("a", text), message("b", text)
+		r.send(a, b, a) // the third is a redelivery
+	}
+
+	r.rest()
+
+	for _, id := range []string{"a", "b"} {
+		if got := r.texts(id); got != strings.Join(want, " ") {
+			t.Errorf("%s: got %s", id, got)
+		}
+	}
+}
+
+func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
+	t.Parallel()
+
+	var calls atomic.Int32
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.OnBatch(router, "writer", func(ctx context.Context, tx pgx.Tx, events []event.Event[note]) ([]event.Outgoing, error) {
+			calls.Add(1)
+
+			for _, e := range events {
+				switch e.Payload.Text {
+				case "fails":
+					return nil, errors.New("it always fails")
+				case "panics":
+					panic("it panics")
+				case "division":
+					_, err := tx.Exec(ctx, `SELECT 1 / 0`)
+
+					return nil, err
+				}
+
+				if _, err := write(ctx, tx, e); err != nil {
+					return nil, err
+				}
+			}
+
+			return nil, nil
+		})
+	})
+
+	var batch []event.Message
+	for i := range 30 {
+		batch = append(batch, message(fmt.Sprint("good", i), "good"))
+	}
+
+	bad := []event.Message{message("x", "fails"), message("y", "panics"), message("z", "division"),
+		{ID: event.NewID(), Topic: "notes", Key: "w", Payload: []byte("\x00\xff nonsense"), Headers: event.Headers{"binary": "\xff\x00"}},
+		{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)},
+		{ID: event.NewID(), Topic: "notes", Key: "of another system", Payload: []byte(`{"id":"u","text":1}`)}}
+	r.send(append(batch, bad...)...)
+	r.rest()
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes`); n != 30 {
+		t.Errorf("%d good messages were applied, expected 30", n)
+	}
+
+	reasons := map[uuid.UUID]event.Reason{}
+	for _, e := range r.poisoned() {
+		reasons[e.MessageID] = e.Reason
+	}
+
+	want := []event.Reason{event.ReasonFailed, event.ReasonPanicked, event.ReasonFailed, event.ReasonMalformed, event.ReasonInvalid, event.ReasonMalformed}
+	for i, m := range bad {
+		if reasons[m.ID] != want[i] {
+			t.Errorf("message %d is poisoned for %q, expected %q", i, reasons[m.ID], want[i])
+		}
+	}
+
+	for _, e := range r.poisoned() {
+		if e.MessageID == bad[3].ID && (string(e.Payload) != string(bad[3].Payload) || e.Headers["binary"] != "\xff\x00" || e.Key != "w") {
+			t.Errorf("the entry differs from the message: %+v", e)
+		}
+
+		// What can be read of the payload orders it, as it orders good messages.
+		if e.MessageID == bad[5].ID && e.Key != "u" {
+			t.Errorf("the entry has the key %q, expected that of its payload", e.Key)
+		}
+	}
+}
+
+func TestAFailureThatPassesIsNotPoisoned(t *testing.T) {
+	t.Parallel()
+
+	var attempts atomic.Int32
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			if attempts.Add(1) < 3 {
+				return nil, errors.New("not yet")
+			}
+
+			return write(ctx, tx, e)
+		})
+	})
+	r.send(message("a", "1"))
+	r.rest()
+
+	if got := r.texts("a"); got != "1" || len(r.poisoned()) != 0 {
+		t.Errorf("got %q and %v", got, r.poisoned())
+	}
+}
+
+func TestRejectionsAreNotTriedAgain(t *testing.T) {
+	t.Parallel()
+
+	var attempts atomic.Int32
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "writer", func(context.Context, pgx.Tx, event.Event[note]) ([]event.Outgoing, error) {
+			attempts.Add(1)
+
+			return nil, event.Reject(errors.New("text: is not wanted"))
+		})
+	})
+	r.send(message("a", "1"))
+	r.rest()
+
+	if entries := r.poisoned(); attempts.Load() != 1 || len(entries) != 1 || entries[0].Reason != event.ReasonRefused || entries[0].Error != "text: is not wanted" {
+		t.Errorf("%d attempts, %+v", attempts.Load(), entries)
+	}
+}
+
+func TestTheSameIDWithAnotherBodyIsPoisoned(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	first, second := message("a", "first"), message("a", "second")
+	second.ID = first.ID
+	r.send(first)
+	r.rest()
+	r.send(second, first)
+	r.rest()
+
+	if entries := r.poisoned(); r.texts("a") != "first" || len(entries) != 1 || entries[0].Reason != event.ReasonConflict {
+		t.Errorf("applied %q, poisoned %+v", r.texts("a"), entries)
+	}
+}
+
+func TestTroubleOfPostgresIsNeverPoison(t *testing.T) {
+	t.Parallel()
+
+	// The handler's own connection is ended in mid-transaction.
+	var attempts atomic.Int32
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			if attempts.Add(1) <= 5 { // more often than a handler's error is tried again
+				_, err := tx.Exec(ctx, `SELECT pg_terminate_backend(pg_backend_pid())`)
+
+				return nil, err
+			}
+
+			return write(ctx, tx, e)
+		})
+	})
+	r.send(message("a", "1"))
+	r.rest()
+	pgtest.KillBackends(t, r.pool)
+	r.send(message("a", "2"))
+	r.rest()
+
+	if got := r.texts("a"); got != "1 2" || len(r.poisoned()) != 0 {
+		t.Errorf("got %q, poisoned %+v", got, r.poisoned())
+	}
+}
+
+func TestDrainFinishesWhatIsInHand(t *testing.T) {
+	t.Parallel()
+
+	entered, leave := make(chan struct{}), make(chan struct{})
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			close(entered)
+			<-leave
+
+			return write(ctx, tx, e)
+		})
+	})
+	r.send(message("a", "1"))
+	<-entered
+	r.cancel()
+	close(leave)
+	r.stop()
+
+	if got := r.texts("a"); got != "1" {
+		t.Errorf("got %q", got)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM outbox`); n != 0 {
+		t.Errorf("%d messages are left although they were applied", n)
+	}
+}
+
+func TestAnEffectIsNotPerformedForAMessageThatWasApplied(t *testing.T) {
+	t.Parallel()
+
+	var performed atomic.Int32
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Admit: func(_ context.Context, _ postgres.Querier, events []event.Event[note]) ([]error, error) {
+				verdicts := make([]error, len(events))
+
+				for i, e := range events {
+					switch e.Payload.Text {
+					case "skip":
+						verdicts[i] = event.ErrSkip
+					case "refuse":
+						verdicts[i] = event.Reject(errors.New("text: is refused"))
+					}
+				}
+
+				return verdicts, nil
+			},
+			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
+				if performed.Add(1) == 1 {
+					return "", errors.New("the first call is lost")
+				}
+
+				return "did " + e.Payload.Text, nil
+			},
+			Record: func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+				for _, d := range done {
+					text := "nothing"
+					if d.Result != nil {
+						text = *d.Result
+					}
+
+					if _, err := tx.Exec(ctx, `INSERT INTO notes (id, text) VALUES ($1, $2)`, d.Payload.ID, text); err != nil {
+						return nil, err
+					}
+				}
+
+				return nil, nil
+			},
+		})
+	})
+	first := message("a", "work")
+	r.send(first)
+	r.rest()
+	r.send(first, message("b", "skip"), message("c", "refuse"))
+	r.rest()
+
+	if got := r.texts("a") + "|" + r.texts("b") + "|" + r.texts("c"); got != "did work|nothing|" {
+		t.Errorf("recorded %s", got)
+	}
+
+	if performed.Load() != 2 || len(r.poisoned()) != 1 {
+		t.Errorf("performed %d times, expected 2; poisoned %+v", performed.Load(), r.poisoned())
+	}
+}

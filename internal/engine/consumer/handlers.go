@@ -1,0 +1,223 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// On registers a handler of single events. It runs in a transaction that it
+// may share with other messages, and must touch the world through tx alone.
+// An error rolls everything back; see event.Reject for what it can say.
+func On[P event.Payload](r *Router, consumer string,
+	handle func(ctx context.Context, tx pgx.Tx, e event.Event[P]) ([]event.Outgoing, error),
+) {
+	OnBatch(r, consumer, func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]event.Outgoing, error) {
+		var outgoing []event.Outgoing
+
+		for i, e := range events {
+			caused, err := handle(ctx, tx, e)
+			if isRejection(err) {
+				return nil, event.RejectSome{i: err}
+			}
+
+			if err != nil {
+				return nil, err
+			}
+
+			outgoing = append(outgoing, caused...)
+		}
+
+		return outgoing, nil
+	})
+}
+
+// OnBatch registers a handler that takes many events at once, for set-based
+// SQL. Events with the same key are in order of arrival. When some of them are
+// at fault it returns event.RejectSome; on any other error each event runs
+// alone.
+func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]]) {
+	apply := newApplier(r, consumer, handle)
+
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
+		return apply.submit(&unit[event.Event[P]]{event: e, key: deliveryOf(msg).key, entry: entry, msg: msg})
+	})
+}
+
+// Effect is a handler that talks to the outside before its transaction.
+type Effect[P event.Payload, R any] struct {
+	// Admit looks at a batch of events that are new to the inbox and returns,
+	// for each, nil to go ahead, event.ErrSkip to go on without Perform, or why it
+	// is rejected. What it reads may have changed by the time of Record. It may
+	// complete the payloads with what Perform needs: both see what it changed in
+	// events. It may be nil: all go ahead.
+	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
+	// Needs names the dependency that Perform uses for an event, empty if none:
+	// while that is out of reach, the event waits. It may be nil.
+	Needs func(e event.Event[P]) string
+	// Perform does the work outside. It happens at least once, so it carries
+	// an idempotency key that depends on the event alone. An event.LaterError
+	// says that this event may succeed later, an event.UnavailableError that
+	// nothing can be done while a dependency is out of reach.
+	Perform func(ctx context.Context, e event.Event[P]) (R, error)
+	// Record stores the results in the transaction.
+	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
+	// Late takes a result that comes when the event has been applied already, by
+	// another delivery that was performed at the same time: it may differ from
+	// the one that was recorded. It may be nil: then such a result is dropped.
+	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
+}
+
+// OnEffect registers a handler that talks to the outside. An event that is in
+// the inbox already is acknowledged without Perform.
+func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R]) {
+	admit := newAdmission(r, consumer, effect.Admit)
+	record := newApplier(r, consumer, effect.Record)
+
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
+		e, proceed, err := admit.ask(e, entry, msg)
+		result := event.Effected[P, R]{Event: e}
+
+		switch {
+		case err != nil:
+			return err
+		case proceed == admitted:
+			value, err := perform(r, effect, e, msg)
+			if err != nil {
+				return err
+			}
+
+			result.Result = &value
+		case proceed == alreadyApplied:
+			return nil
+		case proceed == putBehind:
+			return errBehind
+		}
+
+		u := &unit[event.Effected[P, R]]{event: result, key: deliveryOf(msg).key, entry: entry, msg: msg}
+
+		if err := record.submit(u); err != nil || !u.duplicate || result.Result == nil || effect.Late == nil {
+			return err
+		}
+
+		return late(r, effect, result)
+	})
+}
+
+// perform reaches outside, and tries again while what it needs is out of reach.
+func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], msg *message.Message) (value R, err error) {
+	needs := ""
+	if effect.Needs != nil {
+		needs = effect.Needs(e)
+	}
+
+	for {
+		attempt, err := r.await(msg, needs)
+		if err != nil {
+			return value, err
+		}
+
+		err = r.bounded(func(ctx context.Context) (err error) {
+			value, err = protect(func() (R, error) { return effect.Perform(ctx, e) })
+
+			return err
+		})
+
+		away, down := errors.AsType[*event.UnavailableError](err)
+
+		switch {
+		case err != nil && r.working.Err() != nil:
+			attempt.Abandoned()
+
+			return value, ErrStopping
+		case !down:
+			attempt.Answered()
+
+			return value, err
+		}
+
+		r.retreat(msg, attempt, away)
+	}
+}
+
+// late hands over a result that came when the event had been applied.
+func late[P event.Payload, R any](r *Router, effect Effect[P, R], result event.Effected[P, R]) error {
+	return r.untilAvailable(func(ctx context.Context) error {
+		return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
+			outgoing, err := protect(func() ([]event.Outgoing, error) {
+				return effect.Late(ctx, tx, []event.Effected[P, R]{result})
+			})
+			if err != nil {
+				return err
+			}
+
+			return outbox.Append(ctx, tx, outgoing)
+		})
+	})
+}
+
+// retreat counts a failure against the dependency that is away, which may be
+// another than the one that attempt is for, and pauses.
+func (r *Router) retreat(msg *message.Message, attempt *breaker.Attempt, away *event.UnavailableError) {
+	breaker := r.dependencies.Get(away.Dependency)
+	r.holds.need(consumerOf(msg), breaker)
+
+	if attempt.Dependency() == away.Dependency {
+		r.rest(attempt.Failed(away.Err))
+
+		return
+	}
+
+	attempt.Answered()
+	r.rest(breaker.Failed(away.Err))
+}
+
+// register adds the route of payload type P: decode, then handle.
+func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *message.Message) error) {
+	var zero P
+
+	r.register(Route{
+		Consumer: consumer,
+		Topic:    zero.Topic(),
+		Check: func(payload []byte) (string, error) {
+			p, err := event.Decode[P](payload)
+
+			return p.Key(), err
+		},
+		handle: func(msg *message.Message) error {
+			payload, err := event.Decode[P](msg.Payload)
+
+			d := deliveryOf(msg)
+			d.key = payload.Key()
+
+			if err != nil {
+				return err
+			}
+
+			e := event.Event[P]{Meta: event.MetaOf(messageID(msg), event.Headers(msg.Metadata)), Payload: payload}
+			entry := inbox.Entry{
+				ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
+			}
+
+			if d.key == "" {
+				d.key = e.ID.String() // no order wanted
+			}
+
+			if err := handle(e, entry, msg); !errors.Is(err, errBehind) {
+				return err
+			}
+
+			d.behind = true
+
+			return nil
+		},
+	})
+}

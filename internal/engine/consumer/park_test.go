@@ -1,0 +1,575 @@
+package consumer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"pgregory.net/rapid"
+
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// parking makes failed messages wait shortly, attempts times.
+func parking(attempts int) func(*consumer.Config) {
+	return func(c *consumer.Config) {
+		c.Retries, c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = 0, 20*time.Millisecond, 50*time.Millisecond, attempts
+	}
+}
+
+var errBroken = errors.New("it is broken")
+
+// breakable writes what it gets while works says so.
+func breakable(works func(note) bool) func(*consumer.Router) {
+	return func(router *consumer.Router) {
+		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			if !works(e.Payload) {
+				return nil, errBroken
+			}
+
+			return write(ctx, tx, e)
+		})
+	}
+}
+
+func (r *rig) waiting(key string) (list []parked.Waiting) {
+	r.t.Helper()
+
+	list, err := r.parked.List(context.Background(), parked.Filter{Key: key}, 1000)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return list
+}
+
+func TestAFailedMessageKeepsTheOrderOfItsKeyAndHoldsNoOther(t *testing.T) {
+	t.Parallel()
+
+	var mended atomic.Bool
+
+	r := start(t, newPool(t), breakable(func(n note) bool { return n.Text != "1" || mended.Load() }), parking(1000))
+	r.send(message("a", "1"), message("a", "2"), message("a", "3"), message("b", "x"))
+
+	pgtest.Eventually(t, "the later messages of the key wait behind the first", func() bool {
+		list := r.waiting("a")
+
+		return len(list) == 1 && list[0].Behind == 2 && list[0].Attempts > 2 && list[0].Error == errBroken.Error()
+	})
+
+	if got := r.texts("b"); got != "x" {
+		t.Errorf("the other key has %q", got)
+	}
+
+	r.send(message("a", "4"))
+	pgtest.Eventually(t, "one that comes now waits too", func() bool { return r.waiting("a")[0].Behind == 3 })
+	mended.Store(true)
+	r.rest()
+
+	if got := r.texts("a"); got != "1 2 3 4" || len(r.poisoned()) != 0 {
+		t.Errorf("applied %q, poisoned %v", got, r.poisoned())
+	}
+}
+
+func TestAttemptsSurviveARestartAndAfterTheLastOthersGoOn(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	broken := breakable(func(n note) bool { return n.Text != "1" })
+	slow := func(c *consumer.Config) {
+		c.Retries, c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = 0, time.Hour, time.Hour, 3
+	}
+
+	first := start(t, pool, broken, slow)
+	first.send(message("a", "1"), message("a", "2"))
+	pgtest.Eventually(t, "both wait", func() bool { list := first.waiting("a"); return len(list) == 1 && list[0].Behind == 1 })
+	first.stop()
+
+	second := start(t, pool, broken, slow)
+
+	for attempts := 1; attempts <= 3; attempts++ {
+		pgtest.Eventually(t, "an attempt has failed", func() bool { list := second.waiting("a"); return list[0].Attempts == attempts })
+
+		if n, err := second.parked.Retry(t.Context(), parked.Filter{Key: "a"}, poison.Actor{Who: "test", Why: "to see"}); n != 1 || err != nil {
+			t.Fatalf("%d keys are due now, %v", n, err)
+		}
+	}
+
+	second.rest()
+
+	entries := second.poisoned()
+	if len(entries) != 1 || entries[0].Error != "given up after 4 attempts: it is broken" || entries[0].Reason != event.ReasonFailed {
+		t.Errorf("poisoned %+v", entries)
+	}
+
+	if got := second.texts("a"); got != "2" {
+		t.Errorf("applied %q", got)
+	}
+
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operations WHERE action = 'parked_retried' AND who = 'test' AND subject = 'writer a'`); n != 3 {
+		t.Errorf("%d operations are recorded, expected 3", n)
+	}
+}
+
+func TestARejectionDoesNotHoldItsKey(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) }, parking(1000))
+	r.send(message("a", "1"), message("a", ""), message("a", "3"))
+	r.rest()
+
+	if got := r.texts("a"); got != "1 3" || len(r.poisoned()) != 1 {
+		t.Errorf("applied %q, poisoned %v", got, r.poisoned())
+	}
+}
+
+func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), breakable(func(n note) bool { return n.Text != "1" }), func(c *consumer.Config) {
+		c.Retries = 0
+		c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = time.Hour, time.Hour, 9
+	})
+	r.send(message("a", "1"), message("a", "2"))
+	pgtest.Eventually(t, "both wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Behind == 1 })
+
+	queue, err := r.parked.Queue(t.Context(), r.waiting("a")[0].Seq)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	by := poison.Actor{Who: "test", Why: "not worth it"}
+	if err := r.parked.Skip(t.Context(), queue[1].Seq, by); err == nil || !strings.Contains(err.Error(), "expected the first of its key") {
+		t.Errorf("the second was skipped: %v", err)
+	}
+
+	if err := r.parked.Skip(t.Context(), queue[0].Seq, by); err != nil {
+		t.Fatal(err)
+	}
+
+	r.rest()
+
+	entries := r.poisoned()
+	if r.texts("a") != "2" || len(entries) != 1 || entries[0].Error != "skipped by test after 1 attempts: it is broken" || string(entries[0].Payload) != string(queue[0].Payload) {
+		t.Errorf("applied %q, poisoned %+v", r.texts("a"), entries)
+	}
+}
+
+// performing is an effect that fails as fail says, and writes what it did.
+func performing(fail func(note) error, needs string, performed *atomic.Int32) func(*consumer.Router) {
+	return func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Needs: func(event.Event[note]) string { return needs },
+			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
+				performed.Add(1)
+
+				return e.Payload.Text, fail(e.Payload)
+			},
+			Record: func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+				for _, d := range done {
+					if _, err := write(ctx, tx, d.Event); err != nil {
+						return nil, err
+					}
+				}
+
+				return nil, nil
+			},
+		})
+	}
+}
+
+func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
+	t.Parallel()
+
+	var (
+		performed atomic.Int32
+		busy      atomic.Bool
+	)
+
+	busy.Store(true)
+
+	r := start(t, newPool(t), performing(func(n note) error {
+		if busy.Load() && n.Text == "1" {
+			return event.Later(time.Hour, errors.New("come back in an hour"))
+		}
+
+		return nil
+	}, "", &performed), parking(1000))
+	r.send(message("a", "1"), message("a", "2"), message("b", "x"))
+
+	pgtest.Eventually(t, "both of the key wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Behind == 1 })
+
+	if due := time.Until(r.waiting("a")[0].DueAt); due < 50*time.Minute {
+		t.Errorf("due in %s, expected an hour", due)
+	}
+
+	if n := performed.Load(); n != 2 {
+		t.Errorf("performed %d times, expected once each for a and b", n)
+	}
+
+	busy.Store(false)
+
+	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "writer"}, poison.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	r.rest()
+
+	if got := r.texts("a") + "|" + r.texts("b"); got != "1 2|x" {
+		t.Errorf("applied %s", got)
+	}
+}
+
+func TestADependencyThatIsAwayPausesWhatNeedsItAndPoisonsNothing(t *testing.T) {
+	t.Parallel()
+
+	var (
+		performed atomic.Int32
+		away      atomic.Bool
+	)
+
+	away.Store(true)
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		performing(func(note) error {
+			if away.Load() {
+				return event.Unavailable("provider", errors.New("connection refused"))
+			}
+
+			return nil
+		}, "provider", &performed)(router)
+		consumer.On(router, "other", func(ctx context.Context, tx pgx.Tx, e event.Event[other]) ([]event.Outgoing, error) {
+			_, err := tx.Exec(ctx, `INSERT INTO notes (id, text) VALUES ($1, 'other')`, e.Payload.ID)
+
+			return nil, err
+		})
+	}, parking(1))
+
+	var batch []event.Message
+	for i := range 400 { // more than there are lanes
+		batch = append(batch, message(fmt.Sprint("n", i), "x"))
+	}
+
+	r.send(batch...)
+	pgtest.Eventually(t, "the consumer is held", func() bool { return slices.Contains(r.router.Held(), "writer") })
+	r.send(event.Message{ID: event.NewID(), Topic: "others", Key: "o", Payload: []byte(`{"id":"o"}`)})
+	pgtest.Eventually(t, "what does not need it goes on", func() bool { return r.texts("o") == "other" })
+
+	tried := performed.Load()
+	if tried > 300 {
+		t.Errorf("%d attempts at a provider that is away", tried)
+	}
+
+	if states := r.router.States(); !slices.Equal(states[0].Waits, []string{"provider"}) || states[1].Waits != nil {
+		t.Errorf("got %+v", states)
+	}
+
+	away.Store(false)
+	r.rest()
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes WHERE text = 'x'`); n != 400 || len(r.poisoned()) != 0 {
+		t.Errorf("%d were applied, poisoned %v", n, r.poisoned())
+	}
+}
+
+func TestFailuresAtOnceAreOneReasonToPause(t *testing.T) {
+	t.Parallel()
+
+	const messages = 20
+
+	var begun atomic.Int32
+
+	all := make(chan struct{})
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Needs: func(event.Event[note]) string { return "provider" },
+			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
+				switch n := begun.Add(1); {
+				case n == messages:
+					close(all)
+				case n > messages:
+					return e.Payload.Text, nil
+				}
+
+				<-all
+
+				return "", event.Unavailable(postgres.Dependency, errors.New("connection refused"))
+			},
+			Record: func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+				for _, d := range done {
+					if _, err := write(ctx, tx, d.Event); err != nil {
+						return nil, err
+					}
+				}
+
+				return nil, nil
+			},
+		})
+	})
+
+	for i := range messages {
+		r.send(message(fmt.Sprint("n", i), "x"))
+	}
+
+	pgtest.Eventually(t, "postgres is found to be there, after one pause", func() bool {
+		s := r.needs.Get(postgres.Dependency).State()
+		if s.RetryAt != nil && time.Until(*s.RetryAt) > 500*time.Millisecond {
+			t.Fatalf("the next attempt is in %s", time.Until(*s.RetryAt))
+		}
+
+		return s.Up && begun.Load() >= messages
+	})
+	r.rest()
+}
+
+// other is a payload of another topic.
+type other struct {
+	ID string `json:"id"`
+}
+
+func (other) Topic() string   { return "others" }
+func (o other) Key() string   { return o.ID }
+func (other) Validate() error { return nil }
+
+func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	by := poison.Actor{Who: "test", Why: "maintenance of notes"}
+
+	if changed, err := r.router.Pause(t.Context(), "writer", by); err != nil || !changed {
+		t.Fatalf("%t, %v", changed, err)
+	}
+
+	if changed, err := r.router.Pause(t.Context(), "writer", by); err != nil || changed {
+		t.Errorf("a second pause changed something: %t, %v", changed, err)
+	}
+
+	var unknown *consumer.UnknownConsumerError
+	if _, err := r.router.Pause(t.Context(), "writre", by); !errors.As(err, &unknown) || unknown.Known[0] != "writer" {
+		t.Errorf("got %v", err)
+	}
+
+	pgtest.Eventually(t, "the pause is known", func() bool { return len(r.router.Held()) == 1 })
+	r.send(message("a", "1"))
+	r.stop()
+
+	// Another process knows of it before it takes the first message.
+	later := startBlind(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	if p := later.router.States()[0].Pause; p == nil || p.Why != by.Why {
+		t.Errorf("it begins with pause %+v", p)
+	}
+
+	if got := later.texts("a"); got != "" {
+		t.Errorf("a paused consumer applied %q", got)
+	}
+
+	if changed, err := later.router.Resume(t.Context(), "writer", by); err != nil || !changed {
+		t.Fatalf("%t, %v", changed, err)
+	}
+
+	later.rest()
+
+	if got := later.texts("a"); got != "1" {
+		t.Errorf("applied %q", got)
+	}
+}
+
+// startBlind starts a router that cannot see for a while which consumers are
+// paused.
+func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *rig {
+	t.Helper()
+
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE paused_consumers`); err != nil {
+		t.Fatal(err)
+	}
+
+	released := make(chan struct{})
+
+	go func() {
+		defer close(released)
+
+		pgtest.Eventually(t, "it wants to see", func() bool {
+			return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'paused_consumers'::regclass AND NOT granted)`)
+		})
+
+		if err := tx.Rollback(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+
+	r := start(t, pool, register)
+
+	select {
+	case <-released:
+	default:
+		t.Error("it began before it could see")
+	}
+
+	return r
+}
+
+func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
+	t.Parallel()
+
+	const forEver = 1000
+
+	pool := newPool(t)
+
+	rapid.Check(t, func(rt *rapid.T) {
+		if _, err := pool.Exec(context.Background(), `TRUNCATE notes, poison CASCADE`); err != nil {
+			rt.Fatal(err)
+		}
+
+		keys := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 20).Draw(rt, "keys")
+		failures := rapid.MapOfN(rapid.IntRange(0, len(keys)-1), rapid.SampledFrom([]int{1, 2, 3, forEver}), 0, 4).Draw(rt, "failures of a message")
+		restart := rapid.IntRange(0, len(keys)).Draw(rt, "restart before")
+
+		want := map[string][]string{}
+
+		for i, key := range keys {
+			if failures[i] != forEver { // else it is given up
+				want[key] = append(want[key], fmt.Sprint(i))
+			}
+		}
+
+		var mu sync.Mutex
+
+		handle := breakable(func(n note) bool {
+			mu.Lock()
+			defer mu.Unlock()
+
+			var i int
+
+			_, _ = fmt.Sscan(n.Text, &i)
+			failures[i]--
+
+			return failures[i] < 0
+		})
+
+		r := start(t, pool, handle, parking(3))
+
+		for i, key := range keys {
+			if i == restart {
+				r.stop()
+				r = start(t, pool, handle, parking(3))
+			}
+
+			r.send(message(key, fmt.Sprint(i)))
+		}
+
+		r.rest()
+		r.stop()
+
+		for _, key := range []string{"a", "b", "c"} {
+			if got := r.texts(key); got != strings.Join(want[key], " ") {
+				rt.Fatalf("key %s: applied %q, expected %v", key, got, want[key])
+			}
+		}
+	})
+}
+
+func TestAResultThatComesAfterAnotherDeliveryIsNotDropped(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	m := message("a", "1")
+
+	put := func(text string) func(context.Context, pgx.Tx, []event.Effected[note, string]) ([]event.Outgoing, error) {
+		return func(ctx context.Context, tx pgx.Tx, done []event.Effected[note, string]) ([]event.Outgoing, error) {
+			_, err := tx.Exec(ctx, `INSERT INTO notes (id, text) VALUES ($1, $2)`, done[0].Payload.ID, text+*done[0].Result)
+
+			return nil, err
+		}
+	}
+
+	r := start(t, pool, func(router *consumer.Router) {
+		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
+			Perform: func(ctx context.Context, e event.Event[note]) (string, error) {
+				// Another replica was faster.
+				return "captured", postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
+					_, err := inbox.Claim(ctx, tx, "writer", []inbox.Entry{{ID: e.ID, Fingerprint: event.Fingerprint(m.Payload)}}, nil)
+
+					return err
+				})
+			},
+			Record: put("recorded "),
+			Late:   put("late "),
+		})
+	})
+	r.send(m)
+	r.rest()
+
+	if got := r.texts("a"); got != "late captured" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
+	t.Parallel()
+
+	var slow atomic.Bool
+
+	leave := make(chan struct{})
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "other", func(context.Context, pgx.Tx, event.Event[other]) ([]event.Outgoing, error) {
+			if slow.Load() {
+				<-leave
+
+				return nil, nil
+			}
+
+			return nil, errBroken
+		})
+		breakable(func(note) bool { return slow.Load() })(router)
+	}, func(c *consumer.Config) {
+		c.Retries = 0
+		c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = time.Hour, time.Hour, 9
+	})
+	defer close(leave)
+
+	var batch []event.Message
+	for i := range 100 {
+		batch = append(batch, event.Message{ID: event.NewID(), Topic: "others", Key: fmt.Sprint(i), Payload: fmt.Appendf(nil, `{"id":"%d"}`, i)})
+	}
+
+	r.send(append(batch, message("a", "1"))...)
+	pgtest.Eventually(t, "all are parked", func() bool { return len(r.waiting("")) == 101 })
+	slow.Store(true)
+
+	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "other"}, poison.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "the slow consumer's are being tried", func() bool {
+		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM parked_keys WHERE consumer = 'other' AND due_at > now() AND due_at < now() + interval '20 minutes'`) >= 32
+	})
+
+	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "writer"}, poison.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "another's message is applied", func() bool { return r.texts("a") == "1" })
+}

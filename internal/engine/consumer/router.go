@@ -1,0 +1,348 @@
+// Package consumer applies messages to Postgres exactly once in effect. It
+// sets up Watermill's router with its middleware and puts batches behind it:
+// messages that wait at the same time share a transaction.
+//
+// It knows no topic and no domain: handlers are registered with [On],
+// [OnBatch] and [OnEffect].
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/telemetry"
+)
+
+// Router dispatches messages to the registered handlers.
+type Router struct {
+	cfg          Config
+	policies     map[string]policy
+	pool         *pgxpool.Pool
+	poison       *poison.Store
+	parked       *parked.Store
+	dependencies *breaker.Set
+	postgres     *breaker.Breaker
+	onCommit     func()
+	logger       *slog.Logger
+	metrics      *metrics
+	routes       []Route
+	// topics has the topic of each consumer.
+	topics map[string]string
+	holds  *holds
+	gate   gate
+
+	// stopping ends when the router takes no more: what only waits is given
+	// back. working ends when it waits no longer for messages in hand.
+	stopping, working context.Context //nolint:containedctx // they are lifetimes, not requests
+	stop, abort       context.CancelFunc
+}
+
+// Route is one line of the routing table.
+type Route struct {
+	// Consumer names the handler; inbox rows and consumer groups carry the
+	// name, so it never changes.
+	Consumer string
+	Topic    string
+	// Check reports why a payload would be rejected before it reaches the
+	// handler, and the key that orders it, as far as that can be read.
+	Check func(payload []byte) (key string, err error)
+
+	handle func(msg *message.Message) error
+}
+
+// NewRouter returns a router without routes. It wakes relay after commits.
+func NewRouter(
+	cfg Config, pool *pgxpool.Pool, poisoned *poison.Store, waiting *parked.Store, dependencies *breaker.Set,
+	relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry,
+) (*Router, error) {
+	policies, err := cfg.perTopic()
+	if err != nil {
+		return nil, err
+	}
+
+	working, abort := context.WithCancel(context.Background())
+	stopping, stop := context.WithCancel(working)
+
+	return &Router{
+		cfg:          cfg,
+		policies:     policies,
+		pool:         pool,
+		poison:       poisoned,
+		parked:       waiting,
+		dependencies: dependencies,
+		postgres:     dependencies.Get(postgres.Dependency),
+		onCommit:     relay.Wake,
+		logger:       logger.With(slog.String("component", "consumer")),
+		metrics:      newMetrics(registry),
+		topics:       map[string]string{},
+		holds:        newHolds(),
+		stopping:     stopping,
+		stop:         stop,
+		working:      working,
+		abort:        abort,
+	}, nil
+}
+
+// policyOf returns how often a message of a topic is tried.
+func (r *Router) policyOf(topic string) policy {
+	if p, ok := r.policies[topic]; ok {
+		return p
+	}
+
+	return r.cfg.retryPolicy()
+}
+
+// Routes returns the routing table.
+func (r *Router) Routes() []Route { return r.routes }
+
+// register adds a route. A topic has one consumer: a second one would share
+// its queue on RabbitMQ, and each would see half of the messages.
+func (r *Router) register(route Route) {
+	for _, other := range r.routes {
+		if other.Topic == route.Topic || other.Consumer == route.Consumer {
+			panic(fmt.Sprintf("consumer %s for %s collides with %s for %s",
+				route.Consumer, route.Topic, other.Consumer, other.Topic))
+		}
+	}
+
+	r.routes = append(r.routes, route)
+	r.topics[route.Consumer] = route.Topic
+}
+
+// closeTimeout bounds how long Watermill waits for its handlers; by then the
+// drain is over and none is left.
+const closeTimeout = 5 * time.Second
+
+// Source is a broker as the router sees it.
+type Source interface {
+	// Connect waits until the broker answers, or ctx ends.
+	Connect(ctx context.Context) error
+	// Address returns where the messages of a route are here; ok is false if
+	// they are elsewhere.
+	Address(route Route) (topic string, ok bool)
+	// Subscriber returns the subscriber of a consumer, after Connect.
+	Subscriber(consumer string) message.Subscriber
+	// Subscribed is called once all consumers of the source are.
+	Subscribed()
+}
+
+// Run consumes until ctx ends and then drains: it takes no further message,
+// waits for those in hand and closes the subscriptions. Each source begins when
+// it is connected, whatever the others do; started is called once all are.
+func (r *Router) Run(ctx context.Context, sources []Source, started func()) error {
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(r.logger))
+	if err != nil {
+		return fmt.Errorf("creating router: %w", err)
+	}
+
+	poisonQueue, err := middleware.PoisonQueueWithFilter(&poisonPublisher{router: r}, "poison", mayPoison)
+	if err != nil {
+		return fmt.Errorf("creating poison queue: %w", err)
+	}
+
+	// Outermost first. Only the router's level is used: levels interleave.
+	router.AddMiddleware(r.observe, r.hold, r.settle, poisonQueue, r.park, r.retry, detach, classify, middleware.Recoverer)
+
+	// The router's own context never ends: cancelling it would cancel the
+	// messages in hand. Close ends it, after the drain.
+	result := make(chan error, 1)
+	go func() { result <- router.Run(context.WithoutCancel(ctx)) }()
+
+	// Likewise the subscriptions.
+	subscriptions, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
+	defer unsubscribe()
+
+	connecting, stop := context.WithCancel(ctx)
+	defer stop()
+
+	var background sync.WaitGroup
+
+	subscribed, seen := make(chan error, 1), make(chan struct{})
+
+	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources, seen) })
+	background.Go(func() { r.watch(connecting, seen) })
+
+	err = r.serve(ctx, result, subscribed, started)
+
+	stop()
+	background.Wait()
+	r.drain()
+	unsubscribe()
+
+	if closeErr := router.Close(); closeErr != nil {
+		// Nothing is in hand any more: only connections are left to be closed,
+		// which the end of the process does too.
+		r.logger.Warn("closing the subscriptions took too long", slog.Any("error", closeErr))
+
+		return err
+	}
+
+	return errors.Join(err, <-result)
+}
+
+// serve waits until ctx ends or the router cannot go on.
+func (r *Router) serve(ctx context.Context, result chan error, subscribed <-chan error, started func()) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-subscribed:
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("starting consumers: %w", err)
+			}
+
+			if err == nil {
+				started()
+			}
+
+			subscribed = nil // never again
+		case err := <-result:
+			result <- nil
+
+			return errors.Join(errors.New("consumers ended unexpectedly"), err)
+		}
+	}
+}
+
+// subscribe connects all sources at the same time and subscribes to the topics
+// of each as soon as it is there. ctx bounds the first, subscriptions end with
+// the second. Before seen is closed it is not known which consumers are paused,
+// so nothing is taken.
+func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}) error {
+	var (
+		group errgroup.Group
+		turn  sync.Mutex // the router starts handlers of one source at a time
+	)
+
+	for _, ready := range []<-chan struct{}{router.Running(), seen} {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+
+	for _, source := range sources {
+		group.Go(func() error {
+			if err := source.Connect(ctx); err != nil {
+				return err
+			}
+
+			turn.Lock()
+			defer turn.Unlock()
+
+			for _, route := range r.routes {
+				topic, ok := source.Address(route)
+				if !ok {
+					continue
+				}
+
+				name := route.Consumer
+				if topic != route.Topic {
+					name = topic // a second way to the same consumer
+				}
+
+				router.AddConsumerHandler(name, topic, source.Subscriber(route.Consumer), route.handle)
+			}
+
+			if err := router.RunHandlers(subscriptions); err != nil {
+				return err
+			}
+
+			source.Subscribed()
+
+			return nil
+		})
+	}
+
+	return group.Wait()
+}
+
+// drain lets no further message in and waits for those in hand.
+func (r *Router) drain() {
+	r.stop()
+
+	done := r.gate.close()
+
+	select {
+	case <-done:
+	case <-time.After(r.cfg.DrainTimeout):
+		r.logger.Warn("messages were still in hand when the drain ran out of time; they will be delivered again")
+	}
+
+	r.abort()
+	<-done
+}
+
+// maxRetryInterval caps the pauses between quick tries: they hold a partition.
+const maxRetryInterval = 2 * time.Second
+
+// retryOf returns Watermill's Retry. It asks for the interval twice per attempt when
+// ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
+func retryOf(p policy) middleware.Retry {
+	return middleware.Retry{
+		MaxRetries:          p.retries,
+		InitialInterval:     p.retryInterval,
+		MaxInterval:         maxRetryInterval,
+		Multiplier:          1.5,
+		RandomizationFactor: 0.5,
+		ResetContextOnRetry: true,
+		ShouldRetry: func(params middleware.RetryParams) bool {
+			_, later := errors.AsType[*event.LaterError](params.Err)
+
+			return !later && !isRejection(params.Err) && mayPoison(params.Err)
+		},
+	}
+}
+
+// retry tries what failed again at once, as often as the topic's policy says.
+func (r *Router) retry(next message.HandlerFunc) message.HandlerFunc {
+	common := retryOf(r.cfg.retryPolicy()).Middleware(next)
+	special := make(map[string]message.HandlerFunc, len(r.policies))
+
+	for topic, p := range r.policies {
+		special[topic] = retryOf(p).Middleware(next)
+	}
+
+	return func(msg *message.Message) ([]*message.Message, error) {
+		if handle, ok := special[topicOf(msg)]; ok {
+			return handle(msg)
+		}
+
+		return common(msg)
+	}
+}
+
+func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
+	// What Watermill tells at Error, observe reports with more to go by.
+	return telemetry.Watermill(logger, slog.LevelDebug)
+}
+
+func isRejection(err error) bool {
+	var rejection *event.RejectError
+
+	return errors.As(err, &rejection)
+}
+
+// mayPoison reports whether err is the message's fault. The end of the service
+// and of its contexts is not, nor is a consumer that is held.
+func mayPoison(err error) bool {
+	return !errors.Is(err, ErrStopping) && !errors.Is(err, ErrHeld) && !errors.Is(err, context.Canceled)
+}

@@ -1,0 +1,198 @@
+package event_test
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+type thing struct {
+	ID    string `json:"id"`
+	Count int64  `json:"count"`
+	Parts []struct {
+		Name string `json:"name"`
+	} `json:"parts"`
+}
+
+func (thing) Topic() string { return "things" }
+func (t thing) Key() string { return t.ID }
+
+func (t thing) Validate() error {
+	if t.ID == "" {
+		return errors.Join(errors.New("id: is missing"), errors.New("count: is odd"))
+	}
+
+	return nil
+}
+
+func TestDecodeSaysWhatIsWrongAndWhere(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		payload string
+		reason  event.Reason
+		says    string
+	}{
+		"empty":              {"", event.ReasonMalformed, "payload: is empty"},
+		"not JSON":           {"nonsense", event.ReasonMalformed, "payload: not valid JSON"},
+		"cut off":            {`{"id":"a"`, event.ReasonMalformed, "not valid JSON at byte 9"},
+		"two values":         {`{"id":"a"}{}`, event.ReasonMalformed, "not valid JSON"},
+		"not an object":      {`[]`, event.ReasonMalformed, "payload: is a JSON array, expected an object"},
+		"wrong type":         {`{"id":5}`, event.ReasonMalformed, "id: is a JSON number, expected a string"},
+		"wrong type, deeper": {`{"id":"a","parts":[{"name":"x"},{"name":[]}]}`, event.ReasonMalformed, "parts[1].name: is a JSON array, expected a string"},
+		"huge number":        {`{"id":"a","count":1e40}`, event.ReasonMalformed, "count: "},
+		"fraction":           {`{"id":"a","count":1.5}`, event.ReasonMalformed, "count: "},
+		"NaN":                {`{"id":"a","count":NaN}`, event.ReasonMalformed, "count: not valid JSON"},
+		"name twice":         {`{"id":"a","id":"b"}`, event.ReasonMalformed, "id: not valid JSON"},
+		"not UTF-8":          {"{\"id\":\"\xff\"}", event.ReasonMalformed, "id: not valid JSON"},
+		"too deep":           {strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000), event.ReasonMalformed, "nests deeper than 64"},
+		"too large":          {`{"id":"` + strings.Repeat("a", 2<<20) + `"}`, event.ReasonTooLarge, "expected at most 1048576"},
+		"invalid":            {`{}`, event.ReasonInvalid, "id: is missing; count: is odd"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			_, err := event.Decode[thing]([]byte(c.payload))
+
+			var rejection *event.RejectError
+			if !errors.As(err, &rejection) {
+				t.Fatalf("got %v, expected a rejection", err)
+			}
+
+			if rejection.Reason != c.reason || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %s: %v, expected %s with %q", rejection.Reason, err, c.reason, c.says)
+			}
+		})
+	}
+}
+
+func TestDecodeIgnoresUnknownFieldsAndBracketsInStrings(t *testing.T) {
+	t.Parallel()
+
+	got, err := event.Decode[thing]([]byte(`{"id":"` + strings.Repeat("[", 100) + `\"","extra":{"a":[1]}}`))
+	if err != nil || got.ID != strings.Repeat("[", 100)+`"` {
+		t.Fatalf("got %v, %v", got, err)
+	}
+}
+
+func TestHeadersSurviveJSONByteForByte(t *testing.T) {
+	t.Parallel()
+
+	headers := event.Headers{"plain": "text", "empty": "", "unicode": "grün", "binary": "\x00\xff\xfe", "quote": `"\`}
+
+	data, err := json.Marshal(headers)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var back event.Headers
+	if err := json.Unmarshal(data, &back); err != nil {
+		t.Fatal(err)
+	}
+
+	if diff := cmp.Diff(headers, back); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestMessagesOfOtherProducersHaveAStableID(t *testing.T) {
+	t.Parallel()
+
+	const own = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+	identify := event.IdentifyMessage
+
+	if got := identify(event.Headers{event.HeaderWatermillID: own, event.HeaderID: "other"}, "x", "y"); got.String() != own {
+		t.Errorf("watermill's header: got %s", got)
+	}
+
+	cloud := event.Headers{event.HeaderID: "1", event.HeaderSource: "shop"}
+	if identify(cloud, "", "a") != identify(cloud, "n", "b") {
+		t.Error("a CloudEvents id depends on more than id and source")
+	}
+
+	if identify(cloud, "", "") == identify(event.Headers{event.HeaderID: "1", event.HeaderSource: "till"}, "", "") {
+		t.Error("two sources share a CloudEvents id")
+	}
+
+	if identify(nil, "n-1", "a") != identify(nil, "n-1", "b") || identify(nil, own, "").String() != own {
+		t.Error("a native id is not kept")
+	}
+
+	first, again := identify(nil, "", "kafka:t/0@1"), identify(nil, "", "kafka:t/0@1")
+	if first != again || first == identify(nil, "", "kafka:t/0@2") {
+		t.Error("coordinates do not identify")
+	}
+
+	if one, other := identify(nil, "", ""), identify(nil, "", ""); one == other {
+		t.Error("a message without any identity shares its id")
+	}
+
+	if identify(event.Headers{event.HeaderWatermillID: "{" + own + "}"}, "", "").Version() != 5 {
+		t.Error("another spelling of a UUID passes for the UUID")
+	}
+}
+
+func TestFollowingEventsKeepTheConversation(t *testing.T) {
+	t.Parallel()
+
+	first := event.Start(thing{ID: "a"})
+	second := event.Event[thing]{Meta: first.Meta}.Then(thing{ID: "b"})
+
+	if first.Correlation != first.ID || first.Causation != uuid.Nil {
+		t.Errorf("the first message is %+v", first.Meta)
+	}
+
+	if second.Correlation != first.ID || second.Causation != first.ID || second.ID == first.ID {
+		t.Errorf("the second message is %+v after %+v", second.Meta, first.Meta)
+	}
+
+	if seconds, _ := second.ID.Time().UnixTime(); time.Since(time.Unix(seconds, 0)) > time.Minute {
+		t.Errorf("the id was made at %d", seconds)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, seed := range []string{`{"id":"a","count":1,"parts":[{"name":"x"}]}`, `[[[`, `{"id":"\ud800"}`, `{"id":null}`, "\x00"} {
+		f.Add([]byte(seed))
+	}
+
+	f.Fuzz(func(t *testing.T, data []byte) {
+		_, err := event.Decode[thing](data)
+
+		var rejection *event.RejectError
+		if err != nil && (!errors.As(err, &rejection) || err.Error() == "") {
+			t.Errorf("not a rejection with a text: %v", err)
+		}
+	})
+}
+
+func FuzzHeaders(f *testing.F) {
+	f.Add("name", "value")
+	f.Add("\xff", "\x00")
+
+	f.Fuzz(func(t *testing.T, name, value string) {
+		data, err := event.Headers{name: value}.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		var back event.Headers
+		if err := back.UnmarshalJSON(data); err != nil {
+			t.Fatal(err)
+		}
+
+		for _, got := range back {
+			if got != value {
+				t.Errorf("%q came back as %q", value, got)
+			}
+		}
+	})
+}

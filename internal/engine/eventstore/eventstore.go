@@ -1,0 +1,151 @@
+// Package eventstore keeps what happened to each aggregate as a stream of
+// typed events with versions 1..n, and lets projections follow all of them.
+package eventstore
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Data is the body of an event in a stream.
+type Data interface {
+	// EventType names the type in the store. It never changes.
+	EventType() string
+}
+
+// Record is an event to append to a stream.
+type Record struct {
+	Stream string
+	// Version is the place in the stream: that of the last event plus one.
+	Version int
+	Data    Data
+	// MessageID is the message whose handling caused the event.
+	MessageID uuid.UUID
+}
+
+// ConflictError says that a stream is not at the version that was expected:
+// another writer was faster. Load the stream again and decide anew.
+type ConflictError struct {
+	Stream   string
+	Expected int
+	Actual   int
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("stream %s is at version %d, expected %d", e.Stream, e.Actual, e.Expected)
+}
+
+// Append stores the records in tx. Each stream must be at the version before
+// its first record, else the result is a ConflictError and tx must be rolled
+// back. Records of a stream are in order; streams are best sorted, so that two
+// writers never wait for each other in a circle.
+func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
+	if len(records) == 0 {
+		return nil
+	}
+
+	var (
+		streams  = make([]string, len(records))
+		versions = make([]int32, len(records))
+		types    = make([]string, len(records))
+		bodies   = make([]string, len(records))
+		messages = make([]uuid.UUID, len(records))
+		schemas  = make([]int16, len(records))
+		follows  = make([]bool, len(records))
+	)
+
+	for i, r := range records {
+		body, err := json.Marshal(r.Data)
+		if err != nil {
+			return fmt.Errorf("encoding event %s: %w", r.Data.EventType(), err)
+		}
+
+		streams[i], versions[i] = r.Stream, int32(r.Version) //nolint:gosec // a stream has few events
+		types[i], bodies[i], messages[i] = r.Data.EventType(), string(body), r.MessageID
+		schemas[i] = schemaOf(r.Data)
+		follows[i] = r.Version == 1 || i > 0 && records[i-1].Stream == r.Stream && records[i-1].Version == r.Version-1
+	}
+
+	// The first condition gives the transaction its id before the first
+	// position is taken, which Horizon relies on. The second lets no stream get
+	// a gap; the primary key refuses what is there already.
+	tag, err := tx.Exec(ctx, `
+		INSERT INTO events (stream, version, type, data, message_id, schema)
+		SELECT stream, version, type, data, message_id, schema
+		FROM unnest($1::text[], $2::int[], $3::text[], $4::jsonb[], $5::uuid[], $6::smallint[], $7::boolean[])
+		     AS r (stream, version, type, data, message_id, schema, follows)
+		WHERE pg_current_xact_id() IS NOT NULL
+		  AND (follows OR EXISTS (SELECT FROM events e WHERE e.stream = r.stream AND e.version = r.version - 1))
+		ON CONFLICT DO NOTHING`,
+		streams, versions, types, bodies, messages, schemas, follows)
+	if err != nil {
+		return fmt.Errorf("appending events: %w", err)
+	}
+
+	if int(tag.RowsAffected()) < len(records) {
+		return conflict(ctx, tx, records)
+	}
+
+	return nil
+}
+
+// conflict finds the stream that another writer has moved on.
+func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
+	for i, first := range records {
+		if i > 0 && records[i-1].Stream == first.Stream {
+			continue
+		}
+
+		var actual int
+
+		// What this transaction wrote itself does not count.
+		err := tx.QueryRow(ctx, `
+			SELECT coalesce(max(version), 0) FROM events
+			WHERE stream = $1 AND xmin <> pg_current_xact_id()::xid`, first.Stream).Scan(&actual)
+		if err != nil {
+			return fmt.Errorf("reading version of stream %s: %w", first.Stream, err)
+		}
+
+		if actual != first.Version-1 {
+			return &ConflictError{Stream: first.Stream, Expected: first.Version - 1, Actual: actual}
+		}
+	}
+
+	return fmt.Errorf("appending events: the versions of a stream among %d records do not follow on each other", len(records))
+}
+
+// Event is an event as it was stored.
+type Event struct {
+	Stream     string          `json:"stream"`
+	Version    int             `json:"version"`
+	Position   int64           `json:"position"`
+	Type       string          `json:"type"`
+	Schema     int             `json:"schema"`
+	Data       json.RawMessage `json:"data"`
+	MessageID  uuid.UUID       `json:"message_id"`
+	RecordedAt time.Time       `json:"recorded_at"`
+}
+
+const columns = `e.stream, e.version, e.position, e.type, e.schema, e.data, e.message_id, e.recorded_at`
+
+// Read returns the events of a stream in order; none if there is no such stream.
+func Read(ctx context.Context, db postgres.Querier, stream string) ([]Event, error) {
+	rows, err := db.Query(ctx, `SELECT `+columns+` FROM events e WHERE stream = $1 ORDER BY version`, stream)
+	if err != nil {
+		return nil, fmt.Errorf("reading stream %s: %w", stream, err)
+	}
+
+	events, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Event])
+	if err != nil {
+		return nil, fmt.Errorf("reading stream %s: %w", stream, err)
+	}
+
+	return events, nil
+}

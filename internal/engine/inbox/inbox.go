@@ -1,0 +1,211 @@
+// Package inbox remembers which messages have been applied. A claim is made in
+// the transaction that applies the message: it exists exactly when the effects
+// do, which is what makes a redelivery harmless.
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Entry identifies a message to a consumer.
+type Entry struct {
+	ID uuid.UUID
+	// Fingerprint is event.Fingerprint of the payload.
+	Fingerprint int64
+	// Correlation and Causation are the message's place in its conversation.
+	Correlation, Causation uuid.UUID
+}
+
+// Verdict says what a message is to the inbox.
+type Verdict int
+
+const (
+	// Fresh is seen for the first time: apply it.
+	Fresh Verdict = iota
+	// Duplicate was applied before: acknowledge it.
+	Duplicate
+	// Conflict says that another payload was applied under the same id.
+	Conflict
+)
+
+// ErrConflict rejects a message whose id was used with another body.
+var ErrConflict = event.RejectAs(event.ReasonConflict,
+	errors.New("message id: was used before with another payload"))
+
+// Claim records the entries for consumer in tx and returns one verdict for
+// each. It waits for a concurrent transaction that claims the same message.
+// Of several equal entries the first is fresh. The statements in along, if it
+// is not nil, run first, in the same round trip.
+func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, along *pgx.Batch) ([]Verdict, error) {
+	if along == nil {
+		along = &pgx.Batch{}
+	}
+
+	ids, days := columns(entries)
+	prints := make([]int64, len(entries))
+	correlations, causations := make([]*uuid.UUID, len(entries)), make([]*uuid.UUID, len(entries))
+
+	for i, e := range entries {
+		prints[i] = e.Fingerprint
+
+		if e.Correlation != e.ID && e.Correlation != uuid.Nil {
+			correlations[i] = &entries[i].Correlation
+		}
+
+		if e.Causation != uuid.Nil {
+			causations[i] = &entries[i].Causation
+		}
+	}
+
+	// Sorted, so that two transactions which claim the same ids never wait
+	// for each other in a circle.
+	var claimed []uuid.UUID
+
+	along.Queue(`
+		INSERT INTO inbox (consumer, message_id, day, fingerprint, correlation_id, causation_id)
+		SELECT $1, e.id, e.day, e.print, e.correlation, e.causation
+		FROM unnest($2::uuid[], $3::date[], $4::bigint[], $5::uuid[], $6::uuid[])
+		     WITH ORDINALITY AS e (id, day, print, correlation, causation, n)
+		ORDER BY e.id, e.n
+		ON CONFLICT DO NOTHING
+		RETURNING message_id`, consumer, ids, days, prints, correlations, causations).
+		Query(func(rows pgx.Rows) (err error) {
+			claimed, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+
+			return err
+		})
+
+	if err := tx.SendBatch(ctx, along).Close(); err != nil {
+		return nil, fmt.Errorf("claiming messages: %w", err)
+	}
+
+	if len(claimed) == len(entries) {
+		return make([]Verdict, len(entries)), nil
+	}
+
+	seen, err := fingerprints(ctx, tx, consumer, entries)
+	if err != nil {
+		return nil, err
+	}
+
+	fresh := make(map[uuid.UUID]bool, len(claimed))
+	for _, id := range claimed {
+		fresh[id] = true
+	}
+
+	verdicts := judge(entries, seen)
+	for i, e := range entries {
+		if fresh[e.ID] && verdicts[i] == Duplicate {
+			verdicts[i], fresh[e.ID] = Fresh, false
+		}
+	}
+
+	return verdicts, nil
+}
+
+// Unclaim takes back claims of the same transaction: the messages are not
+// applied after all.
+func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) error {
+	ids, days := columns(entries)
+
+	_, err := tx.Exec(ctx, `
+		DELETE FROM inbox i USING unnest($2::uuid[], $3::date[]) AS e (id, day)
+		WHERE i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
+	if err != nil {
+		return fmt.Errorf("taking back claims: %w", err)
+	}
+
+	return nil
+}
+
+// Seen returns the verdict that Claim would give now, without claiming.
+func Seen(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) ([]Verdict, error) {
+	seen, err := fingerprints(ctx, db, consumer, entries)
+	if err != nil {
+		return nil, err
+	}
+
+	return judge(entries, seen), nil
+}
+
+func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
+	verdicts := make([]Verdict, len(entries))
+
+	for i, e := range entries {
+		switch fingerprint, ok := seen[e.ID]; {
+		case !ok:
+			verdicts[i] = Fresh
+		case fingerprint == e.Fingerprint:
+			verdicts[i] = Duplicate
+		default:
+			verdicts[i] = Conflict
+		}
+	}
+
+	return verdicts
+}
+
+func fingerprints(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
+	ids, days := columns(entries)
+
+	rows, err := db.Query(ctx, `
+		SELECT i.message_id, i.fingerprint
+		FROM unnest($2::uuid[], $3::date[]) AS e (id, day)
+		JOIN inbox i ON i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
+	if err != nil {
+		return nil, fmt.Errorf("reading inbox: %w", err)
+	}
+
+	seen := make(map[uuid.UUID]int64)
+
+	var (
+		id          uuid.UUID
+		fingerprint int64
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&id, &fingerprint}, func() error {
+		seen[id] = fingerprint
+
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading inbox: %w", err)
+	}
+
+	return seen, nil
+}
+
+func columns(entries []Entry) (ids []uuid.UUID, days []time.Time) {
+	for _, e := range entries {
+		ids = append(ids, e.ID)
+		days = append(days, Day(e.ID))
+	}
+
+	return ids, days
+}
+
+// Day returns the UTC day of the partition that holds id: the day inside a
+// UUIDv7 (RFC 9562, section 5.7), 1970-01-01 for any other id. It depends on
+// the id alone, never on a clock.
+func Day(id uuid.UUID) time.Time {
+	if id.Version() != 7 {
+		return time.Unix(0, 0).UTC()
+	}
+
+	var millis int64
+	for _, b := range id[:6] {
+		millis = millis<<8 | int64(b)
+	}
+
+	// 48 bits of milliseconds reach the year 10889, within Postgres' range.
+	return time.UnixMilli(millis).UTC().Truncate(24 * time.Hour)
+}

@@ -1,0 +1,157 @@
+package inbox_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func claim(t *testing.T, pool *pgxpool.Pool, consumer string, entries ...inbox.Entry) []inbox.Verdict {
+	t.Helper()
+
+	var verdicts []inbox.Verdict
+
+	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) (err error) {
+		verdicts, err = inbox.Claim(t.Context(), tx, consumer, entries, nil)
+
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return verdicts
+}
+
+func TestClaim(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	a := inbox.Entry{ID: event.NewID(), Fingerprint: 1}
+	b := inbox.Entry{ID: event.ForeignID("b"), Fingerprint: 2}
+	otherA := inbox.Entry{ID: a.ID, Fingerprint: 9}
+
+	for _, step := range []struct {
+		name     string
+		consumer string
+		entries  []inbox.Entry
+		want     []inbox.Verdict
+	}{
+		{"new messages are fresh, the second of two is not", "c", []inbox.Entry{a, b, a}, []inbox.Verdict{inbox.Fresh, inbox.Fresh, inbox.Duplicate}},
+		{"a redelivery is a duplicate", "c", []inbox.Entry{b, a}, []inbox.Verdict{inbox.Duplicate, inbox.Duplicate}},
+		{"another payload under the same id is a conflict", "c", []inbox.Entry{otherA}, []inbox.Verdict{inbox.Conflict}},
+		{"consumers do not share", "d", []inbox.Entry{a}, []inbox.Verdict{inbox.Fresh}},
+	} {
+		if diff := cmp.Diff(step.want, claim(t, pool, step.consumer, step.entries...)); diff != "" {
+			t.Errorf("%s: %s", step.name, diff)
+		}
+	}
+}
+
+func TestClaimOfARolledBackTransactionIsNone(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	entry := inbox.Entry{ID: event.NewID()}
+
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := inbox.Claim(t.Context(), tx, "c", []inbox.Entry{entry}, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := claim(t, pool, "c", entry); got[0] != inbox.Fresh {
+		t.Errorf("got %v, expected fresh", got)
+	}
+}
+
+func TestConcurrentClaimsOfAMessageHaveOneWinner(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	entry := inbox.Entry{ID: event.NewID()}
+
+	first, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := inbox.Claim(t.Context(), first, "c", []inbox.Entry{entry}, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	second := make(chan []inbox.Verdict)
+	go func() { second <- claim(t, pool, "c", entry) }()
+
+	pgtest.Eventually(t, "the second claim waits for the first", func() bool {
+		return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)`)
+	})
+
+	if err := first.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := <-second; got[0] != inbox.Duplicate {
+		t.Errorf("got %v, expected a duplicate", got)
+	}
+}
+
+func TestARedeliveryAfterMidnightMeetsItsPartition(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	ctx := t.Context()
+	// An id from far ahead: its day has no partition yet.
+	id := uuid.MustParse("01f0a5d0-0000-7000-8000-000000000001")
+	day := inbox.Day(id)
+
+	if got := claim(t, pool, "c", inbox.Entry{ID: id}); got[0] != inbox.Fresh {
+		t.Fatalf("got %v", got)
+	}
+
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM inbox_default`); n != 1 {
+		t.Fatalf("the default partition has %d rows, expected 1", n)
+	}
+
+	for _, now := range []time.Time{day.Add(-time.Hour), day.Add(time.Hour), day.Add(25 * time.Hour)} {
+		if err := inbox.EnsurePartitions(ctx, pool, now); err != nil {
+			t.Fatal(err)
+		}
+
+		if got := claim(t, pool, "c", inbox.Entry{ID: id}); got[0] != inbox.Duplicate {
+			t.Errorf("at %s: got %v, expected a duplicate", now, got)
+		}
+	}
+
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM inbox_default`); n != 0 {
+		t.Errorf("the default partition still has %d rows", n)
+	}
+}
+
+func TestDayDependsOnTheIDAlone(t *testing.T) {
+	t.Parallel()
+
+	if got := inbox.Day(uuid.MustParse("01890a5d-ac96-774b-bcce-b302099a8057")); got.Format(time.DateOnly) != "2023-06-30" {
+		t.Errorf("got %s", got)
+	}
+
+	if got := inbox.Day(event.ForeignID("x")); !got.Equal(time.Unix(0, 0)) {
+		t.Errorf("got %s", got)
+	}
+}

@@ -1,0 +1,139 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// counter is a publisher that takes everything.
+type counter struct{}
+
+func (*counter) Publish(string, ...*message.Message) error { return nil }
+func (*counter) Close() error                              { return nil }
+
+// TestALateCommitIsNotOvertakenByItsKey holds a transaction open that has its
+// number, while thousands of others go by, and lets another row of its key
+// follow it at once.
+func TestALateCommitIsNotOvertakenByItsKey(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	published := &log{}
+	cfg := outbox.DefaultConfig()
+	cfg.PollInterval = 10 * time.Second // reads from the beginning must not help
+	wake, stop := relayWith(t, pool, published, cfg)
+	defer stop()
+
+	for round := range 3 {
+		late, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		key := fmt.Sprint("late", round)
+		if err := outbox.AppendMessages(t.Context(), late, []event.Message{{ID: event.NewID(), Topic: "t", Key: key, Payload: []byte("1")}}); err != nil {
+			t.Fatal(err)
+		}
+
+		// Long enough for several marks.
+		for begun, n := time.Now(), 0; time.Since(begun) < time.Second; n++ {
+			other := fmt.Sprintf("other%d-%d", round, n)
+			appendMessage(t, pool, other, "x")
+			wake()
+			pgtest.Eventually(t, "the others are published", func() bool { return slices.Contains(published.firsts(), other+"=x") })
+		}
+
+		if err := late.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+
+		appendMessage(t, pool, key, "2")
+		wake()
+		pgtest.Eventually(t, "both are published", func() bool { return slices.Contains(published.firsts(), key+"=2") })
+
+		got := slices.DeleteFunc(published.firsts(), func(entry string) bool { return !strings.HasPrefix(entry, key) })
+		if !slices.Equal(got, []string{key + "=1", key + "=2"}) {
+			t.Errorf("published %v", got)
+		}
+	}
+}
+
+// TestReadsDoNotPassOverWhatAnOldTransactionKeeps counts the index entries that
+// reads went over.
+func TestReadsDoNotPassOverWhatAnOldTransactionKeeps(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	old, err := pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	defer func() { _ = old.Rollback(context.Background()) }()
+
+	if _, err := old.Exec(t.Context(), `SELECT count(*) FROM outbox`); err != nil {
+		t.Fatal(err)
+	}
+
+	const many = 20_000
+
+	messages := make([]event.Message, many)
+	for i := range messages {
+		messages[i] = event.Message{ID: event.NewID(), Topic: "t", Key: fmt.Sprint(i), Payload: []byte("x")}
+	}
+
+	appendMessages(t, pool, messages...)
+
+	phase := func(n int) (read int64) {
+		passed := func() int64 {
+			return pgtest.Value[int64](t, pool, `SELECT idx_tup_read + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox')
+				FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready'`)
+		}
+		before := passed()
+		wake, stop := relayWith(t, pool, &counter{}, outbox.DefaultConfig())
+
+		pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
+
+		for i := range n {
+			appendMessage(t, pool, fmt.Sprint("late", i), "x")
+			wake()
+			pgtest.Eventually(t, "it is published", empty(t, pool))
+		}
+
+		stop()
+		// A session reports when it ends.
+		pgtest.Eventually(t, "the relay's sessions have ended", func() bool {
+			return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'millrace relay'`) == 0
+		})
+
+		return passed() - before
+	}
+
+	phase(0)
+
+	// Each message takes at least one read, which would go over all that is
+	// kept. Writers anywhere on the server delay marks, so it may take a while.
+	const each = 300
+
+	var read int64
+
+	pgtest.Eventually(t, "reads begin where there is something", func() bool {
+		read = phase(each)
+
+		return read < each*many/10
+	})
+
+	t.Logf("%d reads went over %d entries", each, read)
+}

@@ -1,0 +1,223 @@
+// Package outbox publishes what transactions decided to publish. Append stores
+// messages in the caller's transaction; the [Relay] hands them to the broker
+// after the commit, in order per key, and deletes what the broker confirmed.
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Shards is the number of parts that replicas divide among themselves. The
+// table holds shard numbers, so it is fixed.
+const Shards = 64
+
+// Channel is the Postgres notification channel on which processes tell the
+// relays of others that there is something to publish.
+const Channel = "millrace_outbox"
+
+// DirectPrefix begins the topics that no broker knows: what is appended for
+// Direct(consumer) is delivered to that consumer of this service alone.
+const DirectPrefix = "@"
+
+// Direct returns the topic that reaches one consumer alone, as for a message
+// that only this consumer failed to apply.
+func Direct(consumer string) string { return DirectPrefix + consumer }
+
+// Config tunes the relay.
+type Config struct {
+	// BatchSize is how many messages are read at once.
+	BatchSize int `koanf:"batch_size"`
+	// MaxInFlight bounds the messages that were read and not yet deleted, and
+	// so the relay's memory.
+	MaxInFlight int `koanf:"max_in_flight"`
+	// PollInterval is how often the relay looks when nothing woke it, and so
+	// by how much a scheduled message may be late.
+	PollInterval time.Duration `koanf:"poll_interval"`
+	// DrainTimeout bounds how long a stopping relay waits for confirmations.
+	DrainTimeout time.Duration `koanf:"drain_timeout"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		BatchSize:    512,
+		MaxInFlight:  2048,
+		PollInterval: time.Second,
+		DrainTimeout: 5 * time.Second,
+	}
+}
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	var errs []error
+
+	if c.BatchSize < 1 || c.BatchSize > 10_000 {
+		errs = append(errs, fmt.Errorf("outbox.batch_size: is %d, expected 1 to 10000", c.BatchSize))
+	}
+
+	if c.MaxInFlight < c.BatchSize {
+		errs = append(errs, fmt.Errorf("outbox.max_in_flight: is %d, expected at least outbox.batch_size (%d)", c.MaxInFlight, c.BatchSize))
+	}
+
+	if c.PollInterval < 10*time.Millisecond {
+		errs = append(errs, fmt.Errorf("outbox.poll_interval: is %s, expected at least 10ms", c.PollInterval))
+	}
+
+	if c.DrainTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("outbox.drain_timeout: is %s, expected more than 0s", c.DrainTimeout))
+	}
+
+	return errors.Join(errs...)
+}
+
+// Append stores events in tx, to be published in this order after the commit.
+// The caller holds the row locks of their aggregates: that is what makes the
+// order of sequence numbers the order of commits per key.
+func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
+	if len(events) == 0 {
+		return nil
+	}
+
+	r := newRows(len(events))
+
+	for _, e := range events {
+		payload, err := event.Encode(e.Payload)
+		if err != nil {
+			return err
+		}
+
+		r.add(e.Payload.Topic(), e.Payload.Key(), e.Meta, nil, payload, e.Delay)
+	}
+
+	return r.insert(ctx, tx)
+}
+
+// AppendMessages stores messages as they are, without looking at their bytes.
+func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) error {
+	if len(messages) == 0 {
+		return nil
+	}
+
+	r := newRows(len(messages))
+	for _, m := range messages {
+		r.add(m.Topic, m.Key, event.Meta{ID: m.ID, Correlation: m.ID}, m.Headers, m.Payload, 0)
+	}
+
+	return r.insert(ctx, tx)
+}
+
+// Return is a message that came before, with the ids that it came with.
+type Return struct {
+	event.Message
+
+	Meta event.Meta
+}
+
+// AppendReturns stores messages that came before, to be published again in this
+// order.
+func AppendReturns(ctx context.Context, tx pgx.Tx, returns []Return) error {
+	if len(returns) == 0 {
+		return nil
+	}
+
+	r := newRows(len(returns))
+	for _, m := range returns {
+		r.add(m.Topic, m.Key, m.Meta, m.Headers, m.Payload, 0)
+	}
+
+	return r.insert(ctx, tx)
+}
+
+// rows are the columns of the messages to insert.
+type rows struct {
+	shards            []int16
+	topics, keys      []string
+	ids, correlations []uuid.UUID
+	causations        []*uuid.UUID
+	headers           []*string
+	payloads          [][]byte
+	delays            []float64
+	traces            []*string
+}
+
+func newRows(n int) *rows {
+	return &rows{
+		shards: make([]int16, 0, n), topics: make([]string, 0, n), keys: make([]string, 0, n),
+		ids: make([]uuid.UUID, 0, n), correlations: make([]uuid.UUID, 0, n), causations: make([]*uuid.UUID, 0, n),
+		headers: make([]*string, 0, n), payloads: make([][]byte, 0, n), delays: make([]float64, 0, n),
+		traces: make([]*string, 0, n),
+	}
+}
+
+func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, payload []byte, delay time.Duration) {
+	if key == "" { // no order wanted: a key of its own
+		key = meta.ID.String()
+	}
+
+	var causation *uuid.UUID
+	if meta.Causation != uuid.Nil {
+		causation = &meta.Causation
+	}
+
+	var encoded *string
+
+	if len(headers) > 0 {
+		// Headers.MarshalJSON cannot fail: it escapes what JSON cannot hold.
+		data, _ := headers.MarshalJSON()
+		text := string(data)
+		encoded = &text
+	}
+
+	var trace *string
+	if meta.Trace != "" {
+		trace = &meta.Trace
+	}
+
+	r.traces = append(r.traces, trace)
+	r.shards = append(r.shards, shardOf(key))
+	r.topics = append(r.topics, topic)
+	r.keys = append(r.keys, key)
+	r.ids = append(r.ids, meta.ID)
+	r.correlations = append(r.correlations, meta.Correlation)
+	r.causations = append(r.causations, causation)
+	r.headers = append(r.headers, encoded)
+	r.payloads = append(r.payloads, payload)
+	r.delays = append(r.delays, delay.Seconds())
+}
+
+func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
+	// The due time is counted on the database's clock. The condition gives the
+	// transaction its id before the first number is taken, which marks rely on.
+	_, err := tx.Exec(ctx, `
+		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, available_at)
+		SELECT shard, topic, key, id, correlation, causation, headers, payload, trace,
+		       CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END
+		FROM unnest($1::smallint[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[], $7::jsonb[], $8::bytea[], $9::float8[], $10::text[])
+		     WITH ORDINALITY AS r (shard, topic, key, id, correlation, causation, headers, payload, delay, trace, n)
+		WHERE pg_current_xact_id() IS NOT NULL
+		ORDER BY n`,
+		r.shards, r.topics, r.keys, r.ids, r.correlations, r.causations, r.headers, r.payloads, r.delays, r.traces)
+	if err != nil {
+		return fmt.Errorf("appending to outbox: %w", err)
+	}
+
+	return nil
+}
+
+// shardOf maps a key to its shard. Rows in the table depend on it, so the
+// function never changes: FNV-1a, modulo the number of shards.
+func shardOf(key string) int16 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(key))
+
+	return int16(h.Sum32() % Shards)
+}

@@ -1,0 +1,643 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Back-off of a key whose message could not be published.
+const (
+	minHold = 100 * time.Millisecond
+	maxHold = 10 * time.Second
+	// stuckAfter is how many failures it takes to get there.
+	stuckAfter = 8
+)
+
+// sessionRetry is how long the relay waits before it asks Postgres again.
+const sessionRetry = time.Second
+
+// sessionTimeout bounds each exchange with Postgres; a connection that takes
+// longer is given up, and with it the shards.
+const sessionTimeout = 10 * time.Second
+
+// Relay publishes the rows of the outbox. Replicas share the work: each shard
+// belongs to the one that holds its advisory lock.
+type Relay struct {
+	cfg     Config
+	pool    *pgxpool.Pool
+	logger  *slog.Logger
+	metrics *metrics
+
+	mu    sync.Mutex
+	links []*link
+}
+
+// Target is where a relay publishes, and what.
+type Target struct {
+	// Name tells targets apart; that of the one without Only is empty.
+	Name      string
+	Publisher message.Publisher
+	// Lanes is how many messages are published at once.
+	Lanes int
+	// Only and Except choose by topic. At most one of them is set; without
+	// both, the target takes everything but what is for one consumer alone.
+	Only, Except []string
+	// Direct says that Only has topics for one consumer alone; see Direct.
+	Direct bool
+	// Held returns the topics that are not to be published now. It may be nil.
+	Held func() []string
+	// Breaker is that of the broker; while it is open, one message at a time is
+	// tried. It may be nil.
+	Breaker *breaker.Breaker
+}
+
+// link is one relay to one target. Links know nothing of each other, so that a
+// broker in trouble holds up nobody else.
+type link struct {
+	*Relay
+
+	target Target
+	logger *slog.Logger
+	queue  *queue
+	mark   mark
+	wake   chan struct{}
+	// held are the topics that were not to be published at the last round.
+	held atomic.Pointer[[]string]
+	// lost is true while there is no session.
+	lost bool
+	// woken is true when this process committed something since the last
+	// round; other replicas are told then.
+	woken atomic.Bool
+}
+
+// NewRelay returns a relay that does nothing until Run.
+func NewRelay(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Relay {
+	return &Relay{
+		cfg:     cfg,
+		pool:    pool,
+		logger:  logger.With(slog.String("component", "outbox")),
+		metrics: newMetrics(registry),
+	}
+}
+
+// Wake tells the relay that a transaction of this process committed rows.
+// It never blocks.
+func (r *Relay) Wake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	for _, l := range r.links {
+		if l.target.Direct {
+			continue // what handlers cause is for everybody; who requeues notifies
+		}
+
+		l.woken.Store(true)
+		l.nudge()
+	}
+}
+
+func (r *link) nudge() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run publishes to target until ctx ends; then it waits for what is in flight,
+// at most Config.DrainTimeout. It survives the loss of the database and of the
+// broker. It may run for several targets at once.
+func (r *Relay) Run(ctx context.Context, target Target) {
+	l := &link{Relay: r, target: target, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
+	if target.Name != "" {
+		l.logger = r.logger.With(slog.String("broker", target.Name))
+	}
+
+	r.mu.Lock()
+	r.links = append(r.links, l)
+	r.mu.Unlock()
+
+	l.run(ctx)
+}
+
+func (r *link) run(ctx context.Context) {
+	var running sync.WaitGroup
+
+	for range r.target.Lanes {
+		running.Go(func() { r.lane(ctx, r.target.Publisher) })
+	}
+
+	listening, stopListening := context.WithCancel(ctx)
+	running.Go(func() { r.listen(listening) })
+
+	for ctx.Err() == nil {
+		err := r.session(ctx)
+		if err != nil && ctx.Err() == nil {
+			if !r.lost {
+				r.logger.Warn("relay lost postgres, trying again until it is back", slog.Any("error", err))
+			}
+
+			r.lost = true
+
+			pause(ctx, sessionRetry)
+		}
+	}
+
+	stopListening()
+	r.queue.close()
+	r.wait(&running)
+}
+
+// wait waits for the lanes, but not for one that the broker does not answer:
+// its row stays in the table.
+func (r *link) wait(running *sync.WaitGroup) {
+	done := make(chan struct{})
+
+	go func() {
+		running.Wait()
+		close(done)
+	}()
+
+	select {
+	case <-done:
+	case <-time.After(r.cfg.DrainTimeout):
+		r.logger.Warn("the broker did not confirm in time; what it may have will be published again")
+	}
+}
+
+// session holds one connection: its advisory locks are the ownership of the
+// shards, and everything that ownership allows is done on it.
+func (r *link) session(ctx context.Context) error {
+	conn, err := r.connect(ctx)
+	if err != nil {
+		return err
+	}
+
+	owned := newShards(conn, r.target.Name)
+
+	defer func() {
+		r.metrics.shards.Set(0)
+		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionRetry)
+		defer cancel()
+
+		_ = conn.Close(closeCtx)
+	}()
+
+	if err := owned.join(ctx); err != nil {
+		return err
+	}
+
+	if r.lost {
+		r.logger.Info("relay has postgres again")
+	}
+
+	r.lost = false
+	r.mark.reset()
+
+	ticker := time.NewTicker(r.cfg.PollInterval)
+	defer ticker.Stop()
+
+	// A statement that is under way when ctx ends is finished: cancelling it
+	// would cost the connection, on which the drain deletes what was confirmed.
+	work := context.WithoutCancel(ctx)
+
+	if err := r.tick(work, conn, owned); err != nil {
+		return err
+	}
+
+	for {
+		if err := r.round(work, conn, owned); err != nil {
+			return r.abandon(ctx, err)
+		}
+
+		select {
+		case <-ctx.Done():
+			return r.drain(ctx, conn)
+		case <-r.wake:
+		case <-ticker.C:
+			if err := r.tick(work, conn, owned); err != nil {
+				return r.abandon(ctx, err)
+			}
+		}
+	}
+}
+
+// abandon gives up every row that no lane has: without the locks another
+// replica may publish them. At the end of ctx nothing is abandoned.
+func (r *link) abandon(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // it is the end that was asked for
+	}
+
+	r.queue.drop(func(int16) bool { return false })
+
+	return err
+}
+
+// connect opens the session's own connection, outside the pool: it lives as
+// long as the relay, and need not wait for the disk. Losing a deletion in a
+// crash only means that a message is published again.
+func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
+	cfg := r.pool.Config().ConnConfig.Copy()
+	cfg.RuntimeParams["synchronous_commit"] = "off"
+	cfg.RuntimeParams["application_name"] = "millrace relay"
+	// Rows are read in order through an index, a few of many. The planner knows
+	// neither how few (LIMIT is a parameter) nor how many there are by now, and
+	// would rather read and sort all of them.
+	cfg.RuntimeParams["enable_bitmapscan"] = "off"
+	cfg.RuntimeParams["enable_seqscan"] = "off"
+	cfg.RuntimeParams["enable_sort"] = "off"
+
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connecting relay: %w", err)
+	}
+
+	return conn, nil
+}
+
+// tick does what is due by time: share the shards, release scheduled rows,
+// measure.
+func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
+
+	before := len(owned.list)
+
+	lost, err := owned.balance(ctx)
+	if err != nil {
+		return err
+	}
+
+	if lost {
+		r.queue.drop(owned.has)
+	}
+
+	if len(owned.list) != before {
+		r.mark.reset() // shards of others were not read
+	}
+
+	r.metrics.shards.Set(float64(len(owned.list)))
+
+	// A message that is due takes its place by its sequence number again.
+	released, err := conn.Exec(ctx, `
+		UPDATE outbox SET available_at = NULL
+		WHERE available_at <= clock_timestamp() AND shard = ANY($1)`, owned.list)
+	if err != nil {
+		return fmt.Errorf("releasing scheduled messages: %w", err)
+	}
+
+	if released.RowsAffected() > 0 {
+		r.mark.reset()
+	}
+
+	if r.target.Name != "" {
+		return nil // the link without a name measures for all
+	}
+
+	return r.measure(ctx, conn)
+}
+
+func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
+	var oldest, waiting float64
+
+	err := conn.QueryRow(ctx, `
+		SELECT COALESCE(extract(epoch FROM clock_timestamp() - (
+		           SELECT created_at FROM outbox WHERE available_at IS NULL ORDER BY seq LIMIT 1)), 0)::float8,
+		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at IS NULL LIMIT 10000) AS due)::float8`).
+		Scan(&oldest, &waiting)
+	if err != nil {
+		return fmt.Errorf("measuring outbox: %w", err)
+	}
+
+	r.metrics.oldest.Set(max(oldest, 0))
+	r.metrics.waiting.Set(waiting)
+
+	return nil
+}
+
+// round deletes what was confirmed and reads what is next, in one round trip
+// after the other until there is nothing to do.
+func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+	for {
+		r.holdBack()
+
+		confirmed := r.queue.takeConfirmed()
+		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
+
+		rows, xmin, err := r.exchange(ctx, conn, owned, confirmed, next)
+		if err != nil {
+			r.queue.restore(confirmed)
+
+			return err
+		}
+
+		r.queue.deleted(confirmed)
+
+		if err := r.found(ctx, conn, next, rows, xmin); err != nil {
+			return err
+		}
+
+		if len(rows) < next.limit || next.limit <= 0 {
+			return nil
+		}
+	}
+}
+
+// found hands the rows that were read to the queue and moves the mark.
+func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row, xmin int64) error {
+	kept := r.queue.push(rows, next.forgotten)
+
+	if xmin == 0 { // nothing was read
+		return nil
+	}
+
+	r.mark.end(next, rows, xmin, kept)
+
+	if len(rows) == 0 {
+		return nil
+	}
+
+	return r.mark.take(ctx, conn)
+}
+
+// exchange deletes confirmed and reads what is wanted next. xmin is from just
+// before it read, 0 if it read nothing.
+func (r *link) exchange(
+	ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want,
+) (rows []row, xmin int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
+
+	batch := &pgx.Batch{}
+
+	if len(confirmed) > 0 {
+		batch.Queue(`DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed)
+	}
+
+	if r.woken.Swap(false) && owned.shared {
+		batch.Queue(`SELECT pg_notify($1, '')`, Channel)
+	}
+
+	if next.limit > 0 && len(owned.list) > 0 {
+		// Empty, not nil: no topic is unequal to all of NULL.
+		except := append(append([]string{}, r.heldTopics()...), r.target.Except...)
+		low := r.mark.begin(next, len(r.heldTopics()) > 0, r.cfg.PollInterval)
+		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit, except, low)
+
+		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
+		batch.Queue(`
+			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
+			FROM outbox
+			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) AND topic <> ALL($5) AND seq > $6 `+topics+`
+			ORDER BY seq LIMIT $4`, args...).
+			Query(func(found pgx.Rows) error {
+				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
+
+				return err
+			})
+	}
+
+	if batch.Len() == 0 {
+		return nil, 0, nil
+	}
+
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, 0, fmt.Errorf("reading outbox: %w", err)
+	}
+
+	return rows, xmin, nil
+}
+
+// topics returns the condition on the topics of the target, with the arguments
+// of the whole statement.
+func (r *link) topics(args ...any) (condition string, all []any) {
+	const direct = ` starts_with(topic, '` + DirectPrefix + `') `
+
+	switch {
+	case r.target.Direct:
+		return `AND` + direct + `AND topic = ANY($7)`, append(args, r.target.Only)
+	case len(r.target.Only) > 0:
+		return `AND topic = ANY($7)`, append(args, r.target.Only)
+	default:
+		return `AND NOT` + direct, args
+	}
+}
+
+func (r *link) heldTopics() []string {
+	if held := r.held.Load(); held != nil {
+		return *held
+	}
+
+	return nil
+}
+
+// holdBack asks which topics are held and gives what was read of them back to
+// the table.
+func (r *link) holdBack() {
+	if r.target.Held == nil {
+		return
+	}
+
+	held := r.target.Held()
+	if slices.Equal(held, r.heldTopics()) {
+		return
+	}
+
+	r.held.Store(&held)
+
+	if len(held) > 0 {
+		r.queue.dropTopics(held)
+	}
+}
+
+// drain waits until the lanes have finished what they hold and deletes it.
+func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
+	r.queue.close()
+
+	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.DrainTimeout)
+	defer cancel()
+
+	for !r.queue.idle() && drainCtx.Err() == nil {
+		select {
+		case <-r.wake:
+		case <-drainCtx.Done():
+		}
+	}
+
+	confirmed := r.queue.takeConfirmed()
+
+	if _, err := conn.Exec(drainCtx, `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed); err != nil {
+		// They will be published once more, and the inboxes will notice.
+		r.logger.Warn("could not delete published messages", slog.Any("error", err), slog.Int("messages", len(confirmed)))
+	}
+
+	return nil
+}
+
+// lane publishes one row after the other.
+func (r *link) lane(ctx context.Context, publisher message.Publisher) {
+	for {
+		next, ok := r.queue.next()
+		if !ok {
+			return
+		}
+
+		if err := r.publish(ctx, publisher, next); err != nil {
+			r.hold(ctx, next, err)
+		} else {
+			r.confirm(next)
+		}
+	}
+}
+
+// publish hands a row to the broker as soon as that is worth an attempt.
+func (r *link) publish(ctx context.Context, publisher message.Publisher, next row) error {
+	if r.target.Breaker == nil {
+		return publisher.Publish(next.Topic, toWatermill(next))
+	}
+
+	attempt, err := r.target.Breaker.Wait(ctx)
+	if err != nil {
+		return err
+	}
+
+	if err := publisher.Publish(next.Topic, toWatermill(next)); err != nil {
+		attempt.Failed(err)
+
+		return err
+	}
+
+	attempt.Answered()
+
+	return nil
+}
+
+func (r *link) confirm(published row) {
+	if r.queue.published(published, r.cfg.BatchSize/4) {
+		r.nudge()
+	}
+
+	r.metrics.published.WithLabelValues(published.Topic).Inc()
+}
+
+// hold keeps a key back after a failure. Other keys go on.
+func (r *link) hold(ctx context.Context, failed row, err error) {
+	if slices.Contains(r.heldTopics(), failed.Topic) {
+		r.queue.giveBack(failed)
+
+		return
+	}
+
+	hold, stuck := r.queue.failed(failed)
+
+	if ctx.Err() != nil {
+		r.nudge() // the drain waits for the lanes
+
+		return // the row stays in the table
+	}
+
+	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
+
+	if stuck {
+		r.logger.Warn("a message cannot be published, and others of its key wait behind it",
+			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
+	}
+
+	time.AfterFunc(jitter(hold), func() { r.queue.release(failed) })
+}
+
+// listen wakes the relay when another process has committed.
+func (r *link) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
+			// Only a hint is lost: polling goes on.
+			r.logger.Debug("lost notifications, connecting again", slog.Any("error", err))
+			pause(ctx, sessionRetry)
+		}
+	}
+}
+
+func (r *link) receive(ctx context.Context) error {
+	conn, err := r.connect(ctx)
+	if err != nil {
+		return err
+	}
+
+	defer func() {
+		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionRetry)
+		defer cancel()
+
+		_ = conn.Close(closeCtx)
+	}()
+
+	if _, err := conn.Exec(ctx, "LISTEN "+Channel); err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+
+	for {
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return fmt.Errorf("waiting for notification: %w", err)
+		}
+
+		r.nudge()
+	}
+}
+
+// toWatermill makes the message that goes to the broker: CloudEvents headers
+// around the payload as it is.
+func toWatermill(r row) *message.Message {
+	id := r.ID.String()
+	msg := message.NewMessage(id, r.Payload)
+
+	maps.Copy(msg.Metadata, r.Headers)
+
+	msg.Metadata[event.HeaderKey] = r.Key
+	msg.Metadata[event.HeaderID] = id
+	msg.Metadata[event.HeaderSource] = event.Source
+	msg.Metadata[event.HeaderType] = r.Topic
+	msg.Metadata[event.HeaderSpecVersion] = "1.0"
+	msg.Metadata[event.HeaderTime] = r.CreatedAt.UTC().Format(time.RFC3339Nano)
+	msg.Metadata[event.HeaderContentType] = "application/json"
+	msg.Metadata[event.HeaderCorrelation] = r.Correlation.String()
+
+	if r.Trace != nil {
+		msg.Metadata[event.HeaderTraceParent] = *r.Trace
+	}
+
+	if r.Causation != nil {
+		msg.Metadata[event.HeaderCausation] = r.Causation.String()
+	}
+
+	return msg
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// jitter spreads d over its upper half, so that keys held by one failure do
+// not all come back at once.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d/2)
+}

@@ -1,0 +1,324 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"pgregory.net/rapid"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// log is a publisher that keeps what it is given. refuse may fail a message,
+// before or after it is kept.
+type log struct {
+	mu      sync.Mutex
+	entries []string
+	refuse  func(entry string) (before, after error)
+}
+
+func (l *log) Publish(_ string, messages ...*message.Message) error {
+	for _, m := range messages {
+		entry := m.Metadata[event.HeaderKey] + "=" + string(m.Payload)
+
+		var before, after error
+		if l.refuse != nil {
+			before, after = l.refuse(entry)
+		}
+
+		if before != nil {
+			return before
+		}
+
+		l.mu.Lock()
+		l.entries = append(l.entries, entry)
+		l.mu.Unlock()
+
+		if after != nil {
+			return after
+		}
+	}
+
+	return nil
+}
+
+func (*log) Close() error { return nil }
+
+// firsts returns what was published, without repetitions.
+func (l *log) firsts() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	var once []string
+
+	for _, entry := range l.entries {
+		if !slices.Contains(once, entry) {
+			once = append(once, entry)
+		}
+	}
+
+	return once
+}
+
+// relay runs a relay until stop is called.
+func relay(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher) (wake, stop func()) {
+	tb.Helper()
+
+	cfg := outbox.DefaultConfig()
+	cfg.PollInterval = 20 * time.Millisecond
+
+	return relayWith(tb, pool, publisher, cfg)
+}
+
+func relayWith(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher, cfg outbox.Config) (wake, stop func()) {
+	tb.Helper()
+
+	r := outbox.NewRelay(cfg, pool, pgtest.Logger(tb), prometheus.NewRegistry())
+	ctx, cancel := context.WithCancel(context.Background())
+
+	var running sync.WaitGroup
+
+	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: 8}) })
+
+	return r.Wake, func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+func appendMessage(tb testing.TB, pool *pgxpool.Pool, key, text string) {
+	tb.Helper()
+	appendMessages(tb, pool, event.Message{ID: event.NewID(), Topic: "t", Key: key, Payload: []byte(text)})
+}
+
+func appendMessages(tb testing.TB, pool *pgxpool.Pool, messages ...event.Message) {
+	tb.Helper()
+
+	err := postgres.InTx(context.Background(), pool, func(tx pgx.Tx) error {
+		return outbox.AppendMessages(context.Background(), tx, messages)
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func empty(tb testing.TB, pool *pgxpool.Pool) func() bool {
+	tb.Helper()
+
+	return func() bool { return pgtest.Value[int](tb, pool, `SELECT count(*)::int FROM outbox`) == 0 }
+}
+
+var errRefused = errors.New("refused")
+
+func TestFirstOccurrencesAreInOrderPerKeyWhateverHappens(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	rapid.Check(t, func(rt *rapid.T) {
+		keys := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", "d"}), 1, 25).Draw(rt, "keys")
+		restarts := rapid.SliceOfN(rapid.IntRange(0, len(keys)), 0, 3).Draw(rt, "restarts before")
+		failures := rapid.MapOfN(rapid.IntRange(0, len(keys)-1), rapid.Bool(), 0, 3).Draw(rt, "failures, after publishing or before")
+
+		var mu sync.Mutex
+
+		published := &log{refuse: func(entry string) (before, after error) {
+			mu.Lock()
+			defer mu.Unlock()
+
+			var n int
+
+			_, _ = fmt.Sscanf(entry[2:], "%d", &n)
+
+			published, fails := failures[n]
+			delete(failures, n)
+
+			switch {
+			case fails && published:
+				return nil, errRefused
+			case fails:
+				return errRefused, nil
+			}
+
+			return nil, nil
+		}}
+		wake, stop := relay(t, pool, published)
+
+		want := map[string][]string{}
+
+		for n, key := range keys {
+			if slices.Contains(restarts, n) {
+				stop()
+				wake, stop = relay(t, pool, published)
+			}
+
+			appendMessage(t, pool, key, fmt.Sprint(n))
+			wake()
+
+			want[key] = append(want[key], fmt.Sprintf("%s=%d", key, n))
+		}
+
+		pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
+		stop()
+
+		got := map[string][]string{}
+		for _, entry := range published.firsts() {
+			got[entry[:1]] = append(got[entry[:1]], entry)
+		}
+
+		for key := range want {
+			if !slices.Equal(want[key], got[key]) {
+				rt.Fatalf("key %s: published %v, expected %v", key, got[key], want[key])
+			}
+		}
+	})
+}
+
+func TestNothingIsDeletedBeforeTheConfirmation(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	asked := make(chan struct{}, 100)
+	published := &log{refuse: func(string) (error, error) {
+		asked <- struct{}{}
+
+		return nil, errRefused
+	}}
+	wake, stop := relay(t, pool, published)
+
+	appendMessage(t, pool, "a", "1")
+	wake()
+	<-asked
+	<-asked // it is tried again
+	stop()
+
+	if empty(t, pool)() {
+		t.Error("a message that was never confirmed is gone")
+	}
+}
+
+func TestAKeyThatFailsDoesNotHoldOthers(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	published := &log{refuse: func(entry string) (error, error) {
+		if entry[:1] == "a" {
+			return errRefused, nil
+		}
+
+		return nil, nil //nolint:nilnil // neither fails
+	}}
+	wake, stop := relay(t, pool, published)
+	defer stop()
+
+	for n := range 50 {
+		appendMessage(t, pool, "a", fmt.Sprint(n))
+		appendMessage(t, pool, fmt.Sprint("b", n), "x")
+	}
+
+	// More than the relay reads at once lie behind the failing message.
+	behind := make([]event.Message, outbox.DefaultConfig().BatchSize+100)
+	for n := range behind {
+		behind[n] = event.Message{ID: event.NewID(), Topic: "t", Key: "a", Payload: []byte("behind")}
+	}
+
+	appendMessages(t, pool, behind...)
+	pgtest.Eventually(t, "the failing key is read", func() bool { wake(); return len(published.firsts()) == 50 })
+
+	for n := range 50 {
+		appendMessage(t, pool, fmt.Sprint("c", n), "x")
+	}
+
+	wake()
+	pgtest.Eventually(t, "100 other keys are published", func() bool { return len(published.firsts()) == 100 })
+}
+
+func TestAScheduledMessageWaitsForItsTime(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	published := &log{}
+	wake, stop := relay(t, pool, published)
+	defer stop()
+
+	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
+		return outbox.Append(t.Context(), tx, []event.Outgoing{
+			{Meta: event.Meta{ID: event.NewID()}, Payload: text("later"), Delay: 300 * time.Millisecond},
+			{Meta: event.Meta{ID: event.NewID()}, Payload: text("now")},
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	wake()
+	pgtest.Eventually(t, "both are published", func() bool { return len(published.firsts()) == 2 })
+
+	if got := published.firsts(); got[0] != `k="now"` || got[1] != `k="later"` {
+		t.Errorf("published %v", got)
+	}
+}
+
+// text is a payload that is a JSON string.
+type text string
+
+func (text) Topic() string   { return "t" }
+func (text) Key() string     { return "k" }
+func (text) Validate() error { return nil }
+
+func TestReplicasShareTheWorkAndTakeOver(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	one, two := &log{}, &log{}
+	_, stopOne := relay(t, pool, one)
+	_, stopTwo := relay(t, pool, two)
+
+	defer stopTwo()
+
+	locks := func(where string) int {
+		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND l.granted AND a.datname = current_database() `+where)
+	}
+
+	pgtest.Eventually(t, "each relay owns half of the shards", func() bool {
+		return pgtest.Value[string](t, pool, `SELECT COALESCE(string_agg(n::text, ' '), '') FROM (
+			SELECT count(*) AS n FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND a.datname = current_database() GROUP BY pid) AS owners`) == "32 32"
+	})
+
+	for n := range 200 {
+		appendMessage(t, pool, fmt.Sprint("key", n), "x")
+	}
+
+	pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
+
+	if len(one.firsts()) == 0 || len(two.firsts()) == 0 || len(one.firsts())+len(two.firsts()) != 200 {
+		t.Errorf("one published %d, the other %d, expected 200 together", len(one.firsts()), len(two.firsts()))
+	}
+
+	pgtest.KillBackends(t, pool)
+	stopOne()
+
+	for n := range 200 {
+		appendMessage(t, pool, fmt.Sprint("late", n), "x")
+	}
+
+	pgtest.Eventually(t, "the survivor publishes everything", empty(t, pool))
+
+	if got := locks(""); got != outbox.Shards {
+		t.Errorf("the survivor owns %d shards, expected %d", got, outbox.Shards)
+	}
+}

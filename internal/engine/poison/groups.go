@@ -1,0 +1,272 @@
+package poison
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Group is entries that failed for the same cause.
+type Group struct {
+	ID       string       `json:"id"`
+	Consumer string       `json:"consumer"`
+	Topic    string       `json:"topic"`
+	Reason   event.Reason `json:"reason"`
+	// Cause is the error with its values taken out, Error that of the newest
+	// entry.
+	Cause   string    `json:"cause"`
+	Error   string    `json:"error"`
+	Entries int       `json:"entries"`
+	Keys    int       `json:"keys"`
+	FirstAt time.Time `json:"first_at"`
+	LastAt  time.Time `json:"last_at"`
+	// FirstRelease and LastRelease are the versions of the program that saw it
+	// first and last.
+	FirstRelease string `json:"first_release"`
+	LastRelease  string `json:"last_release"`
+}
+
+// GroupsAfter is the last group of a page: the next begins behind it.
+type GroupsAfter struct {
+	Entries int
+	ID      string
+}
+
+// Groups returns the groups of the entries that f selects, the largest first,
+// at most limit, behind after.
+func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit int) ([]Group, error) {
+	where, args := f.where(after.Entries, after.ID, limit)
+
+	// Errors are long, so only ids are gathered.
+	rows, err := s.pool.Query(ctx, `
+		WITH groups AS (
+			SELECT group_id, count(*) AS entries, count(DISTINCT key) AS keys, min(first_at) AS first_at, max(last_at) AS last_at,
+			       min(id) AS first_id, (array_agg(id ORDER BY last_at DESC, id DESC))[1] AS last_id
+			FROM poison WHERE `+where+`
+			GROUP BY group_id
+			HAVING $2 = '' OR count(*) < $1 OR (count(*) = $1 AND group_id > $2)
+			ORDER BY count(*) DESC, group_id LIMIT $3
+		)
+		SELECT g.group_id, l.consumer, l.topic, l.reason, l.cause, l.error, g.entries, g.keys, g.first_at, g.last_at,
+		       f.first_release, l.last_release
+		FROM groups g JOIN poison f ON f.id = g.first_id JOIN poison l ON l.id = g.last_id
+		ORDER BY g.entries DESC, g.group_id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("grouping poison queue: %w", err)
+	}
+
+	groups, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Group])
+	if err != nil {
+		return nil, fmt.Errorf("grouping poison queue: %w", err)
+	}
+
+	return groups, nil
+}
+
+// Count is how many entries share a value.
+type Count struct {
+	Value   string    `json:"value"`
+	Entries int       `json:"entries"`
+	Keys    int       `json:"keys"`
+	FirstAt time.Time `json:"first_at"`
+	LastAt  time.Time `json:"last_at"`
+}
+
+// countable are the columns by which entries are counted.
+var countable = map[string]string{
+	"topic": "topic", "consumer": "consumer", "reason": "reason", "key": "key", "release": "last_release",
+}
+
+// CountBy counts the entries that f selects by topic, consumer, reason, key or
+// release, the most first, at most limit.
+func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]Count, error) {
+	column, ok := countable[by]
+	if !ok {
+		return nil, fmt.Errorf("counting poison queue: cannot count by %q", by)
+	}
+
+	where, args := f.where(limit)
+
+	rows, err := s.pool.Query(ctx, `
+		SELECT `+column+`, count(*), count(DISTINCT key), min(first_at), max(last_at)
+		FROM poison WHERE `+where+` GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $1`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("counting poison queue: %w", err)
+	}
+
+	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Count])
+	if err != nil {
+		return nil, fmt.Errorf("counting poison queue: %w", err)
+	}
+
+	return counts, nil
+}
+
+// groupOf returns the id of a group. Entries carry it, so it never changes.
+func groupOf(consumer string, reason event.Reason, cause string) string {
+	sum := sha256.Sum256([]byte(consumer + "\x01" + string(reason) + "\x01" + cause))
+
+	return hex.EncodeToString(sum[:6])
+}
+
+// maxCause bounds a cause, in bytes.
+const maxCause = 300
+
+// taken finds the values in an error. What it matches without a word of it
+// being a value, names of the schema and SQLSTATE codes, stays: see Cause.
+var taken = regexp.MustCompile(`(?:relation|constraint|column|table|function|index|type|operator|schema) "[^"]*"|SQLSTATE [0-9A-Z]{5}` +
+	`|"(?:[^"\\]|\\.)*"|\B'[^']*'\B` + // quoted
+	`|\w+://[^\s"']+|[^\s"'<>(]+@[^\s"'<>)]+` + // addresses
+	`|[\pL\pN_-]*\pN[\pL\pN_+-]*(?:[.:][\pL\pN_+-]*\pN[\pL\pN_+-]*)*`) // with a digit: ids, numbers, times
+
+// lists of values count as one.
+var lists = regexp.MustCompile(`\?(?:(?:,|;| and| or)? \?)+`)
+
+// Cause is the first line of an entry's error with its values taken out: what
+// is quoted, addresses, words with digits, and the identifiers that the message
+// itself has. A panic also says where it happened, by the function alone, so
+// that it is the same in the next release.
+func Cause(e Entry) string {
+	line, rest, _ := strings.Cut(e.Error, "\n")
+	line = line[:min(len(line), maxError)]
+	ids := identifiers(e, line)
+
+	line = taken.ReplaceAllStringFunc(line, func(found string) string {
+		if strings.HasPrefix(found, "SQLSTATE") || (strings.HasSuffix(found, `"`) && !strings.HasPrefix(found, `"`)) {
+			return found
+		}
+
+		return "?"
+	})
+
+	for _, id := range ids {
+		line = takeOut(line, id)
+	}
+
+	line = lists.ReplaceAllString(strings.Join(strings.Fields(line), " "), "?")
+
+	if e.Reason == event.ReasonPanicked {
+		if function := panickedIn(rest); function != "" {
+			line += " in " + function
+		}
+	}
+
+	line = event.Text(line)
+	for len(line) > maxCause {
+		_, size := utf8.DecodeLastRuneInString(line[:maxCause+1])
+		line = line[:maxCause+1-size]
+	}
+
+	return line
+}
+
+// minIdentifier is how long an identifier is at least: shorter ones may be
+// words of the error.
+const minIdentifier = 3
+
+// identifiers returns those of a message that its error has: the key, and what
+// the payload has under the name id or a name that ends in _id. They are values
+// by what they are, whatever they look like. The longest come first.
+func identifiers(e Entry, line string) []string {
+	var found []string
+
+	add := func(id string) {
+		if len(id) >= minIdentifier && strings.Contains(line, id) {
+			found = append(found, id)
+		}
+	}
+
+	add(e.Key)
+
+	var payload any
+	if json.Unmarshal(e.Payload, &payload) == nil {
+		collect(payload, false, add)
+	}
+
+	slices.SortFunc(found, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) })
+
+	return found
+}
+
+func collect(value any, named bool, add func(id string)) {
+	switch value := value.(type) {
+	case string:
+		if named {
+			add(value)
+		}
+	case []any:
+		for _, element := range value {
+			collect(element, named, add)
+		}
+	case map[string]any:
+		for name, element := range value {
+			collect(element, name == "id" || strings.HasSuffix(name, "_id"), add)
+		}
+	}
+}
+
+// takeOut replaces id where it stands alone.
+func takeOut(text, id string) string {
+	var b strings.Builder
+
+	for {
+		before, after, ok := strings.Cut(text, id)
+		if !ok {
+			b.WriteString(text)
+
+			return b.String()
+		}
+
+		left, _ := utf8.DecodeLastRuneInString(before)
+		right, _ := utf8.DecodeRuneInString(after)
+		b.WriteString(before)
+
+		if inWord(left) || inWord(right) {
+			b.WriteString(id)
+		} else {
+			b.WriteString("?")
+		}
+
+		text = after
+	}
+}
+
+func inWord(r rune) bool {
+	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r) || r == '_' || r == '-')
+}
+
+// panickedIn returns the function that panicked, by a stack as debug.Stack
+// prints it: the first one below the call of panic that is not the runtime's.
+func panickedIn(stack string) string {
+	panicking := false
+
+	for line := range strings.Lines(stack) {
+		switch {
+		case strings.HasPrefix(line, "\t"): // a file
+		case strings.HasPrefix(line, "panic("):
+			panicking = true
+		case panicking && !strings.HasPrefix(line, "runtime."):
+			function := strings.TrimSpace(line)
+			if i := strings.LastIndexByte(function, '('); i > 0 {
+				function = function[:i]
+			}
+
+			return function[strings.LastIndexByte(function, '/')+1:]
+		}
+	}
+
+	return ""
+}

@@ -1,0 +1,801 @@
+package poison_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// note is what the consumer "writer" takes.
+type note struct {
+	ID   string `json:"id"`
+	Text string `json:"text"`
+}
+
+func (note) Topic() string { return "notes" }
+func (n note) Key() string { return n.ID }
+
+func (n note) Validate() error {
+	if n.Text == "" {
+		return errors.New("text: is missing")
+	}
+
+	return nil
+}
+
+func check(consumer string, payload []byte) (string, error) {
+	if consumer != "writer" {
+		return "", fmt.Errorf("there is no consumer %s any more", consumer)
+	}
+
+	n, err := event.Decode[note](payload)
+
+	return n.ID, err
+}
+
+var alice = poison.Actor{Who: "alice", Why: "it is mended"}
+
+func body(key, text string) []byte { return fmt.Appendf(nil, `{"id":%q,"text":%q}`, key, text) }
+
+func entry(key, text string) poison.Entry {
+	return poison.Entry{
+		Consumer: "writer", Topic: "notes", MessageID: event.NewID(), Origin: "test", Key: key,
+		Headers: event.Headers{"from": "test", "binary": "\xff\x00"}, Payload: body(key, text),
+		Reason: event.ReasonFailed, Error: fmt.Sprintf("writing note %q: no space for %d bytes", key, len(text)),
+	}
+}
+
+// rig is a store with a database of its own.
+type rig struct {
+	*poison.Store
+
+	t    *testing.T
+	pool *pgxpool.Pool
+}
+
+func newRig(t *testing.T) rig {
+	t.Helper()
+
+	pool := pgtest.New(t)
+
+	return rig{Store: poison.NewStore(poison.Config{Release: "1.0"}, pool), t: t, pool: pool}
+}
+
+// add stores entries and returns the id of the last.
+func (r rig) add(entries ...poison.Entry) int64 {
+	r.t.Helper()
+
+	for _, e := range entries {
+		if err := r.Add(r.t.Context(), e); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+
+	return pgtest.Value[int64](r.t, r.pool, `SELECT max(id) FROM poison`)
+}
+
+func (r rig) get(id int64) poison.Entry {
+	r.t.Helper()
+
+	e, err := r.Get(r.t.Context(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return e
+}
+
+func (r rig) requeue(f poison.Filter) poison.Outcome {
+	r.t.Helper()
+
+	outcome, err := r.Requeue(r.t.Context(), f, alice, poison.Pace{}, check)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return outcome
+}
+
+// sent is a row of the outbox.
+type sent struct {
+	Topic, Key string
+	ID         uuid.UUID
+	Cause      *uuid.UUID
+	Headers    event.Headers
+	Payload    string
+}
+
+// outbox returns what would be published, in order.
+func (r rig) outbox() []sent {
+	r.t.Helper()
+
+	rows, err := r.pool.Query(r.t.Context(), `SELECT topic, key, message_id, causation_id, headers, convert_from(payload, 'UTF8') FROM outbox ORDER BY seq`)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[sent])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return list
+}
+
+// history says what was done with an entry.
+func (r rig) history(id int64) string {
+	r.t.Helper()
+
+	actions, err := r.Actions(r.t.Context(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	var done []string
+	for _, a := range actions {
+		done = append(done, a.Action+" by "+a.Who+": "+a.Why)
+	}
+
+	return strings.Join(done, "; ")
+}
+
+// claim applies a message, as far as the inbox knows.
+func (r rig) claim(id uuid.UUID, payload []byte) {
+	r.t.Helper()
+
+	err := postgres.InTx(r.t.Context(), r.pool, func(tx pgx.Tx) error {
+		_, err := inbox.Claim(r.t.Context(), tx, "writer", []inbox.Entry{{ID: id, Fingerprint: event.Fingerprint(payload)}}, nil)
+
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func TestAMessageWithoutABodyIsStoredToo(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "x")
+	e.Payload, e.Headers = nil, nil
+
+	if got := r.get(r.add(e)); got.Payload == nil || len(got.Payload) != 0 || len(got.Headers) != 0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestSummariesLeaveOutWhatMayBeLarge(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", "x"), entry("b", "x"))
+
+	if _, err := r.Edit(t.Context(), 1, 0, body("a", "y"), alice, check); err != nil {
+		t.Fatal(err)
+	}
+
+	list, err := r.Summaries(t.Context(), poison.Filter{}, 10)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("got %+v, %v", list, err)
+	}
+
+	for _, e := range list {
+		if len(e.Payload)+len(e.Headers)+len(e.Edited) != 0 || (e.Edited != nil) != (e.ID == 1) || e.Cause == "" {
+			t.Errorf("got %+v", e)
+		}
+	}
+}
+
+func TestFiltersNarrowDown(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	first := entry("a", "x")
+	second := entry("b", "x")
+	second.Consumer, second.Topic, second.Reason, second.Error = "other", "others", event.ReasonInvalid, "text: is missing"
+	third := entry("\x00\xff", "x") // a key that is no text
+	r.add(first, second, third)
+
+	if _, err := r.Discard(t.Context(), poison.Filter{IDs: []int64{3}}, alice, poison.Pace{}); err != nil {
+		t.Fatal(err)
+	}
+
+	hour := time.Now().Add(time.Hour)
+
+	for name, c := range map[string]struct {
+		filter poison.Filter
+		want   []int64
+	}{
+		"nothing":    {poison.Filter{}, []int64{3, 2, 1}},
+		"ids":        {poison.Filter{IDs: []int64{1, 3, 9}}, []int64{3, 1}},
+		"no ids":     {poison.Filter{IDs: []int64{}}, nil},
+		"topic":      {poison.Filter{Topic: "others"}, []int64{2}},
+		"consumer":   {poison.Filter{Consumer: "writer"}, []int64{3, 1}},
+		"reason":     {poison.Filter{Reason: event.ReasonInvalid}, []int64{2}},
+		"key":        {poison.Filter{Key: "a"}, []int64{1}},
+		"odd key":    {poison.Filter{Key: "\x00\xff"}, []int64{3}},
+		"group":      {poison.Filter{Group: r.get(2).Group}, []int64{2}},
+		"message":    {poison.Filter{MessageID: second.MessageID}, []int64{2}},
+		"open":       {poison.Filter{Resolution: poison.Open}, []int64{2, 1}},
+		"discarded":  {poison.Filter{Resolution: poison.Discarded}, []int64{3}},
+		"since":      {poison.Filter{Since: hour}, nil},
+		"until":      {poison.Filter{Until: hour}, []int64{3, 2, 1}},
+		"before":     {poison.Filter{Before: 3}, []int64{2, 1}},
+		"after":      {poison.Filter{After: 1, Topic: "notes"}, []int64{3}},
+		"revision":   {poison.Filter{Revision: 2}, []int64{3}},
+		"not a text": {poison.Filter{Topic: "\x00", Group: "\xff"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			entries, err := r.List(context.Background(), c.filter, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			var got []int64
+			for _, e := range entries {
+				got = append(got, e.ID)
+			}
+
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestCauseIsTheSameForTheSameMistake(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		one, other poison.Entry
+		want       string
+	}{
+		"numbers and quotes": {
+			poison.Entry{Error: `order.items[0].quantity: is 5, expected at most 3; product "shoe" is unknown`},
+			poison.Entry{Error: `order.items[12].quantity: is 71, expected at most 99; product "ha\"t 1" is unknown`},
+			`order.items[?].quantity: is ?, expected at most ?; product ? is unknown`,
+		},
+		"ids, times and addresses": {
+			poison.Entry{Error: `order order_123 of bob@example.com at 2026-10-01T10:00:00.5Z: Post https://a.example/x: 0189-aa`},
+			poison.Entry{Error: `order order-9 of carol+x@example.org at 2025-01-02T03:04:05Z: Post http://b.example/y?z=1: fe01`},
+			`order ? of ? at ?: Post ?`,
+		},
+		"an id that is a word": {
+			poison.Entry{Key: "blue-shoes", Error: "there is no order blue-shoes"},
+			poison.Entry{Payload: []byte(`{"order":{"lines":[{"product_id":"hats"}]}}`), Error: "there is no order hats"},
+			"there is no order ?",
+		},
+		"an id inside of a word": {
+			poison.Entry{Key: "ord", Error: "there is no order"},
+			poison.Entry{Key: "there", Error: "there is no order"},
+			"",
+		},
+		"lists": {
+			poison.Entry{Error: `unknown: "a", "b" and "c"`},
+			poison.Entry{Error: `unknown: "a"`},
+			`unknown: ?`,
+		},
+		"names of the schema": {
+			poison.Entry{Error: `new row for relation "stock" violates check constraint "stock_available" (SQLSTATE 23514)`},
+			poison.Entry{Error: `new row for relation "stock" violates check constraint "stock_sold" (SQLSTATE 23514)`},
+			"",
+		},
+		"more lines": {
+			poison.Entry{Error: "it broke\nhere"},
+			poison.Entry{Error: "it broke\nthere"},
+			"it broke",
+		},
+		"panics of two functions": {
+			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 7 [running]:\nruntime/debug.Stack()\n\t/x.go:1\npanic({0x1, 0x2})\n\t/p.go:3\nruntime.panicmem()\n\t/r.go:1\ngithub.com/millracehq/millrace/internal/shop/order.Place(0x1)\n\t/o.go:1\n"},
+			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 9 [running]:\npanic({0x1, 0x2})\n\t/p.go:9\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x5)\n\t/o.go:1\n"},
+			"",
+		},
+		"a panic in two releases": {
+			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 7 [running]:\npanic({0x1, 0x2})\n\t/p.go:3\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x1)\n\t/o.go:1\n"},
+			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 9 [running]:\npanic({0x9, 0x2})\n\t/p.go:9\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x5)\n\t/o.go:77\n"},
+			"handler panicked: oh in order.(*Service).Lock",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			one, other := poison.Cause(c.one), poison.Cause(c.other)
+
+			switch {
+			case c.want == "" && one == other:
+				t.Errorf("both are %q", one)
+			case c.want != "" && (one != c.want || other != c.want):
+				t.Errorf("got %q and %q, expected %q", one, other, c.want)
+			}
+		})
+	}
+}
+
+func FuzzCause(f *testing.F) {
+	f.Add("order \"x\" is 5", "key", `{"id":"x"}`)
+	f.Add("\xff\x00", "\xff", "{")
+	f.Fuzz(func(t *testing.T, text, key, payload string) {
+		cause := poison.Cause(poison.Entry{Error: text, Key: key, Payload: []byte(payload), Reason: event.ReasonPanicked})
+		if len(cause) > 300 || event.Text(cause) != cause || strings.Contains(cause, "\n") {
+			t.Errorf("%q is no cause", cause)
+		}
+	})
+}
+
+func TestGroupsCountWhatFailedForTheSameCause(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", "x"), entry("a", "xx"), entry("b", "xxx"))
+
+	later := rig{Store: poison.NewStore(poison.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
+	bad := entry("c", "")
+	bad.Reason, bad.Error = event.ReasonInvalid, "text: is missing"
+	later.add(entry("c", "xxxx"), bad)
+
+	groups, err := r.Groups(t.Context(), poison.Filter{Resolution: poison.Open}, poison.GroupsAfter{}, 10)
+	if err != nil || len(groups) != 2 {
+		t.Fatalf("got %+v, %v", groups, err)
+	}
+
+	g := groups[0]
+	if g.Entries != 4 || g.Keys != 3 || g.FirstRelease != "1.0" || g.LastRelease != "1.1" ||
+		g.Cause != "writing note ?: no space for ? bytes" || g.Error != `writing note "c": no space for 4 bytes` || g.FirstAt.After(g.LastAt) {
+		t.Errorf("got %+v", g)
+	}
+
+	next, err := r.Groups(t.Context(), poison.Filter{}, poison.GroupsAfter{Entries: g.Entries, ID: g.ID}, 10)
+	if err != nil || len(next) != 1 || next[0].ID != groups[1].ID {
+		t.Errorf("behind the first: %+v, %v", next, err)
+	}
+
+	counts, err := r.CountBy(t.Context(), poison.Filter{}, "release", 10)
+	if err != nil || len(counts) != 2 || counts[0].Value != "1.0" || counts[0].Entries != 3 || counts[0].Keys != 2 {
+		t.Errorf("by release: %+v, %v", counts, err)
+	}
+}
+
+func TestRequeueKeepsTheOrderOfArrivalPerKey(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	want := map[string][]string{}
+
+	for i := range 350 { // several chunks
+		key := fmt.Sprintf("k%d", i%7)
+		want[key] = append(want[key], string(body(key, fmt.Sprint(i))))
+		r.add(entry(key, fmt.Sprint(i)))
+	}
+
+	if o := r.requeue(poison.Filter{Topic: "notes"}); o.Done != 350 || o.Selected != 350 || o.Refused != 0 {
+		t.Fatalf("got %+v", o)
+	}
+
+	got := map[string][]string{}
+
+	for _, m := range r.outbox() {
+		got[m.Key] = append(got[m.Key], m.Payload)
+
+		if m.Topic != "@writer" || m.Headers["binary"] != "\xff\x00" {
+			t.Fatalf("sent %+v", m)
+		}
+	}
+
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for i := range 400 {
+		r.add(entry(fmt.Sprintf("k%d", i%3), fmt.Sprint(i)))
+	}
+
+	var (
+		running sync.WaitGroup
+		mu      sync.Mutex
+		done    int
+	)
+
+	for _, f := range []poison.Filter{{Topic: "notes"}, {Consumer: "writer"}, {Topic: "notes"}} {
+		running.Go(func() {
+			o, err := r.Requeue(context.Background(), f, alice, poison.Pace{}, check)
+			if err != nil || o.Refused != 0 {
+				t.Errorf("got %+v, %v", o, err)
+			}
+
+			mu.Lock()
+			defer mu.Unlock()
+
+			done += o.Done
+		})
+	}
+
+	running.Wait()
+
+	last := map[string]int{}
+
+	for _, m := range r.outbox() {
+		var n int
+		if _, err := fmt.Sscanf(m.Payload, `{"id":"`+m.Key+`","text":"%d"}`, &n); err != nil {
+			t.Fatalf("%s: %v", m.Payload, err)
+		}
+
+		if before, ok := last[m.Key]; ok && before >= n {
+			t.Fatalf("of key %s, %d comes after %d", m.Key, n, before)
+		}
+
+		last[m.Key] = n
+	}
+
+	if n := len(r.outbox()); n != 400 || done != 400 {
+		t.Errorf("%d rows, %d counted", n, done)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM poison_actions WHERE action = 'requeued'`); n != 400 {
+		t.Errorf("%d actions", n)
+	}
+}
+
+func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	bad, behind, gone := entry("a", ""), entry("a", "2"), entry("c", "3")
+	bad.Attempts = 7
+	gone.Consumer = "retired"
+	r.add(bad, behind, gone, entry("b", "4"))
+
+	o := r.requeue(poison.Filter{})
+	want := []poison.Refusal{
+		{ID: 1, Error: "text: is missing"},
+		{ID: 2, Error: "is behind entry 1 of the same key, which stays open: mend, requeue or discard that first"},
+		{ID: 3, Error: "there is no consumer retired any more"},
+	}
+
+	if diff := cmp.Diff(want, o.Refusals); diff != "" || o.Done != 1 || o.Refused != 3 || o.Selected != 4 {
+		t.Errorf("got %+v: %s", o, diff)
+	}
+
+	// By its id too, whatever else is selected.
+	if o := r.requeue(poison.Filter{IDs: []int64{2}}); o.Done != 0 || o.Refused != 1 {
+		t.Errorf("behind an open entry: %+v", o)
+	}
+
+	_, err := r.Edit(t.Context(), 1, 0, []byte(`{"id":"z"}`), alice, check)
+	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Error() != "text: is missing" || r.get(1).Edited != nil {
+		t.Errorf("a bad edit: %v", err)
+	}
+
+	mended, err := r.Edit(t.Context(), 1, 1, body("z", "mended"), alice, check)
+	if err != nil || mended.Revision != 2 || string(mended.Payload) != string(bad.Payload) {
+		t.Fatalf("got %+v, %v", mended, err)
+	}
+
+	if _, err := r.Edit(t.Context(), 1, 1, body("z", "again"), alice, check); !errors.As(err, new(*poison.ChangedError)) {
+		t.Errorf("an edit of what was changed: %v", err)
+	}
+
+	if _, err := r.Edit(t.Context(), 1, 2, body("z", "mended"), alice, check); err != nil || r.get(1).Revision != 2 {
+		t.Errorf("the same edit again: %v, %+v", err, r.get(1))
+	}
+
+	if o := r.requeue(poison.Filter{Topic: "notes", Consumer: "writer"}); o.Done != 2 || o.Refused != 0 {
+		t.Errorf("got %+v", o)
+	}
+
+	rows := r.outbox()
+	if m := rows[1]; m.Key != "z" || m.Payload != string(body("z", "mended")) || m.ID != bad.MessageID || m.Headers[event.HeaderAttempts] != "7" || m.Cause != nil {
+		t.Errorf("sent %+v", m)
+	}
+
+	if m := rows[2]; m.Key != "a" || m.Headers[event.HeaderAttempts] != "" {
+		t.Errorf("sent %+v", m)
+	}
+
+	if got := r.history(1); got != "edited by alice: it is mended; requeued by alice: it is mended" {
+		t.Errorf("history: %s", got)
+	}
+
+	if _, err := r.Edit(t.Context(), 1, 0, body("z", "late"), alice, check); !errors.As(err, new(*poison.ResolvedError)) {
+		t.Errorf("an edit of what is requeued: %v", err)
+	}
+}
+
+func TestOutOfOrderIsAChoice(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", "1"), entry("a", "2"))
+
+	o, err := r.Requeue(t.Context(), poison.Filter{IDs: []int64{2}}, alice, poison.Pace{OutOfOrder: true}, check)
+	if err != nil || o.Done != 1 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+}
+
+func TestPartsOfARunKeepTheOrderTogether(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", ""), entry("b", "2"), entry("a", "3"), entry("b", "4"))
+
+	first, err := r.Requeue(t.Context(), poison.Filter{Topic: "notes"}, alice, poison.Pace{Limit: 2}, check)
+	if err != nil || first.Done != 1 || first.Refused != 1 || first.Last != 2 {
+		t.Fatalf("got %+v, %v", first, err)
+	}
+
+	second, err := r.Requeue(t.Context(), poison.Filter{Topic: "notes", After: first.Last}, alice, poison.Pace{Limit: 2}, check)
+	if err != nil || second.Done != 1 || second.Refused != 1 || second.Refusals[0].ID != 3 {
+		t.Errorf("the next part: %+v, %v", second, err)
+	}
+}
+
+func TestAnIdThatWasAppliedWithAnotherBodyIsReplaced(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "the second body")
+	e.Reason, e.Error = event.ReasonConflict, inbox.ErrConflict.Error()
+	id := r.add(e)
+	r.claim(e.MessageID, body("a", "the first body"))
+
+	r.requeue(poison.Filter{IDs: []int64{id}})
+
+	first := r.outbox()[0]
+	if first.ID == e.MessageID || first.Cause == nil || *first.Cause != e.MessageID || *r.get(id).RequeuedAs != first.ID {
+		t.Fatalf("sent %+v for %s", first, e.MessageID)
+	}
+
+	// It fails under the new id: the entry is open again, and keeps that id.
+	again := e
+	again.MessageID, again.Reason, again.Error = first.ID, event.ReasonFailed, "no luck"
+	r.add(again)
+
+	if got := r.get(id); got.Resolution != "" || got.Error != "no luck" || got.Deliveries != 2 || got.MessageID != e.MessageID {
+		t.Errorf("got %+v", got)
+	}
+
+	r.requeue(poison.Filter{})
+
+	if second := r.outbox()[1]; second.ID != first.ID || *second.Cause != e.MessageID {
+		t.Errorf("sent %+v", second)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM poison`); n != 1 {
+		t.Errorf("%d entries", n)
+	}
+}
+
+func TestWhatFailsAgainOpensItsEntryAgain(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "")
+	e.Reason, e.Error = event.ReasonInvalid, "text: is missing"
+	id := r.add(e)
+
+	if _, err := r.Edit(t.Context(), id, 0, body("a", "mended"), alice, check); err != nil {
+		t.Fatal(err)
+	}
+
+	r.requeue(poison.Filter{})
+
+	// What comes back is what was edited.
+	later := rig{Store: poison.NewStore(poison.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
+	failed := e
+	failed.Payload, failed.Reason, failed.Error, failed.Attempts = body("a", "mended"), event.ReasonFailed, "no luck", 9
+	later.add(failed)
+
+	got := r.get(id)
+	if got.Resolution != "" || got.ResolvedAt != nil || got.Deliveries != 2 || got.Attempts != 9 || got.Error != "no luck" ||
+		got.FirstRelease != "1.0" || got.LastRelease != "1.1" || string(got.Payload) != string(e.Payload) || string(got.Edited) != string(failed.Payload) {
+		t.Errorf("got %+v", got)
+	}
+
+	if got := r.history(id); got != "edited by alice: it is mended; requeued by alice: it is mended; reopened by millrace: no luck" {
+		t.Errorf("history: %s", got)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM poison`); n != 1 {
+		t.Errorf("%d entries", n)
+	}
+}
+
+func TestDiscardNeedsAReasonAndIsFinal(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "x")
+	id := r.add(e)
+
+	if _, err := r.Discard(t.Context(), poison.Filter{}, poison.Actor{Who: "alice"}, poison.Pace{}); !errors.Is(err, poison.ErrNoReason) {
+		t.Errorf("without a reason: %v", err)
+	}
+
+	if _, err := r.Discard(t.Context(), poison.Filter{}, poison.Actor{Why: "because"}, poison.Pace{}); !errors.Is(err, poison.ErrNoActor) {
+		t.Errorf("by nobody: %v", err)
+	}
+
+	if o, err := r.Discard(t.Context(), poison.Filter{}, alice, poison.Pace{DryRun: true}); err != nil || o.Done != 1 || r.get(id).Resolution != "" {
+		t.Errorf("a dry run: %+v, %v", o, err)
+	}
+
+	if o, err := r.Discard(t.Context(), poison.Filter{}, alice, poison.Pace{}); err != nil || o.Done != 1 {
+		t.Errorf("got %+v, %v", o, err)
+	}
+
+	r.add(e) // delivered once more
+	r.requeue(poison.Filter{})
+
+	if got := r.get(id); got.Resolution != poison.Discarded || got.Deliveries != 2 || got.ResolvedAt == nil || len(r.outbox()) != 0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestAnActionThatCannotBeRecordedIsNotDone(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	id := r.add(entry("a", "x"))
+
+	if _, err := r.pool.Exec(t.Context(), `ALTER TABLE poison_actions ADD CONSTRAINT none CHECK (false)`); err != nil {
+		t.Fatal(err)
+	}
+
+	_, requeueErr := r.Requeue(t.Context(), poison.Filter{}, alice, poison.Pace{}, check)
+	_, discardErr := r.Discard(t.Context(), poison.Filter{}, alice, poison.Pace{})
+	_, editErr := r.Edit(t.Context(), id, 0, body("a", "y"), alice, check)
+
+	for name, err := range map[string]error{"requeue": requeueErr, "discard": discardErr, "edit": editErr} {
+		if err == nil {
+			t.Errorf("%s: was done", name)
+		}
+	}
+
+	if got := r.get(id); got.Resolution != "" || got.Edited != nil || len(r.outbox()) != 0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestADryRunTellsAndDoesNothing(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for i := range 150 {
+		r.add(entry("a", fmt.Sprint(i)))
+	}
+
+	r.add(entry("b", ""))
+
+	o, err := r.Requeue(t.Context(), poison.Filter{}, alice, poison.Pace{DryRun: true}, check)
+	if err != nil || o.Done != 150 || o.Refused != 1 || !o.DryRun || len(r.outbox()) != 0 || r.get(1).Resolution != "" {
+		t.Errorf("got %+v, %v", o, err)
+	}
+}
+
+func TestARunStopsBetweenChunksAndKeepsItsPace(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for i := range 30 {
+		r.add(entry(fmt.Sprint(i), "x"))
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+
+	var steps []int
+
+	o, err := r.Requeue(ctx, poison.Filter{}, alice, poison.Pace{PerSecond: 10, Progress: func(done, total int) {
+		if steps = append(steps, done); total != 30 {
+			t.Errorf("of %d", total)
+		}
+
+		if done == 10 {
+			cancel() // while the next ten wait for their second
+		}
+	}}, check)
+
+	if !errors.Is(err, context.Canceled) || o.Done != 10 || o.Selected != 30 || !slices.Equal(steps, []int{10}) || len(r.outbox()) != 10 {
+		t.Errorf("got %+v, %v, steps %v, %d rows", o, err, steps, len(r.outbox()))
+	}
+
+	started := time.Now()
+
+	if o, err := r.Requeue(t.Context(), poison.Filter{}, alice, poison.Pace{PerSecond: 10}, check); err != nil || o.Done != 20 {
+		t.Errorf("the rest: %+v, %v", o, err)
+	}
+
+	if took := time.Since(started); took < 900*time.Millisecond {
+		t.Errorf("20 at 10 a second took %s", took)
+	}
+}
+
+func TestExpireDeletesOldResolvedEntriesAlone(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", "1"), entry("b", "2"), entry("c", "3"))
+
+	if _, err := r.Discard(t.Context(), poison.Filter{IDs: []int64{1, 2}}, alice, poison.Pace{}); err != nil {
+		t.Fatal(err)
+	}
+
+	_, err := r.pool.Exec(t.Context(), `
+		UPDATE poison SET first_at = now() - interval '9 days', last_at = now() - interval '9 days',
+		                  resolved_at = CASE WHEN id = 1 THEN now() - interval '3 days' ELSE resolved_at END`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if n, err := r.Expire(t.Context()); err != nil || n != 0 {
+		t.Errorf("without retention: %d, %v", n, err)
+	}
+
+	kept := poison.NewStore(poison.Config{Retention: 48 * time.Hour}, r.pool)
+	if n, err := kept.Expire(t.Context()); err != nil || n != 1 {
+		t.Errorf("got %d, %v", n, err)
+	}
+
+	left, err := r.List(t.Context(), poison.Filter{}, 10)
+	if err != nil || len(left) != 2 || left[1].ID != 2 || r.history(1) != "" || r.history(2) == "" {
+		t.Errorf("left %+v, %v", left, err)
+	}
+}
+
+func TestDiffShowsTheLinesOfJSON(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		payload, edited string
+		want            string
+	}{
+		"not edited":  {`{"a":1}`, "", ""},
+		"spaces":      {`{"a":1}`, `{ "a": 1 }`, ""},
+		"a field":     {`{"a":1,"b":2}`, `{"a":1,"b":3}`, "--- original\n+++ edited\n@@ -1,4 +1,4 @@\n {\n   \"a\": 1,\n-  \"b\": 2\n+  \"b\": 3\n }"},
+		"not a text":  {"\xff\x00", `x`, "--- original\n+++ edited\n@@ -1 +1 @@\n-\"\\xff\\x00\"\n+x"},
+		"many lines":  {strings.Repeat("x\n", 20_000), "x", "--- original\n+++ edited\n(20001 and 1 lines are too many to compare)\n"},
+		"not JSON":    {"{", "{}", "--- original\n+++ edited\n@@ -1 +1 @@\n-{\n+{}"},
+		"big numbers": {`[123456789012345678901234567890]`, `[123456789012345678901234567890]`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			e := poison.Entry{Payload: []byte(c.payload)}
+			if c.edited != "" {
+				e.Edited = []byte(c.edited)
+			}
+
+			if got := poison.Diff(e); strings.TrimSpace(got) != strings.TrimSpace(c.want) {
+				t.Errorf("got\n%s", got)
+			}
+		})
+	}
+}

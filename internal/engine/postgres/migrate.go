@@ -1,0 +1,83 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+
+	"github.com/millracehq/millrace/migrations"
+)
+
+// Migration is one numbered step of the schema.
+type Migration struct {
+	Version int64  `json:"version"`
+	Name    string `json:"name"`
+	Applied bool   `json:"applied"`
+}
+
+// Migrate applies all pending migrations and returns them. Replicas that start
+// together wait for each other on an advisory lock.
+func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Migration, error) {
+	provider, closeDB, err := newProvider(pool)
+	if err != nil {
+		return nil, err
+	}
+	defer closeDB()
+
+	results, err := provider.Up(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("applying migrations: %w", err)
+	}
+
+	applied := make([]Migration, len(results))
+	for i, r := range results {
+		applied[i] = Migration{Version: r.Source.Version, Name: r.Source.Path, Applied: true}
+		logger.Info("applied migration", slog.String("name", r.Source.Path), slog.Duration("took", r.Duration))
+	}
+
+	return applied, nil
+}
+
+// Migrations lists every migration and whether it is applied.
+func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
+	provider, closeDB, err := newProvider(pool)
+	if err != nil {
+		return nil, err
+	}
+	defer closeDB()
+
+	statuses, err := provider.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading migration status: %w", err)
+	}
+
+	list := make([]Migration, len(statuses))
+	for i, s := range statuses {
+		list[i] = Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied}
+	}
+
+	return list, nil
+}
+
+func newProvider(pool *pgxpool.Pool) (*goose.Provider, func(), error) {
+	locker, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return nil, nil, fmt.Errorf("creating migration lock: %w", err)
+	}
+
+	db := stdlib.OpenDBFromPool(pool)
+
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.FS, goose.WithSessionLocker(locker))
+	if err != nil {
+		_ = db.Close()
+
+		return nil, nil, fmt.Errorf("reading migrations: %w", err)
+	}
+
+	return provider, func() { _ = db.Close() }, nil
+}

@@ -1,0 +1,72 @@
+package postgres_test
+
+import (
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func newPool(tb testing.TB) *pgxpool.Pool {
+	tb.Helper()
+
+	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pgtest.URL(tb)), MaxConns: 4})
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	tb.Cleanup(release)
+
+	return pool
+}
+
+func TestIDsGoThereAndBack(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	id := uuid.MustParse("01890a5d-ac96-774b-bcce-b302099a8057")
+
+	var missing *uuid.UUID
+
+	for name, value := range map[string]any{"a value": id, "a pointer": &id, "a text": id.String(), "an array": [16]byte(id)} {
+		var got uuid.UUID
+		if err := pool.QueryRow(t.Context(), `SELECT $1::uuid`, value).Scan(&got); err != nil || got != id {
+			t.Errorf("%s: got %s, %v", name, got, err)
+		}
+	}
+
+	var got *uuid.UUID
+	if err := pool.QueryRow(t.Context(), `SELECT $1::uuid`, missing).Scan(&got); err != nil || got != nil {
+		t.Errorf("nothing: got %s, %v", got, err)
+	}
+
+	var text string
+	if err := pool.QueryRow(t.Context(), `SELECT $1::uuid[]::text || $2::uuid[]::text`,
+		[]uuid.UUID{id, uuid.Nil}, []*uuid.UUID{nil, &id}).Scan(&text); err != nil ||
+		text != "{"+id.String()+","+uuid.Nil.String()+"}{NULL,"+id.String()+"}" {
+		t.Errorf("arrays: got %s, %v", text, err)
+	}
+
+	// As a text, where a column has the type.
+	if err := pool.QueryRow(t.Context(), `SELECT $1::text`, id.String()).Scan(&text); err != nil || text != id.String() {
+		t.Errorf("text: got %s, %v", text, err)
+	}
+}
+
+func BenchmarkIDs(b *testing.B) {
+	pool := newPool(b)
+
+	ids := make([]uuid.UUID, 256)
+	for i := range ids {
+		ids[i] = uuid.New()
+	}
+
+	for b.Loop() {
+		if _, err := pool.Exec(b.Context(), `SELECT $1::uuid[] IS NULL`, ids); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

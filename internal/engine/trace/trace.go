@@ -1,0 +1,167 @@
+// Package trace finds the messages that belong together: one that came
+// from outside, and all that followed from it.
+package trace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// State is what became of a message.
+type State string
+
+// States of a message.
+const (
+	Applied  State = "applied"
+	Waiting  State = "waiting"
+	Parked   State = "parked"
+	Poisoned State = "poisoned"
+)
+
+// Message is a message with what became of it.
+type Message struct {
+	ID        uuid.UUID  `json:"id"`
+	Causation *uuid.UUID `json:"causation_id"`
+	// Consumer handled it, if any has; Topic is known of the others.
+	Consumer string `json:"consumer,omitempty"`
+	Topic    string `json:"topic,omitempty"`
+	State    State  `json:"state"`
+	// At is when that was, by the database's clock; of a waiting message, when
+	// it was written, or when it is due.
+	At time.Time `json:"at"`
+	// Detail says more: why it is poisoned.
+	Detail string `json:"detail,omitempty"`
+	// Caused are the messages that followed, in order of time.
+	Caused []*Message `json:"caused,omitempty"`
+}
+
+// Created returns when the message was made, if its id tells.
+func (m *Message) Created() (at time.Time, ok bool) {
+	if m.ID.Version() != 7 {
+		return at, false
+	}
+
+	return time.Unix(m.ID.Time().UnixTime()), true
+}
+
+// NotFoundError says that no trace of a message is left.
+type NotFoundError struct{ ID uuid.UUID }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no trace of a message %s", e.ID) }
+
+// Find returns the conversation of a message as trees; there is one root,
+// unless messages in between have left no trace. Messages of topics that nobody
+// consumes here are known until they are published.
+func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, error) {
+	var correlation uuid.UUID
+
+	err := pool.QueryRow(ctx, `
+		SELECT coalesce(correlation_id, message_id) FROM inbox WHERE message_id = $1
+		UNION ALL SELECT correlation_id FROM outbox WHERE message_id = $1
+		UNION ALL SELECT coalesce(correlation, message_id) FROM (
+			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM poison WHERE message_id = $1) AS p
+		UNION ALL SELECT coalesce(correlation, message_id) FROM (
+			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM parked WHERE message_id = $1) AS w
+		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
+		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &NotFoundError{ID: id}
+	}
+
+	if err != nil {
+		return nil, fmt.Errorf("looking for message %s: %w", id, err)
+	}
+
+	messages, err := load(ctx, pool, correlation)
+	if err != nil {
+		return nil, fmt.Errorf("reading conversation %s: %w", correlation, err)
+	}
+
+	return grow(messages), nil
+}
+
+const uuidPattern = `^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$`
+
+func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*Message, error) {
+	rows, err := db.Query(ctx, `
+		SELECT message_id, causation_id, consumer, '', 'applied', applied_at, ''
+		FROM inbox WHERE message_id = $1 OR correlation_id = $1
+		UNION ALL
+		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(available_at, created_at),
+		       CASE WHEN available_at IS NULL THEN 'to be published' ELSE 'until it is due' END
+		FROM outbox WHERE correlation_id = $1
+		UNION ALL
+		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'poisoned', last_at, 'entry ' || id || ': ' || error
+		FROM poison WHERE resolution IS NULL AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)
+		UNION ALL
+		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'parked', coalesce(tried_at, parked_at),
+		       CASE WHEN error IS NULL THEN 'waits behind another' ELSE 'failed ' || attempts || ' times: ' || error END
+		FROM parked WHERE message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1`,
+		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
+	if err != nil {
+		return nil, err
+	}
+
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Message, error) {
+		m := &Message{}
+
+		return m, row.Scan(&m.ID, &m.Causation, &m.Consumer, &m.Topic, &m.State, &m.At, &m.Detail)
+	})
+}
+
+// grow hangs each message under the one that caused it. Of a message that is
+// there twice (poisoned and then applied) the applied one takes the children.
+// Causes are what headers say, so they may be each other's: such a circle is
+// cut where it closes.
+func grow(messages []*Message) []*Message {
+	slices.SortStableFunc(messages, func(a, b *Message) int { return a.At.Compare(b.At) })
+
+	byID := make(map[uuid.UUID]*Message, len(messages))
+
+	for _, m := range messages {
+		if byID[m.ID] == nil || m.State == Applied {
+			byID[m.ID] = m
+		}
+	}
+
+	var (
+		roots  []*Message
+		parent = make(map[*Message]*Message, len(messages))
+	)
+
+	for _, m := range messages {
+		var cause *Message
+		if m.Causation != nil {
+			cause = byID[*m.Causation]
+		}
+
+		for above := cause; above != nil; above = parent[above] {
+			if above.ID == m.ID {
+				cause = nil
+
+				break
+			}
+		}
+
+		if cause == nil {
+			roots = append(roots, m)
+
+			continue
+		}
+
+		parent[m] = cause
+		cause.Caused = append(cause.Caused, m)
+	}
+
+	return roots
+}

@@ -1,0 +1,54 @@
+package trace
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+func id(n byte) uuid.UUID { return uuid.UUID{15: n} }
+
+func message(n, cause byte, state State, at int64) *Message {
+	m := &Message{ID: id(n), State: state, At: time.Unix(at, 0)}
+	if cause != 0 {
+		above := id(cause)
+		m.Causation = &above
+	}
+
+	return m
+}
+
+func render(messages []*Message) string {
+	text := ""
+	for _, m := range messages {
+		text += fmt.Sprintf("%d%s", m.ID[15], string(m.State[:1]))
+		if len(m.Caused) > 0 {
+			text += "(" + render(m.Caused) + ")"
+		}
+	}
+
+	return text
+}
+
+func TestTreesGrowFromWhatCausedWhat(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		messages []*Message
+		want     string
+	}{
+		"a chain, out of order":  {[]*Message{message(3, 2, Waiting, 3), message(1, 0, Applied, 1), message(2, 1, Applied, 2)}, "1a(2a(3w))"},
+		"two follow":             {[]*Message{message(1, 0, Applied, 1), message(3, 1, Applied, 3), message(2, 1, Applied, 2)}, "1a(2a3a)"},
+		"the cause left no mark": {[]*Message{message(2, 9, Applied, 1), message(3, 9, Applied, 2)}, "2a3a"},
+		"poisoned, then applied": {[]*Message{message(1, 0, Poisoned, 1), message(1, 0, Applied, 2), message(2, 1, Applied, 3)}, "1p1a(2a)"},
+		"its own cause":          {[]*Message{message(1, 1, Applied, 1)}, "1a"},
+		"a circle":               {[]*Message{message(1, 3, Applied, 1), message(2, 1, Applied, 2), message(3, 2, Applied, 3)}, "3a(1a(2a))"},
+		"nothing":                {nil, ""},
+	} {
+		if got := render(grow(c.messages)); got != c.want {
+			t.Errorf("%s: got %s, expected %s", name, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,112 @@
+package upkeep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Transaction is an open transaction, or something else that holds back vacuum
+// as one does.
+type Transaction struct {
+	// Kind is session, prepared transaction or replication slot.
+	Kind string `json:"kind"`
+	// PID is the server's process; 0 if there is none.
+	PID int32 `json:"pid,omitempty"`
+	// Name is the application_name of a session, else what the thing is called.
+	Name     string        `json:"name"`
+	Database string        `json:"database"`
+	State    string        `json:"state"`
+	Age      time.Duration `json:"age_ns"`
+}
+
+// OldestTransaction returns the oldest transaction on the server, of any
+// database: positions of events wait for all of them. found is false when there
+// is none but the one that asks. It never returns the text of a query, which
+// may hold payloads.
+//
+// A role sees the sessions of other roles only if it has pg_monitor. A standby
+// that holds back vacuum by hot_standby_feedback has no age and is not seen.
+func OldestTransaction(ctx context.Context, db postgres.Querier) (oldest Transaction, found bool, err error) {
+	rows, err := db.Query(ctx, `
+		SELECT kind, pid, name, database, state, age FROM (
+			SELECT 'session' AS kind, pid, application_name AS name, coalesce(datname, '') AS database, coalesce(state, '') AS state,
+			       extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age
+			FROM pg_stat_activity
+			WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND backend_type NOT IN ('autovacuum worker', 'parallel worker')
+			UNION ALL
+			SELECT 'prepared transaction', 0, gid, database, 'prepared', extract(epoch FROM clock_timestamp() - prepared)::float8
+			FROM pg_prepared_xacts
+			UNION ALL
+			SELECT 'replication slot', 0, slot_name, coalesce(database, ''), 'inactive',
+			       extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8 -- from Postgres 17 on
+			FROM pg_replication_slots s
+			WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL)
+		) AS open
+		WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1`)
+	if err != nil {
+		return Transaction{}, false, fmt.Errorf("looking for old transactions: %w", err)
+	}
+
+	oldest, err = pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (t Transaction, err error) {
+		var seconds float64
+
+		err = row.Scan(&t.Kind, &t.PID, &t.Name, &t.Database, &t.State, &seconds)
+		t.Age = time.Duration(max(seconds, 0) * float64(time.Second))
+
+		return t, err
+	})
+
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Transaction{}, false, nil
+	case err != nil:
+		return Transaction{}, false, fmt.Errorf("looking for old transactions: %w", err)
+	}
+
+	return oldest, true, nil
+}
+
+// Old returns the oldest transaction if it is older than the configuration
+// allows, else nil.
+func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
+	oldest, found, err := OldestTransaction(ctx, j.pool)
+	if err != nil || !found || oldest.Age < j.cfg.OldTransaction {
+		return nil, err
+	}
+
+	return &oldest, nil
+}
+
+// watch measures the oldest transaction, and logs when one becomes old and when
+// none is any more.
+func (j *Janitor) watch(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, watchTime)
+	defer cancel()
+
+	oldest, _, err := OldestTransaction(ctx, j.pool)
+	if err != nil {
+		j.logger.Debug("could not look for old transactions", slog.Any("error", err))
+
+		return
+	}
+
+	j.oldest.Set(oldest.Age.Seconds())
+
+	switch old := oldest.Age >= j.cfg.OldTransaction; {
+	case old && !j.held:
+		j.held = true
+		j.logger.Warn("a transaction is open for long: space is not reclaimed, and projections may wait for it",
+			slog.String("kind", oldest.Kind), slog.Int("pid", int(oldest.PID)), slog.String("application", oldest.Name),
+			slog.String("database", oldest.Database), slog.String("state", oldest.State), slog.Duration("age", oldest.Age.Round(time.Second)))
+	case !old && j.held:
+		j.held = false
+		j.logger.Info("no transaction is open for long any more")
+	}
+}

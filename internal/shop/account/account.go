@@ -1,0 +1,155 @@
+// Package account is what happens around users: the messages about them, the
+// pipeline for the old format, and the notifications that follow. It is the
+// one place where users and notifications meet.
+package account
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/user"
+)
+
+// Accounts handles the messages about users.
+type Accounts struct {
+	pool          *pgxpool.Pool
+	users         *user.Service
+	notifications *notification.Service
+}
+
+// New returns the handlers over their services.
+func New(pool *pgxpool.Pool, users *user.Service, notifications *notification.Service) *Accounts {
+	return &Accounts{pool: pool, users: users, notifications: notifications}
+}
+
+// Create creates users and welcomes them. A user who exists already with the
+// same profile changes nothing; with another one the message is rejected.
+func (a *Accounts) Create(ctx context.Context, tx pgx.Tx, events []event.Event[UserCreated]) ([]event.Outgoing, error) {
+	return handle(ctx, a, tx, events, func(p UserCreated) event.Payload { return p })
+}
+
+// Update updates users and tells them. An update of a user who does not exist
+// is recorded as a miss.
+func (a *Accounts) Update(ctx context.Context, tx pgx.Tx, events []event.Event[UserUpdated]) ([]event.Outgoing, error) {
+	return handle(ctx, a, tx, events, func(p UserUpdated) event.Payload { return p })
+}
+
+// Legacy handles messages of the old format.
+func (a *Accounts) Legacy(ctx context.Context, tx pgx.Tx, events []event.Event[LegacyEvent]) ([]event.Outgoing, error) {
+	return handle(ctx, a, tx, events, func(p LegacyEvent) event.Payload { return p.payload })
+}
+
+// handle applies a batch of messages, each of which is a UserCreated or a
+// UserUpdated.
+func handle[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events []event.Event[P], payload func(P) event.Payload) ([]event.Outgoing, error) {
+	var all, created []string
+
+	for _, e := range events {
+		all = append(all, e.AggregateID())
+
+		if _, isCreate := payload(e.Payload).(UserCreated); isCreate {
+			created = append(created, e.AggregateID())
+		}
+	}
+
+	session, err := a.users.Open(ctx, tx, all, created)
+	if err != nil {
+		return nil, err
+	}
+
+	var (
+		outgoing []event.Outgoing
+		rejected = event.RejectSome{}
+	)
+
+	for i, e := range events {
+		next, err := apply(session, e.Meta, payload(e.Payload))
+		if rejection, ok := errors.AsType[*event.RejectError](err); ok {
+			rejected[i] = rejection
+
+			continue
+		}
+
+		if err != nil {
+			return nil, err
+		}
+
+		outgoing = append(outgoing, next...)
+	}
+
+	if err := rejected.Err(); err != nil {
+		return nil, err
+	}
+
+	return outgoing, session.Save(ctx)
+}
+
+func apply(session *user.Session, meta event.Meta, payload event.Payload) ([]event.Outgoing, error) {
+	switch p := payload.(type) {
+	case UserCreated:
+		return create(session, meta, p.User)
+	case UserUpdated:
+		return update(session, meta, p)
+	default:
+		return nil, fmt.Errorf("no user message: %T", payload)
+	}
+}
+
+func create(session *user.Session, meta event.Meta, u NewUser) ([]event.Outgoing, error) {
+	events, err := session.User(u.ID).Create(user.Profile{Name: u.Name, Email: u.Email, Properties: u.Properties})
+
+	var (
+		exists *user.AlreadyExistsError
+		erased *user.ErasedError
+	)
+
+	switch {
+	case errors.As(err, &exists):
+		return nil, event.RejectAs(event.ReasonConflict, fmt.Errorf("user.id: %w", err))
+	case errors.As(err, &erased):
+		return nil, event.Reject(fmt.Errorf("user.id: %w", err))
+	case err != nil || len(events) == 0:
+		return nil, err
+	}
+
+	return []event.Outgoing{meta.Then(notification.Requested{
+		UserID: u.ID, Content: "Welcome " + u.Name + "!",
+	})}, session.Record(u.ID, meta.ID, events)
+}
+
+func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outgoing, error) {
+	u := session.User(p.UserID)
+	if !u.Exists() {
+		session.Miss(p.UserID, meta.ID)
+
+		return nil, nil
+	}
+
+	events := u.Update(p.Updates.update())
+	if len(events) == 0 {
+		return nil, nil
+	}
+
+	changes := user.Changes(events)
+
+	return []event.Outgoing{
+		meta.Then(ProfileUpdated{UserID: u.ID, Changes: changes}),
+		meta.Then(notification.Requested{
+			UserID: u.ID, Content: "Your profile was updated: " + strings.Join(changes.Names(), ", "),
+		}),
+	}, session.Record(u.ID, meta.ID, events)
+}
+
+// NewDirectory lets notifications look up e-mail addresses.
+func NewDirectory(users *user.Service) notification.Directory { return users.Emails }
+
+// Projections are those that the service keeps.
+func Projections() []eventstore.Projection { return []eventstore.Projection{user.Projection()} }

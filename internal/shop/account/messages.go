@@ -1,0 +1,179 @@
+package account
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/mail"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/user"
+)
+
+// Topics of users.
+const (
+	TopicUserCreated    = "user.created"
+	TopicUserUpdated    = "user.updated"
+	TopicUserEvents     = "user.events"
+	TopicProfileUpdated = "user.profile.updated"
+)
+
+// Limits of a user.
+const (
+	maxName       = 200     // characters
+	maxEmail      = 254     // bytes: RFC 5321, section 4.5.3.1.3, less the brackets
+	maxProperties = 100     // fields
+	maxProperty   = 64      // bytes of a name
+	maxValue      = 8 << 10 // bytes of a value
+)
+
+// UserCreated asks for a user.
+type UserCreated struct {
+	User NewUser `json:"user"`
+}
+
+// NewUser is the body of UserCreated. Fields that it does not name are kept as
+// properties.
+type NewUser struct {
+	ID         string          `json:"id"`
+	Name       string          `json:"name"`
+	Email      string          `json:"email"`
+	Properties user.Properties `json:",embed"`
+}
+
+// Topic implements event.Payload.
+func (UserCreated) Topic() string { return TopicUserCreated }
+
+// Key implements event.Payload.
+func (p UserCreated) Key() string { return p.User.ID }
+
+// Validate implements event.Payload.
+func (p UserCreated) Validate() error { return p.User.check("user.") }
+
+// check reports what is wrong, naming fields after prefix.
+func (u NewUser) check(prefix string) error {
+	return errors.Join(
+		event.CheckID(prefix+"id", u.ID),
+		checkName(prefix+"name", u.Name),
+		checkEmail(prefix+"email", u.Email),
+		checkProperties(prefix, u.Properties),
+	)
+}
+
+// UserUpdated asks to change fields of a user.
+type UserUpdated struct {
+	UserID  string  `json:"user_id"`
+	Updates Updates `json:"updates"`
+}
+
+// Updates are the fields to change. Those beyond name and e-mail address are
+// kept as properties; null takes one away.
+type Updates struct {
+	Name       *string         `json:"name,omitempty"`
+	Email      *string         `json:"email,omitempty"`
+	Properties user.Properties `json:",embed"`
+}
+
+// Topic implements event.Payload.
+func (UserUpdated) Topic() string { return TopicUserUpdated }
+
+// Key implements event.Payload.
+func (p UserUpdated) Key() string { return p.UserID }
+
+// Validate implements event.Payload.
+func (p UserUpdated) Validate() error {
+	return errors.Join(event.CheckID("user_id", p.UserID), p.Updates.check("updates"))
+}
+
+func (u Updates) check(path string) error {
+	if u.Name == nil && u.Email == nil && len(u.Properties) == 0 {
+		return fmt.Errorf("%s: is empty, expected an object with at least one field to change", path)
+	}
+
+	var errs []error
+	if u.Name != nil {
+		errs = append(errs, checkName(path+".name", *u.Name))
+	}
+
+	if u.Email != nil {
+		errs = append(errs, checkEmail(path+".email", *u.Email))
+	}
+
+	return errors.Join(append(errs, checkProperties(path+".", u.Properties))...)
+}
+
+func (u Updates) update() user.Update {
+	return user.Update{Name: u.Name, Email: u.Email, Properties: u.Properties}
+}
+
+// ProfileUpdated says which fields of a user have changed, and to what.
+type ProfileUpdated struct {
+	UserID  string          `json:"user_id"`
+	Changes user.Properties `json:"changes"`
+}
+
+// Topic implements event.Payload.
+func (ProfileUpdated) Topic() string { return TopicProfileUpdated }
+
+// Key implements event.Payload.
+func (p ProfileUpdated) Key() string { return p.UserID }
+
+// Validate implements event.Payload.
+func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.UserID) }
+
+func checkName(field, name string) error {
+	switch n := utf8.RuneCountInString(name); {
+	case strings.TrimSpace(name) == "":
+		return fmt.Errorf("%s: is missing, expected a text of 1 to %d characters", field, maxName)
+	case n > maxName:
+		return fmt.Errorf("%s: has %d characters, expected at most %d", field, n, maxName)
+	case !event.Printable(name):
+		return fmt.Errorf("%s: is %+q, expected printable characters", field, name)
+	}
+
+	return nil
+}
+
+// checkEmail wants a bare address: no display name, no comment. The value is
+// not repeated: errors are logged.
+func checkEmail(field, email string) error {
+	switch address, err := mail.ParseAddress(email); {
+	case email == "":
+		return fmt.Errorf("%s: is missing, expected an address such as alice@example.com", field)
+	case len(email) > maxEmail:
+		return fmt.Errorf("%s: has %d bytes, expected at most %d", field, len(email), maxEmail)
+	case err != nil || address.Name != "" || address.Address != email || !event.Printable(email):
+		return fmt.Errorf("%s: is not an e-mail address, expected one such as alice@example.com", field)
+	}
+
+	return nil
+}
+
+// checkProperties reports properties that are too many, too large, or nothing
+// that the projection could hold, in order of their names.
+func checkProperties(prefix string, properties user.Properties) error {
+	if len(properties) > maxProperties {
+		return fmt.Errorf("%sproperties: has %d fields beyond name and email, expected at most %d", prefix, len(properties), maxProperties)
+	}
+
+	var errs []error
+
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		value := properties[name]
+		unstorable := event.CheckStorable(value)
+
+		switch {
+		case name == "" || len(name) > maxProperty || !event.Printable(name):
+			errs = append(errs, fmt.Errorf("%s%+q: is no name of a property, expected 1 to %d printable bytes", prefix, name, maxProperty))
+		case len(value) > maxValue:
+			errs = append(errs, fmt.Errorf("%s%s: has %d bytes, expected at most %d", prefix, name, len(value), maxValue))
+		case unstorable != nil:
+			errs = append(errs, fmt.Errorf("%s%s: %w", prefix, name, unstorable))
+		}
+	}
+
+	return errors.Join(errs...)
+}

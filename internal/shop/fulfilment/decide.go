@@ -1,0 +1,323 @@
+package fulfilment
+
+import (
+	"fmt"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
+)
+
+// Decide is the order process: what follows when a command meets an order in
+// its state. It does no I/O. An order with the empty status does not exist.
+// Unless the command is Place, or the order waits for its payment, the order
+// must know its captures: see order.Service.Recall.
+//
+// Its errors are an order.NotFoundError, or rejections of the command.
+func Decide(o order.Order, c Command) (Decision, error) {
+	if _, placing := c.(Place); !placing && o.Status == "" {
+		return Decision{}, &order.NotFoundError{ID: o.ID}
+	}
+
+	d := decision{Decision: Decision{Order: o}}
+	if err := c.decide(&d); err != nil {
+		return Decision{}, err
+	}
+
+	if d.err != nil {
+		return Decision{}, event.Reject(fmt.Errorf("order_id: %w", d.err))
+	}
+
+	return d.Decision, nil
+}
+
+// Decision is what follows of a command.
+type Decision struct {
+	// Order is the order after the events.
+	Order order.Order
+	// Events are to be recorded in its stream; those about money in the
+	// payments too.
+	Events []eventstore.Data
+	// Stock is what to do with the stock of all its lines.
+	Stock Stock
+	// Refunds are captures to give back.
+	Refunds []RefundRequested
+	// Publish is what others are told.
+	Publish []event.Payload
+}
+
+// Stock is what can be done with the stock of an order.
+type Stock string
+
+// Movements of stock.
+const (
+	KeepStock    Stock = ""
+	ReserveStock Stock = "reserve"
+	ReleaseStock Stock = "release"
+	SellStock    Stock = "sell"
+)
+
+// Command is what is asked of an order, or told about its payment.
+type Command interface{ decide(d *decision) error }
+
+// Commands.
+type (
+	// Place asks for an order.
+	Place struct {
+		Asked order.Order
+		// Short is what is missing; nil when stock is there for all lines.
+		Short *inventory.Shortage
+	}
+	// Settle tells what became of a charge: its answer, or what the provider
+	// reports. The zero outcome means that there was no charge.
+	Settle struct {
+		payment.Outcome
+
+		Attempt int
+		// Money is what was charged, if that is still to be compared with the
+		// order's total.
+		Money *Money
+	}
+	// Complete says that the goods of a paid order are sold.
+	Complete struct{}
+	// Cancel calls an order off. Found is what the gateway knew of a charge.
+	Cancel struct {
+		Reason string
+		Found  payment.Outcome
+	}
+	// Expire ends an order whose time to be paid is over. Found is what the
+	// gateway knew of a charge.
+	Expire struct{ Found payment.Outcome }
+	// Refunded tells that a capture was given back.
+	Refunded struct {
+		TransactionID string
+		RefundID      string
+		Money         *Money
+	}
+)
+
+// Money is an amount with its currency.
+type Money struct {
+	Amount   money.Amount
+	Currency string
+}
+
+// decision is a Decision in the making.
+type decision struct {
+	Decision
+
+	err error
+}
+
+// record lets an event happen. The first that cannot spoils the decision.
+func (d *decision) record(data eventstore.Data) {
+	next, err := d.Order.Apply(data)
+	if err != nil {
+		if d.err == nil {
+			d.err = err
+		}
+
+		return
+	}
+
+	d.Order, d.Events = next, append(d.Events, data)
+}
+
+// publish tells others.
+func (d *decision) publish(p event.Payload) { d.Publish = append(d.Publish, p) }
+
+// release gives back the stock that the order holds, if it does.
+func (d *decision) release() {
+	if d.Order.Status.HoldsStock() {
+		d.Stock = ReleaseStock
+	}
+}
+
+// refund asks to give a capture back.
+func (d *decision) refund(transactionID string) {
+	total := d.Order.Total
+	d.Refunds = append(d.Refunds, RefundRequested{
+		OrderID: d.Order.ID, TransactionID: transactionID, Amount: &total, Currency: d.Order.Currency, Reason: d.Order.Status,
+	})
+}
+
+// check refuses money that is not the order's total.
+func (d *decision) check(m *Money) error {
+	switch {
+	case m == nil:
+		return nil
+	case !m.Amount.Equal(d.Order.Total):
+		return event.Reject(fmt.Errorf("amount: is %s, expected the order's total %s", m.Amount, d.Order.Total))
+	case m.Currency != d.Order.Currency:
+		return event.Reject(fmt.Errorf("currency: is %s, expected the order's %s", m.Currency, d.Order.Currency))
+	}
+
+	return nil
+}
+
+func (c Place) decide(d *decision) error {
+	id := c.Asked.ID
+
+	switch {
+	case d.Order.Status == "":
+	case d.Order.Same(c.Asked):
+		return nil
+	default:
+		return event.RejectAs(event.ReasonConflict,
+			fmt.Errorf("order.id: %s exists with another body, expected a new id or the same order", id))
+	}
+
+	d.record(order.Created{Total: c.Asked.Total, Currency: c.Asked.Currency, Lines: c.Asked.Lines})
+
+	if short := c.Short; short != nil {
+		d.record(order.InventoryUnavailable{ProductID: short.ProductID, Requested: short.Requested, Available: short.Available})
+		d.publish(OrderRejected{
+			OrderID: id,
+			Reason:  order.StatusInventoryUnavailable,
+			Detail:  fmt.Sprintf("%d of %s wanted, %d available", short.Requested, short.ProductID, short.Available),
+		})
+
+		return nil
+	}
+
+	d.Stock = ReserveStock
+	d.record(order.InventoryReserved{})
+
+	total := c.Asked.Total
+	d.publish(PaymentRequested{OrderID: id, Amount: &total, Currency: c.Asked.Currency})
+
+	return nil
+}
+
+func (c Settle) decide(d *decision) error {
+	waiting := d.Order.Status == order.StatusInventoryReserved
+
+	switch {
+	case c.Captured():
+		if err := d.check(c.Money); err != nil {
+			return err
+		}
+
+		d.captured(c.TransactionID, c.Attempt)
+
+		if waiting {
+			d.publish(OrderCompleted{OrderID: d.Order.ID})
+		}
+	case waiting && c.Declined != "":
+		d.release()
+		d.record(order.PaymentFailed{Reason: c.Declined, Attempt: c.Attempt})
+		d.publish(OrderRejected{OrderID: d.Order.ID, Reason: order.StatusPaymentFailed, Detail: c.Declined})
+	}
+
+	return nil
+}
+
+// captured takes note of a capture, once. An order that does not wait for one
+// has no use for it.
+func (d *decision) captured(transactionID string, attempt int) {
+	if attempt == 1 {
+		attempt = 0 // as in the stream
+	}
+
+	switch _, known := d.Order.Capture(transactionID); {
+	case known:
+	case d.Order.Status == order.StatusInventoryReserved:
+		d.record(order.Paid{TransactionID: transactionID, Attempt: attempt})
+	default:
+		d.record(order.CapturedLate{TransactionID: transactionID, Attempt: attempt})
+		d.refund(transactionID)
+	}
+}
+
+// decide completes an order once. One that was cancelled after it was paid
+// meets its own orders.completed, which is then of no interest.
+func (Complete) decide(d *decision) error {
+	switch d.Order.Status {
+	case order.StatusCompleted, order.StatusCancelled:
+		return nil
+	default:
+		d.record(order.Completed{})
+		d.Stock = SellStock
+
+		return nil
+	}
+}
+
+func (c Cancel) decide(d *decision) error {
+	if c.Found.Captured() {
+		d.captured(c.Found.TransactionID, 0)
+	}
+
+	switch {
+	case d.Order.Status == order.StatusCancelled:
+	case d.Order.Status.Terminal():
+		d.publish(CancelRefused{OrderID: d.Order.ID, Reason: d.Order.Status})
+	default:
+		d.cancel(c.Reason)
+
+		// What came late was refunded when it came.
+		for _, capture := range d.Order.Captures {
+			if !capture.Late {
+				d.refund(capture.TransactionID)
+			}
+		}
+	}
+
+	return nil
+}
+
+func (d *decision) cancel(reason string) {
+	d.release()
+	d.record(order.Cancelled{Reason: reason})
+	d.publish(OrderCancelled{OrderID: d.Order.ID, Reason: reason})
+}
+
+func (c Expire) decide(d *decision) error {
+	if c.Found.Captured() {
+		return Settle{Outcome: c.Found}.decide(d)
+	}
+
+	if d.Order.Status == order.StatusInventoryReserved {
+		d.release()
+		d.record(order.Expired{})
+		d.publish(OrderExpired{OrderID: d.Order.ID})
+	}
+
+	return nil
+}
+
+// refundedByProvider is why an order is cancelled whose money is gone.
+const refundedByProvider = "the payment was given back by the provider"
+
+func (c Refunded) decide(d *decision) error {
+	if err := d.check(c.Money); err != nil {
+		return err
+	}
+
+	capture, known := d.Order.Capture(c.TransactionID)
+
+	switch {
+	case capture.RefundID != "":
+		return nil
+	case !known && d.Order.Status == order.StatusInventoryReserved:
+		d.record(order.Paid{TransactionID: c.TransactionID})
+	case !known: // the first news of it: there is nothing left to ask for
+		d.record(order.CapturedLate{TransactionID: c.TransactionID})
+	}
+
+	// Without its money a sale does not go on. One that is done stays done.
+	if capture, _ = d.Order.Capture(c.TransactionID); d.Order.Status == order.StatusPaid && !capture.Late {
+		d.cancel(refundedByProvider)
+	}
+
+	total := d.Order.Total
+	d.record(order.PaymentRefunded{TransactionID: c.TransactionID, RefundID: c.RefundID})
+	d.publish(PaymentRefunded{
+		OrderID: d.Order.ID, TransactionID: c.TransactionID, RefundID: c.RefundID, Amount: &total, Currency: d.Order.Currency,
+	})
+
+	return nil
+}

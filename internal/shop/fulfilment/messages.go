@@ -1,0 +1,339 @@
+package fulfilment
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
+)
+
+// Topics of the order process.
+const (
+	TopicOrderCreated     = "orders.created"
+	TopicPaymentRequested = "payments.requested"
+	TopicOrderCompleted   = "orders.completed"
+	TopicOrderRejected    = "orders.rejected"
+	TopicCancelRequested  = "orders.cancel.requested"
+	TopicCancelRefused    = "orders.cancel.refused"
+	TopicOrderCancelled   = "orders.cancelled"
+	TopicExpiryDue        = "orders.expiry.due"
+	TopicOrderExpired     = "orders.expired"
+	TopicRefundRequested  = "payments.refund.requested"
+	TopicPaymentRefunded  = "payments.refunded"
+)
+
+// Limits of an order.
+const (
+	maxItems    = 1000
+	maxQuantity = 1_000_000_000
+	maxAttempt  = 1000
+	maxReason   = 500 // bytes
+)
+
+// OrderCreated asks for an order. It has one product, or several items.
+type OrderCreated struct {
+	Order NewOrder `json:"order"`
+}
+
+// NewOrder is the body of OrderCreated. Pointers tell what is missing from
+// what is zero.
+type NewOrder struct {
+	ID          string        `json:"id"`
+	ProductID   string        `json:"product_id,omitempty"`
+	Quantity    *int64        `json:"quantity,omitempty"`
+	Items       []Item        `json:"items,omitempty"`
+	TotalAmount *money.Amount `json:"total_amount,omitempty"`
+	// Currency is an ISO 4217 code; money.DefaultCurrency if empty.
+	Currency string `json:"currency,omitempty"`
+}
+
+// Item is a quantity of one product.
+type Item struct {
+	ProductID string `json:"product_id"`
+	Quantity  *int64 `json:"quantity"`
+}
+
+// Topic implements event.Payload.
+func (OrderCreated) Topic() string { return TopicOrderCreated }
+
+// Key implements event.Payload.
+func (p OrderCreated) Key() string { return p.Order.ID }
+
+// Validate implements event.Payload.
+func (p OrderCreated) Validate() error {
+	o := p.Order
+	errs := []error{event.CheckID("order.id", o.ID)}
+
+	switch {
+	case len(o.Items) > maxItems:
+		errs = append(errs, fmt.Errorf("order.items: has %d elements, expected at most %d", len(o.Items), maxItems))
+	case len(o.Items) > 0 && (o.ProductID != "" || o.Quantity != nil):
+		errs = append(errs, errors.New("order.items: stands beside order.product_id, expected one of them"))
+	case len(o.Items) > 0:
+		for i, item := range o.Items {
+			errs = append(errs, item.check(fmt.Sprintf("order.items[%d]", i)))
+		}
+	default:
+		errs = append(errs, Item{ProductID: o.ProductID, Quantity: o.Quantity}.check("order"))
+	}
+
+	errs = append(errs, money.Check("order.total_amount", o.TotalAmount, o.currency()))
+
+	return errors.Join(errs...)
+}
+
+func (i Item) check(path string) error {
+	err := event.CheckID(path+".product_id", i.ProductID)
+
+	switch {
+	case i.Quantity == nil:
+		err = errors.Join(err, fmt.Errorf("%s.quantity: is missing, expected a whole number", path))
+	case *i.Quantity < 1 || *i.Quantity > maxQuantity:
+		err = errors.Join(err, fmt.Errorf("%s.quantity: is %d, expected 1 to %d", path, *i.Quantity, maxQuantity))
+	}
+
+	return err
+}
+
+func (o NewOrder) currency() string {
+	if o.Currency == "" {
+		return money.DefaultCurrency
+	}
+
+	return o.Currency
+}
+
+// lines returns what is ordered, one line a product, in order of appearance.
+func (o NewOrder) lines() []order.Line {
+	if len(o.Items) == 0 {
+		return []order.Line{{ProductID: o.ProductID, Quantity: *o.Quantity}}
+	}
+
+	var lines []order.Line
+
+	place := make(map[string]int, len(o.Items))
+
+	for _, item := range o.Items {
+		at, known := place[item.ProductID]
+		if !known {
+			at = len(lines)
+			place[item.ProductID] = at
+			lines = append(lines, order.Line{ProductID: item.ProductID})
+		}
+
+		lines[at].Quantity += *item.Quantity
+	}
+
+	return lines
+}
+
+// PaymentRequested asks to charge an order.
+type PaymentRequested struct {
+	OrderID  string        `json:"order_id"`
+	Amount   *money.Amount `json:"amount"`
+	Currency string        `json:"currency,omitempty"`
+	// Attempt counts the charges of an order; 0 means 1.
+	Attempt int `json:"attempt,omitzero"`
+
+	// late is set by Admit when the order does not wait for the charge: it is
+	// asked whether it was made, not to make it.
+	late bool
+}
+
+// Topic implements event.Payload.
+func (PaymentRequested) Topic() string { return TopicPaymentRequested }
+
+// Key implements event.Payload.
+func (p PaymentRequested) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p PaymentRequested) Validate() error {
+	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency())}
+	if p.Attempt < 0 || p.Attempt > maxAttempt {
+		errs = append(errs, fmt.Errorf("attempt: is %d, expected 1 to %d", p.Attempt, maxAttempt))
+	}
+
+	return errors.Join(errs...)
+}
+
+func (p PaymentRequested) currency() string {
+	if p.Currency == "" {
+		return money.DefaultCurrency
+	}
+
+	return p.Currency
+}
+
+// OrderCompleted says that an order is paid and can be completed.
+type OrderCompleted struct {
+	OrderID string `json:"order_id"`
+}
+
+// Topic implements event.Payload.
+func (OrderCompleted) Topic() string { return TopicOrderCompleted }
+
+// Key implements event.Payload.
+func (p OrderCompleted) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p OrderCompleted) Validate() error { return event.CheckID("order_id", p.OrderID) }
+
+// OrderRejected says that an order ended without a sale.
+type OrderRejected struct {
+	OrderID string `json:"order_id"`
+	// Reason is the order's final status.
+	Reason order.Status `json:"reason"`
+	// Detail is for people.
+	Detail string `json:"detail"`
+}
+
+// Topic implements event.Payload.
+func (OrderRejected) Topic() string { return TopicOrderRejected }
+
+// Key implements event.Payload.
+func (p OrderRejected) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p OrderRejected) Validate() error { return event.CheckID("order_id", p.OrderID) }
+
+// CancelRequested asks to call an order off.
+type CancelRequested struct {
+	OrderID string `json:"order_id"`
+	// Reason is for people.
+	Reason string `json:"reason,omitempty"`
+
+	// charge is what Admit wants to know the outcome of.
+	charge payment.Charge
+}
+
+// Topic implements event.Payload.
+func (CancelRequested) Topic() string { return TopicCancelRequested }
+
+// Key implements event.Payload.
+func (p CancelRequested) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p CancelRequested) Validate() error {
+	return errors.Join(event.CheckID("order_id", p.OrderID), checkReason(p.Reason))
+}
+
+// CancelRefused says that an order could not be called off.
+type CancelRefused struct {
+	OrderID string `json:"order_id"`
+	// Reason is the order's status, which is final.
+	Reason order.Status `json:"reason"`
+}
+
+// Topic implements event.Payload.
+func (CancelRefused) Topic() string { return TopicCancelRefused }
+
+// Key implements event.Payload.
+func (p CancelRefused) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p CancelRefused) Validate() error { return event.CheckID("order_id", p.OrderID) }
+
+// OrderCancelled says that an order was called off.
+type OrderCancelled struct {
+	OrderID string `json:"order_id"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Topic implements event.Payload.
+func (OrderCancelled) Topic() string { return TopicOrderCancelled }
+
+// Key implements event.Payload.
+func (p OrderCancelled) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p OrderCancelled) Validate() error { return event.CheckID("order_id", p.OrderID) }
+
+// ExpiryDue says that an order had its time to be paid; see Sweeper.
+type ExpiryDue struct {
+	OrderID string `json:"order_id"`
+
+	charge payment.Charge
+}
+
+// Topic implements event.Payload.
+func (ExpiryDue) Topic() string { return TopicExpiryDue }
+
+// Key implements event.Payload.
+func (p ExpiryDue) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p ExpiryDue) Validate() error { return event.CheckID("order_id", p.OrderID) }
+
+// OrderExpired says that an order ended because it was not paid in time.
+type OrderExpired struct {
+	OrderID string `json:"order_id"`
+}
+
+// Topic implements event.Payload.
+func (OrderExpired) Topic() string { return TopicOrderExpired }
+
+// Key implements event.Payload.
+func (p OrderExpired) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p OrderExpired) Validate() error { return event.CheckID("order_id", p.OrderID) }
+
+// RefundRequested asks to give a capture back, as a whole.
+type RefundRequested struct {
+	OrderID       string        `json:"order_id"`
+	TransactionID string        `json:"transaction_id"`
+	Amount        *money.Amount `json:"amount"`
+	Currency      string        `json:"currency"`
+	// Reason is the order's status, which has no room for the capture.
+	Reason order.Status `json:"reason"`
+}
+
+// Topic implements event.Payload.
+func (RefundRequested) Topic() string { return TopicRefundRequested }
+
+// Key implements event.Payload.
+func (p RefundRequested) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p RefundRequested) Validate() error {
+	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency)}
+	if p.TransactionID == "" {
+		errs = append(errs, errors.New("transaction_id: is missing, expected that of a capture"))
+	}
+
+	return errors.Join(errs...)
+}
+
+// PaymentRefunded says that a capture was given back.
+type PaymentRefunded struct {
+	OrderID       string        `json:"order_id"`
+	TransactionID string        `json:"transaction_id"`
+	RefundID      string        `json:"refund_id"`
+	Amount        *money.Amount `json:"amount"`
+	Currency      string        `json:"currency"`
+}
+
+// Topic implements event.Payload.
+func (PaymentRefunded) Topic() string { return TopicPaymentRefunded }
+
+// Key implements event.Payload.
+func (p PaymentRefunded) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p PaymentRefunded) Validate() error {
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
+}
+
+func checkReason(reason string) error {
+	switch {
+	case len(reason) > maxReason:
+		return fmt.Errorf("reason: has %d bytes, expected at most %d", len(reason), maxReason)
+	case !event.Printable(reason):
+		return fmt.Errorf("reason: is %+q, expected printable characters", reason)
+	}
+
+	return nil
+}

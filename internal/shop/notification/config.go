@@ -1,0 +1,130 @@
+package notification
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/mail"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Config says how notifications leave.
+type Config struct {
+	Email   EmailConfig   `koanf:"email"`
+	Webhook WebhookConfig `koanf:"webhook"`
+}
+
+// EmailConfig says how to reach the mail server.
+type EmailConfig struct {
+	// Host is the SMTP server. While it is empty, e-mails are written to the
+	// log: that is for development.
+	Host string `koanf:"host"`
+	Port int    `koanf:"port"`
+	// TLS is starttls, tls (from the first byte) or none.
+	TLS string `koanf:"tls"`
+	// CAFile verifies the server in place of the system's roots.
+	CAFile   string          `koanf:"ca_file"`
+	User     string          `koanf:"user"`
+	Password postgres.Secret `koanf:"password"`
+	// From is the sender's address.
+	From string `koanf:"from"`
+}
+
+// WebhookConfig says where webhooks go.
+type WebhookConfig struct {
+	// URL receives them; without one the channel is refused.
+	URL string `koanf:"url"`
+	// Secret signs them: whsec_ and then 24 to 64 bytes in base64.
+	Secret postgres.Secret `koanf:"secret"`
+	// AllowNetworks are networks, as 10.0.0.0/8, that may be reached though
+	// they are not public.
+	AllowNetworks []string `koanf:"allow_networks"`
+}
+
+// How the connection to the mail server is protected.
+const (
+	startTLS = "starttls"
+	fullTLS  = "tls"
+	noTLS    = "none"
+)
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Email:   EmailConfig{Port: 587, TLS: startTLS, From: "millrace@localhost"},
+		Webhook: WebhookConfig{AllowNetworks: []string{}},
+	}
+}
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error { return errors.Join(c.Email.validate(), c.Webhook.validate()) }
+
+func (c EmailConfig) validate() error {
+	var errs []error
+
+	if c.Port < 1 || c.Port > 65535 {
+		errs = append(errs, fmt.Errorf("notification.email.port: is %d, expected 1 to 65535", c.Port))
+	}
+
+	if c.TLS != startTLS && c.TLS != fullTLS && c.TLS != noTLS {
+		errs = append(errs, fmt.Errorf("notification.email.tls: is %q, expected %s, %s or %s", c.TLS, startTLS, fullTLS, noTLS))
+	}
+
+	if c.TLS == noTLS && c.User != "" {
+		errs = append(errs, fmt.Errorf("notification.email.user: would send the password in the clear: expected notification.email.tls %s or %s", startTLS, fullTLS))
+	}
+
+	if (c.User == "") != (c.Password == "") {
+		errs = append(errs, errors.New("notification.email.user: stands without notification.email.password or the other way round, expected both or none"))
+	}
+
+	if _, err := mail.ParseAddress(c.From); err != nil {
+		errs = append(errs, fmt.Errorf("notification.email.from: is %q, expected an address such as shop@example.com", c.From))
+	}
+
+	return errors.Join(errs...)
+}
+
+func (c WebhookConfig) validate() error {
+	if c.URL == "" {
+		return nil
+	}
+
+	var errs []error
+	if u, err := url.Parse(c.URL); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
+		errs = append(errs, errors.New("notification.webhook.url: is no address, expected https://host/path"))
+	}
+
+	if secret, err := c.secret(); err != nil || len(secret) < 24 || len(secret) > 64 {
+		errs = append(errs, errors.New("notification.webhook.secret: is no secret, expected whsec_ and then 24 to 64 bytes in base64 (openssl rand -base64 32)"))
+	}
+
+	if _, err := c.networks(); err != nil {
+		errs = append(errs, err)
+	}
+
+	return errors.Join(errs...)
+}
+
+func (c WebhookConfig) secret() ([]byte, error) {
+	return base64.StdEncoding.DecodeString(strings.TrimPrefix(string(c.Secret), "whsec_"))
+}
+
+func (c WebhookConfig) networks() ([]netip.Prefix, error) {
+	networks := make([]netip.Prefix, 0, len(c.AllowNetworks))
+
+	for _, text := range c.AllowNetworks {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("notification.webhook.allow_networks: has %q, expected networks such as 10.0.0.0/8", text)
+		}
+
+		networks = append(networks, network)
+	}
+
+	return networks, nil
+}

@@ -1,0 +1,411 @@
+package notification_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	netmail "net/mail"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/test/mailtest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func config(m *mailtest.Server) notification.Config {
+	cfg := notification.DefaultConfig()
+	cfg.Email.Host, cfg.Email.Port, cfg.Email.CAFile = "localhost", m.Port, m.CAFile
+	cfg.Email.User, cfg.Email.Password, cfg.Email.From = mailtest.User, mailtest.Password, "Shop <shop@example.com>"
+
+	return cfg
+}
+
+func directory(context.Context, postgres.Querier, []string) (map[string]string, error) {
+	return map[string]string{"alice": "alice@example.com", "erased": ""}, nil
+}
+
+func newService(t *testing.T, cfg notification.Config) *notification.Service {
+	t.Helper()
+
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+
+	s, err := notification.NewService(cfg, nil, directory, pgtest.Logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return s
+}
+
+// send sends as the consumer does; nil means that nobody is to be told.
+func send(t *testing.T, s *notification.Service, e event.Event[notification.Requested]) (*notification.Delivery, error) {
+	t.Helper()
+
+	events := []event.Event[notification.Requested]{e}
+
+	verdicts, err := s.Admit(t.Context(), nil, events)
+	if err != nil {
+		return nil, err
+	}
+
+	if errors.Is(verdicts[0], event.ErrSkip) {
+		return nil, nil //nolint:nilnil // a test
+	}
+
+	if verdicts[0] != nil {
+		return nil, verdicts[0]
+	}
+
+	got, err := s.Send(t.Context(), events[0])
+
+	return &got, err
+}
+
+func requested(userID string, channel notification.Channel) event.Event[notification.Requested] {
+	p := notification.Requested{UserID: userID, Content: "Welcome <Alice> & Bob!", Channel: channel}
+
+	return event.Event[notification.Requested]{Meta: event.Start(p).Meta, Payload: p}
+}
+
+func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	s := newService(t, config(server))
+	e := requested("alice", "")
+
+	for range 2 { // the second is a repetition: it must be recognisable
+		got, err := send(t, s, e)
+		if err != nil || got == nil || !strings.Contains(got.Answer, "OK") {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+	}
+
+	received := server.Received()
+	if len(received) != 2 {
+		t.Fatalf("%d e-mails came", len(received))
+	}
+
+	for _, text := range received {
+		mail, err := netmail.ReadMessage(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if id := mail.Header.Get("Message-Id"); id != "<"+e.ID.String()+"@example.com>" {
+			t.Errorf("the id is %s", id)
+		}
+
+		if mail.Header.Get("To") != "<alice@example.com>" || mail.Header.Get("Subject") != "Welcome <Alice> & Bob!" {
+			t.Errorf("got %v", mail.Header)
+		}
+
+		if !strings.Contains(text, "Welcome <Alice> & Bob!") || !strings.Contains(text, "Welcome &lt;Alice&gt; &amp; Bob!") {
+			t.Errorf("a part is missing or not escaped: %s", text)
+		}
+	}
+}
+
+func TestTheAnswersOfAMailServerDecide(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	s := newService(t, config(server))
+
+	var (
+		later    *event.LaterError
+		rejected *event.RejectError
+		away     *event.UnavailableError
+	)
+
+	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
+		t.Errorf("temporary: got %v", err)
+	}
+
+	server.Refuse(550, [3]int{5, 1, 1}, "no such mailbox")
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
+		t.Errorf("permanent: got %v", err)
+	}
+
+	// Errors are logged and kept: the address is not in them, whoever adds it.
+	server.Refuse(550, [3]int{5, 1, 1}, "<Alice@Example.com>: no such mailbox")
+	if _, err := send(t, s, requested("alice", "")); err == nil || strings.Contains(strings.ToLower(err.Error()), "alice@") ||
+		!strings.HasSuffix(err.Error(), `550 "5.1.1 <(address)>: no such mailbox"`) {
+		t.Errorf("the address: got %v", err)
+	}
+
+	// Who refuses the sender refuses everybody's e-mail.
+	server.RefuseSender(550, [3]int{5, 7, 1}, "sender not allowed")
+	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "sender not allowed") {
+		t.Errorf("sender: got %v", err)
+	}
+
+	server.RefuseSender(0, [3]int{}, "")
+
+	// A wrong password is the operator's mistake, not the message's.
+	cfg := config(server)
+	cfg.Email.Password = "wrong"
+
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) {
+		t.Errorf("wrong password: got %v", err)
+	}
+
+	// Nor is a server that is away, or one whose certificate is not trusted.
+	cfg = config(server)
+	cfg.Email.CAFile = ""
+
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("unknown certificate: got %v", err)
+	}
+
+	cfg.Email.Port = 1
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) {
+		t.Errorf("no server: got %v", err)
+	}
+}
+
+func TestAServerWithoutTLSGetsNeitherPasswordNorEmail(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewPlainServer(t)
+
+	var away *event.UnavailableError
+	if _, err := send(t, newService(t, config(server)), requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "STARTTLS") {
+		t.Errorf("got %v", err)
+	}
+
+	if n := len(server.Received()); n != 0 || server.Logins() != 0 {
+		t.Errorf("%d e-mails and %d passwords came", n, server.Logins())
+	}
+
+	// Only who asks for it goes without.
+	cfg := config(server)
+	cfg.Email.TLS, cfg.Email.User, cfg.Email.Password = "none", "", ""
+
+	if _, err := send(t, newService(t, cfg), requested("alice", "")); err != nil || len(server.Received()) != 1 {
+		t.Errorf("without TLS on purpose: got %v", err)
+	}
+}
+
+func TestANameWritesNoHeaders(t *testing.T) {
+	t.Parallel()
+
+	server := mailtest.NewServer(t)
+	s := newService(t, config(server))
+
+	for _, content := range []string{
+		"Welcome Eve\r\nBcc: victim@example.com\r\n\r\nText", "Eve\rBcc: victim@example.com", "Eve\nBcc: victim@example.com",
+		"=?utf-8?q?Eve=0D=0ABcc:_victim@example.com?=", "Eve\u2028Bcc: victim@example.com", "Eve\x00Bcc: victim@example.com",
+	} {
+		e := requested("alice", "")
+		e.Payload.Content = content
+
+		if _, err := send(t, s, e); err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+
+	received := server.Received()
+	if len(received) != 6 {
+		t.Fatalf("%d e-mails came", len(received))
+	}
+
+	for _, text := range received {
+		mail, err := netmail.ReadMessage(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if mail.Header.Get("Bcc") != "" || len(mail.Header["To"]) != 1 || len(mail.Header["Subject"]) != 1 {
+			t.Errorf("got %v", mail.Header)
+		}
+	}
+}
+
+func TestWhoCannotBeReached(t *testing.T) {
+	t.Parallel()
+
+	s := newService(t, notification.DefaultConfig())
+
+	var rejected *event.RejectError
+	if _, err := send(t, s, requested("nobody", "")); !errors.As(err, &rejected) {
+		t.Errorf("unknown user: got %v", err)
+	}
+
+	if got, err := send(t, s, requested("erased", "")); err != nil || got != nil {
+		t.Errorf("erased user: got %+v, %v", got, err)
+	}
+
+	if _, err := send(t, s, requested("alice", notification.Webhook)); !errors.As(err, &rejected) {
+		t.Errorf("webhook without an address: got %v", err)
+	}
+
+	if got, err := send(t, s, requested("alice", notification.Log)); err != nil || got == nil {
+		t.Errorf("log: got %+v, %v", got, err)
+	}
+}
+
+const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+// receiver verifies webhooks as the standard's own library does.
+func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Config, *[]http.Header) {
+	t.Helper()
+
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var headers []http.Header
+
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if err := verifier.Verify(body, r.Header); err != nil || !strings.Contains(string(body), `"user_id":"alice"`) {
+			t.Errorf("%v: %s", err, body)
+		}
+
+		headers = append(headers, r.Header)
+
+		answer(w)
+	}))
+	t.Cleanup(server.Close)
+
+	cfg := notification.DefaultConfig()
+	cfg.Webhook.URL, cfg.Webhook.Secret, cfg.Webhook.AllowNetworks = server.URL, secret, []string{"127.0.0.0/8"}
+
+	return cfg, &headers
+}
+
+func TestAWebhookIsSigned(t *testing.T) {
+	t.Parallel()
+
+	cfg, headers := receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "thanks") })
+	e := requested("alice", notification.Webhook)
+
+	got, err := send(t, newService(t, cfg), e)
+	if err != nil || got == nil || got.Answer != "200 OK thanks" {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+
+	if id := (*headers)[0].Get("Webhook-Id"); id != "msg_"+e.ID.String() {
+		t.Errorf("the id is %s", id)
+	}
+}
+
+func TestTheAnswersOfAReceiverDecide(t *testing.T) {
+	t.Parallel()
+
+	var (
+		later    *event.LaterError
+		rejected *event.RejectError
+	)
+
+	for _, c := range []struct {
+		code  int
+		after string
+		want  any
+		wait  time.Duration
+	}{
+		{http.StatusTooManyRequests, "7", &later, 7 * time.Second},
+		{http.StatusTooManyRequests, "1000000", &later, time.Hour},
+		{http.StatusServiceUnavailable, "", &later, 0},
+		{http.StatusBadRequest, "", &rejected, 0},
+		{http.StatusFound, "", &rejected, 0}, // a redirect is not followed
+	} {
+		cfg, headers := receiver(t, func(w http.ResponseWriter) {
+			w.Header().Set("Location", "/elsewhere")
+
+			if c.after != "" {
+				w.Header().Set("Retry-After", c.after)
+			}
+
+			w.WriteHeader(c.code)
+			_, _ = io.WriteString(w, "because")
+		})
+
+		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
+		if !errors.As(err, c.want) || !strings.Contains(err.Error(), strconv.Itoa(c.code)) || !strings.Contains(err.Error(), "because") {
+			t.Errorf("%d: got %v", c.code, err)
+		}
+
+		if c.want == &later && later.After != c.wait {
+			t.Errorf("%d with Retry-After %s: waits %s, expected %s", c.code, c.after, later.After, c.wait)
+		}
+
+		if len(*headers) != 1 {
+			t.Errorf("%d: %d requests", c.code, len(*headers))
+		}
+	}
+}
+
+func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
+	t.Parallel()
+
+	reached := false
+	cfg, _ := receiver(t, func(http.ResponseWriter) { reached = true })
+	cfg.Webhook.AllowNetworks = []string{}
+	port := cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
+
+	for _, host := range []string{
+		"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]",
+		"0.0.0.0", "198.18.0.1", "255.255.255.255", "[fe80::1]", "[fd00::1]", "[64:ff9b::a00:1]", "[2002:a00:1::1]", "[::]",
+	} {
+		cfg.Webhook.URL = "http://" + host + port + "/hooks/token"
+
+		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
+		if err == nil || !strings.Contains(err.Error(), "allow_networks") || strings.Contains(err.Error(), "token") {
+			t.Errorf("%s: got %v", host, err)
+		}
+	}
+
+	if reached {
+		t.Error("the receiver was reached")
+	}
+}
+
+func TestAnAnswerWithoutEndIsCutOff(t *testing.T) {
+	t.Parallel()
+
+	var later *event.LaterError
+
+	cfg, _ := receiver(t, func(w http.ResponseWriter) {
+		for n := range 1000 {
+			w.Header().Set("X-"+strconv.Itoa(n), strings.Repeat("x", 100))
+		}
+	})
+	if _, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); !errors.As(err, &later) || !strings.Contains(err.Error(), "header") {
+		t.Errorf("headers: got %v", err)
+	}
+
+	cfg, _ = receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, strings.Repeat("x", 1<<20)) })
+	if got, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); err != nil || len(got.Answer) > 2000 {
+		t.Errorf("body: got %d bytes, %v", len(got.Answer), err)
+	}
+}
+
+func TestConfigurationMistakesNameTheKey(t *testing.T) {
+	t.Parallel()
+
+	cfg := notification.DefaultConfig()
+	cfg.Email = notification.EmailConfig{Port: 0, TLS: "maybe", User: "u", From: "nobody"}
+	cfg.Webhook = notification.WebhookConfig{URL: "ftp://x", Secret: "short", AllowNetworks: []string{"all"}}
+
+	err := cfg.Validate()
+	for _, key := range []string{"email.port", "email.tls", "email.user", "email.from", "webhook.url", "webhook.secret", "webhook.allow_networks"} {
+		if err == nil || !strings.Contains(err.Error(), "notification."+key+": ") {
+			t.Errorf("%s is not reported: %v", key, err)
+		}
+	}
+}

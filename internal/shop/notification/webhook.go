@@ -1,0 +1,188 @@
+package notification
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Bounds of a webhook.
+const (
+	webhookTimeout = 10 * time.Second
+	maxHeaders     = 16 << 10 // bytes of the answer's headers
+	maxAnswer      = 1 << 10  // bytes of the answer that are kept
+)
+
+// webhook posts notifications, signed as Standard Webhooks 1.0 say.
+type webhook struct {
+	url    string
+	signer *standardwebhooks.Webhook
+	client *http.Client
+}
+
+// newWebhook returns a webhook that refuses everything when none is configured.
+func newWebhook(cfg WebhookConfig) (*webhook, error) {
+	if cfg.URL == "" {
+		return &webhook{}, nil
+	}
+
+	secret, err := cfg.secret()
+	if err != nil {
+		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
+	}
+
+	signer, err := standardwebhooks.NewWebhookRaw(secret)
+	if err != nil {
+		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
+	}
+
+	allowed, err := cfg.networks()
+	if err != nil {
+		return nil, err
+	}
+
+	dialer := &net.Dialer{Timeout: webhookTimeout, Control: func(_, address string, _ syscall.RawConn) error {
+		return checkAddress(address, allowed)
+	}}
+
+	return &webhook{url: cfg.URL, signer: signer, client: &http.Client{
+		Timeout: webhookTimeout,
+		// Without a proxy: it would do the dialling, and the check see its address.
+		Transport: &http.Transport{
+			DialContext: dialer.DialContext, TLSHandshakeTimeout: webhookTimeout, MaxIdleConnsPerHost: 16,
+			MaxResponseHeaderBytes: maxHeaders, IdleConnTimeout: time.Minute,
+		},
+		// A redirect could lead anywhere, and the signature with it.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// forbiddenError says that a name led to an address that is not public.
+type forbiddenError struct{ address string }
+
+func (e *forbiddenError) Error() string {
+	return fmt.Sprintf("%s is not a public address: set notification.webhook.allow_networks if it is meant", e.address)
+}
+
+// checkAddress looks at the address that is about to be dialled, after names
+// are resolved.
+func checkAddress(address string, allowed []netip.Prefix) error {
+	target, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("dialling %s: %w", address, err)
+	}
+
+	ip := target.Addr().Unmap()
+
+	for _, network := range allowed {
+		if network.Contains(ip) {
+			return nil
+		}
+	}
+
+	if !ip.IsGlobalUnicast() || ip.IsPrivate() || slices.ContainsFunc(special, func(n netip.Prefix) bool { return n.Contains(ip) }) {
+		return &forbiddenError{address: ip.String()}
+	}
+
+	return nil
+}
+
+// special are networks that look public and are not, by IANA's registries of
+// special-purpose addresses; those of IPv6 carry addresses of IPv4 inside.
+var special = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),      // this host
+	netip.MustParsePrefix("100.64.0.0/10"),  // between carriers and customers: RFC 6598
+	netip.MustParsePrefix("192.0.0.0/24"),   // protocol assignments
+	netip.MustParsePrefix("198.18.0.0/15"),  // benchmarks
+	netip.MustParsePrefix("240.0.0.0/4"),    // reserved
+	netip.MustParsePrefix("64:ff9b::/96"),   // NAT64
+	netip.MustParsePrefix("64:ff9b:1::/48"), // NAT64, local
+	netip.MustParsePrefix("2001::/32"),      // Teredo
+	netip.MustParsePrefix("2002::/16"),      // 6to4
+	netip.MustParsePrefix("::/96"),          // IPv4 inside IPv6, given up
+}
+
+// body is what is posted.
+type body struct {
+	Type      string    `json:"type"`
+	Timestamp time.Time `json:"timestamp"`
+	Data      Requested `json:"data"`
+}
+
+func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+	if w.client == nil {
+		return Delivery{}, event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
+	}
+
+	request, err := w.request(ctx, e)
+	if err != nil {
+		return Delivery{}, err
+	}
+
+	response, err := w.client.Do(request)
+	if err != nil {
+		// Without the address, in which many services put a secret.
+		if failed, ok := errors.AsType[*url.Error](err); ok {
+			err = failed.Err
+		}
+
+		return Delivery{}, event.Later(0, fmt.Errorf("posting webhook: %w", err))
+	}
+	defer func() { _ = response.Body.Close() }()
+
+	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	answer := response.Status + " " + string(bytes.TrimSpace(text))
+
+	switch code := response.StatusCode; {
+	case code >= http.StatusOK && code < http.StatusMultipleChoices:
+		return Delivery{Answer: answer}, nil
+	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
+		return Delivery{}, event.Later(event.RetryAfter(response.Header.Get("Retry-After")), fmt.Errorf("posting webhook: the receiver answered %s", answer))
+	default:
+		return Delivery{}, event.Reject(fmt.Errorf("the receiver refused the webhook: %s", answer))
+	}
+}
+
+func (w *webhook) request(ctx context.Context, e event.Event[Requested]) (*http.Request, error) {
+	now := time.Now()
+
+	data, err := json.Marshal(body{Type: "notification", Timestamp: now.UTC(), Data: e.Payload})
+	if err != nil {
+		return nil, fmt.Errorf("encoding webhook: %w", err)
+	}
+
+	id := "msg_" + e.ID.String()
+
+	signature, err := w.signer.Sign(id, now, data)
+	if err != nil {
+		return nil, fmt.Errorf("signing webhook: %w", err)
+	}
+
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("making webhook: %w", err)
+	}
+
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("User-Agent", "millrace")
+	request.Header.Set("Webhook-Id", id)
+	request.Header.Set("Webhook-Timestamp", strconv.FormatInt(now.Unix(), 10))
+	request.Header.Set("Webhook-Signature", signature)
+
+	return request, nil
+}

@@ -1,0 +1,144 @@
+package payment_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// stripeMock runs stripe-mock, which knows Stripe's OpenAPI description and
+// refuses what does not follow it. It keeps no state: its answers are examples.
+func stripeMock(tb testing.TB) *url.URL {
+	tb.Helper()
+
+	// With -n the command builds the program and prints where it is.
+	path, err := exec.CommandContext(tb.Context(), "go", "tool", "-modfile=../../../tools/stripe-mock/go.mod", "-n", "stripe-mock").Output()
+	if err != nil {
+		tb.Fatalf("building stripe-mock: %v", err)
+	}
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	address := listener.Addr().String()
+	_ = listener.Close()
+
+	var output bytes.Buffer
+
+	mock := exec.CommandContext(tb.Context(), strings.TrimSpace(string(path)), "-http-addr", address)
+	mock.Stdout, mock.Stderr = &output, &output
+
+	if err := mock.Start(); err != nil {
+		tb.Fatalf("starting stripe-mock: %v", err)
+	}
+
+	tb.Cleanup(func() { _ = mock.Wait() }) // the test's context ends it
+
+	pgtest.Eventually(tb, "stripe-mock listens", func() bool {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			_ = conn.Close()
+		}
+
+		return err == nil
+	})
+
+	return &url.URL{Scheme: "http", Host: address}
+}
+
+func TestWhatStripeIsSentFollowsItsDescription(t *testing.T) {
+	t.Parallel()
+
+	var (
+		mu       sync.Mutex
+		answered = map[string]int{}
+	)
+
+	mock := stripeMock(t)
+
+	wrong, err := http.NewRequestWithContext(t.Context(), http.MethodPost, mock.String()+"/v1/refunds", strings.NewReader("nonsense=1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	wrong.Header.Set("Authorization", "Bearer sk_test_hunter2")
+	wrong.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+
+	response, err := http.DefaultClient.Do(wrong)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _ = response.Body.Close(); response.StatusCode != http.StatusBadRequest {
+		t.Fatalf("stripe-mock takes what Stripe does not know: %s", response.Status)
+	}
+
+	// In between, to see what it thought of each request.
+	proxy := httputil.NewSingleHostReverseProxy(mock)
+	proxy.ModifyResponse = func(r *http.Response) error {
+		body, err := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		name := r.Request.Method + " " + strings.TrimSuffix(r.Request.URL.Path, "/")
+
+		if i := strings.Index(name, "/pi_"); i > 0 {
+			name = name[:i] + "/ID" + strings.TrimLeft(name[i+4:], "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+		}
+
+		mu.Lock()
+		defer mu.Unlock()
+
+		answered[name] = r.StatusCode
+		if r.StatusCode != http.StatusOK {
+			t.Errorf("%s: %d %s", name, r.StatusCode, body)
+		}
+
+		return err
+	}
+
+	front := httptest.NewServer(proxy)
+	t.Cleanup(front.Close)
+
+	gateway := newGateway(t, stripeConfig(front.URL), pgtest.New(t))
+
+	// The second time it is asked about. What the examples say does not matter:
+	// they are of another amount.
+	for range 2 {
+		_, _ = gateway.Charge(t.Context(), chargeFor("order"))
+	}
+
+	if _, _, err := gateway.Find(t.Context(), chargeFor("another")); err != nil {
+		t.Error(err)
+	}
+
+	if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "order", TransactionID: "pi_1"}); err != nil {
+		t.Error(err)
+	}
+
+	if err := gateway.Ledger(t.Context(), time.Now().Add(-time.Hour), func(payment.Entry) error { return nil }); err != nil {
+		t.Error(err)
+	}
+
+	for _, name := range []string{
+		"POST /v1/payment_intents", "POST /v1/payment_intents/ID/confirm", "GET /v1/payment_intents/ID",
+		"GET /v1/payment_intents/search", "GET /v1/payment_intents", "POST /v1/refunds",
+	} {
+		if answered[name] != http.StatusOK {
+			t.Errorf("%s: answered %s", name, fmt.Sprint(answered[name]))
+		}
+	}
+}

@@ -1,0 +1,351 @@
+package payment_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func simulatedConfig(rules ...string) payment.Config {
+	cfg := payment.DefaultConfig()
+	cfg.Simulated.Timeout = time.Millisecond
+	cfg.Simulated.Rules = rules
+
+	return cfg
+}
+
+// ledger returns the captures of an order.
+func ledger(tb testing.TB, gateway payment.Gateway, orderID string) (entries []payment.Entry) {
+	tb.Helper()
+
+	err := gateway.Ledger(tb.Context(), time.Time{}, func(e payment.Entry) error {
+		if e.OrderID == orderID {
+			entries = append(entries, e)
+		}
+
+		return nil
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	return entries
+}
+
+func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	cfg := simulatedConfig("declined-*=decline", "exactly=decline", "lost-*=timeout", "broken-*=error:3",
+		"slow-*=charge_then_timeout:2", "bad-*=charge_then_error", "*=capture")
+
+	for _, c := range []struct {
+		order    string
+		failures int
+		declined string
+		charged  bool // before the failures
+	}{
+		{"fine", 0, "", false},
+		{"declined-1", 0, "the card was declined", false},
+		{"exactly", 0, "the card was declined", false},
+		{"exactly-not", 0, "", false},
+		{"lost-1", 1, "", false},
+		{"broken-1", 3, "", false},
+		{"slow-1", 2, "", true},
+		{"bad-1", 1, "", true},
+	} {
+		open := func() payment.Gateway { return newGateway(t, cfg, pool) }
+
+		if _, found, err := open().Find(t.Context(), chargeFor(c.order)); found || err != nil {
+			t.Errorf("%s: found %t before it was charged, %v", c.order, found, err)
+		}
+
+		if c.failures > 0 {
+			_, err := open().Charge(t.Context(), chargeFor(c.order))
+			if _, unknown := errors.AsType[*payment.UnknownError](err); !unknown {
+				t.Errorf("%s: got %v, expected an unknown outcome", c.order, err)
+			}
+
+			c.failures--
+
+			if _, found, err := open().Find(t.Context(), chargeFor(c.order)); found != c.charged || err != nil {
+				t.Errorf("%s: found %t after the failure, %v", c.order, found, err)
+			}
+		}
+
+		outcome, errs := settle(t, open, chargeFor(c.order))
+		if len(errs) != c.failures || outcome.Declined != c.declined || outcome.Captured() == (c.declined != "") {
+			t.Errorf("%s: %+v after %v", c.order, outcome, errs)
+		}
+
+		found, ok, err := open().Find(t.Context(), chargeFor(c.order))
+		if err != nil || !ok || found != outcome {
+			t.Errorf("%s: found %t, %+v, %v, expected %+v", c.order, ok, found, err, outcome)
+		}
+
+		if entries := ledger(t, open(), c.order); len(entries) != map[bool]int{true: 1}[outcome.Captured()] {
+			t.Errorf("%s: the ledger has %+v", c.order, entries)
+		}
+	}
+}
+
+func TestTheSimulatedGatewayMisbehavesByChanceAndChargesOnce(t *testing.T) {
+	t.Parallel()
+
+	const orders = 100
+
+	pool := pgtest.New(t)
+	cfg := simulatedConfig()
+	cfg.Simulated.DeclineRate, cfg.Simulated.TimeoutRate, cfg.Simulated.ErrorRate = 0.2, 0.1, 0.1
+	cfg.Simulated.ChargeThenTimeoutRate, cfg.Simulated.ChargeThenErrorRate = 0.1, 0.1
+	cfg.Simulated.Latency = time.Microsecond
+	gateway := newGateway(t, cfg, pool)
+
+	var (
+		wait     sync.WaitGroup
+		mu       sync.Mutex
+		outcomes = map[string]payment.Outcome{}
+		failures int
+	)
+
+	for i := range orders * 2 { // each order twice, at once
+		wait.Go(func() {
+			order := fmt.Sprint(i / 2)
+			outcome, errs := settle(t, func() payment.Gateway { return gateway }, chargeFor(order))
+
+			mu.Lock()
+			defer mu.Unlock()
+
+			failures += len(errs)
+
+			if before, told := outcomes[order]; told && before != outcome {
+				t.Errorf("%s: was told %+v and %+v", order, before, outcome)
+			}
+
+			outcomes[order] = outcome
+		})
+	}
+
+	wait.Wait()
+
+	captured := 0
+
+	for _, outcome := range outcomes {
+		if outcome.Captured() {
+			captured++
+		}
+	}
+
+	if failures == 0 || captured == 0 || captured == orders {
+		t.Errorf("%d failures, %d of %d captured: that is no chance", failures, captured, orders)
+	}
+
+	if entries := pgtest.Value[int](t, pool, `SELECT count(*) FROM gateway_ledger WHERE transaction_id IS NOT NULL`); entries != captured {
+		t.Errorf("the ledger has %d captures, %d were told", entries, captured)
+	}
+}
+
+func TestTheSimulatedLedgerStandsWhenTheBusinessRollsBack(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	gateway := newGateway(t, simulatedConfig(), pool)
+
+	for range 2 {
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if _, err := gateway.Charge(t.Context(), chargeFor("order")); err != nil {
+			t.Fatal(err)
+		}
+
+		if err := tx.Rollback(context.WithoutCancel(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	entries := ledger(t, gateway, "order")
+	if len(entries) != 1 || !entries[0].Amount.Equal(money.MustParse("99.99")) || entries[0].Currency != "USD" || time.Since(entries[0].At) > time.Hour {
+		t.Errorf("got %+v", entries)
+	}
+
+	other := chargeFor("order")
+	other.Amount = money.MustParse("1")
+
+	_, err := gateway.Charge(t.Context(), other)
+	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Reason != event.ReasonConflict {
+		t.Errorf("the same attempt with another amount: %v", err)
+	}
+}
+
+func TestTheSimulatedGatewayRefundsOnce(t *testing.T) {
+	t.Parallel()
+
+	gateway := newGateway(t, simulatedConfig("slow-*=refund_then_timeout"), pgtest.New(t))
+
+	for _, order := range []string{"fine", "slow-1"} {
+		outcome, err := gateway.Charge(t.Context(), chargeFor(order))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		refund := payment.Refund{OrderID: order, TransactionID: outcome.TransactionID, Amount: money.MustParse("99.99"), Currency: "USD"}
+
+		if order == "slow-1" {
+			_, err := gateway.Refund(t.Context(), refund)
+			later(t, err)
+		}
+
+		for range 2 {
+			if id, err := gateway.Refund(t.Context(), refund); err != nil || id != "ref_"+outcome.TransactionID {
+				t.Errorf("%s: got %q, %v", order, id, err)
+			}
+		}
+
+		if entries := ledger(t, gateway, order); len(entries) != 1 || !entries[0].Refunded.Equal(money.MustParse("99.99")) {
+			t.Errorf("%s: the ledger has %+v", order, entries)
+		}
+
+		refund.OrderID = "another"
+
+		_, err = gateway.Refund(t.Context(), refund)
+		if _, refused := errors.AsType[*payment.RefusedError](err); !refused {
+			t.Errorf("a capture of another order: got %v", err)
+		}
+	}
+}
+
+func TestTheSimulatedLedgerIsReadByPages(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	// All at the same time, so that pages end between equal times.
+	if _, err := pool.Exec(t.Context(), `
+		INSERT INTO gateway_ledger (idempotency_key, order_id, attempt, amount, currency, transaction_id, settled_at)
+		SELECT 'k' || i, 'o' || i, 1, i, 'USD', 't' || i, '2026-01-01' FROM generate_series(1, 2500) i`); err != nil {
+		t.Fatal(err)
+	}
+
+	gateway := newGateway(t, simulatedConfig(), pool)
+	seen := map[string]bool{}
+
+	err := gateway.Ledger(t.Context(), time.Date(2025, 12, 31, 0, 0, 0, 0, time.UTC), func(e payment.Entry) error {
+		if seen[e.TransactionID] {
+			t.Errorf("%s comes twice", e.TransactionID)
+		}
+
+		seen[e.TransactionID] = true
+
+		return nil
+	})
+	if err != nil || len(seen) != 2500 {
+		t.Errorf("%d entries, %v", len(seen), err)
+	}
+}
+
+func TestWithoutALedgerPostgresIsNotTouched(t *testing.T) {
+	t.Parallel()
+
+	cfg := simulatedConfig()
+	cfg.Simulated.Ledger = false
+	gateway := newGateway(t, cfg, nil) // it would panic
+
+	outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
+	if with, _ := newGateway(t, simulatedConfig(), pgtest.New(t)).Charge(t.Context(), chargeFor("order")); err != nil || outcome != with {
+		t.Errorf("got %+v, %v, with a ledger %+v", outcome, err, with)
+	}
+
+	if found, ok, err := gateway.Find(t.Context(), chargeFor("order")); err != nil || !ok || found != outcome {
+		t.Errorf("found %t, %+v, %v", ok, found, err)
+	}
+
+	if id, err := gateway.Refund(t.Context(), payment.Refund{TransactionID: "txn"}); err != nil || id != "ref_txn" {
+		t.Errorf("got %q, %v", id, err)
+	}
+
+	nothing := chargeFor("nothing")
+	nothing.Amount = money.MustParse("0")
+
+	if outcome, err := gateway.Charge(t.Context(), nothing); err != nil || outcome.Declined != "amount must be above zero" {
+		t.Errorf("nothing: %+v, %v", outcome, err)
+	}
+}
+
+func TestALedgerOutOfReachIsTheDatabasesTrouble(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	gateway := newGateway(t, simulatedConfig(), pool)
+	pool.Close()
+
+	_, err := gateway.Charge(t.Context(), chargeFor("order"))
+	databaseAway(t, err)
+
+	_, _, err = gateway.Find(t.Context(), chargeFor("order"))
+	databaseAway(t, err)
+
+	_, err = gateway.Refund(t.Context(), payment.Refund{})
+	databaseAway(t, err)
+}
+
+func databaseAway(t *testing.T, err error) {
+	t.Helper()
+
+	if away, ok := errors.AsType[*event.UnavailableError](err); !ok || away.Dependency != postgres.Dependency {
+		t.Errorf("got %v, expected that the database is unavailable", err)
+	}
+}
+
+func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
+	t.Parallel()
+
+	for want, change := range map[string]func(*payment.Config){
+		`payment.gateway: is "cash"`:                     func(c *payment.Config) { c.Gateway = "cash" },
+		"payment.simulated.latency: ":                    func(c *payment.Config) { c.Simulated.Latency = -1 },
+		"payment.simulated.timeout: ":                    func(c *payment.Config) { c.Simulated.Timeout = -1 },
+		"payment.simulated.decline_rate: is 2":           func(c *payment.Config) { c.Simulated.DeclineRate = 2 },
+		"payment.simulated: its rates make 1.2 together": func(c *payment.Config) { c.Simulated.TimeoutRate, c.Simulated.ErrorRate = 0.6, 0.6 },
+		`has "x", expected ORDER=ACTION`:                 func(c *payment.Config) { c.Simulated.Rules = []string{"x"} },
+		`has "x=burn", expected one of [capture`:         func(c *payment.Config) { c.Simulated.Rules = []string{"x=burn"} },
+		`has "x=error:0", expected a number`:             func(c *payment.Config) { c.Simulated.Rules = []string{"x=error:0"} },
+		"payment.simulated.ledger: is false":             func(c *payment.Config) { c.Simulated.Ledger, c.Simulated.Rules = false, []string{"x=error"} },
+		"payment.stripe.secret_key: ":                    func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "pk_test_1" },
+		"payment.stripe.payment_method: must not":        func(c *payment.Config) { c.Gateway, c.Stripe.PaymentMethod = "stripe", "" },
+		"payment.stripe.payment_method: is pm_card":      func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "sk_live_1" },
+		"payment.stripe.url: is no address":              func(c *payment.Config) { c.Gateway, c.Stripe.URL = "stripe", "ftp://x" },
+		"payment.stripe.url: would send": func(c *payment.Config) {
+			c.Gateway, c.Stripe.SecretKey, c.Stripe.URL = "stripe", "rk_live_1", "http://api.example.com"
+		},
+		"payment.stripe.timeout: ":           func(c *payment.Config) { c.Gateway, c.Stripe.Timeout = "stripe", 0 },
+		"payment.stripe.webhook_secret: ":    func(c *payment.Config) { c.Stripe.WebhookSecret = "whsec_1, 2" },
+		"payment.stripe.webhook_tolerance: ": func(c *payment.Config) { c.Stripe.WebhookTolerance = 0 },
+	} {
+		cfg := payment.DefaultConfig()
+		change(&cfg)
+
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("expected %q, got %v", want, err)
+		}
+	}
+
+	cfg := payment.DefaultConfig()
+	cfg.Stripe.SecretKey, cfg.Stripe.WebhookSecret = postgres.Secret("sk_test_1"), "whsec_1,whsec_2"
+	cfg.Gateway = "stripe"
+
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+}

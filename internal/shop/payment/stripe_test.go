@@ -1,0 +1,540 @@
+package payment_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/test/paymenttest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func stripeConfig(url string) payment.Config {
+	cfg := payment.DefaultConfig()
+	cfg.Gateway = "stripe"
+	cfg.Stripe.SecretKey, cfg.Stripe.URL = "sk_test_hunter2", url
+
+	return cfg
+}
+
+func newGateway(tb testing.TB, cfg payment.Config, pool *pgxpool.Pool) payment.Gateway {
+	tb.Helper()
+
+	if err := cfg.Validate(); err != nil {
+		tb.Fatal(err)
+	}
+
+	gateway, err := payment.NewGateway(cfg, pool)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	return gateway
+}
+
+func chargeFor(orderID string) payment.Charge {
+	return payment.Charge{OrderID: orderID, Attempt: 1, Amount: money.MustParse("99.99"), Currency: "USD"}
+}
+
+// later fails the test unless err says that the request may be made again, and
+// returns how long to wait.
+func later(tb testing.TB, err error) time.Duration {
+	tb.Helper()
+
+	l, put := errors.AsType[*event.LaterError](err)
+	away, down := errors.AsType[*event.UnavailableError](err)
+
+	if !put && (!down || away.Dependency != payment.Dependency) {
+		tb.Fatalf("got %v, expected an error for later", err)
+	}
+
+	if strings.Contains(err.Error(), "hunter2") {
+		tb.Errorf("a secret is in %q", err)
+	}
+
+	if down {
+		return 0
+	}
+
+	return l.After
+}
+
+// settle charges until the outcome is known, each time as another process
+// would, and returns the outcome and the errors on the way.
+func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (payment.Outcome, []error) {
+	tb.Helper()
+
+	var errs []error
+
+	for range 50 {
+		outcome, err := open().Charge(tb.Context(), charge)
+		if err == nil {
+			return outcome, errs
+		}
+
+		later(tb, err)
+
+		errs = append(errs, err)
+	}
+
+	tb.Fatalf("the charge of %s does not settle: %v", charge.OrderID, errors.Join(errs...))
+
+	return payment.Outcome{}, nil
+}
+
+func TestStripeChargesOnceWhateverFails(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	for _, c := range []struct {
+		name      string
+		operation string
+		faults    []paymenttest.Fault
+		unknown   bool
+	}{
+		{"nothing fails", paymenttest.OpCreate, nil, false},
+		{"create is lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Lost}, true},
+		{"create is done and lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterLost, paymenttest.AfterLost}, true},
+		{"create answers 500 and again", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterError}, true},
+		{"create answers 500, not done, and again", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.StoredError}, true},
+		{"500, not charged, and again", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.StoredError}, true},
+		{"create is busy", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Busy}, false},
+		{"confirm is lost", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Lost}, true},
+		{"charged, no answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterLost}, true},
+		{"charged, too late an answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterSlow}, true},
+		{"charged, half of an answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterGarbled}, true},
+		{"charged, then 500", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterError}, true},
+		{"500, not charged, many times", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Error, paymenttest.Error, paymenttest.Error}, true},
+		{"busy", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Busy}, false},
+		{"the key is in use", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.InUse}, true},
+	} {
+		for _, forgetful := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, keys forgotten %t", c.name, forgetful), func(t *testing.T) {
+				t.Parallel()
+
+				server, order := paymenttest.NewServer(t), t.Name()
+				cfg := stripeConfig(server.URL)
+				cfg.Stripe.Timeout = 500 * time.Millisecond
+				server.Fail(c.operation, c.faults...)
+
+				outcome, errs := settle(t, func() payment.Gateway {
+					if forgetful {
+						server.ForgetKeys()
+					}
+
+					return newGateway(t, cfg, pool)
+				}, chargeFor(order))
+
+				if captures, _, net := server.Captured(order); captures != 1 || net != 9999 || !outcome.Captured() {
+					t.Errorf("captured %d times, %d in all, outcome %+v", captures, net, outcome)
+				}
+
+				if len(errs) < len(c.faults) {
+					t.Errorf("got the errors %v, expected %d", errs, len(c.faults))
+				}
+
+				for _, err := range errs {
+					_, unknown := errors.AsType[*payment.UnknownError](err)
+					_, down := errors.AsType[*event.UnavailableError](err)
+
+					if unknown != c.unknown || down != c.unknown {
+						t.Errorf("%v: unknown %t, unavailable %t, expected %t", err, unknown, down, c.unknown)
+					}
+
+					if c.faults[0] == paymenttest.Busy && later(t, err) != paymenttest.RetryAfter {
+						t.Errorf("waits %s, expected what Retry-After says", later(t, err))
+					}
+				}
+
+				again, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor(order))
+				if err != nil || again != outcome {
+					t.Errorf("asked again: %+v, %v, expected %+v", again, err, outcome)
+				}
+			})
+		}
+	}
+}
+
+func TestStripeIsAskedBeforeAnythingIsCompensated(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+	charge := chargeFor(`it's \ an order`)
+
+	if _, found, err := gateway.Find(t.Context(), charge); found || err != nil {
+		t.Errorf("before anything: found %t, %v", found, err)
+	}
+
+	server.Fail(paymenttest.OpConfirm, paymenttest.Lost, paymenttest.AfterLost)
+
+	for _, charged := range []bool{false, true} {
+		_, err := gateway.Charge(t.Context(), charge)
+		later(t, err)
+
+		outcome, found, err := gateway.Find(t.Context(), charge)
+		if err != nil || found != charged || outcome.Captured() != charged {
+			t.Errorf("charged %t: found %t, %+v, %v", charged, found, outcome, err)
+		}
+	}
+
+	// A database that was restored from before knows nothing: Stripe's index does.
+	if _, err := pool.Exec(t.Context(), `DELETE FROM stripe_intents`); err != nil {
+		t.Fatal(err)
+	}
+
+	if outcome, found, err := gateway.Find(t.Context(), charge); err != nil || !found || !outcome.Captured() {
+		t.Errorf("without a record: found %t, %+v, %v", found, outcome, err)
+	}
+
+	charge.Attempt = 2
+
+	if _, found, err := gateway.Find(t.Context(), charge); found || err != nil {
+		t.Errorf("another attempt: found %t, %v", found, err)
+	}
+
+	server.Fail(paymenttest.OpSearch, paymenttest.Error)
+
+	_, _, err := gateway.Find(t.Context(), charge)
+	later(t, err)
+}
+
+func TestStripeRefuses(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+	server.Decline("declined", "insufficient_funds")
+
+	for range 2 {
+		outcome, err := gateway.Charge(t.Context(), chargeFor("declined"))
+		if err != nil || outcome.Declined != "Your card was declined. (insufficient_funds)" || outcome.Captured() {
+			t.Errorf("a declined card: %+v, %v", outcome, err)
+		}
+	}
+
+	if outcome, found, err := gateway.Find(t.Context(), chargeFor("declined")); err != nil || !found || outcome.Declined == "" {
+		t.Errorf("a declined card: found %t, %+v, %v", found, outcome, err)
+	}
+
+	small := chargeFor("small")
+	small.Amount = money.MustParse("0.1")
+
+	if outcome, err := gateway.Charge(t.Context(), small); err != nil || !strings.Contains(outcome.Declined, "amount_too_small") {
+		t.Errorf("too small: %+v, %v", outcome, err)
+	}
+
+	before := server.Requests(paymenttest.OpCreate)
+	nothing := chargeFor("nothing")
+	nothing.Amount = money.MustParse("0")
+
+	if outcome, err := gateway.Charge(t.Context(), nothing); err != nil || outcome.Declined != "amount must be above zero" {
+		t.Errorf("nothing: %+v, %v", outcome, err)
+	}
+
+	odd := chargeFor("odd")
+	odd.Amount, odd.Currency = money.MustParse("5.123"), "KWD"
+
+	_, err := gateway.Charge(t.Context(), odd)
+	if _, rejected := errors.AsType[*event.RejectError](err); !rejected {
+		t.Errorf("an amount that cannot be expressed: %v", err)
+	}
+
+	if server.Requests(paymenttest.OpCreate) != before {
+		t.Error("Stripe was asked for what cannot be charged")
+	}
+
+	for _, order := range []string{"declined", "small", "nothing", "odd"} {
+		if captures, _, _ := server.Captured(order); captures != 0 {
+			t.Errorf("%s was captured", order)
+		}
+	}
+
+	if _, err := gateway.Charge(t.Context(), chargeFor("order")); err != nil {
+		t.Fatal(err)
+	}
+
+	other := chargeFor("order")
+	other.Amount = money.MustParse("1")
+
+	_, err = gateway.Charge(t.Context(), other)
+	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Reason != event.ReasonConflict {
+		t.Errorf("the same attempt with another amount: %v", err)
+	}
+}
+
+func TestStripeIsAwayAndComesBack(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gone := httptest.NewServer(server)
+	gone.Close()
+
+	_, err := newGateway(t, stripeConfig(gone.URL), pool).Charge(t.Context(), chargeFor("order"))
+	later(t, err)
+
+	if _, unknown := errors.AsType[*payment.UnknownError](err); !unknown {
+		t.Errorf("got %v, expected an unknown outcome", err)
+	}
+
+	outcome, err := newGateway(t, stripeConfig(server.URL), pool).Charge(t.Context(), chargeFor("order"))
+	if err != nil || !outcome.Captured() {
+		t.Errorf("got %+v, %v", outcome, err)
+	}
+}
+
+func TestAKeyThatIsRevokedDeclinesNothing(t *testing.T) {
+	t.Parallel()
+
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, `{"error": {"type": "invalid_request_error", "message": "Expired API Key provided"}}`)
+	}))
+	t.Cleanup(server.Close)
+
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+
+	_, err := gateway.Charge(t.Context(), chargeFor("order"))
+	if _, down := errors.AsType[*event.UnavailableError](err); !down || !strings.Contains(err.Error(), "Expired API Key") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAPaymentMethodThatChangesBetweenTriesChargesOnce(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	cfg := stripeConfig(server.URL)
+	server.Fail(paymenttest.OpCreate, paymenttest.AfterLost)
+
+	_, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor("order"))
+	later(t, err)
+
+	cfg.Stripe.PaymentMethod = "pm_card_mastercard"
+
+	outcome, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor("order"))
+	if captures, _, _ := server.Captured("order"); err != nil || !outcome.Captured() || captures != 1 {
+		t.Errorf("got %+v, %v, captured %d times", outcome, err, captures)
+	}
+}
+
+func TestStripeRefundsOnceWhateverFails(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	for _, fault := range []paymenttest.Fault{
+		paymenttest.None, paymenttest.Lost, paymenttest.Error, paymenttest.StoredError, paymenttest.AfterLost, paymenttest.AfterError,
+		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
+	} {
+		for _, forgetful := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, keys forgotten %t", fault, forgetful), func(t *testing.T) {
+				t.Parallel()
+
+				server, order := paymenttest.NewServer(t), t.Name()
+				gateway := newGateway(t, stripeConfig(server.URL), pool)
+
+				outcome, err := gateway.Charge(t.Context(), chargeFor(order))
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				refund := payment.Refund{OrderID: order, TransactionID: outcome.TransactionID, Amount: money.MustParse("99.99"), Currency: "USD"}
+				server.Fail(paymenttest.OpRefund, fault)
+
+				if _, err = gateway.Refund(t.Context(), refund); fault != paymenttest.None {
+					later(t, err)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+
+				for range 2 {
+					if forgetful {
+						server.ForgetKeys()
+					}
+
+					if id, err := gateway.Refund(t.Context(), refund); err != nil || id != "re_000000" {
+						t.Errorf("got %q, %v", id, err)
+					}
+				}
+
+				if _, refunds, net := server.Captured(order); refunds != 1 || net != 0 {
+					t.Errorf("refunded %d times, %d are left", refunds, net)
+				}
+			})
+		}
+	}
+}
+
+func TestARefundOfNothingIsRefused(t *testing.T) {
+	t.Parallel()
+
+	server := paymenttest.NewServer(t)
+	refund := payment.Refund{OrderID: "order", TransactionID: "pi_none", Amount: money.MustParse("1"), Currency: "USD"}
+
+	_, err := newGateway(t, stripeConfig(server.URL), pgtest.New(t)).Refund(t.Context(), refund)
+	if _, refused := errors.AsType[*payment.RefusedError](err); !refused {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheLedgerOfStripeIsReadByPages(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+
+	const orders = 230
+
+	for i := range orders {
+		server.Give(int64(1000+i), "usd", map[string]string{"source": "millrace", "order_id": fmt.Sprint(i), "attempt": "1"})
+	}
+
+	server.Give(77, "usd", map[string]string{"order_id": "1"}) // somebody else's
+
+	outcome, err := gateway.Charge(t.Context(), chargeFor("back"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "back", TransactionID: outcome.TransactionID}); err != nil {
+		t.Fatal(err)
+	}
+
+	seen := map[string]payment.Entry{}
+
+	err = gateway.Ledger(t.Context(), time.Now().Add(-time.Hour), func(e payment.Entry) error {
+		seen[e.OrderID] = e
+
+		return nil
+	})
+	if err != nil || len(seen) != orders+1 || server.Requests(paymenttest.OpList) != 3 {
+		t.Errorf("%d entries by %d requests, %v", len(seen), server.Requests(paymenttest.OpList), err)
+	}
+
+	if e := seen["back"]; !e.Amount.Equal(money.MustParse("99.99")) || !e.Refunded.Equal(e.Amount) || e.Currency != "USD" {
+		t.Errorf("the refunded one is %+v", e)
+	}
+
+	if e := seen["1"]; !e.Amount.Equal(money.MustParse("10.01")) || e.Refunded.IsPositive() {
+		t.Errorf("the second one is %+v", e)
+	}
+
+	broken := errors.New("enough")
+
+	if err := gateway.Ledger(t.Context(), time.Time{}, func(payment.Entry) error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v, expected the error of the reader", err)
+	}
+
+	if err := gateway.Ledger(t.Context(), time.Now().Add(time.Hour), func(payment.Entry) error { return broken }); err != nil {
+		t.Errorf("something is from the future: %v", err)
+	}
+}
+
+// However often and whatever fails, from several processes at once: one
+// capture for an order, one refund.
+func TestStripeUnderChaos(t *testing.T) {
+	t.Parallel()
+
+	const orders, processes = 30, 3
+
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+
+	chance := rand.New(rand.NewPCG(seed, 0))
+	faults := []paymenttest.Fault{
+		paymenttest.Lost, paymenttest.Error, paymenttest.StoredError, paymenttest.AfterLost, paymenttest.AfterError,
+		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
+	}
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	server.Plan(func(string) paymenttest.Fault { // one at a time
+		if chance.IntN(5) < 2 {
+			return faults[chance.IntN(len(faults))]
+		}
+
+		return paymenttest.None
+	})
+
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+
+	for i := range orders {
+		order := fmt.Sprintf("order-%d", i)
+		if i%5 == 0 {
+			server.Decline(order, "do_not_honor")
+		}
+
+		var (
+			outcomes [processes]payment.Outcome
+			wait     sync.WaitGroup
+		)
+
+		for p := range processes {
+			wait.Go(func() {
+				for t.Context().Err() == nil {
+					outcome, err := gateway.Charge(t.Context(), chargeFor(order))
+					if err == nil {
+						outcomes[p] = outcome
+
+						return
+					}
+
+					if _, rejected := errors.AsType[*event.RejectError](err); rejected {
+						t.Errorf("%s: %v", order, err)
+
+						return
+					}
+
+					if p == 0 {
+						server.ForgetKeys()
+					}
+				}
+			})
+		}
+
+		wait.Wait()
+
+		for _, outcome := range outcomes {
+			if outcome != outcomes[0] {
+				t.Errorf("%s: the processes were told %+v", order, outcomes)
+			}
+		}
+
+		if captures, _, _ := server.Captured(order); (captures == 1) != outcomes[0].Captured() || captures > 1 {
+			t.Fatalf("%s: captured %d times, outcome %+v", order, captures, outcomes[0])
+		}
+
+		if outcomes[0].Captured() {
+			refundUntilDone(t, gateway, payment.Refund{OrderID: order, TransactionID: outcomes[0].TransactionID})
+		}
+
+		if captures, refunds, net := server.Captured(order); net != 0 || refunds != captures {
+			t.Fatalf("%s: captured %d times, refunded %d times, %d are left", order, captures, refunds, net)
+		}
+	}
+}
+
+func refundUntilDone(t *testing.T, gateway payment.Gateway, refund payment.Refund) {
+	t.Helper()
+
+	for range 2 { // the second finds the first
+		pgtest.Eventually(t, refund.OrderID+" is refunded", func() bool {
+			_, err := gateway.Refund(context.WithoutCancel(t.Context()), refund)
+
+			return err == nil
+		})
+	}
+}

@@ -1,0 +1,80 @@
+package payment
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/shopspring/decimal"
+
+	"github.com/millracehq/millrace/internal/shop/money"
+)
+
+// Currencies whose unit at Stripe is not a hundredth. The lists are Stripe's:
+// its units are those of ISO 4217, apart from ISK and UGX, which have no
+// decimals any more and are still counted in hundredths. The tables of
+// golang.org/x/text/currency are CLDR's and cannot be used here: they say what
+// is usual to print, which for IDR, COP, ALL and others is no decimals, so that
+// an order would be charged a hundredth of its price.
+var (
+	wholeUnits = setOf("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF")
+	// thousandths must end in 0, so that every bank can take them.
+	thousandths = setOf("BHD JOD KWD OMR TND")
+	// onceHundredths must end in 00.
+	onceHundredths = setOf("ISK UGX")
+)
+
+func setOf(words string) map[string]bool {
+	set := map[string]bool{}
+	for word := range strings.FieldsSeq(words) {
+		set[word] = true
+	}
+
+	return set
+}
+
+// digits is how many decimal places Stripe's unit of a currency has.
+func digits(currency string) int32 {
+	switch {
+	case wholeUnits[currency]:
+		return 0
+	case thousandths[currency]:
+		return 3
+	default:
+		return 2
+	}
+}
+
+// minorUnits returns an amount as Stripe counts it. Its error says what the
+// currency cannot express.
+func minorUnits(amount money.Amount, currency string) (int64, error) {
+	step := int64(1)
+
+	switch {
+	case thousandths[currency]:
+		step = 10
+	case onceHundredths[currency]:
+		step = 100
+	}
+
+	units := amount.Shift(digits(currency))
+
+	if !units.Mod(decimal.NewFromInt(step)).IsZero() {
+		return 0, fmt.Errorf("amount: is %s, which cannot be charged in %s: expected a multiple of %s",
+			amount, currency, decimal.New(step, -digits(currency)))
+	}
+
+	if units.Abs().GreaterThan(decimal.NewFromInt(math.MaxInt64)) {
+		return 0, fmt.Errorf("amount: is %s, which is more than can be charged", amount)
+	}
+
+	return units.IntPart(), nil
+}
+
+// amountOf returns units of Stripe as an amount. Stripe's code of the currency
+// is in small letters.
+func amountOf(units int64, code string) (money.Amount, string) {
+	currency := strings.ToUpper(code)
+
+	return money.Amount{Decimal: decimal.New(units, -digits(currency))}, currency
+}

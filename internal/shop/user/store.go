@@ -1,0 +1,439 @@
+package user
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// snapshotEvery is after how many events a stream gets a snapshot.
+const snapshotEvery = 100
+
+// snapshotSchema is the version of the shape of User in snapshots.
+const snapshotSchema = 1
+
+const snapshotKind = "snapshot"
+
+// Service reads and writes users.
+type Service struct {
+	pool *pgxpool.Pool
+}
+
+// NewService returns a service on pool.
+func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
+
+// NotFoundError says that there is no such user.
+type NotFoundError struct{ ID string }
+
+func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no user %s", e.ID) }
+
+// Session is a set of users that a transaction holds: it loads them, decides
+// on them and saves what happened.
+type Session struct {
+	tx      pgx.Tx
+	rings   map[string]keyring
+	users   map[string]User
+	records []eventstore.Record
+	misses  map[uuid.UUID]string
+}
+
+// Open locks the users with these ids until the transaction ends and folds
+// their streams. Those of created get a key if they are new.
+func (s *Service) Open(ctx context.Context, tx pgx.Tx, ids, created []string) (*Session, error) {
+	if err := addKeys(ctx, tx, created); err != nil {
+		return nil, err
+	}
+
+	rings, err := loadKeys(ctx, tx, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1) ORDER BY user_id FOR NO KEY UPDATE`, ids)
+	if err != nil {
+		return nil, err
+	}
+
+	users, err := fold(ctx, tx, rings)
+	if err != nil {
+		return nil, err
+	}
+
+	return &Session{tx: tx, rings: rings, users: users, misses: map[uuid.UUID]string{}}, nil
+}
+
+func addKeys(ctx context.Context, tx pgx.Tx, ids []string) error {
+	if len(ids) == 0 {
+		return nil
+	}
+
+	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
+	keys := make([][]byte, len(ids))
+
+	for i := range keys {
+		keys[i] = newKey()
+	}
+
+	_, err := tx.Exec(ctx, `
+		INSERT INTO user_keys (user_id, key) SELECT * FROM unnest($1::text[], $2::bytea[]) AS k (id, key) ORDER BY id
+		ON CONFLICT DO NOTHING`, ids, keys)
+	if err != nil {
+		return fmt.Errorf("adding keys of users: %w", err)
+	}
+
+	return nil
+}
+
+func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]keyring, error) {
+	rows, err := db.Query(ctx, sql, ids)
+	if err != nil {
+		return nil, fmt.Errorf("loading keys of users: %w", err)
+	}
+
+	rings := make(map[string]keyring, len(ids))
+
+	var (
+		id  string
+		key []byte
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&id, &key}, func() (err error) {
+		rings[id], err = newKeyring(id, key)
+
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("loading keys of users: %w", err)
+	}
+
+	return rings, nil
+}
+
+// fold returns the state of every user that has a key.
+func fold(ctx context.Context, db postgres.Querier, rings map[string]keyring) (map[string]User, error) {
+	streams := make([]string, 0, len(rings))
+	for id := range rings {
+		streams = append(streams, Stream(id))
+	}
+
+	loaded, err := eventstore.Load(ctx, db, streams, snapshotSchema)
+	if err != nil {
+		return nil, err
+	}
+
+	users := make(map[string]User, len(rings))
+
+	for id, ring := range rings {
+		u, err := unfold(ring, loaded[Stream(id)])
+		if err != nil {
+			return nil, err
+		}
+
+		users[id] = u
+	}
+
+	return users, nil
+}
+
+func unfold(ring keyring, stream eventstore.Stream) (User, error) {
+	u := User{ID: ring.id}
+
+	if s := stream.Snapshot; s != nil && ring.aead != nil {
+		plain, err := ring.open(snapshotKind, s.Data)
+		if err != nil {
+			return u, err
+		}
+
+		if err := json.Unmarshal(plain, &u); err != nil {
+			return u, fmt.Errorf("decoding snapshot of user %s: %w", ring.id, err)
+		}
+	}
+
+	for _, e := range stream.Events {
+		data, err := ring.decode(e)
+		if err != nil {
+			return u, err
+		}
+
+		u = u.Apply(data)
+	}
+
+	return u, nil
+}
+
+// User returns the state of a user; one that does not exist has version 0.
+func (s *Session) User(id string) User {
+	if u, ok := s.users[id]; ok {
+		return u
+	}
+
+	return User{ID: id}
+}
+
+// Record applies events to a user that the session holds.
+func (s *Session) Record(id string, messageID uuid.UUID, events []eventstore.Data) error {
+	u := s.User(id)
+
+	for _, data := range events {
+		stored, err := s.rings[id].record(data)
+		if err != nil {
+			return fmt.Errorf("sealing %s of user %s: %w", data.EventType(), id, err)
+		}
+
+		u = u.Apply(data)
+		s.records = append(s.records, eventstore.Record{Stream: Stream(id), Version: u.Version, Data: stored, MessageID: messageID})
+	}
+
+	s.users[id] = u
+
+	return nil
+}
+
+// Miss records that a message was about a user who does not exist.
+func (s *Session) Miss(id string, messageID uuid.UUID) { s.misses[messageID] = id }
+
+// Save stores everything that was recorded.
+func (s *Session) Save(ctx context.Context) error {
+	// Streams in order, each stream's versions in order.
+	slices.SortStableFunc(s.records, func(a, b eventstore.Record) int {
+		if a.Stream != b.Stream {
+			if a.Stream < b.Stream {
+				return -1
+			}
+
+			return 1
+		}
+
+		return a.Version - b.Version
+	})
+
+	if err := eventstore.Append(ctx, s.tx, s.records); err != nil {
+		return err
+	}
+
+	if err := s.snapshot(ctx); err != nil {
+		return err
+	}
+
+	return s.saveMisses(ctx)
+}
+
+func (s *Session) snapshot(ctx context.Context) error {
+	var snapshots []eventstore.Snapshot
+
+	for _, r := range s.records {
+		if r.Version%snapshotEvery != 0 {
+			continue
+		}
+
+		id := r.Stream[len(streamPrefix):]
+		u := s.users[id]
+
+		box, err := s.rings[id].seal(snapshotKind, u)
+		if errors.Is(err, errSealed) {
+			continue // erased
+		}
+
+		if err != nil {
+			return err
+		}
+
+		data, err := json.Marshal(box)
+		if err != nil {
+			return fmt.Errorf("encoding snapshot of user %s: %w", id, err)
+		}
+
+		snapshots = append(snapshots, eventstore.Snapshot{Stream: r.Stream, Version: u.Version, Schema: snapshotSchema, Data: data})
+	}
+
+	if len(snapshots) == 0 {
+		return nil
+	}
+
+	return eventstore.SaveSnapshots(ctx, s.tx, snapshots)
+}
+
+func (s *Session) saveMisses(ctx context.Context) error {
+	if len(s.misses) == 0 {
+		return nil
+	}
+
+	var (
+		messages = make([]uuid.UUID, 0, len(s.misses))
+		ids      = make([]string, 0, len(s.misses))
+	)
+
+	for message, id := range s.misses {
+		messages, ids = append(messages, message), append(ids, id)
+	}
+
+	_, err := s.tx.Exec(ctx, `INSERT INTO user_misses (message_id, user_id) SELECT * FROM unnest($1::uuid[], $2::text[])`, messages, ids)
+	if err != nil {
+		return fmt.Errorf("recording updates of unknown users: %w", err)
+	}
+
+	return nil
+}
+
+// Emails returns the e-mail addresses of users, "" for one who was erased and
+// nothing for one who does not exist. They are read from the event store: the
+// projection may not know them yet.
+func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error) {
+	rings, err := loadKeys(ctx, db, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, ids)
+	if err != nil {
+		return nil, err
+	}
+
+	users, err := fold(ctx, db, rings)
+	if err != nil {
+		return nil, err
+	}
+
+	emails := make(map[string]string, len(users))
+
+	for id, u := range users {
+		if u.Version > 0 {
+			emails[id] = u.Email
+		}
+	}
+
+	return emails, nil
+}
+
+// Erase makes the personal data of a user unreadable: it destroys the key and
+// what was derived from it, in tx. The stream keeps its versions. It returns a
+// NotFoundError if there is no such user; one who is erased stays so.
+func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uuid.UUID) error {
+	session, err := s.Open(ctx, tx, []string{id}, nil)
+	if err != nil {
+		return err
+	}
+
+	switch u := session.User(id); {
+	case u.Version == 0:
+		return &NotFoundError{ID: id}
+	case u.Erased:
+		return nil
+	}
+
+	if err := session.Record(id, messageID, []eventstore.Data{Erased{}}); err != nil {
+		return err
+	}
+
+	if err := session.Save(ctx); err != nil {
+		return err
+	}
+
+	if err := eventstore.DropSnapshot(ctx, tx, Stream(id)); err != nil {
+		return err
+	}
+
+	// The projection would do the same in a moment; nobody should wait for it.
+	_, err = tx.Exec(ctx, `UPDATE users SET erased = true, name = NULL, email = NULL, properties = '{}' WHERE id = $1`, id)
+	if err != nil {
+		return fmt.Errorf("erasing user %s: %w", id, err)
+	}
+
+	if _, err = tx.Exec(ctx, `UPDATE user_keys SET key = NULL, erased_at = now() WHERE user_id = $1`, id); err != nil {
+		return fmt.Errorf("destroying the key of user %s: %w", id, err)
+	}
+
+	return nil
+}
+
+// Entry is an event in the history of a user.
+type Entry struct {
+	Version    int             `json:"version"`
+	Type       string          `json:"type"`
+	Data       eventstore.Data `json:"data"`
+	MessageID  uuid.UUID       `json:"message_id"`
+	RecordedAt time.Time       `json:"recorded_at"`
+}
+
+// Details is a user with its history.
+type Details struct {
+	User
+
+	History []Entry `json:"history"`
+}
+
+// Show returns a user with its history from the event store, or a
+// NotFoundError.
+func (s *Service) Show(ctx context.Context, id string) (Details, error) {
+	rings, err := loadKeys(ctx, s.pool, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, []string{id})
+	if err != nil {
+		return Details{}, err
+	}
+
+	events, err := eventstore.Read(ctx, s.pool, Stream(id))
+	if err != nil {
+		return Details{}, err
+	}
+
+	ring, known := rings[id]
+	if !known || len(events) == 0 {
+		return Details{}, &NotFoundError{ID: id}
+	}
+
+	details := Details{User: User{ID: id}}
+
+	for _, e := range events {
+		data, err := ring.decode(e)
+		if err != nil {
+			return Details{}, err
+		}
+
+		details.User = details.Apply(data)
+		details.History = append(details.History, Entry{Version: e.Version, Type: e.Type, Data: data, MessageID: e.MessageID, RecordedAt: e.RecordedAt})
+	}
+
+	return details, nil
+}
+
+// Summary is a line in a list of users.
+type Summary struct {
+	ID        string    `json:"id"`
+	Name      *string   `json:"name"`
+	Email     *string   `json:"email"`
+	Erased    bool      `json:"erased"`
+	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// List returns the users that changed last, at most limit, from the
+// projection.
+func (s *Service) List(ctx context.Context, limit int) ([]Summary, error) {
+	return collect[Summary](ctx, s.pool, "listing users",
+		`SELECT id, name, email, erased, updated_at FROM users ORDER BY updated_at DESC, id LIMIT $1`, limit)
+}
+
+// Miss is an update of a user who did not exist: the outcome user_not_found.
+type Miss struct {
+	MessageID uuid.UUID `json:"message_id"`
+	UserID    string    `json:"user_id"`
+	MissedAt  time.Time `json:"missed_at"`
+}
+
+// Misses returns the newest updates of unknown users, at most limit.
+func (s *Service) Misses(ctx context.Context, limit int) ([]Miss, error) {
+	return collect[Miss](ctx, s.pool, "listing updates of unknown users",
+		`SELECT message_id, user_id, missed_at FROM user_misses ORDER BY missed_at DESC LIMIT $1`, limit)
+}
+
+func collect[T any](ctx context.Context, db postgres.Querier, doing, sql string, limit int) ([]T, error) {
+	rows, err := db.Query(ctx, sql, limit)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[T])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+
+	return list, nil
+}

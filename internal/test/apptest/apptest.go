@@ -1,0 +1,222 @@
+// Package apptest runs the whole service in a test, on the embedded broker and
+// a database of its own: publish to a topic, wait for what comes on another.
+//
+//	s := apptest.Start(t)
+//	s.Publish("orders.created", `{"order": {...}}`)
+//	requested := s.Messages("payments.requested", 1)
+package apptest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+
+	"github.com/millracehq/millrace"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// Service is a service under test.
+type Service struct {
+	*app.Service
+
+	tb      testing.TB
+	release func()
+	stop    func()
+
+	mu        sync.Mutex
+	published map[string][]Message
+}
+
+// Message is a message that a broker confirmed.
+type Message struct {
+	ID      uuid.UUID
+	Headers event.Headers
+	Payload []byte
+}
+
+// Start runs a service that drains when the test ends.
+func Start(tb testing.TB, changes ...func(*config.Config)) *Service {
+	tb.Helper()
+
+	s := New(tb, pgtest.URL(tb), changes...)
+	s.Run()
+
+	return s
+}
+
+// New returns a service on the database at url, not yet running: routes can be
+// added.
+func New(tb testing.TB, url string, changes ...func(*config.Config)) *Service {
+	tb.Helper()
+
+	cfg := config.Default()
+	cfg.Postgres.URL = postgres.Secret(url)
+	cfg.Postgres.MigrateOnStart = false // pgtest has
+	cfg.HTTP.Addr = "127.0.0.1:0"
+
+	for _, change := range changes {
+		change(&cfg)
+	}
+
+	if err := cfg.Validate(); err != nil {
+		tb.Fatal(err)
+	}
+
+	service, release, err := millrace.New(cfg, pgtest.Logger(tb))
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	s := &Service{Service: service, tb: tb, release: sync.OnceFunc(release), stop: func() {}, published: map[string][]Message{}}
+	service.Observe(s.observe)
+	tb.Cleanup(s.Stop)
+
+	return s
+}
+
+// Run starts the service and waits until it is ready.
+func (s *Service) Run() {
+	s.tb.Helper()
+
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+
+	go func() { done <- s.Service.Run(ctx, func() { close(ready) }) }()
+
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+
+		if err := <-done; err != nil {
+			s.tb.Errorf("the service did not drain: %v", err)
+		}
+	})
+
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- nil
+
+		s.tb.Fatalf("the service did not start: %v", err)
+	}
+}
+
+// Stop drains the service. It may be called again.
+func (s *Service) Stop() {
+	s.stop()
+	s.release()
+}
+
+func (s *Service) observe(topic string, msg *message.Message) {
+	id, _ := uuid.Parse(msg.UUID) // the relay makes no other
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.published[topic] = append(s.published[topic], Message{ID: id, Headers: event.Headers(msg.Metadata), Payload: msg.Payload})
+}
+
+// Publish publishes a payload through the outbox and returns the message's id.
+// A payload that would be rejected fails the test.
+func (s *Service) Publish(topic, payload string) uuid.UUID {
+	s.tb.Helper()
+
+	key, err := s.Check(topic, []byte(payload))
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+
+	return s.PublishMessage(event.Message{Topic: topic, Key: key, Payload: []byte(payload)})
+}
+
+// PublishMessage publishes a message as it is. It gets an id if it has none.
+func (s *Service) PublishMessage(m event.Message) uuid.UUID {
+	s.tb.Helper()
+
+	if m.ID == uuid.Nil {
+		m.ID = event.NewID()
+	}
+
+	pgtest.Eventually(s.tb, "the message is published", func() bool {
+		err := s.Service.Publish(s.tb.Context(), []event.Message{m})
+		if err != nil && !postgres.IsUnavailable(err) {
+			s.tb.Fatal(err)
+		}
+
+		return err == nil
+	})
+
+	return m.ID
+}
+
+// Messages waits for n messages on a topic and returns all that have come, in
+// the order in which brokers confirmed them. The embedded broker confirms a
+// message when its consumer is done with it.
+func (s *Service) Messages(topic string, n int) []Message {
+	s.tb.Helper()
+
+	var found []Message
+
+	pgtest.Eventually(s.tb, fmt.Sprintf("%d messages come on %s", n, topic), func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+
+		found = s.published[topic]
+
+		return len(found) >= n
+	})
+
+	return found
+}
+
+// Fields returns the payload as an object.
+func (m Message) Fields() map[string]any {
+	var fields map[string]any
+	if err := json.Unmarshal(m.Payload, &fields); err != nil {
+		return map[string]any{"not JSON": string(m.Payload)}
+	}
+
+	return fields
+}
+
+// Value returns the only value that a query finds.
+func Value[T any](s *Service, sql string, args ...any) T {
+	s.tb.Helper()
+
+	return pgtest.Value[T](s.tb, s.Pool, sql, args...)
+}
+
+// Seed puts the stock of the guide on the shelves.
+func (s *Service) Seed() {
+	s.tb.Helper()
+
+	if err := s.Inventory.Seed(s.tb.Context(), map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}); err != nil {
+		s.tb.Fatal(err)
+	}
+}
+
+// WaitForOrder waits until an order is in a state.
+func (s *Service) WaitForOrder(id, status string) {
+	s.tb.Helper()
+	pgtest.Eventually(s.tb, id+" is "+status, func() bool {
+		details, err := s.Orders.Show(s.tb.Context(), id)
+
+		return err == nil && string(details.Status) == status
+	})
+}
+
+// WaitUntilIdle waits until nothing is left to publish or to try again.
+func (s *Service) WaitUntilIdle() {
+	s.tb.Helper()
+	pgtest.Eventually(s.tb, "the outbox is empty and nothing is parked", func() bool {
+		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM parked_keys)`) == 0
+	})
+}

@@ -1,0 +1,92 @@
+package brokertest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/IBM/sarama"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+)
+
+// Variables that name the servers for the tests.
+const (
+	Kafka    = "MILLRACE_TEST_KAFKA_BROKERS"
+	RabbitMQ = "MILLRACE_TEST_RABBITMQ_URL"
+)
+
+// Address returns the address in a variable. Without it the test fails: it
+// never skips.
+func Address(tb testing.TB, variable string) string {
+	tb.Helper()
+
+	value := os.Getenv(variable)
+	if value == "" {
+		tb.Fatalf("%s is not set: run `make test`, or `make services` and then source .local/test/env", variable)
+	}
+
+	return value
+}
+
+// ProduceKafka publishes to Kafka as any other producer would.
+func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
+	tb.Helper()
+
+	settings := sarama.NewConfig()
+	settings.Producer.Return.Successes = true
+	settings.Version = sarama.V3_0_0_0
+
+	producer, err := sarama.NewSyncProducer(cfg.Kafka.Brokers, settings)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer producer.Close()
+
+	for _, m := range messages {
+		record := &sarama.ProducerMessage{Topic: topic, Value: sarama.ByteEncoder(m.Payload)}
+		if m.Key != "" {
+			record.Key = sarama.StringEncoder(m.Key)
+		}
+
+		if m.ID != "" { // Kafka has no ids of its own
+			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte("_watermill_message_uuid"), Value: []byte(m.ID)})
+		}
+
+		for name, value := range m.Headers {
+			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte(name), Value: fmt.Append(nil, value)})
+		}
+
+		if _, _, err := producer.SendMessage(record); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// ProduceRabbitMQ publishes to RabbitMQ as any other producer would.
+func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
+	tb.Helper()
+
+	conn, err := amqp.Dial(string(cfg.RabbitMQ.URL))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer conn.Close()
+
+	channel, err := conn.Channel()
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	for _, m := range messages {
+		// The default exchange: a producer need not know of ours.
+		err := channel.PublishWithContext(context.Background(), "", topic, true, false, amqp.Publishing{
+			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
+		})
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+}

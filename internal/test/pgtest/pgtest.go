@@ -1,0 +1,244 @@
+// Package pgtest gives each test a Postgres database of its own.
+package pgtest
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/migrations"
+)
+
+// variable names the server for the tests.
+const variable = "MILLRACE_TEST_DATABASE_URL"
+
+// template is made once per process: a migrated database to clone.
+var template = sync.OnceValues(makeTemplate)
+
+// New returns a pool on a migrated, empty database that is dropped when the
+// test ends.
+func New(tb testing.TB) *pgxpool.Pool {
+	tb.Helper()
+
+	pool, err := pgxpool.New(context.Background(), URL(tb))
+	if err != nil {
+		tb.Fatalf("opening test database: %v", err)
+	}
+
+	tb.Cleanup(pool.Close)
+
+	return pool
+}
+
+// URL returns the connection string of a migrated, empty database that is
+// dropped when the test ends.
+func URL(tb testing.TB) string {
+	tb.Helper()
+
+	source, err := template()
+	if err != nil {
+		tb.Fatalf("no database for tests: %v", err)
+	}
+
+	name := "test_" + strings.ToLower(rand.Text())
+	if err := exec("CREATE DATABASE " + name + " TEMPLATE " + source); err != nil {
+		tb.Fatalf("creating test database: %v", err)
+	}
+
+	tb.Cleanup(func() {
+		if err := exec("DROP DATABASE IF EXISTS " + name + " WITH (FORCE)"); err != nil {
+			tb.Errorf("dropping test database: %v", err)
+		}
+	})
+
+	address, err := named(name)
+	if err != nil {
+		tb.Fatalf("addressing test database: %v", err)
+	}
+
+	return address
+}
+
+// KillBackends ends all connections to the database of pool but the one that
+// asks, as a crash of the server would.
+func KillBackends(tb testing.TB, pool *pgxpool.Pool) {
+	tb.Helper()
+
+	_, err := pool.Exec(context.Background(), `
+		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	if err != nil {
+		tb.Fatalf("ending connections: %v", err)
+	}
+}
+
+// Logger returns a logger that writes to the test's log.
+func Logger(tb testing.TB) *slog.Logger {
+	tb.Helper()
+
+	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
+// Eventually polls until the condition holds; after 30 seconds the test fails
+// with what was waited for.
+func Eventually(tb testing.TB, what string, condition func() bool) {
+	tb.Helper()
+
+	deadline := time.Now().Add(30 * time.Second)
+	for !condition() {
+		if time.Now().After(deadline) {
+			tb.Fatalf("waited in vain: %s", what)
+		}
+
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Value returns the single value that a query finds.
+func Value[T any](tb testing.TB, db postgres.Querier, sql string, args ...any) T {
+	tb.Helper()
+
+	rows, err := db.Query(context.Background(), sql, args...)
+	if err != nil {
+		tb.Fatalf("%s: %v", sql, err)
+	}
+
+	value, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[T])
+	if err != nil {
+		tb.Fatalf("%s: %v", sql, err)
+	}
+
+	return value
+}
+
+func makeTemplate() (string, error) {
+	if os.Getenv(variable) == "" {
+		return "", fmt.Errorf("%s is not set: run `make test`, or `make services` and then source .local/test/env", variable)
+	}
+
+	name, err := templateName()
+	if err != nil {
+		return "", err
+	}
+
+	ctx := context.Background()
+
+	conn, err := pgx.Connect(ctx, os.Getenv(variable))
+	if err != nil {
+		return "", fmt.Errorf("reaching the server that %s names: %w", variable, err)
+	}
+	defer conn.Close(ctx)
+
+	// Packages are tested by processes at once: one of them makes it.
+	var exists bool
+
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock(hashtext($1))`, name); err != nil {
+		return "", err
+	}
+
+	err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1 AND datistemplate)`, name).Scan(&exists)
+	if err != nil || exists {
+		return name, err
+	}
+
+	if err := exec("DROP DATABASE IF EXISTS " + name); err != nil {
+		return "", err
+	}
+
+	if err := exec("CREATE DATABASE " + name); err != nil {
+		return "", err
+	}
+
+	address, err := named(name)
+	if err != nil {
+		return "", err
+	}
+
+	pool, err := pgxpool.New(context.Background(), address)
+	if err != nil {
+		return "", err
+	}
+	defer pool.Close()
+
+	logger := slog.New(slog.DiscardHandler)
+	if _, err := postgres.Migrate(context.Background(), pool, logger); err != nil {
+		return "", err
+	}
+
+	if err := inbox.EnsurePartitions(ctx, pool, time.Now()); err != nil {
+		return "", err
+	}
+
+	pool.Close()
+
+	return name, exec("ALTER DATABASE " + name + " WITH IS_TEMPLATE true")
+}
+
+// templateName changes with the schema, and daily with the partitions.
+func templateName() (string, error) {
+	sum := sha256.New()
+
+	err := fs.WalkDir(migrations.FS, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+
+		data, err := migrations.FS.ReadFile(path)
+		_, _ = sum.Write(data)
+
+		return err
+	})
+
+	return fmt.Sprintf("template_%x_%s", sum.Sum(nil)[:4], time.Now().UTC().Format("20060102")), err
+}
+
+func named(database string) (string, error) {
+	address, err := url.Parse(os.Getenv(variable))
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", variable, err)
+	}
+
+	address.Path = "/" + database
+
+	return address.String(), nil
+}
+
+// exec runs a statement on the server. Cloning fails while another clone of
+// the same template is made, so it is tried again.
+func exec(sql string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+
+	conn, err := pgx.Connect(ctx, os.Getenv(variable))
+	if err != nil {
+		return fmt.Errorf("reaching the server that %s names: %w", variable, err)
+	}
+	defer conn.Close(ctx)
+
+	for {
+		_, err = conn.Exec(ctx, sql)
+
+		var busy *pgconn.PgError
+		if !errors.As(err, &busy) || busy.Code != "55006" || ctx.Err() != nil {
+			return err
+		}
+
+		time.Sleep(20 * time.Millisecond)
+	}
+}
