@@ -12,6 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/poison"
@@ -43,6 +44,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		parked.NewStore,
 		breaker.NewSet,
 		outbox.NewRelay,
+		wire.Value(event.Append(outbox.Append)),
 		consumer.NewRouter,
 		httpapi.NewServer,
 

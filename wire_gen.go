@@ -12,6 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/poison"
@@ -83,7 +84,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool)
-	webhook := payment.NewWebhook(paymentConfig, pool, logger, registry)
+	eventAppend := _wireAppendValue
+	webhook := payment.NewWebhook(paymentConfig, pool, eventAppend, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
 		Inventory:     inventoryService,
@@ -117,3 +119,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 	}, nil
 }
+
+var (
+	_wireAppendValue = event.Append(outbox.Append)
+)

@@ -1,8 +1,8 @@
 // Package event holds the vocabulary that every other package shares: what a
-// message on a topic is, what a decoded event is, and what a handler hands back.
+// message on a topic is, what a decoded event is, and what a handler returns.
 //
-// It knows neither brokers nor databases; it depends on the standard library,
-// a JSON codec and uuid alone.
+// It does no I/O. Its imports are the standard library, a JSON codec, uuid and,
+// for the signature of Append, pgx.
 package event
 
 import (

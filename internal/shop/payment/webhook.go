@@ -19,7 +19,6 @@ import (
 	"github.com/stripe/stripe-go/v82/webhook"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -42,16 +41,18 @@ type Webhook struct {
 	secrets   []string
 	tolerance time.Duration
 	pool      *pgxpool.Pool
+	append    event.Append
 	logger    *slog.Logger
 	received  *prometheus.CounterVec
 }
 
 // NewWebhook returns the handler; see Enabled.
-func NewWebhook(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Webhook {
+func NewWebhook(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logger *slog.Logger, registry *prometheus.Registry) *Webhook {
 	return &Webhook{
 		secrets:   cfg.Stripe.webhookSecrets(),
 		tolerance: cfg.Stripe.WebhookTolerance,
 		pool:      pool,
+		append:    appendEvents,
 		logger:    logger,
 		received: promauto.With(registry).NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_provider_webhooks_total",
@@ -177,7 +178,7 @@ func (h *Webhook) take(ctx context.Context, e stripe.Event) (fate, error) {
 		// The inbox knows this id too, should the claim be forgotten one day.
 		id := event.ForeignID(gatewayStripe, e.ID)
 
-		return outbox.Append(ctx, tx, []event.Outgoing{{Meta: event.Meta{ID: id, Correlation: id}, Payload: *report}})
+		return h.append(ctx, tx, []event.Outgoing{{Meta: event.Meta{ID: id, Correlation: id}, Payload: *report}})
 	})
 
 	return became, err

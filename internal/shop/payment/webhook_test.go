@@ -14,6 +14,7 @@ import (
 	"github.com/stripe/stripe-go/v82/webhook"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/shop/payment"
 	"github.com/millracehq/millrace/internal/test/paymenttest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -34,7 +35,7 @@ func newReceiver(tb testing.TB) *receiver {
 	cfg.Stripe.WebhookSecret = "whsec_new,whsec_old"
 
 	r := &receiver{tb: tb, pool: pgtest.New(tb), registry: prometheus.NewRegistry()}
-	handler := payment.NewWebhook(cfg, r.pool, pgtest.Logger(tb), r.registry)
+	handler := payment.NewWebhook(cfg, r.pool, outbox.Append, pgtest.Logger(tb), r.registry)
 	server := httptest.NewServer(handler)
 	r.url = server.URL
 	tb.Cleanup(server.Close)
@@ -312,7 +313,7 @@ func TestAWebhookIsNotAcknowledgedBeforeTheCommit(t *testing.T) {
 func TestWebhooksNeedASecret(t *testing.T) {
 	t.Parallel()
 
-	if payment.NewWebhook(payment.DefaultConfig(), nil, pgtest.Logger(t), prometheus.NewRegistry()).Enabled() {
+	if payment.NewWebhook(payment.DefaultConfig(), nil, nil, pgtest.Logger(t), prometheus.NewRegistry()).Enabled() {
 		t.Error("webhooks that nobody can verify are taken")
 	}
 }
