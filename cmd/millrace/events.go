@@ -222,11 +222,6 @@ func newTrace(opts *options) *cobra.Command {
 			}
 
 			roots, err := trace.Find(cmd.Context(), service.Pool, id)
-
-			if _, missing := errors.AsType[*trace.NotFoundError](err); missing {
-				return notFoundError{err}
-			}
-
 			if err != nil {
 				return err
 			}

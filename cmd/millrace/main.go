@@ -9,24 +9,19 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/engine/consumer"
-	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/localpg"
-	"github.com/millracehq/millrace/internal/shop/audit"
-	"github.com/millracehq/millrace/internal/shop/order"
-	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // Exit codes, as `millrace help` lists them.
 const (
-	exitFailure  = 1
-	exitUsage    = 2
-	exitNotFound = 3
-	exitRejected = 4
+	exitFailure  = operate.ExitFailure
+	exitUsage    = operate.ExitUsage
+	exitNotFound = operate.ExitNotFound
+	exitRejected = operate.ExitRejected
 )
 
 // version is set when the program is built: -ldflags "-X main.version=...".
@@ -71,31 +66,21 @@ var errRefused = errors.New("some entries were refused and stay open")
 
 func exitCode(err error) int {
 	var (
-		usage        usageError
-		noOrder      *order.NotFoundError
-		noEntry      *poison.NotFoundError
-		noUser       *user.NotFoundError
-		noProjection *eventstore.NoProjectionError
-		notParked    *parked.NotFoundError
-		noConsumer   *consumer.UnknownConsumerError
-		notFound     notFoundError
-		unknownTopic *app.UnknownTopicError
-		rejected     *event.RejectError
-		unknownCheck *audit.UnknownCheckError
-		violated     *audit.ViolatedError
+		usage      usageError
+		noEntry    *poison.NotFoundError
+		notParked  *parked.NotFoundError
+		noConsumer *consumer.UnknownConsumerError
+		notFound   notFoundError
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &unknownTopic), errors.As(err, &unknownCheck), errors.As(err, &noConsumer):
+	case errors.As(err, &usage), errors.As(err, &noConsumer):
 		return exitUsage
-	case errors.As(err, &violated):
-		return exitFailure
-	case errors.As(err, &noOrder), errors.As(err, &noEntry), errors.As(err, &noUser),
-		errors.As(err, &noProjection), errors.As(err, &notParked), errors.As(err, &notFound):
+	case errors.As(err, &noEntry), errors.As(err, &notParked), errors.As(err, &notFound):
 		return exitNotFound
-	case errors.Is(err, errRejected), errors.Is(err, errRefused), errors.As(err, &rejected):
+	case errors.Is(err, errRejected), errors.Is(err, errRefused):
 		return exitRejected
 	default:
-		return exitFailure
+		return operate.OutcomeOf(err).Exit
 	}
 }

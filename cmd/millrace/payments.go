@@ -20,11 +20,6 @@ func newPayments(opts *options) *cobra.Command {
 		Use: "show ORDER", Short: "Show what is recorded about the payment of an order beside the gateway's own record", Args: exactly(1),
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
 			statement, err := payment.State(cmd.Context(), service.Pool, service.Gateway, args[0])
-
-			if _, unknown := errors.AsType[*payment.NotFoundError](err); unknown {
-				return notFoundError{err}
-			}
-
 			if err != nil {
 				return err
 			}

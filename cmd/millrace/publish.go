@@ -133,12 +133,10 @@ func (p *publisher) lines(ctx context.Context, name string) error {
 
 // add takes one message, or notes why it is rejected.
 func (p *publisher) add(ctx context.Context, line int, payload []byte) error {
-	var unknown *app.UnknownTopicError
-
 	key, err := p.service.Check(p.result.Topic, payload)
 
 	switch {
-	case errors.As(err, &unknown):
+	case event.KindOf(err) == event.Unknown:
 		return err
 	case err != nil && !p.unchecked:
 		p.result.Rejected = append(p.result.Rejected, rejection{Line: line, Error: err.Error()})

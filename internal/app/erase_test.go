@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/notification"
-	"github.com/millracehq/millrace/internal/shop/user"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/mailtest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -130,8 +128,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("%d entries have their content, expected that of the other user", n)
 	}
 
-	var missing *user.NotFoundError
-	if _, err := s.Accounts.Erase(t.Context(), "nobody"); !errors.As(err, &missing) {
+	if _, err := s.Accounts.Erase(t.Context(), "nobody"); event.KindOf(err) != event.NotFound {
 		t.Errorf("nobody: got %v", err)
 	}
 }

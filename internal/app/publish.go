@@ -19,7 +19,7 @@ func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 		}
 	}
 
-	return "", &UnknownTopicError{Topic: topic, Known: s.Topics()}
+	return "", event.UnknownName("topic", topic, s.Topics())
 }
 
 // CheckFor reports why a consumer would reject a payload before its handler sees

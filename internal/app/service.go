@@ -18,6 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/outbox"
@@ -129,7 +130,7 @@ func NewService(
 	for _, conn := range brokers.Conns() {
 		for _, topic := range brokers.Bound(conn) {
 			if !slices.Contains(s.Topics(), topic) {
-				return nil, fmt.Errorf("broker.bind: %w", &UnknownTopicError{Topic: topic, Known: s.Topics()})
+				return nil, fmt.Errorf("broker.bind: %w", event.UnknownName("topic", topic, s.Topics()))
 			}
 		}
 	}
@@ -396,13 +397,3 @@ func (s *Service) HTTPAddr() string { return s.http.Addr() }
 
 // Brokers names the brokers in use, for people.
 func (s *Service) Brokers() string { return s.brokers.Kinds() }
-
-// UnknownTopicError says that the service has no such topic.
-type UnknownTopicError struct {
-	Topic string
-	Known []string
-}
-
-func (e *UnknownTopicError) Error() string {
-	return fmt.Sprintf("there is no topic %s, expected one of %v", e.Topic, e.Known)
-}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/inventory"
@@ -74,7 +75,6 @@ func actionErrors(statuses ...int) []int {
 func (api API) problem(ctx context.Context, err error) error {
 	var (
 		noEntry   *poison.NotFoundError
-		noOrder   *order.NotFoundError
 		resolved  *poison.ResolvedError
 		changed   *poison.ChangedError
 		rejection *event.RejectError
@@ -88,8 +88,8 @@ func (api API) problem(ctx context.Context, err error) error {
 		return err
 	case errors.As(err, &noEntry):
 		return huma.Error404NotFound(fmt.Sprintf("there is no poison entry %d", noEntry.ID))
-	case errors.As(err, &noOrder):
-		return huma.Error404NotFound(event.Text(noOrder.Error()))
+	case event.KindOf(err) != "":
+		return huma.NewError(operate.OutcomeOf(err).Status, event.Text(err.Error()))
 	case errors.As(err, &resolved):
 		return huma.Error409Conflict(resolved.Error())
 	case errors.As(err, &changed):

@@ -86,7 +86,7 @@ func (api API) getOrder(ctx context.Context, in *struct {
 ) (*orderOutput, error) {
 	// What is no text is no id either: Postgres would refuse it.
 	if event.Text(in.ID) != in.ID {
-		return nil, api.problem(ctx, &order.NotFoundError{ID: in.ID})
+		return nil, api.problem(ctx, order.NotFound(in.ID))
 	}
 
 	o, err := api.Orders.Show(ctx, in.ID)

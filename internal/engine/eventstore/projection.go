@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -209,16 +210,6 @@ func (p *Projector) Status(ctx context.Context) ([]Status, error) {
 	return list, nil
 }
 
-// NoProjectionError says that there is no such projection.
-type NoProjectionError struct {
-	Name  string
-	Known []string
-}
-
-func (e *NoProjectionError) Error() string {
-	return fmt.Sprintf("there is no projection %s, expected one of %v", e.Name, e.Known)
-}
-
 // rebuildLock is the advisory lock of rebuilds: "mlrb" in ASCII.
 const rebuildLock = 0x6d6c7262
 
@@ -237,7 +228,7 @@ func (p *Projector) Rebuild(ctx context.Context, name string, progress func(done
 		}
 	}
 
-	return &NoProjectionError{Name: name, Known: p.names()}
+	return &event.Error{Kind: event.NotFound, What: "projection", Name: name, Known: p.names()}
 }
 
 func (p *Projector) rebuild(ctx context.Context, projection Projection, progress func(done, total int64)) error {

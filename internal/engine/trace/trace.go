@@ -54,11 +54,6 @@ func (m *Message) Created() (at time.Time, ok bool) {
 	return time.Unix(m.ID.Time().UnixTime()), true
 }
 
-// NotFoundError says that no trace of a message is left.
-type NotFoundError struct{ ID uuid.UUID }
-
-func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no trace of a message %s", e.ID) }
-
 // Find returns the conversation of a message as trees; there is one root,
 // unless messages in between have left no trace. Messages of topics that nobody
 // consumes here are known until they are published.
@@ -75,7 +70,7 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
 		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, &NotFoundError{ID: id}
+		return nil, event.Missing("trace of a message", id.String())
 	}
 
 	if err != nil {

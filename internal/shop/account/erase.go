@@ -28,7 +28,7 @@ type Erasure struct {
 var personal = []string{TopicUserCreated, TopicUserUpdated, TopicUserEvents, TopicProfileUpdated, notification.Topic}
 
 // Erase makes the personal data of a user unreadable wherever Millrace keeps
-// it, or returns a user.NotFoundError. Doing it again is no mistake: it takes
+// it, or returns a NotFound error. Doing it again is no mistake: it takes
 // away what has come since, such as a late message that was poisoned because
 // the user was erased. What was published is beyond its reach.
 func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
@@ -127,16 +128,6 @@ func (r Report) Err() error {
 	return violated
 }
 
-// UnknownCheckError says that there is no such check.
-type UnknownCheckError struct {
-	Name  string
-	Known []string
-}
-
-func (e *UnknownCheckError) Error() string {
-	return fmt.Sprintf("there is no check %s, expected one of %v", e.Name, e.Known)
-}
-
 // Auditor checks a database.
 type Auditor struct {
 	pool    *pgxpool.Pool
@@ -164,7 +155,7 @@ func chosen(names []string) ([]check, error) {
 
 	for _, name := range names {
 		if !slices.ContainsFunc(all, func(c check) bool { return c.name == name }) {
-			return nil, &UnknownCheckError{Name: name, Known: Names()}
+			return nil, event.UnknownName("check", name, Names())
 		}
 	}
 
@@ -175,7 +166,7 @@ func chosen(names []string) ([]check, error) {
 // but ACCESS SHARE and no transaction id, so that readers of all events do not
 // wait for it. Vacuum does, as for every transaction.
 //
-// Violations are no error: see Report.Err. Errors are an UnknownCheckError and
+// Violations are no error: see Report.Err. Its errors are Unknown for a check, and
 // those of the database and the gateway.
 func (a *Auditor) Run(ctx context.Context, options Options) (Report, error) {
 	options = options.orDefaults()

@@ -2,7 +2,6 @@ package fulfilment
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -113,7 +112,7 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 // missing says what to do about an order that is not there. What follows from
 // an order cannot come before it; what others say may: it has another topic.
 func missing(c Command, err error) error {
-	if _, missing := errors.AsType[*order.NotFoundError](err); !missing {
+	if event.KindOf(err) != event.NotFound {
 		return err
 	}
 

@@ -16,10 +16,10 @@ import (
 // Unless the command is Place, or the order waits for its payment, the order
 // must know its captures: see order.Service.Recall.
 //
-// Its errors are an order.NotFoundError, or rejections of the command.
+// Its errors are [order.NotFound], or rejections of the command.
 func Decide(o order.Order, c Command) (Decision, error) {
 	if _, placing := c.(Place); !placing && o.Status == "" {
-		return Decision{}, &order.NotFoundError{ID: o.ID}
+		return Decision{}, order.NotFound(o.ID)
 	}
 
 	d := decision{Decision: Decision{Order: o}}

@@ -73,7 +73,7 @@ func ask[P event.Payload](ctx context.Context, p *Process, db postgres.Querier, 
 
 		switch o, exists := known[id]; {
 		case !exists:
-			verdicts[i] = missing(&order.NotFoundError{ID: id})
+			verdicts[i] = missing(order.NotFound(id))
 		case o.Status == order.StatusInventoryReserved:
 			set(&events[i].Payload, payment.Charge{OrderID: id, Amount: o.Total, Currency: o.Currency})
 		default:

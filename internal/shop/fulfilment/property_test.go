@@ -171,7 +171,7 @@ func (d *desk) ask(m event.Outgoing, command func(payment.Outcome) fulfilment.Co
 	return &steps{
 		admit: func() (bool, error) {
 			if _, exists := d.known[id]; !exists {
-				return false, &order.NotFoundError{ID: id}
+				return false, order.NotFound(id)
 			}
 
 			return d.known[id].Status == order.StatusInventoryReserved, nil

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -25,10 +26,8 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
-// NotFoundError says that there is no such order.
-type NotFoundError struct{ ID string }
-
-func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no order %s", e.ID) }
+// NotFound is the error of an order that does not exist.
+func NotFound(id string) error { return event.Missing("order", id) }
 
 // Change is an order after new events.
 type Change struct {
@@ -238,7 +237,7 @@ type Details struct {
 	History   []eventstore.Event `json:"history"`
 }
 
-// Show returns an order with its history, or a NotFoundError.
+// Show returns an order with its history, or [NotFound].
 func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	tx, err := s.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
@@ -253,7 +252,7 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 
 	o, ok := found[id]
 	if !ok {
-		return Details{}, &NotFoundError{ID: id}
+		return Details{}, NotFound(id)
 	}
 
 	details := Details{Order: o}

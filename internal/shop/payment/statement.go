@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/shopspring/decimal"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/money"
 )
@@ -35,14 +36,10 @@ type Recorded struct {
 	RecordedAt    time.Time    `json:"recorded_at"`
 }
 
-// NotFoundError says that neither side knows of a payment.
-type NotFoundError struct{ OrderID string }
-
-func (e *NotFoundError) Error() string { return "there is no payment of order " + e.OrderID }
-
 // State puts what Millrace and the gateway know about an order side by side.
 // They are read one after the other: an order that is being charged may differ
-// for a moment. Its error may be a NotFoundError.
+// for a moment. It returns a NotFound error if neither side knows
+// of a payment.
 func State(ctx context.Context, db postgres.Querier, gateway Gateway, orderID string) (Statement, error) {
 	s := Statement{OrderID: orderID, Ledger: []Entry{}, Differences: []string{}}
 
@@ -72,7 +69,7 @@ func State(ctx context.Context, db postgres.Querier, gateway Gateway, orderID st
 	}
 
 	if len(entries)+len(s.Recorded) == 0 {
-		return s, &NotFoundError{OrderID: orderID}
+		return s, event.Missing("payment of order", orderID)
 	}
 
 	s.Ledger = append(s.Ledger, entries...)

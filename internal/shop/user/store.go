@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -32,10 +33,8 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
-// NotFoundError says that there is no such user.
-type NotFoundError struct{ ID string }
-
-func (e *NotFoundError) Error() string { return fmt.Sprintf("there is no user %s", e.ID) }
+// NotFound is the error of a user who does not exist.
+func NotFound(id string) error { return event.Missing("user", id) }
 
 // Session is a set of users that a transaction holds: it loads them, decides
 // on them and saves what happened.
@@ -307,7 +306,7 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 
 // Erase makes the personal data of a user unreadable: it destroys the key and
 // what was derived from it, in tx. The stream keeps its versions. It returns a
-// NotFoundError if there is no such user; one who is erased stays so.
+// [NotFound] if there is no such user; one who is erased stays so.
 func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uuid.UUID) error {
 	session, err := s.Open(ctx, tx, []string{id}, nil)
 	if err != nil {
@@ -316,7 +315,7 @@ func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uui
 
 	switch u := session.User(id); {
 	case u.Version == 0:
-		return &NotFoundError{ID: id}
+		return NotFound(id)
 	case u.Erased:
 		return nil
 	}
@@ -363,7 +362,7 @@ type Details struct {
 }
 
 // Show returns a user with its history from the event store, or a
-// NotFoundError.
+// [NotFound].
 func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	rings, err := loadKeys(ctx, s.pool, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, []string{id})
 	if err != nil {
@@ -377,7 +376,7 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 
 	ring, known := rings[id]
 	if !known || len(events) == 0 {
-		return Details{}, &NotFoundError{ID: id}
+		return Details{}, NotFound(id)
 	}
 
 	details := Details{User: User{ID: id}}

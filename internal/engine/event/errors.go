@@ -1,0 +1,111 @@
+package event
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kind says why a request cannot be fulfilled. Package operate maps kinds to
+// exit codes and HTTP statuses.
+type Kind string
+
+// Kinds of errors.
+const (
+	NotFound Kind = "not-found" // the named thing does not exist
+	Unknown  Kind = "unknown"   // a name outside a fixed set: a typing error
+	Conflict Kind = "conflict"  // the state of the thing does not allow it
+	Changed  Kind = "changed"   // the thing has changed since the caller read it
+	Invalid  Kind = "invalid"   // the request contradicts itself or lacks something
+)
+
+// Error is a request that cannot be fulfilled, as opposed to one that failed.
+type Error struct {
+	Kind Kind
+	// What is the sort of thing, Name the one that was asked for.
+	What, Name string
+	// Known lists the names that exist, if they form a fixed set.
+	Known []string
+	// Message is the whole text, or empty for the standard one.
+	Message string
+}
+
+// Missing returns a NotFound error: there is no order order_123.
+func Missing(what, name string) *Error { return &Error{Kind: NotFound, What: what, Name: name} }
+
+// UnknownName returns an Unknown error that names the closest known name.
+func UnknownName(what, name string, known []string) *Error {
+	return &Error{Kind: Unknown, What: what, Name: name, Known: known}
+}
+
+// Errorf returns an error of a kind with a text of its own.
+func Errorf(kind Kind, format string, args ...any) *Error {
+	return &Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
+}
+
+// KindOf returns the kind of err, or "" if it has none.
+func KindOf(err error) Kind {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Kind
+	}
+
+	return ""
+}
+
+func (e *Error) Error() string {
+	if e.Message != "" {
+		return e.Message
+	}
+
+	text := fmt.Sprintf("there is no %s %s", e.What, e.Name)
+
+	if near := closest(e.Name, e.Known); near != "" {
+		return text + "; did you mean " + near + "?"
+	}
+
+	if len(e.Known) > 0 {
+		text += fmt.Sprintf(", expected one of %v", e.Known)
+	}
+
+	return text
+}
+
+// maxTypos is how many letters a suggested name may differ by.
+const maxTypos = 2
+
+// closest returns the name that differs from the given one by the fewest
+// letters, or "" if none is close.
+func closest(name string, known []string) string {
+	best, found := min(maxTypos, len(name)/2)+1, ""
+
+	for _, candidate := range known {
+		if d := distance(name, candidate); d < best {
+			best, found = d, candidate
+		}
+	}
+
+	return found
+}
+
+// distance is the Levenshtein distance in bytes.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+
+	return row[len(b)]
+}
