@@ -64,6 +64,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 
 		audit.New,
 		upkeep.New,
+		wire.Struct(new(app.Engine), "*"),
 		wire.Struct(new(app.Upkeep), "*"),
 		wire.Struct(new(app.Domains), "*"),
 		app.NewService,

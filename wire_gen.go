@@ -61,6 +61,16 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 		return nil, nil, err
 	}
+	engine := app.Engine{
+		Postgres:     postgresConfig,
+		Pool:         pool,
+		Brokers:      set,
+		Router:       router,
+		Relay:        relay,
+		Poison:       store,
+		Parked:       parkedStore,
+		Dependencies: breakerSet,
+	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
 	paymentConfig := cfg.Payment
@@ -72,7 +82,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
 	fulfilmentConfig := cfg.Fulfilment
-	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, logger)
+	eventAppend := _wireAppendValue
+	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, logger)
 	userService := user.NewService(pool)
 	notificationConfig := cfg.Notification
 	directory := account.NewDirectory(userService)
@@ -84,7 +95,6 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool)
-	eventAppend := _wireAppendValue
 	webhook := payment.NewWebhook(paymentConfig, pool, eventAppend, logger, registry)
 	domains := app.Domains{
 		Orders:        service,
@@ -98,19 +108,19 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Gateway:       gateway,
 		Webhook:       webhook,
 	}
-	httpapiConfig := cfg.HTTP
-	server := httpapi.NewServer(httpapiConfig, registry)
 	upkeepConfig := cfg.Maintenance
 	inboxConfig := cfg.Inbox
 	janitor := upkeep.New(upkeepConfig, pool, logger, registry)
 	auditor := audit.New(pool, gateway)
 	appUpkeep := app.Upkeep{
-		Config:  upkeepConfig,
-		Inbox:   inboxConfig,
-		Janitor: janitor,
-		Auditor: auditor,
+		Retention: upkeepConfig,
+		Inbox:     inboxConfig,
+		Janitor:   janitor,
+		Audit:     auditor,
 	}
-	appService, err := app.NewService(postgresConfig, pool, set, router, relay, store, parkedStore, breakerSet, domains, server, logger, appUpkeep)
+	httpapiConfig := cfg.HTTP
+	server := httpapi.NewServer(httpapiConfig, registry)
+	appService, err := app.NewService(engine, domains, appUpkeep, server, logger)
 	if err != nil {
 		cleanup()
 		return nil, nil, err

@@ -108,6 +108,6 @@ Millrace is up, on %s. Try, in another terminal:
 Health: http://%s/readyz   Metrics: http://%s/metrics   API: http://%s/api/v1/openapi.json
 Ctrl-C drains and stops.
 
-`, service.Brokers(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr, cfg.HTTP.Addr)
+`, service.Brokers.Kinds(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr, cfg.HTTP.Addr)
 	})
 }

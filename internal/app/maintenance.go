@@ -14,20 +14,20 @@ import (
 
 // upkeep is all that maintenance does, in this order. Whatever else grows gets
 // a line here.
-func (s *Service) upkeep(inboxes inbox.Config, cfg upkeep.Config) []upkeep.Task {
+func (s *Service) upkeep() []upkeep.Task {
 	return []upkeep.Task{
 		{Name: "partitions ahead", Do: func(ctx context.Context) (int64, error) { return 0, s.ensurePartitions(ctx) }},
 		{Name: "inbox partitions", Do: func(ctx context.Context) (int64, error) {
-			return inbox.DropPartitions(ctx, s.Pool, time.Now().Add(-inboxes.Retention))
+			return inbox.DropPartitions(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
 		{Name: "inbox rows without a day", Do: func(ctx context.Context) (int64, error) {
-			return inbox.DeleteUndated(ctx, s.Pool, time.Now().Add(-inboxes.Retention))
+			return inbox.DeleteUndated(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
 		{Name: "analytics events", Do: func(ctx context.Context) (int64, error) { return s.Analytics.Clean(ctx, time.Now()) }},
 		{Name: "poison entries", Do: s.Poison.Expire},
 		{Name: "idempotent answers", Do: func(ctx context.Context) (int64, error) { return httpapi.ExpireAnswers(ctx, s.Pool) }},
-		s.rows("updates of unknown users", "user_misses", "missed_at", cfg.UserMissesRetention),
-		s.rows("notifications", "notifications", "sent_at", cfg.NotificationsRetention),
+		s.rows("updates of unknown users", "user_misses", "missed_at", s.Retention.UserMissesRetention),
+		s.rows("notifications", "notifications", "sent_at", s.Retention.NotificationsRetention),
 	}
 }
 

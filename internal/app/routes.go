@@ -5,52 +5,66 @@ import (
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/analytics"
 	"github.com/millracehq/millrace/internal/shop/fulfilment"
+	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/order"
 	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// route is the whole routing table. Names of consumers are for ever: inbox
-// rows and consumer groups carry them.
+// Domains are the services and processes of the shop.
+type Domains struct {
+	Orders        *order.Service
+	Inventory     *inventory.Service
+	Fulfilment    *fulfilment.Process
+	Expiry        *fulfilment.Sweeper
+	Users         *user.Service
+	Accounts      *account.Accounts
+	Notifications *notification.Service
+	Analytics     *analytics.Service
+	Gateway       payment.Gateway
+	Webhook       *payment.Webhook
+}
+
+// route is the whole routing table: each consumer with its handler and the
+// payloads that the handler publishes. The name of a consumer never changes,
+// because inbox rows and consumer groups carry it.
 func route(r *consumer.Router, d Domains) {
-	consumer.OnBatch(r, "fulfilment.place", d.Fulfilment.Place)
+	consumer.OnBatch(r, "fulfilment.place", d.Fulfilment.Place, fulfilment.PaymentRequested{}, fulfilment.OrderRejected{})
 	consumer.OnEffect(r, "fulfilment.charge", consumer.Effect[fulfilment.PaymentRequested, payment.Outcome]{
 		Admit: d.Fulfilment.Admit, Perform: d.Fulfilment.Charge, Record: d.Fulfilment.Settle, Late: d.Fulfilment.Settle,
 		Needs: gateway[fulfilment.PaymentRequested],
-	})
+	}, fulfilment.OrderCompleted{}, fulfilment.OrderRejected{}, fulfilment.RefundRequested{})
 	consumer.OnBatch(r, "fulfilment.complete", d.Fulfilment.Complete)
 	consumer.OnEffect(r, "fulfilment.cancel", consumer.Effect[fulfilment.CancelRequested, payment.Outcome]{
 		Admit: d.Fulfilment.AdmitCancel, Perform: d.Fulfilment.FindForCancel, Record: d.Fulfilment.Cancel,
 		Needs: gateway[fulfilment.CancelRequested],
-	})
+	}, fulfilment.OrderCancelled{}, fulfilment.CancelRefused{}, fulfilment.RefundRequested{})
 	consumer.OnEffect(r, "fulfilment.expire", consumer.Effect[fulfilment.ExpiryDue, payment.Outcome]{
 		Admit: d.Fulfilment.AdmitExpiry, Perform: d.Fulfilment.FindForExpiry, Record: d.Fulfilment.Expire,
 		Needs: gateway[fulfilment.ExpiryDue],
-	})
+	}, fulfilment.OrderExpired{}, fulfilment.OrderCompleted{}, fulfilment.RefundRequested{})
 	consumer.OnEffect(r, "fulfilment.refund", consumer.Effect[fulfilment.RefundRequested, string]{
 		Admit: d.Fulfilment.AdmitRefund, Perform: d.Fulfilment.Refund, Record: d.Fulfilment.RecordRefund,
 		Needs: gateway[fulfilment.RefundRequested],
-	})
-	consumer.OnBatch(r, "fulfilment.report", d.Fulfilment.Report)
+	}, fulfilment.PaymentRefunded{}, fulfilment.OrderCancelled{})
+	consumer.OnBatch(r, "fulfilment.report", d.Fulfilment.Report, fulfilment.OrderCompleted{}, fulfilment.OrderRejected{},
+		fulfilment.OrderCancelled{}, fulfilment.RefundRequested{}, fulfilment.PaymentRefunded{})
 	consumer.OnBatch(r, "inventory.restock", d.Inventory.Restock)
 
-	consumer.OnBatch(r, "account.create", d.Accounts.Create)
-	consumer.OnBatch(r, "account.update", d.Accounts.Update)
-	consumer.OnBatch(r, "account.legacy", d.Accounts.Legacy)
+	consumer.OnBatch(r, "account.create", d.Accounts.Create, notification.Requested{})
+	consumer.OnBatch(r, "account.update", d.Accounts.Update, account.ProfileUpdated{}, notification.Requested{})
+	consumer.OnBatch(r, "account.legacy", d.Accounts.Legacy, account.ProfileUpdated{}, notification.Requested{})
 	consumer.OnEffect(r, "notification.send", consumer.Effect[notification.Requested, notification.Delivery]{
 		Admit: d.Notifications.Admit, Needs: d.Notifications.Needs, Perform: d.Notifications.Send, Record: d.Notifications.Record,
 	})
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)
 }
 
-// gateway is what charges, refunds and questions about them need.
+// gateway names the dependency of charges, refunds and lookups.
 func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency }
-
-// published lists the topics that are published and that nobody consumes here.
-var published = []string{
-	fulfilment.TopicOrderRejected, fulfilment.TopicOrderCancelled, fulfilment.TopicCancelRefused,
-	fulfilment.TopicOrderExpired, fulfilment.TopicPaymentRefunded, account.TopicProfileUpdated,
-}
 
 // topics is the routing table as the broker needs it.
 func topics(r *consumer.Router) []broker.Topic {
@@ -59,7 +73,7 @@ func topics(r *consumer.Router) []broker.Topic {
 		list = append(list, broker.Topic{Name: route.Topic, Consumer: route.Consumer})
 	}
 
-	for _, name := range published {
+	for _, name := range r.PublishedOnly() {
 		list = append(list, broker.Topic{Name: name})
 	}
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	nethttp "net/http"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -28,42 +29,21 @@ import (
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/account"
-	"github.com/millracehq/millrace/internal/shop/analytics"
 	"github.com/millracehq/millrace/internal/shop/audit"
-	"github.com/millracehq/millrace/internal/shop/fulfilment"
-	"github.com/millracehq/millrace/internal/shop/inventory"
-	"github.com/millracehq/millrace/internal/shop/notification"
-	"github.com/millracehq/millrace/internal/shop/order"
 	"github.com/millracehq/millrace/internal/shop/payment"
-	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // Service is an assembled Millrace. Its exported parts are for the command
-// line; they work whether or not Run does.
+// line and work whether or not Run does.
 type Service struct {
-	Pool          *pgxpool.Pool
-	Orders        *order.Service
-	Inventory     *inventory.Service
-	Users         *user.Service
-	Accounts      *account.Accounts
-	Notifications *notification.Service
-	Analytics     *analytics.Service
-	Gateway       payment.Gateway
-	Projector     *eventstore.Projector
-	Poison        *poison.Store
-	Router        *consumer.Router
-	Janitor       *upkeep.Janitor
-	Audit         *audit.Auditor
+	Engine
+	Domains
+	Upkeep
 
-	Parked       *parked.Store
-	Dependencies *breaker.Set
+	Projector *eventstore.Projector
 
-	cfg     postgres.Config
-	brokers *broker.Set
 	// direct reaches single consumers, without any broker.
 	direct    *broker.Conn
-	relay     *outbox.Relay
-	expiry    *fulfilment.Sweeper
 	startedAt time.Time
 	http      *httpapi.Server
 	logger    *slog.Logger
@@ -71,35 +51,33 @@ type Service struct {
 	observe func(topic string, msg *message.Message)
 }
 
-// Domains are the services and processes that handle messages.
-type Domains struct {
-	Orders        *order.Service
-	Inventory     *inventory.Service
-	Fulfilment    *fulfilment.Process
-	Expiry        *fulfilment.Sweeper
-	Users         *user.Service
-	Accounts      *account.Accounts
-	Notifications *notification.Service
-	Analytics     *analytics.Service
-	Gateway       payment.Gateway
-	Webhook       *payment.Webhook
+// Engine is what moves messages.
+type Engine struct {
+	Postgres     postgres.Config
+	Pool         *pgxpool.Pool
+	Brokers      *broker.Set
+	Router       *consumer.Router
+	Relay        *outbox.Relay
+	Poison       *poison.Store
+	Parked       *parked.Store
+	Dependencies *breaker.Set
 }
 
 // Upkeep is what keeps the database in order.
 type Upkeep struct {
-	Config  upkeep.Config
-	Inbox   inbox.Config
-	Janitor *upkeep.Janitor
-	Auditor *audit.Auditor
+	Retention upkeep.Config
+	Inbox     inbox.Config
+	Janitor   *upkeep.Janitor
+	Audit     *audit.Auditor
 }
 
 // NewService assembles a service and lays out its routes.
-func NewService(
-	cfg postgres.Config, pool *pgxpool.Pool, brokers *broker.Set, router *consumer.Router, relay *outbox.Relay,
-	store *poison.Store, waiting *parked.Store, dependencies *breaker.Set, domains Domains, http *httpapi.Server, logger *slog.Logger,
-	upkeep Upkeep,
-) (*Service, error) {
-	route(router, domains)
+func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Server, logger *slog.Logger) (*Service, error) {
+	if err := errors.Join(refuseNil(engine), refuseNil(domains), refuseNil(upkeep)); err != nil {
+		return nil, err
+	}
+
+	route(engine.Router, domains)
 
 	direct, err := broker.New(broker.Config{Kind: broker.Embedded, Embedded: broker.EmbeddedConfig{Lanes: directLanes}}, logger)
 	if err != nil {
@@ -107,15 +85,11 @@ func NewService(
 	}
 
 	s := &Service{
-		Pool: pool, Poison: store, Parked: waiting, Dependencies: dependencies, Router: router, direct: direct,
-		Orders: domains.Orders, Inventory: domains.Inventory, Users: domains.Users, Accounts: domains.Accounts,
-		Notifications: domains.Notifications, Analytics: domains.Analytics, Gateway: domains.Gateway,
-		Projector: eventstore.NewProjector(pool, account.Projections(), logger),
-		Janitor:   upkeep.Janitor, Audit: upkeep.Auditor,
-		cfg: cfg, brokers: brokers, relay: relay, expiry: domains.Expiry, http: http, logger: logger,
+		Engine: engine, Domains: domains, Upkeep: upkeep, direct: direct, http: http, logger: logger,
+		Projector: eventstore.NewProjector(engine.Pool, account.Projections(), logger),
 	}
 
-	s.Janitor.Add(s.upkeep(upkeep.Inbox, upkeep.Config)...)
+	s.Janitor.Add(s.upkeep()...)
 	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
 	http.Explain(s.troubles)
 
@@ -123,19 +97,44 @@ func NewService(
 		http.Handle(payment.WebhookPattern, domains.Webhook)
 	}
 	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(httpapi.API{
-		Poison: store, Orders: domains.Orders, Inventory: domains.Inventory, Check: s.CheckFor, Pool: pool,
+		Poison: s.Poison, Orders: s.Orders, Inventory: s.Inventory, Check: s.CheckFor, Pool: s.Pool,
 		Logger: logger.With(slog.String("component", "httpapi")),
 	}))
 
-	for _, conn := range brokers.Conns() {
-		for _, topic := range brokers.Bound(conn) {
-			if !slices.Contains(s.Topics(), topic) {
-				return nil, fmt.Errorf("broker.bind: %w", event.UnknownName("topic", topic, s.Topics()))
+	return s, nil
+}
+
+// refuseNil names the fields of a struct that are nil: wire_gen.go is older
+// than the struct.
+func refuseNil(parts any) error {
+	var errs []error
+
+	value := reflect.ValueOf(parts)
+	for i := range value.NumField() {
+		switch field := value.Field(i); field.Kind() { //nolint:exhaustive // no other kind can be nil here
+		case reflect.Pointer, reflect.Interface, reflect.Func:
+			if field.IsNil() {
+				errs = append(errs, fmt.Errorf("%s.%s is nil: run make generate", value.Type(), value.Type().Field(i).Name))
 			}
 		}
 	}
 
-	return s, nil
+	return errors.Join(errs...)
+}
+
+// checkBound refuses topics that are bound to a broker and do not exist.
+func (s *Service) checkBound() error {
+	known := s.Topics()
+
+	for _, conn := range s.Brokers.Conns() {
+		for _, topic := range s.Brokers.Bound(conn) {
+			if !slices.Contains(known, topic) {
+				return fmt.Errorf("broker.bind: %w", event.UnknownName("topic", topic, known))
+			}
+		}
+	}
+
+	return nil
 }
 
 // httpCloseTimeout is part of a stop beyond what is configured.
@@ -148,12 +147,16 @@ const directLanes = 64
 // finish, the relay finishes what is in flight, the listener closes. started
 // is called once the service is ready; it may be nil.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
+	if err := s.checkBound(); err != nil {
+		return err
+	}
+
 	tuneGC()
 
 	s.startedAt = time.Now()
 
 	checks := []httpapi.Check{{Name: "postgres", Ping: s.Pool.Ping}}
-	for _, conn := range s.brokers.Conns() {
+	for _, conn := range s.Brokers.Conns() {
 		checks = append(checks, httpapi.Check{Name: conn.Kind(), Ping: conn.Ping})
 	}
 
@@ -185,7 +188,7 @@ func (s *Service) prepare(ctx context.Context) error {
 		return err
 	}
 
-	if s.cfg.MigrateOnStart {
+	if s.Postgres.MigrateOnStart {
 		if _, err := postgres.Migrate(ctx, s.Pool, s.logger); err != nil {
 			return err
 		}
@@ -227,7 +230,7 @@ func (s source) Subscribed() { s.relay(s.Conn) }
 
 // Address implements consumer.Source.
 func (s source) Address(route consumer.Route) (topic string, ok bool) {
-	return route.Topic, s.service.brokers.Has(s.Conn, route.Topic)
+	return route.Topic, s.service.Brokers.Has(s.Conn, route.Topic)
 }
 
 func (s *Service) serve(ctx context.Context, started func()) error {
@@ -237,22 +240,22 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	var background sync.WaitGroup
 
 	relay := func(conn *broker.Conn) {
-		background.Go(func() { s.relay.Run(relaying, s.target(conn)) })
+		background.Go(func() { s.Relay.Run(relaying, s.target(conn)) })
 	}
 
 	var sources []consumer.Source
-	for _, conn := range s.brokers.Conns() {
+	for _, conn := range s.Brokers.Conns() {
 		sources = append(sources, source{Conn: conn, service: s, relay: relay})
 	}
 
 	sources = append(sources, directSource{source{Conn: s.direct, service: s, relay: func(conn *broker.Conn) {
-		background.Go(func() { s.relay.Run(relaying, s.directTarget()) })
+		background.Go(func() { s.Relay.Run(relaying, s.directTarget()) })
 		background.Go(func() { s.Router.RetryParked(relaying, conn.Publisher()) })
 	}}})
 
 	background.Go(func() { s.Projector.Run(relaying) })
 	background.Go(func() { s.Janitor.Run(relaying) })
-	background.Go(func() { s.expiry.Run(relaying) })
+	background.Go(func() { s.Expiry.Run(relaying) })
 	s.http.SetReady(true)
 
 	stopWatching := context.AfterFunc(ctx, func() {
@@ -262,7 +265,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	defer stopWatching()
 
 	err := s.Router.Run(ctx, sources, func() {
-		s.logger.Info("ready", slog.String("broker", s.brokers.Kinds()))
+		s.logger.Info("ready", slog.String("broker", s.Brokers.Kinds()))
 
 		if started != nil {
 			started()
@@ -272,7 +275,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	stopRelay()
 	background.Wait()
 
-	for _, conn := range append([]*broker.Conn{s.direct}, s.brokers.Conns()...) {
+	for _, conn := range append([]*broker.Conn{s.direct}, s.Brokers.Conns()...) {
 		if closeErr := conn.Close(); closeErr != nil {
 			s.logger.Warn("closing the broker connection", slog.String("broker", conn.Kind()), slog.Any("error", closeErr))
 		}
@@ -300,12 +303,12 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 		target.Breaker = s.Dependencies.Get(conn.Kind())
 	}
 
-	if conn == s.brokers.Conns()[0] {
-		for _, other := range s.brokers.Conns()[1:] {
-			target.Except = append(target.Except, s.brokers.Bound(other)...)
+	if conn == s.Brokers.Conns()[0] {
+		for _, other := range s.Brokers.Conns()[1:] {
+			target.Except = append(target.Except, s.Brokers.Bound(other)...)
 		}
 	} else {
-		target.Name, target.Only = conn.Kind(), s.brokers.Bound(conn)
+		target.Name, target.Only = conn.Kind(), s.Brokers.Bound(conn)
 	}
 
 	return target
@@ -368,7 +371,7 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 
 // topicsOf returns the topics that conn has, as it declares them.
 func (s *Service) topicsOf(conn *broker.Conn) []broker.Topic {
-	return slices.DeleteFunc(topics(s.Router), func(t broker.Topic) bool { return !s.brokers.Has(conn, t.Name) })
+	return slices.DeleteFunc(topics(s.Router), func(t broker.Topic) bool { return !s.Brokers.Has(conn, t.Name) })
 }
 
 // Topics returns the names of all topics of the service.
@@ -394,6 +397,3 @@ func (s *Service) TopicOf(consumer string) string {
 
 // HTTPAddr is the address on which Run listens, empty before.
 func (s *Service) HTTPAddr() string { return s.http.Addr() }
-
-// Brokers names the brokers in use, for people.
-func (s *Service) Brokers() string { return s.brokers.Kinds() }

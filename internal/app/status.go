@@ -22,7 +22,7 @@ type Status struct {
 
 func (s *Service) status() Status {
 	return Status{
-		StartedAt: s.startedAt.UTC(), Brokers: s.Brokers(), Dependencies: s.Dependencies.States(), Consumers: s.Router.States(),
+		StartedAt: s.startedAt.UTC(), Brokers: s.Brokers.Kinds(), Dependencies: s.Dependencies.States(), Consumers: s.Router.States(),
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/inbox"
-	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -133,7 +132,7 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 
 		caused = len(outgoing)
 
-		return outbox.Append(ctx, tx, outgoing)
+		return a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
 	})
 	if err != nil {
 		return err

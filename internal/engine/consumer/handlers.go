@@ -3,6 +3,8 @@ package consumer
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
@@ -17,8 +19,11 @@ import (
 // On registers a handler of single events. It runs in a transaction that it
 // may share with other messages, and must touch the world through tx alone.
 // An error rolls everything back; see event.Reject for what it can say.
+//
+// publishes has one value of each payload type that the handler may return. A
+// handler that returns an event on another topic fails.
 func On[P event.Payload](r *Router, consumer string,
-	handle func(ctx context.Context, tx pgx.Tx, e event.Event[P]) ([]event.Outgoing, error),
+	handle func(ctx context.Context, tx pgx.Tx, e event.Event[P]) ([]event.Outgoing, error), publishes ...event.Payload,
 ) {
 	OnBatch(r, consumer, func(ctx context.Context, tx pgx.Tx, events []event.Event[P]) ([]event.Outgoing, error) {
 		var outgoing []event.Outgoing
@@ -37,19 +42,19 @@ func On[P event.Payload](r *Router, consumer string,
 		}
 
 		return outgoing, nil
-	})
+	}, publishes...)
 }
 
 // OnBatch registers a handler that takes many events at once, for set-based
 // SQL. Events with the same key are in order of arrival. When some of them are
 // at fault it returns event.RejectSome; on any other error each event runs
-// alone.
-func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]]) {
+// alone. See On for publishes.
+func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]], publishes ...event.Payload) {
 	apply := newApplier(r, consumer, handle)
 
 	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
 		return apply.submit(&unit[event.Event[P]]{event: e, key: deliveryOf(msg).key, entry: entry, msg: msg})
-	})
+	}, publishes)
 }
 
 // Effect is a handler that talks to the outside before its transaction.
@@ -77,8 +82,8 @@ type Effect[P event.Payload, R any] struct {
 }
 
 // OnEffect registers a handler that talks to the outside. An event that is in
-// the inbox already is acknowledged without Perform.
-func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R]) {
+// the inbox already is acknowledged without Perform. See On for publishes.
+func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
 
@@ -108,8 +113,8 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 			return err
 		}
 
-		return late(r, effect, result)
-	})
+		return late(r, consumer, effect, result)
+	}, publishes)
 }
 
 // perform reaches outside, and tries again while what it needs is out of reach.
@@ -149,7 +154,7 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 }
 
 // late hands over a result that came when the event had been applied.
-func late[P event.Payload, R any](r *Router, effect Effect[P, R], result event.Effected[P, R]) error {
+func late[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], result event.Effected[P, R]) error {
 	return r.untilAvailable(func(ctx context.Context) error {
 		return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
 			outgoing, err := protect(func() ([]event.Outgoing, error) {
@@ -159,7 +164,7 @@ func late[P event.Payload, R any](r *Router, effect Effect[P, R], result event.E
 				return err
 			}
 
-			return outbox.Append(ctx, tx, outgoing)
+			return r.appendOutgoing(ctx, tx, consumer, outgoing)
 		})
 	})
 }
@@ -181,12 +186,16 @@ func (r *Router) retreat(msg *message.Message, attempt *breaker.Attempt, away *e
 }
 
 // register adds the route of payload type P: decode, then handle.
-func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *message.Message) error) {
+func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *message.Message) error,
+	publishes []event.Payload,
+) {
 	var zero P
 
 	r.register(Route{
-		Consumer: consumer,
-		Topic:    zero.Topic(),
+		Consumer:  consumer,
+		Topic:     zero.Topic(),
+		Payload:   zero,
+		Publishes: publishes,
 		Check: func(payload []byte) (string, error) {
 			p, err := event.Decode[P](payload)
 
@@ -220,4 +229,23 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 			return nil
 		},
 	})
+}
+
+// appendOutgoing stores what a handler returned. An event that the handler did not
+// declare, or whose payload is invalid, is the handler's failure.
+func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string, outgoing []event.Outgoing) error {
+	declared := r.publishes[consumer]
+
+	for _, o := range outgoing {
+		if topic := o.Payload.Topic(); !slices.Contains(declared, topic) {
+			return fmt.Errorf("consumer %s returned an event on topic %s, which it does not declare: add %T{} to its registration",
+				consumer, topic, o.Payload)
+		}
+	}
+
+	if err := outbox.Append(ctx, tx, outgoing); err != nil {
+		return fmt.Errorf("consumer %s: %w", consumer, err)
+	}
+
+	return nil
 }

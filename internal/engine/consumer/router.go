@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -45,8 +47,11 @@ type Router struct {
 	routes       []Route
 	// topics has the topic of each consumer.
 	topics map[string]string
-	holds  *holds
-	gate   gate
+	// publishes has the topics that each consumer declares to publish on.
+	publishes map[string][]string
+	running   atomic.Bool
+	holds     *holds
+	gate      gate
 
 	// stopping ends when the router takes no more: what only waits is given
 	// back. working ends when it waits no longer for messages in hand.
@@ -60,6 +65,10 @@ type Route struct {
 	// name, so it never changes.
 	Consumer string
 	Topic    string
+	// Payload is a zero value of the type that the topic carries, Publishes
+	// one value of each type that the handler may return.
+	Payload   event.Payload
+	Publishes []event.Payload
 	// Check reports why a payload would be rejected before it reaches the
 	// handler, and the key that orders it, as far as that can be read.
 	Check func(payload []byte) (key string, err error)
@@ -92,6 +101,7 @@ func NewRouter(
 		logger:       logger.With(slog.String("component", "consumer")),
 		metrics:      newMetrics(registry),
 		topics:       map[string]string{},
+		publishes:    map[string][]string{},
 		holds:        newHolds(),
 		stopping:     stopping,
 		stop:         stop,
@@ -112,9 +122,30 @@ func (r *Router) policyOf(topic string) policy {
 // Routes returns the routing table.
 func (r *Router) Routes() []Route { return r.routes }
 
+// PublishedOnly returns the topics that handlers publish on and that none
+// consumes.
+func (r *Router) PublishedOnly() []string {
+	var names []string
+
+	for _, route := range r.routes {
+		for _, topic := range r.publishes[route.Consumer] {
+			consumed := slices.ContainsFunc(r.routes, func(other Route) bool { return other.Topic == topic })
+			if !consumed && !slices.Contains(names, topic) {
+				names = append(names, topic)
+			}
+		}
+	}
+
+	return names
+}
+
 // register adds a route. A topic has one consumer: a second one would share
 // its queue on RabbitMQ, and each would see half of the messages.
 func (r *Router) register(route Route) {
+	if r.running.Load() {
+		panic(fmt.Sprintf("consumer %s is registered after Run: register it in routes.go, before the service starts", route.Consumer))
+	}
+
 	for _, other := range r.routes {
 		if other.Topic == route.Topic || other.Consumer == route.Consumer {
 			panic(fmt.Sprintf("consumer %s for %s collides with %s for %s",
@@ -124,6 +155,10 @@ func (r *Router) register(route Route) {
 
 	r.routes = append(r.routes, route)
 	r.topics[route.Consumer] = route.Topic
+
+	for _, payload := range route.Publishes {
+		r.publishes[route.Consumer] = append(r.publishes[route.Consumer], payload.Topic())
+	}
 }
 
 // closeTimeout bounds how long Watermill waits for its handlers; by then the
@@ -147,6 +182,8 @@ type Source interface {
 // waits for those in hand and closes the subscriptions. Each source begins when
 // it is connected, whatever the others do; started is called once all are.
 func (r *Router) Run(ctx context.Context, sources []Source, started func()) error {
+	r.running.Store(true)
+
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(r.logger))
 	if err != nil {
 		return fmt.Errorf("creating router: %w", err)

@@ -51,8 +51,12 @@ func Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// Encode returns the JSON of a payload.
+// Encode validates a payload and returns its JSON.
 func Encode(p Payload) ([]byte, error) {
+	if err := p.Validate(); err != nil {
+		return nil, fmt.Errorf("encoding payload of %s: %w", p.Topic(), flatten(err))
+	}
+
 	data, err := json.Marshal(p, json.Deterministic(true))
 	if err != nil {
 		return nil, fmt.Errorf("encoding payload of %s: %w", p.Topic(), err)

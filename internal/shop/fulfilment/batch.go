@@ -27,8 +27,29 @@ type batch struct {
 	outgoing []event.Outgoing
 }
 
-// open locks the orders with these ids until the transaction ends.
+// open locks the orders with these ids until the transaction ends and loads
+// the captures of those that do not wait for their payment. Those that wait, as
+// almost all do, have none.
 func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, error) {
+	b, err := p.openWithoutCaptures(ctx, tx, ids)
+	if err != nil {
+		return nil, err
+	}
+
+	var captured []string
+
+	for id, o := range b.orders {
+		if o.Status != order.StatusInventoryReserved {
+			captured = append(captured, id)
+		}
+	}
+
+	return b, p.orders.Recall(ctx, tx, b.orders, captured)
+}
+
+// openWithoutCaptures is open for a command that neither reads nor refunds
+// captures. It saves reading the streams of paid orders.
+func (p *Process) openWithoutCaptures(ctx context.Context, tx pgx.Tx, ids []string) (*batch, error) {
 	orders, err := p.orders.Lock(ctx, tx, ids)
 	if err != nil {
 		return nil, err
@@ -40,20 +61,6 @@ func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, er
 // batchOf returns a batch of n events on these orders.
 func (p *Process) batchOf(orders map[string]order.Order, n int) *batch {
 	return &batch{process: p, orders: orders, changes: make([]order.Change, 0, n), outgoing: make([]event.Outgoing, 0, n)}
-}
-
-// recall lets the orders know their captures. Those that wait for their
-// payment, as almost all do, have none.
-func (b *batch) recall(ctx context.Context, tx pgx.Tx) error {
-	var ids []string
-
-	for id, o := range b.orders {
-		if o.Status != order.StatusInventoryReserved {
-			ids = append(ids, id)
-		}
-	}
-
-	return b.process.orders.Recall(ctx, tx, b.orders, ids)
 }
 
 // decide makes the decision on each event. command may return nil: there is

@@ -103,10 +103,6 @@ func end[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []e
 		}
 	}
 
-	if err := b.recall(ctx, tx); err != nil {
-		return nil, err
-	}
-
 	err = decide(b, events, func(e event.Effected[P, payment.Outcome]) Command {
 		if e.Result == nil {
 			return command(e.Payload, payment.Outcome{})
@@ -187,10 +183,6 @@ func (p *Process) RecordRefund(ctx context.Context, tx pgx.Tx, events []event.Ef
 		return nil, err
 	}
 
-	if err := b.recall(ctx, tx); err != nil {
-		return nil, err
-	}
-
 	err = decide(b, events, func(e event.Effected[RefundRequested, string]) Command {
 		if e.Result == nil {
 			return nil
@@ -210,10 +202,6 @@ func (p *Process) RecordRefund(ctx context.Context, tx pgx.Tx, events []event.Ef
 func (p *Process) Report(ctx context.Context, tx pgx.Tx, events []event.Event[payment.Reported]) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(events))
 	if err != nil {
-		return nil, err
-	}
-
-	if err := b.recall(ctx, tx); err != nil {
 		return nil, err
 	}
 

@@ -10,7 +10,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/order"
 )
@@ -49,13 +48,14 @@ const (
 type Sweeper struct {
 	cfg    Config
 	pool   *pgxpool.Pool
+	append event.Append
 	logger *slog.Logger
 }
 
 // NewSweeper returns a sweeper that does nothing until Run. Several may run: a
 // row lock lets one at a time sweep.
-func NewSweeper(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) *Sweeper {
-	return &Sweeper{cfg: cfg, pool: pool, logger: logger.With(slog.String("component", "expiry"))}
+func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logger *slog.Logger) *Sweeper {
+	return &Sweeper{cfg: cfg, pool: pool, append: appendEvents, logger: logger.With(slog.String("component", "expiry"))}
 }
 
 // Run sweeps until ctx ends. Trouble is logged once and tried again for ever.
@@ -144,7 +144,7 @@ func (s *Sweeper) page(ctx context.Context, from *place) (last *place, err error
 			reached = *last
 		}
 
-		if err := outbox.Append(ctx, tx, open); err != nil {
+		if err := s.append(ctx, tx, open); err != nil {
 			return err
 		}
 

@@ -142,10 +142,6 @@ func (p *Process) Settle(ctx context.Context, tx pgx.Tx, charged []Charged) ([]e
 		return nil, err
 	}
 
-	if err := b.recall(ctx, tx); err != nil {
-		return nil, err
-	}
-
 	err = decide(b, charged, func(c Charged) Command {
 		if c.Result == nil {
 			return nil
@@ -164,7 +160,7 @@ func (p *Process) Settle(ctx context.Context, tx pgx.Tx, charged []Charged) ([]e
 // it is, and so does one that was cancelled; another that is not paid cannot be
 // completed.
 func (p *Process) Complete(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCompleted]) ([]event.Outgoing, error) {
-	b, err := p.open(ctx, tx, keys(events))
+	b, err := p.openWithoutCaptures(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/fulfilment"
 	"github.com/millracehq/millrace/internal/shop/inventory"
@@ -431,7 +432,7 @@ func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
 		return pgtest.Value[string](t, s.pool, `SELECT coalesce(string_agg(convert_from(payload, 'UTF8'), ' ' ORDER BY seq), '') FROM outbox WHERE topic = 'orders.expiry.due'`)
 	}
 	sweep := func(timeout time.Duration) {
-		if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
+		if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, outbox.Append, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -496,7 +497,7 @@ func TestTheSweepReadsManyOrdersPageByPage(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
+	if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, outbox.Append, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 

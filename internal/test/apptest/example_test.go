@@ -70,7 +70,7 @@ func TestTheWorkedExample(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	consumer.On(s.Router, "loyalty.award", Award)
+	consumer.On(s.Router, "loyalty.award", Award, notification.Requested{})
 	s.Run()
 
 	s.Publish("loyalty.earned", `{"customer_id": "alice", "points": 60}`)

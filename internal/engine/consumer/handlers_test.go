@@ -1,0 +1,82 @@
+package consumer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// summary is what a writer publishes in these tests.
+type summary struct {
+	Words int `json:"words"`
+}
+
+func (summary) Topic() string { return "summaries" }
+
+func (summary) Key() string { return "" }
+
+func (s summary) Validate() error {
+	if s.Words < 1 {
+		return errors.New("words: is less than 1, expected 1 or more")
+	}
+
+	return nil
+}
+
+// summarize publishes the number of words in a note.
+func summarize(_ context.Context, _ pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+	return []event.Outgoing{e.Then(summary{Words: len(strings.Fields(e.Payload.Text))})}, nil
+}
+
+// failure returns the error with which the only message stopped.
+func (r *rig) failure() string {
+	r.t.Helper()
+
+	pgtest.Eventually(r.t, "the message is stopped", func() bool { return len(r.poisoned()) == 1 })
+
+	return r.poisoned()[0].Error
+}
+
+func TestAHandlerFailsThatPublishesWhatItDidNotDeclare(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", summarize) })
+	r.send(message("a", "one two"))
+
+	if got := r.failure(); !strings.Contains(got, "consumer writer returned an event on topic summaries, which it does not declare") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestAHandlerFailsThatPublishesAnInvalidPayload(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", summarize, summary{}) })
+	r.send(message("a", " "))
+
+	if got := r.failure(); !strings.Contains(got, "consumer writer: encoding payload of summaries: words: is less than 1") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestRegisteringAHandlerAfterRunPanics(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
+
+	defer func() {
+		if got := fmt.Sprint(recover()); !strings.Contains(got, "consumer late is registered after Run") {
+			t.Errorf("got %s", got)
+		}
+	}()
+
+	consumer.On(r.router, "late", summarize)
+}
