@@ -13,6 +13,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/payment"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/paymenttest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -88,7 +89,7 @@ func TestAProviderThatChargesAndGivesNoAnswerIsPaidOnce(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.New(t, pgtest.URL(t), func(c *config.Config) {
-		c.Payment.Simulated.Rules = []string{"slow-*=charge_then_timeout:2", "declined-*=decline"}
+		c.Payment.Simulated.Rules = []payment.Rule{{Order: "slow-*", Action: "charge_then_timeout", Times: 2}, {Order: "declined-*", Action: "decline"}}
 		c.Payment.Simulated.Timeout = time.Millisecond
 		c.Consumer.ParkInterval, c.Outbox.PollInterval = 10*time.Millisecond, 20*time.Millisecond
 	})

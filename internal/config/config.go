@@ -3,9 +3,11 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 
 	"github.com/go-viper/mapstructure/v2"
@@ -124,8 +126,23 @@ func decoding(cfg *Config) koanf.UnmarshalConf {
 		TagName:          "koanf",
 		WeaklyTypedInput: true,
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(
-			mapstructure.StringToTimeDurationHookFunc(), mapstructure.StringToSliceHookFunc(",")),
+			mapstructure.StringToTimeDurationHookFunc(), jsonToStructs, mapstructure.StringToSliceHookFunc(",")),
 	}}
+}
+
+// jsonToStructs decodes a list of structures, which the environment holds as
+// JSON.
+func jsonToStructs(from, to reflect.Type, value any) (any, error) {
+	if from.Kind() != reflect.String || to.Kind() != reflect.Slice || to.Elem().Kind() != reflect.Struct {
+		return value, nil
+	}
+
+	var list []map[string]any
+	if err := json.Unmarshal([]byte(value.(string)), &list); err != nil { //nolint:forcetypeassert // its kind is String
+		return nil, fmt.Errorf("is %q, expected a JSON array of objects: %w", value, err)
+	}
+
+	return list, nil
 }
 
 func environment() *env.Env {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
 // Tests that set the environment cannot run in parallel.
@@ -61,6 +62,7 @@ func TestLaterSourcesOverride(t *testing.T) {
 	t.Setenv("DATABASE_URL", "postgres://somewhere/db")
 	t.Setenv("MILLRACE_OUTBOX__BATCH_SIZE", "8")
 	t.Setenv("MILLRACE_BROKER__KAFKA__BROKERS", "a:1,b:2")
+	t.Setenv("MILLRACE_PAYMENT__SIMULATED__RULES", `[{"order": "slow-*", "action": "timeout", "times": 2}, {"order": "x", "action": "decline"}]`)
 	t.Setenv("MILLRACE_TEST_ANYTHING", "is not for the service")
 
 	cfg, err := config.Load(file, map[string]any{"log.level": "debug"})
@@ -71,6 +73,11 @@ func TestLaterSourcesOverride(t *testing.T) {
 	if cfg.Outbox.BatchSize != 8 || cfg.Outbox.MaxInFlight != 70 || cfg.Log.Level != "debug" ||
 		cfg.Postgres.URL != "postgres://somewhere/db" || len(cfg.Broker.Kafka.Brokers) != 2 {
 		t.Errorf("got %+v", cfg)
+	}
+
+	rules := []payment.Rule{{Order: "slow-*", Action: "timeout", Times: 2}, {Order: "x", Action: "decline"}}
+	if diff := cmp.Diff(rules, cfg.Payment.Simulated.Rules); diff != "" {
+		t.Errorf("the rules in the environment: %s", diff)
 	}
 }
 

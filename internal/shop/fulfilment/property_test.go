@@ -150,7 +150,7 @@ func (d *desk) charge(m event.Outgoing, p fulfilment.PaymentRequested) *steps {
 		},
 		perform: func() (err error) {
 			if late {
-				outcome, _, err = d.gateway.Find(context.Background(), asked)
+				outcome, err = d.gateway.Find(context.Background(), asked)
 			} else {
 				outcome, err = d.gateway.Charge(context.Background(), asked)
 			}
@@ -177,7 +177,7 @@ func (d *desk) ask(m event.Outgoing, command func(payment.Outcome) fulfilment.Co
 			return d.known[id].Status == order.StatusInventoryReserved, nil
 		},
 		perform: func() (err error) {
-			found, _, err = d.gateway.Find(context.Background(), payment.Charge{OrderID: id})
+			found, err = d.gateway.Find(context.Background(), payment.Charge{OrderID: id})
 
 			return err
 		},

@@ -18,52 +18,64 @@ const (
 	gatewayStripe    = "stripe"
 )
 
-// Config says who takes the money.
+// Config selects and configures the payment gateway.
 type Config struct {
-	// Gateway is simulated or stripe.
+	// Gateway is simulated or stripe. Defaults to simulated.
 	Gateway   string          `koanf:"gateway"`
 	Simulated SimulatedConfig `koanf:"simulated"`
 	Stripe    StripeConfig    `koanf:"stripe"`
 }
 
-// SimulatedConfig says how the simulated gateway behaves. A rate is the part of
-// the requests, 0 to 1, that meet with it.
+// SimulatedConfig configures the simulated gateway. A rate is the fraction of
+// requests, from 0 to 1, that it applies to.
 type SimulatedConfig struct {
-	// Ledger lets it keep a record in Postgres. Without one it answers from the
-	// request alone and nothing can go wrong: for benchmarks.
+	// Ledger keeps a record of charges and refunds in Postgres. Without one the
+	// gateway computes its answer from the request and never fails, which is
+	// meant for benchmarks. Defaults to true.
 	Ledger bool `koanf:"ledger"`
-	// Latency is how long each answer takes.
+	// Latency is the duration of each request. Defaults to 0s.
 	Latency time.Duration `koanf:"latency"`
-	// Timeout is how long a request takes that gets no answer.
-	Timeout     time.Duration `koanf:"timeout"`
-	DeclineRate float64       `koanf:"decline_rate"`
-	// TimeoutRate and ErrorRate do nothing and then give no answer, or a 500.
+	// Timeout is the duration of a request that gets no answer. Defaults to 1s.
+	Timeout time.Duration `koanf:"timeout"`
+	// DeclineRate is the rate of charges that are declined. Defaults to 0.
+	DeclineRate float64 `koanf:"decline_rate"`
+	// TimeoutRate is the rate of charges that do nothing and get no answer.
+	// Defaults to 0.
 	TimeoutRate float64 `koanf:"timeout_rate"`
-	ErrorRate   float64 `koanf:"error_rate"`
-	// ChargeThenTimeoutRate and ChargeThenErrorRate do so after the charge.
+	// ErrorRate is the rate of charges that do nothing and get a 500. Defaults
+	// to 0.
+	ErrorRate float64 `koanf:"error_rate"`
+	// ChargeThenTimeoutRate is the rate of charges that succeed and get no
+	// answer. Defaults to 0.
 	ChargeThenTimeoutRate float64 `koanf:"charge_then_timeout_rate"`
-	ChargeThenErrorRate   float64 `koanf:"charge_then_error_rate"`
-	// Rules say it order by order, before the rates: "declined-*=decline",
-	// "slow-1=charge_then_timeout:3". See parseRule.
-	Rules []string `koanf:"rules"`
+	// ChargeThenErrorRate is the rate of charges that succeed and get a 500.
+	// Defaults to 0.
+	ChargeThenErrorRate float64 `koanf:"charge_then_error_rate"`
+	// Rules select the answer by order; the first that matches wins, before any
+	// rate. Defaults to none.
+	Rules []Rule `koanf:"rules"`
 }
 
-// StripeConfig says how to reach Stripe.
+// StripeConfig configures access to Stripe.
 type StripeConfig struct {
-	// SecretKey begins with sk_ or, for a restricted key, rk_.
+	// SecretKey begins with sk_ or, if it is restricted, with rk_. Defaults to
+	// none.
 	SecretKey postgres.Secret `koanf:"secret_key"`
-	// PaymentMethod is charged for every order. How a shop passes the method of
-	// the customer along with the order is not decided here.
+	// PaymentMethod is charged for every order. Passing the customer's own
+	// method along with the order is up to the shop. Defaults to pm_card_visa,
+	// which works in test mode.
 	PaymentMethod string `koanf:"payment_method"`
-	// URL is where the API is.
+	// URL is the address of the API. Defaults to https://api.stripe.com.
 	URL string `koanf:"url"`
-	// Timeout bounds one request; a charge takes two. Keep it below half of
-	// consumer.handler_timeout.
+	// Timeout bounds one request; a charge makes two. Keep it below half of
+	// consumer.handler_timeout. Defaults to 8s.
 	Timeout time.Duration `koanf:"timeout"`
-	// WebhookSecret verifies webhooks; several, separated by commas, while it is
-	// rotated. Without one webhooks are not served.
+	// WebhookSecret verifies webhooks. During a rotation it holds several,
+	// separated by commas. Without a secret webhooks are not served. Defaults to
+	// none.
 	WebhookSecret postgres.Secret `koanf:"webhook_secret"`
-	// WebhookTolerance is how old the signature of a webhook may be.
+	// WebhookTolerance is the maximum age of a webhook's signature. Defaults to
+	// 5m.
 	WebhookTolerance time.Duration `koanf:"webhook_tolerance"`
 }
 
@@ -71,7 +83,7 @@ type StripeConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		Gateway:   gatewaySimulated,
-		Simulated: SimulatedConfig{Ledger: true, Timeout: time.Second, Rules: []string{}},
+		Simulated: SimulatedConfig{Ledger: true, Timeout: time.Second, Rules: []Rule{}},
 		Stripe: StripeConfig{
 			PaymentMethod: "pm_card_visa", URL: "https://api.stripe.com",
 			Timeout: 8 * time.Second, WebhookTolerance: 5 * time.Minute,
@@ -79,16 +91,24 @@ func DefaultConfig() Config {
 	}
 }
 
-// NewGateway returns the gateway that cfg names. It reaches out to nobody yet.
+// NewGateway returns the gateway that cfg selects. It does not connect yet.
 func NewGateway(cfg Config, pool *pgxpool.Pool) (Gateway, error) {
 	switch cfg.Gateway {
 	case gatewaySimulated:
-		return newSimulated(cfg.Simulated, pool)
+		if !cfg.Simulated.Ledger {
+			pool = nil
+		}
+
+		return &Simulated{cfg: cfg.Simulated, pool: pool}, nil
 	case gatewayStripe:
 		return newStripe(cfg.Stripe, pool), nil
 	default:
-		return nil, fmt.Errorf("payment.gateway: is %q, expected %s or %s", cfg.Gateway, gatewaySimulated, gatewayStripe)
+		return nil, unknownGateway(cfg.Gateway)
 	}
+}
+
+func unknownGateway(name string) error {
+	return fmt.Errorf("payment.gateway: is %q, expected %s or %s", name, gatewaySimulated, gatewayStripe)
 }
 
 // Validate reports every mistake, naming the key.
@@ -100,7 +120,7 @@ func (c Config) Validate() error {
 	case gatewayStripe:
 		errs = append(errs, c.Stripe.validate())
 	default:
-		errs = append(errs, fmt.Errorf("payment.gateway: is %q, expected %s or %s", c.Gateway, gatewaySimulated, gatewayStripe))
+		errs = append(errs, unknownGateway(c.Gateway))
 	}
 
 	return errors.Join(errs...)
@@ -120,25 +140,23 @@ func (c SimulatedConfig) validate() error {
 	sum := 0.0
 
 	for _, rate := range c.rates() {
-		sum += rate.part
+		sum += rate.fraction
 
-		if !(rate.part >= 0 && rate.part <= 1) { // so that NaN is refused too
-			errs = append(errs, fmt.Errorf("payment.simulated.%s_rate: is %v, expected 0 to 1", rate.action, rate.part))
+		if !(rate.fraction >= 0 && rate.fraction <= 1) { // refuses NaN too
+			errs = append(errs, fmt.Errorf("payment.simulated.%s_rate: is %v, expected 0 to 1", rate.action, rate.fraction))
 		}
 	}
 
 	if sum > 1 {
-		errs = append(errs, fmt.Errorf("payment.simulated: its rates make %v together, expected at most 1", sum))
+		errs = append(errs, fmt.Errorf("payment.simulated: the rates add up to %v, expected at most 1", sum))
 	}
 
-	for _, text := range c.Rules {
-		if _, err := parseRule(text); err != nil {
-			errs = append(errs, err)
-		}
+	for _, r := range c.Rules {
+		errs = append(errs, r.validate())
 	}
 
 	if !c.Ledger && (sum > 0 || len(c.Rules) > 0) {
-		errs = append(errs, errors.New("payment.simulated.ledger: is false, expected true with rates or rules: without a record it cannot charge once"))
+		errs = append(errs, errors.New("payment.simulated.ledger: is false, expected true with rates or rules: without a record the gateway cannot charge once"))
 	}
 
 	return errors.Join(errs...)
@@ -148,21 +166,21 @@ func (c StripeConfig) validate() error {
 	var errs []error
 
 	if key := string(c.SecretKey); !strings.HasPrefix(key, "sk_") && !strings.HasPrefix(key, "rk_") {
-		errs = append(errs, errors.New("payment.stripe.secret_key: is no secret key, expected one that begins with sk_ or rk_"))
+		errs = append(errs, errors.New("payment.stripe.secret_key: is not a secret key, expected one that begins with sk_ or rk_"))
 	}
 
 	switch {
 	case c.PaymentMethod == "":
 		errs = append(errs, errors.New("payment.stripe.payment_method: must not be empty"))
 	case c.live() && strings.HasPrefix(c.PaymentMethod, "pm_card_"):
-		errs = append(errs, fmt.Errorf("payment.stripe.payment_method: is %s, which is for tests, but payment.stripe.secret_key is a live one", c.PaymentMethod))
+		errs = append(errs, fmt.Errorf("payment.stripe.payment_method: is %s, which is for tests, but payment.stripe.secret_key is a live key", c.PaymentMethod))
 	}
 
 	u, err := url.Parse(c.URL)
 	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
-		errs = append(errs, errors.New("payment.stripe.url: is no address, expected https://host"))
+		errs = append(errs, errors.New("payment.stripe.url: is not a URL, expected https://host"))
 	} else if u.Scheme == "http" && c.live() {
-		errs = append(errs, errors.New("payment.stripe.url: would send a live key in the clear, expected https://host"))
+		errs = append(errs, errors.New("payment.stripe.url: would send a live key unencrypted, expected https://host"))
 	}
 
 	if c.Timeout <= 0 {
@@ -181,7 +199,7 @@ func (c StripeConfig) validateWebhook() error {
 
 	for _, secret := range c.webhookSecrets() {
 		if !strings.HasPrefix(secret, "whsec_") {
-			errs = append(errs, errors.New("payment.stripe.webhook_secret: is no secret, expected one that begins with whsec_, or several, separated by commas"))
+			errs = append(errs, errors.New("payment.stripe.webhook_secret: is not a webhook secret, expected one that begins with whsec_, or several separated by commas"))
 
 			break
 		}

@@ -8,36 +8,40 @@ import (
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
 // Charge is a request to capture an amount.
 type Charge struct {
 	OrderID string
-	// Attempt counts the charges of an order; 0 means 1.
+	// Attempt counts the charges of an order. Defaults to 1.
 	Attempt  int
 	Amount   money.Amount
 	Currency string
 }
 
-// IdempotencyKey is the same for every request of the same attempt to charge
-// an order, so that a gateway charges once however often it is asked.
+func (c Charge) attempt() int { return max(c.Attempt, 1) }
+
+// IdempotencyKey is the same for every request of one attempt to charge an
+// order, so that a gateway charges once however often it is asked.
 func (c Charge) IdempotencyKey() string {
-	return "millrace-charge-" + c.OrderID + "-" + strconv.Itoa(max(c.Attempt, 1))
+	return "millrace-charge-" + c.OrderID + "-" + strconv.Itoa(c.attempt())
 }
 
-// Outcome is what became of a charge.
+// Outcome is the result of a charge. The zero Outcome means that nothing was
+// charged and nothing was declined.
 type Outcome struct {
-	// TransactionID is the gateway's id of the capture, empty when declined.
+	// TransactionID is the gateway's id of the capture.
 	TransactionID string
-	// Declined is why nothing was captured, empty otherwise.
+	// Declined is the reason why nothing was captured.
 	Declined string
 }
 
 // Captured reports whether the money was taken.
 func (o Outcome) Captured() bool { return o.TransactionID != "" }
 
-// Refund is a request to give back all of a capture.
+// Refund is a request to return all of a capture.
 type Refund struct {
 	OrderID       string
 	TransactionID string
@@ -45,29 +49,31 @@ type Refund struct {
 	Currency      string
 }
 
-// IdempotencyKey is the same for every request to refund the same capture.
+// IdempotencyKey is the same for every request to refund a capture.
 func (r Refund) IdempotencyKey() string {
 	return "millrace-refund-" + r.OrderID + "-" + r.TransactionID
 }
 
-// Gateway takes money and gives it back. It is an interface because payment
+// Gateway captures and refunds money. It is an interface because payment
 // providers differ. An implementation captures and refunds at most once per
 // idempotency key.
 //
-// An error means that the outcome is not known: the same request may be made
-// again. What the provider refuses for good is a Declined outcome of a charge,
-// or a RefusedError of anything else. event.Later says when it may succeed,
-// event.Unavailable that the provider is out of reach, or an outcome unknown.
+// After an error the outcome is unknown, and the same request may be repeated.
+// A final refusal is a Declined outcome of a charge, and a RefusedError of
+// everything else. event.Later says when to repeat a request; event.Unavailable
+// says that the provider cannot be reached or that the outcome is unknown.
 type Gateway interface {
 	Charge(ctx context.Context, charge Charge) (Outcome, error)
-	// Find returns what became of a charge that may have been asked for; found
-	// is false when the gateway has never heard of it.
-	Find(ctx context.Context, charge Charge) (outcome Outcome, found bool, err error)
+	// Find returns the outcome of a charge that may have been requested, or the
+	// zero Outcome if the gateway does not know the charge.
+	Find(ctx context.Context, charge Charge) (Outcome, error)
 	// Refund returns the gateway's id of the refund.
 	Refund(ctx context.Context, refund Refund) (refundID string, err error)
 	// Ledger calls fn with each capture that the gateway has recorded since a
-	// time, for the audit. It needs bounded memory.
+	// time. It needs bounded memory.
 	Ledger(ctx context.Context, since time.Time, fn func(Entry) error) error
+	// Entries returns the captures of one order.
+	Entries(ctx context.Context, orderID string) ([]Entry, error)
 }
 
 // Entry is a capture in the gateway's own record.
@@ -76,20 +82,46 @@ type Entry struct {
 	TransactionID string       `json:"transaction_id"`
 	Amount        money.Amount `json:"amount"`
 	Currency      string       `json:"currency"`
-	// Refunded is the sum of what was given back.
+	// Refunded is the sum of the refunds.
 	Refunded money.Amount `json:"refunded"`
 	At       time.Time    `json:"at"`
 }
 
-// RefusedError says that the provider refused a request for good.
+// RefusedError is a final refusal of the provider.
 type RefusedError struct{ Reason string }
 
 func (e *RefusedError) Error() string { return "the payment provider refuses: " + e.Reason }
 
-// TopicReported carries what a provider tells by itself.
+// UnknownError means that the provider may or may not have done what it was
+// asked to do: no answer arrived, or an answer that does not say. Repeating the
+// request settles it; until then nothing may be compensated.
+type UnknownError struct{ Err error }
+
+func (e *UnknownError) Error() string {
+	return "the outcome at the payment provider is unknown: " + e.Err.Error()
+}
+
+func (e *UnknownError) Unwrap() error { return e.Err }
+
+// Dependency is the provider's name among the dependencies of the service.
+const Dependency = "payment gateway"
+
+func unknown(err error) error { return event.Unavailable(Dependency, &UnknownError{Err: err}) }
+
+// unrecorded is the error of a request whose record in Postgres could not be
+// read or written. No money has moved, or the next request finds it.
+func unrecorded(err error) error {
+	if postgres.IsUnavailable(err) {
+		return event.Unavailable(postgres.Dependency, err)
+	}
+
+	return err
+}
+
+// TopicReported carries what a provider reports on its own.
 const TopicReported = "payments.reported"
 
-// Report is an outcome that the provider reports by itself, by webhook.
+// Report is an outcome that the provider reports by webhook.
 type Report string
 
 // Reports.
@@ -99,18 +131,18 @@ const (
 	ReportRefunded Report = "refunded"
 )
 
-// Reported is a message about a payment that the provider sent by itself. It
-// may come before or after the answer to the request, or instead of it.
+// Reported is a message of the provider about a payment. It may arrive before,
+// after or instead of the response to the request.
 type Reported struct {
 	OrderID string `json:"order_id"`
 	Attempt int    `json:"attempt,omitzero"`
 	Outcome Report `json:"outcome"`
-	// TransactionID is that of the capture, also when it is refunded.
+	// TransactionID is the id of the capture, also for a refund.
 	TransactionID string        `json:"transaction_id,omitempty"`
 	RefundID      string        `json:"refund_id,omitempty"`
 	Amount        *money.Amount `json:"amount"`
 	Currency      string        `json:"currency"`
-	// Reason is why it was declined.
+	// Reason is why the payment was declined.
 	Reason string `json:"reason,omitempty"`
 }
 

@@ -121,7 +121,7 @@ func TestWhatStripeIsSentFollowsItsDescription(t *testing.T) {
 		_, _ = gateway.Charge(t.Context(), chargeFor("order"))
 	}
 
-	if _, _, err := gateway.Find(t.Context(), chargeFor("another")); err != nil {
+	if _, err := gateway.Find(t.Context(), chargeFor("another")); err != nil {
 		t.Error(err)
 	}
 

@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func simulatedConfig(rules ...string) payment.Config {
+func simulatedConfig(rules ...payment.Rule) payment.Config {
 	cfg := payment.DefaultConfig()
 	cfg.Simulated.Timeout = time.Millisecond
 	cfg.Simulated.Rules = rules
@@ -46,8 +46,11 @@ func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
-	cfg := simulatedConfig("declined-*=decline", "exactly=decline", "lost-*=timeout", "broken-*=error:3",
-		"slow-*=charge_then_timeout:2", "bad-*=charge_then_error", "*=capture")
+	cfg := simulatedConfig(
+		payment.Rule{Order: "declined-*", Action: "decline"}, payment.Rule{Order: "exactly", Action: "decline"},
+		payment.Rule{Order: "lost-*", Action: "timeout"}, payment.Rule{Order: "broken-*", Action: "error", Times: 3},
+		payment.Rule{Order: "slow-*", Action: "charge_then_timeout", Times: 2}, payment.Rule{Order: "bad-*", Action: "charge_then_error"},
+		payment.Rule{Order: "*", Action: "capture"})
 
 	for _, c := range []struct {
 		order    string
@@ -66,8 +69,8 @@ func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
 	} {
 		open := func() payment.Gateway { return newGateway(t, cfg, pool) }
 
-		if _, found, err := open().Find(t.Context(), chargeFor(c.order)); found || err != nil {
-			t.Errorf("%s: found %t before it was charged, %v", c.order, found, err)
+		if found, err := open().Find(t.Context(), chargeFor(c.order)); found != (payment.Outcome{}) || err != nil {
+			t.Errorf("%s: found %+v before it was charged, %v", c.order, found, err)
 		}
 
 		if c.failures > 0 {
@@ -78,8 +81,8 @@ func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
 
 			c.failures--
 
-			if _, found, err := open().Find(t.Context(), chargeFor(c.order)); found != c.charged || err != nil {
-				t.Errorf("%s: found %t after the failure, %v", c.order, found, err)
+			if found, err := open().Find(t.Context(), chargeFor(c.order)); found.Captured() != c.charged || err != nil {
+				t.Errorf("%s: found %+v after the failure, %v", c.order, found, err)
 			}
 		}
 
@@ -88,9 +91,9 @@ func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
 			t.Errorf("%s: %+v after %v", c.order, outcome, errs)
 		}
 
-		found, ok, err := open().Find(t.Context(), chargeFor(c.order))
-		if err != nil || !ok || found != outcome {
-			t.Errorf("%s: found %t, %+v, %v, expected %+v", c.order, ok, found, err, outcome)
+		found, err := open().Find(t.Context(), chargeFor(c.order))
+		if err != nil || found != outcome {
+			t.Errorf("%s: found %+v, %v, expected %+v", c.order, found, err, outcome)
 		}
 
 		if entries := ledger(t, open(), c.order); len(entries) != map[bool]int{true: 1}[outcome.Captured()] {
@@ -193,7 +196,7 @@ func TestTheSimulatedLedgerStandsWhenTheBusinessRollsBack(t *testing.T) {
 func TestTheSimulatedGatewayRefundsOnce(t *testing.T) {
 	t.Parallel()
 
-	gateway := newGateway(t, simulatedConfig("slow-*=refund_then_timeout"), pgtest.New(t))
+	gateway := newGateway(t, simulatedConfig(payment.Rule{Order: "slow-*", Action: "refund_then_timeout"}), pgtest.New(t))
 
 	for _, order := range []string{"fine", "slow-1"} {
 		outcome, err := gateway.Charge(t.Context(), chargeFor(order))
@@ -268,8 +271,8 @@ func TestWithoutALedgerPostgresIsNotTouched(t *testing.T) {
 		t.Errorf("got %+v, %v, with a ledger %+v", outcome, err, with)
 	}
 
-	if found, ok, err := gateway.Find(t.Context(), chargeFor("order")); err != nil || !ok || found != outcome {
-		t.Errorf("found %t, %+v, %v", ok, found, err)
+	if found, err := gateway.Find(t.Context(), chargeFor("order")); err != nil || found != outcome {
+		t.Errorf("found %+v, %v", found, err)
 	}
 
 	if id, err := gateway.Refund(t.Context(), payment.Refund{TransactionID: "txn"}); err != nil || id != "ref_txn" {
@@ -294,7 +297,7 @@ func TestALedgerOutOfReachIsTheDatabasesTrouble(t *testing.T) {
 	_, err := gateway.Charge(t.Context(), chargeFor("order"))
 	databaseAway(t, err)
 
-	_, _, err = gateway.Find(t.Context(), chargeFor("order"))
+	_, err = gateway.Find(t.Context(), chargeFor("order"))
 	databaseAway(t, err)
 
 	_, err = gateway.Refund(t.Context(), payment.Refund{})
@@ -313,19 +316,21 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 	t.Parallel()
 
 	for want, change := range map[string]func(*payment.Config){
-		`payment.gateway: is "cash"`:                     func(c *payment.Config) { c.Gateway = "cash" },
-		"payment.simulated.latency: ":                    func(c *payment.Config) { c.Simulated.Latency = -1 },
-		"payment.simulated.timeout: ":                    func(c *payment.Config) { c.Simulated.Timeout = -1 },
-		"payment.simulated.decline_rate: is 2":           func(c *payment.Config) { c.Simulated.DeclineRate = 2 },
-		"payment.simulated: its rates make 1.2 together": func(c *payment.Config) { c.Simulated.TimeoutRate, c.Simulated.ErrorRate = 0.6, 0.6 },
-		`has "x", expected ORDER=ACTION`:                 func(c *payment.Config) { c.Simulated.Rules = []string{"x"} },
-		`has "x=burn", expected one of [capture`:         func(c *payment.Config) { c.Simulated.Rules = []string{"x=burn"} },
-		`has "x=error:0", expected a number`:             func(c *payment.Config) { c.Simulated.Rules = []string{"x=error:0"} },
-		"payment.simulated.ledger: is false":             func(c *payment.Config) { c.Simulated.Ledger, c.Simulated.Rules = false, []string{"x=error"} },
-		"payment.stripe.secret_key: ":                    func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "pk_test_1" },
-		"payment.stripe.payment_method: must not":        func(c *payment.Config) { c.Gateway, c.Stripe.PaymentMethod = "stripe", "" },
-		"payment.stripe.payment_method: is pm_card":      func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "sk_live_1" },
-		"payment.stripe.url: is no address":              func(c *payment.Config) { c.Gateway, c.Stripe.URL = "stripe", "ftp://x" },
+		`payment.gateway: is "cash"`:                                                func(c *payment.Config) { c.Gateway = "cash" },
+		"payment.simulated.latency: ":                                               func(c *payment.Config) { c.Simulated.Latency = -1 },
+		"payment.simulated.timeout: ":                                               func(c *payment.Config) { c.Simulated.Timeout = -1 },
+		"payment.simulated.decline_rate: is 2":                                      func(c *payment.Config) { c.Simulated.DeclineRate = 2 },
+		"payment.simulated: the rates add up to 1.2":                                func(c *payment.Config) { c.Simulated.TimeoutRate, c.Simulated.ErrorRate = 0.6, 0.6 },
+		"payment.simulated.rules: order is missing":                                 func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Action: "error"}} },
+		`payment.simulated.rules: action is "burn" for x, expected one of [capture`: func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Order: "x", Action: "burn"}} },
+		"payment.simulated.rules: times is -1 for x":                                func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Order: "x", Action: "error", Times: -1}} },
+		"payment.simulated.ledger: is false": func(c *payment.Config) {
+			c.Simulated.Ledger, c.Simulated.Rules = false, []payment.Rule{{Order: "x", Action: "error"}}
+		},
+		"payment.stripe.secret_key: ":               func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "pk_test_1" },
+		"payment.stripe.payment_method: must not":   func(c *payment.Config) { c.Gateway, c.Stripe.PaymentMethod = "stripe", "" },
+		"payment.stripe.payment_method: is pm_card": func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "sk_live_1" },
+		"payment.stripe.url: is not a URL":          func(c *payment.Config) { c.Gateway, c.Stripe.URL = "stripe", "ftp://x" },
 		"payment.stripe.url: would send": func(c *payment.Config) {
 			c.Gateway, c.Stripe.SecretKey, c.Stripe.URL = "stripe", "rk_live_1", "http://api.example.com"
 		},

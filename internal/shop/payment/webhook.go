@@ -22,21 +22,21 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// WebhookPattern is where Stripe's webhooks come in.
+// WebhookPattern is the route of Stripe's webhooks.
 const WebhookPattern = "POST /webhooks/stripe"
 
 // Bounds of a webhook.
 const (
-	maxWebhook     = 256 << 10 // bytes; Stripe's events are a few thousand
+	maxWebhook     = 256 << 10 // bytes; Stripe's events have a few thousand
 	webhookTimeout = 8 * time.Second
-	// forgetAfter is longer than a provider repeats an event, by itself or
-	// because somebody asks it to.
-	forgetAfter = 30 * 24 * time.Hour
+	// claimRetention is longer than a provider repeats an event, on its own or
+	// on request.
+	claimRetention = 30 * 24 * time.Hour
 )
 
-// Webhook takes what Stripe tells by itself and makes it messages on
-// payments.reported. It answers 2xx once the message is committed to the
-// outbox, and for what is none of ours; anything else makes Stripe try again.
+// Webhook turns Stripe's webhooks into messages on payments.reported. It
+// answers 2xx once the message is committed to the outbox, and for events that
+// do not concern Millrace. Any other answer makes Stripe try again.
 type Webhook struct {
 	secrets   []string
 	tolerance time.Duration
@@ -56,25 +56,25 @@ func NewWebhook(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logge
 		logger:    logger,
 		received: promauto.With(registry).NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_provider_webhooks_total",
-			Help: "Webhooks of payment providers by what became of them: published, duplicate, ignored, foreign, refused or failed.",
+			Help: "Webhooks of payment providers by outcome: published, duplicate, ignored, foreign, refused or failed.",
 		}, []string{"provider", "type", "outcome"}),
 	}
 }
 
-// Enabled reports whether a secret is configured. Without one nothing can be
-// verified, so nothing may be served.
+// Enabled reports whether a secret is configured. Without one no webhook can be
+// verified, so none may be served.
 func (h *Webhook) Enabled() bool { return len(h.secrets) > 0 }
 
-// fate is what became of a webhook.
-type fate string
+// webhookOutcome is the result of a webhook, as counted by the metric.
+type webhookOutcome string
 
 const (
-	fatePublished fate = "published"
-	fateDuplicate fate = "duplicate"
-	fateIgnored   fate = "ignored" // of a type that says nothing here
-	fateForeign   fate = "foreign" // about a payment that Millrace did not make
-	fateRefused   fate = "refused" // not verified, too large or not readable
-	fateFailed    fate = "failed"  // Postgres: it comes again
+	webhookPublished webhookOutcome = "published"
+	webhookDuplicate webhookOutcome = "duplicate"
+	webhookIgnored   webhookOutcome = "ignored" // of a type that does not matter here
+	webhookForeign   webhookOutcome = "foreign" // about a payment that Millrace did not make
+	webhookRefused   webhookOutcome = "refused" // not verified, too large or unreadable
+	webhookFailed    webhookOutcome = "failed"  // Postgres failed; Stripe tries again
 )
 
 // ServeHTTP implements http.Handler.
@@ -86,14 +86,27 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			status = http.StatusRequestEntityTooLarge
 		}
 
-		h.answer(w, "", fateRefused, status, err)
+		h.respond(w, "", webhookRefused, status, err)
 
 		return
 	}
 
 	e, err := h.verify(body, r.Header.Get("Stripe-Signature"))
 	if err != nil {
-		h.answer(w, "", fateRefused, http.StatusBadRequest, err)
+		h.respond(w, "", webhookRefused, http.StatusBadRequest, err)
+
+		return
+	}
+
+	report, err := reportOf(e)
+
+	switch {
+	case err != nil:
+		h.respond(w, e.Type, webhookRefused, http.StatusBadRequest, err)
+
+		return
+	case report == nil:
+		h.respond(w, e.Type, webhookIgnored, http.StatusOK, nil)
 
 		return
 	}
@@ -101,20 +114,18 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), webhookTimeout)
 	defer cancel()
 
-	became, err := h.take(ctx, e)
+	outcome, err := h.publish(ctx, e.ID, *report)
+	if err != nil {
+		h.respond(w, e.Type, webhookFailed, http.StatusServiceUnavailable, err)
 
-	switch {
-	case err != nil && became == fateRefused:
-		h.answer(w, e.Type, became, http.StatusBadRequest, err)
-	case err != nil:
-		h.answer(w, e.Type, fateFailed, http.StatusServiceUnavailable, err)
-	default:
-		h.answer(w, e.Type, became, http.StatusOK, nil)
+		return
 	}
+
+	h.respond(w, e.Type, outcome, http.StatusOK, nil)
 }
 
-// verify accepts a signature by any of the secrets. The version of the API may
-// differ from the library's: what is read here is the same in all of them.
+// verify accepts a signature by any of the secrets. The event's API version may
+// differ from the library's: the fields that are read here are the same in all.
 func (h *Webhook) verify(body []byte, signature string) (e stripe.Event, err error) {
 	for _, secret := range h.secrets {
 		e, err = webhook.ConstructEventWithOptions(body, signature, secret, webhook.ConstructEventOptions{
@@ -135,60 +146,52 @@ func (h *Webhook) verify(body []byte, signature string) (e stripe.Event, err err
 	}
 }
 
-// take appends what an event says to the outbox.
-func (h *Webhook) take(ctx context.Context, e stripe.Event) (fate, error) {
-	report, intent, err := reportOf(e)
-
-	switch {
-	case err != nil:
-		return fateRefused, err
-	case report == nil:
-		return fateIgnored, nil
-	}
-
-	became := fatePublished
+// publish appends a report to the outbox, once per event.
+func (h *Webhook) publish(ctx context.Context, eventID string, report report) (outcome webhookOutcome, err error) {
+	outcome = webhookPublished
 
 	err = postgres.InTx(ctx, h.pool, func(tx pgx.Tx) error {
-		// A refund that a person made knows its intent, and the intent its order.
+		// A refund that a person made names its intent; the intent's order is here.
 		if report.OrderID == "" {
-			err := tx.QueryRow(ctx, `SELECT order_id, attempt FROM stripe_intents WHERE intent_id = $1`, intent).
+			err := tx.QueryRow(ctx, `SELECT order_id, attempt FROM stripe_intents WHERE intent_id = $1`, report.intent).
 				Scan(&report.OrderID, &report.Attempt)
 			if errors.Is(err, pgx.ErrNoRows) {
-				became = fateForeign
+				outcome = webhookForeign
 
 				return nil
 			}
 
 			if err != nil {
-				return fmt.Errorf("looking up the order of %s: %w", intent, err)
+				return fmt.Errorf("looking up the order of %s: %w", report.intent, err)
 			}
 		}
 
-		fresh, err := claimEvent(ctx, tx, gatewayStripe, e.ID)
+		fresh, err := claimEvent(ctx, tx, eventID)
 		if err != nil {
 			return err
 		}
 
 		if !fresh {
-			became = fateDuplicate
+			outcome = webhookDuplicate
 
 			return nil
 		}
 
-		// The inbox knows this id too, should the claim be forgotten one day.
-		id := event.ForeignID(gatewayStripe, e.ID)
+		// The id depends on the event alone, so the inbox recognises a duplicate
+		// even after the claim was deleted.
+		id := event.ForeignID(gatewayStripe, eventID)
 
-		return h.append(ctx, tx, []event.Outgoing{{Meta: event.Meta{ID: id, Correlation: id}, Payload: *report}})
+		return h.append(ctx, tx, []event.Outgoing{{Meta: event.Meta{ID: id, Correlation: id}, Payload: report.Reported}})
 	})
 
-	return became, err
+	return outcome, err
 }
 
-// claimEvent reports whether an event is seen for the first time. It waits for
-// another transaction that claims the same one. With each claim it forgets a
-// few that are past their time, so the table does not grow for ever.
-func claimEvent(ctx context.Context, tx pgx.Tx, provider, id string) (bool, error) {
-	tag, err := tx.Exec(ctx, `INSERT INTO provider_events (provider, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, provider, id)
+// claimEvent reports whether an event is new. It waits for another transaction
+// that claims the same event. Each claim also deletes a few expired ones, so
+// the table stays small.
+func claimEvent(ctx context.Context, tx pgx.Tx, id string) (fresh bool, err error) {
+	tag, err := tx.Exec(ctx, `INSERT INTO provider_events (provider, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, gatewayStripe, id)
 	if err != nil {
 		return false, fmt.Errorf("claiming a provider's event: %w", err)
 	}
@@ -200,79 +203,86 @@ func claimEvent(ctx context.Context, tx pgx.Tx, provider, id string) (bool, erro
 	_, err = tx.Exec(ctx, `
 		DELETE FROM provider_events WHERE (provider, event_id) IN (
 			SELECT provider, event_id FROM provider_events WHERE received_at < now() - $1::interval
-			ORDER BY received_at LIMIT 10 FOR UPDATE SKIP LOCKED)`, forgetAfter)
+			ORDER BY received_at LIMIT 10 FOR UPDATE SKIP LOCKED)`, claimRetention)
 	if err != nil {
-		return false, fmt.Errorf("forgetting old events of providers: %w", err)
+		return false, fmt.Errorf("deleting expired events of providers: %w", err)
 	}
 
 	return true, nil
 }
 
-// reportOf translates an event; nil if it says nothing that matters here. The
-// order id is empty when the event does not know it.
-func reportOf(e stripe.Event) (report *Reported, intent string, err error) {
+// report is a message with the intent that it is about.
+type report struct {
+	Reported
+
+	intent string
+}
+
+// reportOf translates an event. It returns nil if the event does not matter
+// here. The order id is empty if the event does not contain it.
+func reportOf(e stripe.Event) (*report, error) {
 	switch e.Type {
 	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed:
 		var p stripe.PaymentIntent
 		if err := json.Unmarshal(e.Data.Raw, &p); err != nil {
-			return nil, "", fmt.Errorf("reading %s: %w", e.Type, err)
+			return nil, fmt.Errorf("reading %s: %w", e.Type, err)
 		}
 
-		return reportOfIntent(e.Type, p), p.ID, nil
+		if e.Type == stripe.EventTypePaymentIntentPaymentFailed {
+			return declineReport(p), nil
+		}
+
+		r := newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
+		r.Outcome, r.TransactionID = ReportCaptured, p.ID
+
+		return r, nil
 	case stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
-		var r stripe.Refund
-		if err := json.Unmarshal(e.Data.Raw, &r); err != nil {
-			return nil, "", fmt.Errorf("reading %s: %w", e.Type, err)
+		var refund stripe.Refund
+		if err := json.Unmarshal(e.Data.Raw, &refund); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", e.Type, err)
 		}
 
 		_, changed := e.Data.PreviousAttributes["status"]
-		if r.Status != stripe.RefundStatusSucceeded || r.PaymentIntent == nil || (e.Type == stripe.EventTypeRefundUpdated && !changed) {
-			return nil, "", nil
+		if refund.Status != stripe.RefundStatusSucceeded || refund.PaymentIntent == nil || (e.Type == stripe.EventTypeRefundUpdated && !changed) {
+			return nil, nil
 		}
 
-		report := about(r.Metadata, r.Amount, r.Currency)
-		report.Outcome, report.TransactionID, report.RefundID = ReportRefunded, r.PaymentIntent.ID, r.ID
+		r := newReport(refund.PaymentIntent.ID, refund.Metadata, refund.Amount, refund.Currency)
+		r.Outcome, r.TransactionID, r.RefundID = ReportRefunded, refund.PaymentIntent.ID, refund.ID
 
-		return report, r.PaymentIntent.ID, nil
+		return r, nil
 	default:
-		return nil, "", nil
+		return nil, nil
 	}
 }
 
-func reportOfIntent(kind stripe.EventType, p stripe.PaymentIntent) *Reported {
-	if kind == stripe.EventTypePaymentIntentSucceeded {
-		report := about(p.Metadata, p.AmountReceived, p.Currency)
-		report.Outcome, report.TransactionID = ReportCaptured, p.ID
-
-		return report
-	}
-
-	report := about(p.Metadata, p.Amount, p.Currency)
-	report.Outcome, report.Reason = ReportDeclined, "the payment failed"
+func declineReport(p stripe.PaymentIntent) *report {
+	r := newReport(p.ID, p.Metadata, p.Amount, p.Currency)
+	r.Outcome, r.Reason = ReportDeclined, "the payment failed"
 
 	if p.LastPaymentError != nil {
-		report.Reason = declineOf(p.LastPaymentError)
+		r.Reason = declineReason(p.LastPaymentError)
 	}
 
-	return report
+	return r
 }
 
-// about begins a report. The order is read from metadata that Millrace wrote.
-func about(metadata map[string]string, units int64, currency stripe.Currency) *Reported {
+// newReport returns a report about the order that Millrace wrote into metadata.
+func newReport(intent string, metadata map[string]string, units int64, currency stripe.Currency) *report {
 	amount, code := amountOf(units, string(currency))
-	report := &Reported{Amount: &amount, Currency: code}
+	r := &report{Reported: Reported{Amount: &amount, Currency: code}, intent: intent}
 
 	if metadata[metaSource] == event.Source {
-		report.OrderID = metadata[metaOrder]
-		report.Attempt, _ = strconv.Atoi(metadata[metaAttempt]) // refunds have none
+		r.OrderID = metadata[metaOrder]
+		r.Attempt, _ = strconv.Atoi(metadata[metaAttempt]) // refunds have none
 	}
 
-	return report
+	return r
 }
 
-// answer counts, and tells the log what went wrong; never what came.
-func (h *Webhook) answer(w http.ResponseWriter, kind stripe.EventType, became fate, status int, err error) {
-	label := "other" // there are hundreds of types
+// respond counts the webhook, logs an error without the body, and answers.
+func (h *Webhook) respond(w http.ResponseWriter, kind stripe.EventType, outcome webhookOutcome, status int, err error) {
+	label := "other" // Stripe has hundreds of types
 
 	switch kind {
 	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed,
@@ -280,12 +290,12 @@ func (h *Webhook) answer(w http.ResponseWriter, kind stripe.EventType, became fa
 		label = string(kind)
 	}
 
-	h.received.WithLabelValues(gatewayStripe, label, string(became)).Inc()
+	h.received.WithLabelValues(gatewayStripe, label, string(outcome)).Inc()
 
 	if err != nil {
-		h.logger.Warn("webhook not taken", slog.String("provider", gatewayStripe), slog.String("outcome", string(became)), slog.Any("error", err))
+		h.logger.Warn("webhook not accepted", slog.String("provider", gatewayStripe), slog.String("outcome", string(outcome)), slog.Any("error", err))
 	}
 
-	// The reason stays here: whoever cannot sign need not learn why.
+	// The body does not say why: a sender that cannot sign need not know.
 	http.Error(w, http.StatusText(status), status)
 }

@@ -379,7 +379,7 @@ func TestBothRecordsAreCompared(t *testing.T) {
 
 		for order, says := range map[string]string{
 			"unrecorded": "which is not recorded", "uncaptured": "has not captured it", "amount": "is recorded with 1 USD",
-			"refund": "has given back 0 of 99.99 USD", "given back": "no refund is recorded",
+			"refund": "has refunded 0 of 99.99 USD", "given back": "no refund is recorded",
 		} {
 			if s := state(order); len(s.Differences) != 1 || !strings.Contains(s.Differences[0], says) {
 				t.Errorf("%s: got %q", order, s.Differences)

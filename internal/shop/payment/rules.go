@@ -1,0 +1,93 @@
+package payment
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+)
+
+// Action is how the simulated gateway answers a request.
+type Action string
+
+// Actions. A request that is answered with timeout or error changes nothing;
+// "charge then" and "refund then" do what was asked and lose the answer.
+const (
+	actionCapture           Action = "capture"
+	actionDecline           Action = "decline"
+	actionTimeout           Action = "timeout"
+	actionError             Action = "error"
+	actionChargeThenTimeout Action = "charge_then_timeout"
+	actionChargeThenError   Action = "charge_then_error"
+	actionRefundThenTimeout Action = "refund_then_timeout"
+)
+
+var actions = []Action{actionCapture, actionDecline, actionTimeout, actionError, actionChargeThenTimeout, actionChargeThenError, actionRefundThenTimeout}
+
+// Rule says how the simulated gateway answers requests about some orders.
+type Rule struct {
+	// Order is the id of an order, or the beginning of ids and a star.
+	Order string `koanf:"order"`
+	// Action is the answer to a request.
+	Action Action `koanf:"action"`
+	// Times is how many requests of an order are answered so. Capture and
+	// decline apply to all. Defaults to 1.
+	Times int `koanf:"times"`
+}
+
+func (r Rule) validate() error {
+	switch {
+	case r.Order == "":
+		return fmt.Errorf("payment.simulated.rules: order is missing in %+v, expected an id, or the beginning of ids and a star", r)
+	case !slices.Contains(actions, r.Action):
+		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %v", r.Action, r.Order, actions)
+	case r.Times < 0:
+		return fmt.Errorf("payment.simulated.rules: times is %d for %s, expected 1 or more", r.Times, r.Order)
+	default:
+		return nil
+	}
+}
+
+func (r Rule) matches(orderID string) bool {
+	prefix, star := strings.CutSuffix(r.Order, "*")
+
+	return orderID == r.Order || star && strings.HasPrefix(orderID, prefix)
+}
+
+// rate is the fraction of requests that an action applies to.
+type rate struct {
+	action   Action
+	fraction float64
+}
+
+func (c SimulatedConfig) rates() []rate {
+	return []rate{
+		{actionDecline, c.DeclineRate}, {actionTimeout, c.TimeoutRate}, {actionError, c.ErrorRate},
+		{actionChargeThenTimeout, c.ChargeThenTimeoutRate}, {actionChargeThenError, c.ChargeThenErrorRate},
+	}
+}
+
+// plan returns how to answer a request, and for how many requests of the order:
+// by the first rule that matches, or by chance.
+func (c SimulatedConfig) plan(orderID string, refund bool) (action Action, times int) {
+	for _, r := range c.Rules {
+		if r.matches(orderID) && (r.Action == actionRefundThenTimeout) == refund {
+			return r.Action, max(r.Times, 1)
+		}
+	}
+
+	if refund {
+		return actionCapture, 0
+	}
+
+	chance := rand.Float64()
+
+	for _, rate := range c.rates() {
+		if chance -= rate.fraction; chance < 0 {
+			return rate.action, math.MaxInt32 // however often it was asked before
+		}
+	}
+
+	return actionCapture, 0
+}
