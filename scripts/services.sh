@@ -75,7 +75,7 @@ up() {
   for service in "$@"; do
     variable=${service}_var
     found=$(address "$service") || exit 1
-    printf 'export %s=%q\n' "${!variable}" "$found" >>"$base/env.new"
+    printf "export %s='%s'\n" "${!variable}" "$found" >>"$base/env.new"
   done
   mv "$base/env.new" "$base/env"
 }

@@ -110,7 +110,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	payments := payment.NewService(payment.NewSimulated())
 	process := fulfilment.NewProcess(order.NewService(pool), inventory.NewService(pool), payments)
 	add := func(consumer, topic string, handle naiveHandler) {
-		router.AddConsumerHandler(consumer, topic, conn.Subscriber(consumer), func(msg *message.Message) error {
+		router.AddConsumerHandler(consumer, topic, conn.Subscriber(topic), func(msg *message.Message) error {
 			var sent []event.Outgoing
 
 			err := postgres.InTx(msg.Context(), pool, func(tx pgx.Tx) (err error) {

@@ -196,16 +196,16 @@ func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template s
 // topics are all topics of the service; the consumers do not matter here.
 func topics() []broker.Topic {
 	return []broker.Topic{
-		{Name: fulfilment.TopicOrderCreated, Consumer: "fulfilment.place"},
-		{Name: fulfilment.TopicPaymentRequested, Consumer: "fulfilment.charge"},
-		{Name: fulfilment.TopicOrderCompleted, Consumer: "fulfilment.complete"},
+		{Name: fulfilment.TopicOrderCreated, Consumed: true},
+		{Name: fulfilment.TopicPaymentRequested, Consumed: true},
+		{Name: fulfilment.TopicOrderCompleted, Consumed: true},
 		{Name: fulfilment.TopicOrderRejected},
-		{Name: account.TopicUserCreated, Consumer: "account.create"},
-		{Name: account.TopicUserUpdated, Consumer: "account.update"},
-		{Name: account.TopicUserEvents, Consumer: "account.legacy"},
+		{Name: account.TopicUserCreated, Consumed: true},
+		{Name: account.TopicUserUpdated, Consumed: true},
+		{Name: account.TopicUserEvents, Consumed: true},
 		{Name: account.TopicProfileUpdated},
-		{Name: notification.Topic, Consumer: "notification.send"},
-		{Name: analytics.Topic, Consumer: "analytics.track"},
+		{Name: notification.Topic, Consumed: true},
+		{Name: analytics.Topic, Consumed: true},
 	}
 }
 

@@ -314,7 +314,8 @@ func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
 	publish := func(part []string) { s.publish(cmd, part) }
 
 	if s.kind == broker.Kafka {
-		cfg := broker.Config{Kafka: broker.KafkaConfig{Brokers: []string{ts.Getenv("MILLRACE_BROKER__KAFKA__BROKERS")}}}
+		cfg := broker.DefaultConfig()
+		cfg.Kafka.Brokers = []string{ts.Getenv("MILLRACE_BROKER__KAFKA__BROKERS")}
 		publish = func(part []string) { s.produce(cfg, s.prefix+topic, part) }
 	}
 

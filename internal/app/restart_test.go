@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/brokertest"
@@ -50,7 +51,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	var cfg config.Config
 
 	s := apptest.Start(t, func(c *config.Config) {
-		c.Broker.Bind = []string{"user.events=kafka", "notifications=rabbitmq"}
+		c.Broker.Bind = []broker.Binding{{Topic: "user.events", Broker: broker.Kafka}, {Topic: "notifications", Broker: broker.RabbitMQ}}
 		c.Broker.Kafka.Brokers = []string{brokertest.Address(t, brokertest.Kafka)}
 		c.Broker.Kafka.Group, c.Broker.Kafka.Partitions = brokertest.Topic(), 16
 		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."

@@ -70,7 +70,7 @@ func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency
 func topics(r *consumer.Router) []broker.Topic {
 	var list []broker.Topic
 	for _, route := range r.Routes() {
-		list = append(list, broker.Topic{Name: route.Topic, Consumer: route.Consumer})
+		list = append(list, broker.Topic{Name: route.Topic, Consumed: true})
 	}
 
 	for _, name := range r.PublishedOnly() {

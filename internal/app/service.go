@@ -18,6 +18,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/broker/embedded"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
@@ -79,7 +80,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 
 	route(engine.Router, domains)
 
-	direct, err := broker.New(broker.Config{Kind: broker.Embedded, Embedded: broker.EmbeddedConfig{Lanes: directLanes}}, logger)
+	direct, err := broker.New(broker.Config{Kind: broker.Embedded, Embedded: embedded.Config{Lanes: directLanes}}, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +333,7 @@ func (s *Service) directTarget() outbox.Target {
 func (s *Service) directTopics() []broker.Topic {
 	var topics []broker.Topic
 	for _, route := range s.Router.Routes() {
-		topics = append(topics, broker.Topic{Name: outbox.Direct(route.Consumer), Consumer: route.Consumer})
+		topics = append(topics, broker.Topic{Name: outbox.Direct(route.Consumer), Consumed: true})
 	}
 
 	return topics

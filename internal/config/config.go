@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/go-viper/mapstructure/v2"
@@ -84,8 +85,8 @@ const envPrefix = "MILLRACE_"
 const testPrefix = "MILLRACE_TEST_"
 
 // Load reads the configuration: the file at path if there is one, the
-// environment, and overrides by key. It does not validate values, but refuses
-// keys that do not exist.
+// environment, and overrides by key. It refuses unknown keys; Validate checks
+// the values.
 func Load(path string, overrides map[string]any) (Config, error) {
 	cfg := Default()
 	k := koanf.New(".")
@@ -110,39 +111,49 @@ func Load(path string, overrides map[string]any) (Config, error) {
 		return cfg, fmt.Errorf("reading flags: %w", err)
 	}
 
-	var errs []error
-	if err := k.UnmarshalWithConf("", &cfg, decoding(&cfg)); err != nil {
-		errs = append(errs, err)
+	return cfg, decode(k, &cfg)
+}
+
+// decode sets the fields of cfg and reports unknown keys, also those in lists.
+func decode(k *koanf.Koanf, cfg *Config) error {
+	var found mapstructure.Metadata
+
+	errs := []error{k.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{Tag: "koanf", DecoderConfig: &mapstructure.DecoderConfig{
+		Result:           cfg,
+		Metadata:         &found,
+		TagName:          "koanf",
+		MatchName:        func(key, field string) bool { return key == field },
+		WeaklyTypedInput: true,
+		DecodeHook:       mapstructure.ComposeDecodeHookFunc(mapstructure.StringToTimeDurationHookFunc(), listFromText),
+	}})}
+
+	slices.Sort(found.Unused)
+
+	for _, key := range found.Unused {
+		errs = append(errs, fmt.Errorf("%s: unknown configuration key; `millrace config` lists all (in the environment two underscores separate the parts: MILLRACE_OUTBOX__BATCH_SIZE)", key))
 	}
 
-	return cfg, errors.Join(append(errs, unknown(k))...)
+	return errors.Join(errs...)
 }
 
-// decoding lets the environment and flags say durations and lists as text:
-// "1s" and "a:9092,b:9092".
-func decoding(cfg *Config) koanf.UnmarshalConf {
-	return koanf.UnmarshalConf{Tag: "koanf", DecoderConfig: &mapstructure.DecoderConfig{
-		Result:           cfg,
-		TagName:          "koanf",
-		WeaklyTypedInput: true,
-		DecodeHook: mapstructure.ComposeDecodeHookFunc(
-			mapstructure.StringToTimeDurationHookFunc(), jsonToStructs, mapstructure.StringToSliceHookFunc(",")),
-	}}
-}
-
-// jsonToStructs decodes a list of structures, which the environment holds as
-// JSON.
-func jsonToStructs(from, to reflect.Type, value any) (any, error) {
-	if from.Kind() != reflect.String || to.Kind() != reflect.Slice || to.Elem().Kind() != reflect.Struct {
+// listFromText lets the environment and flags set lists: "a:9092,b:9092", or a
+// JSON array where the elements are objects.
+func listFromText(from, to reflect.Type, value any) (any, error) {
+	text, isText := value.(string)
+	if from.Kind() != reflect.String || to.Kind() != reflect.Slice || !isText {
 		return value, nil
 	}
 
-	var list []map[string]any
-	if err := json.Unmarshal([]byte(value.(string)), &list); err != nil { //nolint:forcetypeassert // its kind is String
-		return nil, fmt.Errorf("is %q, expected a JSON array of objects: %w", value, err)
+	if to.Elem().Kind() == reflect.Struct || strings.HasPrefix(text, "[") {
+		var list []any
+		if err := json.Unmarshal([]byte(text), &list); err != nil {
+			return nil, fmt.Errorf("is %q, expected a JSON array: %w", text, err)
+		}
+
+		return list, nil
 	}
 
-	return list, nil
+	return slices.DeleteFunc(strings.Split(text, ","), func(element string) bool { return element == "" }), nil
 }
 
 func environment() *env.Env {
@@ -158,21 +169,6 @@ func environment() *env.Env {
 			return strings.ReplaceAll(key, "__", "."), value
 		},
 	})
-}
-
-// unknown reports keys that no part of the configuration has.
-func unknown(k *koanf.Koanf) error {
-	known := Flatten(Default())
-
-	var errs []error
-
-	for _, key := range k.Keys() {
-		if _, ok := known[key]; !ok {
-			errs = append(errs, fmt.Errorf("%s: is no configuration key; `millrace config` lists all (in the environment two underscores separate the parts: MILLRACE_OUTBOX__BATCH_SIZE)", key))
-		}
-	}
-
-	return errors.Join(errs...)
 }
 
 // Flatten returns every key with its value.

@@ -102,8 +102,70 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 func TestAKeyThatDoesNotExistIsRefused(t *testing.T) {
 	t.Setenv("MILLRACE_OUTBOX_BATCH_SIZE", "1") // one underscore too few
 
-	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "outbox_batch_size: is no configuration key") {
+	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "outbox_batch_size: unknown configuration key") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestListsOfObjects(t *testing.T) {
+	const text = `
+broker:
+  bind:
+    - {topic: user.events, broker: kafka}
+consumer:
+  per_topic:
+    - {topic: notifications, park_attempts: 50, park_max_interval: 1h}
+payment:
+  simulated:
+    rules:
+      - {order: "slow-*", action: decline}
+`
+
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Setenv("DATABASE_URL", "postgres://localhost/x")
+
+	fromFile, err := config.Load(file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if err := fromFile.Validate(); err != nil {
+		t.Error(err)
+	}
+
+	t.Setenv("MILLRACE_BROKER__BIND", `[{"topic": "user.events", "broker": "kafka"}]`)
+	t.Setenv("MILLRACE_CONSUMER__PER_TOPIC", `[{"topic": "notifications", "park_attempts": 50, "park_max_interval": "1h"}]`)
+	t.Setenv("MILLRACE_PAYMENT__SIMULATED__RULES", `[{"order": "slow-*", "action": "decline"}]`)
+
+	fromEnvironment, err := config.Load("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if diff := cmp.Diff(fromFile, fromEnvironment); diff != "" {
+		t.Errorf("the environment differs from the file: %s", diff)
+	}
+
+	printed, err := config.Print(fromFile)
+	if err != nil || !strings.Contains(printed, "park_max_interval: 1h0m0s") || strings.Contains(printed, "retries: null") {
+		t.Errorf("printed %s, %v", printed, err)
+	}
+}
+
+func TestMistakesInListsAreNamed(t *testing.T) {
+	for want, value := range map[string]string{
+		"consumer.per_topic[0].retrys: unknown configuration key": `[{"topic": "a", "retrys": 1}]`,
+		"expected a JSON array":                                   `notifications retries=1`,
+	} {
+		t.Setenv("MILLRACE_CONSUMER__PER_TOPIC", value)
+
+		if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, expected %q", err, want)
+		}
 	}
 }
 

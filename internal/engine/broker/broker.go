@@ -1,98 +1,91 @@
-// Package broker connects to the message broker: Kafka, RabbitMQ, or the
-// embedded one that needs Postgres alone. It is the only importer of their
-// drivers. Publishers and subscribers are Watermill's own; what is ours are
-// the marshalers, which take every message as it is.
+// Package broker connects the service to its message brokers and says which
+// topic is on which. The brokers themselves are in packages embedded, kafka and
+// rabbitmq, the only importers of client libraries.
 package broker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"strings"
-	"time"
 
-	"github.com/ThreeDotsLabs/watermill"
-	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/cenkalti/backoff/v5"
-
-	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/telemetry"
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/broker/embedded"
+	"github.com/millracehq/millrace/internal/engine/broker/kafka"
+	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
 )
 
-// Topic is a topic as the routing table sees it.
-type Topic struct {
-	Name string
-	// Consumer is who consumes the topic here, empty if nobody does.
-	Consumer string
-}
+// Topic is a topic as a broker needs to know it.
+type Topic = driver.Topic
 
-// driver is one kind of broker: there are three.
-type driver interface {
-	// connect reaches the broker and declares the topology; it may be called
-	// again after an error.
-	connect(ctx context.Context, topics []Topic) error
-	publisher() message.Publisher
-	subscriber(consumer string) message.Subscriber
-	lanes() int
-	ping(ctx context.Context) error
-	close() error
-}
+// ErrClosed reports that the connection was closed before the broker confirmed
+// the message. The broker may or may not have it.
+var ErrClosed = driver.ErrClosed
 
-// ErrClosed says that the connection was closed before the broker had
-// confirmed the message: whether it has it is not known.
-var ErrClosed = errors.New("broker connection closed")
-
-// Conn is the connection to the broker.
+// Conn is a connection to a broker. The methods of its driver are its own.
 type Conn struct {
+	driver.Driver
+
 	kind   string
-	driver driver
 	logger *slog.Logger
 }
 
-// New returns a connection to the configured broker, not yet established.
+// New returns a connection to the configured broker that is not yet
+// established. It ignores bindings.
 func New(cfg Config, logger *slog.Logger) (*Conn, error) {
-	logger = logger.With(slog.String("component", "broker"), slog.String("broker", cfg.Kind))
-	conn := &Conn{kind: cfg.Kind, logger: logger}
+	return newConn(cfg, cfg.Kind, logger)
+}
 
-	switch cfg.Kind {
+func newConn(cfg Config, kind string, logger *slog.Logger) (*Conn, error) {
+	logger = logger.With(slog.String("component", "broker"), slog.String("broker", kind))
+	conn := &Conn{kind: kind, logger: logger}
+
+	switch kind {
 	case Embedded:
-		conn.driver = newEmbedded(cfg.Embedded, logger)
+		conn.Driver = embedded.New(cfg.Embedded, logger)
 	case Kafka:
-		conn.driver = newKafka(cfg.Kafka, logger)
+		conn.Driver = kafka.New(cfg.Kafka, logger)
 	case RabbitMQ:
-		conn.driver = newRabbitMQ(cfg.RabbitMQ, logger)
+		conn.Driver = rabbitmq.New(cfg.RabbitMQ, logger)
 	default:
-		return nil, cfg.Validate()
+		return nil, cfg.validateKind(kind)
 	}
 
 	return conn, nil
 }
 
-// Set is the brokers of a service: one that has all topics but those that are
-// bound to others.
+// Kind returns which broker it is.
+func (c *Conn) Kind() string { return c.kind }
+
+// Connect waits until the broker answers and has all topics, or ctx ends. It
+// logs when it has to wait, and when the wait is over.
+func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
+	err := backoff.Retry(ctx, c.logger, c.kind, func() error { return c.Driver.Connect(ctx, topics) })
+	if err != nil {
+		return fmt.Errorf("connecting to %s: %w", c.kind, err)
+	}
+
+	return nil
+}
+
+// Set is the brokers of a service. One has every topic that is not bound to
+// another.
 type Set struct {
-	conns []*Conn // the first is the one for all else
+	conns []*Conn // the default one first
 	bound map[string]string
 }
 
-// NewSet returns connections to the configured brokers, not yet established.
+// NewSet returns connections to the configured brokers that are not yet
+// established.
 func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
-	bound, err := cfg.bound()
-	if err != nil {
-		return nil, err
+	set := &Set{bound: make(map[string]string, len(cfg.Bind))}
+	for _, b := range cfg.Bind {
+		set.bound[b.Topic] = b.Broker
 	}
 
-	set := &Set{bound: bound}
-	kinds := slices.Sorted(maps.Values(bound))
-	kinds = slices.DeleteFunc(slices.Compact(kinds), func(kind string) bool { return kind == cfg.Kind })
-
-	for _, kind := range append([]string{cfg.Kind}, kinds...) {
-		cfg.Kind = kind
-
-		conn, err := New(cfg, logger)
+	for _, kind := range cfg.kinds() {
+		conn, err := newConn(cfg, kind, logger)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +96,7 @@ func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
 	return set, nil
 }
 
-// Conns returns the connections; the first has every topic that is not bound.
+// Conns returns the connections. The first has every topic that is not bound.
 func (s *Set) Conns() []*Conn { return s.conns }
 
 // Has reports whether conn is the one for a topic.
@@ -134,90 +127,4 @@ func (s *Set) Kinds() string {
 	}
 
 	return strings.Join(names, " and ")
-}
-
-// Kind returns which broker it is.
-func (c *Conn) Kind() string { return c.kind }
-
-// Connect waits until the broker answers and has all topics, or ctx ends. It
-// logs when it has to wait, and when waiting is over.
-func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
-	waited := false
-	policy := backoff.NewExponentialBackOff()
-	policy.MaxInterval = 5 * time.Second
-
-	_, err := backoff.Retry(ctx,
-		func() (struct{}, error) { return struct{}{}, c.driver.connect(ctx, topics) },
-		backoff.WithBackOff(policy), backoff.WithMaxElapsedTime(0),
-		backoff.WithNotify(func(err error, _ time.Duration) {
-			if !waited {
-				c.logger.Warn("waiting for the broker", slog.Any("error", err))
-			}
-
-			waited = true
-		}))
-	if err != nil {
-		return fmt.Errorf("connecting to %s: %w", c.kind, err)
-	}
-
-	if waited {
-		c.logger.Info("the broker answers")
-	}
-
-	return nil
-}
-
-// Publisher returns the publisher, after Connect. Publish returns nil only
-// when the broker has confirmed the message; the embedded broker confirms when
-// the consumer has acknowledged. It may be called by Lanes goroutines at once.
-func (c *Conn) Publisher() message.Publisher { return c.driver.publisher() }
-
-// Subscriber returns the subscriber of a consumer, after Connect.
-func (c *Conn) Subscriber(consumer string) message.Subscriber { return c.driver.subscriber(consumer) }
-
-// Lanes is how many messages are worth publishing at once.
-func (c *Conn) Lanes() int { return c.driver.lanes() }
-
-// Ping reports whether the broker can be reached.
-func (c *Conn) Ping(ctx context.Context) error { return c.driver.ping(ctx) }
-
-// Close closes the connection. What is being published fails with an error.
-func (c *Conn) Close() error { return c.driver.close() }
-
-// received makes the message that the router gets. Headers from outside never
-// pass for reserved ones.
-func received(headers event.Headers, nativeID, key, origin, identity string, payload []byte) *message.Message {
-	for name, value := range headers {
-		if strings.HasPrefix(name, event.ReservedPrefix) {
-			delete(headers, name)
-			headers["x-"+name] = value
-		}
-	}
-
-	msg := message.NewMessage(event.IdentifyMessage(headers, nativeID, identity).String(), payload)
-	msg.Metadata = message.Metadata(headers)
-	msg.Metadata[event.HeaderKey] = key
-	msg.Metadata[event.HeaderOrigin] = origin
-
-	return msg
-}
-
-// sent returns the headers that leave the process.
-func sent(msg *message.Message) event.Headers {
-	headers := make(event.Headers, len(msg.Metadata)+1)
-
-	for name, value := range msg.Metadata {
-		if !strings.HasPrefix(name, event.ReservedPrefix) {
-			headers[name] = value
-		}
-	}
-
-	headers[event.HeaderWatermillID] = msg.UUID
-
-	return headers
-}
-
-func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// The libraries tell at Error what they then recover from.
-	return telemetry.Watermill(logger, slog.LevelWarn)
 }

@@ -4,40 +4,54 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
-	"strings"
 	"time"
 )
 
 // Config tunes the consumers.
 type Config struct {
-	// MaxBatch is how many messages share a transaction at most.
+	// MaxBatch is how many messages share a transaction at most. Defaults to
+	// 256.
 	MaxBatch int `koanf:"max_batch"`
 	// ConcurrentBatches is how many transactions of one consumer run at once.
-	// Messages with the same key are never in two of them. One makes larger
-	// batches, which take less CPU; more help where the database is far away.
+	// Messages with the same key are never in two of them. With 1 batches are
+	// larger and take less CPU; more help where the database is far away.
+	// Defaults to 1.
 	ConcurrentBatches int `koanf:"concurrent_batches"`
-	// HandlerTimeout bounds one attempt to apply a batch or to reach the
-	// outside.
+	// HandlerTimeout bounds one attempt to apply a batch or to perform an
+	// effect. Defaults to 20s.
 	HandlerTimeout time.Duration `koanf:"handler_timeout"`
-	// Retries is how often a message whose handler failed is tried again at
-	// once, and RetryInterval the pause before the first of these.
-	Retries       int           `koanf:"retries"`
+	// Retries is how often a message whose handler failed is retried at once.
+	// Defaults to 3.
+	Retries int `koanf:"retries"`
+	// RetryInterval is the pause before the first of these retries. Defaults to
+	// 50ms.
 	RetryInterval time.Duration `koanf:"retry_interval"`
-	// ParkInterval is how long a message that still fails is parked, and later
-	// messages of its key behind it; then twice as long each time, up to
-	// ParkMaxInterval.
-	ParkInterval    time.Duration `koanf:"park_interval"`
+	// ParkInterval is how long a message that still fails waits, and later
+	// messages of its key behind it. It doubles with each attempt. Defaults to
+	// 2s.
+	ParkInterval time.Duration `koanf:"park_interval"`
+	// ParkMaxInterval bounds how long a message waits between attempts. Defaults
+	// to 10m.
 	ParkMaxInterval time.Duration `koanf:"park_max_interval"`
-	// ParkAttempts is how often a parked message is tried before it goes to the
-	// poison queue. With 0 it goes there without being parked.
+	// ParkAttempts is how often a waiting message is retried before it is
+	// stopped. With 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
-	// PerTopic overrides the five above for a topic, each element as in
-	// "notifications retries=0 park_attempts=50".
-	PerTopic []string `koanf:"per_topic"`
+	// PerTopic overrides the five above for single topics. Empty by default.
+	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in
-	// hand. Keep it below the grace period of the container.
+	// hand. Keep it below the grace period of the container. Defaults to 15s.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
+}
+
+// TopicConfig overrides settings of Config for one topic. What is nil is not
+// overridden.
+type TopicConfig struct {
+	Topic           string         `koanf:"topic"`
+	Retries         *int           `koanf:"retries,omitempty"`
+	RetryInterval   *time.Duration `koanf:"retry_interval,omitempty"`
+	ParkInterval    *time.Duration `koanf:"park_interval,omitempty"`
+	ParkMaxInterval *time.Duration `koanf:"park_max_interval,omitempty"`
+	ParkAttempts    *int           `koanf:"park_attempts,omitempty"`
 }
 
 // DefaultConfig returns the defaults.
@@ -51,7 +65,7 @@ func DefaultConfig() Config {
 		ParkInterval:      2 * time.Second,
 		ParkMaxInterval:   10 * time.Minute,
 		ParkAttempts:      20,
-		PerTopic:          []string{},
+		PerTopic:          []TopicConfig{},
 		DrainTimeout:      15 * time.Second,
 	}
 }
@@ -132,57 +146,33 @@ func (p policy) wait(attempts int, asked time.Duration) time.Duration {
 	return max(asked, grown/2+rand.N(grown/2+1))
 }
 
-// perTopic reads Config.PerTopic.
+// perTopic returns the policies of the topics in Config.PerTopic.
 func (c Config) perTopic() (map[string]policy, error) {
 	var errs []error
 
 	policies := make(map[string]policy, len(c.PerTopic))
 
-	for _, line := range c.PerTopic {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			errs = append(errs, fmt.Errorf("consumer.per_topic: is %q, expected a topic and what differs, such as %q", line, "notifications park_attempts=50"))
-
-			continue
+	for _, t := range c.PerTopic {
+		if _, twice := policies[t.Topic]; twice || t.Topic == "" {
+			errs = append(errs, fmt.Errorf("consumer.per_topic: topic is %q, expected each topic once", t.Topic))
 		}
 
 		p := c.retryPolicy()
+		override(&p.retries, t.Retries)
+		override(&p.retryInterval, t.RetryInterval)
+		override(&p.parkInterval, t.ParkInterval)
+		override(&p.parkMaxInterval, t.ParkMaxInterval)
+		override(&p.parkAttempts, t.ParkAttempts)
 
-		for _, setting := range fields[1:] {
-			var err error
-			if p, err = p.with(setting); err != nil {
-				errs = append(errs, fmt.Errorf("consumer.per_topic: %s: %w", fields[0], err))
-			}
-		}
-
-		errs = append(errs, p.validate("consumer.per_topic: "+fields[0]+": "))
-		policies[fields[0]] = p
+		errs = append(errs, p.validate("consumer.per_topic: "+t.Topic+": "))
+		policies[t.Topic] = p
 	}
 
 	return policies, errors.Join(errs...)
 }
 
-func (p policy) with(setting string) (_ policy, err error) {
-	name, value, _ := strings.Cut(setting, "=")
-
-	switch name {
-	case "retries":
-		p.retries, err = strconv.Atoi(value)
-	case "retry_interval":
-		p.retryInterval, err = time.ParseDuration(value)
-	case "park_interval":
-		p.parkInterval, err = time.ParseDuration(value)
-	case "park_max_interval":
-		p.parkMaxInterval, err = time.ParseDuration(value)
-	case "park_attempts":
-		p.parkAttempts, err = strconv.Atoi(value)
-	default:
-		return p, fmt.Errorf("%q is unknown, expected retries, retry_interval, park_interval, park_max_interval or park_attempts", name)
+func override[T any](value, by *T) {
+	if by != nil {
+		*value = *by
 	}
-
-	if err != nil {
-		return p, fmt.Errorf("%s: is %q, expected a value such as 3 or 2s", name, value)
-	}
-
-	return p, nil
 }

@@ -133,7 +133,7 @@ type source struct {
 func (s *source) Connect(ctx context.Context) error {
 	var topics []broker.Topic
 	for _, route := range s.routes {
-		topics = append(topics, broker.Topic{Name: s.address(route), Consumer: route.Consumer})
+		topics = append(topics, broker.Topic{Name: s.address(route), Consumed: true})
 	}
 
 	return s.Conn.Connect(ctx, topics)

@@ -172,8 +172,8 @@ type Source interface {
 	// Address returns where the messages of a route are here; ok is false if
 	// they are elsewhere.
 	Address(route Route) (topic string, ok bool)
-	// Subscriber returns the subscriber of a consumer, after Connect.
-	Subscriber(consumer string) message.Subscriber
+	// Subscriber returns the subscriber of a topic, after Connect.
+	Subscriber(topic string) message.Subscriber
 	// Subscribed is called once all consumers of the source are.
 	Subscribed()
 }
@@ -296,7 +296,7 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 					name = topic // a second way to the same consumer
 				}
 
-				router.AddConsumerHandler(name, topic, source.Subscriber(route.Consumer), route.handle)
+				router.AddConsumerHandler(name, topic, source.Subscriber(topic), route.handle)
 			}
 
 			if err := router.RunHandlers(subscriptions); err != nil {

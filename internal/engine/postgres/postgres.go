@@ -9,10 +9,11 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
 )
 
 // Config says which database to use and how.
@@ -88,36 +89,20 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	return pool, pool.Close, nil
 }
 
-// Wait returns when the database answers, or with an error when ctx ends.
-// It logs when it has to wait, and when waiting is over.
-func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
-	waited := false
+// pingTimeout bounds one attempt of Wait.
+const pingTimeout = 5 * time.Second
 
-	ping := func() (struct{}, error) {
-		pingCtx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// Wait returns when the database answers, or with an error when ctx ends. It
+// logs when it has to wait, and when the wait is over.
+func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
+	err := backoff.Retry(ctx, logger, Dependency, func() error {
+		pingCtx, cancel := context.WithTimeout(ctx, pingTimeout)
 		defer cancel()
 
-		return struct{}{}, pool.Ping(pingCtx)
-	}
-
-	notify := func(err error, _ time.Duration) {
-		if !waited {
-			logger.Warn("waiting for postgres", slog.Any("error", err))
-		}
-
-		waited = true
-	}
-
-	policy := backoff.NewExponentialBackOff()
-	policy.MaxInterval = 5 * time.Second
-
-	_, err := backoff.Retry(ctx, ping, backoff.WithBackOff(policy), backoff.WithNotify(notify), backoff.WithMaxElapsedTime(0))
+		return pool.Ping(pingCtx)
+	})
 	if err != nil {
 		return fmt.Errorf("waiting for postgres: %w", err)
-	}
-
-	if waited {
-		logger.Info("postgres answers")
 	}
 
 	return nil

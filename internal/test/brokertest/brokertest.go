@@ -65,7 +65,7 @@ func Run(t *testing.T, h Harness) {
 // Topic returns a topic that no other test has.
 func Topic() string { return "t-" + strings.ToLower(rand.Text()) }
 
-// Open connects to the broker with topic and its consumer "c".
+// Open connects to the broker and declares topic as consumed.
 func (h Harness) Open(tb testing.TB, topic string) *broker.Conn {
 	tb.Helper()
 
@@ -77,7 +77,7 @@ func (h Harness) Open(tb testing.TB, topic string) *broker.Conn {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 
-	if err := conn.Connect(ctx, []broker.Topic{{Name: topic, Consumer: "c-" + topic}}); err != nil {
+	if err := conn.Connect(ctx, []broker.Topic{{Name: topic, Consumed: true}}); err != nil {
 		tb.Fatal(err)
 	}
 
@@ -94,7 +94,7 @@ type Received struct {
 func Consume(tb testing.TB, conn *broker.Conn, topic string, handle func(*message.Message)) *Received {
 	tb.Helper()
 
-	messages, err := conn.Subscriber("c-"+topic).Subscribe(context.Background(), topic)
+	messages, err := conn.Subscriber(topic).Subscribe(context.Background(), topic)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -377,5 +377,51 @@ func (h Harness) foreign(t *testing.T) {
 		if (got[0] == got[1]) != stable {
 			t.Errorf("%q has the ids %v", payload, got)
 		}
+	}
+}
+
+// SurviveRestart checks that publishing fails while the broker is dead, and that
+// publishing and consuming continue once it is back.
+func (h Harness) SurviveRestart(t *testing.T, server *Server) {
+	t.Helper()
+
+	topic := Topic()
+	conn := h.Open(t, topic)
+	empty := 0
+	received := Consume(t, conn, topic, func(msg *message.Message) {
+		if len(msg.Payload) == 0 {
+			empty++
+		}
+
+		msg.Ack()
+	})
+
+	if err := conn.Publisher().Publish(topic, NewMessage("k", "before")); err != nil {
+		t.Fatal(err)
+	}
+
+	received.Wait(t, 1)
+	server.Do("kill")
+
+	if err := conn.Publisher().Publish(topic, NewMessage("k", "lost")); err == nil {
+		t.Error("publishing to a dead broker succeeds")
+	}
+
+	server.Do("start")
+	pgtest.Eventually(t, "publishing works again", func() bool {
+		return conn.Publisher().Publish(topic, NewMessage("k", "after")) == nil
+	})
+	pgtest.Eventually(t, "the consumer continues", func() bool {
+		all := received.All()
+
+		return string(all[len(all)-1].Payload) == "after"
+	})
+
+	if empty > 0 {
+		t.Errorf("%d phantom messages came", empty)
+	}
+
+	if err := conn.Close(); err != nil {
+		t.Log(err) // connections that died earlier may return errors
 	}
 }

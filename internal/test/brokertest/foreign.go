@@ -3,13 +3,13 @@ package brokertest
 import (
 	"context"
 	"fmt"
-	"os"
 	"testing"
 
 	"github.com/IBM/sarama"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // Variables that name the servers for the tests.
@@ -18,14 +18,18 @@ const (
 	RabbitMQ = "MILLRACE_TEST_RABBITMQ_URL"
 )
 
-// Address returns the address in a variable. Without it the test fails: it
-// never skips.
+// Address returns the address of a server: that in the variable, or that of the
+// server that `make services` started. Without either the test fails.
 func Address(tb testing.TB, variable string) string {
 	tb.Helper()
 
-	value := os.Getenv(variable)
+	value, err := pgtest.Setting(variable)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
 	if value == "" {
-		tb.Fatalf("%s is not set: run `make test`, or `make services` and then source .local/test/env", variable)
+		tb.Fatalf("%s is not set and no server was started: run `make services`", variable)
 	}
 
 	return value

@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Server is a broker of the test's own, to be killed and started again.
+// Server is a broker that one test may kill and start again.
 type Server struct {
 	Port string
 
@@ -24,13 +26,7 @@ type Server struct {
 func NewServer(tb testing.TB, script string) *Server {
 	tb.Helper()
 
-	// Tests run in the directory of their package, two below the root.
-	path, err := filepath.Abs(filepath.Join("..", "..", "scripts", script))
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	s := &Server{Port: FreePort(tb), tb: tb, script: path, dir: tb.TempDir()}
+	s := &Server{Port: FreePort(tb), tb: tb, script: filepath.Join(pgtest.Root(tb), "scripts", script), dir: tb.TempDir()}
 	s.Do("start")
 	tb.Cleanup(func() { s.Do("kill") })
 
@@ -47,9 +43,9 @@ func (s *Server) Do(action string) {
 	}
 }
 
-// FreePort returns a port that nobody listens on, nor on its successor, which
-// brokers use too. Both lie below those that the kernel gives to connections
-// (32768 and up, ip(7)), so that nobody gets them by chance meanwhile.
+// FreePort returns a port that is free together with its successor, which
+// brokers also use. Both are below the range from which the kernel assigns ports
+// to connections (32768 and up, ip(7)), so that they stay free.
 func FreePort(tb testing.TB) string {
 	tb.Helper()
 

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -128,8 +127,9 @@ func Value[T any](tb testing.TB, db postgres.Querier, sql string, args ...any) T
 }
 
 func makeTemplate() (string, error) {
-	if os.Getenv(variable) == "" {
-		return "", fmt.Errorf("%s is not set: run `make test`, or `make services` and then source .local/test/env", variable)
+	server, err := server()
+	if err != nil {
+		return "", err
 	}
 
 	name, err := templateName()
@@ -139,9 +139,9 @@ func makeTemplate() (string, error) {
 
 	ctx := context.Background()
 
-	conn, err := pgx.Connect(ctx, os.Getenv(variable))
+	conn, err := pgx.Connect(ctx, server)
 	if err != nil {
-		return "", fmt.Errorf("reaching the server that %s names: %w", variable, err)
+		return "", fmt.Errorf("test database: %w\nrun `make test-db` to start it", err)
 	}
 	defer conn.Close(ctx)
 
@@ -208,8 +208,23 @@ func templateName() (string, error) {
 	return fmt.Sprintf("template_%x_%s", sum.Sum(nil)[:4], time.Now().UTC().Format("20060102")), err
 }
 
+// server returns the address of the server for the tests.
+var server = sync.OnceValues(func() (string, error) {
+	address, err := Setting(variable)
+	if err == nil && address == "" {
+		err = fmt.Errorf("%s is not set and no server was started: run `make test-db`", variable)
+	}
+
+	return address, err
+})
+
 func named(database string) (string, error) {
-	address, err := url.Parse(os.Getenv(variable))
+	server, err := server()
+	if err != nil {
+		return "", err
+	}
+
+	address, err := url.Parse(server)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", variable, err)
 	}
@@ -219,15 +234,20 @@ func named(database string) (string, error) {
 	return address.String(), nil
 }
 
-// exec runs a statement on the server. Cloning fails while another clone of
-// the same template is made, so it is tried again.
+// exec runs a statement on the server. It retries while another clone of the
+// same template is being made, which makes cloning fail.
 func exec(sql string) error {
+	server, err := server()
+	if err != nil {
+		return err
+	}
+
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 
-	conn, err := pgx.Connect(ctx, os.Getenv(variable))
+	conn, err := pgx.Connect(ctx, server)
 	if err != nil {
-		return fmt.Errorf("reaching the server that %s names: %w", variable, err)
+		return fmt.Errorf("test database: %w", err)
 	}
 	defer conn.Close(ctx)
 

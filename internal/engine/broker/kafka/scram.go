@@ -1,4 +1,4 @@
-package broker
+package kafka
 
 import (
 	"crypto/sha512"
@@ -7,7 +7,7 @@ import (
 	"github.com/xdg-go/scram"
 )
 
-// scramClient fits xdg-go/scram to sarama, which brings no SCRAM of its own.
+// scramClient adapts xdg-go/scram to sarama, which has no SCRAM of its own.
 type scramClient struct{ conversation *scram.ClientConversation }
 
 func newSCRAM() sarama.SCRAMClient { return &scramClient{} }

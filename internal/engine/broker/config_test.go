@@ -1,0 +1,47 @@
+package broker_test
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+)
+
+func TestBindingsAreValidated(t *testing.T) {
+	t.Parallel()
+
+	for want, bind := range map[string][]broker.Binding{
+		`broker.bind: binds topic a twice`:                          {{Topic: "a", Broker: "kafka"}, {Topic: "a", Broker: "rabbitmq"}},
+		`broker.bind: is "pigeon", expected embedded, kafka or`:     {{Topic: "a", Broker: "pigeon"}},
+		`broker.bind: {topic: "", broker: "kafka"} is incomplete`:   {{Broker: "kafka"}},
+		`broker.bind: {topic: "a", broker: ""} is incomplete`:       {{Topic: "a"}},
+		`broker.kafka.group: must not be empty`:                     {{Topic: "a", Broker: "kafka"}},
+		`broker.rabbitmq.ca_file: has no effect unless broker.rabb`: {{Topic: "a", Broker: "rabbitmq"}},
+	} {
+		cfg := broker.DefaultConfig()
+		cfg.Bind, cfg.Kafka.Group, cfg.RabbitMQ.CAFile = bind, "", "ca.pem"
+
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, expected %q", err, want)
+		}
+	}
+}
+
+func TestEachTopicIsOnOneBroker(t *testing.T) {
+	t.Parallel()
+
+	cfg := broker.DefaultConfig()
+	cfg.Bind = []broker.Binding{{Topic: "a", Broker: broker.Kafka}, {Topic: "b", Broker: broker.Kafka}}
+
+	set, err := broker.NewSet(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	embedded, kafka := set.Conns()[0], set.Conns()[1]
+	if len(set.Conns()) != 2 || set.Kinds() != "embedded and kafka" ||
+		!set.Has(kafka, "a") || set.Has(embedded, "a") || set.Has(kafka, "c") || !set.Has(embedded, "c") || len(set.Bound(kafka)) != 2 {
+		t.Errorf("got %+v", set)
+	}
+}

@@ -1,0 +1,164 @@
+// Package driver defines what an implementation of a broker provides, and
+// holds the code that the implementations share. It relates to package broker
+// as database/sql/driver relates to database/sql.
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/telemetry"
+)
+
+// Topic is a topic as a broker needs to know it.
+type Topic struct {
+	Name string
+	// Consumed says that this service consumes the topic.
+	Consumed bool
+}
+
+// Driver is one broker. New instances are not connected.
+type Driver interface {
+	// Connect reaches the broker and declares the topology. It may be called
+	// again after an error.
+	Connect(ctx context.Context, topics []Topic) error
+	// Publisher returns the publisher, after Connect.
+	Publisher() message.Publisher
+	// Subscriber returns a subscriber for one topic, after Connect.
+	Subscriber(topic string) message.Subscriber
+	// Lanes is how many messages are worth publishing at once.
+	Lanes() int
+	Ping(ctx context.Context) error
+	Close() error
+}
+
+// ErrClosed reports that the connection was closed before the broker confirmed
+// the message. The broker may or may not have it.
+var ErrClosed = errors.New("broker connection closed")
+
+// Identity is what a broker knows about a message besides headers and payload.
+type Identity struct {
+	// NativeID is the broker's own message id, if it has one.
+	NativeID string
+	Key      string
+	// Origin says where the message was read, for operators.
+	Origin string
+	// Coordinates are the same for every delivery of the message and for no
+	// other message. Empty if the broker has none.
+	Coordinates string
+}
+
+// Received makes the message that the router gets. It renames headers from
+// outside that would pass for reserved ones.
+func Received(headers event.Headers, id Identity, payload []byte) *message.Message {
+	for name, value := range headers {
+		if strings.HasPrefix(name, event.ReservedPrefix) {
+			delete(headers, name)
+			headers["x-"+name] = value
+		}
+	}
+
+	msg := message.NewMessage(event.IdentifyMessage(headers, id.NativeID, id.Coordinates).String(), payload)
+	msg.Metadata = message.Metadata(headers)
+	msg.Metadata[event.HeaderKey] = id.Key
+	msg.Metadata[event.HeaderOrigin] = id.Origin
+
+	return msg
+}
+
+// Sent returns the headers that leave the process.
+func Sent(msg *message.Message) event.Headers {
+	headers := make(event.Headers, len(msg.Metadata)+1)
+
+	for name, value := range msg.Metadata {
+		if !strings.HasPrefix(name, event.ReservedPrefix) {
+			headers[name] = value
+		}
+	}
+
+	headers[event.HeaderWatermillID] = msg.UUID
+
+	return headers
+}
+
+// Subscribers opens subscribers when they are first used and closes them
+// together.
+type Subscribers struct {
+	mu   sync.Mutex
+	open []message.Subscriber
+}
+
+// Lazy returns a subscriber that connects at Subscribe.
+func (s *Subscribers) Lazy(connect func() (message.Subscriber, error)) message.Subscriber {
+	return &lazySubscriber{connect: connect, all: s}
+}
+
+// Close closes every subscriber that was opened.
+func (s *Subscribers) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	var errs []error
+	for _, subscriber := range s.open {
+		errs = append(errs, subscriber.Close())
+	}
+
+	return errors.Join(errs...)
+}
+
+type lazySubscriber struct {
+	connect func() (message.Subscriber, error)
+	all     *Subscribers
+	opened  message.Subscriber // guarded by all.mu
+}
+
+// Subscribe implements message.Subscriber.
+func (l *lazySubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	subscriber, err := l.connect()
+	if err != nil {
+		return nil, fmt.Errorf("connecting subscriber of %s: %w", topic, err)
+	}
+
+	l.all.mu.Lock()
+	l.opened = subscriber
+	l.all.open = append(l.all.open, subscriber)
+	l.all.mu.Unlock()
+
+	return subscriber.Subscribe(ctx, topic)
+}
+
+// Close implements message.Subscriber.
+func (l *lazySubscriber) Close() error {
+	l.all.mu.Lock()
+	subscriber := l.opened
+	l.all.mu.Unlock()
+
+	if subscriber == nil {
+		return nil
+	}
+
+	return subscriber.Close()
+}
+
+// WatermillLogger returns a logger for Watermill's publishers and subscribers.
+// They log at Error what they then recover from.
+func WatermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
+	return telemetry.Watermill(logger, slog.LevelWarn)
+}
+
+// Positive returns an error that names the configuration key if n is below 1.
+func Positive(key string, n int) error {
+	if n < 1 {
+		return fmt.Errorf("%s: is %d, expected at least 1", key, n)
+	}
+
+	return nil
+}

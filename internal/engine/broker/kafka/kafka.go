@@ -1,0 +1,273 @@
+// Package kafka is the broker Kafka, through Watermill's publisher and
+// subscriber for it.
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/tlsconfig"
+)
+
+// maxMessageBytes lets large messages of other producers reach us, so that they
+// can be rejected where an operator sees them: 16 MiB.
+const maxMessageBytes = 16 << 20
+
+// Driver is a connection to Kafka.
+type Driver struct {
+	cfg         Config
+	logger      *slog.Logger
+	subscribers driver.Subscribers
+
+	mu     sync.Mutex
+	client sarama.Client
+	pub    message.Publisher
+}
+
+// New returns a connection that is not yet established.
+func New(cfg Config, logger *slog.Logger) *Driver { return &Driver{cfg: cfg, logger: logger} }
+
+// Lanes implements driver.Driver.
+func (d *Driver) Lanes() int { return d.cfg.Lanes }
+
+// Publisher implements driver.Driver.
+func (d *Driver) Publisher() message.Publisher { return d.pub }
+
+// Connect implements driver.Driver.
+func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	cfg, err := d.sarama()
+	if err != nil {
+		return err
+	}
+
+	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
+	if err != nil {
+		return fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
+	}
+
+	if err := d.createTopics(client, topics); err != nil {
+		return errors.Join(err, client.Close())
+	}
+
+	publisher, err := kafka.NewPublisher(kafka.PublisherConfig{
+		Brokers: d.cfg.Brokers, Marshaler: Marshaler{prefix: d.cfg.Prefix}, OverwriteSaramaConfig: cfg,
+	}, driver.WatermillLogger(d.logger))
+	if err != nil {
+		return errors.Join(err, client.Close())
+	}
+
+	d.client, d.pub = client, publisher
+
+	return nil
+}
+
+// createTopics creates the topics that do not exist.
+func (d *Driver) createTopics(client sarama.Client, topics []driver.Topic) error {
+	admin, err := sarama.NewClusterAdminFromClient(client)
+	if err != nil {
+		return fmt.Errorf("connecting kafka admin: %w", err)
+	}
+	// Closing the admin would close the client.
+
+	for _, topic := range topics {
+		err := admin.CreateTopic(d.cfg.Prefix+topic.Name, &sarama.TopicDetail{
+			NumPartitions: d.cfg.Partitions, ReplicationFactor: d.cfg.ReplicationFactor,
+		}, false)
+		if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
+			return fmt.Errorf("creating topic %s: %w", topic.Name, err)
+		}
+	}
+
+	for _, topic := range topics {
+		name := d.cfg.Prefix + topic.Name
+		if err := client.RefreshMetadata(name); err != nil {
+			return fmt.Errorf("waiting for topic %s: %w", topic.Name, err)
+		}
+
+		partitions, err := client.Partitions(name)
+		if err != nil {
+			return fmt.Errorf("waiting for topic %s: %w", topic.Name, err)
+		}
+
+		if len(partitions) != int(d.cfg.Partitions) {
+			d.logger.Warn("topic does not have the configured number of partitions",
+				slog.String("topic", topic.Name), slog.Int("partitions", len(partitions)), slog.Int("configured", int(d.cfg.Partitions)))
+		}
+	}
+
+	return nil
+}
+
+// Subscriber implements driver.Driver. Each topic has its own consumer group.
+func (d *Driver) Subscriber(topic string) message.Subscriber {
+	subscriber := d.subscribers.Lazy(func() (message.Subscriber, error) {
+		cfg, err := d.sarama()
+		if err != nil {
+			return nil, err
+		}
+
+		return kafka.NewSubscriber(kafka.SubscriberConfig{
+			Brokers:               d.cfg.Brokers,
+			Unmarshaler:           Marshaler{},
+			OverwriteSaramaConfig: cfg,
+			ConsumerGroup:         d.cfg.Group + "." + topic,
+			// Messages are nacked only when the service stops.
+			NackResendSleep: time.Second,
+		}, driver.WatermillLogger(d.logger))
+	})
+
+	return prefixedSubscriber{subscriber, d.cfg.Prefix}
+}
+
+// prefixedSubscriber reads a topic under the name that it has on the cluster.
+type prefixedSubscriber struct {
+	message.Subscriber
+
+	prefix string
+}
+
+// Subscribe implements message.Subscriber.
+func (s prefixedSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	return s.Subscriber.Subscribe(ctx, s.prefix+topic)
+}
+
+// Ping implements driver.Driver.
+func (d *Driver) Ping(context.Context) error {
+	d.mu.Lock()
+	client := d.client
+	d.mu.Unlock()
+
+	if client == nil {
+		return errors.New("not connected to kafka")
+	}
+
+	if err := client.RefreshMetadata(); err != nil {
+		return fmt.Errorf("reaching kafka: %w", err)
+	}
+
+	return nil
+}
+
+// Close implements driver.Driver.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	errs := []error{d.subscribers.Close()}
+	if d.pub != nil {
+		errs = append(errs, d.pub.Close(), d.client.Close())
+	}
+
+	return errors.Join(errs...)
+}
+
+// sarama returns the settings of producers and consumers alike. The comments
+// say why a setting differs from the library's default.
+func (d *Driver) sarama() (*sarama.Config, error) {
+	cfg := sarama.NewConfig()
+	cfg.ClientID = "millrace"
+	cfg.Version = sarama.V3_0_0_0 // idempotent producers, sticky groups
+
+	// Notice a dead broker soon: the relay and the consumers retry.
+	cfg.Net.DialTimeout = 5 * time.Second
+	cfg.Net.ReadTimeout = 15 * time.Second
+	cfg.Net.WriteTimeout = 15 * time.Second
+
+	cfg.Producer.Return.Successes = true // a synchronous producer needs it
+	cfg.Producer.RequiredAcks = sarama.WaitForAll
+	cfg.Producer.Idempotent = true // a repeated request is written once...
+	cfg.Net.MaxOpenRequests = 1    // ...which needs one request at a time
+	// Uncompressed: a plain install of some clients (aiokafka, and with it
+	// FastStream) has no codec. A topic's compression.type can override it.
+	cfg.Producer.Compression = sarama.CompressionNone
+	cfg.Producer.MaxMessageBytes = maxMessageBytes
+	cfg.Producer.Retry.Max = 5
+
+	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
+	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
+	cfg.Consumer.Return.Errors = true
+
+	return cfg, d.secure(cfg)
+}
+
+func (d *Driver) secure(cfg *sarama.Config) (err error) {
+	if d.cfg.TLS {
+		cfg.Net.TLS.Enable = true
+
+		if cfg.Net.TLS.Config, err = tlsconfig.New(d.cfg.CAFile); err != nil {
+			return fmt.Errorf("broker.kafka.ca_file: %w", err)
+		}
+	}
+
+	if d.cfg.User != "" {
+		cfg.Net.SASL.Enable = true
+		cfg.Net.SASL.Mechanism = sarama.SASLTypeSCRAMSHA512
+		cfg.Net.SASL.User, cfg.Net.SASL.Password = d.cfg.User, string(d.cfg.Password)
+		cfg.Net.SASL.SCRAMClientGeneratorFunc = newSCRAM
+	}
+
+	return nil
+}
+
+// Marshaler translates between Kafka's records and messages. It accepts every
+// record: an error would make the subscriber redeliver the same record
+// indefinitely.
+type Marshaler struct{ prefix string }
+
+// Marshal makes the record. The key decides its partition.
+func (m Marshaler) Marshal(topic string, msg *message.Message) (*sarama.ProducerMessage, error) {
+	headers := driver.Sent(msg)
+	record := &sarama.ProducerMessage{
+		Topic:   m.prefix + topic,
+		Key:     sarama.StringEncoder(msg.Metadata[event.HeaderKey]),
+		Value:   sarama.ByteEncoder(msg.Payload),
+		Headers: make([]sarama.RecordHeader, 0, len(headers)),
+	}
+
+	for name, value := range headers {
+		record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
+	}
+
+	return record, nil
+}
+
+// Unmarshal makes the message. The id of a record that carries none is derived
+// from its coordinates, which are the same for every delivery.
+func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, error) {
+	headers := make(event.Headers, len(record.Headers)+2)
+
+	for _, header := range record.Headers {
+		if header == nil {
+			continue
+		}
+
+		name := string(header.Key)
+		for n := 2; ; n++ {
+			if _, taken := headers[name]; !taken {
+				break
+			}
+
+			name = string(header.Key) + "#" + strconv.Itoa(n)
+		}
+
+		headers[name] = string(header.Value)
+	}
+
+	origin := fmt.Sprintf("kafka:%s/%d@%d", record.Topic, record.Partition, record.Offset)
+
+	return driver.Received(headers, driver.Identity{Key: string(record.Key), Origin: origin, Coordinates: origin}, record.Value), nil
+}

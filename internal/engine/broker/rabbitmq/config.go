@@ -1,0 +1,53 @@
+package rabbitmq
+
+import (
+	"errors"
+	"net/url"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Config says how to reach RabbitMQ.
+type Config struct {
+	// URL begins with amqp:// or, with TLS, amqps://. Defaults to
+	// amqp://guest:guest@127.0.0.1:5672/.
+	URL postgres.Secret `koanf:"url"`
+	// CAFile has the certificates that verify the server of an amqps:// URL.
+	// Defaults to the system's roots.
+	CAFile string `koanf:"ca_file"`
+	// Exchange is where the service publishes. Defaults to "millrace".
+	Exchange string `koanf:"exchange"`
+	// Consumers is how many messages of a queue are in hand at once. Defaults
+	// to 128.
+	Consumers int `koanf:"consumers"`
+	// Lanes is how many messages are published at once. Defaults to 128.
+	Lanes int `koanf:"lanes"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{URL: "amqp://guest:guest@127.0.0.1:5672/", Exchange: "millrace", Consumers: 128, Lanes: 128}
+}
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	errs := []error{
+		driver.Positive("broker.rabbitmq.consumers", c.Consumers),
+		driver.Positive("broker.rabbitmq.lanes", c.Lanes),
+	}
+
+	// The parser's error is left out: it would quote the password.
+	u, err := url.Parse(string(c.URL))
+	if err != nil || (u.Scheme != "amqp" && u.Scheme != "amqps") || u.Host == "" {
+		errs = append(errs, errors.New("broker.rabbitmq.url: not an AMQP address, expected amqp://user:password@host:5672/"))
+	} else if c.CAFile != "" && u.Scheme != "amqps" {
+		errs = append(errs, errors.New("broker.rabbitmq.ca_file: has no effect unless broker.rabbitmq.url begins with amqps://"))
+	}
+
+	if c.Exchange == "" {
+		errs = append(errs, errors.New("broker.rabbitmq.exchange: must not be empty"))
+	}
+
+	return errors.Join(errs...)
+}

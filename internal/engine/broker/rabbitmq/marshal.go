@@ -1,0 +1,118 @@
+package rabbitmq
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// cloudEvents are the prefixes of CloudEvents attributes in AMQP (its binding
+// 1.0.2, section 3.1.3.1). We write the first and read both, and also Kafka's
+// ce_.
+var cloudEvents = []string{"cloudEvents:", "cloudEvents_"}
+
+// headerPartitionKey carries the key, for which AMQP has no property: the
+// CloudEvents extension for partitioning.
+const headerPartitionKey = event.CloudEventsPrefix + "partitionkey"
+
+// Marshaler translates between AMQP's messages and ours. It accepts every
+// message: RabbitMQ redelivers one that fails here at once and indefinitely.
+type Marshaler struct{}
+
+// errPhantom makes Watermill reconnect; see Unmarshal.
+var errPhantom = errors.New("the channel was closed")
+
+// Marshal makes a persistent AMQP message that has its id and correlation as
+// properties too.
+func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
+	headers := make(amqp091.Table, len(msg.Metadata)+1)
+	for name, value := range driver.Sent(msg) {
+		if attribute, ok := strings.CutPrefix(name, event.CloudEventsPrefix); ok {
+			name = cloudEvents[0] + attribute
+		}
+
+		headers[name] = value
+	}
+
+	if key := msg.Metadata[event.HeaderKey]; key != "" {
+		headers[cloudEvents[0]+"partitionkey"] = key
+	}
+
+	return amqp091.Publishing{
+		Headers:       headers,
+		ContentType:   msg.Metadata[event.HeaderContentType],
+		DeliveryMode:  amqp091.Persistent,
+		MessageId:     msg.UUID,
+		CorrelationId: msg.Metadata[event.HeaderCorrelation],
+		Timestamp:     time.Now(),
+		Body:          msg.Payload,
+	}, nil
+}
+
+// Unmarshal makes the message. One that carries no id gets a new one with every
+// delivery, because AMQP has nothing else to identify it; handlers then rely on
+// the aggregate's id.
+//
+// When the broker closes a channel, Watermill reads an empty delivery from it.
+// Unmarshal returns an error only for that: it makes Watermill reconnect.
+func (Marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) {
+	if delivery.Acknowledger == nil {
+		return nil, errPhantom
+	}
+
+	headers := make(event.Headers, len(delivery.Headers)+2)
+	for name, value := range delivery.Headers {
+		for _, prefix := range cloudEvents {
+			if attribute, ok := strings.CutPrefix(name, prefix); ok {
+				name = event.CloudEventsPrefix + attribute
+			}
+		}
+
+		headers[name] = text(value)
+	}
+
+	if delivery.ContentType != "" && headers[event.HeaderContentType] == "" {
+		headers[event.HeaderContentType] = delivery.ContentType
+	}
+
+	if delivery.CorrelationId != "" && headers[event.HeaderCorrelation] == "" {
+		headers[event.HeaderCorrelation] = delivery.CorrelationId
+	}
+
+	origin := "rabbitmq:" + delivery.RoutingKey
+
+	id := driver.Identity{NativeID: delivery.MessageId, Key: headers[headerPartitionKey], Origin: origin}
+
+	return driver.Received(headers, id, delivery.Body), nil
+}
+
+// text renders a header value of any AMQP type.
+func text(value any) string {
+	switch v := value.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	case []byte:
+		return string(v)
+	case time.Time:
+		return v.UTC().Format(time.RFC3339)
+	case amqp091.Table, []any:
+		encoded, err := json.Marshal(v)
+		if err != nil {
+			return fmt.Sprint(v)
+		}
+
+		return string(encoded)
+	default:
+		return fmt.Sprint(v)
+	}
+}

@@ -1,0 +1,113 @@
+package rabbitmq_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+)
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	brokertest.Run(t, harness(brokertest.Address(t, brokertest.RabbitMQ)))
+}
+
+// TestRestart runs without the race detector: the client library has data races
+// when it reconnects.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	brokertest.WithoutRaceDetector(t)
+
+	server := brokertest.NewServer(t, "rabbitmq.sh")
+	harness("amqp://guest:guest@127.0.0.1:"+server.Port+"/").SurviveRestart(t, server)
+}
+
+func harness(address string) brokertest.Harness {
+	cfg := broker.DefaultConfig()
+	cfg.Kind = broker.RabbitMQ
+	cfg.RabbitMQ.URL = postgres.Secret(address)
+	cfg.RabbitMQ.Consumers, cfg.RabbitMQ.Lanes = 4, 8
+
+	return brokertest.Harness{Config: cfg, Produce: brokertest.ProduceRabbitMQ, Durable: true}
+}
+
+func TestWireFormat(t *testing.T) {
+	t.Parallel()
+
+	publishing, err := rabbitmq.Marshaler{}.Marshal(brokertest.Outgoing())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	headers := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(publishing.Headers)) {
+		headers[name] = fmt.Sprint(publishing.Headers[name])
+	}
+
+	if publishing.DeliveryMode != amqp091.Persistent {
+		t.Error("the message is not persistent")
+	}
+
+	brokertest.Golden(t, brokertest.Wire{
+		Properties: map[string]string{"message_id": publishing.MessageId, "content_type": publishing.ContentType},
+		Headers:    headers, Body: publishing.Body,
+	})
+}
+
+func TestHeadersOfEveryTypeAreAccepted(t *testing.T) {
+	t.Parallel()
+
+	headers := amqp091.Table{
+		"int": int32(7), "bool": true, "nil": nil, "bytes": []byte{0xff}, "time": time.Unix(0, 0),
+		"table": amqp091.Table{"x": int64(1)}, "list": []any{"a", int16(2)}, "decimal": amqp091.Decimal{Scale: 2, Value: 123}, "float": 1.5,
+	}
+
+	msg, err := rabbitmq.Marshaler{}.Unmarshal(amqp091.Delivery{Acknowledger: ackNothing{}, Headers: headers})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for name, want := range map[string]string{
+		"int": "7", "bool": "true", "nil": "", "bytes": "\xff", "time": "1970-01-01T00:00:00Z", "table": `{"x":1}`, "list": `["a",2]`, "float": "1.5",
+	} {
+		if msg.Metadata[name] != want {
+			t.Errorf("%s: got %q, expected %q", name, msg.Metadata[name], want)
+		}
+	}
+}
+
+func TestTheEmptyDeliveryOfAClosedChannelIsRefused(t *testing.T) {
+	t.Parallel()
+
+	if _, err := (rabbitmq.Marshaler{}).Unmarshal(amqp091.Delivery{}); err == nil {
+		t.Error("a delivery that cannot be answered became a message")
+	}
+}
+
+type ackNothing struct{}
+
+func (ackNothing) Ack(uint64, bool) error        { return nil }
+func (ackNothing) Nack(uint64, bool, bool) error { return nil }
+func (ackNothing) Reject(uint64, bool) error     { return nil }
+
+func FuzzRabbitMQUnmarshal(f *testing.F) {
+	f.Add("id", "header", "value", []byte("{}"))
+
+	f.Fuzz(func(t *testing.T, id, name, value string, payload []byte) {
+		msg, err := rabbitmq.Marshaler{}.Unmarshal(amqp091.Delivery{
+			Acknowledger: ackNothing{}, MessageId: id, Body: payload,
+			Headers: amqp091.Table{name: value, "nested": amqp091.Table{name: []any{value}}},
+		})
+		if err != nil || len(msg.UUID) != 36 || string(msg.Payload) != string(payload) {
+			t.Errorf("got %v, %v", msg, err)
+		}
+	})
+}
