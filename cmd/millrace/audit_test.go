@@ -7,10 +7,11 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestAuditTellsShowsAndRepairs(t *testing.T) {
+func TestAuditReportsAndRepairs(t *testing.T) {
 	t.Parallel()
 
 	url := pgtest.URL(t)
@@ -32,7 +33,7 @@ func TestAuditTellsShowsAndRepairs(t *testing.T) {
 		says string
 	}{
 		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of [in-flight"},
-		{"audit --dry-run", exitUsage, "--dry-run belongs to --repair"},
+		{"audit --dry-run", exitUsage, "--dry-run requires --repair"},
 		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, and orders hold 0\n  What to do: `--repair`"},
 		{"audit --only stock,reservations", exitFailure, "the audit found 1 violations: reservations"},
 		{"audit --repair --dry-run", exitFailure, "Would be repaired:\n  reservations p: available 7 -> 10, reserved 3 -> 0, sold 0 -> 0"},
@@ -53,7 +54,7 @@ func TestAuditTellsShowsAndRepairs(t *testing.T) {
 	}
 }
 
-func TestMaintenanceTellsWhatItDid(t *testing.T) {
+func TestUpkeepReportsWhatItDid(t *testing.T) {
 	t.Parallel()
 
 	url := pgtest.URL(t)
@@ -70,9 +71,9 @@ func TestMaintenanceTellsWhatItDid(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	out, code := run(t, url, "maintenance", "--json")
+	out, code := run(t, url, "upkeep", "--json")
 
-	var result maintenanceOutput
+	var result operate.Upkeep
 	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 0 {
 		t.Fatalf("exit code %d, %v: %s", code, err, out)
 	}
@@ -88,7 +89,7 @@ func TestMaintenanceTellsWhatItDid(t *testing.T) {
 		}
 	}
 
-	if out, code := run(t, url, "maintenance"); code != 0 || !strings.Contains(out, "inbox partitions") {
+	if out, code := run(t, url, "upkeep"); code != 0 || !strings.Contains(out, "inbox partitions") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 }

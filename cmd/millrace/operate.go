@@ -1,23 +1,16 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strconv"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/app"
-	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/poison"
-	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
 func newParked(opts *options) *cobra.Command {
@@ -173,250 +166,32 @@ func writeQueue(w io.Writer, queue []parked.Message) {
 	}
 }
 
-func newConsumers(opts *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "consumers", Short: "Look at consumers; pause and resume them on all replicas", Args: exactly(0)}
-	list := &cobra.Command{
-		Use: "list", Short: "List the consumers and whether they are paused", Args: exactly(0),
-		RunE: with(opts, func(cmd *cobra.Command, _ []string, service *app.Service) error {
-			consumers, err := consumersOf(cmd.Context(), service)
-			if err != nil {
-				return err
-			}
-
-			return opts.print(cmd.OutOrStdout(), consumers, func(w io.Writer) { writeConsumers(w, consumers) })
-		}),
-	}
-	cmd.AddCommand(list,
-		newDecision(opts, "pause CONSUMER", "Stop a consumer on all replicas until it is resumed; its messages wait", "paused", (*consumer.Router).Pause),
-		newDecision(opts, "resume CONSUMER", "Let a paused consumer go on", "resumed", (*consumer.Router).Resume))
-
-	return cmd
-}
-
-func newDecision(opts *options, use, short, done string,
-	decide func(*consumer.Router, context.Context, string, poison.Actor) (bool, error),
-) *cobra.Command {
-	var by poison.Actor
-
-	cmd := &cobra.Command{
-		Use: use, Short: short, Args: exactly(1),
-		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			changed, err := decide(service.Router, cmd.Context(), args[0], by)
-			if err != nil {
-				return err
-			}
-
-			return opts.print(cmd.OutOrStdout(), map[string]bool{"changed": changed}, func(w io.Writer) {
-				if changed {
-					fmt.Fprintf(w, "%s %s; every replica follows within a second\n", done, args[0])
-				} else {
-					fmt.Fprintf(w, "%s was %s already\n", args[0], done)
-				}
-			})
-		}),
-	}
-	actorFlags(cmd, &by)
-
-	return cmd
-}
-
-// consumersOf returns the consumers with what Postgres knows of them.
-func consumersOf(ctx context.Context, service *app.Service) ([]consumer.State, error) {
-	pauses, err := consumer.Pauses(ctx, service.Pool)
-	if err != nil {
-		return nil, err
-	}
-
-	states := service.Router.States()
-
-	for i, s := range states {
-		for _, p := range pauses {
-			if p.Consumer == s.Consumer {
-				states[i].Pause = &p
-			}
+// with, exactly and print serve the commands that are about to be replaced.
+func with(opts *options, fn func(cmd *cobra.Command, args []string, service *app.Service) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		service, release, err := opts.service()
+		if err != nil {
+			return err
 		}
-	}
+		defer release()
 
-	return states, nil
+		return fn(cmd, args, service)
+	}
 }
 
-func writeConsumers(w io.Writer, consumers []consumer.State) {
-	fmt.Fprintln(w, "CONSUMER\tTOPIC\tSTATE")
-
-	for _, c := range consumers {
-		state := "running"
-
-		switch {
-		case c.Pause != nil:
-			state = fmt.Sprintf("paused by %s since %s: %s", c.Pause.Who, stamp(c.Pause.At), oneLine(c.Pause.Why, 100))
-		case len(c.Waits) > 0:
-			state = "waits for " + strings.Join(c.Waits, " and ")
+func exactly(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := cobra.ExactArgs(n)(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w: usage: %s", err, cmd.UseLine())}
 		}
 
-		fmt.Fprintf(w, "%s\t%s\t%s\n", c.Consumer, c.Topic, state)
+		return nil
 	}
 }
 
-// report is what `millrace status` prints.
-type report struct {
-	Service *app.Status `json:"service,omitempty"`
-	// Unreachable is why there is no Service.
-	Unreachable string `json:"unreachable,omitempty"`
-	// Database is nil if Postgres does not answer; Away is why.
-	Database *app.Facts `json:"database,omitempty"`
-	Away     string     `json:"database_unreachable,omitempty"`
-	// Transaction is one that is open for long, and holds back vacuum.
-	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
-}
+func (o *options) print(w io.Writer, v any, text func(w io.Writer)) error {
+	cmd := &cobra.Command{}
+	cmd.SetOut(w)
 
-func newStatus(opts *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Short: "Show what works, what is paused since when and why, and what waits",
-		Long: `Ask the service at http.addr what it can reach and what its consumers do, and
-Postgres what waits. Exit code 1 if the service does not answer or something is
-paused or out of reach.`,
-		Args: exactly(0),
-		RunE: with(opts, func(cmd *cobra.Command, _ []string, service *app.Service) error {
-			cfg, err := opts.load()
-			if err != nil {
-				return err
-			}
-
-			var r report
-
-			if r.Service, err = ask(cmd.Context(), cfg.HTTP.Addr); err != nil {
-				r.Unreachable = err.Error()
-			}
-
-			// The service knows since when Postgres is away: that is told all the same.
-			if err := r.askPostgres(cmd.Context(), service); err != nil {
-				r.Away = err.Error()
-			}
-
-			if err := opts.print(cmd.OutOrStdout(), &r, r.write); err != nil {
-				return err
-			}
-
-			return r.verdict()
-		}),
-	}
-}
-
-func (r *report) askPostgres(ctx context.Context, service *app.Service) error {
-	facts, err := service.Facts(ctx)
-	if err != nil {
-		return err
-	}
-
-	r.Database = &facts
-	r.Transaction, err = service.Janitor.Old(ctx)
-
-	return err
-}
-
-const askTimeout = 3 * time.Second
-
-// ask asks the running service.
-func ask(ctx context.Context, addr string) (*app.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/statusz", nil)
-	if err != nil {
-		return nil, err
-	}
-
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
-	}
-	defer response.Body.Close()
-
-	status := &app.Status{}
-	if err := json.NewDecoder(response.Body).Decode(status); err != nil || response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("what answers at http.addr %s is no millrace: %s", addr, response.Status)
-	}
-
-	return status, nil
-}
-
-func (r *report) write(w io.Writer) {
-	if s := r.Service; s != nil {
-		fmt.Fprintf(w, "service\tup since %s, on %s\n", stamp(s.StartedAt), s.Brokers)
-		fmt.Fprintln(w)
-		fmt.Fprintln(w, "DEPENDENCY\tSTATE")
-
-		for _, d := range s.Dependencies {
-			state := "up"
-			if !d.Up {
-				state = fmt.Sprintf("unavailable since %s: %s", stamp(*d.Since), oneLine(d.Why, 200))
-			}
-
-			fmt.Fprintf(w, "%s\t%s\n", d.Name, state)
-		}
-
-		fmt.Fprintln(w)
-		writeConsumers(w, s.Consumers)
-	} else {
-		fmt.Fprintf(w, "service\t%s\n", r.Unreachable)
-	}
-
-	if r.Database != nil {
-		r.writeFacts(w, *r.Database)
-	}
-
-	if r.Away != "" {
-		fmt.Fprintln(w, "\t")
-		fmt.Fprintf(w, "postgres\t%s\n", oneLine(r.Away, 300))
-	}
-}
-
-func (r *report) writeFacts(w io.Writer, d app.Facts) {
-	if r.Service == nil {
-		for _, p := range d.Paused {
-			fmt.Fprintf(w, "%s\tpaused by %s since %s: %s\n", p.Consumer, p.Who, stamp(p.At), oneLine(p.Why, 100))
-		}
-	}
-
-	oldest := ""
-
-	if d.OldestDue != nil {
-		oldest = ", the oldest since " + stamp(*d.OldestDue)
-	}
-
-	fmt.Fprintln(w)
-	fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled\n", d.OutboxDue, oldest, d.OutboxScheduled)
-	fmt.Fprintf(w, "parked\t%d messages of %d keys\n", d.ParkedMessages, d.ParkedKeys)
-	fmt.Fprintf(w, "poison\t%d open\n", d.PoisonOpen)
-
-	if r.Transaction != nil {
-		fmt.Fprintf(w, "vacuum\theld back by %s\n", describe(*r.Transaction))
-	}
-}
-
-// errTroubled says that status found something that is not as it should be.
-var errTroubled = errors.New("something is paused or out of reach; see above")
-
-func (r *report) verdict() error {
-	if r.Service == nil {
-		return errors.New(r.Unreachable)
-	}
-
-	if r.Away != "" {
-		return errTroubled
-	}
-
-	for _, d := range r.Service.Dependencies {
-		if !d.Up {
-			return errTroubled
-		}
-	}
-
-	for _, c := range r.Service.Consumers {
-		if c.Pause != nil || len(c.Waits) > 0 {
-			return errTroubled
-		}
-	}
-
-	return nil
+	return (&call{opts: o, cmd: cmd}).print(v, text)
 }

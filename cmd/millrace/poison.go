@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -151,20 +150,6 @@ func moment(flag, text string) (time.Time, error) {
 	}
 
 	return time.Time{}, usageError{fmt.Errorf("--%s: is %q, expected a duration such as 2h or a time such as 2006-01-02T15:04:05Z", flag, text)}
-}
-
-// actorFlags are those of commands that leave an audit row.
-func actorFlags(cmd *cobra.Command, by *poison.Actor) {
-	cmd.Flags().StringVar(&by.Who, "by", osUser(), "who acts")
-	cmd.Flags().StringVar(&by.Why, "why", "", "why")
-}
-
-func osUser() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return u.Username
-	}
-
-	return "unknown"
 }
 
 func newPoisonList(opts *options) *cobra.Command {

@@ -3,26 +3,58 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
-	"github.com/mattn/go-isatty"
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
-	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // publishBatch is how many messages go into the outbox in one transaction.
 const publishBatch = 500
 
-// maxLine is the longest line that publish reads: more than any message may
-// have, so that too large ones are told from broken files.
+// maxLine is the longest line that publish reads. It exceeds the limit of a
+// message, so that a message that is too large can be told from a broken file.
 const maxLine = 16 << 20
+
+func newPublish(opts *options) *cobra.Command {
+	var (
+		file      string
+		unchecked bool
+	)
+
+	cmd := operation(opts, &cobra.Command{
+		Use: "publish TOPIC [JSON]", Short: "Publish one message, or each line of a file",
+		Long: `Publish a message to a topic, or with --file each line of a file (NDJSON); "-" is
+standard input. Messages go through the outbox, so nothing is lost while the
+service or the broker is down. Messages that their consumer would reject are not
+published; each is listed with its line and the reason.`,
+		Example: `  millrace publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
+  millrace publish orders.created --file orders.ndjson`,
+	}, func(c *call) error {
+		p := newPublisher(c, c.args[0])
+		p.unchecked = unchecked
+
+		if file == "" {
+			return p.single([]byte(c.args[1]))
+		}
+
+		return p.lines(file)
+	})
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
+			return usageError{errors.New("expected a topic and either a JSON text or --file")}
+		}
+
+		return nil
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", `read one message per line from this file, "-" for standard input`)
+	cmd.Flags().BoolVar(&unchecked, "unchecked", false, "also publish messages that their consumer would reject")
+
+	return cmd
+}
 
 // publication is what publish did; it is also its JSON output.
 type publication struct {
@@ -33,80 +65,38 @@ type publication struct {
 }
 
 type rejection struct {
-	// Line is 0 for a message of the command line.
+	// Line is 0 for a message from the command line.
 	Line  int    `json:"line,omitempty"`
 	Error string `json:"error"`
 }
 
 type publisher struct {
-	service   *app.Service
+	*call
+
 	unchecked bool
 	pending   []event.Message
 	result    publication
-	keepIDs   bool
 }
 
-func newPublish(opts *options) *cobra.Command {
-	var (
-		file      string
-		unchecked bool
-	)
-
-	cmd := &cobra.Command{
-		Use:   "publish TOPIC [JSON]",
-		Short: "Publish a message, or one for every line of a file",
-		Long: `Publish a message to a topic, or with --file one for every line (NDJSON) of a
-file; "-" is standard input. Messages go through the outbox, so nothing is lost
-when the service or the broker is down. What the service would reject is not
-published: it is listed with its line and the reason.`,
-		Example: `  millrace publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
-  millrace publish orders.created --file orders.ndjson`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
-				return usageError{errors.New("expected a topic and either a JSON text or --file")}
-			}
-
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error {
-			service, release, err := opts.service()
-			if err != nil {
-				return err
-			}
-			defer release()
-
-			p := &publisher{service: service, unchecked: unchecked, result: publication{Topic: args[0], Rejected: []rejection{}}}
-
-			if file == "" {
-				p.keepIDs = true
-				err = p.single(cmd.Context(), []byte(args[1]))
-			} else {
-				err = p.lines(cmd.Context(), file)
-			}
-
-			if err != nil {
-				return err
-			}
-
-			return p.report(opts, cmd.OutOrStdout())
-		},
-	}
-
-	cmd.Flags().StringVarP(&file, "file", "f", "", `file with one message per line, "-" for standard input`)
-	cmd.Flags().BoolVar(&unchecked, "unchecked", false, "publish also what would be rejected, to see it in the poison queue")
-
-	return cmd
+func newPublisher(c *call, topic string) *publisher {
+	return &publisher{call: c, result: publication{Topic: topic, Rejected: []rejection{}}}
 }
 
-func (p *publisher) single(ctx context.Context, payload []byte) error {
-	if err := p.add(ctx, 0, payload); err != nil {
+// single publishes one message and prints its id.
+func (p *publisher) single(payload []byte) error {
+	if err := p.add(0, payload); err != nil {
 		return err
 	}
 
-	return p.flush(ctx)
+	for _, m := range p.pending {
+		p.result.IDs = append(p.result.IDs, m.ID.String())
+	}
+
+	return p.finish()
 }
 
-func (p *publisher) lines(ctx context.Context, name string) error {
+// lines publishes each line of a file.
+func (p *publisher) lines(name string) error {
 	in, err := open(name)
 	if err != nil {
 		return err
@@ -118,7 +108,7 @@ func (p *publisher) lines(ctx context.Context, name string) error {
 
 	for line := 1; scanner.Scan(); line++ {
 		if payload := bytes.TrimSpace(scanner.Bytes()); len(payload) > 0 {
-			if err := p.add(ctx, line, bytes.Clone(payload)); err != nil {
+			if err := p.add(line, bytes.Clone(payload)); err != nil {
 				return err
 			}
 		}
@@ -128,12 +118,12 @@ func (p *publisher) lines(ctx context.Context, name string) error {
 		return fmt.Errorf("reading %s: %w (%d messages are published)", name, err, p.result.Published)
 	}
 
-	return p.flush(ctx)
+	return p.finish()
 }
 
-// add takes one message, or notes why it is rejected.
-func (p *publisher) add(ctx context.Context, line int, payload []byte) error {
-	key, err := p.service.Check(p.result.Topic, payload)
+// add takes one message, or records why it is rejected.
+func (p *publisher) add(line int, payload []byte) error {
+	key, err := p.Check(p.result.Topic, payload)
 
 	switch {
 	case event.KindOf(err) == event.Unknown:
@@ -149,84 +139,51 @@ func (p *publisher) add(ctx context.Context, line int, payload []byte) error {
 		return nil
 	}
 
-	return p.flush(ctx)
+	return p.flush()
 }
 
-func (p *publisher) flush(ctx context.Context) error {
-	if err := p.service.Publish(ctx, p.pending); err != nil {
+func (p *publisher) flush() error {
+	if err := p.Publish(p.ctx, p.pending); err != nil {
 		return fmt.Errorf("%w (%d messages are published)", err, p.result.Published)
 	}
 
 	p.result.Published += len(p.pending)
-
-	if p.keepIDs {
-		for _, m := range p.pending {
-			p.result.IDs = append(p.result.IDs, m.ID.String())
-		}
-	}
-
 	p.pending = p.pending[:0]
 
 	return nil
 }
 
-func (p *publisher) report(opts *options, out io.Writer) error {
-	err := opts.print(out, p.result, func(w io.Writer) {
-		fmt.Fprintf(w, "published %d to %s", p.result.Published, p.result.Topic)
+// finish publishes what is left and prints the result.
+func (p *publisher) finish() error {
+	if err := p.flush(); err != nil {
+		return err
+	}
 
-		for _, id := range p.result.IDs {
-			fmt.Fprintf(w, ", id %s", id)
-		}
+	if err := p.print(p.result, p.write); err != nil {
+		return err
+	}
 
-		fmt.Fprintln(w)
-
-		for _, r := range p.result.Rejected {
-			if r.Line == 0 {
-				fmt.Fprintf(w, "rejected: %s\n", r.Error)
-			} else {
-				fmt.Fprintf(w, "rejected line %d: %s\n", r.Line, r.Error)
-			}
-		}
-	})
-
-	if err == nil && len(p.result.Rejected) > 0 {
+	if len(p.result.Rejected) > 0 {
 		return errRejected
 	}
 
-	return err
+	return nil
 }
 
-// open opens a file, with a progress bar when a person is watching.
-func open(name string) (io.ReadCloser, error) {
-	if name == "-" {
-		return watched(os.Stdin, -1), nil
+func (p *publisher) write(w io.Writer) {
+	fmt.Fprintf(w, "published %d to %s", p.result.Published, p.result.Topic)
+
+	for _, id := range p.result.IDs {
+		fmt.Fprintf(w, ", id %s", id)
 	}
 
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, usageError{err}
+	fmt.Fprintln(w)
+
+	for _, r := range p.result.Rejected {
+		if r.Line == 0 {
+			fmt.Fprintf(w, "rejected: %s\n", r.Error)
+		} else {
+			fmt.Fprintf(w, "rejected line %d: %s\n", r.Line, r.Error)
+		}
 	}
-
-	info, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-
-	return watched(file, info.Size()), nil
-}
-
-func watched(file *os.File, size int64) io.ReadCloser {
-	if !isatty.IsTerminal(os.Stderr.Fd()) || (file == os.Stdin && isatty.IsTerminal(file.Fd())) {
-		return file
-	}
-
-	bar := progressbar.NewOptions64(size,
-		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionSetDescription("publishing"),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionClearOnFinish(),
-	)
-	reader := progressbar.NewReader(file, bar)
-
-	return &reader
 }

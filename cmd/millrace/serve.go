@@ -1,113 +1,25 @@
 package main
 
-import (
-	"context"
-	"fmt"
-	"io"
-	"os"
-	"time"
-
-	"github.com/spf13/cobra"
-
-	"github.com/millracehq/millrace/internal/engine/postgres"
-	"github.com/millracehq/millrace/internal/localpg"
-)
+import "github.com/spf13/cobra"
 
 func newServe(opts *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "serve",
-		Short: "Run the service until it is told to stop",
-		Long: `Run the service. SIGINT or SIGTERM drains: no message is taken any more, those
-in hand are finished, what they cause is published. A second signal stops at once.`,
-		Args: exactly(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := opts.load()
-			if err != nil {
-				return err
-			}
-
-			service, release, err := assemble(cfg)
-			if err != nil {
-				return err
-			}
-			defer release()
-
-			return service.Run(cmd.Context(), nil)
-		},
-	}
-}
-
-// devStock is the stock that `millrace dev` begins with.
-func devStock() map[string]int64 {
-	return map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}
-}
-
-func newDev(opts *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "dev",
-		Short: "Run the service on a laptop, with a Postgres of its own and some stock",
-		Long: `Run the service with everything it needs: without a database in the
-configuration a private Postgres is fetched and started under ` + devDir + `
-(its data is kept), the schema is migrated, and products are put on stock.`,
-		Args: exactly(0),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runDev(cmd.Context(), opts, cmd.OutOrStdout()) },
-	}
-}
-
-// stopTimeout bounds how long the private Postgres may take to stop.
-const stopTimeout = 15 * time.Second
-
-func runDev(ctx context.Context, opts *options, out io.Writer) error {
-	cfg, err := opts.load()
-	if err != nil {
-		return err
-	}
-
-	logger := newLogger(cfg)
-
-	if cfg.Postgres.URL == "" {
-		server, err := localpg.Start(ctx, localpg.Config{Dir: devDir}, logger)
+	return command(opts, &cobra.Command{
+		Use: "serve", Short: "Run the service",
+		Long: `Run the service. SIGINT or SIGTERM drains it: it stops taking messages, finishes
+those in hand and publishes what they caused. A second signal stops it at once.`,
+		Example: "  millrace serve --config production.yaml",
+	}, func(c *call) error {
+		cfg, err := opts.load()
 		if err != nil {
 			return err
 		}
 
-		defer func() {
-			stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-			defer cancel()
-
-			if err := server.Stop(stopCtx); err != nil {
-				logger.Warn(err.Error())
-			}
-		}()
-
-		cfg.Postgres.URL = postgres.Secret(server.URL())
-	}
-
-	service, release, err := assemble(cfg)
-	if err != nil {
-		return err
-	}
-	defer release()
-
-	return service.Run(ctx, func() {
-		if err := service.Inventory.Seed(ctx, devStock()); err != nil {
-			logger.Warn(err.Error())
+		service, release, err := assemble(cfg)
+		if err != nil {
+			return err
 		}
+		defer release()
 
-		program := os.Args[0]
-		fmt.Fprintf(out, `
-Millrace is up, on %s. Try, in another terminal:
-
-  %s publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
-  %s orders show order_123
-  %s stock
-  %s publish user.created '{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}'
-  %s users show alice
-  %s notifications list
-
-Health: http://%s/readyz   Metrics: http://%s/metrics   API: http://%s/api/v1/openapi.json
-Ctrl-C drains and stops.
-
-`, service.Brokers.Kinds(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr, cfg.HTTP.Addr)
+		return service.Run(c.ctx, nil)
 	})
 }

@@ -239,7 +239,7 @@ func (s *story) eventually(ts *testscript.TestScript, _ bool, args []string) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		switch args[1] {
 		case "sql":
-			out, err = query(ts, args[2])
+			out, err = runSQL(ts, args[2])
 		case "get":
 			out, err = s.fetch(args[2])
 		default:
@@ -369,12 +369,12 @@ func (*story) sql(ts *testscript.TestScript, _ bool, args []string) {
 		statements = ts.ReadFile(statements)
 	}
 
-	out, err := query(ts, statements)
+	out, err := runSQL(ts, statements)
 	ts.Check(err)
 	fmt.Fprint(ts.Stdout(), out)
 }
 
-func query(ts *testscript.TestScript, statements string) (string, error) {
+func runSQL(ts *testscript.TestScript, statements string) (string, error) {
 	conn, err := pgx.Connect(context.Background(), ts.Getenv("DATABASE_URL"))
 	if err != nil {
 		return "", err

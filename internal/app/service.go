@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	nethttp "net/http"
 	"reflect"
 	"slices"
 	"sync"
@@ -23,6 +22,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/poison"
@@ -41,13 +41,13 @@ type Service struct {
 	Domains
 	Upkeep
 
+	Operator  *operate.Operator
 	Projector *eventstore.Projector
 
 	// direct reaches single consumers, without any broker.
-	direct    *broker.Conn
-	startedAt time.Time
-	http      *httpapi.Server
-	logger    *slog.Logger
+	direct *broker.Conn
+	http   *httpapi.Server
+	logger *slog.Logger
 	// observe sees what brokers confirmed; see Observe.
 	observe func(topic string, msg *message.Message)
 }
@@ -90,9 +90,14 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 		Projector: eventstore.NewProjector(engine.Pool, account.Projections(), logger),
 	}
 
+	s.Operator = &operate.Operator{
+		Pool: engine.Pool, Router: engine.Router, Dependencies: engine.Dependencies, Janitor: upkeep.Janitor,
+		Brokers: engine.Brokers.Kinds(),
+	}
+
 	s.Janitor.Add(s.upkeep()...)
-	http.Handle("GET /statusz", nethttp.HandlerFunc(s.serveStatus))
-	http.Explain(s.troubles)
+	http.Handle("GET /statusz", s.Operator)
+	http.Explain(func() map[string]string { return s.Operator.Process().Troubles() })
 
 	if domains.Webhook.Enabled() {
 		http.Handle(payment.WebhookPattern, domains.Webhook)
@@ -154,7 +159,7 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 
 	tuneGC()
 
-	s.startedAt = time.Now()
+	s.Operator.StartedAt = time.Now()
 
 	checks := []httpapi.Check{{Name: "postgres", Ping: s.Pool.Ping}}
 	for _, conn := range s.Brokers.Conns() {

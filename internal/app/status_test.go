@@ -65,7 +65,7 @@ func TestStatusCountsPoisonThatNobodyHasDecided(t *testing.T) {
 
 	s := apptest.Start(t)
 	open := func() int64 {
-		facts, err := s.Facts(t.Context())
+		facts, err := s.Operator.Facts(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

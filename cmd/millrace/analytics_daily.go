@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/shop/analytics"
+)
+
+func newAnalyticsDaily(opts *options) *cobra.Command {
+	var (
+		days int
+		name string
+	)
+
+	cmd := query(opts, &cobra.Command{
+		Use: "daily [EVENT]", Short: "Show how often an event, or any event, occurred each day (UTC)",
+		Example: "  millrace analytics daily checkout --days 30",
+	}, func(c *call) ([]analytics.Day, error) {
+		name = strings.Join(c.args, "")
+
+		return c.Analytics.Daily(c.ctx, name, days)
+	}, func(w io.Writer, list []analytics.Day) {
+		var longest int64
+		for _, d := range list {
+			longest = max(longest, d.Count)
+		}
+
+		if longest == 0 {
+			fmt.Fprintln(w, strings.TrimSpace("no events "+name)+fmt.Sprintf(" in the last %d days", days))
+
+			return
+		}
+
+		for _, d := range list {
+			row(w, d.Day.Format(time.DateOnly), d.Count, bar(d.Count, longest))
+		}
+	})
+	daysFlag(cmd, &days)
+
+	return cmd
+}

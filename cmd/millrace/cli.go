@@ -1,0 +1,336 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace"
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/localpg"
+	"github.com/millracehq/millrace/internal/telemetry"
+)
+
+// devDir is where `millrace dev` keeps its Postgres, below the working
+// directory. Other commands find it there when no database is configured.
+const devDir = ".local/postgres"
+
+// options are the flags that every command has.
+type options struct {
+	file   string
+	url    string
+	broker string
+	level  string
+	json   bool
+}
+
+// load reads the configuration without validating it.
+func (o *options) load() (config.Config, error) {
+	overrides := map[string]any{}
+
+	for key, value := range map[string]string{"postgres.url": o.url, "broker.kind": o.broker, "log.level": o.level} {
+		if value != "" {
+			overrides[key] = value
+		}
+	}
+
+	cfg, err := config.Load(o.file, overrides)
+	if err != nil {
+		return cfg, usageError{err}
+	}
+
+	cfg.Poison.Release = version
+
+	return cfg, nil
+}
+
+// service assembles a service for a command that works beside a running one.
+func (o *options) service() (*app.Service, func(), error) {
+	cfg, err := o.load()
+	if err != nil {
+		return nil, nil, err
+	}
+
+	if cfg.Postgres.URL == "" {
+		server, err := localpg.Find(devDir)
+		if err != nil {
+			return nil, nil, usageError{errors.New("no database: run `millrace dev` in this directory, or set DATABASE_URL or --database-url")}
+		}
+
+		cfg.Postgres.URL = postgres.Secret(server.URL())
+	}
+
+	cfg.Postgres.MaxConns = 4
+
+	return assemble(cfg)
+}
+
+func assemble(cfg config.Config) (*app.Service, func(), error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, nil, usageError{fmt.Errorf("invalid configuration:\n%w", err)}
+	}
+
+	return millrace.New(cfg, newLogger(cfg))
+}
+
+func newLogger(cfg config.Config) *slog.Logger { return telemetry.NewLogger(cfg.Log, os.Stderr) }
+
+// call is one run of a command.
+type call struct {
+	*app.Service // nil if the command needs none
+
+	ctx  context.Context
+	cmd  *cobra.Command
+	opts *options
+	args []string
+}
+
+// command completes cmd: it runs fn. The usage line says how many arguments
+// there may be.
+func command(opts *options, cmd *cobra.Command, fn func(*call) error) *cobra.Command {
+	cmd.Args = arguments(cmd.Use)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return fn(&call{ctx: cmd.Context(), cmd: cmd, opts: opts, args: args})
+	}
+
+	return cmd
+}
+
+// operation completes cmd: it runs fn with a service, which it releases.
+func operation(opts *options, cmd *cobra.Command, fn func(*call) error) *cobra.Command {
+	return command(opts, cmd, func(c *call) error {
+		service, release, err := opts.service()
+		if err != nil {
+			return err
+		}
+		defer release()
+
+		c.Service = service
+
+		return fn(c)
+	})
+}
+
+// query completes cmd: it prints what read returns, as JSON or by write.
+func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error), write func(io.Writer, T)) *cobra.Command {
+	return operation(opts, cmd, func(c *call) error {
+		value, err := read(c)
+		if err != nil {
+			return err
+		}
+
+		return c.print(value, func(w io.Writer) { write(w, value) })
+	})
+}
+
+// group is a command that only has subcommands.
+func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.Command) *cobra.Command {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+
+		text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+		}
+
+		return usageError{fmt.Errorf("%s (`%s --help` lists the commands)", text, cmd.CommandPath())}
+	}
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.SuggestionsMinimumDistance = 2
+
+	for _, child := range children {
+		cmd.AddCommand(child(opts))
+	}
+
+	return cmd
+}
+
+// arguments checks that there are as many arguments as a usage line names:
+// NAME is required, [NAME] is not, [NAME...] may be repeated.
+func arguments(use string) cobra.PositionalArgs {
+	least, most := 0, 0
+
+	for _, name := range strings.Fields(use)[1:] {
+		switch {
+		case strings.HasSuffix(name, "...]"):
+			most = 1 << 30
+		case strings.HasPrefix(name, "["):
+			most++
+		default:
+			least++
+			most++
+		}
+	}
+
+	check := cobra.RangeArgs(least, most)
+	if least == most {
+		check = cobra.ExactArgs(least)
+	}
+
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%w: usage: %s", err, cmd.UseLine())}
+		}
+
+		return nil
+	}
+}
+
+func (c *call) out() io.Writer { return c.cmd.OutOrStdout() }
+
+// print writes v as JSON, or lets text write it for people.
+func (c *call) print(v any, text func(w io.Writer)) error {
+	if c.opts.json {
+		encoder := json.NewEncoder(c.out())
+		encoder.SetIndent("", "  ")
+		encoder.SetEscapeHTML(false)
+
+		return encoder.Encode(v)
+	}
+
+	w := tabwriter.NewWriter(c.out(), 0, 0, 2, ' ', 0)
+	text(w)
+
+	return w.Flush()
+}
+
+// line writes each value as JSON on a line of its own.
+func line[T any](c *call) func(T) error {
+	encoder := json.NewEncoder(c.out())
+	encoder.SetEscapeHTML(false)
+
+	return func(v T) error { return encoder.Encode(v) }
+}
+
+// table writes a list below the names of its columns.
+func table[T any](columns string, cells func(T) []any) func(io.Writer, []T) {
+	return func(w io.Writer, list []T) {
+		fmt.Fprintln(w, strings.ReplaceAll(columns, " ", "\t"))
+
+		for _, item := range list {
+			row(w, cells(item)...)
+		}
+	}
+}
+
+// row writes cells of a table.
+func row(w io.Writer, cells ...any) {
+	texts := make([]string, len(cells))
+	for i, c := range cells {
+		texts[i] = cell(c)
+	}
+
+	fmt.Fprintln(w, strings.Join(texts, "\t"))
+}
+
+// maxCell is how many characters of a cell are shown.
+const maxCell = 200
+
+func cell(v any) string {
+	switch v := v.(type) {
+	case time.Time:
+		return stamp(v)
+	case *time.Time:
+		if v == nil {
+			return "never"
+		}
+
+		return stamp(*v)
+	default:
+		return oneLine(fmt.Sprint(v), maxCell)
+	}
+}
+
+func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
+
+// oneLine keeps terminals safe from what a message may contain.
+func oneLine(s string, limit int) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return ' '
+		}
+
+		return r
+	}, s)
+
+	if runes := []rune(s); len(runes) > limit {
+		return string(runes[:limit]) + "..."
+	}
+
+	return s
+}
+
+// Bounds of what a command shows.
+const (
+	maxLimit = 100_000
+	maxDays  = 3660
+)
+
+// limitFlag adds --limit.
+func limitFlag(cmd *cobra.Command, to *int) {
+	countFlag(cmd, to, "limit", 20, maxLimit, "list at most this many")
+}
+
+// countFlag adds a flag that takes a number from 1 to highest.
+func countFlag(cmd *cobra.Command, to *int, name string, value, highest int, usage string) {
+	*to = value
+	cmd.Flags().Var(count{to: to, highest: highest}, name, usage)
+}
+
+// count implements pflag.Value.
+type count struct {
+	to      *int
+	highest int
+}
+
+func (c count) String() string {
+	if c.to == nil {
+		return ""
+	}
+
+	return strconv.Itoa(*c.to)
+}
+
+func (count) Type() string { return "int" }
+
+func (c count) Set(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > c.highest {
+		return fmt.Errorf("expected a number from 1 to %d", c.highest)
+	}
+
+	*c.to = n
+
+	return nil
+}
+
+// actorFlags are those of commands that are recorded.
+func actorFlags(cmd *cobra.Command, by *poison.Actor) {
+	cmd.Flags().StringVar(&by.Who, "by", osUser(), "record this name as the operator")
+	cmd.Flags().StringVar(&by.Why, "why", "", "record this reason")
+}
+
+func osUser() string {
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return u.Username
+	}
+
+	return "unknown"
+}

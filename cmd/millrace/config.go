@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/config"
+)
+
+func newConfig(opts *options) *cobra.Command {
+	return command(opts, &cobra.Command{
+		Use: "config", Short: "Print the effective configuration without secrets, and validate it", Example: "  millrace config --config production.yaml",
+	}, func(c *call) error {
+		cfg, err := opts.load()
+		if err != nil {
+			return err
+		}
+
+		text, err := config.Print(cfg)
+		if err != nil {
+			return err
+		}
+
+		if opts.json {
+			err = c.print(config.Redacted(cfg), nil)
+		} else {
+			_, err = fmt.Fprint(c.out(), text)
+		}
+
+		if err != nil {
+			return err
+		}
+
+		if err := cfg.Validate(); err != nil {
+			return usageError{fmt.Errorf("invalid configuration:\n%w", err)}
+		}
+
+		return nil
+	})
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/poison"
+)
+
+func newConsumers(opts *options) *cobra.Command {
+	return group(opts, &cobra.Command{
+		Use: "consumers", Short: "List, pause and resume consumers", Example: `  millrace consumers pause fulfilment.charge --why "the provider is down"`,
+	}, newConsumersList, newConsumersPause, newConsumersResume)
+}
+
+// writeConsumers prints consumers as a table.
+var writeConsumers = table("CONSUMER TOPIC STATE", func(c consumer.State) []any {
+	return []any{c.Consumer, c.Topic, operate.Describe(c, stamp)}
+})
+
+// switchConsumer completes a command that pauses or resumes a consumer.
+func switchConsumer(opts *options, cmd *cobra.Command, done string,
+	change func(*consumer.Router, context.Context, string, poison.Actor) (bool, error),
+) *cobra.Command {
+	var by poison.Actor
+
+	cmd = operation(opts, cmd, func(c *call) error {
+		changed, err := change(c.Router, c.ctx, c.args[0], by)
+		if err != nil {
+			return err
+		}
+
+		return c.print(map[string]bool{"changed": changed}, func(w io.Writer) {
+			if changed {
+				fmt.Fprintf(w, "%s %s; every replica follows within a second\n", done, c.args[0])
+			} else {
+				fmt.Fprintf(w, "%s was already %s\n", c.args[0], done)
+			}
+		})
+	})
+	actorFlags(cmd, &by)
+
+	return cmd
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/localpg"
+)
+
+// devStock is the stock that `millrace dev` begins with.
+func devStock() map[string]int64 {
+	return map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}
+}
+
+func newDev(opts *options) *cobra.Command {
+	return command(opts, &cobra.Command{
+		Use: "dev", Short: "Run the service with a private Postgres and some stock",
+		Long: `Run the service with everything it needs. If no database is configured, a private
+Postgres is downloaded and started under ` + devDir + ` (its data is kept). The
+schema is migrated and some products are put in stock.`,
+		Example: "  millrace dev",
+	}, func(c *call) error { return runDev(c.ctx, opts, c.out()) })
+}
+
+// stopTimeout bounds how long the private Postgres may take to stop.
+const stopTimeout = 15 * time.Second
+
+func runDev(ctx context.Context, opts *options, out io.Writer) error {
+	cfg, err := opts.load()
+	if err != nil {
+		return err
+	}
+
+	logger := newLogger(cfg)
+
+	if cfg.Postgres.URL == "" {
+		server, err := localpg.Start(ctx, localpg.Config{Dir: devDir}, logger)
+		if err != nil {
+			return err
+		}
+
+		defer func() {
+			stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+
+			if err := server.Stop(stopCtx); err != nil {
+				logger.Warn(err.Error())
+			}
+		}()
+
+		cfg.Postgres.URL = postgres.Secret(server.URL())
+	}
+
+	service, release, err := assemble(cfg)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	return service.Run(ctx, func() {
+		if err := service.Inventory.Seed(ctx, devStock()); err != nil {
+			logger.Warn(err.Error())
+		}
+
+		program := os.Args[0]
+		fmt.Fprintf(out, `
+Millrace is up, on %s. Try, in another terminal:
+
+  %s publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
+  %s orders show order_123
+  %s stock
+  %s publish user.created '{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}'
+  %s users show alice
+  %s notifications list
+
+Health: http://%s/readyz   Metrics: http://%s/metrics   API: http://%s/api/v1/openapi.json
+Press Ctrl-C to drain and stop.
+
+`, service.Brokers.Kinds(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr, cfg.HTTP.Addr)
+	})
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newProjectionsRebuild(opts *options) *cobra.Command {
+	return operation(opts, &cobra.Command{
+		Use: "rebuild NAME", Short: "Rebuild the tables of a projection while the service runs",
+		Long: `Rebuild the tables of a projection from the first event on. The old tables are
+read and kept up to date until the new ones replace them, all at once. You can
+stop the command at any time: nothing has changed then.`,
+		Example: "  millrace projections rebuild users",
+	}, func(c *call) error {
+		name, started := c.args[0], time.Now()
+		progress, done := showProgress("rebuilding " + name)
+
+		var positions int64
+
+		err := c.Projector.Rebuild(c.ctx, name, func(at, total int64) {
+			positions = at
+			progress(at, total)
+		})
+
+		done()
+
+		if err != nil {
+			return err
+		}
+
+		took := time.Since(started)
+
+		return c.print(map[string]any{"projection": name, "positions": positions, "seconds": took.Seconds()}, func(w io.Writer) {
+			fmt.Fprintf(w, "rebuilt %s from %d positions in %s\n", name, positions, took.Round(time.Millisecond))
+		})
+	})
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+)
+
+func newUpkeep(opts *options) *cobra.Command {
+	return operation(opts, &cobra.Command{
+		Use: "upkeep", Short: "Create upcoming partitions and delete expired data",
+		Long: `Do now what the service does every upkeep.every: create upcoming partitions and
+delete expired data. One process at a time does it. The command also reports a
+transaction that has been open for long.`,
+		Example: "  millrace upkeep",
+	}, func(c *call) error {
+		done, err := c.Operator.Upkeep(c.ctx)
+		if done.Tasks == nil && err != nil {
+			return err
+		}
+
+		return errors.Join(err, c.print(done, func(w io.Writer) { writeUpkeep(w, done) }))
+	})
+}
+
+func writeUpkeep(w io.Writer, done operate.Upkeep) {
+	table("TASK REMOVED SECONDS", func(d upkeep.Done) []any {
+		return []any{d.Task, d.Removed, fmt.Sprintf("%.2f", d.Seconds)}
+	})(w, done.Tasks)
+
+	if done.Old != nil {
+		fmt.Fprintf(w, "\nA transaction blocks vacuum: %s\n", describe(*done.Old))
+	}
+}
+
+// describe says in a line which transaction is open.
+func describe(t upkeep.Transaction) string {
+	return fmt.Sprintf("%s %q, pid %d, %s, on %s, open for %s", t.Kind, oneLine(t.Name, 64), t.PID, t.State, t.Database, t.Age.Round(time.Second))
+}

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/shop/user"
+)
+
+func newUsersList(opts *options) *cobra.Command {
+	var limit int
+
+	cmd := query(opts, &cobra.Command{
+		Use: "list", Short: "List the users that changed last", Example: "  millrace users list --limit 100",
+	}, func(c *call) ([]user.Summary, error) { return c.Users.List(c.ctx, limit) },
+		table("USER NAME EMAIL CHANGED", func(u user.Summary) []any {
+			return []any{u.ID, orErased(u.Name), orErased(u.Email), u.UpdatedAt}
+		}))
+	limitFlag(cmd, &limit)
+
+	return cmd
+}
+
+func orErased(text *string) string {
+	if text == nil {
+		return "(erased)"
+	}
+
+	return oneLine(*text, 60)
+}

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/shop/user"
+)
+
+func newUsersMisses(opts *options) *cobra.Command {
+	var limit int
+
+	cmd := query(opts, &cobra.Command{
+		Use: "misses", Short: "List updates of users that did not exist (outcome user_not_found)", Example: "  millrace users misses",
+	}, func(c *call) ([]user.Miss, error) { return c.Users.Misses(c.ctx, limit) },
+		table("USER OUTCOME MESSAGE WHEN", func(m user.Miss) []any {
+			return []any{m.UserID, "user_not_found", m.MessageID, m.MissedAt}
+		}))
+	limitFlag(cmd, &limit)
+
+	return cmd
+}

@@ -1,0 +1,47 @@
+package operate
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/consumer"
+)
+
+// Consumers returns the consumers with the pauses that Postgres has.
+func (o *Operator) Consumers(ctx context.Context) ([]consumer.State, error) {
+	pauses, err := consumer.Pauses(ctx, o.Pool)
+	if err != nil {
+		return nil, err
+	}
+
+	states := o.Router.States()
+
+	for i, s := range states {
+		for _, p := range pauses {
+			if p.Consumer == s.Consumer {
+				states[i].Pause = &p
+			}
+		}
+	}
+
+	return states, nil
+}
+
+// Paused says who paused a consumer, since when and why.
+func Paused(p consumer.Pause, stamp func(time.Time) string) string {
+	return fmt.Sprintf("paused by %s since %s: %s", p.Who, stamp(p.At), p.Why)
+}
+
+// Describe says in a line what a consumer does: running, paused or waiting.
+func Describe(s consumer.State, stamp func(time.Time) string) string {
+	switch {
+	case s.Pause != nil:
+		return Paused(*s.Pause, stamp)
+	case len(s.Waits) > 0:
+		return "waiting for " + strings.Join(s.Waits, " and ")
+	default:
+		return "running"
+	}
+}

@@ -1,0 +1,63 @@
+package operate
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+)
+
+// Pace of reading all events.
+const (
+	eventBatch  = 1000
+	followEvery = 250 * time.Millisecond
+)
+
+// Stream returns the events of a stream, which has at least one.
+func (o *Operator) Stream(ctx context.Context, name string) ([]eventstore.Event, error) {
+	events, err := eventstore.Read(ctx, o.Pool, name)
+	if err == nil && len(events) == 0 {
+		err = event.Missing("stream", name)
+	}
+
+	return events, err
+}
+
+// Events gives each event after a position to fn, in order. With follow it
+// waits for more until ctx ends, which is no error.
+func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn func(eventstore.Event) error) error {
+	for {
+		horizon, err := eventstore.Horizon(ctx, o.Pool)
+
+		for err == nil && position < horizon {
+			position, err = o.eventsUpTo(ctx, position, horizon, fn)
+		}
+
+		switch {
+		case follow && ctx.Err() != nil:
+			return nil
+		case err != nil || !follow:
+			return err
+		}
+
+		select {
+		case <-time.After(followEvery):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (o *Operator) eventsUpTo(ctx context.Context, position, horizon int64, fn func(eventstore.Event) error) (int64, error) {
+	events, next, err := eventstore.ReadAll(ctx, o.Pool, position, horizon, eventBatch)
+
+	for _, e := range events {
+		if err := fn(e); err != nil {
+			return position, fmt.Errorf("writing events: %w", err)
+		}
+	}
+
+	return next, err
+}

@@ -1,0 +1,162 @@
+package operate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/upkeep"
+)
+
+// Process is what a running service knows about itself.
+type Process struct {
+	StartedAt    time.Time        `json:"started_at"`
+	Brokers      string           `json:"brokers"`
+	Dependencies []breaker.State  `json:"dependencies"`
+	Consumers    []consumer.State `json:"consumers"`
+}
+
+// Process returns what this process knows about itself.
+func (o *Operator) Process() Process {
+	return Process{
+		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers, Dependencies: o.Dependencies.States(), Consumers: o.Router.States(),
+	}
+}
+
+// ServeHTTP answers with what this process knows about itself.
+func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+
+	_ = json.NewEncoder(w).Encode(o.Process()) // the client is gone
+}
+
+// Troubles says by name what does not work at present, and why.
+func (p Process) Troubles() map[string]string {
+	troubles := make(map[string]string)
+	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+	for _, d := range p.Dependencies {
+		if !d.Up {
+			troubles[d.Name] = fmt.Sprintf("unavailable since %s: %s", stamp(*d.Since), d.Why)
+		}
+	}
+
+	for _, c := range p.Consumers {
+		if c.Pause != nil || len(c.Waits) > 0 {
+			troubles[c.Consumer] = Describe(c, stamp)
+		}
+	}
+
+	return troubles
+}
+
+// Facts are what Postgres knows, whether or not a service runs.
+type Facts struct {
+	// OutboxDue counts the messages to publish now, OutboxScheduled those for
+	// later. OldestDue is when the oldest of the former was written.
+	OutboxDue       int64      `json:"outbox_due"`
+	OldestDue       *time.Time `json:"oldest_due,omitempty"`
+	OutboxScheduled int64      `json:"outbox_scheduled"`
+	ParkedKeys      int64      `json:"parked_keys"`
+	ParkedMessages  int64      `json:"parked_messages"`
+	PoisonOpen      int64      `json:"poison_open"`
+
+	Paused []consumer.Pause `json:"paused_consumers"`
+}
+
+// Facts asks Postgres.
+func (o *Operator) Facts(ctx context.Context) (f Facts, err error) {
+	err = o.Pool.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM outbox WHERE available_at IS NULL),
+		       (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
+		       (SELECT count(*) FROM outbox WHERE available_at IS NOT NULL),
+		       (SELECT count(*) FROM parked_keys), (SELECT count(*) FROM parked),
+		       (SELECT count(*) FROM poison WHERE resolution IS NULL)`).
+		Scan(&f.OutboxDue, &f.OldestDue, &f.OutboxScheduled, &f.ParkedKeys, &f.ParkedMessages, &f.PoisonOpen)
+	if err != nil {
+		return f, fmt.Errorf("reading status: %w", err)
+	}
+
+	f.Paused, err = consumer.Pauses(ctx, o.Pool)
+
+	return f, err
+}
+
+// Status is the state of a service and its database.
+type Status struct {
+	// Service is nil if the service does not answer; Unreachable says why.
+	Service     *Process `json:"service,omitempty"`
+	Unreachable string   `json:"unreachable,omitempty"`
+	// Database is nil if Postgres does not answer; Away says why.
+	Database *Facts `json:"database,omitempty"`
+	Away     string `json:"database_unreachable,omitempty"`
+	// Transaction has been open for long and holds back vacuum.
+	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
+}
+
+// errTroubled says that a status is not as it should be.
+var errTroubled = errors.New("something is paused or unavailable; see above")
+
+// Status asks the service at addr and Postgres. What does not answer is part
+// of the status.
+func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
+	var err error
+	if s.Service, err = ask(ctx, addr); err != nil {
+		s.Unreachable = err.Error()
+	}
+
+	facts, err := o.Facts(ctx)
+	if err == nil {
+		s.Database = &facts
+		s.Transaction, err = o.Janitor.Old(ctx)
+	}
+
+	if err != nil {
+		s.Away = err.Error()
+	}
+
+	return s
+}
+
+// Err returns an error unless everything works.
+func (s Status) Err() error {
+	switch {
+	case s.Service == nil:
+		return errors.New(s.Unreachable)
+	case s.Away != "" || len(s.Service.Troubles()) > 0:
+		return errTroubled
+	default:
+		return nil
+	}
+}
+
+const askTimeout = 3 * time.Second
+
+// ask asks a running service.
+func ask(ctx context.Context, addr string) (*Process, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/statusz", nil)
+	if err != nil {
+		return nil, err
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
+	}
+	defer response.Body.Close()
+
+	process := &Process{}
+	if err := json.NewDecoder(response.Body).Decode(process); err != nil || response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("another program answers at http.addr %s: %s", addr, response.Status)
+	}
+
+	return process, nil
+}
