@@ -12,11 +12,13 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// batch carries out the decisions on the events of a transaction: each is made
-// on the order as the one before left it, and all are saved set by set.
+// batch collects what the decisions of one transaction change, and saves it
+// table by table. Each decision sees the order as the previous one left it.
 type batch struct {
 	process *Process
 	orders  map[string]order.Order
+	// store saves the changes of orders: Insert or Update.
+	store func(context.Context, pgx.Tx, []order.Change) error
 
 	changes  []order.Change
 	payments []payment.Payment
@@ -27,9 +29,9 @@ type batch struct {
 	outgoing []event.Outgoing
 }
 
-// open locks the orders with these ids until the transaction ends and loads
-// the captures of those that do not wait for their payment. Those that wait, as
-// almost all do, have none.
+// open locks the orders with these ids until the transaction ends. It loads the
+// captures of orders that do not wait for their payment: an order that does, as
+// most do, has none.
 func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, error) {
 	b, err := p.openWithoutCaptures(ctx, tx, ids)
 	if err != nil {
@@ -55,17 +57,14 @@ func (p *Process) openWithoutCaptures(ctx context.Context, tx pgx.Tx, ids []stri
 		return nil, err
 	}
 
-	return p.batchOf(orders, len(ids)), nil
+	return &batch{process: p, orders: orders, store: p.orders.Update}, nil
 }
 
-// batchOf returns a batch of n events on these orders.
-func (p *Process) batchOf(orders map[string]order.Order, n int) *batch {
-	return &batch{process: p, orders: orders, changes: make([]order.Change, 0, n), outgoing: make([]event.Outgoing, 0, n)}
-}
-
-// decide makes the decision on each event. command may return nil: there is
-// nothing to decide.
-func decide[E message](b *batch, events []E, command func(e E) Command) error {
+// apply decides on each event, saves the decisions and returns the events that
+// follow. command may return nil: then there is nothing to decide.
+func apply[E message](ctx context.Context, tx pgx.Tx, b *batch, events []E, command func(e E) Command) ([]event.Outgoing, error) {
+	b.changes = make([]order.Change, 0, len(events))
+	b.outgoing = make([]event.Outgoing, 0, len(events))
 	rejected := event.RejectSome{}
 
 	for i, e := range events {
@@ -79,7 +78,11 @@ func decide[E message](b *batch, events []E, command func(e E) Command) error {
 		}
 	}
 
-	return rejected.Err()
+	if err := rejected.Err(); err != nil {
+		return nil, err
+	}
+
+	return b.save(ctx, tx)
 }
 
 func (b *batch) decide(meta event.Meta, id string, c Command) error {
@@ -90,7 +93,7 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 
 	d, err := Decide(o, c)
 	if err != nil {
-		return missing(c, err)
+		return classifyNotFound(c, err)
 	}
 
 	b.orders[id] = d.Order
@@ -99,8 +102,8 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 		b.changes = append(b.changes, order.Change{Order: d.Order, Events: d.Events, MessageID: meta.ID})
 	}
 
-	b.account(d)
-	b.move(d)
+	b.addPayments(d)
+	b.addStock(d)
 
 	for _, p := range d.Publish {
 		b.outgoing = append(b.outgoing, meta.Then(p))
@@ -108,7 +111,8 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 
 	for _, r := range d.Refunds {
 		out := meta.Then(r)
-		// Whatever asks for it: a capture is given back once.
+		// The id depends on the capture alone, so it is refunded once whatever
+		// asks for the refund.
 		out.ID = event.ForeignID(TopicRefundRequested, r.OrderID, r.TransactionID)
 		b.outgoing = append(b.outgoing, out)
 	}
@@ -116,9 +120,10 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 	return nil
 }
 
-// missing says what to do about an order that is not there. What follows from
-// an order cannot come before it; what others say may: it has another topic.
-func missing(c Command, err error) error {
+// classifyNotFound rejects commands about a missing order that cannot arrive
+// before it, because the order itself causes them. Other commands come on
+// topics of their own and may overtake the order.
+func classifyNotFound(c Command, err error) error {
 	if event.KindOf(err) != event.NotFound {
 		return err
 	}
@@ -127,17 +132,18 @@ func missing(c Command, err error) error {
 	case Complete, Expire:
 		return event.Reject(fmt.Errorf("order_id: %w", err))
 	default:
-		return early(err)
+		return notYetCreated(err)
 	}
 }
 
-// early is the error of a message that may have overtaken its order.
-func early(err error) error {
+// notYetCreated is the error of a message that may have overtaken its order.
+// It is retried.
+func notYetCreated(err error) error {
 	return fmt.Errorf("order_id: %w yet, expected %s before", err, TopicOrderCreated)
 }
 
-// account collects what the payments have to say: it is in the events.
-func (b *batch) account(d Decision) {
+// addPayments collects payments and refunds from the events of a decision.
+func (b *batch) addPayments(d Decision) {
 	for _, data := range d.Events {
 		charge := payment.Charge{OrderID: d.Order.ID, Amount: d.Order.Total, Currency: d.Order.Currency}
 
@@ -162,7 +168,8 @@ func (b *batch) account(d Decision) {
 	}
 }
 
-func (b *batch) move(d Decision) {
+// addStock collects what a decision does with the stock of its order.
+func (b *batch) addStock(d Decision) {
 	switch d.Stock {
 	case ReserveStock:
 		b.reserved = append(b.reserved, demandOf(d.Order.Lines))
@@ -174,9 +181,10 @@ func (b *batch) move(d Decision) {
 	}
 }
 
-// save stores what was decided, orders before stock, and returns what follows.
-func (b *batch) save(ctx context.Context, tx pgx.Tx, store func(context.Context, pgx.Tx, []order.Change) error) ([]event.Outgoing, error) {
-	if err := store(ctx, tx, b.changes); err != nil {
+// save stores the decisions and returns the events that follow. It locks
+// orders before stock, as every handler does.
+func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
+	if err := b.store(ctx, tx, b.changes); err != nil {
 		return nil, err
 	}
 

@@ -11,10 +11,10 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Decide is the order process: what follows when a command meets an order in
-// its state. It does no I/O. An order with the empty status does not exist.
-// Unless the command is Place, or the order waits for its payment, the order
-// must know its captures: see order.Service.Recall.
+// Decide is the order process: it returns what follows from a command to an
+// order in its present state. It does no I/O. An order with the empty status does
+// not exist. The order has its captures loaded (order.Service.Recall) unless it
+// waits for its payment, or the command is Place or Complete.
 //
 // Its errors are [order.NotFound], or rejections of the command.
 func Decide(o order.Order, c Command) (Decision, error) {
@@ -34,22 +34,22 @@ func Decide(o order.Order, c Command) (Decision, error) {
 	return d.Decision, nil
 }
 
-// Decision is what follows of a command.
+// Decision is what follows from a command.
 type Decision struct {
 	// Order is the order after the events.
 	Order order.Order
-	// Events are to be recorded in its stream; those about money in the
-	// payments too.
+	// Events go into the order's stream. Those about money also go into the
+	// payments table.
 	Events []eventstore.Data
-	// Stock is what to do with the stock of all its lines.
+	// Stock says what happens to the stock of all lines.
 	Stock Stock
-	// Refunds are captures to give back.
+	// Refunds asks for captures to be refunded.
 	Refunds []RefundRequested
-	// Publish is what others are told.
+	// Publish has the payloads to publish.
 	Publish []event.Payload
 }
 
-// Stock is what can be done with the stock of an order.
+// Stock is a movement of an order's stock.
 type Stock string
 
 // Movements of stock.
@@ -60,7 +60,7 @@ const (
 	SellStock    Stock = "sell"
 )
 
-// Command is what is asked of an order, or told about its payment.
+// Command is a request to an order, or news about its payment.
 type Command interface{ decide(d *decision) error }
 
 // Commands.
@@ -71,27 +71,27 @@ type (
 		// Short is what is missing; nil when stock is there for all lines.
 		Short *inventory.Shortage
 	}
-	// Settle tells what became of a charge: its answer, or what the provider
-	// reports. The zero outcome means that there was no charge.
+	// Settle has the outcome of a charge, from the gateway's answer or from a
+	// provider's report. The zero outcome means that there was no charge.
 	Settle struct {
 		payment.Outcome
 
 		Attempt int
-		// Money is what was charged, if that is still to be compared with the
-		// order's total.
+		// Money is what was charged, if it must still be compared with the order's
+		// total.
 		Money *Money
 	}
 	// Complete says that the goods of a paid order are sold.
 	Complete struct{}
-	// Cancel calls an order off. Found is what the gateway knew of a charge.
+	// Cancel cancels an order. Found is what the gateway knew of its charge.
 	Cancel struct {
 		Reason string
 		Found  payment.Outcome
 	}
-	// Expire ends an order whose time to be paid is over. Found is what the
-	// gateway knew of a charge.
+	// Expire ends an order that was not paid in time. Found is what the gateway
+	// knew of its charge.
 	Expire struct{ Found payment.Outcome }
-	// Refunded tells that a capture was given back.
+	// Refunded says that a capture was refunded.
 	Refunded struct {
 		TransactionID string
 		RefundID      string
@@ -112,7 +112,8 @@ type decision struct {
 	err error
 }
 
-// record lets an event happen. The first that cannot spoils the decision.
+// record applies an event to the order and adds it to the decision. The first
+// event that does not apply fails the decision.
 func (d *decision) record(data eventstore.Data) {
 	next, err := d.Order.Apply(data)
 	if err != nil {
@@ -126,17 +127,17 @@ func (d *decision) record(data eventstore.Data) {
 	d.Order, d.Events = next, append(d.Events, data)
 }
 
-// publish tells others.
+// publish adds a payload to publish.
 func (d *decision) publish(p event.Payload) { d.Publish = append(d.Publish, p) }
 
-// release gives back the stock that the order holds, if it does.
-func (d *decision) release() {
+// releaseStock releases the stock that the order holds, if any.
+func (d *decision) releaseStock() {
 	if d.Order.Status.HoldsStock() {
 		d.Stock = ReleaseStock
 	}
 }
 
-// refund asks to give a capture back.
+// refund asks for a refund of a capture.
 func (d *decision) refund(transactionID string) {
 	total := d.Order.Total
 	d.Refunds = append(d.Refunds, RefundRequested{
@@ -144,8 +145,8 @@ func (d *decision) refund(transactionID string) {
 	})
 }
 
-// check refuses money that is not the order's total.
-func (d *decision) check(m *Money) error {
+// checkMoney rejects an amount other than the order's total.
+func (d *decision) checkMoney(m *Money) error {
 	switch {
 	case m == nil:
 		return nil
@@ -197,17 +198,17 @@ func (c Settle) decide(d *decision) error {
 
 	switch {
 	case c.Captured():
-		if err := d.check(c.Money); err != nil {
+		if err := d.checkMoney(c.Money); err != nil {
 			return err
 		}
 
-		d.captured(c.TransactionID, c.Attempt)
+		d.addCapture(c.TransactionID, c.Attempt)
 
 		if waiting {
 			d.publish(OrderCompleted{OrderID: d.Order.ID})
 		}
 	case waiting && c.Declined != "":
-		d.release()
+		d.releaseStock()
 		d.record(order.PaymentFailed{Reason: c.Declined, Attempt: c.Attempt})
 		d.publish(OrderRejected{OrderID: d.Order.ID, Reason: order.StatusPaymentFailed, Detail: c.Declined})
 	}
@@ -215,11 +216,11 @@ func (c Settle) decide(d *decision) error {
 	return nil
 }
 
-// captured takes note of a capture, once. An order that does not wait for one
-// has no use for it.
-func (d *decision) captured(transactionID string, attempt int) {
+// addCapture records a capture once. An order that does not wait for a payment
+// has it refunded.
+func (d *decision) addCapture(transactionID string, attempt int) {
 	if attempt == 1 {
-		attempt = 0 // as in the stream
+		attempt = 0 // the stream leaves the first attempt out
 	}
 
 	switch _, known := d.Order.Capture(transactionID); {
@@ -232,8 +233,8 @@ func (d *decision) captured(transactionID string, attempt int) {
 	}
 }
 
-// decide completes an order once. One that was cancelled after it was paid
-// meets its own orders.completed, which is then of no interest.
+// decide completes an order once. An order that was cancelled after it was paid
+// still receives its orders.completed, which changes nothing.
 func (Complete) decide(d *decision) error {
 	switch d.Order.Status {
 	case order.StatusCompleted, order.StatusCancelled:
@@ -248,7 +249,7 @@ func (Complete) decide(d *decision) error {
 
 func (c Cancel) decide(d *decision) error {
 	if c.Found.Captured() {
-		d.captured(c.Found.TransactionID, 0)
+		d.addCapture(c.Found.TransactionID, 0)
 	}
 
 	switch {
@@ -258,7 +259,7 @@ func (c Cancel) decide(d *decision) error {
 	default:
 		d.cancel(c.Reason)
 
-		// What came late was refunded when it came.
+		// Late captures were refunded when they were recorded.
 		for _, capture := range d.Order.Captures {
 			if !capture.Late {
 				d.refund(capture.TransactionID)
@@ -270,7 +271,7 @@ func (c Cancel) decide(d *decision) error {
 }
 
 func (d *decision) cancel(reason string) {
-	d.release()
+	d.releaseStock()
 	d.record(order.Cancelled{Reason: reason})
 	d.publish(OrderCancelled{OrderID: d.Order.ID, Reason: reason})
 }
@@ -281,7 +282,7 @@ func (c Expire) decide(d *decision) error {
 	}
 
 	if d.Order.Status == order.StatusInventoryReserved {
-		d.release()
+		d.releaseStock()
 		d.record(order.Expired{})
 		d.publish(OrderExpired{OrderID: d.Order.ID})
 	}
@@ -289,11 +290,12 @@ func (c Expire) decide(d *decision) error {
 	return nil
 }
 
-// refundedByProvider is why an order is cancelled whose money is gone.
-const refundedByProvider = "the payment was given back by the provider"
+// refundedByProvider is the reason for cancelling an order whose payment the
+// provider refunded.
+const refundedByProvider = "the provider refunded the payment"
 
 func (c Refunded) decide(d *decision) error {
-	if err := d.check(c.Money); err != nil {
+	if err := d.checkMoney(c.Money); err != nil {
 		return err
 	}
 
@@ -304,11 +306,11 @@ func (c Refunded) decide(d *decision) error {
 		return nil
 	case !known && d.Order.Status == order.StatusInventoryReserved:
 		d.record(order.Paid{TransactionID: c.TransactionID})
-	case !known: // the first news of it: there is nothing left to ask for
+	case !known: // already refunded, so no refund is requested
 		d.record(order.CapturedLate{TransactionID: c.TransactionID})
 	}
 
-	// Without its money a sale does not go on. One that is done stays done.
+	// A paid order without its money is cancelled. A completed one stays completed.
 	if capture, _ = d.Order.Capture(c.TransactionID); d.Order.Status == order.StatusPaid && !capture.Late {
 		d.cancel(refundedByProvider)
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Diagram draws the states of an order as a Mermaid state diagram. It knows
-// nothing by itself: it tries every command in every state that Decide leads to.
+// Diagram draws the states of an order as a Mermaid state diagram. It derives
+// them from Decide by trying every command in every state that it reaches.
 func Diagram() string {
 	var lines []string
 
@@ -39,19 +39,19 @@ func Diagram() string {
 	return "stateDiagram-v2\n" + strings.Join(lines, "\n") + "\n"
 }
 
-// states is the order in which states are drawn.
+// states lists the states in drawing order.
 var states = []order.Status{
 	"", order.StatusCreated, order.StatusInventoryReserved, order.StatusPaid, order.StatusCompleted,
 	order.StatusInventoryUnavailable, order.StatusPaymentFailed, order.StatusExpired, order.StatusCancelled,
 }
 
-// edge is what leads from one state to another.
+// edge is a transition with the events that cause it.
 type edge struct {
 	from, to order.Status
 	events   []string
 }
 
-// explore returns all edges that commands can lead along, in order of states.
+// explore returns the edges that commands can follow, in order of states.
 func explore() []edge {
 	var edges []edge
 
@@ -68,9 +68,9 @@ func explore() []edge {
 				continue
 			}
 
-			edges = walk(edges, o, d)
+			edges = addEdges(edges, o, d)
 
-			d.Order.Version = 0 // a state is the same however it was reached
+			d.Order.Version = 0 // a state is the same however it is reached
 
 			if key := fmt.Sprint(d.Order.Status, d.Order.Captures); !seen[key] {
 				seen[key] = true
@@ -90,12 +90,12 @@ func explore() []edge {
 	return edges
 }
 
-// walk adds the edges along which the events of a decision go.
-func walk(edges []edge, o order.Order, d Decision) []edge {
+// addEdges adds the edges that the events of a decision follow.
+func addEdges(edges []edge, o order.Order, d Decision) []edge {
 	for _, data := range d.Events {
 		next, err := o.Apply(data)
 		if err != nil {
-			break // Decide has applied it: it cannot be
+			break // cannot happen: Decide has applied it
 		}
 
 		name := data.EventType()
@@ -114,7 +114,7 @@ func walk(edges []edge, o order.Order, d Decision) []edge {
 	return edges
 }
 
-// commands are all that can be said to an order, with two different charges.
+// commands returns every command, some with each of two charges.
 func commands(o order.Order) []Command {
 	asked := order.Order{ID: o.ID, Total: money.MustParse("1"), Currency: money.DefaultCurrency, Lines: []order.Line{{ProductID: "p", Quantity: 1}}}
 	list := []Command{

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,55 +15,54 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// The other ways in which an order ends: cancelled or expired, and money that
-// has to go back. Before an order ends that may have been charged, the gateway
-// is asked.
+// This file has the ends of an order other than a sale: it is cancelled, it
+// expires, or its money is refunded. The gateway is asked first about an order
+// that may have been charged.
 
-// AdmitCancel lets the gateway be asked about orders that wait for their
-// payment. The request may have overtaken its order: that is an error which
-// trying again cures.
+// AdmitCancel asks the gateway about orders that wait for their payment. The
+// request may overtake its order; then it fails and is retried.
 func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events []event.Event[CancelRequested]) ([]error, error) {
-	return ask(ctx, p, db, events, early, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
+	return admitUnpaid(ctx, p, db, events, notYetCreated, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
 }
 
-// FindForCancel asks the gateway what it knows of a charge.
+// FindForCancel returns what the gateway knows of the order's charge.
 func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequested]) (payment.Outcome, error) {
 	return p.payments.Find(ctx, e.Payload.charge)
 }
 
-// Cancel calls orders off: stock is released and a capture refunded. What has
-// ended otherwise stays as it is, and the request is refused.
+// Cancel cancels orders: it releases their stock and refunds their captures. It
+// refuses to cancel an order that has already ended.
 func (p *Process) Cancel(ctx context.Context, tx pgx.Tx, events []event.Effected[CancelRequested, payment.Outcome]) ([]event.Outgoing, error) {
-	return end(ctx, p, tx, events, func(p CancelRequested, found payment.Outcome) Command {
+	return endUnpaid(ctx, p, tx, events, func(p CancelRequested, found payment.Outcome) Command {
 		return Cancel{Reason: p.Reason, Found: found}
 	})
 }
 
-// AdmitExpiry lets the gateway be asked about orders that wait for their
-// payment.
+// AdmitExpiry asks the gateway about orders that wait for their payment.
 func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events []event.Event[ExpiryDue]) ([]error, error) {
-	refuse := func(err error) error { return event.Reject(fmt.Errorf("order_id: %w", err)) }
+	reject := func(err error) error { return event.Reject(fmt.Errorf("order_id: %w", err)) }
 
-	return ask(ctx, p, db, events, refuse, func(p *ExpiryDue, charge payment.Charge) { p.charge = charge })
+	return admitUnpaid(ctx, p, db, events, reject, func(p *ExpiryDue, charge payment.Charge) { p.charge = charge })
 }
 
-// FindForExpiry asks the gateway what it knows of a charge.
+// FindForExpiry returns what the gateway knows of the order's charge.
 func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (payment.Outcome, error) {
 	return p.payments.Find(ctx, e.Payload.charge)
 }
 
-// Expire ends orders that are still not paid. One that was charged, with the
-// answer lost, goes on.
+// Expire ends orders that are still unpaid. An order that was charged, but whose
+// answer was lost, is paid instead.
 func (p *Process) Expire(ctx context.Context, tx pgx.Tx, events []event.Effected[ExpiryDue, payment.Outcome]) ([]event.Outgoing, error) {
-	return end(ctx, p, tx, events, func(_ ExpiryDue, found payment.Outcome) Command { return Expire{Found: found} })
+	return endUnpaid(ctx, p, tx, events, func(_ ExpiryDue, found payment.Outcome) Command { return Expire{Found: found} })
 }
 
-// ask looks which orders wait for their payment and hands their charges to
-// set. missing makes the verdict on an order that is not there.
-func ask[P event.Payload](ctx context.Context, p *Process, db postgres.Querier, events []event.Event[P],
-	missing func(error) error, set func(*P, payment.Charge),
+// admitUnpaid admits events about orders that wait for their payment and passes
+// the charge to look up to setCharge. It skips events about other orders;
+// notFound decides about orders that do not exist.
+func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Querier, events []event.Event[P],
+	notFound func(error) error, setCharge func(*P, payment.Charge),
 ) ([]error, error) {
-	known, err := p.orders.Find(ctx, db, keys(events))
+	orders, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {
 		return nil, err
 	}
@@ -71,11 +72,11 @@ func ask[P event.Payload](ctx context.Context, p *Process, db postgres.Querier, 
 	for i := range events {
 		id := events[i].AggregateID()
 
-		switch o, exists := known[id]; {
+		switch o, exists := orders[id]; {
 		case !exists:
-			verdicts[i] = missing(order.NotFound(id))
+			verdicts[i] = notFound(order.NotFound(id))
 		case o.Status == order.StatusInventoryReserved:
-			set(&events[i].Payload, payment.Charge{OrderID: id, Amount: o.Total, Currency: o.Currency})
+			setCharge(&events[i].Payload, payment.Charge{OrderID: id, Amount: o.Total, Currency: o.Currency})
 		default:
 			verdicts[i] = event.ErrSkip
 		}
@@ -84,12 +85,12 @@ func ask[P event.Payload](ctx context.Context, p *Process, db postgres.Querier, 
 	return verdicts, nil
 }
 
-// errNotAsked cannot be: no order comes back to waiting for its payment.
+// errNotAsked reports a bug: no order returns to waiting for its payment.
 var errNotAsked = errors.New("the order waits for its payment and the gateway was not asked")
 
-// end decides on orders with what the gateway knew. It was not asked about
-// those that did not wait for their payment.
-func end[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []event.Effected[P, payment.Outcome],
+// endUnpaid applies commands with what the gateway knew. The gateway was not
+// asked about orders that did not wait for their payment.
+func endUnpaid[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []event.Effected[P, payment.Outcome],
 	command func(p P, found payment.Outcome) Command,
 ) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(events))
@@ -103,47 +104,37 @@ func end[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []e
 		}
 	}
 
-	err = decide(b, events, func(e event.Effected[P, payment.Outcome]) Command {
+	return apply(ctx, tx, b, events, func(e event.Effected[P, payment.Outcome]) Command {
 		if e.Result == nil {
 			return command(e.Payload, payment.Outcome{})
 		}
 
 		return command(e.Payload, *e.Result)
 	})
-	if err != nil {
-		return nil, err
-	}
-
-	return b.save(ctx, tx, p.orders.Update)
 }
 
-// AdmitRefund lets refunds of captures go ahead for which there is an order no
-// more. A capture that was given back needs nothing.
+// AdmitRefund admits refunds of captures that no live order needs. It skips
+// captures that are already refunded.
 func (p *Process) AdmitRefund(ctx context.Context, db postgres.Querier, events []event.Event[RefundRequested]) ([]error, error) {
-	known, err := p.orders.Find(ctx, db, keys(events))
+	orders, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	ids := make([]string, 0, len(known))
-	for id := range known {
-		ids = append(ids, id)
-	}
-
-	if err := p.orders.Recall(ctx, db, known, ids); err != nil {
+	if err := p.orders.Recall(ctx, db, orders, slices.Collect(maps.Keys(orders))); err != nil {
 		return nil, err
 	}
 
 	verdicts := make([]error, len(events))
 	for i, e := range events {
-		verdicts[i] = admitRefund(known, e.Payload)
+		verdicts[i] = admitRefund(orders, e.Payload)
 	}
 
 	return verdicts, nil
 }
 
-func admitRefund(known map[string]order.Order, p RefundRequested) error {
-	o, exists := known[p.OrderID]
+func admitRefund(orders map[string]order.Order, p RefundRequested) error {
+	o, exists := orders[p.OrderID]
 	capture, captured := o.Capture(p.TransactionID)
 
 	switch {
@@ -156,14 +147,14 @@ func admitRefund(known map[string]order.Order, p RefundRequested) error {
 	case capture.RefundID != "":
 		return event.ErrSkip
 	case !capture.Late && o.Status != order.StatusCancelled:
-		return event.Reject(fmt.Errorf("order_id: %s is %s, expected a cancelled order or a capture that came late", p.OrderID, o.Status))
+		return event.Reject(fmt.Errorf("order_id: %s is %s, expected a cancelled order or a late capture", p.OrderID, o.Status))
 	}
 
 	return nil
 }
 
-// Refund asks the gateway to give a capture back. What it refuses for good is
-// a rejection, with its words.
+// Refund asks the gateway to refund a capture. A final refusal by the gateway
+// is a rejection with the gateway's reason.
 func (p *Process) Refund(ctx context.Context, e event.Event[RefundRequested]) (string, error) {
 	id, err := p.payments.Refund(ctx, payment.Refund{
 		OrderID: e.Payload.OrderID, TransactionID: e.Payload.TransactionID, Amount: *e.Payload.Amount, Currency: e.Payload.Currency,
@@ -176,43 +167,35 @@ func (p *Process) Refund(ctx context.Context, e event.Event[RefundRequested]) (s
 	return id, err
 }
 
-// RecordRefund records the refunds with their orders.
+// RecordRefund records refunds with their orders.
 func (p *Process) RecordRefund(ctx context.Context, tx pgx.Tx, events []event.Effected[RefundRequested, string]) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	err = decide(b, events, func(e event.Effected[RefundRequested, string]) Command {
+	return apply(ctx, tx, b, events, func(e event.Effected[RefundRequested, string]) Command {
 		if e.Result == nil {
 			return nil
 		}
 
 		return Refunded{TransactionID: e.Payload.TransactionID, RefundID: *e.Result}
 	})
-	if err != nil {
-		return nil, err
-	}
-
-	return b.save(ctx, tx, p.orders.Update)
 }
 
-// Report takes in what a provider tells by itself, as if it were the answer to
-// a charge or a refund. It may have overtaken the order.
+// Report applies what a payment provider reports by webhook, as if it were the
+// answer to a charge or a refund. The report may overtake the order.
 func (p *Process) Report(ctx context.Context, tx pgx.Tx, events []event.Event[payment.Reported]) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	if err := decide(b, events, reported); err != nil {
-		return nil, err
-	}
-
-	return b.save(ctx, tx, p.orders.Update)
+	return apply(ctx, tx, b, events, commandOf)
 }
 
-func reported(e event.Event[payment.Reported]) Command {
+// commandOf translates a provider's report.
+func commandOf(e event.Event[payment.Reported]) Command {
 	p := e.Payload
 	amount := &Money{Amount: *p.Amount, Currency: p.Currency}
 

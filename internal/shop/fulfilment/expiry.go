@@ -16,8 +16,8 @@ import (
 
 // Config says how long an order waits for its payment.
 type Config struct {
-	// PaymentTimeout is how old an order may be and not be paid; then it
-	// expires. 0 is for ever.
+	// PaymentTimeout is how old an unpaid order may be before it expires. 0 lets
+	// orders wait indefinitely. Defaults to 15m.
 	PaymentTimeout time.Duration `koanf:"payment_timeout"`
 }
 
@@ -27,24 +27,26 @@ func DefaultConfig() Config { return Config{PaymentTimeout: 15 * time.Minute} }
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	if c.PaymentTimeout != 0 && c.PaymentTimeout < time.Second {
-		return fmt.Errorf("fulfilment.payment_timeout: is %s, expected at least 1s, or 0 for ever", c.PaymentTimeout)
+		return fmt.Errorf("fulfilment.payment_timeout: is %s, expected at least 1s, or 0 for no limit", c.PaymentTimeout)
 	}
 
 	return nil
 }
 
-// Pace of the sweep.
 const (
-	maxSweepEvery = 5 * time.Second
-	sweepPage     = 5000 // orders looked at in a transaction
-	// lateness is how long after it began a transaction that creates orders may
-	// commit. Orders younger than that are looked at again.
-	lateness = 5 * time.Minute
+	maxSweepInterval = 5 * time.Second
+	// sweepTimeout bounds the transaction of a page.
+	sweepTimeout = 20 * time.Second
+	// pageSize is how many orders a transaction reads.
+	pageSize = 5000
+	// maxCommitDelay is how long after its start a transaction that creates
+	// orders may commit. The sweep reads younger orders again.
+	maxCommitDelay = 5 * time.Minute
 )
 
-// Sweeper finds orders that are still not paid when their time is over, and
-// asks for their end. One delayed message an order would say the same, at the
-// cost of a message for each of the many that are paid.
+// Sweeper finds orders that are unpaid after the payment timeout and publishes
+// ExpiryDue for each. A delayed message per order would do the same, but most
+// orders are paid and would need none.
 type Sweeper struct {
 	cfg    Config
 	pool   *pgxpool.Pool
@@ -52,19 +54,20 @@ type Sweeper struct {
 	logger *slog.Logger
 }
 
-// NewSweeper returns a sweeper that does nothing until Run. Several may run: a
-// row lock lets one at a time sweep.
+// NewSweeper returns a sweeper that does nothing until Run. Each replica runs
+// one; a row lock lets one sweep at a time.
 func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logger *slog.Logger) *Sweeper {
 	return &Sweeper{cfg: cfg, pool: pool, append: appendEvents, logger: logger.With(slog.String("component", "expiry"))}
 }
 
-// Run sweeps until ctx ends. Trouble is logged once and tried again for ever.
+// Run sweeps until ctx ends. It logs the first of consecutive failures and
+// retries indefinitely.
 func (s *Sweeper) Run(ctx context.Context) {
 	if s.cfg.PaymentTimeout == 0 {
 		return
 	}
 
-	ticker := time.NewTicker(min(s.cfg.PaymentTimeout/4, maxSweepEvery))
+	ticker := time.NewTicker(min(s.cfg.PaymentTimeout/4, maxSweepInterval))
 	defer ticker.Stop()
 
 	failing := false
@@ -76,9 +79,9 @@ func (s *Sweeper) Run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil && !failing:
-			s.logger.Warn("orders do not expire, trying again until they do", slog.Any("error", err))
+			s.logger.Warn("sweeping unpaid orders failed; retrying", slog.Any("error", err))
 		case err == nil && failing:
-			s.logger.Info("orders expire again")
+			s.logger.Info("sweeping unpaid orders works again")
 		}
 
 		failing = err != nil
@@ -91,16 +94,13 @@ func (s *Sweeper) Run(ctx context.Context) {
 	}
 }
 
-// sweepTimeout bounds a page of the sweep.
-const sweepTimeout = 20 * time.Second
-
-// Sweep looks once at all orders whose time is over. Each that is open gets
-// one message, however often it is seen: its id depends on the order alone.
+// Sweep reads all orders that are due once. An unpaid order gets one message
+// however often it is read, because the message's id depends on the order alone.
 func (s *Sweeper) Sweep(ctx context.Context) error {
-	var from *place
+	var from *position
 
 	for {
-		last, err := s.page(ctx, from)
+		last, err := s.sweepPage(ctx, from)
 		if err != nil || last == nil {
 			return err
 		}
@@ -109,16 +109,16 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	}
 }
 
-// place is a place among all orders.
-type place struct {
+// position is the position of an order in order of creation.
+type position struct {
 	at time.Time
 	id string
 }
 
-// page looks at the orders after from, and without from at those after the
-// cursor. It returns the place to go on from, or nil at the end or when another
+// sweepPage reads the orders after from, or after the cursor if from is nil. It
+// returns the position of the last order, or nil at the end or if another
 // replica sweeps.
-func (s *Sweeper) page(ctx context.Context, from *place) (last *place, err error) {
+func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 
@@ -129,14 +129,14 @@ func (s *Sweeper) page(ctx context.Context, from *place) (last *place, err error
 		}
 
 		if from == nil {
-			// With a long time-out every transaction has ended by now.
-			from = &place{at: cursor.at.Add(-max(0, lateness-s.cfg.PaymentTimeout))}
+			// A payment timeout beyond maxCommitDelay leaves no order unseen.
+			from = &position{at: cursor.at.Add(-max(0, maxCommitDelay-s.cfg.PaymentTimeout))}
 		}
 
-		var open []event.Outgoing
+		var unpaid []event.Outgoing
 
-		reached := place{at: due}
-		if open, last, err = s.look(ctx, tx, *from, due); err != nil {
+		reached := position{at: due}
+		if unpaid, last, err = s.readPage(ctx, tx, *from, due); err != nil {
 			return err
 		}
 
@@ -144,7 +144,7 @@ func (s *Sweeper) page(ctx context.Context, from *place) (last *place, err error
 			reached = *last
 		}
 
-		if err := s.append(ctx, tx, open); err != nil {
+		if err := s.append(ctx, tx, unpaid); err != nil {
 			return err
 		}
 
@@ -153,15 +153,15 @@ func (s *Sweeper) page(ctx context.Context, from *place) (last *place, err error
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("looking for orders to expire: %w", err)
+		return nil, fmt.Errorf("sweeping unpaid orders: %w", err)
 	}
 
 	return last, nil
 }
 
-// lockCursor returns the cursor, or nil when another replica has it, and the
-// time until which orders are due.
-func (s *Sweeper) lockCursor(ctx context.Context, tx pgx.Tx) (cursor *place, due time.Time, err error) {
+// lockCursor returns the cursor, or nil if another replica has it, and the
+// creation time up to which orders are due.
+func (s *Sweeper) lockCursor(ctx context.Context, tx pgx.Tx) (cursor *position, due time.Time, err error) {
 	rows, err := tx.Query(ctx, `
 		SELECT at, order_id, clock_timestamp() - $1 * interval '1 second' FROM expiry_cursor
 		FOR NO KEY UPDATE SKIP LOCKED`, s.cfg.PaymentTimeout.Seconds())
@@ -169,7 +169,7 @@ func (s *Sweeper) lockCursor(ctx context.Context, tx pgx.Tx) (cursor *place, due
 		return nil, due, err
 	}
 
-	var found place
+	var found position
 
 	tag, err := pgx.ForEachRow(rows, []any{&found.at, &found.id, &due}, func() error { return nil })
 	if err != nil || tag.RowsAffected() == 0 {
@@ -179,26 +179,26 @@ func (s *Sweeper) lockCursor(ctx context.Context, tx pgx.Tx) (cursor *place, due
 	return &found, due, nil
 }
 
-// look returns messages for the open orders of a page, and the last place of a
-// page that is full.
-func (s *Sweeper) look(ctx context.Context, tx pgx.Tx, from place, due time.Time) (open []event.Outgoing, last *place, err error) {
+// readPage returns messages for the unpaid orders of a page, and the last
+// position of a page that is full.
+func (s *Sweeper) readPage(ctx context.Context, tx pgx.Tx, from position, due time.Time) (unpaid []event.Outgoing, last *position, err error) {
 	rows, err := tx.Query(ctx, `
 		SELECT created_at, id, status FROM orders
 		WHERE created_at >= $1 AND (created_at, id) > ($1, $2) AND created_at <= $3
-		ORDER BY created_at, id LIMIT $4`, from.at, from.id, due, sweepPage)
+		ORDER BY created_at, id LIMIT $4`, from.at, from.id, due, pageSize)
 	if err != nil {
 		return nil, nil, err
 	}
 
 	var (
-		seen   place
+		seen   position
 		status order.Status
 	)
 
 	tag, err := pgx.ForEachRow(rows, []any{&seen.at, &seen.id, &status}, func() error {
 		if !status.Terminal() && status != order.StatusPaid {
 			id := event.ForeignID(TopicExpiryDue, seen.id)
-			open = append(open, event.Outgoing{Meta: event.Meta{ID: id, Correlation: id}, Payload: ExpiryDue{OrderID: seen.id}})
+			unpaid = append(unpaid, event.Outgoing{Meta: event.Meta{ID: id, Correlation: id}, Payload: ExpiryDue{OrderID: seen.id}})
 		}
 
 		return nil
@@ -207,9 +207,9 @@ func (s *Sweeper) look(ctx context.Context, tx pgx.Tx, from place, due time.Time
 		return nil, nil, err
 	}
 
-	if tag.RowsAffected() == sweepPage {
+	if tag.RowsAffected() == pageSize {
 		last = &seen
 	}
 
-	return open, last, nil
+	return unpaid, last, nil
 }

@@ -1,6 +1,6 @@
 // Package fulfilment is the order process: the one place where orders, stock
-// and payments meet. Each step takes a batch of events and the transaction,
-// and returns the events that follow.
+// and payments meet. Each handler takes a batch of events and a transaction and
+// returns the events that follow.
 package fulfilment
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Process runs orders from created to their end.
+// Process takes orders from their creation to their end.
 type Process struct {
 	orders    *order.Service
 	inventory *inventory.Service
@@ -28,47 +28,43 @@ func NewProcess(orders *order.Service, stock *inventory.Service, payments *payme
 	return &Process{orders: orders, inventory: stock, payments: payments}
 }
 
-// Place creates orders and reserves stock for all lines of each, or none. An
-// order that exists already with the same body changes nothing; with another
-// body it is rejected.
+// Place creates orders and reserves the stock of all their lines, or of none. It
+// accepts an order that exists already with the same body and rejects one that
+// exists with another.
 func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCreated]) ([]event.Outgoing, error) {
-	known, err := p.orders.Find(ctx, tx, keys(events))
+	orders, err := p.orders.Find(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	shortages, err := p.allocate(ctx, tx, known, events)
+	shortages, err := p.allocate(ctx, tx, orders, events)
 	if err != nil {
 		return nil, err
 	}
 
-	b := p.batchOf(known, len(events))
+	b := &batch{process: p, orders: orders, store: p.orders.Insert}
 
-	err = decide(b, events, func(e event.Event[OrderCreated]) Command {
+	return apply(ctx, tx, b, events, func(e event.Event[OrderCreated]) Command {
 		return Place{Asked: orderOf(e.Payload.Order), Short: shortages[e.Payload.Order.ID]}
 	})
-	if err != nil {
-		return nil, err
-	}
-
-	return b.save(ctx, tx, p.orders.Insert)
 }
 
-// allocate returns what is short for orders that are new, the first of each id.
-func (p *Process) allocate(ctx context.Context, tx pgx.Tx, known map[string]order.Order, events []event.Event[OrderCreated]) (map[string]*inventory.Shortage, error) {
+// allocate returns the shortages of new orders by id. Of events with the same id
+// it considers the first.
+func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]order.Order, events []event.Event[OrderCreated]) (map[string]*inventory.Shortage, error) {
 	var (
 		ids     = make([]string, 0, len(events))
 		demands = make([]inventory.Demand, 0, len(events))
-		found   = make(map[string]*inventory.Shortage, len(events))
+		short   = make(map[string]*inventory.Shortage, len(events))
 	)
 
 	for _, e := range events {
 		id := e.Payload.Order.ID
-		_, exists := known[id]
-		_, again := found[id]
+		_, exists := orders[id]
+		_, repeated := short[id]
 
-		if !exists && !again {
-			found[id] = nil
+		if !exists && !repeated {
+			short[id] = nil
 			ids, demands = append(ids, id), append(demands, demandOf(e.Payload.Order.lines()))
 		}
 	}
@@ -78,32 +74,32 @@ func (p *Process) allocate(ctx context.Context, tx pgx.Tx, known map[string]orde
 		return nil, err
 	}
 
-	for i, short := range inventory.Allocate(available, demands) {
-		found[ids[i]] = short
+	for i, shortage := range inventory.Allocate(available, demands) {
+		short[ids[i]] = shortage
 	}
 
-	return found, nil
+	return short, nil
 }
 
-// Admit lets a charge go ahead when the order waits for exactly this payment.
-// One that does not wait any more may have been charged with the answer lost:
-// the gateway is asked for it, and charges nothing.
+// Admit admits charges of orders that wait for exactly this payment. An order
+// that no longer waits may have been charged, with the answer lost: Charge then
+// looks the charge up and charges nothing.
 func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event.Event[PaymentRequested]) ([]error, error) {
-	known, err := p.orders.Find(ctx, db, keys(events))
+	orders, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
 	verdicts := make([]error, len(events))
 	for i := range events {
-		verdicts[i] = admit(known, &events[i].Payload)
+		verdicts[i] = admitCharge(orders, &events[i].Payload)
 	}
 
 	return verdicts, nil
 }
 
-func admit(known map[string]order.Order, p *PaymentRequested) error {
-	o, exists := known[p.OrderID]
+func admitCharge(orders map[string]order.Order, p *PaymentRequested) error {
+	o, exists := orders[p.OrderID]
 
 	switch {
 	case !exists:
@@ -113,7 +109,7 @@ func admit(known map[string]order.Order, p *PaymentRequested) error {
 	case o.Currency != p.currency():
 		return event.Reject(fmt.Errorf("currency: is %s, expected the order's %s", p.currency(), o.Currency))
 	case o.Status == order.StatusInventoryUnavailable:
-		return event.ErrSkip // it never waited for one
+		return event.ErrSkip // it never waited for a payment
 	}
 
 	p.late = o.Status != order.StatusInventoryReserved
@@ -121,7 +117,7 @@ func admit(known map[string]order.Order, p *PaymentRequested) error {
 	return nil
 }
 
-// Charge asks the gateway for the order's total.
+// Charge charges the order's total, or looks up a charge that may exist.
 func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (payment.Outcome, error) {
 	if e.Payload.late {
 		return p.payments.Find(ctx, chargeOf(e.Payload))
@@ -133,43 +129,33 @@ func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (
 // Charged is a payment request with the gateway's outcome.
 type Charged = event.Effected[PaymentRequested, payment.Outcome]
 
-// Settle records the outcomes: a captured order is paid, a declined one ends
-// and gives its stock back. A capture that the order does not wait for any more
-// is refunded.
+// Settle records the outcomes of charges. A captured order is paid, a declined
+// one ends and releases its stock. A capture that its order does not wait for is
+// refunded.
 func (p *Process) Settle(ctx context.Context, tx pgx.Tx, charged []Charged) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(charged))
 	if err != nil {
 		return nil, err
 	}
 
-	err = decide(b, charged, func(c Charged) Command {
+	return apply(ctx, tx, b, charged, func(c Charged) Command {
 		if c.Result == nil {
 			return nil
 		}
 
 		return Settle{Outcome: *c.Result, Attempt: c.Payload.Attempt}
 	})
-	if err != nil {
-		return nil, err
-	}
-
-	return b.save(ctx, tx, p.orders.Update)
 }
 
-// Complete ends paid orders: their stock is sold. A completed order stays as
-// it is, and so does one that was cancelled; another that is not paid cannot be
-// completed.
+// Complete completes paid orders and sells their stock. It leaves completed and
+// cancelled orders as they are and rejects others.
 func (p *Process) Complete(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCompleted]) ([]event.Outgoing, error) {
 	b, err := p.openWithoutCaptures(ctx, tx, keys(events))
 	if err != nil {
 		return nil, err
 	}
 
-	if err := decide(b, events, func(event.Event[OrderCompleted]) Command { return Complete{} }); err != nil {
-		return nil, err
-	}
-
-	return b.save(ctx, tx, p.orders.Update)
+	return apply(ctx, tx, b, events, func(event.Event[OrderCompleted]) Command { return Complete{} })
 }
 
 func orderOf(o NewOrder) order.Order {

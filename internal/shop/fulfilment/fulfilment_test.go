@@ -373,7 +373,7 @@ func TestARefundGoesToTheRightCapture(t *testing.T) {
 	expect(t, admit("cancelled", "t2", "10"), "<nil>")
 	expect(t, admit("cancelled", "t2", "9"), "amount: is 9 USD, expected the order's total 10 USD")
 	expect(t, admit("cancelled", "t1", "10"), "transaction_id: is t1, expected a capture of order cancelled")
-	expect(t, admit("paid", "t1", "10"), "order_id: paid is paid, expected a cancelled order or a capture that came late")
+	expect(t, admit("paid", "t1", "10"), "order_id: paid is paid, expected a cancelled order or a late capture")
 	expect(t, admit("x", "t1", "10"), "order_id: there is no order x")
 
 	refund := event.Event[fulfilment.RefundRequested]{Meta: out[1].Meta, Payload: out[1].Payload.(fulfilment.RefundRequested)} //nolint:forcetypeassert // a test

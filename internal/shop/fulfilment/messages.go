@@ -38,8 +38,8 @@ type OrderCreated struct {
 	Order NewOrder `json:"order"`
 }
 
-// NewOrder is the body of OrderCreated. Pointers tell what is missing from
-// what is zero.
+// NewOrder is the body of OrderCreated. Pointers distinguish a missing field
+// from a zero one.
 type NewOrder struct {
 	ID          string        `json:"id"`
 	ProductID   string        `json:"product_id,omitempty"`
@@ -71,7 +71,7 @@ func (p OrderCreated) Validate() error {
 	case len(o.Items) > maxItems:
 		errs = append(errs, fmt.Errorf("order.items: has %d elements, expected at most %d", len(o.Items), maxItems))
 	case len(o.Items) > 0 && (o.ProductID != "" || o.Quantity != nil):
-		errs = append(errs, errors.New("order.items: stands beside order.product_id, expected one of them"))
+		errs = append(errs, errors.New("order.items: cannot be combined with order.product_id, expected one of them"))
 	case len(o.Items) > 0:
 		for i, item := range o.Items {
 			errs = append(errs, item.check(fmt.Sprintf("order.items[%d]", i)))
@@ -106,7 +106,7 @@ func (o NewOrder) currency() string {
 	return o.Currency
 }
 
-// lines returns what is ordered, one line a product, in order of appearance.
+// lines returns one line per product, in order of appearance.
 func (o NewOrder) lines() []order.Line {
 	if len(o.Items) == 0 {
 		return []order.Line{{ProductID: o.ProductID, Quantity: *o.Quantity}}
@@ -135,11 +135,11 @@ type PaymentRequested struct {
 	OrderID  string        `json:"order_id"`
 	Amount   *money.Amount `json:"amount"`
 	Currency string        `json:"currency,omitempty"`
-	// Attempt counts the charges of an order; 0 means 1.
+	// Attempt is the number of the charge, counted from 1; 0 means 1.
 	Attempt int `json:"attempt,omitzero"`
 
-	// late is set by Admit when the order does not wait for the charge: it is
-	// asked whether it was made, not to make it.
+	// late is set by Admit when the order no longer waits for the charge. The
+	// charge is then looked up, not made.
 	late bool
 }
 
@@ -167,7 +167,7 @@ func (p PaymentRequested) currency() string {
 	return p.Currency
 }
 
-// OrderCompleted says that an order is paid and can be completed.
+// OrderCompleted says that an order is paid and complete.
 type OrderCompleted struct {
 	OrderID string `json:"order_id"`
 }
@@ -199,13 +199,13 @@ func (p OrderRejected) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderRejected) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// CancelRequested asks to call an order off.
+// CancelRequested asks to cancel an order.
 type CancelRequested struct {
 	OrderID string `json:"order_id"`
 	// Reason is for people.
 	Reason string `json:"reason,omitempty"`
 
-	// charge is what Admit wants to know the outcome of.
+	// charge is set by AdmitCancel: the charge to look up.
 	charge payment.Charge
 }
 
@@ -220,10 +220,10 @@ func (p CancelRequested) Validate() error {
 	return errors.Join(event.CheckID("order_id", p.OrderID), checkReason(p.Reason))
 }
 
-// CancelRefused says that an order could not be called off.
+// CancelRefused says that an order could not be cancelled.
 type CancelRefused struct {
 	OrderID string `json:"order_id"`
-	// Reason is the order's status, which is final.
+	// Reason is the order's final status.
 	Reason order.Status `json:"reason"`
 }
 
@@ -236,7 +236,7 @@ func (p CancelRefused) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p CancelRefused) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// OrderCancelled says that an order was called off.
+// OrderCancelled says that an order was cancelled.
 type OrderCancelled struct {
 	OrderID string `json:"order_id"`
 	Reason  string `json:"reason,omitempty"`
@@ -251,10 +251,11 @@ func (p OrderCancelled) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderCancelled) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// ExpiryDue says that an order had its time to be paid; see Sweeper.
+// ExpiryDue says that an order's time to be paid is over; see Sweeper.
 type ExpiryDue struct {
 	OrderID string `json:"order_id"`
 
+	// charge is set by AdmitExpiry: the charge to look up.
 	charge payment.Charge
 }
 
@@ -281,13 +282,13 @@ func (p OrderExpired) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderExpired) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// RefundRequested asks to give a capture back, as a whole.
+// RefundRequested asks for a full refund of a capture.
 type RefundRequested struct {
 	OrderID       string        `json:"order_id"`
 	TransactionID string        `json:"transaction_id"`
 	Amount        *money.Amount `json:"amount"`
 	Currency      string        `json:"currency"`
-	// Reason is the order's status, which has no room for the capture.
+	// Reason is the order's status, which explains the refund.
 	Reason order.Status `json:"reason"`
 }
 
@@ -301,13 +302,13 @@ func (p RefundRequested) Key() string { return p.OrderID }
 func (p RefundRequested) Validate() error {
 	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency)}
 	if p.TransactionID == "" {
-		errs = append(errs, errors.New("transaction_id: is missing, expected that of a capture"))
+		errs = append(errs, errors.New("transaction_id: is missing, expected the id of a capture"))
 	}
 
 	return errors.Join(errs...)
 }
 
-// PaymentRefunded says that a capture was given back.
+// PaymentRefunded says that a capture was refunded.
 type PaymentRefunded struct {
 	OrderID       string        `json:"order_id"`
 	TransactionID string        `json:"transaction_id"`

@@ -115,7 +115,7 @@ func TestBadOrdersNameTheField(t *testing.T) {
 		`{"order":{"id":"o\u0000","product_id":"p","quantity":1,"total_amount":1}}`:                                          "order.id: is \"o\\x00\"",
 		`{"order":{"id":"` + strings.Repeat("x", 201) + `","product_id":"p","quantity":1,"total_amount":1}}`:                 "order.id: has 201 bytes",
 		`{"order":{"id":"o","items":[{"product_id":"p","quantity":1},{"quantity":1}],"total_amount":1}}`:                     "order.items[1].product_id: is missing",
-		`{"order":{"id":"o","product_id":"p","quantity":1,"items":[{"product_id":"p","quantity":1}],"total_amount":1}}`:      "order.items: stands beside",
+		`{"order":{"id":"o","product_id":"p","quantity":1,"items":[{"product_id":"p","quantity":1}],"total_amount":1}}`:      "order.items: cannot be combined",
 		`{"order":{"id":"o","items":[` + strings.Repeat(`{"product_id":"p","quantity":1},`, 1000) + `{}],"total_amount":1}}`: "order.items: has 1001 elements",
 		`{"order":[1]}`: "order: is a JSON array, expected an object",
 	} {
