@@ -62,6 +62,10 @@ func Encode(p Payload) ([]byte, error) {
 		return nil, fmt.Errorf("encoding payload of %s: %w", p.Topic(), err)
 	}
 
+	if len(data) > MaxPayload {
+		return nil, fmt.Errorf("encoding payload of %s: has %d bytes, expected at most %d", p.Topic(), len(data), MaxPayload)
+	}
+
 	return data, nil
 }
 

@@ -1,5 +1,5 @@
-// Package account is what happens around users: the messages about them, the
-// pipeline for the old format, and the notifications that follow. It is the
+// Package account handles messages about users: it creates and updates users,
+// translates messages of the old format and notifies users of changes. It is the
 // one place where users and notifications meet.
 package account
 
@@ -25,31 +25,31 @@ type Accounts struct {
 	notifications *notification.Service
 }
 
-// New returns the handlers over their services.
+// New returns the handlers.
 func New(pool *pgxpool.Pool, users *user.Service, notifications *notification.Service) *Accounts {
 	return &Accounts{pool: pool, users: users, notifications: notifications}
 }
 
-// Create creates users and welcomes them. A user who exists already with the
-// same profile changes nothing; with another one the message is rejected.
+// Create creates users and welcomes them. It accepts a user who exists already
+// with the same profile and rejects one who exists with another.
 func (a *Accounts) Create(ctx context.Context, tx pgx.Tx, events []event.Event[UserCreated]) ([]event.Outgoing, error) {
-	return handle(ctx, a, tx, events, func(p UserCreated) event.Payload { return p })
+	return apply(ctx, a, tx, events, func(p UserCreated) event.Payload { return p })
 }
 
-// Update updates users and tells them. An update of a user who does not exist
-// is recorded as a miss.
+// Update updates users and notifies them. It records an update of a user who
+// does not exist as a miss.
 func (a *Accounts) Update(ctx context.Context, tx pgx.Tx, events []event.Event[UserUpdated]) ([]event.Outgoing, error) {
-	return handle(ctx, a, tx, events, func(p UserUpdated) event.Payload { return p })
+	return apply(ctx, a, tx, events, func(p UserUpdated) event.Payload { return p })
 }
 
 // Legacy handles messages of the old format.
 func (a *Accounts) Legacy(ctx context.Context, tx pgx.Tx, events []event.Event[LegacyEvent]) ([]event.Outgoing, error) {
-	return handle(ctx, a, tx, events, func(p LegacyEvent) event.Payload { return p.payload })
+	return apply(ctx, a, tx, events, func(p LegacyEvent) event.Payload { return p.payload })
 }
 
-// handle applies a batch of messages, each of which is a UserCreated or a
+// apply applies a batch of messages, each of which is a UserCreated or a
 // UserUpdated.
-func handle[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events []event.Event[P], payload func(P) event.Payload) ([]event.Outgoing, error) {
+func apply[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events []event.Event[P], payload func(P) event.Payload) ([]event.Outgoing, error) {
 	var all, created []string
 
 	for _, e := range events {
@@ -71,7 +71,7 @@ func handle[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events
 	)
 
 	for i, e := range events {
-		next, err := apply(session, e.Meta, payload(e.Payload))
+		caused, err := applyOne(session, e.Meta, payload(e.Payload))
 		if rejection, ok := errors.AsType[*event.RejectError](err); ok {
 			rejected[i] = rejection
 
@@ -82,7 +82,7 @@ func handle[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events
 			return nil, err
 		}
 
-		outgoing = append(outgoing, next...)
+		outgoing = append(outgoing, caused...)
 	}
 
 	if err := rejected.Err(); err != nil {
@@ -92,14 +92,14 @@ func handle[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events
 	return outgoing, session.Save(ctx)
 }
 
-func apply(session *user.Session, meta event.Meta, payload event.Payload) ([]event.Outgoing, error) {
+func applyOne(session *user.Session, meta event.Meta, payload event.Payload) ([]event.Outgoing, error) {
 	switch p := payload.(type) {
 	case UserCreated:
 		return create(session, meta, p.User)
 	case UserUpdated:
 		return update(session, meta, p)
 	default:
-		return nil, fmt.Errorf("no user message: %T", payload)
+		return nil, fmt.Errorf("unexpected payload %T", payload)
 	}
 }
 
@@ -148,8 +148,8 @@ func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outg
 	}, session.Record(u.ID, meta.ID, events)
 }
 
-// NewDirectory lets notifications look up e-mail addresses.
+// NewDirectory returns a lookup of e-mail addresses for notifications.
 func NewDirectory(users *user.Service) notification.Directory { return users.Emails }
 
-// Projections are those that the service keeps.
+// Projections returns the projections of users.
 func Projections() []eventstore.Projection { return []eventstore.Projection{user.Projection()} }

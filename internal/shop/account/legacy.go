@@ -1,6 +1,7 @@
 package account
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,10 +13,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Fields is a message of user.events, whatever its form.
+// Fields has the fields of a message of user.events, old or new.
 type Fields map[string]json.RawMessage
 
-// legacyNames are names of the old format with those of today.
+// legacyNames maps names of the old format to present ones.
 var legacyNames = map[string]string{
 	"userId":     "user_id",
 	"userName":   "name",
@@ -23,16 +24,15 @@ var legacyNames = map[string]string{
 	"userAction": "action",
 }
 
-// Transform is the first step of the pipeline: it gives fields of the old
-// format the names of today, and actions such as "createUser" their short
-// form. A field that stands there under both names is left as it is, for
-// Validate to tell. The argument is not changed.
+// Transform is the first step of the pipeline: it renames the fields of the old
+// format and shortens actions such as "createUser". It leaves a field that is
+// present under both names for Validate to report. It does not change old.
 func Transform(old Fields) Fields {
 	fields := maps.Clone(old)
 
 	for legacy, name := range legacyNames {
-		value, there := fields[legacy]
-		if _, both := fields[name]; !there || both {
+		value, present := fields[legacy]
+		if _, both := fields[name]; !present || both {
 			continue
 		}
 
@@ -57,13 +57,13 @@ const (
 	actionUpdate = "update"
 )
 
-// Validate is the second step: what every action requires.
+// Validate is the second step: it checks what every action requires.
 func (f Fields) Validate() error {
 	var errs []error
 
 	for legacy, name := range legacyNames {
 		if _, both := f[legacy]; both {
-			errs = append(errs, fmt.Errorf("%s: stands beside %s, expected one of them", legacy, name))
+			errs = append(errs, fmt.Errorf("%s: cannot be combined with %s, expected one of them", legacy, name))
 		}
 	}
 
@@ -87,22 +87,22 @@ func (f Fields) Validate() error {
 
 // text returns a field that is a string, or "" if it is missing.
 func (f Fields) text(name string) (string, error) {
-	value, there := f[name]
-	if !there {
+	value, present := f[name]
+	if !present {
 		return "", nil
 	}
 
 	var text *string
 	if json.Unmarshal(value, &text) != nil || text == nil {
-		return "", fmt.Errorf("%s: is no text, expected a JSON string", name)
+		return "", fmt.Errorf("%s: is not a JSON string, expected one", name)
 	}
 
 	return *text, nil
 }
 
-// Process is the third step: the message as one of today, a UserCreated or a
-// UserUpdated. It wants fields that were transformed and are valid. Fields may
-// stand at the top or under "user" and "updates".
+// Process is the third step: it returns the message as a UserCreated or a
+// UserUpdated. It expects fields that are transformed and valid. They may be at
+// the top level or inside "user" and "updates".
 func (f Fields) Process() (event.Payload, error) {
 	id, _ := f.text("user_id")
 	action, _ := f.text("action")
@@ -132,8 +132,8 @@ func (f Fields) Process() (event.Payload, error) {
 	return payload, payload.Validate()
 }
 
-// merged decodes the fields at the top together with those of the object in
-// inner, which win.
+// merged decodes the fields at the top level together with those of the object
+// inner, which take precedence.
 func merged[T any](f Fields, inner string) (T, error) {
 	var result T
 
@@ -142,10 +142,10 @@ func merged[T any](f Fields, inner string) (T, error) {
 	delete(fields, "action")
 	delete(fields, inner)
 
-	if value, there := f[inner]; there {
+	if value, present := f[inner]; present {
 		var nested Fields
 		if err := json.Unmarshal(value, &nested); err != nil || nested == nil {
-			return result, fmt.Errorf("%s: is no object, expected a JSON object", inner)
+			return result, fmt.Errorf("%s: is not an object, expected a JSON object", inner)
 		}
 
 		maps.Copy(fields, nested)
@@ -174,16 +174,16 @@ type LegacyEvent struct {
 	payload event.Payload
 }
 
-// UnmarshalJSON transforms what it reads.
+// UnmarshalJSON decodes and transforms the fields.
 func (l *LegacyEvent) UnmarshalJSON(data []byte) error {
 	var old Fields
 	if err := json.Unmarshal(data, &old); err != nil || old == nil {
-		return errors.New("is no object, expected a JSON object")
+		return errors.New("is not an object, expected a JSON object")
 	}
 
 	l.fields = Transform(old)
 	if l.fields.Validate() == nil {
-		l.payload, _ = l.fields.Process() // Validate tells what is wrong
+		l.payload, _ = l.fields.Process() // Validate reports the error
 	}
 
 	return nil
@@ -200,6 +200,14 @@ func (l LegacyEvent) Key() string {
 	id, _ := l.fields.text("user_id")
 
 	return id
+}
+
+// Subject implements event.Personal. It also reads the id under its old name,
+// which a message that has both keeps.
+func (l LegacyEvent) Subject() string {
+	old, _ := l.fields.text("userId")
+
+	return cmp.Or(l.Key(), old)
 }
 
 // Validate implements event.Payload.

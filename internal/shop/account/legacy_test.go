@@ -55,10 +55,10 @@ func TestValidateRequiresUserAndAction(t *testing.T) {
 	for _, c := range []struct{ text, says string }{
 		{`{"user_id":"1","action":"delete"}`, ""}, // which actions there are is for Process to say
 		{`{}`, "action: is missing, expected create or update; user_id: is missing"},
-		{`{"user_id":1,"action":"create"}`, "user_id: is no text"},
-		{`{"user_id":null,"action":"create"}`, "user_id: is no text"},
-		{`{"user_id":"1","action":["create"]}`, "action: is no text"},
-		{`{"user_id":"1","userId":"2","action":"create"}`, "userId: stands beside user_id"},
+		{`{"user_id":1,"action":"create"}`, "user_id: is not a JSON string"},
+		{`{"user_id":null,"action":"create"}`, "user_id: is not a JSON string"},
+		{`{"user_id":"1","action":["create"]}`, "action: is not a JSON string"},
+		{`{"user_id":"1","userId":"2","action":"create"}`, "userId: cannot be combined with user_id"},
 		{`{"user_id":"` + strings.Repeat("x", 201) + `","action":"create"}`, "user_id: has 201 bytes"},
 	} {
 		err := parse(t, c.text).Validate()
@@ -89,7 +89,7 @@ func TestProcessMakesTodaysMessages(t *testing.T) {
 		{text: `{"user_id":"1","action":"update","name":"Bob"}`, want: UserUpdated{UserID: "1", Updates: Updates{Name: &name}}},
 		{text: `{"user_id":"1","action":"update","updates":{"name":"Bob"}}`, want: UserUpdated{UserID: "1", Updates: Updates{Name: &name}}},
 		{text: `{"user_id":"1","action":"update"}`, says: "updates: is empty"},
-		{text: `{"user_id":"1","action":"update","updates":7}`, says: "updates: is no object"},
+		{text: `{"user_id":"1","action":"update","updates":7}`, says: "updates: is not an object"},
 		{text: `{"user_id":"1","action":"update","name":7}`, says: "name: is a JSON number, expected a string"},
 		{text: `{"user_id":"1","action":"create","name":"Bob"}`, says: "user.email: is missing"},
 		{text: `{"user_id":"1","action":"create","name":"Bob","email":"Bob <b@x.org>"}`, says: "user.email: is not an e-mail address"},
@@ -125,7 +125,7 @@ func TestUsersAreValidated(t *testing.T) {
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\u0000b"}}`, "user.x: has the character U+0000"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\\u0000b"}}`, ""},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":[{"y":-1e400000}]}}`, "user.x: has a number of 1e400000"},
-		{`{"user":{"id":"1","name":"A","email":"a@x.org","` + strings.Repeat("x", 65) + `":1}}`, "is no name of a property"},
+		{`{"user":{"id":"1","name":"A","email":"a@x.org","` + strings.Repeat("x", 65) + `":1}}`, "is not a property name"},
 	} {
 		_, err := event.Decode[UserCreated]([]byte(c.text))
 

@@ -35,7 +35,7 @@ type UserCreated struct {
 	User NewUser `json:"user"`
 }
 
-// NewUser is the body of UserCreated. Fields that it does not name are kept as
+// NewUser is the body of UserCreated. Fields without a name here become
 // properties.
 type NewUser struct {
 	ID         string          `json:"id"`
@@ -49,6 +49,9 @@ func (UserCreated) Topic() string { return TopicUserCreated }
 
 // Key implements event.Payload.
 func (p UserCreated) Key() string { return p.User.ID }
+
+// Subject implements event.Personal.
+func (p UserCreated) Subject() string { return p.User.ID }
 
 // Validate implements event.Payload.
 func (p UserCreated) Validate() error { return p.User.check("user.") }
@@ -69,8 +72,8 @@ type UserUpdated struct {
 	Updates Updates `json:"updates"`
 }
 
-// Updates are the fields to change. Those beyond name and e-mail address are
-// kept as properties; null takes one away.
+// Updates are the fields to change. Fields other than name and e-mail address are
+// properties; null removes one.
 type Updates struct {
 	Name       *string         `json:"name,omitempty"`
 	Email      *string         `json:"email,omitempty"`
@@ -82,6 +85,9 @@ func (UserUpdated) Topic() string { return TopicUserUpdated }
 
 // Key implements event.Payload.
 func (p UserUpdated) Key() string { return p.UserID }
+
+// Subject implements event.Personal.
+func (p UserUpdated) Subject() string { return p.UserID }
 
 // Validate implements event.Payload.
 func (p UserUpdated) Validate() error {
@@ -109,7 +115,7 @@ func (u Updates) update() user.Update {
 	return user.Update{Name: u.Name, Email: u.Email, Properties: u.Properties}
 }
 
-// ProfileUpdated says which fields of a user have changed, and to what.
+// ProfileUpdated has the fields of a user that changed, with their new values.
 type ProfileUpdated struct {
 	UserID  string          `json:"user_id"`
 	Changes user.Properties `json:"changes"`
@@ -120,6 +126,9 @@ func (ProfileUpdated) Topic() string { return TopicProfileUpdated }
 
 // Key implements event.Payload.
 func (p ProfileUpdated) Key() string { return p.UserID }
+
+// Subject implements event.Personal.
+func (p ProfileUpdated) Subject() string { return p.UserID }
 
 // Validate implements event.Payload.
 func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.UserID) }
@@ -137,8 +146,8 @@ func checkName(field, name string) error {
 	return nil
 }
 
-// checkEmail wants a bare address: no display name, no comment. The value is
-// not repeated: errors are logged.
+// checkEmail accepts a bare address without display name or comment. Its error
+// does not repeat the address, because errors are logged.
 func checkEmail(field, email string) error {
 	switch address, err := mail.ParseAddress(email); {
 	case email == "":
@@ -152,8 +161,8 @@ func checkEmail(field, email string) error {
 	return nil
 }
 
-// checkProperties reports properties that are too many, too large, or nothing
-// that the projection could hold, in order of their names.
+// checkProperties reports properties that are too many, too large or not storable
+// as jsonb, in order of their names.
 func checkProperties(prefix string, properties user.Properties) error {
 	if len(properties) > maxProperties {
 		return fmt.Errorf("%sproperties: has %d fields beyond name and email, expected at most %d", prefix, len(properties), maxProperties)
@@ -167,7 +176,7 @@ func checkProperties(prefix string, properties user.Properties) error {
 
 		switch {
 		case name == "" || len(name) > maxProperty || !event.Printable(name):
-			errs = append(errs, fmt.Errorf("%s%+q: is no name of a property, expected 1 to %d printable bytes", prefix, name, maxProperty))
+			errs = append(errs, fmt.Errorf("%s%+q: is not a property name, expected 1 to %d printable bytes", prefix, name, maxProperty))
 		case len(value) > maxValue:
 			errs = append(errs, fmt.Errorf("%s%s: has %d bytes, expected at most %d", prefix, name, len(value), maxValue))
 		case unstorable != nil:

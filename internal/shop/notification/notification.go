@@ -57,6 +57,9 @@ func (Requested) Topic() string { return Topic }
 // Key implements event.Payload.
 func (r Requested) Key() string { return r.UserID }
 
+// Subject implements event.Personal.
+func (r Requested) Subject() string { return r.UserID }
+
 // Validate implements event.Payload.
 func (r Requested) Validate() error {
 	errs := []error{event.CheckID("user_id", r.UserID)}

@@ -13,19 +13,19 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Projection keeps the table users.
+// Projection maintains the table users.
 func Projection() eventstore.Projection {
 	return eventstore.Projection{Name: "users", Tables: []string{"users"}, Apply: project}
 }
 
-// row is a line of the table, with the times of its first and last event.
+// row is a row of the table with the times of the user's first and last event.
 type row struct {
 	User
 
 	created, updated time.Time
 }
 
-// project brings the users that the events are about to their new state.
+// project applies events to the rows of their users.
 func project(ctx context.Context, tx pgx.Tx, events []eventstore.Event) error {
 	var (
 		ours []eventstore.Event
@@ -75,8 +75,7 @@ func project(ctx context.Context, tx pgx.Tx, events []eventstore.Event) error {
 		rows[id] = r
 	}
 
-	// Of an erased user nothing may come back, also while its later events are
-	// still to come.
+	// An erased user stays empty even if the Erased event has yet to be projected.
 	for id, r := range rows {
 		if rings[id].aead == nil {
 			r.User = User{ID: id, Version: r.Version, Erased: true}

@@ -14,12 +14,12 @@ import (
 // keySize selects AES-256.
 const keySize = 32
 
-// errSealed says that the key of sealed data is destroyed.
+// errSealed reports that the key of sealed data was destroyed.
 var errSealed = errors.New("the key of this data was destroyed")
 
-// keyring seals and opens the personal data of one user: AES-256-GCM with a
-// random nonce in front (NIST SP 800-38D), bound to the user and the type so
-// that no sealed body can stand for another.
+// keyring seals and opens the personal data of one user with AES-256-GCM and a
+// random nonce as prefix (NIST SP 800-38D). User and event type are additional
+// data, so no sealed body can replace another.
 type keyring struct {
 	id   string
 	aead cipher.AEAD // nil once the key is destroyed
@@ -27,7 +27,7 @@ type keyring struct {
 
 func newKey() []byte {
 	key := make([]byte, keySize)
-	_, _ = rand.Read(key) // it never fails: crypto/rand
+	_, _ = rand.Read(key) // never fails: crypto/rand
 
 	return key
 }
@@ -50,7 +50,7 @@ func newKeyring(id string, key []byte) (keyring, error) {
 	return keyring{id: id, aead: aead}, nil
 }
 
-// sealed is the body of an event, or of a snapshot, as the store has it.
+// sealed is the stored body of an event or a snapshot.
 type sealed struct {
 	kind string
 	Box  []byte `json:"sealed"`
@@ -72,7 +72,7 @@ func (k keyring) seal(kind string, body any) (sealed, error) {
 	}
 
 	nonce := make([]byte, k.aead.NonceSize(), k.aead.NonceSize()+len(plain)+k.aead.Overhead())
-	_, _ = rand.Read(nonce) // it never fails: crypto/rand
+	_, _ = rand.Read(nonce) // never fails: crypto/rand
 
 	return sealed{kind: kind, Box: k.aead.Seal(nonce, nonce, plain, k.context(kind))}, nil
 }
@@ -101,7 +101,7 @@ func (k keyring) open(kind string, data []byte) (json.RawMessage, error) {
 	return plain, nil
 }
 
-// record returns what the store gets: everything but the erasure is sealed.
+// record returns the event as it is stored: sealed, unless it is the erasure.
 func (k keyring) record(data eventstore.Data) (eventstore.Data, error) {
 	if _, open := data.(Erased); open {
 		return data, nil
@@ -110,8 +110,8 @@ func (k keyring) record(data eventstore.Data) (eventstore.Data, error) {
 	return k.seal(data.EventType(), data)
 }
 
-// decode returns a stored event as it was before record. Of an erased user the
-// type and the place are left.
+// decode returns a stored event as it was before record. For an erased user only
+// the type is left.
 func (k keyring) decode(e eventstore.Event) (eventstore.Data, error) {
 	if e.Type != (Erased{}).EventType() {
 		plain, err := k.open(e.Type, e.Data)

@@ -1,10 +1,12 @@
 package user
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -17,7 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// snapshotEvery is after how many events a stream gets a snapshot.
+// snapshotEvery is the number of events between snapshots of a stream.
 const snapshotEvery = 100
 
 // snapshotSchema is the version of the shape of User in snapshots.
@@ -36,8 +38,8 @@ func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 // NotFound is the error of a user who does not exist.
 func NotFound(id string) error { return event.Missing("user", id) }
 
-// Session is a set of users that a transaction holds: it loads them, decides
-// on them and saves what happened.
+// Session holds the users of a transaction: it loads and locks them, and saves
+// their events.
 type Session struct {
 	tx      pgx.Tx
 	rings   map[string]keyring
@@ -46,8 +48,8 @@ type Session struct {
 	misses  map[uuid.UUID]string
 }
 
-// Open locks the users with these ids until the transaction ends and folds
-// their streams. Those of created get a key if they are new.
+// Open locks the users with these ids until the transaction ends and folds their
+// streams. It gives new users among created a key.
 func (s *Service) Open(ctx context.Context, tx pgx.Tx, ids, created []string) (*Session, error) {
 	if err := addKeys(ctx, tx, created); err != nil {
 		return nil, err
@@ -113,7 +115,7 @@ func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string
 	return rings, nil
 }
 
-// fold returns the state of every user that has a key.
+// fold returns the state of the users that rings has keys of.
 func fold(ctx context.Context, db postgres.Querier, rings map[string]keyring) (map[string]User, error) {
 	streams := make([]string, 0, len(rings))
 	for id := range rings {
@@ -196,19 +198,10 @@ func (s *Session) Record(id string, messageID uuid.UUID, events []eventstore.Dat
 // Miss records that a message was about a user who does not exist.
 func (s *Session) Miss(id string, messageID uuid.UUID) { s.misses[messageID] = id }
 
-// Save stores everything that was recorded.
+// Save stores the recorded events and misses.
 func (s *Session) Save(ctx context.Context) error {
-	// Streams in order, each stream's versions in order.
 	slices.SortStableFunc(s.records, func(a, b eventstore.Record) int {
-		if a.Stream != b.Stream {
-			if a.Stream < b.Stream {
-				return -1
-			}
-
-			return 1
-		}
-
-		return a.Version - b.Version
+		return cmp.Or(cmp.Compare(a.Stream, b.Stream), cmp.Compare(a.Version, b.Version))
 	})
 
 	if err := eventstore.Append(ctx, s.tx, s.records); err != nil {
@@ -262,14 +255,8 @@ func (s *Session) saveMisses(ctx context.Context) error {
 		return nil
 	}
 
-	var (
-		messages = make([]uuid.UUID, 0, len(s.misses))
-		ids      = make([]string, 0, len(s.misses))
-	)
-
-	for message, id := range s.misses {
-		messages, ids = append(messages, message), append(ids, id)
-	}
+	messages := slices.Collect(maps.Keys(s.misses))
+	ids := postgres.Column(messages, func(id uuid.UUID) string { return s.misses[id] })
 
 	_, err := s.tx.Exec(ctx, `INSERT INTO user_misses (message_id, user_id) SELECT * FROM unnest($1::uuid[], $2::text[])`, messages, ids)
 	if err != nil {
@@ -279,9 +266,9 @@ func (s *Session) saveMisses(ctx context.Context) error {
 	return nil
 }
 
-// Emails returns the e-mail addresses of users, "" for one who was erased and
-// nothing for one who does not exist. They are read from the event store: the
-// projection may not know them yet.
+// Emails returns the e-mail addresses of users by id: "" for an erased user and
+// no entry for one who does not exist. It reads the event store, because the
+// projection may lag behind.
 func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error) {
 	rings, err := loadKeys(ctx, db, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, ids)
 	if err != nil {
@@ -304,9 +291,10 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 	return emails, nil
 }
 
-// Erase makes the personal data of a user unreadable: it destroys the key and
-// what was derived from it, in tx. The stream keeps its versions. It returns a
-// [NotFound] if there is no such user; one who is erased stays so.
+// Erase makes the personal data of a user unreadable: in tx it destroys the key
+// and everything derived from the data. The stream keeps its versions. It
+// returns [NotFound] if there is no such user and changes nothing about one who
+// is erased already.
 func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uuid.UUID) error {
 	session, err := s.Open(ctx, tx, []string{id}, nil)
 	if err != nil {
@@ -332,7 +320,8 @@ func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uui
 		return err
 	}
 
-	// The projection would do the same in a moment; nobody should wait for it.
+	// The projection does the same a moment later, but the caller must not read the
+	// data until then.
 	_, err = tx.Exec(ctx, `UPDATE users SET erased = true, name = NULL, email = NULL, properties = '{}' WHERE id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("erasing user %s: %w", id, err)
@@ -345,7 +334,7 @@ func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uui
 	return nil
 }
 
-// Entry is an event in the history of a user.
+// Entry is an event in a user's history.
 type Entry struct {
 	Version    int             `json:"version"`
 	Type       string          `json:"type"`
@@ -394,7 +383,7 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	return details, nil
 }
 
-// Summary is a line in a list of users.
+// Summary is a user in a list.
 type Summary struct {
 	ID        string    `json:"id"`
 	Name      *string   `json:"name"`
@@ -403,35 +392,31 @@ type Summary struct {
 	UpdatedAt time.Time `json:"updated_at"`
 }
 
-// List returns the users that changed last, at most limit, from the
-// projection.
+// List returns the most recently changed users from the projection, at most
+// limit.
 func (s *Service) List(ctx context.Context, limit int) ([]Summary, error) {
-	return collect[Summary](ctx, s.pool, "listing users",
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Summary],
 		`SELECT id, name, email, erased, updated_at FROM users ORDER BY updated_at DESC, id LIMIT $1`, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing users: %w", err)
+	}
+
+	return list, nil
 }
 
-// Miss is an update of a user who did not exist: the outcome user_not_found.
+// Miss is an update of a user who did not exist, the outcome user_not_found.
 type Miss struct {
 	MessageID uuid.UUID `json:"message_id"`
 	UserID    string    `json:"user_id"`
 	MissedAt  time.Time `json:"missed_at"`
 }
 
-// Misses returns the newest updates of unknown users, at most limit.
+// Misses returns the latest updates of unknown users, at most limit.
 func (s *Service) Misses(ctx context.Context, limit int) ([]Miss, error) {
-	return collect[Miss](ctx, s.pool, "listing updates of unknown users",
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Miss],
 		`SELECT message_id, user_id, missed_at FROM user_misses ORDER BY missed_at DESC LIMIT $1`, limit)
-}
-
-func collect[T any](ctx context.Context, db postgres.Querier, doing, sql string, limit int) ([]T, error) {
-	rows, err := db.Query(ctx, sql, limit)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
-	}
-
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[T])
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", doing, err)
+		return nil, fmt.Errorf("listing updates of unknown users: %w", err)
 	}
 
 	return list, nil

@@ -1,9 +1,9 @@
-// Package user is the life of a user: an aggregate in the stream user-<id>
-// whose state is the fold of its events. Personal data in the store is sealed
-// under a key per user; erasing a user destroys the key. The table users is a
-// projection for those who look users up.
+// Package user keeps users. A user is an aggregate in the stream user-<id>, and
+// its state is the fold of its events. Personal data in the store is sealed under
+// a key per user; erasing a user destroys the key. The table users is a
+// projection for lookups.
 //
-// It knows no message and sends no notification; package account does.
+// Messages and notifications about users are in package account.
 package user
 
 import (
@@ -16,7 +16,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 )
 
-// Properties are the fields of a user beyond name and e-mail address, as JSON.
+// Properties are the fields of a user other than name and e-mail address, as
+// JSON.
 type Properties map[string]json.RawMessage
 
 // User is the state of a user.
@@ -26,7 +27,7 @@ type User struct {
 	Name       string     `json:"name"`
 	Email      string     `json:"email"`
 	Properties Properties `json:"properties"`
-	// Erased users have a version and nothing else.
+	// Erased says that only the version is left.
 	Erased bool `json:"erased"`
 }
 
@@ -40,7 +41,7 @@ const streamPrefix = "user-"
 
 // Events of the stream user-<id>.
 type (
-	// Created begins every stream.
+	// Created is the first event of every stream.
 	Created struct {
 		UserID     string     `json:"user_id"`
 		Name       string     `json:"name"`
@@ -57,14 +58,13 @@ type (
 		UserID  string `json:"user_id"`
 		NewName string `json:"new_name"`
 	}
-	// PropertiesUpdated says which properties changed. One that is null is
-	// gone.
+	// PropertiesUpdated has the properties that changed. A null value removes a
+	// property.
 	PropertiesUpdated struct {
 		UserID  string     `json:"user_id"`
 		Changed Properties `json:"changed"`
 	}
-	// Erased says that the personal data is unreadable from now on, in all
-	// events before it.
+	// Erased says that the personal data in all earlier events is unreadable.
 	Erased struct{}
 )
 
@@ -126,36 +126,36 @@ func (u User) Apply(data eventstore.Data) User {
 	return u
 }
 
-// Profile is what a new user brings.
+// Profile is the data of a new user.
 type Profile struct {
 	Name       string
 	Email      string
 	Properties Properties
 }
 
-// Update is what is to change. Nil means unchanged.
+// Update has the fields to change. Nil means unchanged.
 type Update struct {
 	Name       *string
 	Email      *string
 	Properties Properties
 }
 
-// AlreadyExistsError says that a user with another profile has this id.
+// AlreadyExistsError reports that a user with another profile has this id.
 type AlreadyExistsError struct{ ID string }
 
 func (e *AlreadyExistsError) Error() string {
 	return fmt.Sprintf("user %s exists with another name, e-mail address or properties, expected a new id", e.ID)
 }
 
-// ErasedError says that this id belonged to a user who was erased.
+// ErasedError reports that the user with this id was erased.
 type ErasedError struct{ ID string }
 
 func (e *ErasedError) Error() string {
 	return fmt.Sprintf("user %s was erased, expected a new id", e.ID)
 }
 
-// Create decides what creating a user means in state u: an event, or nothing
-// when the same user exists already.
+// Create returns the event that creates the user, or none if the same user
+// exists already.
 func (u User) Create(p Profile) ([]eventstore.Data, error) {
 	switch {
 	case u.Erased:
@@ -169,8 +169,8 @@ func (u User) Create(p Profile) ([]eventstore.Data, error) {
 	}
 }
 
-// Update decides which events an update of an existing user means; what is the
-// same already means none.
+// Update returns the events of an update of an existing user. Unchanged fields
+// cause none.
 func (u User) Update(change Update) []eventstore.Data {
 	var events []eventstore.Data
 
@@ -202,7 +202,7 @@ func (u User) Update(change Update) []eventstore.Data {
 	return events
 }
 
-// Changes returns the fields that events change, by name.
+// Changes returns the fields that events change, with their new values.
 func Changes(events []eventstore.Data) Properties {
 	changes := Properties{}
 
@@ -225,7 +225,7 @@ func (p Properties) Names() []string { return slices.Sorted(maps.Keys(p)) }
 
 func isNull(value json.RawMessage) bool { return bytes.Equal(bytes.TrimSpace(value), []byte("null")) }
 
-// same compares JSON texts without the spaces between their tokens.
+// same reports whether two JSON texts are equal apart from white space.
 func same(a, b json.RawMessage) bool {
 	var x, y bytes.Buffer
 	if json.Compact(&x, a) != nil || json.Compact(&y, b) != nil {
