@@ -9,6 +9,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -16,18 +17,20 @@ import (
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
-// reserve makes an order that waits for its payment and that nobody charges.
+// reserve inserts an order that waits for a payment, without requesting one.
 func reserve(t *testing.T, s *apptest.Service, id string) {
 	t.Helper()
 
-	change, err := order.Evolve(order.Order{ID: id}, event.NewID(),
-		order.Created{Total: money.MustParse("0"), Currency: "USD", Lines: []order.Line{{ProductID: "product_1", Quantity: 3}}},
-		order.InventoryReserved{})
-	if err != nil {
-		t.Fatal(err)
+	created := order.Created{Total: money.MustParse("0"), Currency: "USD", Lines: []order.Line{{ProductID: "product_1", Quantity: 3}}}
+	change := order.Change{
+		Order: order.Order{
+			ID: id, Status: order.StatusInventoryReserved, Version: 2, Total: created.Total, Currency: created.Currency, Lines: created.Lines,
+		},
+		Events:    []eventstore.Data{created, order.InventoryReserved{}},
+		MessageID: event.NewID(),
 	}
 
-	err = postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
+	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
 		if err := s.Orders.Insert(t.Context(), tx, []order.Change{change}); err != nil {
 			return err
 		}

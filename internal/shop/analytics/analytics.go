@@ -1,5 +1,5 @@
-// Package analytics keeps what users did: each tracked event as it came, for a
-// while, and how often each occurred a day, for ever.
+// Package analytics stores tracked events for a limited time, and counts them
+// by day without a limit.
 package analytics
 
 import (
@@ -22,10 +22,10 @@ import (
 // Topic carries the events to track.
 const Topic = "analytics.track"
 
-// Config says how long to keep what.
+// Config sets the retention.
 type Config struct {
-	// Retention is how long the events themselves are kept; 0 is for ever.
-	// Daily counts always are.
+	// Retention is how long events are kept, at least 48h; 0 keeps them
+	// indefinitely. Daily counts are always kept. Defaults to 2160h.
 	Retention time.Duration `koanf:"retention"`
 }
 
@@ -35,16 +35,16 @@ func DefaultConfig() Config { return Config{Retention: 90 * 24 * time.Hour} }
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	if c.Retention != 0 && c.Retention < 48*time.Hour {
-		return fmt.Errorf("analytics.retention: is %s, expected at least 48h, or 0 for ever", c.Retention)
+		return fmt.Errorf("analytics.retention: is %s, expected at least 48h, or 0 for no limit", c.Retention)
 	}
 
 	return nil
 }
 
-// maxName bounds the name of an event, in characters.
+// maxName is the maximum length of an event's name, in characters.
 const maxName = 200
 
-// Tracked is an event that a user's action caused.
+// Tracked is an action of a user.
 type Tracked struct {
 	Event     string    `json:"event"`
 	Timestamp Timestamp `json:"timestamp"`
@@ -82,7 +82,7 @@ func (t Tracked) Validate() error {
 
 	if p := strings.TrimSpace(string(t.Properties)); p != "" && p != "null" {
 		if p[0] != '{' {
-			errs = append(errs, errors.New("properties: is no object, expected a JSON object"))
+			errs = append(errs, errors.New("properties: is not an object, expected a JSON object"))
 		} else if err := event.CheckStorable(t.Properties); err != nil {
 			errs = append(errs, fmt.Errorf("properties: %w", err))
 		}
@@ -91,20 +91,20 @@ func (t Tracked) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Timestamp is a time as producers write it: RFC 3339, the same without a zone
-// (as Python's isoformat gives it, taken as UTC), or a number of seconds or
-// milliseconds since 1970.
+// Timestamp is a time in one of the forms that producers use: RFC 3339, the
+// same without a zone (Python's isoformat, read as UTC), or a number of seconds
+// or milliseconds since 1970.
 type Timestamp struct{ time.Time }
 
-// Bounds of a timestamp: what Go, Postgres and JSON agree on.
+// Bounds of a timestamp that Go, Postgres and JSON can all represent.
 var (
 	earliest = time.Unix(0, 0)
 	latest   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// millisFrom is the number from which on it counts milliseconds: as seconds it
+// minMillis is the smallest number that is read as milliseconds. As seconds it
 // would be in the year 5138.
-const millisFrom = 1e11
+const minMillis = 1e11
 
 // UnmarshalJSON reads any of the forms.
 func (t *Timestamp) UnmarshalJSON(data []byte) error {
@@ -133,14 +133,14 @@ func read(data []byte) (time.Time, error) {
 	}
 
 	if data[0] == 'n' || json.Unmarshal(data, &number) != nil {
-		return time.Time{}, errors.New("is no time, expected one such as 2026-01-31T12:00:00Z or seconds since 1970")
+		return time.Time{}, errors.New("is not a time, expected one such as 2026-01-31T12:00:00Z or seconds since 1970")
 	}
 
-	if number >= millisFrom {
+	if number >= minMillis {
 		number /= 1000
 	}
 
-	number = max(-1, min(number, float64(latest.Unix()))) // further out does not matter
+	number = max(-1, min(number, float64(latest.Unix()))) // the conversion to int64 must not overflow
 
 	return time.UnixMicro(int64(number * 1e6)).UTC(), nil
 }
@@ -169,14 +169,13 @@ func NewService(cfg Config, pool *pgxpool.Pool) *Service {
 	return &Service{cfg: cfg, pool: pool}
 }
 
-// EnsurePartitions makes the partitions of the days to come.
+// EnsurePartitions creates upcoming partitions.
 func (s *Service) EnsurePartitions(ctx context.Context, now time.Time) error {
 	return partitions.Ensure(ctx, s.pool, now)
 }
 
-// Clean drops the partitions that are past their retention, and deletes what
-// the default partition has of those days. It returns how many partitions and
-// rows went.
+// Clean drops expired partitions and deletes expired rows of the default
+// partition. It returns the number of partitions and rows removed.
 func (s *Service) Clean(ctx context.Context, now time.Time) (int64, error) {
 	if s.cfg.Retention == 0 {
 		return 0, nil
@@ -196,24 +195,7 @@ func (s *Service) Clean(ctx context.Context, now time.Time) (int64, error) {
 
 // Track stores and counts a batch of events.
 func (s *Service) Track(ctx context.Context, tx pgx.Tx, events []event.Event[Tracked]) ([]event.Outgoing, error) {
-	var (
-		messages   = make([]uuid.UUID, len(events))
-		names      = make([]string, len(events))
-		times      = make([]time.Time, len(events))
-		users      = make([]string, len(events))
-		properties = make([]*string, len(events))
-	)
-
-	for i, e := range events {
-		messages[i], names[i], times[i], users[i] = e.ID, e.Payload.Event, e.Payload.Timestamp.Time, e.Payload.UserID
-
-		if text := string(e.Payload.Properties); text != "" && text != "null" {
-			properties[i] = &text
-		}
-	}
-
-	// Counts in order of their key, so that two batches never wait for each
-	// other in a circle.
+	// Counts are written in order of their key, so two batches cannot deadlock.
 	_, err := tx.Exec(ctx, `
 		WITH tracked AS (
 			SELECT (occurred_at AT TIME ZONE 'UTC')::date AS day, message_id, event, occurred_at, NULLIF(user_id, ''), properties
@@ -225,12 +207,26 @@ func (s *Service) Track(ctx context.Context, tx pgx.Tx, events []event.Event[Tra
 		INSERT INTO analytics_daily (day, event, count)
 		SELECT day, event, count(*) FROM tracked GROUP BY day, event ORDER BY day, event
 		ON CONFLICT (day, event) DO UPDATE SET count = analytics_daily.count + excluded.count`,
-		messages, names, times, users, properties)
+		postgres.Column(events, func(e event.Event[Tracked]) uuid.UUID { return e.ID }),
+		postgres.Column(events, func(e event.Event[Tracked]) string { return e.Payload.Event }),
+		postgres.Column(events, func(e event.Event[Tracked]) time.Time { return e.Payload.Timestamp.Time }),
+		postgres.Column(events, func(e event.Event[Tracked]) string { return e.Payload.UserID }),
+		postgres.Column(events, properties))
 	if err != nil {
 		return nil, fmt.Errorf("tracking events: %w", err)
 	}
 
 	return nil, nil
+}
+
+// properties returns the properties of an event, or nil for NULL.
+func properties(e event.Event[Tracked]) *string {
+	text := string(e.Payload.Properties)
+	if text == "" || text == "null" {
+		return nil
+	}
+
+	return &text
 }
 
 // Count is how often an event occurred.
@@ -239,9 +235,9 @@ type Count struct {
 	Count int64  `json:"count"`
 }
 
-// Top returns the most frequent events of the last days, today included.
+// Top returns the most frequent events of the last days, including today.
 func (s *Service) Top(ctx context.Context, days, limit int) ([]Count, error) {
-	rows, err := s.pool.Query(ctx, `
+	counts, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Count], `
 		SELECT event, sum(count)::bigint FROM analytics_daily
 		WHERE day > (now() AT TIME ZONE 'UTC')::date - $1::int
 		GROUP BY event ORDER BY 2 DESC, 1 LIMIT $2`, days, limit)
@@ -249,35 +245,25 @@ func (s *Service) Top(ctx context.Context, days, limit int) ([]Count, error) {
 		return nil, fmt.Errorf("counting events: %w", err)
 	}
 
-	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Count])
-	if err != nil {
-		return nil, fmt.Errorf("counting events: %w", err)
-	}
-
 	return counts, nil
 }
 
-// Day is how often an event, or any, occurred on a day (UTC).
+// Day is how often one event, or any, occurred on a day (UTC).
 type Day struct {
 	Day   time.Time `json:"day"`
 	Count int64     `json:"count"`
 }
 
-// Daily returns the counts of the last days, oldest first, also of days
-// without any. An empty name counts all events.
+// Daily returns the counts of the last days, oldest first, including days
+// without events. An empty name counts all events.
 func (s *Service) Daily(ctx context.Context, name string, days int) ([]Day, error) {
-	rows, err := s.pool.Query(ctx, `
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Day], `
 		SELECT d::date, coalesce(sum(a.count), 0)::bigint
 		FROM generate_series((now() AT TIME ZONE 'UTC')::date - ($2::int - 1), (now() AT TIME ZONE 'UTC')::date, interval '1 day') AS d
 		LEFT JOIN analytics_daily a ON a.day = d::date AND ($1 = '' OR a.event = $1)
 		GROUP BY 1 ORDER BY 1`, name, days)
 	if err != nil {
-		return nil, fmt.Errorf("counting days: %w", err)
-	}
-
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Day])
-	if err != nil {
-		return nil, fmt.Errorf("counting days: %w", err)
+		return nil, fmt.Errorf("counting events by day: %w", err)
 	}
 
 	return list, nil

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestTimestampsComeInManyForms(t *testing.T) {
+func TestTimestampForms(t *testing.T) {
 	t.Parallel()
 
 	want := time.Date(2026, 1, 31, 12, 0, 0, 500e6, time.UTC)
@@ -38,12 +38,12 @@ func TestBadEventsSayWhatIsWrong(t *testing.T) {
 		{`{}`, "event: is missing, expected a name of 1 to 200 characters; timestamp: is missing"},
 		{`{"event":"e","timestamp":null}`, "timestamp: is"},
 		{`{"event":"e","timestamp":"yesterday"}`, `timestamp: is "yesterday", expected a time`},
-		{`{"event":"e","timestamp":true}`, "timestamp: is no time"},
-		{`{"event":"e","timestamp":""}`, "timestamp: is no time"},
-		{`{"event":"e","timestamp":[1]}`, "timestamp: is no time"},
+		{`{"event":"e","timestamp":true}`, "timestamp: is not a time"},
+		{`{"event":"e","timestamp":""}`, "timestamp: is not a time"},
+		{`{"event":"e","timestamp":[1]}`, "timestamp: is not a time"},
 		{`{"event":"e","timestamp":-1}`, "timestamp: is out of range"},
 		{`{"event":"e","timestamp":1e300}`, "timestamp: is out of range"},
-		{`{"event":"e","timestamp":1,"properties":[1]}`, "properties: is no object"},
+		{`{"event":"e","timestamp":1,"properties":[1]}`, "properties: is not an object"},
 		{`{"event":"e","timestamp":1,"properties":{"a":"\u0000"}}`, "properties: has the character U+0000"},
 		{`{"event":"e","timestamp":1,"properties":{"a":1e999999}}`, "properties: has a number of 1e999999"},
 		{`{"event":"` + strings.Repeat("e", 201) + `","timestamp":1}`, "event: has 201 characters"},

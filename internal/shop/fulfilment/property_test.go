@@ -346,9 +346,17 @@ func (d *desk) note(id string, data eventstore.Data) {
 
 func (d *desk) orders(s *story) map[string]order.Order {
 	for id, o := range d.known {
-		change, err := order.Evolve(order.Order{ID: id}, uuid.Nil, d.history[id]...)
-		if err != nil || fmt.Sprint(change.Order) != fmt.Sprint(o) {
-			s.Fatalf("%s: folded %+v, %v; the state is %+v", id, change.Order, err, o)
+		folded := order.Order{ID: id}
+
+		for _, data := range d.history[id] {
+			var err error
+			if folded, err = folded.Apply(data); err != nil {
+				s.Fatalf("%s: %v", id, err)
+			}
+		}
+
+		if fmt.Sprint(folded) != fmt.Sprint(o) {
+			s.Fatalf("%s: folded %+v; the state is %+v", id, folded, o)
 		}
 	}
 

@@ -1,32 +1,33 @@
-// Package inventory keeps the stock of each product: what is available,
-// reserved and sold. Reserving is a pure decision; the tables around it are
-// changed set by set.
+// Package inventory keeps the stock of each product: available, reserved and
+// sold. Allocate decides without I/O; the tables are changed in sets.
 package inventory
 
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Demand is what one order wants: quantities by product.
+// Demand is the quantities of an order, by product.
 type Demand map[string]int64
 
-// Shortage says which product an order could not get.
+// Shortage is the product that an order exceeds the stock of.
 type Shortage struct {
 	ProductID            string
 	Requested, Available int64
 }
 
-// Allocate decides, in order, which demands the available stock can meet: each
-// is met as a whole or not at all. It returns nil for a demand that is met,
-// and takes its quantities from available. A product that is not in available
-// does not exist and counts as 0.
+// Allocate decides, in order, which demands the available stock can meet, each
+// as a whole or not at all. It subtracts the quantities of a demand that is met
+// from available, and returns nil for it. A product that is missing in
+// available counts as 0.
 func Allocate(available map[string]int64, demands []Demand) []*Shortage {
 	shortages := make([]*Shortage, len(demands))
 
@@ -44,7 +45,7 @@ func Allocate(available map[string]int64, demands []Demand) []*Shortage {
 	return shortages
 }
 
-// shortage names the first product, in order of id, that falls short.
+// shortage returns the first shortage in order of product id, or nil.
 func shortage(available map[string]int64, demand Demand) *Shortage {
 	var short *Shortage
 
@@ -65,43 +66,31 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
-// Lock returns what is available of the products of the demands. Their rows
-// stay locked until tx ends. A product that does not exist is not there.
+// Lock returns the available stock of the demanded products, and locks their
+// rows until tx ends. Products that do not exist are missing in the result.
 func (s *Service) Lock(ctx context.Context, tx pgx.Tx, demands []Demand) (available map[string]int64, err error) {
-	products := productsOf(demands)
+	products, _ := sum(demands)
 
-	rows, err := tx.Query(ctx, `
-		SELECT product_id, available FROM stock
+	list, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Stock], selectStock+`
 		WHERE product_id = ANY($1) ORDER BY product_id FOR NO KEY UPDATE`, products)
 	if err != nil {
 		return nil, fmt.Errorf("locking stock: %w", err)
 	}
 
-	available = make(map[string]int64, len(products))
-
-	var (
-		product string
-		n       int64
-	)
-
-	_, err = pgx.ForEachRow(rows, []any{&product, &n}, func() error {
-		available[product] = n
-
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("locking stock: %w", err)
+	available = make(map[string]int64, len(list))
+	for _, stock := range list {
+		available[stock.ProductID] = stock.Available
 	}
 
 	return available, nil
 }
 
-// Reserve holds available stock: what Allocate says can be met.
+// Reserve turns available stock into reserved stock.
 func (s *Service) Reserve(ctx context.Context, tx pgx.Tx, demands []Demand) error {
 	return move(ctx, tx, demands, `available = available - m.quantity, reserved = reserved + m.quantity`)
 }
 
-// Release gives reserved stock back.
+// Release turns reserved stock into available stock.
 func (s *Service) Release(ctx context.Context, tx pgx.Tx, demands []Demand) error {
 	return move(ctx, tx, demands, `available = available + m.quantity, reserved = reserved - m.quantity`)
 }
@@ -111,27 +100,14 @@ func (s *Service) Sell(ctx context.Context, tx pgx.Tx, demands []Demand) error {
 	return move(ctx, tx, demands, `reserved = reserved - m.quantity, sold = sold + m.quantity`)
 }
 
-// move changes each product once by the sum of the demands. The rows are
-// locked in order of id first: two transactions never wait in a circle.
+// move changes each product once, by the sum of the demands. Rows are locked in
+// order of id first, so two transactions cannot deadlock.
 func move(ctx context.Context, tx pgx.Tx, demands []Demand, change string) error {
 	if len(demands) == 0 {
 		return nil
 	}
 
-	sums := make(Demand)
-
-	for _, demand := range demands {
-		for product, quantity := range demand {
-			sums[product] += quantity
-		}
-	}
-
-	products := productsOf([]Demand{sums})
-	quantities := make([]int64, len(products))
-
-	for i, product := range products {
-		quantities[i] = sums[product]
-	}
+	products, quantities := sum(demands)
 
 	_, err := tx.Exec(ctx, `
 		WITH locked AS MATERIALIZED (
@@ -148,40 +124,29 @@ func move(ctx context.Context, tx pgx.Tx, demands []Demand, change string) error
 	return nil
 }
 
-func productsOf(demands []Demand) []string {
-	var products []string
+// sum adds up demands by product, in order of id.
+func sum(demands []Demand) (products []string, quantities []int64) {
+	total := make(Demand)
 
 	for _, demand := range demands {
-		for product := range demand {
-			products = append(products, product)
+		for product, quantity := range demand {
+			total[product] += quantity
 		}
 	}
 
-	slices.Sort(products)
+	products = slices.Sorted(maps.Keys(total))
 
-	return slices.Compact(products)
+	return products, postgres.Column(products, func(product string) int64 { return total[product] })
 }
 
-// Restock adds what came in. A product that does not exist is created.
+// Restock adds deliveries to the stock. It creates products that do not exist.
 func (s *Service) Restock(ctx context.Context, tx pgx.Tx, events []event.Event[Restocked]) ([]event.Outgoing, error) {
-	supply := make(Demand)
-	for _, e := range events {
-		supply[e.Payload.ProductID] += *e.Payload.Quantity
-	}
+	products, quantities := sum(postgres.Column(events, func(e event.Event[Restocked]) Demand {
+		return Demand{e.Payload.ProductID: *e.Payload.Quantity}
+	}))
 
-	products := productsOf([]Demand{supply})
-	quantities := make([]int64, len(products))
-
-	for i, product := range products {
-		quantities[i] = supply[product]
-	}
-
-	// In order of id, as all row locks are taken.
-	_, err := tx.Exec(ctx, `
-		INSERT INTO stock (product_id, supplied, available)
-		SELECT product_id, quantity, quantity FROM unnest($1::text[], $2::bigint[]) AS s (product_id, quantity)
-		ORDER BY product_id
-		ON CONFLICT (product_id) DO UPDATE
+	// In order of id, like all row locks.
+	_, err := tx.Exec(ctx, insertStock+` ON CONFLICT (product_id) DO UPDATE
 		SET supplied = stock.supplied + excluded.supplied, available = stock.available + excluded.available`, products, quantities)
 	if err != nil {
 		return nil, fmt.Errorf("restocking: %w", err)
@@ -189,6 +154,23 @@ func (s *Service) Restock(ctx context.Context, tx pgx.Tx, events []event.Event[R
 
 	return nil, nil
 }
+
+// Seed creates products with an initial stock. Products that exist are not
+// changed.
+func (s *Service) Seed(ctx context.Context, initial map[string]int64) error {
+	products, quantities := sum([]Demand{initial})
+
+	if _, err := s.pool.Exec(ctx, insertStock+` ON CONFLICT DO NOTHING`, products, quantities); err != nil {
+		return fmt.Errorf("seeding stock: %w", err)
+	}
+
+	return nil
+}
+
+const insertStock = `
+	INSERT INTO stock (product_id, supplied, available)
+	SELECT product_id, quantity, quantity FROM unnest($1::text[], $2::bigint[]) AS s (product_id, quantity)
+	ORDER BY product_id`
 
 // Stock is the stock of a product: Supplied = Available + Reserved + Sold.
 type Stock struct {
@@ -199,58 +181,23 @@ type Stock struct {
 	Sold      int64  `json:"sold"`
 }
 
+const selectStock = `SELECT product_id, supplied, available, reserved, sold FROM stock`
+
 // List returns the stock of the given products, or of all, by id.
 func (s *Service) List(ctx context.Context, products ...string) ([]Stock, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT product_id, supplied, available, reserved, sold FROM stock
-		WHERE cardinality($1::text[]) = 0 OR product_id = ANY($1) ORDER BY product_id`, append([]string{}, products...))
-	if err != nil {
-		return nil, fmt.Errorf("listing stock: %w", err)
-	}
-
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Stock])
-	if err != nil {
-		return nil, fmt.Errorf("listing stock: %w", err)
-	}
-
-	return list, nil
+	return s.list(ctx, ` WHERE cardinality($1::text[]) = 0 OR product_id = ANY($1) ORDER BY product_id`, append([]string{}, products...))
 }
 
-// Page returns the stock of the products whose ids come after one, by id, at
-// most limit.
+// Page returns up to limit products after the given id, by id.
 func (s *Service) Page(ctx context.Context, after string, limit int) ([]Stock, error) {
-	rows, err := s.pool.Query(ctx, `
-		SELECT product_id, supplied, available, reserved, sold FROM stock
-		WHERE product_id > $1 ORDER BY product_id LIMIT $2`, after, limit)
-	if err != nil {
-		return nil, fmt.Errorf("listing stock: %w", err)
-	}
+	return s.list(ctx, ` WHERE product_id > $1 ORDER BY product_id LIMIT $2`, after, limit)
+}
 
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Stock])
+func (s *Service) list(ctx context.Context, where string, args ...any) ([]Stock, error) {
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Stock], selectStock+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("listing stock: %w", err)
 	}
 
 	return list, nil
-}
-
-// Seed creates products with an initial stock; those that exist stay as they
-// are.
-func (s *Service) Seed(ctx context.Context, initial map[string]int64) error {
-	products := productsOf([]Demand{initial})
-	quantities := make([]int64, len(products))
-
-	for i, product := range products {
-		quantities[i] = initial[product]
-	}
-
-	_, err := s.pool.Exec(ctx, `
-		INSERT INTO stock (product_id, supplied, available)
-		SELECT product_id, quantity, quantity FROM unnest($1::text[], $2::bigint[]) AS s (product_id, quantity)
-		ON CONFLICT DO NOTHING`, products, quantities)
-	if err != nil {
-		return fmt.Errorf("seeding stock: %w", err)
-	}
-
-	return nil
 }

@@ -7,16 +7,16 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// TopicRestocked carries what came into the warehouse.
+// TopicRestocked carries deliveries to the warehouse.
 const TopicRestocked = "inventory.restocked"
 
-// maxQuantity bounds a delivery.
+// maxQuantity is the largest delivery.
 const maxQuantity = 1_000_000_000
 
-// Restocked says that a quantity of a product came in.
+// Restocked is the delivery of a quantity of a product.
 type Restocked struct {
 	ProductID string `json:"product_id"`
-	// Quantity is a pointer to tell what is missing from what is zero.
+	// Quantity is a pointer to distinguish a missing quantity from 0.
 	Quantity *int64 `json:"quantity"`
 }
 

@@ -1,6 +1,6 @@
-// Package order is the life of an order: its states, the events between them
-// and the table that holds the current state. It decides nothing about stock
-// or payments; package fulfilment brings those together.
+// Package order has the states of an order, the events between them and the
+// table of current states. It decides nothing about stock or payments: package
+// fulfilment does.
 package order
 
 import (
@@ -14,7 +14,7 @@ import (
 // Status is the state of an order.
 type Status string
 
-// States of an order. All but the first three are ends: see Terminal.
+// States of an order. The last five are final: see Terminal.
 const (
 	StatusCreated              Status = "created"
 	StatusInventoryReserved    Status = "inventory_reserved"
@@ -26,7 +26,7 @@ const (
 	StatusCancelled            Status = "cancelled"
 )
 
-// Terminal reports whether no other state can follow.
+// Terminal reports whether the state is final.
 func (s Status) Terminal() bool {
 	switch s {
 	case StatusCompleted, StatusInventoryUnavailable, StatusPaymentFailed, StatusExpired, StatusCancelled:
@@ -53,17 +53,17 @@ type Order struct {
 	Total    money.Amount `json:"total_amount"`
 	Currency string       `json:"currency"`
 	Lines    []Line       `json:"lines"`
-	// Captures is the money that was taken, in order. Only the fold of the
-	// whole stream knows it: see Service.Recall.
+	// Captures are the captured payments, in order. Only a fold of the whole
+	// stream has them: see Service.Recall.
 	Captures []Capture `json:"captures,omitempty"`
 }
 
-// Capture is money that was taken for an order.
+// Capture is a payment that was captured for an order.
 type Capture struct {
 	TransactionID string `json:"transaction_id"`
-	// Late says that the order was not waiting for it: it has to be given back.
+	// Late means that the order was not waiting for it, so it must be refunded.
 	Late bool `json:"late,omitempty"`
-	// RefundID is empty until it was given back.
+	// RefundID is empty until the capture was refunded.
 	RefundID string `json:"refund_id,omitempty"`
 }
 
@@ -80,17 +80,7 @@ func (o Order) Capture(transactionID string) (found Capture, known bool) {
 
 // Same reports whether two orders ask for the same thing.
 func (o Order) Same(other Order) bool {
-	if o.ID != other.ID || o.Currency != other.Currency || !o.Total.Equal(other.Total) || len(o.Lines) != len(other.Lines) {
-		return false
-	}
-
-	for i := range o.Lines {
-		if o.Lines[i] != other.Lines[i] {
-			return false
-		}
-	}
-
-	return true
+	return o.ID == other.ID && o.Currency == other.Currency && o.Total.Equal(other.Total) && slices.Equal(o.Lines, other.Lines)
 }
 
 // Stream names the stream of the order with this id.
@@ -104,18 +94,18 @@ type (
 		Currency string       `json:"currency"`
 		Lines    []Line       `json:"lines"`
 	}
-	// InventoryReserved says that stock is held for every line.
+	// InventoryReserved means that stock is reserved for every line.
 	InventoryReserved struct{}
-	// InventoryUnavailable ends an order for which there was too little stock.
+	// InventoryUnavailable ends an order that exceeds the stock.
 	InventoryUnavailable struct {
 		ProductID string `json:"product_id"`
 		Requested int64  `json:"requested"`
 		Available int64  `json:"available"`
 	}
-	// Paid says that the total was captured.
+	// Paid means that the total was captured.
 	Paid struct {
 		TransactionID string `json:"transaction_id"`
-		// Attempt counts the charges; 0 means 1.
+		// Attempt counts the charges. Defaults to 1.
 		Attempt int `json:"attempt,omitempty"`
 	}
 	// PaymentFailed ends an order whose payment was declined.
@@ -123,21 +113,21 @@ type (
 		Reason  string `json:"reason"`
 		Attempt int    `json:"attempt,omitempty"`
 	}
-	// Completed ends an order whose goods are sold.
+	// Completed ends an order whose stock is sold.
 	Completed struct{}
 	// Expired ends an order that was not paid in time.
 	Expired struct{}
-	// Cancelled ends an order that was called off.
+	// Cancelled ends an order on request.
 	Cancelled struct {
 		Reason string `json:"reason,omitempty"`
 	}
-	// CapturedLate says that money was taken for an order that did not wait
-	// for it any more.
+	// CapturedLate means that a payment was captured for an order that no longer
+	// waited for it.
 	CapturedLate struct {
 		TransactionID string `json:"transaction_id"`
 		Attempt       int    `json:"attempt,omitempty"`
 	}
-	// PaymentRefunded says that a capture was given back.
+	// PaymentRefunded means that a capture was refunded.
 	PaymentRefunded struct {
 		TransactionID string `json:"transaction_id"`
 		RefundID      string `json:"refund_id"`
@@ -190,7 +180,7 @@ var types = func() eventstore.Types {
 	return t
 }()
 
-// TransitionError says that an event cannot follow in the order's state.
+// TransitionError means that an event is not possible in the order's state.
 type TransitionError struct {
 	ID     string
 	Status Status
@@ -201,8 +191,8 @@ func (e *TransitionError) Error() string {
 	return fmt.Sprintf("order %s is %s: %s cannot follow", e.ID, e.Status, e.Event)
 }
 
-// Apply returns the order after the event, or a TransitionError. It says what
-// an event means, not when it happens: that is decided in package fulfilment.
+// Apply returns the order after the event, or a TransitionError. It defines
+// what an event means; package fulfilment decides when it happens.
 func (o Order) Apply(data eventstore.Data) (Order, error) {
 	next, ok := o.successor(data)
 	if !ok {
@@ -231,8 +221,8 @@ func (o Order) Apply(data eventstore.Data) (Order, error) {
 	return o, nil
 }
 
-// successor is the state after the event, if it may follow; the empty status
-// is that of an order which does not exist yet.
+// successor returns the state after the event; ok is false if the event is not
+// possible. An order that does not exist yet has the empty status.
 func (o Order) successor(data eventstore.Data) (to Status, ok bool) {
 	from := o.Status
 

@@ -15,7 +15,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/postgres"
-	"github.com/millracehq/millrace/internal/shop/money"
 )
 
 // Service reads and writes orders.
@@ -37,20 +36,6 @@ type Change struct {
 	MessageID uuid.UUID
 }
 
-// Evolve applies events to o and returns the change to save.
-func Evolve(o Order, messageID uuid.UUID, events ...eventstore.Data) (Change, error) {
-	for _, data := range events {
-		next, err := o.Apply(data)
-		if err != nil {
-			return Change{}, err
-		}
-
-		o = next
-	}
-
-	return Change{Order: o, Events: events, MessageID: messageID}, nil
-}
-
 func (c Change) records() []eventstore.Record {
 	records := make([]eventstore.Record, len(c.Events))
 	for i, data := range c.Events {
@@ -65,65 +50,47 @@ func (c Change) records() []eventstore.Record {
 	return records
 }
 
-// Find returns those of the orders that exist, by id, without locking them.
+const selectOrders = `
+	SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders
+	WHERE id = ANY($1)`
+
+// Find returns the orders that exist, by id, without locking them.
 func (s *Service) Find(ctx context.Context, db postgres.Querier, ids []string) (map[string]Order, error) {
-	return s.load(ctx, db, `SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders WHERE id = ANY($1)`, ids)
+	return load(ctx, db, selectOrders, ids)
 }
 
-// Lock returns those of the orders that exist, by id, and holds their row
-// locks until the transaction ends.
+// Lock returns the orders that exist, by id, and locks their rows until the
+// transaction ends.
 func (s *Service) Lock(ctx context.Context, tx pgx.Tx, ids []string) (map[string]Order, error) {
-	return s.load(ctx, tx, `SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE`, ids)
+	return load(ctx, tx, selectOrders+` ORDER BY id FOR NO KEY UPDATE`, ids)
 }
 
-func (s *Service) load(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]Order, error) {
-	rows, err := db.Query(ctx, sql, ids)
+func load(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]Order, error) {
+	list, err := postgres.Collect(ctx, db, func(row pgx.CollectableRow) (o Order, err error) {
+		err = row.Scan(&o.ID, &o.Status, &o.Version, &o.Total, &o.Currency, &o.Lines)
+
+		return o, err
+	}, sql, ids)
 	if err != nil {
 		return nil, fmt.Errorf("loading orders: %w", err)
 	}
 
-	orders := make(map[string]Order, len(ids))
-
-	var (
-		o     Order
-		total string
-		lines []byte
-	)
-
-	_, err = pgx.ForEachRow(rows, []any{&o.ID, &o.Status, &o.Version, &total, &o.Currency, &lines}, func() (err error) {
-		found := o
-		if found.Total, err = money.Parse(total); err != nil {
-			return err
-		}
-
-		if err := json.Unmarshal(lines, &found.Lines); err != nil {
-			return err
-		}
-
-		orders[found.ID] = found
-
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("loading orders: %w", err)
+	orders := make(map[string]Order, len(list))
+	for _, o := range list {
+		orders[o.ID] = o
 	}
 
 	return orders, nil
 }
 
-// Recall reads the streams of these orders and puts their folds, which know
-// the captures too, in place of what orders holds. The caller has the orders
-// locked, or looks without deciding.
+// Recall replaces entries of orders with the folds of their streams, which
+// include the captures. The caller holds the locks of the orders, or only reads.
 func (s *Service) Recall(ctx context.Context, db postgres.Querier, orders map[string]Order, ids []string) error {
 	if len(ids) == 0 {
 		return nil
 	}
 
-	streams := make([]string, len(ids))
-	for i, id := range ids {
-		streams[i] = Stream(id)
-	}
-
+	streams := postgres.Column(ids, Stream)
 	slices.Sort(streams)
 
 	loaded, err := eventstore.Load(ctx, db, slices.Compact(streams), noSnapshots)
@@ -143,7 +110,7 @@ func (s *Service) Recall(ctx context.Context, db postgres.Querier, orders map[st
 	return nil
 }
 
-// noSnapshots is the schema of no snapshot: the streams of orders are short.
+// noSnapshots matches no snapshot: the streams of orders are short.
 const noSnapshots = 0
 
 // Insert stores new orders with their events. An id that exists violates the
@@ -153,73 +120,63 @@ func (s *Service) Insert(ctx context.Context, tx pgx.Tx, changes []Change) error
 		return nil
 	}
 
-	var (
-		ids        = make([]string, len(changes))
-		statuses   = make([]string, len(changes))
-		versions   = make([]int32, len(changes))
-		totals     = make([]string, len(changes))
-		currencies = make([]string, len(changes))
-		lines      = make([]string, len(changes))
-	)
-
-	for i, c := range changes {
-		encoded, err := json.Marshal(c.Order.Lines)
-		if err != nil {
-			return fmt.Errorf("encoding lines of order %s: %w", c.Order.ID, err)
-		}
-
-		ids[i], statuses[i], versions[i] = c.Order.ID, string(c.Order.Status), int32(c.Order.Version) //nolint:gosec // few events
-		totals[i], currencies[i], lines[i] = c.Order.Total.String(), c.Order.Currency, string(encoded)
-	}
-
 	_, err := tx.Exec(ctx, `
 		INSERT INTO orders (id, status, version, total_amount, currency, lines)
 		SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::text[]::numeric[], $5::text[], $6::jsonb[])`,
-		ids, statuses, versions, totals, currencies, lines)
+		postgres.Column(changes, func(c Change) string { return c.Order.ID }),
+		postgres.Column(changes, func(c Change) string { return string(c.Order.Status) }),
+		postgres.Column(changes, func(c Change) int { return c.Order.Version }),
+		postgres.Column(changes, func(c Change) string { return c.Order.Total.String() }),
+		postgres.Column(changes, func(c Change) string { return c.Order.Currency }),
+		postgres.Column(changes, encodedLines))
 	if err != nil {
 		return fmt.Errorf("inserting orders: %w", err)
 	}
 
-	return s.append(ctx, tx, changes)
+	return appendEvents(ctx, tx, changes)
+}
+
+func encodedLines(c Change) string {
+	data, _ := json.Marshal(c.Order.Lines) // strings and integers cannot fail
+
+	return string(data)
 }
 
 // Update stores changes of orders that the caller has locked, with their
-// events. Those of one order are in sequence; they need not be neighbours.
+// events. An order may have several changes, in the order of their events; they
+// need not be adjacent.
 func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	if len(changes) == 0 {
 		return nil
 	}
 
-	// Side by side, so that the last one of an order is known to be, and that
-	// the events of a stream follow on each other.
+	// Sorting groups the changes of each order: the last one has its final state,
+	// and the events of a stream become adjacent.
 	slices.SortStableFunc(changes, func(a, b Change) int { return strings.Compare(a.Order.ID, b.Order.ID) })
 
-	var (
-		ids      = make([]string, 0, len(changes))
-		statuses = make([]string, 0, len(changes))
-		versions = make([]int32, 0, len(changes))
-	)
+	final := make([]Order, 0, len(changes))
 
 	for i, c := range changes {
-		if i+1 < len(changes) && changes[i+1].Order.ID == c.Order.ID {
-			continue
+		if i+1 == len(changes) || changes[i+1].Order.ID != c.Order.ID {
+			final = append(final, c.Order)
 		}
-
-		ids, statuses, versions = append(ids, c.Order.ID), append(statuses, string(c.Order.Status)), append(versions, int32(c.Order.Version)) //nolint:gosec // few events
 	}
 
 	_, err := tx.Exec(ctx, `
 		UPDATE orders o SET status = c.status, version = c.version, updated_at = now()
 		FROM unnest($1::text[], $2::text[], $3::int[]) AS c (id, status, version)
-		WHERE o.id = c.id`, ids, statuses, versions)
+		WHERE o.id = c.id`,
+		postgres.Column(final, func(o Order) string { return o.ID }),
+		postgres.Column(final, func(o Order) string { return string(o.Status) }),
+		postgres.Column(final, func(o Order) int { return o.Version }))
 	if err != nil {
 		return fmt.Errorf("updating orders: %w", err)
 	}
 
-	return s.append(ctx, tx, changes)
+	return appendEvents(ctx, tx, changes)
 }
 
-func (s *Service) append(ctx context.Context, tx pgx.Tx, changes []Change) error {
+func appendEvents(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	var records []eventstore.Record
 	for _, c := range changes {
 		records = append(records, c.records()...)
@@ -266,7 +223,7 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 		return Details{}, err
 	}
 
-	// A history that does not fold is shown all the same.
+	// A history that cannot be folded is shown without captures.
 	if folded, err := Fold(id, details.History); err == nil {
 		details.Captures = folded.Captures
 	}
@@ -274,7 +231,7 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	return details, nil
 }
 
-// Summary is a line in a list of orders.
+// Summary is an order in a list.
 type Summary struct {
 	ID        string    `json:"id"`
 	Status    Status    `json:"status"`
@@ -284,17 +241,12 @@ type Summary struct {
 }
 
 // List returns the orders that changed last, at most limit. An empty status
-// means all.
+// selects all orders.
 func (s *Service) List(ctx context.Context, status Status, limit int) ([]Summary, error) {
-	rows, err := s.pool.Query(ctx, `
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Summary], `
 		SELECT id, status, trim_scale(total_amount)::text, currency, updated_at FROM orders
 		WHERE $1 = '' OR status = $1
 		ORDER BY updated_at DESC LIMIT $2`, string(status), limit)
-	if err != nil {
-		return nil, fmt.Errorf("listing orders: %w", err)
-	}
-
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Summary])
 	if err != nil {
 		return nil, fmt.Errorf("listing orders: %w", err)
 	}
