@@ -1,5 +1,4 @@
-// Package money holds amounts: decimals with an ISO 4217 currency, never
-// floats.
+// Package money has amounts: decimals with an ISO 4217 currency, never floats.
 package money
 
 import (
@@ -10,7 +9,7 @@ import (
 	"golang.org/x/text/currency"
 )
 
-// DefaultCurrency is the currency of messages that name none.
+// DefaultCurrency is the currency of messages without one.
 const DefaultCurrency = "USD"
 
 // Limits of an amount: what numeric(24,6) in the schema holds.
@@ -19,8 +18,8 @@ const (
 	maxIntegerDigits = 18
 )
 
-// Amount is a decimal number. In JSON it may come as a number or as a string
-// and goes out as a number.
+// Amount is a decimal number. It is read from a JSON number or string and
+// written as a number.
 type Amount struct{ decimal.Decimal }
 
 // Parse reads a decimal such as "99.99".
@@ -34,8 +33,8 @@ func Parse(text string) (Amount, error) {
 		return Amount{}, fmt.Errorf("is %q, expected a decimal number such as 99.99", text)
 	}
 
-	// The exponent is looked at before anything is computed: 1e1000000000 is
-	// short to write and too large to hold.
+	// The exponent is checked before anything is computed: 1e1000000000 is short
+	// text and does not fit into memory.
 	if exponent := d.Exponent(); exponent > maxIntegerDigits || exponent < -maxText {
 		return Amount{}, fmt.Errorf("is %s, out of range", text)
 	}
@@ -43,7 +42,7 @@ func Parse(text string) (Amount, error) {
 	return Amount{d}, nil
 }
 
-// MustParse is Parse for constants; it panics on a mistake.
+// MustParse is Parse for constants; it panics on an error.
 func MustParse(text string) Amount {
 	a, err := Parse(text)
 	if err != nil {
@@ -53,7 +52,7 @@ func MustParse(text string) Amount {
 	return a
 }
 
-// UnmarshalJSON reads a number, or a string that holds one.
+// UnmarshalJSON reads a number or a string that contains one.
 func (a *Amount) UnmarshalJSON(data []byte) error {
 	parsed, err := Parse(strings.Trim(string(data), `"`))
 	if err != nil {
@@ -68,12 +67,12 @@ func (a *Amount) UnmarshalJSON(data []byte) error {
 // MarshalJSON writes a number.
 func (a Amount) MarshalJSON() ([]byte, error) { return []byte(a.String()), nil }
 
-// Equal reports whether both are the same number, however written.
+// Equal reports whether both are the same number, whatever their notation.
 func (a Amount) Equal(b Amount) bool { return a.Decimal.Equal(b.Decimal) }
 
-// Check reports what is wrong with an amount in the given currency: unknown
-// currency, negative, too large, or finer than the currency's smallest unit.
-// A nil amount is missing. field is the path for the error.
+// Check validates an amount in a currency: the currency must exist, and the
+// amount must not be missing (nil), negative, too large or finer than the
+// currency's smallest unit. Errors begin with the path in field.
 func Check(field string, amount *Amount, code string) error {
 	if amount == nil {
 		return fmt.Errorf("%s: is missing, expected a decimal number", field)

@@ -8,7 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
-func TestAmountsComeAsNumbersAndStringsAndGoAsNumbers(t *testing.T) {
+func TestAmountsAreReadFromNumbersAndStringsAndWrittenAsNumbers(t *testing.T) {
 	t.Parallel()
 
 	for in, out := range map[string]string{`99.99`: `99.99`, `"99.99"`: `99.99`, `1e2`: `100`, `0`: `0`, `"0.10"`: `0.1`} {
@@ -23,7 +23,7 @@ func TestAmountsComeAsNumbersAndStringsAndGoAsNumbers(t *testing.T) {
 	}
 }
 
-func TestParseRefusesWhatIsNoAmount(t *testing.T) {
+func TestParseRefusesTextThatIsNotAnAmount(t *testing.T) {
 	t.Parallel()
 
 	for _, text := range []string{"", "NaN", "Infinity", "ten", "1e1000000000", "1e-1000000000", strings.Repeat("9", 50), "true"} {
@@ -33,7 +33,7 @@ func TestParseRefusesWhatIsNoAmount(t *testing.T) {
 	}
 }
 
-func TestCheckKnowsTheCurrency(t *testing.T) {
+func TestCheckDependsOnTheCurrency(t *testing.T) {
 	t.Parallel()
 
 	for _, c := range []struct{ amount, currency, says string }{

@@ -12,40 +12,44 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Config says how notifications leave.
+// Config configures the channels of notifications.
 type Config struct {
 	Email   EmailConfig   `koanf:"email"`
 	Webhook WebhookConfig `koanf:"webhook"`
 }
 
-// EmailConfig says how to reach the mail server.
+// EmailConfig configures the mail server.
 type EmailConfig struct {
-	// Host is the SMTP server. While it is empty, e-mails are written to the
-	// log: that is for development.
+	// Host is the SMTP server. Without one e-mails are written to the log, which
+	// is meant for development. Defaults to none.
 	Host string `koanf:"host"`
-	Port int    `koanf:"port"`
-	// TLS is starttls, tls (from the first byte) or none.
+	// Port defaults to 587.
+	Port int `koanf:"port"`
+	// TLS is starttls, tls (from the first byte) or none. Defaults to starttls.
 	TLS string `koanf:"tls"`
-	// CAFile verifies the server in place of the system's roots.
-	CAFile   string          `koanf:"ca_file"`
+	// CAFile has the certificates that verify the server. Defaults to the
+	// system's roots.
+	CAFile string `koanf:"ca_file"`
+	// User and Password log in to the server. Default to no login.
 	User     string          `koanf:"user"`
 	Password postgres.Secret `koanf:"password"`
-	// From is the sender's address.
+	// From is the sender's address. Defaults to millrace@localhost.
 	From string `koanf:"from"`
 }
 
-// WebhookConfig says where webhooks go.
+// WebhookConfig configures the receiver of webhooks.
 type WebhookConfig struct {
-	// URL receives them; without one the channel is refused.
+	// URL receives webhooks. Without one the channel is refused. Defaults to
+	// none.
 	URL string `koanf:"url"`
-	// Secret signs them: whsec_ and then 24 to 64 bytes in base64.
+	// Secret signs webhooks: whsec_ and then 24 to 64 bytes in base64.
 	Secret postgres.Secret `koanf:"secret"`
-	// AllowNetworks are networks, as 10.0.0.0/8, that may be reached though
-	// they are not public.
+	// AllowNetworks are networks, such as 10.0.0.0/8, that may be reached
+	// although they are not public. Defaults to none.
 	AllowNetworks []string `koanf:"allow_networks"`
 }
 
-// How the connection to the mail server is protected.
+// Values of notification.email.tls.
 const (
 	startTLS = "starttls"
 	fullTLS  = "tls"
@@ -75,11 +79,11 @@ func (c EmailConfig) validate() error {
 	}
 
 	if c.TLS == noTLS && c.User != "" {
-		errs = append(errs, fmt.Errorf("notification.email.user: would send the password in the clear: expected notification.email.tls %s or %s", startTLS, fullTLS))
+		errs = append(errs, fmt.Errorf("notification.email.user: would send the password unencrypted, expected notification.email.tls %s or %s", startTLS, fullTLS))
 	}
 
 	if (c.User == "") != (c.Password == "") {
-		errs = append(errs, errors.New("notification.email.user: stands without notification.email.password or the other way round, expected both or none"))
+		errs = append(errs, errors.New("notification.email.user: expected both notification.email.user and notification.email.password, or neither"))
 	}
 
 	if _, err := mail.ParseAddress(c.From); err != nil {
@@ -96,11 +100,11 @@ func (c WebhookConfig) validate() error {
 
 	var errs []error
 	if u, err := url.Parse(c.URL); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
-		errs = append(errs, errors.New("notification.webhook.url: is no address, expected https://host/path"))
+		errs = append(errs, errors.New("notification.webhook.url: is not a URL, expected https://host/path"))
 	}
 
 	if secret, err := c.secret(); err != nil || len(secret) < 24 || len(secret) > 64 {
-		errs = append(errs, errors.New("notification.webhook.secret: is no secret, expected whsec_ and then 24 to 64 bytes in base64 (openssl rand -base64 32)"))
+		errs = append(errs, errors.New("notification.webhook.secret: is not a secret, expected whsec_ and then 24 to 64 bytes in base64 (openssl rand -base64 32)"))
 	}
 
 	if _, err := c.networks(); err != nil {

@@ -31,25 +31,20 @@ var (
 	htmlBody = htmltemplate.Must(htmltemplate.New("html").Parse(htmlSource))
 )
 
-// smtpTimeout bounds each step of a conversation with the mail server.
+// smtpTimeout bounds each step of an SMTP session.
 const smtpTimeout = 10 * time.Second
 
-// maxSubject is how many characters of the content make the subject.
+// maxSubject is the maximum length of a subject in characters.
 const maxSubject = 78 // RFC 5322, section 2.1.1
 
-// mailer sends e-mails over SMTP, a connection each.
+// mailer sends e-mails over SMTP, each on a connection of its own.
 type mailer struct {
 	cfg     EmailConfig
 	options []mail.Option
 	domain  string
 }
 
-// newMailer returns nil when no server is configured.
 func newMailer(cfg EmailConfig) (*mailer, error) {
-	if cfg.Host == "" {
-		return nil, nil //nolint:nilnil // there is none, and that is no error
-	}
-
 	settings := &tls.Config{ServerName: cfg.Host, MinVersion: tls.VersionTLS12}
 
 	if cfg.CAFile != "" {
@@ -60,7 +55,7 @@ func newMailer(cfg EmailConfig) (*mailer, error) {
 
 		settings.RootCAs = x509.NewCertPool()
 		if !settings.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("notification.email.ca_file: %s has no certificate", cfg.CAFile)
+			return nil, fmt.Errorf("notification.email.ca_file: %s contains no certificate", cfg.CAFile)
 		}
 	}
 
@@ -100,42 +95,41 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (Delivery, 
 	}
 
 	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
-		// An answer that came counts, whatever became of the connection later.
+		// The server accepted the e-mail, even if the connection broke later.
 		if msg.IsDelivered() {
 			return Delivery{Answer: msg.ServerResponse()}, nil
 		}
 
-		return Delivery{}, refusal(err, e.Payload.address)
+		return Delivery{}, classify(err, e.Payload.address)
 	}
 
 	return Delivery{Answer: msg.ServerResponse()}, nil
 }
 
-// refusal tells what the server refuses for good, which is the message's own
-// fault, from what may go better later, and both from a server that takes
-// nobody's e-mail now: one that cannot be reached, does not let us in, or does
-// not take our sender. After the sender is taken it is about this message: it
-// may even have arrived, so it is not sent again for ever.
-func refusal(err error, address string) error {
+// classify distinguishes three errors. A server that cannot be reached, refuses
+// the login or refuses the sender accepts no e-mail at all: it is unavailable.
+// After the sender was accepted, errors concern this e-mail: a permanent one
+// rejects it, a temporary one postpones it. The e-mail may even have arrived, so
+// it must not be retried indefinitely.
+func classify(err error, address string) error {
 	const permanent = 500 // RFC 5321, section 4.2.1
 
-	said := discreet(err, address)
-
-	refused, handedOver := errors.AsType[*mail.SendError](err)
+	sendError, connected := errors.AsType[*mail.SendError](err)
+	err = withoutAddress(err, address)
 
 	switch {
-	case !handedOver, refused.Reason == mail.ErrSMTPMailFrom, refused.Reason == mail.ErrConnCheck:
-		return event.Unavailable(MailServer, said)
-	case refused.ErrorCode() >= permanent:
-		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", said))
+	case !connected, sendError.Reason == mail.ErrSMTPMailFrom, sendError.Reason == mail.ErrConnCheck:
+		return event.Unavailable(MailServer, err)
+	case sendError.ErrorCode() >= permanent:
+		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", err))
 	default:
-		return event.Later(0, fmt.Errorf("sending e-mail: %w", said))
+		return event.Later(0, fmt.Errorf("sending e-mail: %w", err))
 	}
 }
 
-// discreet returns an error without the address of the recipient, which the
-// library adds and servers like to repeat: errors are logged and kept.
-func discreet(err error, address string) error {
+// withoutAddress removes the recipient's address from an error, because errors
+// are logged and stored. The library adds the address, and servers repeat it.
+func withoutAddress(err error, address string) error {
 	text, _, _ := strings.Cut(err.Error(), ", affected ")
 	if address != "" {
 		text = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(address)).ReplaceAllLiteralString(text, "(address)")
@@ -146,7 +140,7 @@ func discreet(err error, address string) error {
 
 func (m *mailer) compose(e event.Event[Requested]) (*mail.Msg, error) {
 	msg := mail.NewMsg()
-	// One who receives the same id twice has the same e-mail twice.
+	// The same id marks a duplicate.
 	msg.SetMessageIDWithValue(e.ID.String() + "@" + m.domain)
 	msg.SetDate()
 	msg.Subject(subject(e.Payload.Content))
@@ -172,7 +166,7 @@ func (m *mailer) compose(e event.Event[Requested]) (*mail.Msg, error) {
 	return msg, nil
 }
 
-// subject is the first line of the content, as far as it fits.
+// subject returns the first line of the content, shortened to maxSubject.
 func subject(content string) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(content), "\n")
 	runes := []rune(strings.TrimSpace(line))

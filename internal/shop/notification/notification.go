@@ -1,6 +1,6 @@
-// Package notification tells users what happened: by e-mail, by webhook, or in
-// the log. A notification is sent at least once, and under an id that depends
-// on its message alone, so that a receiver recognises a second copy.
+// Package notification notifies users by e-mail, by webhook or in the log. A
+// notification is sent at least once, with an id that depends on its message
+// alone, so that a receiver recognises a duplicate.
 package notification
 
 import (
@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -19,7 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Topic carries the requests for notifications.
+// Topic carries requests for notifications.
 const Topic = "notifications"
 
 // Channel is a way to reach a user.
@@ -32,22 +31,20 @@ const (
 	Log     Channel = "log"
 )
 
-// MailServer is what e-mails need; see event.Unavailable.
+// MailServer is the dependency that e-mails need; see event.Unavailable.
 const MailServer = "mail server"
 
-// Limits of a notification.
-const (
-	maxContent = 100 << 10 // bytes
-)
+// maxContent is the maximum length of a content in bytes.
+const maxContent = 100 << 10
 
-// Requested asks for a notification.
+// Requested requests a notification.
 type Requested struct {
 	UserID  string `json:"user_id"`
 	Content string `json:"content"`
-	// Channel is e-mail if empty.
+	// Channel defaults to e-mail.
 	Channel Channel `json:"channel,omitempty"`
 
-	// address is where an e-mail goes; Admit looks it up.
+	// address is the recipient of an e-mail, which Admit looks up.
 	address string
 }
 
@@ -66,7 +63,7 @@ func (r Requested) Validate() error {
 
 	switch {
 	case r.Content == "":
-		errs = append(errs, errors.New("content: is missing, expected a text"))
+		errs = append(errs, errors.New("content: is missing, expected text"))
 	case len(r.Content) > maxContent:
 		errs = append(errs, fmt.Errorf("content: has %d bytes, expected at most %d", len(r.Content), maxContent))
 	}
@@ -74,7 +71,7 @@ func (r Requested) Validate() error {
 	switch r.channel() {
 	case Email, Webhook, Log:
 	default:
-		errs = append(errs, fmt.Errorf("channel: is %q, expected %s, %s or %s", clip(string(r.Channel)), Email, Webhook, Log))
+		errs = append(errs, fmt.Errorf("channel: is %.500q, expected %s, %s or %s", r.Channel, Email, Webhook, Log))
 	}
 
 	return errors.Join(errs...)
@@ -88,13 +85,13 @@ func (r Requested) channel() Channel {
 	return r.Channel
 }
 
-// Directory returns the e-mail addresses of users: "" for one who was erased,
-// nothing for one who does not exist.
+// Directory returns the e-mail addresses of users by id. The address of an
+// erased user is empty; a user who does not exist is missing.
 type Directory func(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error)
 
-// Delivery is what became of a notification.
+// Delivery is the result of sending a notification.
 type Delivery struct {
-	// Answer is what the provider said.
+	// Answer is the response of the mail server or the webhook's receiver.
 	Answer string
 }
 
@@ -102,30 +99,32 @@ type Delivery struct {
 type Service struct {
 	pool      *pgxpool.Pool
 	directory Directory
-	mailer    *mailer
-	webhook   *webhook
+	mailer    *mailer  // nil if no mail server is configured
+	webhook   *webhook // nil if no URL is configured
 	logger    *slog.Logger
 }
 
-// NewService returns a service that has not connected to anything.
-func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slog.Logger) (*Service, error) {
-	logger = logger.With(slog.String("component", "notification"))
+// NewService returns a service that has not connected yet.
+func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slog.Logger) (s *Service, err error) {
+	s = &Service{pool: pool, directory: directory, logger: logger.With(slog.String("component", "notification"))}
 
-	mailer, err := newMailer(cfg.Email)
-	if err != nil {
-		return nil, err
+	if cfg.Email.Host != "" {
+		if s.mailer, err = newMailer(cfg.Email); err != nil {
+			return nil, err
+		}
 	}
 
-	webhook, err := newWebhook(cfg.Webhook)
-	if err != nil {
-		return nil, err
+	if cfg.Webhook.URL != "" {
+		if s.webhook, err = newWebhook(cfg.Webhook); err != nil {
+			return nil, err
+		}
 	}
 
-	return &Service{pool: pool, directory: directory, mailer: mailer, webhook: webhook, logger: logger}, nil
+	return s, nil
 }
 
-// Admit looks up the addresses of those who get an e-mail. Nobody is told any
-// more who was erased.
+// Admit looks up the addresses of e-mails. It skips users who were erased and
+// rejects users who do not exist.
 func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event.Event[Requested]) ([]error, error) {
 	var ids []string
 
@@ -135,16 +134,15 @@ func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event
 		}
 	}
 
+	verdicts := make([]error, len(events))
 	if len(ids) == 0 {
-		return make([]error, len(events)), nil
+		return verdicts, nil
 	}
 
 	addresses, err := s.directory(ctx, db, ids)
 	if err != nil {
 		return nil, err
 	}
-
-	verdicts := make([]error, len(events))
 
 	for i := range events {
 		p := &events[i].Payload
@@ -167,8 +165,8 @@ func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event
 	return verdicts, nil
 }
 
-// Needs names the dependency that sending e needs: e-mails wait together while
-// the mail server is away. The others need none.
+// Needs returns the dependency that sending e needs: e-mails wait together
+// while the mail server is unavailable. Other channels need none.
 func (s *Service) Needs(e event.Event[Requested]) string {
 	if e.Payload.channel() == Email && s.mailer != nil {
 		return MailServer
@@ -177,63 +175,55 @@ func (s *Service) Needs(e event.Event[Requested]) string {
 	return ""
 }
 
-// Send sends one notification. What may go better later is an
-// event.LaterError, what the provider refuses for good a rejection with the
-// provider's words, and a mail server that is away an event.UnavailableError.
+// Send sends one notification. A failure that may pass is an event.LaterError,
+// a final refusal is a rejection with the provider's words, and an unavailable
+// mail server is an event.UnavailableError.
 func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
-	switch e.Payload.channel() {
-	case Webhook:
+	user, content := slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content)
+
+	switch channel := e.Payload.channel(); {
+	case channel == Webhook && s.webhook == nil:
+		return Delivery{}, event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
+	case channel == Webhook:
 		return s.webhook.send(ctx, e)
-	case Log:
-		return s.log(e)
-	default:
-		return s.email(ctx, e)
-	}
-}
+	case channel == Log:
+		s.logger.Info("notification", user, content)
 
-func (s *Service) log(e event.Event[Requested]) (Delivery, error) {
-	s.logger.Info("notification", slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content))
-
-	return Delivery{Answer: "logged"}, nil
-}
-
-func (s *Service) email(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
-	if s.mailer == nil {
-		s.logger.Info("e-mail (set notification.email.host to send it)",
-			slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()), slog.String("content", e.Payload.Content))
+		return Delivery{Answer: "logged"}, nil
+	case s.mailer == nil:
+		s.logger.Info("e-mail (set notification.email.host to send it)", user, slog.String("message_id", e.ID.String()), content)
 
 		return Delivery{Answer: "logged: notification.email.host is not set"}, nil
+	default:
+		return s.mailer.send(ctx, e)
 	}
-
-	return s.mailer.send(ctx, e)
 }
 
-// Sent is a notification with what became of it.
+// Sent is a notification and its delivery, if it was not skipped.
 type Sent = event.Effected[Requested, Delivery]
 
-// Record stores what became of notifications.
+// Record stores the results of notifications.
 func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.Outgoing, error) {
-	var (
-		messages = make([]uuid.UUID, len(sent))
-		users    = make([]string, len(sent))
-		channels = make([]string, len(sent))
-		statuses = make([]string, len(sent))
-		answers  = make([]string, len(sent))
-	)
-
-	for i, n := range sent {
-		messages[i], users[i], channels[i] = n.ID, n.Payload.UserID, string(n.Payload.channel())
-		statuses[i], answers[i] = "skipped", "the user was erased"
-
-		if n.Result != nil {
-			statuses[i], answers[i] = "sent", event.Text(n.Result.Answer)
-		}
-	}
-
 	_, err := tx.Exec(ctx, `
 		INSERT INTO notifications (message_id, user_id, channel, status, answer)
 		SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])`,
-		messages, users, channels, statuses, answers)
+		postgres.Column(sent, func(n Sent) uuid.UUID { return n.ID }),
+		postgres.Column(sent, func(n Sent) string { return n.Payload.UserID }),
+		postgres.Column(sent, func(n Sent) string { return string(n.Payload.channel()) }),
+		postgres.Column(sent, func(n Sent) string {
+			if n.Result == nil {
+				return "skipped"
+			}
+
+			return "sent"
+		}),
+		postgres.Column(sent, func(n Sent) string {
+			if n.Result == nil {
+				return "the user was erased"
+			}
+
+			return event.Text(n.Result.Answer)
+		}))
 	if err != nil {
 		return nil, fmt.Errorf("recording notifications: %w", err)
 	}
@@ -241,18 +231,18 @@ func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.O
 	return nil, nil
 }
 
-// Forget deletes what is kept of the notifications to a user, and returns how
-// many they were.
+// Forget deletes the records of notifications to a user and returns their
+// number.
 func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string) (int64, error) {
 	tag, err := tx.Exec(ctx, `DELETE FROM notifications WHERE user_id = $1`, userID)
 	if err != nil {
-		return 0, fmt.Errorf("forgetting notifications of user %s: %w", userID, err)
+		return 0, fmt.Errorf("deleting notifications of user %s: %w", userID, err)
 	}
 
 	return tag.RowsAffected(), nil
 }
 
-// Entry is a notification that was sent.
+// Entry is the record of a notification.
 type Entry struct {
 	MessageID uuid.UUID `json:"message_id"`
 	UserID    string    `json:"user_id"`
@@ -262,29 +252,15 @@ type Entry struct {
 	SentAt    time.Time `json:"sent_at"`
 }
 
-// List returns the newest notifications, at most limit. An empty userID means
+// List returns up to limit notifications, newest first. An empty userID selects
 // those of all users.
 func (s *Service) List(ctx context.Context, userID string, limit int) ([]Entry, error) {
-	rows, err := s.pool.Query(ctx, `
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Entry], `
 		SELECT message_id, user_id, channel, status, answer, sent_at FROM notifications
 		WHERE $1 = '' OR user_id = $1 ORDER BY sent_at DESC LIMIT $2`, userID, limit)
 	if err != nil {
 		return nil, fmt.Errorf("listing notifications: %w", err)
 	}
 
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Entry])
-	if err != nil {
-		return nil, fmt.Errorf("listing notifications: %w", err)
-	}
-
 	return list, nil
-}
-
-func clip(s string) string {
-	const limit = 500
-	if utf8.RuneCountInString(s) <= limit {
-		return s
-	}
-
-	return string([]rune(s)[:limit]) + "..."
 }

@@ -48,7 +48,7 @@ func newService(t *testing.T, cfg notification.Config) *notification.Service {
 	return s
 }
 
-// send sends as the consumer does; nil means that nobody is to be told.
+// send sends as the consumer does; nil means that the notification was skipped.
 func send(t *testing.T, s *notification.Service, e event.Event[notification.Requested]) (*notification.Delivery, error) {
 	t.Helper()
 
@@ -78,14 +78,14 @@ func requested(userID string, channel notification.Channel) event.Event[notifica
 	return event.Event[notification.Requested]{Meta: event.Start(p).Meta, Payload: p}
 }
 
-func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
+func TestAnEmailIsSentOverTLSWithAStableID(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewServer(t)
 	s := newService(t, config(server))
 	e := requested("alice", "")
 
-	for range 2 { // the second is a repetition: it must be recognisable
+	for range 2 { // the receiver must recognise the second as a duplicate
 		got, err := send(t, s, e)
 		if err != nil || got == nil || !strings.Contains(got.Answer, "OK") {
 			t.Fatalf("got %+v, %v", got, err)
@@ -94,7 +94,7 @@ func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
 
 	received := server.Received()
 	if len(received) != 2 {
-		t.Fatalf("%d e-mails came", len(received))
+		t.Fatalf("received %d e-mails", len(received))
 	}
 
 	for _, text := range received {
@@ -117,7 +117,7 @@ func TestAnEmailLeavesOverTLSWithAPasswordAndAnIDOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestTheAnswersOfAMailServerDecide(t *testing.T) {
+func TestErrorsOfTheMailServer(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewServer(t)
@@ -139,14 +139,14 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 		t.Errorf("permanent: got %v", err)
 	}
 
-	// Errors are logged and kept: the address is not in them, whoever adds it.
+	// Errors are logged and stored, so they must not contain the address.
 	server.Refuse(550, [3]int{5, 1, 1}, "<Alice@Example.com>: no such mailbox")
 	if _, err := send(t, s, requested("alice", "")); err == nil || strings.Contains(strings.ToLower(err.Error()), "alice@") ||
 		!strings.HasSuffix(err.Error(), `550 "5.1.1 <(address)>: no such mailbox"`) {
 		t.Errorf("the address: got %v", err)
 	}
 
-	// Who refuses the sender refuses everybody's e-mail.
+	// A server that refuses the sender accepts no e-mail at all.
 	server.RefuseSender(550, [3]int{5, 7, 1}, "sender not allowed")
 	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "sender not allowed") {
 		t.Errorf("sender: got %v", err)
@@ -154,7 +154,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 
 	server.RefuseSender(0, [3]int{}, "")
 
-	// A wrong password is the operator's mistake, not the message's.
+	// A wrong password is not the message's fault.
 	cfg := config(server)
 	cfg.Email.Password = "wrong"
 
@@ -162,7 +162,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 		t.Errorf("wrong password: got %v", err)
 	}
 
-	// Nor is a server that is away, or one whose certificate is not trusted.
+	// Nor is an unreachable server, or one with an untrusted certificate.
 	cfg = config(server)
 	cfg.Email.CAFile = ""
 
@@ -176,7 +176,7 @@ func TestTheAnswersOfAMailServerDecide(t *testing.T) {
 	}
 }
 
-func TestAServerWithoutTLSGetsNeitherPasswordNorEmail(t *testing.T) {
+func TestAServerWithoutTLSReceivesNeitherPasswordNorEmail(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewPlainServer(t)
@@ -187,19 +187,19 @@ func TestAServerWithoutTLSGetsNeitherPasswordNorEmail(t *testing.T) {
 	}
 
 	if n := len(server.Received()); n != 0 || server.Logins() != 0 {
-		t.Errorf("%d e-mails and %d passwords came", n, server.Logins())
+		t.Errorf("received %d e-mails and %d passwords", n, server.Logins())
 	}
 
-	// Only who asks for it goes without.
+	// TLS is off only if it is configured so.
 	cfg := config(server)
 	cfg.Email.TLS, cfg.Email.User, cfg.Email.Password = "none", "", ""
 
 	if _, err := send(t, newService(t, cfg), requested("alice", "")); err != nil || len(server.Received()) != 1 {
-		t.Errorf("without TLS on purpose: got %v", err)
+		t.Errorf("without TLS: got %v", err)
 	}
 }
 
-func TestANameWritesNoHeaders(t *testing.T) {
+func TestContentCannotAddHeaders(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewServer(t)
@@ -219,7 +219,7 @@ func TestANameWritesNoHeaders(t *testing.T) {
 
 	received := server.Received()
 	if len(received) != 6 {
-		t.Fatalf("%d e-mails came", len(received))
+		t.Fatalf("received %d e-mails", len(received))
 	}
 
 	for _, text := range received {
@@ -234,7 +234,7 @@ func TestANameWritesNoHeaders(t *testing.T) {
 	}
 }
 
-func TestWhoCannotBeReached(t *testing.T) {
+func TestUsersWithoutAnAddress(t *testing.T) {
 	t.Parallel()
 
 	s := newService(t, notification.DefaultConfig())
@@ -249,7 +249,7 @@ func TestWhoCannotBeReached(t *testing.T) {
 	}
 
 	if _, err := send(t, s, requested("alice", notification.Webhook)); !errors.As(err, &rejected) {
-		t.Errorf("webhook without an address: got %v", err)
+		t.Errorf("webhook without a URL: got %v", err)
 	}
 
 	if got, err := send(t, s, requested("alice", notification.Log)); err != nil || got == nil {
@@ -304,7 +304,7 @@ func TestAWebhookIsSigned(t *testing.T) {
 	}
 }
 
-func TestTheAnswersOfAReceiverDecide(t *testing.T) {
+func TestErrorsOfTheWebhookReceiver(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -350,7 +350,7 @@ func TestTheAnswersOfAReceiverDecide(t *testing.T) {
 	}
 }
 
-func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
+func TestWebhooksDoNotReachPrivateAddresses(t *testing.T) {
 	t.Parallel()
 
 	reached := false
@@ -375,7 +375,7 @@ func TestAWebhookReachesNoPrivateAddress(t *testing.T) {
 	}
 }
 
-func TestAnAnswerWithoutEndIsCutOff(t *testing.T) {
+func TestALongAnswerIsCutOff(t *testing.T) {
 	t.Parallel()
 
 	var later *event.LaterError

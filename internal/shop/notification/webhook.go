@@ -24,23 +24,18 @@ import (
 // Bounds of a webhook.
 const (
 	webhookTimeout = 10 * time.Second
-	maxHeaders     = 16 << 10 // bytes of the answer's headers
-	maxAnswer      = 1 << 10  // bytes of the answer that are kept
+	maxHeaders     = 16 << 10 // bytes of the response's headers
+	maxAnswer      = 1 << 10  // bytes of the response that are recorded
 )
 
-// webhook posts notifications, signed as Standard Webhooks 1.0 say.
+// webhook posts notifications, signed according to Standard Webhooks 1.0.
 type webhook struct {
 	url    string
 	signer *standardwebhooks.Webhook
 	client *http.Client
 }
 
-// newWebhook returns a webhook that refuses everything when none is configured.
 func newWebhook(cfg WebhookConfig) (*webhook, error) {
-	if cfg.URL == "" {
-		return &webhook{}, nil
-	}
-
 	secret, err := cfg.secret()
 	if err != nil {
 		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
@@ -62,25 +57,18 @@ func newWebhook(cfg WebhookConfig) (*webhook, error) {
 
 	return &webhook{url: cfg.URL, signer: signer, client: &http.Client{
 		Timeout: webhookTimeout,
-		// Without a proxy: it would do the dialling, and the check see its address.
+		// Without a proxy: checkAddress would see the proxy's address.
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSHandshakeTimeout: webhookTimeout, MaxIdleConnsPerHost: 16,
 			MaxResponseHeaderBytes: maxHeaders, IdleConnTimeout: time.Minute,
 		},
-		// A redirect could lead anywhere, and the signature with it.
+		// A redirect could send the signature anywhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
 
-// forbiddenError says that a name led to an address that is not public.
-type forbiddenError struct{ address string }
-
-func (e *forbiddenError) Error() string {
-	return fmt.Sprintf("%s is not a public address: set notification.webhook.allow_networks if it is meant", e.address)
-}
-
-// checkAddress looks at the address that is about to be dialled, after names
-// are resolved.
+// checkAddress refuses to dial an address that is neither public nor allowed.
+// It runs after names are resolved.
 func checkAddress(address string, allowed []netip.Prefix) error {
 	target, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -95,18 +83,19 @@ func checkAddress(address string, allowed []netip.Prefix) error {
 		}
 	}
 
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() || slices.ContainsFunc(special, func(n netip.Prefix) bool { return n.Contains(ip) }) {
-		return &forbiddenError{address: ip.String()}
+	if !ip.IsGlobalUnicast() || ip.IsPrivate() || slices.ContainsFunc(notPublic, func(n netip.Prefix) bool { return n.Contains(ip) }) {
+		return fmt.Errorf("%s is not a public address: add its network to notification.webhook.allow_networks to allow it", ip)
 	}
 
 	return nil
 }
 
-// special are networks that look public and are not, by IANA's registries of
-// special-purpose addresses; those of IPv6 carry addresses of IPv4 inside.
-var special = []netip.Prefix{
+// notPublic are networks that net/netip considers global and that are not
+// public, according to IANA's registries of special-purpose addresses. Those of
+// IPv6 embed IPv4 addresses.
+var notPublic = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),      // this host
-	netip.MustParsePrefix("100.64.0.0/10"),  // between carriers and customers: RFC 6598
+	netip.MustParsePrefix("100.64.0.0/10"),  // carrier-grade NAT: RFC 6598
 	netip.MustParsePrefix("192.0.0.0/24"),   // protocol assignments
 	netip.MustParsePrefix("198.18.0.0/15"),  // benchmarks
 	netip.MustParsePrefix("240.0.0.0/4"),    // reserved
@@ -114,10 +103,10 @@ var special = []netip.Prefix{
 	netip.MustParsePrefix("64:ff9b:1::/48"), // NAT64, local
 	netip.MustParsePrefix("2001::/32"),      // Teredo
 	netip.MustParsePrefix("2002::/16"),      // 6to4
-	netip.MustParsePrefix("::/96"),          // IPv4 inside IPv6, given up
+	netip.MustParsePrefix("::/96"),          // IPv4 inside IPv6, deprecated
 }
 
-// body is what is posted.
+// body is the JSON that is posted.
 type body struct {
 	Type      string    `json:"type"`
 	Timestamp time.Time `json:"timestamp"`
@@ -125,10 +114,6 @@ type body struct {
 }
 
 func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
-	if w.client == nil {
-		return Delivery{}, event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
-	}
-
 	request, err := w.request(ctx, e)
 	if err != nil {
 		return Delivery{}, err
@@ -136,7 +121,7 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 
 	response, err := w.client.Do(request)
 	if err != nil {
-		// Without the address, in which many services put a secret.
+		// Without the URL, which often contains a secret.
 		if failed, ok := errors.AsType[*url.Error](err); ok {
 			err = failed.Err
 		}
@@ -175,7 +160,7 @@ func (w *webhook) request(ctx context.Context, e event.Event[Requested]) (*http.
 
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, bytes.NewReader(data))
 	if err != nil {
-		return nil, fmt.Errorf("making webhook: %w", err)
+		return nil, fmt.Errorf("preparing webhook: %w", err)
 	}
 
 	request.Header.Set("Content-Type", "application/json")
