@@ -8,20 +8,21 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// horizonPoll is how often Horizon looks whether older transactions have ended.
+// horizonPoll is how often Horizon checks whether older transactions have ended.
 const horizonPoll = 2 * time.Millisecond
 
-// Horizon returns a position up to which every event is visible that ever will
-// be. Positions are given before their transactions commit, so a reader that
-// went by the highest position it sees would skip those that commit late.
+// Horizon returns a position up to which no further event can appear. Positions
+// are assigned before their transactions commit, so a reader that relied on the
+// highest visible position would skip events that commit late.
 //
-// It takes the highest position given, then a transaction id, and waits until
-// all transactions with lower ids have ended: whoever was given a position by
-// then had its id before (see Append). It waits as long as the oldest writing
-// transaction of the server runs, and must not be called inside one.
+// It reads the highest assigned position, takes a transaction id, and waits until
+// all transactions with lower ids have ended: a transaction gets its id before
+// its first position (see Append). The wait lasts as long as the oldest writing
+// transaction of the server, so Horizon must not be called inside one.
 func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	var (
 		high int64
@@ -48,30 +49,23 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 			return high, nil
 		}
 
-		select {
-		case <-time.After(horizonPoll):
-		case <-ctx.Done():
-			return 0, ctx.Err()
+		if err := backoff.Sleep(ctx, horizonPoll); err != nil {
+			return 0, err
 		}
 	}
 }
 
-// ReadAll returns the events with positions above after, up to the horizon and
-// at most limit positions on, in order; and the position to go on from, which
-// is the horizon when there is no more.
+// ReadAll returns the events of at most limit positions above after, up to the
+// horizon, in order. It also returns the position to continue from, which is the
+// horizon when no event is left.
 func ReadAll(ctx context.Context, db postgres.Querier, after, horizon int64, limit int) (events []Event, next int64, err error) {
 	next = min(horizon, after+int64(limit))
 	if next <= after {
 		return nil, after, nil
 	}
 
-	rows, err := db.Query(ctx, `
+	events, err = postgres.Collect(ctx, db, pgx.RowToStructByPos[Event], `
 		SELECT `+columns+` FROM events e WHERE position > $1 AND position <= $2 ORDER BY position`, after, next)
-	if err != nil {
-		return nil, after, fmt.Errorf("reading events after position %d: %w", after, err)
-	}
-
-	events, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Event])
 	if err != nil {
 		return nil, after, fmt.Errorf("reading events after position %d: %w", after, err)
 	}

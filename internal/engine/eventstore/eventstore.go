@@ -1,5 +1,5 @@
-// Package eventstore keeps what happened to each aggregate as a stream of
-// typed events with versions 1..n, and lets projections follow all of them.
+// Package eventstore stores the history of each aggregate as a stream of typed
+// events with versions 1..n. Projections follow the events of all streams.
 package eventstore
 
 import (
@@ -23,15 +23,15 @@ type Data interface {
 // Record is an event to append to a stream.
 type Record struct {
 	Stream string
-	// Version is the place in the stream: that of the last event plus one.
+	// Version is that of the last event in the stream plus one.
 	Version int
 	Data    Data
 	// MessageID is the message whose handling caused the event.
 	MessageID uuid.UUID
 }
 
-// ConflictError says that a stream is not at the version that was expected:
-// another writer was faster. Load the stream again and decide anew.
+// ConflictError reports that a stream is not at the expected version because
+// another writer was faster. Load the stream again and decide again.
 type ConflictError struct {
 	Stream   string
 	Expected int
@@ -42,10 +42,10 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("stream %s is at version %d, expected %d", e.Stream, e.Actual, e.Expected)
 }
 
-// Append stores the records in tx. Each stream must be at the version before
-// its first record, else the result is a ConflictError and tx must be rolled
-// back. Records of a stream are in order; streams are best sorted, so that two
-// writers never wait for each other in a circle.
+// Append stores the records in tx. If a stream is not at the version before its
+// first record, Append returns a ConflictError and tx must be rolled back. Records
+// of one stream must be in order. Sort the streams to avoid deadlocks with other
+// writers.
 func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	if len(records) == 0 {
 		return nil
@@ -73,9 +73,9 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 		follows[i] = r.Version == 1 || i > 0 && records[i-1].Stream == r.Stream && records[i-1].Version == r.Version-1
 	}
 
-	// The first condition gives the transaction its id before the first
-	// position is taken, which Horizon relies on. The second lets no stream get
-	// a gap; the primary key refuses what is there already.
+	// The first condition assigns the transaction its id before its first
+	// position; Horizon relies on that. The second prevents gaps in a stream. The
+	// primary key refuses versions that exist.
 	tag, err := tx.Exec(ctx, `
 		INSERT INTO events (stream, version, type, data, message_id, schema)
 		SELECT stream, version, type, data, message_id, schema
@@ -96,7 +96,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	return nil
 }
 
-// conflict finds the stream that another writer has moved on.
+// conflict finds the stream to which another writer has appended.
 func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
 	for i, first := range records {
 		if i > 0 && records[i-1].Stream == first.Stream {
@@ -105,7 +105,7 @@ func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
 
 		var actual int
 
-		// What this transaction wrote itself does not count.
+		// Ignore what this transaction wrote itself.
 		err := tx.QueryRow(ctx, `
 			SELECT coalesce(max(version), 0) FROM events
 			WHERE stream = $1 AND xmin <> pg_current_xact_id()::xid`, first.Stream).Scan(&actual)
@@ -118,7 +118,7 @@ func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
 		}
 	}
 
-	return fmt.Errorf("appending events: the versions of a stream among %d records do not follow on each other", len(records))
+	return fmt.Errorf("appending events: the versions of a stream among %d records are not consecutive", len(records))
 }
 
 // Event is an event as it was stored.
@@ -135,14 +135,11 @@ type Event struct {
 
 const columns = `e.stream, e.version, e.position, e.type, e.schema, e.data, e.message_id, e.recorded_at`
 
-// Read returns the events of a stream in order; none if there is no such stream.
+// Read returns the events of a stream in order, or none if the stream does not
+// exist.
 func Read(ctx context.Context, db postgres.Querier, stream string) ([]Event, error) {
-	rows, err := db.Query(ctx, `SELECT `+columns+` FROM events e WHERE stream = $1 ORDER BY version`, stream)
-	if err != nil {
-		return nil, fmt.Errorf("reading stream %s: %w", stream, err)
-	}
-
-	events, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Event])
+	events, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Event],
+		`SELECT `+columns+` FROM events e WHERE stream = $1 ORDER BY version`, stream)
 	if err != nil {
 		return nil, fmt.Errorf("reading stream %s: %w", stream, err)
 	}

@@ -10,36 +10,30 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Snapshot is the fold of a stream up to a version. It saves reading the
-// stream from its beginning and can be deleted at any time.
+// Snapshot is the state of a stream at a version. It saves reading the stream
+// from the beginning and can be deleted at any time.
 type Snapshot struct {
 	Stream  string
 	Version int
-	// Schema is the version of the shape of Data. One that the reader does not
-	// know is ignored: the stream has it all.
+	// Schema is the version of the shape of Data. Load ignores snapshots of
+	// another schema.
 	Schema int
 	Data   json.RawMessage
 }
 
-// Stream is what Load returns of a stream: the newest snapshot, if there is
-// one, and the events after it.
+// Stream is the snapshot of a stream, if it has one, and the events after it.
 type Stream struct {
 	Snapshot *Snapshot
 	Events   []Event
 }
 
-// Load returns those of the streams that exist. Snapshots of another schema
-// than the one given are passed over.
+// Load returns those of the streams that exist. It ignores snapshots of another
+// schema.
 func Load(ctx context.Context, db postgres.Querier, streams []string, schema int) (map[string]Stream, error) {
 	loaded := make(map[string]Stream, len(streams))
 
-	rows, err := db.Query(ctx, `
+	snapshots, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Snapshot], `
 		SELECT stream, version, schema, data FROM snapshots WHERE stream = ANY($1) AND schema = $2`, streams, schema)
-	if err != nil {
-		return nil, fmt.Errorf("loading snapshots: %w", err)
-	}
-
-	snapshots, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Snapshot])
 	if err != nil {
 		return nil, fmt.Errorf("loading snapshots: %w", err)
 	}
@@ -56,17 +50,12 @@ func Load(ctx context.Context, db postgres.Querier, streams []string, schema int
 		}
 	}
 
-	// A lateral join, so that each stream is looked up by the primary key.
-	rows, err = db.Query(ctx, `
+	// The lateral join makes Postgres look up each stream by the primary key.
+	events, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Event], `
 		SELECT `+columns+`
 		FROM unnest($1::text[], $2::int[]) AS s (stream, after)
 		CROSS JOIN LATERAL (SELECT * FROM events x WHERE x.stream = s.stream AND x.version > s.after ORDER BY x.version OFFSET 0) AS e`,
 		streams, after)
-	if err != nil {
-		return nil, fmt.Errorf("loading streams: %w", err)
-	}
-
-	events, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Event])
 	if err != nil {
 		return nil, fmt.Errorf("loading streams: %w", err)
 	}
@@ -80,7 +69,7 @@ func Load(ctx context.Context, db postgres.Querier, streams []string, schema int
 	return loaded, nil
 }
 
-// SaveSnapshots stores snapshots in tx in place of older ones.
+// SaveSnapshots stores snapshots in tx. They replace older ones.
 func SaveSnapshots(ctx context.Context, tx pgx.Tx, snapshots []Snapshot) error {
 	batch := &pgx.Batch{}
 	for _, s := range snapshots {

@@ -5,16 +5,15 @@ import (
 	"fmt"
 )
 
-// Upcaster turns the body of an event from one version of its shape into the
-// next.
+// Upcaster converts the body of an event from one schema version to the next.
 type Upcaster func(old json.RawMessage) (json.RawMessage, error)
 
 // Types decodes stored events into their Go types.
 type Types map[string]func(e Event) (Data, error)
 
-// Register adds the type D. upcasters[i] turns shape i+1 into shape i+2, so a
-// type whose shape never changed has none. D's current shape is the last; if
-// there are upcasters, D has a method SchemaVersion that returns it.
+// Register adds the type D. upcasters[i] converts schema version i+1 to i+2; a
+// type that never changed needs none. With upcasters, D must have a method
+// SchemaVersion that returns the current version.
 func Register[D Data](types Types, upcasters ...Upcaster) {
 	var zero D
 
@@ -24,7 +23,7 @@ func Register[D Data](types Types, upcasters ...Upcaster) {
 
 	types[zero.EventType()] = func(e Event) (Data, error) {
 		if e.Schema > len(upcasters)+1 {
-			return nil, fmt.Errorf("event %s of %s has schema version %d, this release knows %d: run a newer one", e.Type, e.Stream, e.Schema, len(upcasters)+1)
+			return nil, fmt.Errorf("event %s of %s has schema version %d, this release supports up to %d: run a newer release", e.Type, e.Stream, e.Schema, len(upcasters)+1)
 		}
 
 		body := e.Data
@@ -47,11 +46,11 @@ func Register[D Data](types Types, upcasters ...Upcaster) {
 	}
 }
 
-// Decode returns the body of an event, in its current shape.
+// Decode returns the body of an event in its current schema version.
 func (t Types) Decode(e Event) (Data, error) {
 	decode, known := t[e.Type]
 	if !known {
-		return nil, fmt.Errorf("event %s of %s is of no known type", e.Type, e.Stream)
+		return nil, fmt.Errorf("event %s of %s has an unknown type", e.Type, e.Stream)
 	}
 
 	return decode(e)

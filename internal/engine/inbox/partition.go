@@ -34,8 +34,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// partitions of the inbox; the lock is "inbx" in ASCII.
-var partitions = postgres.DailyPartitions{Table: "inbox", Lock: 0x696e6278}
+var partitions = postgres.DailyPartitions{Table: "inbox"}
 
 // EnsurePartitions makes the partitions of the days around now; see
 // postgres.DailyPartitions.

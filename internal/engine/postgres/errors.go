@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/puddle/v2"
@@ -13,11 +12,11 @@ import (
 // Dependency is the name of the database among the dependencies of the service.
 const Dependency = "postgres"
 
-// IsUnavailable reports whether err says that the database, not the message,
-// is in trouble: unreachable, shutting down, out of resources, timed out, or
-// undecided between transactions. Running the same work again can succeed.
+// IsUnavailable reports whether the database, not the message, is the cause of
+// err: it is unreachable, shutting down, out of resources, timed out, or had to
+// abort one of several transactions. Running the same work again can succeed.
 func IsUnavailable(err error) bool {
-	// Whatever the server says to somebody who connects, it is not about the work.
+	// An error while connecting says nothing about the work.
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
@@ -35,18 +34,18 @@ func IsUnavailable(err error) bool {
 		errors.Is(err, puddle.ErrClosedPool) ||
 		pgconn.Timeout(err) ||
 		pgconn.SafeToRetry(err) ||
-		(err != nil && strings.Contains(err.Error(), "conn closed")) // pgx has no sentinel for it
+		errors.Is(err, pgconn.ErrConnClosed)
 }
 
-// IsContention reports whether err only says that transactions met: the
-// database is well, and running the same work again at once can succeed.
+// IsContention reports whether err means that transactions got in each other's
+// way. The database is well; running the same work again at once can succeed.
 func IsContention(err error) bool {
 	server, ok := errors.AsType[*pgconn.PgError](err)
 
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
-// transientState tells by SQLSTATE (PostgreSQL manual, appendix A).
+// transientState decides by SQLSTATE (PostgreSQL manual, appendix A).
 func transientState(code string) bool {
 	switch code {
 	case "40001", // serialization_failure

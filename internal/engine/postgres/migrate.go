@@ -20,8 +20,8 @@ type Migration struct {
 	Applied bool   `json:"applied"`
 }
 
-// Migrate applies all pending migrations and returns them. Replicas that start
-// together wait for each other on an advisory lock.
+// Migrate applies all pending migrations and returns them. One replica at a time
+// does it; the others wait.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Migration, error) {
 	provider, closeDB, err := newProvider(pool)
 	if err != nil {
@@ -65,7 +65,7 @@ func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 }
 
 func newProvider(pool *pgxpool.Pool) (*goose.Provider, func(), error) {
-	locker, err := lock.NewPostgresSessionLocker()
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(LockMigrations)))
 	if err != nil {
 		return nil, nil, fmt.Errorf("creating migration lock: %w", err)
 	}

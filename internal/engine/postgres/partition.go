@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,26 +12,21 @@ import (
 
 // DailyPartitions is a table that is partitioned by a column day, with a
 // default partition <table>_default and one <table>_YYYYMMDD for each day.
-type DailyPartitions struct {
-	Table string
-	// Lock is the advisory lock under which partitions are made and dropped.
-	Lock int64
-}
+type DailyPartitions struct{ Table string }
 
 // partitionsAhead is how many days from today have a partition of their own.
 const partitionsAhead = 7
 
 const partitionDay = "20060102"
 
-// lockTimeout bounds the wait for the table itself. Whoever wants to read or
-// write it stands behind the one that waits, so a transaction that is held open
-// anywhere would stop everybody.
+// lockTimeout bounds the wait for the table itself. Readers and writers queue
+// behind a waiting lock, so a transaction that stays open would block them all.
 const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
 
-// Ensure makes the partitions from yesterday until a week ahead. Rows that
-// came to the default partition before theirs existed are moved. Call it at
-// start and daily. While somebody reads the table for long it fails with an
-// error that IsUnavailable knows; try again later.
+// Ensure creates the partitions from yesterday to a week ahead and moves their
+// rows from the default partition. Call it at start and daily. While another
+// transaction holds the table it fails with an error for which IsUnavailable is
+// true; try again later.
 func (p DailyPartitions) Ensure(ctx context.Context, db Beginner, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
@@ -56,11 +50,11 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 			return err
 		}
 
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, p.Lock); err != nil {
+		if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {
 			return err
 		}
 
-		// Another replica may have made it while this one waited.
+		// Another replica may have created it while this one waited.
 		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
 			return err
 		}
@@ -85,12 +79,12 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 	return nil
 }
 
-// Drop drops the partitions of days that were over before the given time. It
-// returns how many partitions went. While somebody reads the table for long it
-// fails with an error that IsUnavailable knows; try again later.
+// Drop drops the partitions of days that ended before the given time and returns
+// how many. While another transaction holds the table it fails with an error for
+// which IsUnavailable is true; try again later.
 //
-// With a column written, of type timestamptz, a partition also stays while it
-// has a row that was written after that time.
+// If written names a column of type timestamptz, Drop keeps partitions that have
+// a row written after that time.
 func (p DailyPartitions) Drop(ctx context.Context, db Beginner, before time.Time, written string) (dropped int64, err error) {
 	names, err := p.past(ctx, db, before)
 	if err != nil {
@@ -111,10 +105,14 @@ func (p DailyPartitions) Drop(ctx context.Context, db Beginner, before time.Time
 	return dropped, nil
 }
 
-// drop takes a transaction for one partition, so that the locks are short.
+// drop uses one transaction for each partition, to hold its locks briefly.
 func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, before time.Time, written string) (gone bool, err error) {
 	err = InTx(ctx, db, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, lockTimeout+`; SELECT pg_advisory_xact_lock(`+strconv.FormatInt(p.Lock, 10)+`)`); err != nil {
+		if _, err := tx.Exec(ctx, lockTimeout); err != nil {
+			return err
+		}
+
+		if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {
 			return err
 		}
 
@@ -124,8 +122,7 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 		}
 
 		if written != "" {
-			// Nobody writes to it from here on: its day is long over, so nobody
-			// is likely to want to.
+			// This blocks writers, which are unlikely: the day is long over.
 			if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN SHARE MODE`); err != nil {
 				return err
 			}
@@ -144,7 +141,7 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 	return gone && err == nil, err
 }
 
-// past lists the partitions of days that were over before the given time.
+// past lists the partitions of days that ended before the given time.
 func (p DailyPartitions) past(ctx context.Context, db Beginner, before time.Time) (names []string, err error) {
 	err = InTx(ctx, db, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `
@@ -165,13 +162,12 @@ func (p DailyPartitions) past(ctx context.Context, db Beginner, before time.Time
 	}), err
 }
 
-// pagesAtOnce is how many pages of a table are searched in a transaction.
+// pagesAtOnce is how many pages DeleteBefore scans in one transaction.
 const pagesAtOnce = 256
 
 // DeleteBefore deletes the rows of a table whose column is before a time. It
-// walks over the table a few pages at a time, each in a transaction of its own,
-// and so needs no index and reads nothing twice. The table and the column are
-// plain SQL identifiers.
+// scans the table in ranges of pages, one transaction for each, so it needs no
+// index and reads nothing twice. Table and column must be plain SQL identifiers.
 func DeleteBefore(ctx context.Context, pool *pgxpool.Pool, table, column string, before time.Time) (deleted int64, err error) {
 	var pages int64
 	if err := pool.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int`, table).Scan(&pages); err != nil {

@@ -12,27 +12,28 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Transaction is an open transaction, or something else that holds back vacuum
-// as one does.
+// Transaction is an open transaction, or something else that keeps vacuum from
+// reclaiming space in the same way.
 type Transaction struct {
 	// Kind is session, prepared transaction or replication slot.
 	Kind string `json:"kind"`
-	// PID is the server's process; 0 if there is none.
+	// PID is the server process, or 0.
 	PID int32 `json:"pid,omitempty"`
-	// Name is the application_name of a session, else what the thing is called.
+	// Name is the application_name of a session, or the name of the transaction
+	// or slot.
 	Name     string        `json:"name"`
 	Database string        `json:"database"`
 	State    string        `json:"state"`
 	Age      time.Duration `json:"age_ns"`
 }
 
-// OldestTransaction returns the oldest transaction on the server, of any
-// database: positions of events wait for all of them. found is false when there
-// is none but the one that asks. It never returns the text of a query, which
-// may hold payloads.
+// OldestTransaction returns the oldest transaction on the server in any database:
+// projections wait for all of them. found is false if there is none besides the
+// one that runs this query. It never returns the text of a query, which may
+// contain payloads.
 //
-// A role sees the sessions of other roles only if it has pg_monitor. A standby
-// that holds back vacuum by hot_standby_feedback has no age and is not seen.
+// A role without pg_monitor does not see the sessions of other roles. A standby
+// with hot_standby_feedback has no age and is not found.
 func OldestTransaction(ctx context.Context, db postgres.Querier) (oldest Transaction, found bool, err error) {
 	rows, err := db.Query(ctx, `
 		SELECT kind, pid, name, database, state, age FROM (
@@ -73,8 +74,8 @@ func OldestTransaction(ctx context.Context, db postgres.Querier) (oldest Transac
 	return oldest, true, nil
 }
 
-// Old returns the oldest transaction if it is older than the configuration
-// allows, else nil.
+// Old returns the oldest transaction if it is older than the configured limit,
+// else nil.
 func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
 	oldest, found, err := OldestTransaction(ctx, j.pool)
 	if err != nil || !found || oldest.Age < j.cfg.OldTransaction {
@@ -84,15 +85,15 @@ func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
 	return &oldest, nil
 }
 
-// watch measures the oldest transaction, and logs when one becomes old and when
-// none is any more.
+// watch measures the oldest transaction. It logs when one becomes old, and when
+// none is old any longer.
 func (j *Janitor) watch(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, watchTime)
+	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 
 	oldest, _, err := OldestTransaction(ctx, j.pool)
 	if err != nil {
-		j.logger.Debug("could not look for old transactions", slog.Any("error", err))
+		j.logger.Debug("looking for old transactions failed", slog.Any("error", err))
 
 		return
 	}
@@ -100,13 +101,13 @@ func (j *Janitor) watch(ctx context.Context) {
 	j.oldest.Set(oldest.Age.Seconds())
 
 	switch old := oldest.Age >= j.cfg.OldTransaction; {
-	case old && !j.held:
-		j.held = true
-		j.logger.Warn("a transaction is open for long: space is not reclaimed, and projections may wait for it",
+	case old && !j.old:
+		j.old = true
+		j.logger.Warn("an old transaction keeps Postgres from reclaiming space and may delay projections",
 			slog.String("kind", oldest.Kind), slog.Int("pid", int(oldest.PID)), slog.String("application", oldest.Name),
 			slog.String("database", oldest.Database), slog.String("state", oldest.State), slog.Duration("age", oldest.Age.Round(time.Second)))
-	case !old && j.held:
-		j.held = false
-		j.logger.Info("no transaction is open for long any more")
+	case !old && j.old:
+		j.old = false
+		j.logger.Info("no transaction is old any longer")
 	}
 }

@@ -1,7 +1,6 @@
-// Package upkeep keeps a database from growing for ever: one replica at a
-// time removes what is past its retention, and each watches for transactions
-// that keep the server from reclaiming space. What there is to do is listed in
-// package app.
+// Package upkeep keeps the database from growing without bound. One replica at a
+// time deletes expired data; every replica watches for transactions that keep
+// the server from reclaiming space. Package app lists the tasks.
 package upkeep
 
 import (
@@ -14,20 +13,22 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Config says how often to do it, and how long to keep what.
+// Config configures upkeep.
 type Config struct {
-	// Every is how often one of the replicas does everything.
+	// Every is how often one of the replicas runs all tasks. Defaults to 1h.
 	Every time.Duration `koanf:"every"`
-	// UserMissesRetention is how long updates of unknown users are kept; 0 is
-	// for ever.
+	// UserMissesRetention is how long updates of unknown users are kept; 0 keeps
+	// them indefinitely. Defaults to 0.
 	UserMissesRetention time.Duration `koanf:"user_misses_retention"`
 	// NotificationsRetention is how long records of notifications are kept; 0
-	// is for ever.
+	// keeps them indefinitely. Defaults to 0.
 	NotificationsRetention time.Duration `koanf:"notifications_retention"`
 	// OldTransaction is how long a transaction may be open before it is
-	// reported.
+	// reported. Defaults to 5m.
 	OldTransaction time.Duration `koanf:"old_transaction"`
 }
 
@@ -52,7 +53,7 @@ func (c Config) Validate() error {
 		{"notifications_retention", c.NotificationsRetention},
 	} {
 		if r.is != 0 && r.is < time.Hour {
-			errs = append(errs, fmt.Errorf("maintenance.%s: is %s, expected at least 1h, or 0 for ever", r.key, r.is))
+			errs = append(errs, fmt.Errorf("maintenance.%s: is %s, expected at least 1h, or 0 to keep them", r.key, r.is))
 		}
 	}
 
@@ -63,14 +64,14 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Task is one thing to do. It can be done again at any time, and broken off.
+// Task is one kind of upkeep. It can be repeated and cancelled at any time.
 type Task struct {
 	Name string
-	// Do returns how many things it removed.
+	// Do returns how many rows or tables it removed.
 	Do func(ctx context.Context) (n int64, err error)
 }
 
-// Done is a task that was done, or failed.
+// Done is the result of a task.
 type Done struct {
 	Task    string  `json:"task"`
 	Removed int64   `json:"removed"`
@@ -78,23 +79,15 @@ type Done struct {
 	Error   string  `json:"error,omitempty"`
 }
 
-// ErrBusy says that another process maintains the database at this moment.
-var ErrBusy = errors.New("another process is at it; nothing was done here")
-
-// lockKey is the advisory lock of maintenance: "mlrj" in ASCII.
-const lockKey = 0x6d6c726a
-
 // Pace.
 const (
-	// firstAfter keeps a start from being slowed.
-	firstAfter = time.Minute
-	// againAfter is the pause after a failure, as when somebody holds a table.
-	againAfter = time.Minute
-	watchEvery = 15 * time.Second
-	watchTime  = 5 * time.Second
+	firstRound   = time.Minute // so that upkeep does not slow down the start
+	retryRound   = time.Minute // after a failure, for example a locked table
+	watchEvery   = 15 * time.Second
+	watchTimeout = 5 * time.Second
 )
 
-// Janitor does the tasks.
+// Janitor runs the tasks.
 type Janitor struct {
 	cfg    Config
 	pool   *pgxpool.Pool
@@ -102,27 +95,27 @@ type Janitor struct {
 	logger *slog.Logger
 	oldest prometheus.Gauge
 
-	// failing and held are the state that was logged last.
-	failing, held bool
+	// failing and old are what was logged last.
+	failing, old bool
 }
 
-// New returns a janitor that has no tasks yet and does nothing until Run.
+// New returns a janitor that does nothing until Run.
 func New(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Janitor {
 	return &Janitor{
-		cfg: cfg, pool: pool, logger: logger.With(slog.String("component", "maintenance")),
+		cfg: cfg, pool: pool, logger: logger.With(slog.String("component", "upkeep")),
 		oldest: promauto.With(registry).NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_oldest_transaction_age_seconds", Help: "Age of the oldest open transaction on the server; it holds back vacuum.",
 		}),
 	}
 }
 
-// Add adds tasks, which are done in this order. It must be called before Run.
+// Add adds tasks, which run in this order. It must be called before Run.
 func (j *Janitor) Add(tasks ...Task) { j.tasks = append(j.tasks, tasks...) }
 
-// Run does the tasks every so often, and watches for old transactions, until
-// ctx ends.
+// Run runs the tasks at intervals and watches for old transactions, until ctx
+// ends.
 func (j *Janitor) Run(ctx context.Context) {
-	next := time.NewTimer(firstAfter)
+	next := time.NewTimer(firstRound)
 	defer next.Stop()
 
 	watch := time.NewTicker(watchEvery)
@@ -140,61 +133,51 @@ func (j *Janitor) Run(ctx context.Context) {
 	}
 }
 
-// round does all tasks and returns when to do them again.
+// round runs all tasks and returns when to run them again.
 func (j *Janitor) round(ctx context.Context) time.Duration {
 	done, err := j.Do(ctx)
 
 	for _, d := range done {
 		if d.Removed > 0 {
-			j.logger.Info("removed what was past its retention", slog.String("task", d.Task), slog.Int64("removed", d.Removed))
+			j.logger.Info("deleted expired data", slog.String("task", d.Task), slog.Int64("removed", d.Removed))
 		}
 	}
 
 	switch {
 	case err == nil && j.failing:
 		j.failing = false
-		j.logger.Info("maintenance works again")
-	case err == nil, errors.Is(err, ErrBusy), ctx.Err() != nil:
+		j.logger.Info("upkeep succeeds again")
+	case err == nil, errors.Is(err, postgres.ErrLocked), ctx.Err() != nil:
 	default:
 		if !j.failing {
-			// Rows go to the default partitions meanwhile, and old ones stay.
-			j.logger.Warn("could not do all of the maintenance, trying again until it works", slog.Any("error", err))
+			// Meanwhile rows go to the default partitions and expired ones stay.
+			j.logger.Warn("upkeep failed; retrying", slog.Any("error", err))
 		}
 
 		j.failing = true
 
-		return min(againAfter, j.cfg.Every)
+		return min(retryRound, j.cfg.Every)
 	}
 
 	return j.cfg.Every
 }
 
-// Do does all tasks, also those after one that failed. It returns what was
-// done, and ErrBusy if another process is at it.
+// Do runs all tasks, also those after one that failed. It returns
+// postgres.ErrLocked if another process is running them.
 func (j *Janitor) Do(ctx context.Context) (done []Done, err error) {
-	conn, err := j.pool.Acquire(ctx)
+	err = postgres.TryLock(ctx, j.pool, postgres.LockUpkeep, "", func() error {
+		done, err = j.doAll(ctx)
+
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("connecting for maintenance: %w", err)
-	}
-	defer conn.Release()
-
-	var free bool
-	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, lockKey).Scan(&free); err != nil {
-		return nil, fmt.Errorf("locking for maintenance: %w", err)
+		return done, fmt.Errorf("running upkeep: %w", err)
 	}
 
-	if !free {
-		return nil, ErrBusy
-	}
+	return done, nil
+}
 
-	defer func() {
-		unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), watchTime)
-		defer cancel()
-
-		// A connection that is lost has lost its locks too.
-		_, _ = conn.Exec(unlockCtx, `SELECT pg_advisory_unlock($1)`, lockKey)
-	}()
-
+func (j *Janitor) doAll(ctx context.Context) (done []Done, err error) {
 	var errs []error
 
 	for _, task := range j.tasks {

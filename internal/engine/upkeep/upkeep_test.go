@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -28,7 +29,7 @@ func TestOneProcessAtATimeMaintains(t *testing.T) {
 	pool := pgtest.New(t)
 	one, two := newJanitor(pool, pgtest.Logger(t)), newJanitor(pool, pgtest.Logger(t))
 	one.Add(Task{Name: "whatever", Do: func(ctx context.Context) (int64, error) {
-		if _, err := two.Do(ctx); !errors.Is(err, ErrBusy) {
+		if _, err := two.Do(ctx); !errors.Is(err, postgres.ErrLocked) {
 			t.Errorf("the other got %v, expected to find it busy", err)
 		}
 
@@ -64,7 +65,7 @@ func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
 	)
 
 	for range 2 {
-		if again := j.round(t.Context()); again != againAfter {
+		if again := j.round(t.Context()); again != retryRound {
 			t.Errorf("it is tried again after %s", again)
 		}
 	}
@@ -75,7 +76,7 @@ func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
 		t.Errorf("next after %s, the second task ran %d times", next, ran)
 	}
 
-	for text, times := range map[string]int{"first: somebody holds the table": 1, "works again": 1, "task=second removed=2": 3} {
+	for text, times := range map[string]int{"first: somebody holds the table": 1, "succeeds again": 1, "task=second removed=2": 3} {
 		if n := strings.Count(log.String(), text); n != times {
 			t.Errorf("%q is logged %d times, expected %d:\n%s", text, n, times, log.String())
 		}
@@ -134,7 +135,7 @@ func TestAnOldTransactionIsNoticed(t *testing.T) {
 	j.cfg.OldTransaction = time.Hour
 	j.watch(t.Context())
 
-	if !strings.Contains(log.String(), "no transaction is open for long any more") {
+	if !strings.Contains(log.String(), "no transaction is old any longer") {
 		t.Errorf("logged:\n%s", log.String())
 	}
 }

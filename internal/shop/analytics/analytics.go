@@ -156,7 +156,7 @@ func parse(text string) (time.Time, error) {
 }
 
 // partitions of the events; the lock is "anly" in ASCII.
-var partitions = postgres.DailyPartitions{Table: "analytics_events", Lock: 0x616e6c79}
+var partitions = postgres.DailyPartitions{Table: "analytics_events"}
 
 // Service stores and counts events.
 type Service struct {
