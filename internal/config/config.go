@@ -1,5 +1,5 @@
 // Package config loads the configuration: defaults, then a YAML file, then the
-// environment, then flags. Each package owns its part.
+// environment, then flags. Each package owns its section.
 package config
 
 import (
@@ -81,7 +81,7 @@ func (c Config) Validate() error {
 // MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size.
 const envPrefix = "MILLRACE_"
 
-// testPrefix begins variables that are for the tests alone.
+// testPrefix begins variables that only the tests use.
 const testPrefix = "MILLRACE_TEST_"
 
 // Load reads the configuration: the file at path if there is one, the

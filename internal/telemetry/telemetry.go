@@ -1,4 +1,4 @@
-// Package telemetry makes the logger and the metrics registry.
+// Package telemetry creates the logger and the metrics registry.
 package telemetry
 
 import (
@@ -10,11 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// Config says what is logged, and how.
+// Config configures the log.
 type Config struct {
-	// Level is debug, info, warn or error.
+	// Level is debug, info, warn or error. Defaults to "info".
 	Level string `koanf:"level"`
-	// Format is text or json.
+	// Format is text or json. Defaults to "text".
 	Format string `koanf:"format"`
 }
 
@@ -35,8 +35,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// NewLogger returns a logger that writes to w. A level that Validate refuses
-// counts as info.
+// NewLogger returns a logger that writes to w. An invalid level counts as info.
 func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 
@@ -50,8 +49,8 @@ func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// plain renders errors by their text. The text handler would print those of
-// some libraries with the stack of where they were made.
+// plain renders errors by their text. The text handler would add the stack that
+// errors of some libraries carry.
 func plain(_ []string, a slog.Attr) slog.Attr {
 	if err, ok := a.Value.Any().(error); ok {
 		a.Value = slog.StringValue(err.Error())

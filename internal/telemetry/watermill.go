@@ -6,8 +6,9 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 )
 
-// Watermill returns a logger for Watermill and its pub/subs. They tell at Info
-// what matters to their developers alone; their errors are told at errorLevel.
+// Watermill returns a logger for Watermill and its pub/subs. It logs their info
+// messages, which only matter to their developers, at debug level, and their
+// errors at errorLevel.
 func Watermill(logger *slog.Logger, errorLevel slog.Level) watermill.LoggerAdapter {
 	return untraced{watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
 		slog.LevelInfo:  slog.LevelDebug,
@@ -15,14 +16,15 @@ func Watermill(logger *slog.Logger, errorLevel slog.Level) watermill.LoggerAdapt
 	})}
 }
 
-// untraced drops what is told of every message: no level of ours shows it, and
-// preparing it takes several percent of the service's CPU.
+// untraced drops trace messages, of which Watermill logs several for every
+// message. No level of ours shows them, and formatting them takes several percent
+// of the service's CPU.
 type untraced struct{ watermill.LoggerAdapter }
 
 // Trace drops its arguments.
 func (untraced) Trace(string, watermill.LogFields) {}
 
-// With keeps dropping.
+// With implements watermill.LoggerAdapter.
 func (u untraced) With(fields watermill.LogFields) watermill.LoggerAdapter {
 	return untraced{u.LoggerAdapter.With(fields)}
 }

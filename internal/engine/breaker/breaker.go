@@ -1,14 +1,12 @@
-// Package breaker keeps one breaker for each thing outside that the service
-// needs: Postgres, a broker, the payment gateway, a mail server. While one is
-// out of reach, what needs it waits, and one attempt at a time finds out
-// whether it is back. It decides nothing about messages: nobody's message is at
-// fault when a dependency is.
+// Package breaker has a circuit breaker for each dependency of the service:
+// Postgres, a broker, the payment gateway, a mail server. While a dependency is
+// unavailable, its users wait and one attempt at a time probes it. The package
+// decides nothing about messages.
 package breaker
 
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -16,19 +14,20 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
 )
 
-// A breaker opens after this many failures with no success between them. Below
-// that each failure is followed by a short pause of its own.
+// threshold is the number of consecutive failures after which a breaker opens.
 const threshold = 3
 
-// Pauses grow from minPause to maxPause while a dependency stays away.
+// Pauses grow from minPause to maxPause while a dependency is unavailable.
 const (
 	minPause = 100 * time.Millisecond
 	maxPause = 30 * time.Second
 )
 
-// Set is the breakers of a process.
+// Set has the breakers of a process.
 type Set struct {
 	logger *slog.Logger
 	up     *prometheus.GaugeVec
@@ -37,19 +36,18 @@ type Set struct {
 	breakers map[string]*Breaker
 }
 
-// NewSet returns a set without breakers.
+// NewSet returns an empty set.
 func NewSet(logger *slog.Logger, registry *prometheus.Registry) *Set {
 	return &Set{
 		logger: logger.With(slog.String("component", "dependency")),
 		up: promauto.With(registry).NewGaugeVec(prometheus.GaugeOpts{
-			Name: "millrace_dependency_up", Help: "1 while a dependency answers, 0 while what needs it is paused.",
+			Name: "millrace_dependency_up", Help: "Whether the dependency is available (1) or its users wait for it (0).",
 		}, []string{"dependency"}),
 		breakers: make(map[string]*Breaker),
 	}
 }
 
-// Get returns the breaker of the dependency with this name, a new one if it is
-// the first to ask.
+// Get returns the breaker of a dependency. It creates one at the first call.
 func (s *Set) Get(name string) *Breaker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,7 +62,7 @@ func (s *Set) Get(name string) *Breaker {
 	return b
 }
 
-// States returns the state of each dependency, by name.
+// States returns the state of each dependency, sorted by name.
 func (s *Set) States() []State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,19 +77,19 @@ func (s *Set) States() []State {
 	return states
 }
 
-// State is what is known of a dependency.
+// State is the state of a dependency.
 type State struct {
 	Name string `json:"name"`
 	Up   bool   `json:"up"`
-	// Since is when it went away, and Why what it said last; both are empty
-	// while it is up.
+	// Since is the time of the first failure and Why the last error; both are
+	// empty while the dependency is up.
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why,omitempty"`
 	// RetryAt is when the next attempt is due.
 	RetryAt *time.Time `json:"retry_at,omitempty"`
 }
 
-// Breaker says whether a dependency is worth an attempt.
+// Breaker decides when a dependency may be used.
 type Breaker struct {
 	name   string
 	logger *slog.Logger
@@ -99,28 +97,27 @@ type Breaker struct {
 
 	mu       sync.Mutex
 	failures int
-	// first and why are of the failures since the last success; until is when
-	// the next attempt may begin.
+	// first is the time of the first failure since the last success, why the last
+	// error; until is when the next attempt may begin.
 	first, until time.Time
 	why          string
-	// probing is true while the one attempt of an open breaker is under way.
+	// probing is true while the single attempt of an open breaker runs.
 	probing bool
-	// changed is closed, and another takes its place, whenever waiting may be
-	// over.
+	// changed is closed and replaced whenever waiting may be over.
 	changed chan struct{}
 }
 
-// Name is that of the dependency.
+// Name returns the name of the dependency.
 func (b *Breaker) Name() string { return b.name }
 
-// Attempt is leave to use the dependency. Exactly one of Answered, Failed and
-// Abandoned is to be called. A nil attempt is for no dependency at all.
+// Attempt is permission to use the dependency once. Call exactly one of Answered,
+// Failed and Abandoned. A nil Attempt stands for no dependency.
 type Attempt struct {
 	breaker *Breaker
 	probe   bool
 }
 
-// Dependency names what may be used.
+// Dependency returns the name of the dependency.
 func (a *Attempt) Dependency() string {
 	if a == nil {
 		return ""
@@ -129,8 +126,8 @@ func (a *Attempt) Dependency() string {
 	return a.breaker.name
 }
 
-// Wait returns as soon as the dependency is worth an attempt, or with the error
-// of ctx. While the breaker is closed that is at once.
+// Wait returns when the dependency may be used, at once while the breaker is
+// closed, or with the error of ctx.
 func (b *Breaker) Wait(ctx context.Context) (*Attempt, error) {
 	for {
 		attempt, wait, changed := b.try()
@@ -170,7 +167,7 @@ func (b *Breaker) try() (*Attempt, time.Duration, <-chan struct{}) {
 	return &Attempt{breaker: b, probe: true}, 0, nil
 }
 
-// Open reports whether the dependency is away and not yet worth an attempt.
+// Open reports whether Wait would block.
 func (b *Breaker) Open() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -178,7 +175,7 @@ func (b *Breaker) Open() bool {
 	return b.failures >= threshold && (b.probing || time.Until(b.until) > 0)
 }
 
-// State returns what is known of the dependency.
+// State returns the state of the dependency.
 func (b *Breaker) State() State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -192,7 +189,7 @@ func (b *Breaker) State() State {
 	return State{Name: b.name, Since: &first, Why: b.why, RetryAt: &until}
 }
 
-// Answered says that the dependency is there, whatever it answered.
+// Answered reports that the dependency answered, with success or not.
 func (a *Attempt) Answered() {
 	if a == nil {
 		return
@@ -213,23 +210,23 @@ func (a *Attempt) Answered() {
 
 	if b.failures >= threshold {
 		b.up.Set(1)
-		b.logger.Info("dependency is back: what needs it goes on", slog.String("dependency", b.name),
-			slog.Duration("away_for", time.Since(b.first).Round(time.Millisecond)))
+		b.logger.Info("dependency is available again", slog.String("dependency", b.name),
+			slog.Duration("unavailable_for", time.Since(b.first).Round(time.Millisecond)))
 	}
 
 	b.failures, b.why = 0, ""
 	b.wake()
 }
 
-// Failed says that the dependency could not be used, and returns how long to
-// pause before the next attempt.
+// Failed reports that the dependency could not be used and returns how long to
+// wait before the next attempt.
 func (a *Attempt) Failed(err error) time.Duration {
 	b := a.breaker
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
-	// Of many attempts that were under way when it opened, one is enough.
+	// Attempts that began before the breaker opened do not prolong the pause.
 	late := !a.probe && b.failures >= threshold
 
 	if a.probe {
@@ -246,12 +243,12 @@ func (a *Attempt) Failed(err error) time.Duration {
 
 	b.failures++
 	b.why = err.Error()
-	pause := jitter(min(maxPause, minPause<<min(b.failures-1, 10)))
+	pause := backoff.Jitter(min(maxPause, minPause<<min(b.failures-1, 10)))
 	b.until = time.Now().Add(pause)
 
 	if b.failures == threshold {
 		b.up.Set(0)
-		b.logger.Warn("dependency is unavailable: what needs it is paused until it is back",
+		b.logger.Warn("dependency is unavailable; its users wait for it",
 			slog.String("dependency", b.name), slog.Any("error", err))
 	}
 
@@ -260,12 +257,11 @@ func (a *Attempt) Failed(err error) time.Duration {
 	return pause
 }
 
-// Failed says that the dependency could not be used by somebody who did not
-// wait for leave, and returns how long to pause. Waiting for leave to tell would
-// take the place of an attempt that finds out whether it is back.
+// Failed reports a failure of a caller that did not use Wait, and returns how long
+// to wait. Calling Wait only to report a failure would block the probe.
 func (b *Breaker) Failed(err error) time.Duration { return (&Attempt{breaker: b}).Failed(err) }
 
-// Abandoned says that the attempt told nothing about the dependency.
+// Abandoned reports that the attempt says nothing about the dependency.
 func (a *Attempt) Abandoned() {
 	if a == nil || !a.probe {
 		return
@@ -284,6 +280,3 @@ func (b *Breaker) wake() {
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
-
-// jitter spreads d over its upper half, so that replicas do not ask together.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }

@@ -7,10 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// MaxID is the length of an id in a payload, in bytes, at most.
+// MaxID is the maximum length of an id in a payload, in bytes.
 const MaxID = 200
 
-// CheckID reports what is wrong with an id in the field at a path.
+// CheckID validates an id in the field at path.
 func CheckID(path, id string) error {
 	switch {
 	case id == "":

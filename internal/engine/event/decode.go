@@ -12,17 +12,17 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Limits of a message's body, checked before it is decoded.
+// Limits of a payload, checked before it is decoded.
 const (
-	// MaxPayload is the largest accepted payload in bytes.
+	// MaxPayload is the maximum size of a payload in bytes.
 	MaxPayload = 1 << 20
-	// MaxDepth is how deep objects and arrays may nest.
+	// MaxDepth is the maximum nesting of objects and arrays.
 	MaxDepth = 64
 )
 
 // Decode parses and validates the JSON payload of a message. Unknown fields
-// are ignored; names are case-sensitive and may not repeat. Its errors are
-// rejections (see [Reject]) that name the field and say what was expected.
+// are ignored; names are case-sensitive and must not repeat. Its errors are
+// rejections (see [Reject]) that name the field and the expected value.
 func Decode[P Payload](data []byte) (P, error) {
 	var p P
 
@@ -41,8 +41,7 @@ func Decode[P Payload](data []byte) (P, error) {
 	return p, nil
 }
 
-// Unmarshal parses JSON into v as Decode does. Its errors name the field and
-// say what was expected.
+// Unmarshal parses JSON into v as Decode does, without validating it.
 func Unmarshal(data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return explain(err)
@@ -82,8 +81,8 @@ func checkShape(data []byte) error {
 	return nil
 }
 
-// depth returns how deep data nests, counting no further than MaxDepth+1.
-// It need not understand malformed JSON: the decoder refuses that afterwards.
+// depth returns the nesting of data, counting up to MaxDepth+1. Its result for
+// malformed JSON does not matter: the decoder refuses that.
 func depth(data []byte) int {
 	var level, deepest int
 
@@ -107,16 +106,16 @@ func depth(data []byte) int {
 	return deepest
 }
 
-// Bounds of a number that Postgres' jsonb holds, with room to spare: numeric
-// ends at 131072 digits before the point and 16383 after it.
+// Bounds of a number in jsonb, far below those of Postgres: numeric has at most
+// 131072 digits before the point and 16383 after it.
 const (
 	maxDigits   = 1000
 	maxExponent = 1000
 )
 
-// CheckStorable reports what Postgres' jsonb cannot hold of a valid JSON text:
-// the character U+0000, and numbers of absurd size. Whoever stores JSON that a
-// message brought asks before, or the statement fails with the whole batch.
+// CheckStorable returns an error if Postgres cannot store valid JSON as jsonb: if
+// it contains U+0000 or absurdly large numbers. Call it before storing JSON from a
+// message; otherwise the statement fails for the whole batch.
 func CheckStorable(data []byte) error {
 	inString := false
 
@@ -127,7 +126,7 @@ func CheckStorable(data []byte) error {
 				return errors.New("has the character U+0000, expected none")
 			}
 
-			i++ // what is escaped begins no escape
+			i++ // skip the escaped character
 		case c == '"':
 			inString = !inString
 		case inString:
@@ -145,7 +144,7 @@ func CheckStorable(data []byte) error {
 	return nil
 }
 
-// numberAt returns the number that data begins with, less its sign.
+// numberAt returns the number at the beginning of data, without its sign.
 func numberAt(data []byte) []byte {
 	end := bytes.IndexFunc(data, func(r rune) bool { return !strings.ContainsRune("0123456789.eE+-", r) })
 	if end < 0 {
@@ -174,8 +173,8 @@ func fits(number []byte) bool {
 	return err == nil && n >= -maxExponent && n <= maxExponent
 }
 
-// explain turns a decoder's error into one that begins with the field's path
-// and says what was expected there.
+// explain converts a decoder's error to one that names the field and the expected
+// value.
 func explain(err error) error {
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
 		if semantic.Err != nil {
@@ -194,7 +193,7 @@ func explain(err error) error {
 	return fmt.Errorf("payload: not valid JSON: %w", err)
 }
 
-// path renders a JSON pointer the way Validate names fields: order.items[0].quantity.
+// path renders a JSON pointer as Validate names fields: order.items[0].quantity.
 func path(p jsontext.Pointer) string {
 	var b strings.Builder
 
@@ -240,7 +239,7 @@ func typeName(t reflect.Type) string {
 		return "another type"
 	}
 
-	switch t.Kind() { //nolint:exhaustive // the rest share a word
+	switch t.Kind() { //nolint:exhaustive // the others have a common name
 	case reflect.Int, reflect.Int32, reflect.Int64:
 		return "a whole number"
 	case reflect.String:

@@ -1,5 +1,5 @@
-// Package event holds the vocabulary that every other package shares: what a
-// message on a topic is, what a decoded event is, and what a handler returns.
+// Package event has the types that every other package shares: messages, decoded
+// events, and what handlers return.
 //
 // It does no I/O. Its imports are the standard library, a JSON codec, uuid and,
 // for the signature of Append, pgx.
@@ -16,8 +16,8 @@ import (
 type Payload interface {
 	// Topic names the topic that carries this type.
 	Topic() string
-	// Key is the id of the aggregate that the event is about. Messages with
-	// the same key are applied and published in order.
+	// Key is the id of the aggregate that the event concerns. Messages with the
+	// same key are applied and published in order.
 	Key() string
 	// Validate reports everything that is wrong with the payload, each error
 	// beginning with the path of its field ("order.quantity: ...").
@@ -26,8 +26,8 @@ type Payload interface {
 
 // Meta identifies a message and its place in a conversation.
 type Meta struct {
-	// ID is the identity of the message: two deliveries with the same ID are
-	// the same message.
+	// ID identifies the message: deliveries with the same ID are the same
+	// message.
 	ID uuid.UUID
 	// Correlation is the ID of the message that began the conversation.
 	Correlation uuid.UUID
@@ -75,18 +75,18 @@ func Start(p Payload) Outgoing {
 	return Outgoing{Meta: Meta{ID: id, Correlation: id}, Payload: p}
 }
 
-// AggregateID is the key of the payload: the aggregate that e is about.
+// AggregateID returns the key of the payload, the id of the aggregate.
 func (e Event[P]) AggregateID() string { return e.Payload.Key() }
 
-// Effected is an event with what its effect outside returned.
+// Effected is an event with the result of its effect.
 type Effected[P Payload, R any] struct {
 	Event[P]
 
-	// Result is nil when nothing was to be done.
+	// Result is nil if the effect was skipped.
 	Result *R
 }
 
-// ErrSkip says of an event that its effect is not needed; see consumer.Effect.
+// ErrSkip reports that an event needs no effect; see consumer.Effect.
 var ErrSkip = errors.New("no effect needed")
 
 // Identity returns the ids of e.

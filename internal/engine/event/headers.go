@@ -8,14 +8,14 @@ import (
 	"unicode/utf8"
 )
 
-// binaryValue is how a header value that is no text stands in JSON.
+// binaryValue is the JSON form of a header value that is not text.
 type binaryValue struct {
 	Base64 string `json:"base64"`
 }
 
-// MarshalJSON renders the headers as an object of strings. Values that a JSON
-// string in Postgres cannot hold (not UTF-8, or with a NUL) are rendered as
-// {"base64": "..."}; names of that kind are quoted.
+// MarshalJSON renders the headers as an object of strings. Values that Postgres
+// cannot store as a JSON string (not UTF-8, or with a NUL) are rendered as
+// {"base64": "..."}; such names are quoted.
 func (h Headers) MarshalJSON() ([]byte, error) {
 	object := make(map[string]any, len(h))
 
@@ -34,7 +34,7 @@ func (h Headers) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// UnmarshalJSON reads what MarshalJSON wrote.
+// UnmarshalJSON parses the output of MarshalJSON.
 func (h *Headers) UnmarshalJSON(data []byte) error {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(data, &object); err != nil {
@@ -71,7 +71,7 @@ func isText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsRune(s, 0)
 }
 
-// Text returns s as a text that Postgres can hold: what is not is quoted.
+// Text returns s, quoted if Postgres cannot store it as text.
 func Text(s string) string {
 	if isText(s) {
 		return s

@@ -6,11 +6,12 @@ import (
 	"time"
 )
 
-// maxRetryAfter bounds what another system may ask for.
+// maxRetryAfter bounds the wait that another system may ask for.
 const maxRetryAfter = time.Hour
 
-// RetryAfter reads the header of that name, seconds or a date (RFC 9110, section
-// 10.2.3), for Later: at most an hour, 0 if it says nothing.
+// RetryAfter parses the Retry-After header, in seconds or as a date (RFC 9110,
+// section 10.2.3), for Later. It returns at most an hour, and 0 if the value is
+// missing or invalid.
 func RetryAfter(value string) time.Duration {
 	if seconds, err := strconv.Atoi(value); err == nil {
 		return max(0, min(time.Duration(seconds)*time.Second, maxRetryAfter))

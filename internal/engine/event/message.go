@@ -9,25 +9,26 @@ import (
 	"github.com/google/uuid"
 )
 
-// Message is an event as it travels: bytes and headers, not yet decoded.
+// Message is an event in transit: bytes and headers, not yet decoded.
 type Message struct {
 	ID    uuid.UUID
 	Topic string
-	// Key orders messages: one partition, one lane, one after the other.
+	// Key orders messages: those with the same key are processed one after the
+	// other.
 	Key     string
 	Headers Headers
 	Payload []byte
 }
 
-// Headers are the headers of a message. Values are kept byte for byte and so
-// need not be valid UTF-8.
+// Headers are the headers of a message. Values are arbitrary bytes, not
+// necessarily UTF-8.
 type Headers map[string]string
 
 // CloudEventsPrefix begins the names of CloudEvents attributes among headers.
 const CloudEventsPrefix = "ce_"
 
-// Header names that Millrace reads and writes. The ce_ names are the binary
-// content mode of CloudEvents 1.0; the first is Watermill's own.
+// Headers that Millrace reads and writes. The first is Watermill's own; the ce_
+// names are the binary content mode of CloudEvents 1.0.
 const (
 	HeaderWatermillID = "_watermill_message_uuid"
 	HeaderID          = "ce_id"
@@ -38,21 +39,21 @@ const (
 	HeaderContentType = "content-type"
 	HeaderCorrelation = "correlation_id"
 	HeaderCausation   = "causation_id"
-	// HeaderTraceParent is that of W3C Trace Context.
+	// HeaderTraceParent is defined by W3C Trace Context.
 	HeaderTraceParent = "traceparent"
 )
 
 // Source is the CloudEvents source of every message that Millrace publishes.
 const Source = "millrace"
 
-// ReservedPrefix marks headers that exist only inside the process: a
-// subscriber adds them, a publisher never sends them.
+// ReservedPrefix begins the names of headers that exist only inside the process:
+// subscribers add them, publishers do not send them.
 const ReservedPrefix = "millrace_"
 
 // Reserved headers.
 const (
-	// HeaderKey carries the key between the relay, the broker's marshaler and
-	// the consumer. The marshaler turns it into what the broker knows as a key.
+	// HeaderKey carries the key between the relay, the broker's marshaler and the
+	// consumer. The marshaler translates it to the broker's own form of a key.
 	HeaderKey = ReservedPrefix + "key"
 	// HeaderOrigin says where a message was read, for example
 	// "kafka:orders.created/3@42".
@@ -63,7 +64,7 @@ const (
 	HeaderParked   = ReservedPrefix + "parked"
 )
 
-// namespace is the UUIDv5 name space of ids that other systems gave.
+// namespace is the UUIDv5 namespace of ids that are derived.
 var namespace = uuid.MustParse("4f2c5f0e-4f6d-5d0c-9a55-6d1a3a3f5c11")
 
 // NewID returns a new message id: a UUIDv7, so ids sort by time of creation.
@@ -71,18 +72,18 @@ func NewID() uuid.UUID {
 	return uuid.Must(uuid.NewV7())
 }
 
-// ForeignID derives a message id from the identity that another system gave
-// the message. The same parts always give the same id.
+// ForeignID derives a message id from the id that another system assigned. The
+// same parts always give the same id.
 func ForeignID(parts ...string) uuid.UUID {
 	return uuid.NewSHA1(namespace, []byte(strings.Join(parts, "\x00")))
 }
 
 // IdentifyMessage finds the id of a message by its headers, in this order:
 // Watermill's header, ce_id with ce_source, nativeID (the AMQP message_id).
-// When none is there the id is derived from origin, which must be the same for
-// every delivery of the message and for no other message. With an empty origin
-// too, the id is new.
-func IdentifyMessage(h Headers, nativeID, origin string) uuid.UUID {
+// Without any of them the id is derived from coordinates, which must be the same
+// for every delivery of the message and for no other message. If they are empty
+// too, the id is random.
+func IdentifyMessage(h Headers, nativeID, coordinates string) uuid.UUID {
 	if id := h[HeaderWatermillID]; id != "" {
 		return parseOrDerive(id, "watermill")
 	}
@@ -94,16 +95,15 @@ func IdentifyMessage(h Headers, nativeID, origin string) uuid.UUID {
 	switch {
 	case nativeID != "":
 		return parseOrDerive(nativeID, "native")
-	case origin != "":
-		return ForeignID("origin", origin)
+	case coordinates != "":
+		return ForeignID("origin", coordinates)
 	default:
 		return NewID()
 	}
 }
 
-// MetaOf returns the place of the message id in its conversation by its
-// headers. They are hints from outside: what is no UUID or no traceparent is
-// replaced or left out.
+// MetaOf reads the message's place in its conversation from its headers. It
+// ignores values that are not UUIDs or not a traceparent.
 func MetaOf(id uuid.UUID, h Headers) Meta {
 	meta := Meta{ID: id, Correlation: id}
 
@@ -126,11 +126,11 @@ func MetaOf(id uuid.UUID, h Headers) Meta {
 	return meta
 }
 
-// traceParent is the form of the header: W3C Trace Context, section 3.2.
+// traceParent matches a valid header (W3C Trace Context, section 3.2).
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 func parseOrDerive(id, kind string) uuid.UUID {
-	if len(id) == 36 { // the canonical form only: other spellings would alias
+	if len(id) == 36 { // only the canonical form: other spellings are different ids
 		if parsed, err := uuid.Parse(id); err == nil && parsed.String() == id {
 			return parsed
 		}
@@ -139,8 +139,8 @@ func parseOrDerive(id, kind string) uuid.UUID {
 	return ForeignID(kind, id)
 }
 
-// Fingerprint is a digest of a payload, to tell a redelivery from another
-// message under the same id: the first 8 bytes of its SHA-256.
+// Fingerprint returns the first 8 bytes of the payload's SHA-256. It distinguishes
+// a redelivery from another message with the same id.
 func Fingerprint(payload []byte) int64 {
 	sum := sha256.Sum256(payload)
 

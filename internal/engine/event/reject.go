@@ -5,23 +5,23 @@ import (
 	"time"
 )
 
-// Reason classifies why a message was rejected; it labels metrics and poison
-// entries.
+// Reason classifies why a message was stopped. It labels metrics and failed
+// messages.
 type Reason string
 
-// Reasons for which a message ends in the poison queue.
+// Reasons for which a message is stopped.
 const (
 	ReasonTooLarge  Reason = "too_large"     // larger than MaxPayload
 	ReasonMalformed Reason = "malformed"     // not JSON, or of the wrong shape
 	ReasonInvalid   Reason = "invalid"       // a field is missing or out of range
 	ReasonRefused   Reason = "refused"       // a rule of the domain forbids it
-	ReasonConflict  Reason = "conflict"      // its id was used with another body
+	ReasonConflict  Reason = "conflict"      // another body was applied under its id
 	ReasonFailed    Reason = "handler_error" // the handler kept failing
 	ReasonPanicked  Reason = "panic"         // the handler panicked
 )
 
-// RejectError marks an error as the message's own fault: trying again cannot
-// help, so the message goes to the poison queue at once.
+// RejectError marks an error as the message's own fault. Retrying cannot help, so
+// the message is stopped at once.
 type RejectError struct {
 	Reason Reason
 	Err    error
@@ -37,10 +37,11 @@ func Reject(err error) error { return RejectAs(ReasonRefused, err) }
 // RejectAs marks err as the message's own fault, for the given reason.
 func RejectAs(reason Reason, err error) error { return &RejectError{Reason: reason, Err: err} }
 
-// LaterError says that a message may well succeed later: a provider was busy.
-// It is parked at once and tried again; later messages of its key wait behind it.
+// LaterError reports that a message may succeed later, for example because a
+// provider was busy. The message waits for another attempt and blocks later
+// messages of its key.
 type LaterError struct {
-	// After is how long to wait at least; 0 leaves it to the consumer.
+	// After is the minimum wait; with 0 the consumer decides.
 	After time.Duration
 	Err   error
 }
@@ -49,15 +50,14 @@ func (e *LaterError) Error() string { return e.Err.Error() }
 
 func (e *LaterError) Unwrap() error { return e.Err }
 
-// Later marks err as one that waiting may cure.
+// Later marks err as temporary.
 func Later(after time.Duration, err error) error { return &LaterError{After: after, Err: err} }
 
-// UnavailableError says that an effect could not even be tried, or that its
-// outcome is unknown, because something outside is out of reach. It is nobody's
-// fault: what needs the dependency is paused until it answers again, and the
-// message is tried for ever.
+// UnavailableError reports that an effect could not be attempted, or has an
+// unknown outcome, because a dependency is unavailable. Consumers that need the
+// dependency wait for it, and the message is retried indefinitely.
 type UnavailableError struct {
-	// Dependency names what is out of reach, for people and metrics.
+	// Dependency is the name of the dependency in logs and metrics.
 	Dependency string
 	Err        error
 }
@@ -66,14 +66,14 @@ func (e *UnavailableError) Error() string { return e.Dependency + " is unavailab
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
-// Unavailable marks err as trouble of a dependency.
+// Unavailable marks err as the failure of a dependency.
 func Unavailable(dependency string, err error) error {
 	return &UnavailableError{Dependency: dependency, Err: err}
 }
 
-// RejectSome is returned by a batch handler when some events of the batch are
-// at fault, by their index in the batch. The transaction is rolled back, those
-// events are rejected and the others run again together.
+// RejectSome is returned by a batch handler to reject some events, by their index
+// in the batch. The transaction is rolled back, those events are rejected and the
+// others run again together.
 type RejectSome map[int]error
 
 func (r RejectSome) Error() string {
@@ -85,7 +85,7 @@ func (r RejectSome) Error() string {
 	return errors.Join(errs...).Error()
 }
 
-// Err returns r as an error, or nil when no event is at fault.
+// Err returns r as an error, or nil if it rejects no event.
 func (r RejectSome) Err() error {
 	if len(r) == 0 {
 		return nil

@@ -1,5 +1,5 @@
-// Package postgres opens the pool, runs transactions, applies migrations and
-// tells the errors of the database apart. Queries live beside their callers.
+// Package postgres opens the pool, runs transactions, takes locks, applies
+// migrations and classifies errors. Queries are next to their callers.
 package postgres
 
 import (
@@ -16,14 +16,14 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 )
 
-// Config says which database to use and how.
+// Config configures access to the database.
 type Config struct {
-	// URL is a libpq connection string. The environment variable DATABASE_URL
-	// is honoured too.
+	// URL is a libpq connection string. It may also be set in the environment
+	// variable DATABASE_URL. Required.
 	URL Secret `koanf:"url"`
-	// MaxConns bounds the pool.
+	// MaxConns is the maximum size of the pool. Defaults to 20.
 	MaxConns int32 `koanf:"max_conns"`
-	// MigrateOnStart applies pending migrations before serving.
+	// MigrateOnStart applies pending migrations before serving. Defaults to true.
 	MigrateOnStart bool `koanf:"migrate_on_start"`
 }
 
@@ -39,8 +39,8 @@ func (c Config) Validate() error {
 	if c.URL == "" {
 		errs = append(errs, errors.New("postgres.url: must not be empty: set it, or DATABASE_URL, to postgres://user:password@host:5432/database"))
 	} else if _, err := pgxpool.ParseConfig(string(c.URL)); err != nil {
-		// The parser's error is not repeated: it can quote the password.
-		errs = append(errs, errors.New("postgres.url: is not a connection string, expected postgres://user:password@host:5432/database"))
+		// The parser's error is left out: it can quote the password.
+		errs = append(errs, errors.New("postgres.url: not a connection string, expected postgres://user:password@host:5432/database"))
 	}
 
 	if c.MaxConns < 4 {
@@ -50,7 +50,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Secret is a string that never reaches a log or a printed configuration.
+// Secret is a string that is never logged or printed.
 type Secret string
 
 // LogValue hides the secret.
@@ -76,8 +76,8 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	poolConfig.AfterConnect = registerUUID
 	params := poolConfig.ConnConfig.RuntimeParams
 	params["application_name"] = "millrace"
-	// A session that hangs inside a transaction would hold back vacuum and
-	// block its keys: the server ends it.
+	// A session that hangs inside a transaction holds row locks and keeps vacuum
+	// from reclaiming space. The server ends it.
 	params["idle_in_transaction_session_timeout"] = "60s"
 	params["timezone"] = "UTC"
 
@@ -108,28 +108,28 @@ func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
 	return nil
 }
 
-// Beginner starts transactions: a pool or a connection.
+// Beginner begins transactions: a pool or a connection.
 type Beginner interface {
 	BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
 }
 
-// Querier is what reading needs: a pool, a connection or a transaction.
+// Querier runs queries: a pool, a connection or a transaction.
 type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// Execer is what changing needs: a pool, a connection or a transaction.
+// Execer runs statements: a pool, a connection or a transaction.
 type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// rollbackTimeout bounds a rollback, which must not run on the caller's
-// context: when that has expired, pgx would close the connection.
+// rollbackTimeout bounds a rollback. It does not use the caller's context: pgx
+// closes the connection if that has expired.
 const rollbackTimeout = 5 * time.Second
 
 // InTx runs fn in a READ COMMITTED transaction and commits when fn returns
-// nil. An error of the commit itself leaves open whether the transaction took
-// effect: the caller must be able to run everything again.
+// nil. After an error of the commit itself the transaction may have taken effect:
+// the caller must be able to run it again.
 func InTx(ctx context.Context, db Beginner, fn func(tx pgx.Tx) error) (err error) {
 	tx, err := db.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
@@ -140,8 +140,8 @@ func InTx(ctx context.Context, db Beginner, fn func(tx pgx.Tx) error) (err error
 		rollbackCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 		defer cancel()
 
-		// After a commit this does nothing. After a panic it returns the
-		// connection in a usable state.
+		// After a commit this does nothing. After a panic it leaves the connection
+		// usable.
 		_ = tx.Rollback(rollbackCtx)
 	}()
 

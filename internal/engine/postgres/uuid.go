@@ -8,9 +8,9 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// registerUUID lets a connection send uuid.UUID as the 16 bytes that it is.
-// pgx on its own asks it for its text and parses that again, which shows where
-// every message brings several ids.
+// registerUUID makes a connection send uuid.UUID as 16 bytes. By default pgx
+// renders it as text and parses that, which is measurable when every message has
+// several ids.
 func registerUUID(_ context.Context, conn *pgx.Conn) error {
 	m := conn.TypeMap()
 	m.TryWrapEncodePlanFuncs = append([]pgtype.TryWrapEncodePlanFunc{wrapUUID}, m.TryWrapEncodePlanFuncs...)
@@ -22,7 +22,7 @@ func wrapUUID(value any) (plan pgtype.WrappedEncodePlanNextSetter, next any, ok 
 	switch id := value.(type) {
 	case uuid.UUID:
 		return &encodeUUID{}, bytes16(id), true
-	case *uuid.UUID: // nil is NULL, which pgx has taken care of
+	case *uuid.UUID: // pgx has already handled nil
 		return &encodeUUID{}, bytes16(*id), true
 	default:
 		return nil, nil, false
