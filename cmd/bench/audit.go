@@ -7,6 +7,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/shop/audit"
 	"github.com/millracehq/millrace/internal/shop/money"
 	"github.com/millracehq/millrace/internal/shop/payment"
@@ -149,7 +150,7 @@ func (l *lab) audited(ctx context.Context, warmup bool) (figures, error) {
 
 	generated := time.Since(started).Seconds()
 
-	report, err := audit.New(s.pool, record{site: s, orders: n}).Run(ctx, audit.Options{})
+	report, err := audit.New(s.pool, record{site: s, orders: n}).Run(ctx, invariant.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/shop/audit"
 )
@@ -19,15 +20,15 @@ const maxRepairs = 10_000
 
 // auditOutput is what the command did; it is also its JSON output.
 type auditOutput struct {
-	audit.Report
+	invariant.Report
 
-	DryRun  bool           `json:"dry_run,omitempty"`
-	Repairs []audit.Repair `json:"repairs,omitempty"`
+	DryRun  bool               `json:"dry_run,omitempty"`
+	Repairs []invariant.Repair `json:"repairs,omitempty"`
 }
 
 func newAudit(opts *options) *cobra.Command {
 	var (
-		options     audit.Options
+		options     invariant.Options
 		repair, dry bool
 		by          poison.Actor
 	)
@@ -82,7 +83,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 	return cmd
 }
 
-func runAudit(ctx context.Context, auditor *audit.Auditor, options audit.Options, repair, dry bool, by poison.Actor) (out auditOutput, err error) {
+func runAudit(ctx context.Context, auditor *invariant.Auditor, options invariant.Options, repair, dry bool, by poison.Actor) (out auditOutput, err error) {
 	listed := options.Limit
 	if repair {
 		options.Limit = max(listed, maxRepairs)
@@ -114,7 +115,7 @@ func runAudit(ctx context.Context, auditor *audit.Auditor, options audit.Options
 }
 
 // watchAudit runs an audit and shows its progress.
-func watchAudit(ctx context.Context, auditor *audit.Auditor, options audit.Options) (audit.Report, error) {
+func watchAudit(ctx context.Context, auditor *invariant.Auditor, options invariant.Options) (invariant.Report, error) {
 	progress, done := showProgress("checking")
 	defer done()
 
@@ -128,8 +129,6 @@ func writeAudit(w io.Writer, out auditOutput) {
 
 	for _, c := range out.Checks {
 		switch {
-		case c.Skipped != "":
-			fmt.Fprintf(w, "%s\t-\tskipped: %s\n", c.Name, c.Skipped)
 		case c.Violations == 0:
 			fmt.Fprintf(w, "%s\t%d %s\tok\n", c.Name, c.Examined, c.What)
 		default:
@@ -147,7 +146,7 @@ func writeAudit(w io.Writer, out auditOutput) {
 	fmt.Fprintf(w, "\nas of %s, in %.1f s\n", stamp(out.At), out.Seconds)
 }
 
-func writeViolations(w io.Writer, c audit.Result) {
+func writeViolations(w io.Writer, c invariant.Result) {
 	fmt.Fprintf(w, "\n%s: %s\n", c.Name, c.Means)
 
 	for _, v := range c.First {

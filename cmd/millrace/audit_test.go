@@ -34,7 +34,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 	}{
 		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of [in-flight"},
 		{"audit --dry-run", exitUsage, "--dry-run requires --repair"},
-		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, and orders hold 0\n  What to do: `--repair`"},
+		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, but orders hold 0\n  What to do: `--repair`"},
 		{"audit --only stock,reservations", exitFailure, "the audit found 1 violations: reservations"},
 		{"audit --repair --dry-run", exitFailure, "Would be repaired:\n  reservations p: available 7 -> 10, reserved 3 -> 0, sold 0 -> 0"},
 		{"audit --repair --by me", 0, "Repaired; the checks above are from afterwards:\n  reservations p: available 7 -> 10"},

@@ -22,6 +22,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/parked"
@@ -30,7 +31,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/account"
-	"github.com/millracehq/millrace/internal/shop/audit"
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
@@ -69,7 +69,7 @@ type Upkeep struct {
 	Retention upkeep.Config
 	Inbox     inbox.Config
 	Janitor   *upkeep.Janitor
-	Audit     *audit.Auditor
+	Audit     *invariant.Auditor
 }
 
 // NewService assembles a service and lays out its routes.

@@ -2,14 +2,11 @@ package notification
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	_ "embed" // the templates
 	"errors"
 	"fmt"
 	htmltemplate "html/template"
 	netmail "net/mail"
-	"os"
 	"regexp"
 	"strings"
 	texttemplate "text/template"
@@ -18,6 +15,7 @@ import (
 	"github.com/wneessen/go-mail"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
 //go:embed templates/message.txt
@@ -45,19 +43,12 @@ type mailer struct {
 }
 
 func newMailer(cfg EmailConfig) (*mailer, error) {
-	settings := &tls.Config{ServerName: cfg.Host, MinVersion: tls.VersionTLS12}
-
-	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("notification.email.ca_file: %w", err)
-		}
-
-		settings.RootCAs = x509.NewCertPool()
-		if !settings.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("notification.email.ca_file: %s contains no certificate", cfg.CAFile)
-		}
+	settings, err := tlsconfig.New(cfg.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("notification.email.ca_file: %w", err)
 	}
+
+	settings.ServerName = cfg.Host
 
 	options := []mail.Option{mail.WithPort(cfg.Port), mail.WithTimeout(smtpTimeout), mail.WithTLSConfig(settings)}
 

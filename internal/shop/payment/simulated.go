@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -31,7 +32,7 @@ func NewSimulated() *Simulated { return &Simulated{} }
 // Charge captures at most once per idempotency key; the transaction id depends
 // on the key alone. A repeated request returns the first outcome.
 func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) {
-	if err := sleep(ctx, s.cfg.Latency); err != nil {
+	if err := backoff.Sleep(ctx, s.cfg.Latency); err != nil {
 		return Outcome{}, unknown(err)
 	}
 
@@ -102,7 +103,7 @@ func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, u
 func (s *Simulated) fail(ctx context.Context, action Action) error {
 	switch action {
 	case actionTimeout, actionChargeThenTimeout, actionRefundThenTimeout:
-		return unknown(errors.Join(errors.New("no answer in time"), sleep(ctx, s.cfg.Timeout)))
+		return unknown(errors.Join(errors.New("no answer in time"), backoff.Sleep(ctx, s.cfg.Timeout)))
 	case actionError, actionChargeThenError:
 		return unknown(errors.New("it answered 500"))
 	default:
@@ -116,7 +117,7 @@ func (s *Simulated) Find(ctx context.Context, charge Charge) (outcome Outcome, e
 		return s.Charge(ctx, charge)
 	}
 
-	if err := sleep(ctx, s.cfg.Latency); err != nil {
+	if err := backoff.Sleep(ctx, s.cfg.Latency); err != nil {
 		return Outcome{}, unknown(err)
 	}
 
@@ -132,7 +133,7 @@ func (s *Simulated) Find(ctx context.Context, charge Charge) (outcome Outcome, e
 
 // Refund returns all of a capture, once.
 func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
-	if err := sleep(ctx, s.cfg.Latency); err != nil {
+	if err := backoff.Sleep(ctx, s.cfg.Latency); err != nil {
 		return "", unknown(err)
 	}
 
@@ -226,20 +227,4 @@ func transactionID(charge Charge) string {
 	sum := sha256.Sum256([]byte(charge.IdempotencyKey()))
 
 	return "txn_" + hex.EncodeToString(sum[:8])
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
-	}
-
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -1,0 +1,106 @@
+package invariant
+
+// Pending is a query of the keys with unfinished work: a message in the outbox,
+// a message that waits for another attempt, or one that a person must decide.
+const Pending = `SELECT key FROM outbox UNION SELECT key FROM poison WHERE resolution IS NULL UNION SELECT key FROM parked`
+
+// engine returns the checks of the engine's own tables.
+func engine() []Source {
+	return []Source{
+		{
+			Name:  "streams",
+			Count: `SELECT count(*) FROM events WHERE version = 1`,
+			Rows: `
+				SELECT stream AS id, count(*) AS events, min(version) AS low, max(version) AS high FROM events
+				GROUP BY stream HAVING count(*) <> max(version) OR min(version) <> 1`,
+			Checks: []Check{{
+				Name:   "streams",
+				Means:  "The versions of every stream are 1..n without gaps.",
+				Advice: "Events are missing: restore them from a backup. Until then the aggregate cannot be folded from its beginning.",
+				Fault:  `format('has %s events with versions %s to %s', events, low, high)`,
+			}},
+		},
+		{
+			Name:  "projections",
+			Count: `SELECT count(*) FROM projections`,
+			Rows: `
+				SELECT name AS id, position, (SELECT recorded_at FROM events WHERE events.position > p.position ORDER BY events.position LIMIT 1) AS next_at
+				FROM projections p`,
+			Checks: []Check{{
+				Name:   "projections",
+				Means:  "Projections follow the events.",
+				Advice: "Look for `projections stand still` in the log, and for old transactions with `millrace status`: a projection waits for them.",
+				Fault: `CASE WHEN next_at < now() - @older::interval
+					THEN format('stopped at position %s; the next event is of %s', position, to_char(next_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
+			}},
+		},
+		{
+			Name:  "outbox rows",
+			Count: `SELECT count(*) FROM outbox`,
+			Rows: `
+				SELECT seq::text AS id, topic, created_at, available_at FROM outbox
+				WHERE available_at IS NULL AND created_at < now() - @older::interval OR available_at < now() - @older::interval`,
+			Checks: []Check{{
+				Name:   "outbox",
+				Means:  "Messages that are due are published.",
+				Advice: "Look at `/readyz` and in the log (`publishing fails`) for the reason; `millrace consumers list` shows paused consumers. Messages are published on their own once the broker accepts them.",
+				Fault: `CASE
+					WHEN available_at IS NULL THEN format('to %s: waits since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
+					ELSE format('to %s: was due at %s', topic, to_char(available_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
+				// A message that was scheduled long ago is as old when it becomes due.
+				Confirm: `SELECT seq::text FROM outbox WHERE seq = ANY($1::text[]::bigint[])`,
+			}},
+		},
+		{
+			Name:  "inbox rows",
+			Count: `SELECT count(*) FROM inbox`,
+			Rows: `
+				SELECT consumer || ' ' || message_id AS id, day, CASE WHEN get_byte(bytes, 6) >> 4 = 7
+					THEN date '1970-01-01' + ((((get_byte(bytes, 0)::bigint << 40) + (get_byte(bytes, 1)::bigint << 32) + (get_byte(bytes, 2)::bigint << 24)
+					     + (get_byte(bytes, 3) << 16) + (get_byte(bytes, 4) << 8) + get_byte(bytes, 5)) / 86400000)::int)
+					ELSE date '1970-01-01' END AS day_of_id
+				FROM (SELECT consumer, message_id, day, uuid_send(message_id) AS bytes FROM inbox OFFSET 0) AS i`,
+			Checks: []Check{{
+				Name:   "inbox",
+				Means:  "A message has one inbox row per consumer, in the partition of its id.",
+				Advice: "A row in another partition does not prevent its message from being applied again. Delete it if the right partition has the row too; otherwise move it.",
+				Fault:  `CASE WHEN day <> day_of_id THEN format('is in the partition of %s, but its id belongs to %s', day, day_of_id) END`,
+			}},
+		},
+		{
+			Name:  "poison entries",
+			Count: `SELECT count(*) FROM poison`,
+			Rows: `
+				SELECT id::text AS id, fingerprint, ('x' || encode(substr(sha256(payload), 1, 8), 'hex'))::bit(64)::bigint AS payload_fingerprint,
+				       jsonb_typeof(headers) AS headers
+				FROM poison`,
+			Checks: []Check{{
+				Name:   "poison",
+				Means:  "Stopped messages have the bytes and headers that they arrived with.",
+				Advice: "Do not requeue the entry: ask the producer to send the message again.",
+				Fault: `CASE
+					WHEN fingerprint <> payload_fingerprint THEN 'its payload has changed since it arrived'
+					WHEN headers <> 'object' THEN 'its headers are not an object' END`,
+			}},
+		},
+		{
+			Name:  "parked keys",
+			Count: `SELECT count(*) FROM parked_keys`,
+			Rows: `
+				SELECT coalesce(k.consumer, p.consumer) || ' ' || coalesce(k.key, p.key) AS id, k.due_at, p.waiting,
+				       EXISTS (SELECT FROM paused_consumers c WHERE c.consumer = k.consumer) AS paused
+				FROM parked_keys k
+				FULL JOIN (SELECT consumer, key, count(*) AS waiting FROM parked GROUP BY consumer, key) AS p
+					ON p.consumer = k.consumer AND p.key = k.key`,
+			Checks: []Check{{
+				Name:   "parked",
+				Means:  "Every waiting key has a waiting message, every waiting message a key, and none is overdue.",
+				Advice: "Look at it with `millrace parked show`, and retry it now with `millrace parked retry`. If keys stay overdue, no running service has their consumer.",
+				Fault: `CASE
+					WHEN waiting IS NULL THEN 'is blocked, but no message waits'
+					WHEN due_at IS NULL THEN 'has waiting messages that nothing retries'
+					WHEN due_at < now() - @older::interval AND NOT paused THEN 'is due since ' || to_char(due_at, 'YYYY-MM-DD HH24:MI:SS') END`,
+			}},
+		},
+	}
+}

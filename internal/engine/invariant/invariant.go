@@ -1,0 +1,200 @@
+// Package invariant checks, on a live database, what must hold whatever has
+// happened: the invariants that no constraint can express because they concern
+// several tables, time, or another system. It reports violations and, where
+// there is one safe answer, repairs them on request.
+//
+// It does not replace monitoring: it reads whole tables. The engine's own
+// checks are in engine.go; a business adds its own.
+package invariant
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Check is one invariant.
+type Check struct {
+	Name string
+	// Means states the invariant, Advice what to do about violations.
+	Means, Advice string
+	// Fault is an SQL expression over a row of the source: a text that describes
+	// the violation, or NULL.
+	Fault string
+	// Confirm is a query that returns those of the ids $1 that still violate the
+	// invariant. It is set for checks that can see work in progress.
+	Confirm string
+	// Repair repairs one violation and says what it did, or returns "" if the
+	// violation is gone. It returns an error made by Refuse if a person has to
+	// decide. It is nil for checks without a safe answer.
+	Repair func(ctx context.Context, tx pgx.Tx, id string) (what string, err error)
+}
+
+// Source is a set of rows that is read once for all of its checks.
+type Source struct {
+	// Name says what the rows are: orders.
+	Name string
+	// Prepare runs before the snapshot, to load other systems' records into
+	// temporary tables. It may be nil.
+	Prepare func(ctx context.Context, conn *pgx.Conn, options Options) error
+	// Count is a query for the number of examined rows.
+	Count string
+	// Rows is a query for rows with an id of type text. Its parameters are
+	// @older, @retention and @ledger; see Options.
+	Rows   string
+	Checks []Check
+}
+
+// Options select checks and bound them.
+type Options struct {
+	// Only names the checks to run. Defaults to all.
+	Only []string
+	// Limit is how many violations of a check are listed; all are counted.
+	// Defaults to 20.
+	Limit int
+	// Older is how long work may be in progress before it counts as stuck.
+	// Defaults to 15m.
+	Older time.Duration
+	// Retention is the retention of the inbox, which does not know older
+	// messages. Defaults to 168h.
+	Retention time.Duration
+	// Ledger is how far back records of other systems are read. Defaults to 720h.
+	Ledger time.Duration
+	// Timeout bounds each statement. Defaults to 5m.
+	Timeout time.Duration
+	// Progress is called before each step. Defaults to nothing.
+	Progress func(step, steps int, what string)
+}
+
+func (o Options) withDefaults() Options {
+	const day = 24 * time.Hour
+
+	o.Limit = cmp.Or(max(o.Limit, 0), 20)
+	o.Older = cmp.Or(max(o.Older, 0), 15*time.Minute)
+	o.Retention = cmp.Or(max(o.Retention, 0), 7*day)
+	o.Ledger = cmp.Or(max(o.Ledger, 0), 30*day)
+	o.Timeout = cmp.Or(max(o.Timeout, 0), 5*time.Minute)
+
+	if o.Progress == nil {
+		o.Progress = func(int, int, string) {}
+	}
+
+	return o
+}
+
+// Violation is one row that violates an invariant.
+type Violation struct {
+	// ID identifies it: an order, a product, a stream, a row.
+	ID string `json:"id"`
+	// Detail describes the violation.
+	Detail string `json:"detail"`
+}
+
+// Result is the result of one check.
+type Result struct {
+	Name string `json:"name"`
+	// Means states the invariant.
+	Means string `json:"means"`
+	// Examined is how many of What were examined.
+	Examined   int64  `json:"examined"`
+	What       string `json:"what"`
+	Violations int64  `json:"violations"`
+	// First are the first violations, by id.
+	First []Violation `json:"first,omitempty"`
+	// Advice is what to do about violations.
+	Advice string `json:"advice"`
+}
+
+// Report is the result of all checks.
+type Report struct {
+	// At is the time of the snapshot, by the database's clock.
+	At      time.Time `json:"at"`
+	Seconds float64   `json:"seconds"`
+	Checks  []Result  `json:"checks"`
+}
+
+// ViolatedError lists the checks that found violations.
+type ViolatedError struct {
+	Checks     []string
+	Violations int64
+}
+
+func (e *ViolatedError) Error() string {
+	return fmt.Sprintf("the audit found %d violations: %s", e.Violations, strings.Join(e.Checks, ", "))
+}
+
+// Err returns a ViolatedError if there is any violation.
+func (r Report) Err() error {
+	violated := &ViolatedError{}
+
+	for _, c := range r.Checks {
+		if c.Violations > 0 {
+			violated.Checks = append(violated.Checks, c.Name)
+			violated.Violations += c.Violations
+		}
+	}
+
+	if violated.Violations == 0 {
+		return nil
+	}
+
+	return violated
+}
+
+// Auditor checks a database.
+type Auditor struct {
+	pool    *pgxpool.Pool
+	sources []Source
+}
+
+// New returns an auditor with the given sources and the engine's own.
+func New(pool *pgxpool.Pool, sources ...Source) *Auditor {
+	return &Auditor{pool: pool, sources: append(sources, engine()...)}
+}
+
+// Names returns the names of all checks.
+func (a *Auditor) Names() []string {
+	var names []string
+
+	for _, s := range a.sources {
+		for _, c := range s.Checks {
+			names = append(names, c.Name)
+		}
+	}
+
+	return names
+}
+
+// selected returns the sources with only the named checks, or with all.
+func (a *Auditor) selected(only []string) ([]Source, error) {
+	known := a.Names()
+
+	for _, name := range only {
+		if !slices.Contains(known, name) {
+			return nil, event.UnknownName("check", name, known)
+		}
+	}
+
+	if len(only) == 0 {
+		return a.sources, nil
+	}
+
+	var sources []Source
+
+	for _, s := range a.sources {
+		s.Checks = slices.DeleteFunc(slices.Clone(s.Checks), func(c Check) bool { return !slices.Contains(only, c.Name) })
+		if len(s.Checks) > 0 {
+			sources = append(sources, s)
+		}
+	}
+
+	return sources, nil
+}

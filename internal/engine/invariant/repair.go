@@ -1,0 +1,97 @@
+package invariant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Repair is one violation that was repaired, or would be.
+type Repair struct {
+	Check string `json:"check"`
+	ID    string `json:"id"`
+	What  string `json:"what"`
+	// Refused is why the violation was not repaired.
+	Refused string `json:"refused,omitempty"`
+}
+
+type refusedError struct{ why string }
+
+func (e *refusedError) Error() string { return e.why }
+
+// Refuse returns the error of a repair that a person has to decide.
+func Refuse(why string) error { return &refusedError{why: why} }
+
+// errDryRun rolls back a repair.
+var errDryRun = errors.New("dry run")
+
+// Repair repairs the violations that report lists and that have one safe
+// answer. Each is checked again under a lock and repaired in a transaction of
+// its own, which also records who repaired it and why. A dry run changes nothing
+// and returns the same.
+func (a *Auditor) Repair(ctx context.Context, report Report, by poison.Actor, dry bool) ([]Repair, error) {
+	var repairs []Repair
+
+	for _, s := range a.sources {
+		for _, c := range s.Checks {
+			i := slices.IndexFunc(report.Checks, func(r Result) bool { return r.Name == c.Name })
+			if c.Repair == nil || i < 0 {
+				continue
+			}
+
+			for _, v := range report.Checks[i].First {
+				repair, err := a.repair(ctx, c, v.ID, by, dry)
+				if err != nil {
+					return repairs, fmt.Errorf("repairing %s of %s: %w", c.Name, v.ID, err)
+				}
+
+				if repair.What != "" || repair.Refused != "" { // otherwise the violation is gone
+					repairs = append(repairs, repair)
+				}
+			}
+		}
+	}
+
+	return repairs, nil
+}
+
+func (a *Auditor) repair(ctx context.Context, c Check, id string, by poison.Actor, dry bool) (Repair, error) {
+	repair := Repair{Check: c.Name, ID: id}
+
+	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '60s'`); err != nil {
+			return err
+		}
+
+		if repair.What, err = c.Repair(ctx, tx, id); err != nil || repair.What == "" {
+			return err
+		}
+
+		if dry {
+			return errDryRun
+		}
+
+		_, err = tx.Exec(ctx, `INSERT INTO repairs (invariant, subject, what, who, why) VALUES ($1, $2, $3, $4, $5)`,
+			c.Name, id, repair.What, by.Who, by.Why)
+
+		return err
+	})
+
+	if refused, ok := errors.AsType[*refusedError](err); ok {
+		repair.Refused = refused.why
+
+		return repair, nil
+	}
+
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+
+	return repair, err
+}

@@ -1,0 +1,86 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/invariant"
+)
+
+// products checks the stock of each product against the orders.
+func products() invariant.Source {
+	return invariant.Source{
+		Name:  "products",
+		Count: `SELECT count(*) FROM stock`,
+		Rows: `
+			SELECT coalesce(s.product_id, o.product_id) AS id, s.supplied, s.available, s.reserved, s.sold,
+			       coalesce(o.open, 0) AS open, coalesce(o.completed, 0) AS completed
+			FROM stock s
+			FULL JOIN (
+				SELECT l.product_id, sum(l.quantity) FILTER (WHERE o.status <> 'completed') AS open,
+				       sum(l.quantity) FILTER (WHERE o.status = 'completed') AS completed
+				FROM orders o CROSS JOIN LATERAL jsonb_to_recordset(o.lines) AS l (product_id text, quantity bigint)
+				WHERE o.status IN ('inventory_reserved', 'paid', 'completed')
+				GROUP BY l.product_id
+			) AS o ON o.product_id = s.product_id`,
+		Checks: []invariant.Check{
+			{
+				Name:   "stock",
+				Means:  "For each product supplied = available + reserved + sold, and none is below zero.",
+				Advice: "Count the goods, then set the figures by hand. A restock cannot correct them.",
+				Fault: `CASE
+					WHEN supplied <> available + reserved + sold THEN format('%s supplied, but %s available + %s reserved + %s sold', supplied, available, reserved, sold)
+					WHEN least(available, reserved, sold) < 0 THEN 'is below zero' END`,
+			},
+			{
+				Name:   "reservations",
+				Means:  "Reserved stock is what orders in state inventory_reserved or paid hold; sold stock is what completed orders received.",
+				Advice: "`--repair` sums up the orders under the lock of the product's row, and sets reserved, sold and available.",
+				Fault: `CASE
+					WHEN supplied IS NULL THEN format('is in orders (%s reserved, %s sold), but not in stock', open, completed)
+					WHEN reserved <> open THEN format('%s reserved, but orders hold %s', reserved, open)
+					WHEN sold <> completed THEN format('%s sold, but completed orders received %s', sold, completed) END`,
+				Repair: repairStock,
+			},
+		},
+	}
+}
+
+// repairStock sums up the orders of a product. Every change of reserved or sold
+// stock updates the product's row in the same transaction, so the orders that
+// this one sees while it holds the row match the row.
+func repairStock(ctx context.Context, tx pgx.Tx, id string) (string, error) {
+	var supplied, available, reserved, sold, open, completed int64
+
+	err := tx.QueryRow(ctx, `SELECT supplied, available, reserved, sold FROM stock WHERE product_id = $1 FOR NO KEY UPDATE`, id).
+		Scan(&supplied, &available, &reserved, &sold)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", invariant.Refuse("there is no such product: its stock is unknown")
+	}
+
+	if err != nil {
+		return "", err
+	}
+
+	// A statement of its own, so that its snapshot is later than the lock.
+	err = tx.QueryRow(ctx, `
+		SELECT coalesce(sum(l.quantity) FILTER (WHERE o.status <> 'completed'), 0)::bigint,
+		       coalesce(sum(l.quantity) FILTER (WHERE o.status = 'completed'), 0)::bigint
+		FROM orders o CROSS JOIN LATERAL jsonb_to_recordset(o.lines) AS l (product_id text, quantity bigint)
+		WHERE o.status IN ('inventory_reserved', 'paid', 'completed') AND l.product_id = $1`, id).Scan(&open, &completed)
+	if err != nil || open == reserved && completed == sold {
+		return "", err
+	}
+
+	left := supplied - open - completed
+	if left < 0 {
+		return "", invariant.Refuse(fmt.Sprintf("orders hold %d and received %d, more than the %d supplied: count the goods", open, completed, supplied))
+	}
+
+	_, err = tx.Exec(ctx, `UPDATE stock SET available = $2, reserved = $3, sold = $4 WHERE product_id = $1`, id, left, open, completed)
+
+	return fmt.Sprintf("available %d -> %d, reserved %d -> %d, sold %d -> %d", available, left, reserved, open, sold, completed), err
+}
