@@ -31,19 +31,23 @@ endif
 stop-local: ## Stop the brokers that run-local started
 	@scripts/services.sh down run kafka rabbitmq
 
+.PHONY: test-db
+test-db: ## Start the Postgres that most tests need
+	@scripts/services.sh up test postgres
+
 .PHONY: services
-services: ## Start the servers that the tests need
+services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ
 	@scripts/services.sh up test $(ALL)
 
 .PHONY: services-down
-services-down: ## Stop the servers of tests and benchmark
+services-down: ## Stop the servers of the tests and the benchmark
 	@scripts/services.sh down test $(ALL)
 	@scripts/services.sh down bench $(ALL)
 
 .PHONY: test
 test: verify services ## Check everything and run all tests, with the race detector
 	@. .local/test/env && go test -race -timeout 10m ./...
-	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/engine/broker ./internal/app
+	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/engine/broker/... ./internal/app
 
 .PHONY: stories
 stories: services ## Tell the stories of what fails and what an operator sees, on the embedded broker and on Kafka

@@ -11,17 +11,29 @@ have_docker() { command -v docker >/dev/null && timeout 5 docker info >/dev/null
 # answers HOST PORT: does anything accept connections there?
 answers() { timeout 2 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null; }
 
+# free_port: print a port that is free together with its successor, which the
+# brokers use too. Both are below the range from which the kernel assigns ports
+# to connections (32768 and up, ip(7)), so that they stay free.
+free_port() {
+  local port
+  for _ in $(seq 100); do
+    port=$((10000 + 2 * (RANDOM % 10000)))
+    answers 127.0.0.1 "$port" || answers 127.0.0.1 $((port + 1)) || { echo "$port"; return; }
+  done
+  die "found no free port"
+}
+
 # running PIDFILE: is the process of this file alive?
 running() { [[ -s $1 ]] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
-# wait_until SECONDS LOG COMMAND...: poll, and show the log when time is up.
+# wait_until SECONDS LOG COMMAND...: poll, and show the log on a timeout.
 wait_until() {
   local seconds=$1 log=$2 deadline
   shift 2
   deadline=$((SECONDS + seconds))
   until "$@"; do
     if ((SECONDS >= deadline)); then
-      say "gave up after ${seconds}s; the end of $log:"
+      say "timed out after ${seconds}s; the end of $log:"
       tail -n 20 "$log" >&2 || true
       return 1
     fi
@@ -29,7 +41,7 @@ wait_until() {
   done
 }
 
-# end PIDFILE SIGNAL: send the signal and wait until the process is gone.
+# end PIDFILE SIGNAL: send the signal and wait until the process has exited.
 end() {
   running "$1" || { rm -f "$1"; return 0; }
   local pid
@@ -47,13 +59,13 @@ end() {
 apt_install() {
   [[ $(id -u) -eq 0 ]] || die "$1 is missing: run 'sudo apt-get install $1'"
   command -v apt-get >/dev/null || die "$1 is missing: install it"
-  say "installing $1, once"
+  say "installing $1"
   { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"; } >"$2" 2>&1 ||
     { tail -n 20 "$2" >&2; die "could not install $1"; }
 }
 
-# act ACTION: what the scripts of the brokers have in common. They define
-# start_native, run_container and ready, and the variables used here.
+# act ACTION: the common part of the brokers' scripts, which define start_native,
+# run_container, ready and the variables used here.
 act() {
   case $1 in
     start) if have_docker; then start_docker; else start_native; fi ;;
@@ -63,8 +75,8 @@ act() {
   esac
 }
 
-# start_docker starts the container again that was made for this directory, so
-# that it has its data, or makes one.
+# start_docker: restart the container of this directory, which has its data, or
+# create one.
 start_docker() {
   ready && return 0
   if [[ ! -e $dir/container ]] || ! docker start "$container" >/dev/null 2>&1; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Kafka broker on loopback, for development and tests.
 #   scripts/kafka.sh start|stop|kill DIR PORT
-# Docker is used where an engine answers, else Java with what Maven fetches.
+# Uses Docker if it is available, else Java with the jars that Maven downloads.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -13,15 +13,15 @@ pidfile=$dir/kafka.pid log=$dir/kafka.log container=millrace-kafka-$port
 libs=$(root)/.local/kafka-libs
 
 fetch() {
-  command -v java >/dev/null || die "Kafka needs Java: install a JDK (17 or newer), or Docker, or set the address of a Kafka of your own"
-  command -v mvn >/dev/null || die "fetching Kafka needs Maven: install mvn, or Docker, or set the address of a Kafka of your own"
+  command -v java >/dev/null || die "Kafka requires Java: install a JDK (17 or newer) or Docker, or set the address of your own Kafka"
+  command -v mvn >/dev/null || die "downloading Kafka requires Maven: install mvn or Docker, or set the address of your own Kafka"
   mkdir -p "$libs"
   (
     flock 9
     [[ -e $libs/.complete ]] && exit 0
-    say "fetching Kafka, once"
+    say "downloading Kafka"
     mvn -q -B -f "$(root)/scripts/kafka/pom.xml" dependency:copy-dependencies -DoutputDirectory="$libs" >"$libs/.log" 2>&1 ||
-      { tail -n 20 "$libs/.log" >&2; die "could not fetch Kafka"; }
+      { tail -n 20 "$libs/.log" >&2; die "could not download Kafka"; }
     touch "$libs/.complete"
   ) 9>"$libs/.lock"
 }
@@ -57,7 +57,7 @@ java_kafka() { java -Dlog4j.configuration="file:$dir/log4j.properties" "$@"; }
 
 ready() { answers 127.0.0.1 "$port"; }
 
-# ready_or_dead: there is nothing to wait for any more.
+# ready_or_dead: stop waiting.
 ready_or_dead() { ready || ! running "$pidfile"; }
 
 start_native() {

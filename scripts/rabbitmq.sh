@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A RabbitMQ broker on loopback, for development and tests.
 #   scripts/rabbitmq.sh start|stop|kill DIR PORT
-# Docker is used where an engine answers, else Debian's rabbitmq-server.
+# Uses Docker if it is available, else Debian's rabbitmq-server.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -12,18 +12,18 @@ dir=$(cd "$2" && pwd)
 log=$dir/rabbitmq.log pidfile=$dir/rabbitmq.pid container=millrace-rabbitmq-$port
 server=/usr/lib/rabbitmq/bin/rabbitmq-server
 
-export HOME=$dir # the Erlang cookie is there, so instances and users don't meet
+export HOME=$dir # for the Erlang cookie, which keeps instances apart
 export RABBITMQ_NODENAME=millrace$port@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 RABBITMQ_NODE_PORT=$port
 export RABBITMQ_DIST_PORT=$((port + 1))
 export RABBITMQ_MNESIA_BASE=$dir/data RABBITMQ_LOG_BASE=$dir/log RABBITMQ_PID_FILE=$pidfile
 export RABBITMQ_ENABLED_PLUGINS_FILE=$dir/enabled_plugins RABBITMQ_CONFIG_FILE=$dir/rabbitmq
-# Schedulers that wait busily would take the CPU from the service beside them.
+# Busy-waiting schedulers would take CPU from the service next to them.
 export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 export ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP=$dir/erl_crash.dump
 
 install_server() {
   [[ -x $server ]] && return 0
-  # Its service is not wanted: this script starts its own.
+  # Keep the package from starting its own service.
   if [[ ! -e /usr/sbin/policy-rc.d ]]; then
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
     chmod +x /usr/sbin/policy-rc.d
@@ -32,12 +32,12 @@ install_server() {
   apt_install rabbitmq-server "$dir/apt.log"
 }
 
-# AMQP says its name when it is spoken to; a port that is merely open does not.
+# An open port is not enough: wait until the server speaks AMQP.
 ready() {
   timeout 2 bash -c "exec 3<>/dev/tcp/127.0.0.1/$port && printf 'AMQP\0\0\11\1' >&3 && head -c 1 <&3 | grep -q . -a" 2>/dev/null
 }
 
-# ready_or_dead PID: there is nothing to wait for any more.
+# ready_or_dead PID: stop waiting.
 ready_or_dead() { ready || ! kill -0 "$1" 2>/dev/null; }
 
 start_native() {

@@ -2,15 +2,18 @@
 # The servers that the tests, the benchmark and `make run-local` need.
 #   scripts/services.sh up|down PROFILE SERVICE...
 #
-# PROFILE: test   Postgres without fsync; own ports; .local/test
-#          bench  Postgres as in production; own ports; .local/bench
-#          run    standard ports; .local/run
+# PROFILE: test   Postgres without fsync; .local/test
+#          bench  Postgres as in production; .local/bench
+#          run    standard ports where they are free; .local/run
 # SERVICE: postgres, kafka, rabbitmq
+#
+# Ports are chosen when a server first starts and remembered in .local/PROFILE,
+# so that several clones can work on one machine.
 #
 # An address in the environment is used instead of starting a server:
 #   test and bench: MILLRACE_TEST_DATABASE_URL, MILLRACE_TEST_KAFKA_BROKERS, MILLRACE_TEST_RABBITMQ_URL
 #   run:            DATABASE_URL, MILLRACE_BROKER__KAFKA__BROKERS, MILLRACE_BROKER__RABBITMQ__URL
-# `up` writes what it found to .local/PROFILE/env, to be sourced.
+# `up` writes the addresses to .local/PROFILE/env, to be sourced.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -21,17 +24,37 @@ cd "$(root)"
 base=.local/$profile
 
 case $profile in
-  test) postgres_port=25432 kafka_port=29092 rabbitmq_port=25672 ;;
-  bench) postgres_port=35432 kafka_port=39092 rabbitmq_port=35672 ;;
-  run) postgres_port=5432 kafka_port=9092 rabbitmq_port=5672 ;;
+  test | bench)
+    kafka_port= rabbitmq_port=
+    postgres_var=MILLRACE_TEST_DATABASE_URL kafka_var=MILLRACE_TEST_KAFKA_BROKERS rabbitmq_var=MILLRACE_TEST_RABBITMQ_URL
+    ;;
+  run)
+    kafka_port=9092 rabbitmq_port=5672
+    postgres_var=DATABASE_URL kafka_var=MILLRACE_BROKER__KAFKA__BROKERS rabbitmq_var=MILLRACE_BROKER__RABBITMQ__URL
+    ;;
   *) die "unknown profile $profile" ;;
 esac
 
-if [[ $profile == run ]]; then
-  postgres_var=DATABASE_URL kafka_var=MILLRACE_BROKER__KAFKA__BROKERS rabbitmq_var=MILLRACE_BROKER__RABBITMQ__URL
-else
-  postgres_var=MILLRACE_TEST_DATABASE_URL kafka_var=MILLRACE_TEST_KAFKA_BROKERS rabbitmq_var=MILLRACE_TEST_RABBITMQ_URL
-fi
+# ours SERVICE PORT: does the server of this clone run on the port?
+ours() {
+  running "$base/$1/$1.pid" || { have_docker && [[ -n $(docker ps -q -f "name=^millrace-$1-$2\$") ]]; }
+}
+
+# port SERVICE: print the port of this clone's server.
+port() {
+  local file=$base/$1.port standard=${1}_port port
+  if [[ -s $file ]]; then
+    port=$(<"$file")
+    if ours "$1" "$port" || ! answers 127.0.0.1 "$port"; then
+      echo "$port"
+      return
+    fi
+    say "another program uses port $port; $1 gets a new one"
+  fi
+  port=${!standard}
+  if [[ -z $port ]] || answers 127.0.0.1 "$port"; then port=$(free_port); fi
+  echo "$port" | tee "$file"
+}
 
 # given VARIABLE: print the address in it, which must answer.
 given() {
@@ -40,57 +63,62 @@ given() {
   hostport=${hostport#*://}
   hostport=${hostport%%[/,?]*}
   answers "${hostport%:*}" "${hostport##*:}" ||
-    die "nothing answers at $hostport, which $1 names: start that server, or unset $1 to have one started"
+    die "nothing answers at $hostport, which $1 names: start that server, or unset $1"
   echo "$address"
 }
 
 # start SERVICE: start the server and print its address.
 start() {
-  local flags=
+  local flags='' port
   case $1 in
     postgres)
       case $profile in
         test) flags=-fast ;;
         bench) flags=-commit-timestamps ;;
       esac
-      go run ./scripts/localpg start -dir "$base/postgres" -port "$postgres_port" $flags
+      go run ./scripts/localpg start -dir "$base/postgres" $flags
       ;;
-    kafka) scripts/kafka.sh start "$base/kafka" "$kafka_port" && echo "127.0.0.1:$kafka_port" ;;
-    rabbitmq) scripts/rabbitmq.sh start "$base/rabbitmq" "$rabbitmq_port" && echo "amqp://guest:guest@127.0.0.1:$rabbitmq_port/" ;;
+    kafka) port=$(port kafka) && scripts/kafka.sh start "$base/kafka" "$port" && echo "127.0.0.1:$port" ;;
+    rabbitmq) port=$(port rabbitmq) && scripts/rabbitmq.sh start "$base/rabbitmq" "$port" && echo "amqp://guest:guest@127.0.0.1:$port/" ;;
     *) die "unknown service $1" ;;
   esac
 }
 
-# address SERVICE: print the address, after starting the server if need be.
+# address SERVICE: print the address, of the server that the environment names or
+# of one that it starts.
 address() {
   local variable=${1}_var
   variable=${!variable-}
   if [[ -n $variable && -n ${!variable-} ]]; then given "$variable"; else start "$1"; fi
 }
 
+# forget SERVICE: remove its address from the file.
+forget() {
+  local variable=${1}_var
+  [[ -e $base/env ]] && sed -i "/^export ${!variable}=/d" "$base/env" || true
+}
+
 up() {
   mkdir -p "$base"
   local service variable found
-  : >"$base/env.new"
   for service in "$@"; do
     variable=${service}_var
     found=$(address "$service") || exit 1
-    printf "export %s='%s'\n" "${!variable}" "$found" >>"$base/env.new"
+    forget "$service"
+    printf "export %s='%s'\n" "${!variable}" "$found" >>"$base/env"
   done
-  mv "$base/env.new" "$base/env"
 }
 
 down() {
   local service
   for service in "$@"; do
+    forget "$service"
     [[ -d $base/$service ]] || continue
     case $service in
       postgres) go run ./scripts/localpg stop -dir "$base/postgres" || true ;;
-      kafka) scripts/kafka.sh stop "$base/kafka" "$kafka_port" ;;
-      rabbitmq) scripts/rabbitmq.sh stop "$base/rabbitmq" "$rabbitmq_port" ;;
+      *) [[ ! -s $base/$service.port ]] || scripts/$service.sh stop "$base/$service" "$(<"$base/$service.port")" ;;
     esac
   done
-  rm -f "$base/env"
 }
 
 case $action in

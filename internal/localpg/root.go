@@ -16,15 +16,15 @@ import (
 	"syscall"
 )
 
-// unprivileged is the user that runs Postgres when this process is root: the
-// number of nobody, which every Linux has.
+// unprivileged is the user that runs Postgres if this process is root: nobody,
+// which every Linux has.
 const unprivileged = 65534
 
-// reexecEnv marks the process that does a job for root.
+// reexecEnv marks the process that runs a job for root.
 const reexecEnv = "MILLRACE_TEST_LOCALPG_JOB"
 
-// Reexec does the unprivileged part if this process was started for it, and
-// ends the process then. Call it first in main.
+// Reexec runs the unprivileged job and exits, if this process was started for it.
+// Call it first in main.
 func Reexec() {
 	if os.Getenv(reexecEnv) == "" {
 		return
@@ -45,7 +45,7 @@ func Reexec() {
 	os.Exit(0)
 }
 
-// locate finds the directory of the server, without making it.
+// locate returns the directory of the server without creating it.
 func locate(dir string) (home, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -66,9 +66,9 @@ func locate(dir string) (home, error) {
 	return h, nil
 }
 
-// prepare makes the directory of the server.
+// prepare creates the directory of the server.
 func (h home) prepare() error {
-	// Only the last directory is private: parents must let Postgres pass.
+	// Only the last directory is private: Postgres must be able to enter its parents.
 	err := errors.Join(os.MkdirAll(filepath.Dir(h.root), 0o755), os.MkdirAll(h.root, 0o700)) //nolint:gosec // see above
 	if err != nil {
 		return fmt.Errorf("creating %s: %w", h.root, err)
@@ -83,8 +83,8 @@ func (h home) prepare() error {
 	return nil
 }
 
-// reachable reports whether every user can get to dir. Parents that do not
-// exist yet will be made so that they can.
+// reachable reports whether every user can enter dir. Parents that do not exist
+// yet will allow it.
 func reachable(dir string) bool {
 	for ; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
@@ -98,7 +98,7 @@ func reachable(dir string) bool {
 	}
 }
 
-// runAs lets cmd run as the user of the server.
+// runAs makes cmd run as the user of the server.
 func (h home) runAs(cmd *exec.Cmd) {
 	cmd.Dir = h.root
 	cmd.Env = append(os.Environ(), "HOME="+h.root)
@@ -108,8 +108,8 @@ func (h home) runAs(cmd *exec.Cmd) {
 	}
 }
 
-// delegate runs the job by a copy of this program under the server's user, who
-// may not be able to reach the original.
+// delegate runs the job in a copy of this program as the server's user, who may
+// not be able to access the original.
 func (h home) delegate(ctx context.Context, j job) error {
 	program := filepath.Join(h.root, "starter")
 	if err := copySelf(program); err != nil {
@@ -124,12 +124,12 @@ func (h home) delegate(ctx context.Context, j job) error {
 
 	cmd := exec.CommandContext(ctx, program)
 	h.runAs(cmd)
-	// A process group of its own: Ctrl-C in the terminal is not for Postgres.
+	// A separate process group keeps Ctrl-C in the terminal from Postgres.
 	cmd.SysProcAttr.Setpgid = true
 	cmd.Env = append(cmd.Env, reexecEnv+"=1")
 	cmd.Stdin = bytes.NewReader(input)
 
-	// A file, not a pipe: Postgres inherits it and would keep a pipe open.
+	// A file and not a pipe: Postgres inherits it and would keep a pipe open.
 	output, err := os.CreateTemp(h.root, "start-*.log")
 	if err != nil {
 		return fmt.Errorf("creating log: %w", err)

@@ -25,10 +25,9 @@ func main() {
 func run(args []string) error {
 	flags := flag.NewFlagSet("localpg start|stop", flag.ExitOnError)
 	dir := flags.String("dir", ".local/postgres", "directory of the server")
-	port := flags.Uint("port", 0, "port on loopback; 0 picks one")
-	fast := flags.Bool("fast", false, "do not wait for the disk: for tests, whose data nobody misses")
-	stamps := flags.Bool("commit-timestamps", false, "keep the time of each commit, to measure latency")
-	connections := flags.Int("max-connections", 300, "connections at once")
+	fast := flags.Bool("fast", false, "do not wait for the disk, for tests")
+	stamps := flags.Bool("commit-timestamps", false, "record the time of each commit, to measure latency")
+	connections := flags.Int("max-connections", 300, "maximum number of connections")
 
 	if len(args) == 0 {
 		flags.Usage()
@@ -52,7 +51,7 @@ func run(args []string) error {
 			parameters["track_commit_timestamp"] = "on"
 		}
 
-		server, err := localpg.Start(ctx, localpg.Config{Dir: *dir, Port: uint32(*port), Parameters: parameters}, //nolint:gosec // a port
+		server, err := localpg.Start(ctx, localpg.Config{Dir: *dir, Parameters: parameters},
 			slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		if err != nil {
 			return err

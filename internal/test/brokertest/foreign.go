@@ -3,7 +3,11 @@ package brokertest
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/url"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/IBM/sarama"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -32,7 +36,25 @@ func Address(tb testing.TB, variable string) string {
 		tb.Fatalf("%s is not set and no server was started: run `make services`", variable)
 	}
 
+	conn, err := net.DialTimeout("tcp", hostPort(value), 5*time.Second)
+	if err != nil {
+		tb.Fatalf("%s: %v: run `make services`", variable, err)
+	}
+
+	_ = conn.Close()
+
 	return value
+}
+
+// hostPort returns the first host:port of an address of Kafka or RabbitMQ.
+func hostPort(address string) string {
+	if u, err := url.Parse(address); err == nil && u.Host != "" {
+		return u.Host
+	}
+
+	first, _, _ := strings.Cut(address, ",")
+
+	return first
 }
 
 // ProduceKafka publishes to Kafka as any other producer would.
