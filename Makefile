@@ -1,4 +1,4 @@
-# Everything that a developer runs. `make` alone lists it.
+# The commands of a developer. `make` lists them.
 SHELL := bash
 .DEFAULT_GOAL := help
 
@@ -16,7 +16,7 @@ build: ## Build bin/millrace
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/millrace ./cmd/millrace
 
 .PHONY: run-local
-run-local: build ## Run the service here; BROKER=embedded, kafka, rabbitmq or multi (both)
+run-local: build ## Run the service; BROKER=embedded, kafka, rabbitmq or multi (both)
 ifeq ($(BROKER),embedded)
 	@exec bin/millrace dev
 else ifeq ($(BROKER),multi)
@@ -46,11 +46,16 @@ services-down: ## Stop the servers of the tests and the benchmark
 
 .PHONY: test
 test: verify services ## Check everything and run all tests, with the race detector
-	@. .local/test/env && go test -race -timeout 10m ./...
+	@. .local/test/env && scripts/engine-alone.sh -race -timeout 10m
+	@. .local/test/env && go test -race -timeout 10m $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/engine/broker/... ./internal/app
 
+.PHONY: engine-alone
+engine-alone: services ## Test the engine in a copy of the repository without the shop
+	@. .local/test/env && scripts/engine-alone.sh -skip Restart
+
 .PHONY: stories
-stories: services ## Tell the stories of what fails and what an operator sees, on the embedded broker and on Kafka
+stories: services ## Run the operator stories on the embedded broker and on Kafka
 	@. .local/test/env && go test -count=1 -v -run TestStories ./cmd/millrace
 
 .PHONY: fmt
@@ -58,49 +63,55 @@ fmt: ## Format the code
 	gofmt -w .
 
 .PHONY: generate
-generate: ## Make the generated files
+generate: ## Write the generated files
 	go tool wire .
 	scripts/states.sh
 
 .PHONY: lint
 lint: ## Run the linters
 	go vet ./...
+	go -C cmd/bench vet ./...
 	go tool -modfile=tools/go.mod golangci-lint run ./...
+	go -C cmd/bench tool -modfile=../../tools/go.mod golangci-lint run ./...
 
 .PHONY: verify
-verify: lint ## Check format, lint, generated files and go.mod
+verify: lint ## Check formatting, linters, generated files and go.mod
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (run make fmt):"; gofmt -l .; exit 1; }
 	@go tool wire diff . || { echo "wire_gen.go is stale: run make generate"; exit 1; }
 	@scripts/states.sh --check
 	@go mod tidy -diff
+	@go -C cmd/bench mod tidy -diff
 
 .PHONY: fuzz
 fuzz: ## Fuzz each decoder for FUZZTIME
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: soak
-soak: build ## Kill the service again and again under 10,000 orders sent twice, on Kafka and RabbitMQ
+soak: build ## Kill the service repeatedly while 10,000 orders arrive twice, on Kafka and RabbitMQ
 	@scripts/soak.sh kafka && scripts/soak.sh rabbitmq
 
-.PHONY: bench
-bench: ## Measure throughput and latency against the usual way and the ceiling
+# bin/bench is a module of its own, so that the product does not carry it.
+.PHONY: bin/bench
+bin/bench:
 	@scripts/services.sh up bench $(ALL)
-	@. .local/bench/env && go run ./cmd/bench
+	@go -C cmd/bench build -o ../../bin/bench .
+
+.PHONY: bench
+bench: bin/bench ## Measure throughput and latency, compared with a naive service and with SQL alone
+	@. .local/bench/env && bin/bench
 
 .PHONY: bench-aged
-bench-aged: ## Measure orders/s with 10,000,000 inbox rows and a transaction held open, against an empty database
-	@scripts/services.sh up bench $(ALL)
-	@. .local/bench/env && go run ./cmd/bench -suite aged -json .local/bench/aged.json
+bench-aged: bin/bench ## Measure throughput with 10,000,000 inbox rows and an open transaction
+	@. .local/bench/env && bin/bench -suite aged -json .local/bench/aged.json
 
 .PHONY: bench-audit
-bench-audit: ## Measure the audit of a database with 1,000,000 orders
-	@scripts/services.sh up bench $(ALL)
-	@. .local/bench/env && go run ./cmd/bench -suite audit -rounds 3 -json .local/bench/audit.json
+bench-audit: bin/bench ## Measure the audit of a database with 1,000,000 orders
+	@. .local/bench/env && bin/bench -suite audit -rounds 3 -json .local/bench/audit.json
 
 .PHONY: image
 image: ## Build the container image
 	docker build -f deployments/Dockerfile --build-arg VERSION=$(VERSION) -t millrace:$(VERSION) .
 
 .PHONY: clean
-clean: services-down stop-local ## Stop all servers and delete what was built and stored here
+clean: services-down stop-local ## Stop all servers and delete build results and local data
 	rm -rf bin .local

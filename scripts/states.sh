@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the diagram of an order's states into DESIGN.md, or tells whether it is
-# stale.
+# Writes the diagram of an order's states to DESIGN.md, or checks that it is
+# current.
 #   scripts/states.sh [--check]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
