@@ -61,7 +61,7 @@ func stripeMock(tb testing.TB) *url.URL {
 	return &url.URL{Scheme: "http", Host: address}
 }
 
-func TestWhatStripeIsSentFollowsItsDescription(t *testing.T) {
+func TestRequestsFollowStripesDescription(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -85,10 +85,10 @@ func TestWhatStripeIsSentFollowsItsDescription(t *testing.T) {
 	}
 
 	if _ = response.Body.Close(); response.StatusCode != http.StatusBadRequest {
-		t.Fatalf("stripe-mock takes what Stripe does not know: %s", response.Status)
+		t.Fatalf("stripe-mock accepts an unknown parameter: %s", response.Status)
 	}
 
-	// In between, to see what it thought of each request.
+	// The proxy records the status of each request.
 	proxy := httputil.NewSingleHostReverseProxy(mock)
 	proxy.ModifyResponse = func(r *http.Response) error {
 		body, err := io.ReadAll(r.Body)
@@ -115,8 +115,8 @@ func TestWhatStripeIsSentFollowsItsDescription(t *testing.T) {
 
 	gateway := newGateway(t, stripeConfig(front.URL), pgtest.New(t))
 
-	// The second time it is asked about. What the examples say does not matter:
-	// they are of another amount.
+	// The second charge retrieves the intent. The results do not matter: the mock's
+	// examples have another amount.
 	for range 2 {
 		_, _ = gateway.Charge(t.Context(), chargeFor("order"))
 	}

@@ -42,7 +42,7 @@ func ledger(tb testing.TB, gateway payment.Gateway, orderID string) (entries []p
 	return entries
 }
 
-func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
+func TestTheSimulatedGatewayFollowsRules(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -56,7 +56,7 @@ func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
 		order    string
 		failures int
 		declined string
-		charged  bool // before the failures
+		charged  bool // by the first request, although it fails
 	}{
 		{"fine", 0, "", false},
 		{"declined-1", 0, "the card was declined", false},
@@ -102,7 +102,7 @@ func TestTheSimulatedGatewayMisbehavesByRule(t *testing.T) {
 	}
 }
 
-func TestTheSimulatedGatewayMisbehavesByChanceAndChargesOnce(t *testing.T) {
+func TestTheSimulatedGatewayFailsAtRandomAndChargesOnce(t *testing.T) {
 	t.Parallel()
 
 	const orders = 100
@@ -121,7 +121,7 @@ func TestTheSimulatedGatewayMisbehavesByChanceAndChargesOnce(t *testing.T) {
 		failures int
 	)
 
-	for i := range orders * 2 { // each order twice, at once
+	for i := range orders * 2 { // each order twice, concurrently
 		wait.Go(func() {
 			order := fmt.Sprint(i / 2)
 			outcome, errs := settle(t, func() payment.Gateway { return gateway }, chargeFor(order))
@@ -131,8 +131,8 @@ func TestTheSimulatedGatewayMisbehavesByChanceAndChargesOnce(t *testing.T) {
 
 			failures += len(errs)
 
-			if before, told := outcomes[order]; told && before != outcome {
-				t.Errorf("%s: was told %+v and %+v", order, before, outcome)
+			if before, known := outcomes[order]; known && before != outcome {
+				t.Errorf("%s: got both %+v and %+v", order, before, outcome)
 			}
 
 			outcomes[order] = outcome
@@ -150,15 +150,15 @@ func TestTheSimulatedGatewayMisbehavesByChanceAndChargesOnce(t *testing.T) {
 	}
 
 	if failures == 0 || captured == 0 || captured == orders {
-		t.Errorf("%d failures, %d of %d captured: that is no chance", failures, captured, orders)
+		t.Errorf("%d failures, %d of %d captured: that is not random", failures, captured, orders)
 	}
 
 	if entries := pgtest.Value[int](t, pool, `SELECT count(*) FROM gateway_ledger WHERE transaction_id IS NOT NULL`); entries != captured {
-		t.Errorf("the ledger has %d captures, %d were told", entries, captured)
+		t.Errorf("the ledger has %d captures, %d were returned", entries, captured)
 	}
 }
 
-func TestTheSimulatedLedgerStandsWhenTheBusinessRollsBack(t *testing.T) {
+func TestTheSimulatedLedgerSurvivesARollback(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -208,7 +208,7 @@ func TestTheSimulatedGatewayRefundsOnce(t *testing.T) {
 
 		if order == "slow-1" {
 			_, err := gateway.Refund(t.Context(), refund)
-			later(t, err)
+			expectRetryable(t, err)
 		}
 
 		for range 2 {
@@ -230,12 +230,12 @@ func TestTheSimulatedGatewayRefundsOnce(t *testing.T) {
 	}
 }
 
-func TestTheSimulatedLedgerIsReadByPages(t *testing.T) {
+func TestTheSimulatedLedgerIsReadInPages(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
 
-	// All at the same time, so that pages end between equal times.
+	// All have the same time, so that pages end between equal times.
 	if _, err := pool.Exec(t.Context(), `
 		INSERT INTO gateway_ledger (idempotency_key, order_id, attempt, amount, currency, transaction_id, settled_at)
 		SELECT 'k' || i, 'o' || i, 1, i, 'USD', 't' || i, '2026-01-01' FROM generate_series(1, 2500) i`); err != nil {
@@ -247,7 +247,7 @@ func TestTheSimulatedLedgerIsReadByPages(t *testing.T) {
 
 	err := gateway.Ledger(t.Context(), time.Date(2025, 12, 31, 0, 0, 0, 0, time.UTC), func(e payment.Entry) error {
 		if seen[e.TransactionID] {
-			t.Errorf("%s comes twice", e.TransactionID)
+			t.Errorf("%s is returned twice", e.TransactionID)
 		}
 
 		seen[e.TransactionID] = true
@@ -259,12 +259,12 @@ func TestTheSimulatedLedgerIsReadByPages(t *testing.T) {
 	}
 }
 
-func TestWithoutALedgerPostgresIsNotTouched(t *testing.T) {
+func TestWithoutALedgerPostgresIsNotUsed(t *testing.T) {
 	t.Parallel()
 
 	cfg := simulatedConfig()
 	cfg.Simulated.Ledger = false
-	gateway := newGateway(t, cfg, nil) // it would panic
+	gateway := newGateway(t, cfg, nil) // using the nil pool would panic
 
 	outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
 	if with, _ := newGateway(t, simulatedConfig(), pgtest.New(t)).Charge(t.Context(), chargeFor("order")); err != nil || outcome != with {
@@ -287,7 +287,7 @@ func TestWithoutALedgerPostgresIsNotTouched(t *testing.T) {
 	}
 }
 
-func TestALedgerOutOfReachIsTheDatabasesTrouble(t *testing.T) {
+func TestAnUnreachableLedgerMeansPostgresIsUnavailable(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -295,24 +295,24 @@ func TestALedgerOutOfReachIsTheDatabasesTrouble(t *testing.T) {
 	pool.Close()
 
 	_, err := gateway.Charge(t.Context(), chargeFor("order"))
-	databaseAway(t, err)
+	expectPostgresUnavailable(t, err)
 
 	_, err = gateway.Find(t.Context(), chargeFor("order"))
-	databaseAway(t, err)
+	expectPostgresUnavailable(t, err)
 
 	_, err = gateway.Refund(t.Context(), payment.Refund{})
-	databaseAway(t, err)
+	expectPostgresUnavailable(t, err)
 }
 
-func databaseAway(t *testing.T, err error) {
+func expectPostgresUnavailable(t *testing.T, err error) {
 	t.Helper()
 
 	if away, ok := errors.AsType[*event.UnavailableError](err); !ok || away.Dependency != postgres.Dependency {
-		t.Errorf("got %v, expected that the database is unavailable", err)
+		t.Errorf("got %v, expected Postgres to be unavailable", err)
 	}
 }
 
-func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
+func TestConfigurationErrorsNameTheKey(t *testing.T) {
 	t.Parallel()
 
 	for want, change := range map[string]func(*payment.Config){

@@ -49,16 +49,16 @@ func chargeFor(orderID string) payment.Charge {
 	return payment.Charge{OrderID: orderID, Attempt: 1, Amount: money.MustParse("99.99"), Currency: "USD"}
 }
 
-// later fails the test unless err says that the request may be made again, and
-// returns how long to wait.
-func later(tb testing.TB, err error) time.Duration {
+// expectRetryable fails the test unless err allows to repeat the request, and
+// returns how long to wait before.
+func expectRetryable(tb testing.TB, err error) time.Duration {
 	tb.Helper()
 
 	l, put := errors.AsType[*event.LaterError](err)
 	away, down := errors.AsType[*event.UnavailableError](err)
 
 	if !put && (!down || away.Dependency != payment.Dependency) {
-		tb.Fatalf("got %v, expected an error for later", err)
+		tb.Fatalf("got %v, expected a retryable error", err)
 	}
 
 	if strings.Contains(err.Error(), "hunter2") {
@@ -72,8 +72,8 @@ func later(tb testing.TB, err error) time.Duration {
 	return l.After
 }
 
-// settle charges until the outcome is known, each time as another process
-// would, and returns the outcome and the errors on the way.
+// settle charges until the outcome is known, each time through another gateway,
+// and returns the outcome and the errors before it.
 func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (payment.Outcome, []error) {
 	tb.Helper()
 
@@ -85,17 +85,17 @@ func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (
 			return outcome, errs
 		}
 
-		later(tb, err)
+		expectRetryable(tb, err)
 
 		errs = append(errs, err)
 	}
 
-	tb.Fatalf("the charge of %s does not settle: %v", charge.OrderID, errors.Join(errs...))
+	tb.Fatalf("the outcome of %s stays unknown: %v", charge.OrderID, errors.Join(errs...))
 
 	return payment.Outcome{}, nil
 }
 
-func TestStripeChargesOnceWhateverFails(t *testing.T) {
+func TestStripeChargesOnceDespiteFailures(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -106,19 +106,19 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 		faults    []paymenttest.Fault
 		unknown   bool
 	}{
-		{"nothing fails", paymenttest.OpCreate, nil, false},
+		{"no failure", paymenttest.OpCreate, nil, false},
 		{"create is lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Lost}, true},
-		{"create is done and lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterLost, paymenttest.AfterLost}, true},
-		{"create answers 500 and again", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterError}, true},
-		{"create answers 500, not done, and again", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.StoredError}, true},
-		{"500, not charged, and again", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.StoredError}, true},
+		{"create succeeds, the answer is lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterLost, paymenttest.AfterLost}, true},
+		{"create succeeds, answers 500", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterError}, true},
+		{"create fails, 500 is replayed", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.StoredError}, true},
+		{"not charged, 500 is replayed", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.StoredError}, true},
 		{"create is busy", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Busy}, false},
 		{"confirm is lost", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Lost}, true},
-		{"charged, no answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterLost}, true},
-		{"charged, too late an answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterSlow}, true},
-		{"charged, half of an answer", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterGarbled}, true},
-		{"charged, then 500", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterError}, true},
-		{"500, not charged, many times", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Error, paymenttest.Error, paymenttest.Error}, true},
+		{"charged, the answer is lost", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterLost}, true},
+		{"charged, the answer is late", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterSlow}, true},
+		{"charged, the answer is truncated", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterGarbled}, true},
+		{"charged, answers 500", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.AfterError}, true},
+		{"not charged, 500 three times", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Error, paymenttest.Error, paymenttest.Error}, true},
 		{"busy", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.Busy}, false},
 		{"the key is in use", paymenttest.OpConfirm, []paymenttest.Fault{paymenttest.InUse}, true},
 	} {
@@ -144,7 +144,7 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 				}
 
 				if len(errs) < len(c.faults) {
-					t.Errorf("got the errors %v, expected %d", errs, len(c.faults))
+					t.Errorf("got errors %v, expected %d", errs, len(c.faults))
 				}
 
 				for _, err := range errs {
@@ -155,21 +155,21 @@ func TestStripeChargesOnceWhateverFails(t *testing.T) {
 						t.Errorf("%v: unknown %t, unavailable %t, expected %t", err, unknown, down, c.unknown)
 					}
 
-					if c.faults[0] == paymenttest.Busy && later(t, err) != paymenttest.RetryAfter {
-						t.Errorf("waits %s, expected what Retry-After says", later(t, err))
+					if c.faults[0] == paymenttest.Busy && expectRetryable(t, err) != paymenttest.RetryAfter {
+						t.Errorf("waits %s, expected the Retry-After", expectRetryable(t, err))
 					}
 				}
 
-				again, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor(order))
-				if err != nil || again != outcome {
-					t.Errorf("asked again: %+v, %v, expected %+v", again, err, outcome)
+				repeated, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor(order))
+				if err != nil || repeated != outcome {
+					t.Errorf("repeated: %+v, %v, expected %+v", repeated, err, outcome)
 				}
 			})
 		}
 	}
 }
 
-func TestStripeIsAskedBeforeAnythingIsCompensated(t *testing.T) {
+func TestFindReturnsTheOutcomeOfAFailedRequest(t *testing.T) {
 	t.Parallel()
 
 	server, pool := paymenttest.NewServer(t), pgtest.New(t)
@@ -184,7 +184,7 @@ func TestStripeIsAskedBeforeAnythingIsCompensated(t *testing.T) {
 
 	for _, charged := range []bool{false, true} {
 		_, err := gateway.Charge(t.Context(), charge)
-		later(t, err)
+		expectRetryable(t, err)
 
 		found, err := gateway.Find(t.Context(), charge)
 		if err != nil || found.Captured() != charged || found.Declined != "" {
@@ -210,10 +210,10 @@ func TestStripeIsAskedBeforeAnythingIsCompensated(t *testing.T) {
 	server.Fail(paymenttest.OpSearch, paymenttest.Error)
 
 	_, err := gateway.Find(t.Context(), charge)
-	later(t, err)
+	expectRetryable(t, err)
 }
 
-func TestStripeRefuses(t *testing.T) {
+func TestStripeDeclinesAndRejects(t *testing.T) {
 	t.Parallel()
 
 	server, pool := paymenttest.NewServer(t), pgtest.New(t)
@@ -255,7 +255,7 @@ func TestStripeRefuses(t *testing.T) {
 	}
 
 	if server.Requests(paymenttest.OpCreate) != before {
-		t.Error("Stripe was asked for what cannot be charged")
+		t.Error("Stripe was asked to charge an impossible amount")
 	}
 
 	for _, order := range []string{"declined", "small", "nothing", "odd"} {
@@ -277,15 +277,15 @@ func TestStripeRefuses(t *testing.T) {
 	}
 }
 
-func TestStripeIsAwayAndComesBack(t *testing.T) {
+func TestStripeIsUnreachableAndRecovers(t *testing.T) {
 	t.Parallel()
 
 	server, pool := paymenttest.NewServer(t), pgtest.New(t)
-	gone := httptest.NewServer(server)
-	gone.Close()
+	closed := httptest.NewServer(server)
+	closed.Close()
 
-	_, err := newGateway(t, stripeConfig(gone.URL), pool).Charge(t.Context(), chargeFor("order"))
-	later(t, err)
+	_, err := newGateway(t, stripeConfig(closed.URL), pool).Charge(t.Context(), chargeFor("order"))
+	expectRetryable(t, err)
 
 	if _, unknown := errors.AsType[*payment.UnknownError](err); !unknown {
 		t.Errorf("got %v, expected an unknown outcome", err)
@@ -297,7 +297,7 @@ func TestStripeIsAwayAndComesBack(t *testing.T) {
 	}
 }
 
-func TestAKeyThatIsRevokedDeclinesNothing(t *testing.T) {
+func TestARevokedKeyMakesStripeUnavailable(t *testing.T) {
 	t.Parallel()
 
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -314,7 +314,7 @@ func TestAKeyThatIsRevokedDeclinesNothing(t *testing.T) {
 	}
 }
 
-func TestAPaymentMethodThatChangesBetweenTriesChargesOnce(t *testing.T) {
+func TestChangingThePaymentMethodBetweenAttemptsChargesOnce(t *testing.T) {
 	t.Parallel()
 
 	server, pool := paymenttest.NewServer(t), pgtest.New(t)
@@ -322,7 +322,7 @@ func TestAPaymentMethodThatChangesBetweenTriesChargesOnce(t *testing.T) {
 	server.Fail(paymenttest.OpCreate, paymenttest.AfterLost)
 
 	_, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor("order"))
-	later(t, err)
+	expectRetryable(t, err)
 
 	cfg.Stripe.PaymentMethod = "pm_card_mastercard"
 
@@ -332,7 +332,7 @@ func TestAPaymentMethodThatChangesBetweenTriesChargesOnce(t *testing.T) {
 	}
 }
 
-func TestStripeRefundsOnceWhateverFails(t *testing.T) {
+func TestStripeRefundsOnceDespiteFailures(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -357,7 +357,7 @@ func TestStripeRefundsOnceWhateverFails(t *testing.T) {
 				server.Fail(paymenttest.OpRefund, fault)
 
 				if _, err = gateway.Refund(t.Context(), refund); fault != paymenttest.None {
-					later(t, err)
+					expectRetryable(t, err)
 				} else if err != nil {
 					t.Fatal(err)
 				}
@@ -373,14 +373,14 @@ func TestStripeRefundsOnceWhateverFails(t *testing.T) {
 				}
 
 				if _, refunds, net := server.Captured(order); refunds != 1 || net != 0 {
-					t.Errorf("refunded %d times, %d are left", refunds, net)
+					t.Errorf("refunded %d times, %d remain", refunds, net)
 				}
 			})
 		}
 	}
 }
 
-func TestARefundOfNothingIsRefused(t *testing.T) {
+func TestARefundOfAnUnknownCaptureIsRefused(t *testing.T) {
 	t.Parallel()
 
 	server := paymenttest.NewServer(t)
@@ -392,7 +392,7 @@ func TestARefundOfNothingIsRefused(t *testing.T) {
 	}
 }
 
-func TestTheLedgerOfStripeIsReadByPages(t *testing.T) {
+func TestTheLedgerOfStripeIsReadInPages(t *testing.T) {
 	t.Parallel()
 
 	server, pool := paymenttest.NewServer(t), pgtest.New(t)
@@ -404,7 +404,7 @@ func TestTheLedgerOfStripeIsReadByPages(t *testing.T) {
 		server.Give(int64(1000+i), "usd", map[string]string{"source": "millrace", "order_id": fmt.Sprint(i), "attempt": "1"})
 	}
 
-	server.Give(77, "usd", map[string]string{"order_id": "1"}) // somebody else's
+	server.Give(77, "usd", map[string]string{"order_id": "1"}) // another system's
 
 	outcome, err := gateway.Charge(t.Context(), chargeFor("back"))
 	if err != nil {
@@ -434,19 +434,19 @@ func TestTheLedgerOfStripeIsReadByPages(t *testing.T) {
 		t.Errorf("the second one is %+v", e)
 	}
 
-	broken := errors.New("enough")
+	broken := errors.New("stop")
 
 	if err := gateway.Ledger(t.Context(), time.Time{}, func(payment.Entry) error { return broken }); !errors.Is(err, broken) {
-		t.Errorf("got %v, expected the error of the reader", err)
+		t.Errorf("got %v, expected the error of the callback", err)
 	}
 
 	if err := gateway.Ledger(t.Context(), time.Now().Add(time.Hour), func(payment.Entry) error { return broken }); err != nil {
-		t.Errorf("something is from the future: %v", err)
+		t.Errorf("an entry is in the future: %v", err)
 	}
 }
 
-// However often and whatever fails, from several processes at once: one
-// capture for an order, one refund.
+// Several processes charge and refund the same orders while requests fail at
+// random: each order has one capture and one refund.
 func TestStripeUnderChaos(t *testing.T) {
 	t.Parallel()
 
@@ -509,7 +509,7 @@ func TestStripeUnderChaos(t *testing.T) {
 
 		for _, outcome := range outcomes {
 			if outcome != outcomes[0] {
-				t.Errorf("%s: the processes were told %+v", order, outcomes)
+				t.Errorf("%s: the processes got %+v", order, outcomes)
 			}
 		}
 
@@ -522,7 +522,7 @@ func TestStripeUnderChaos(t *testing.T) {
 		}
 
 		if captures, refunds, net := server.Captured(order); net != 0 || refunds != captures {
-			t.Fatalf("%s: captured %d times, refunded %d times, %d are left", order, captures, refunds, net)
+			t.Fatalf("%s: captured %d times, refunded %d times, %d remain", order, captures, refunds, net)
 		}
 	}
 }
@@ -530,7 +530,7 @@ func TestStripeUnderChaos(t *testing.T) {
 func refundUntilDone(t *testing.T, gateway payment.Gateway, refund payment.Refund) {
 	t.Helper()
 
-	for range 2 { // the second finds the first
+	for range 2 { // the second finds the refund of the first
 		pgtest.Eventually(t, refund.OrderID+" is refunded", func() bool {
 			_, err := gateway.Refund(context.WithoutCancel(t.Context()), refund)
 

@@ -10,15 +10,15 @@ import (
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
-// Currencies whose unit at Stripe is not a hundredth. The lists are Stripe's:
-// its units are those of ISO 4217, apart from ISK and UGX, which have no
-// decimals any more and are still counted in hundredths. The tables of
-// golang.org/x/text/currency are CLDR's and cannot be used here: they say what
-// is usual to print, which for IDR, COP, ALL and others is no decimals, so that
-// an order would be charged a hundredth of its price.
+// Currencies whose unit at Stripe is not a hundredth, from Stripe's lists. Its
+// units are those of ISO 4217, except that ISK and UGX, which have no decimals
+// any more, are still counted in hundredths. The tables of
+// golang.org/x/text/currency are CLDR's and must not be used here: they have the
+// usual printed form, which for IDR, COP, ALL and others has no decimals, so an
+// order would be charged a hundredth of its price.
 var (
 	wholeUnits = setOf("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF")
-	// thousandths must end in 0, so that every bank can take them.
+	// thousandths must end in 0, so that every bank accepts them.
 	thousandths = setOf("BHD JOD KWD OMR TND")
 	// onceHundredths must end in 00.
 	onceHundredths = setOf("ISK UGX")
@@ -33,7 +33,7 @@ func setOf(words string) map[string]bool {
 	return set
 }
 
-// digits is how many decimal places Stripe's unit of a currency has.
+// digits returns the decimal places of Stripe's unit of a currency.
 func digits(currency string) int32 {
 	switch {
 	case wholeUnits[currency]:
@@ -45,8 +45,8 @@ func digits(currency string) int32 {
 	}
 }
 
-// minorUnits returns an amount as Stripe counts it. Its error says what the
-// currency cannot express.
+// minorUnits returns an amount in Stripe's unit, or an error if the currency
+// cannot express it.
 func minorUnits(amount money.Amount, currency string) (int64, error) {
 	step := int64(1)
 
@@ -71,8 +71,8 @@ func minorUnits(amount money.Amount, currency string) (int64, error) {
 	return units.IntPart(), nil
 }
 
-// amountOf returns units of Stripe as an amount. Stripe's code of the currency
-// is in small letters.
+// amountOf returns an amount in Stripe's unit as an amount and a currency.
+// Stripe's codes of currencies are in lower case.
 func amountOf(units int64, code string) (money.Amount, string) {
 	currency := strings.ToUpper(code)
 

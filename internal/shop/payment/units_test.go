@@ -7,7 +7,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
-func TestAmountsGoInTheUnitsThatStripeCounts(t *testing.T) {
+func TestMinorUnits(t *testing.T) {
 	t.Parallel()
 
 	for _, c := range []struct {
@@ -23,12 +23,12 @@ func TestAmountsGoInTheUnitsThatStripeCounts(t *testing.T) {
 		{"1.005", "USD", 0, "expected a multiple of 0.01"},
 		{"5.120", "KWD", 5120, ""},
 		{"5.124", "KWD", 0, "expected a multiple of 0.01"},
-		// Without decimals by ISO 4217 by now, but in hundredths at Stripe.
+		// No decimals in ISO 4217, hundredths at Stripe.
 		{"5", "ISK", 500, ""},
 		{"5", "UGX", 500, ""},
 		{"5.5", "UGX", 0, "expected a multiple of 1"},
-		// Printed without decimals, and in hundredths all the same: CLDR's
-		// tables would charge a hundredth.
+		// Printed without decimals, hundredths at Stripe: CLDR's tables would charge
+		// a hundredth of the amount.
 		{"150000", "IDR", 15000000, ""},
 		{"150000", "COP", 15000000, ""},
 		{"100", "ALL", 10000, ""},
@@ -47,7 +47,7 @@ func TestAmountsGoInTheUnitsThatStripeCounts(t *testing.T) {
 			t.Errorf("%s %s: got %d, %v, expected %d", c.amount, c.currency, units, err, c.units)
 		default:
 			if back, code := amountOf(units, strings.ToLower(c.currency)); code != c.currency || !back.Equal(money.MustParse(c.amount)) {
-				t.Errorf("%s %s: came back as %s %s", c.amount, c.currency, back, code)
+				t.Errorf("%s %s: converted back to %s %s", c.amount, c.currency, back, code)
 			}
 		}
 	}

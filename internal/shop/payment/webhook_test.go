@@ -20,7 +20,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// receiver is the handler on a server and a database of its own.
+// receiver is the handler with its own server and database.
 type receiver struct {
 	tb       testing.TB
 	url      string
@@ -43,7 +43,7 @@ func newReceiver(tb testing.TB) *receiver {
 	return r
 }
 
-// post sends a body that was signed with a secret at a time.
+// post sends a body with a signature by a secret at a time.
 func (r *receiver) post(body, secret string, at time.Time) int {
 	r.tb.Helper()
 
@@ -109,8 +109,8 @@ func (r *receiver) published() []payment.Reported {
 	return reports
 }
 
-// counted returns how many webhooks had a fate.
-func (r *receiver) counted(fate string) (n float64) {
+// counted returns how many webhooks had an outcome.
+func (r *receiver) counted(outcome string) (n float64) {
 	r.tb.Helper()
 
 	families, err := r.registry.Gather()
@@ -121,7 +121,7 @@ func (r *receiver) counted(fate string) (n float64) {
 	for _, family := range families {
 		for _, metric := range family.GetMetric() {
 			for _, label := range metric.GetLabel() {
-				if label.GetName() == "outcome" && label.GetValue() == fate {
+				if label.GetName() == "outcome" && label.GetValue() == outcome {
 					n += metric.GetCounter().GetValue()
 				}
 			}
@@ -143,13 +143,13 @@ const (
 	refunded = `{"id": "re_1", "amount": 9999, "currency": "usd", "status": "succeeded", "payment_intent": "pi_1", "metadata": %s}`
 )
 
-func TestWebhooksBecomeMessages(t *testing.T) {
+func TestWebhooksArePublished(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {
-		event  string
-		report string
-		fate   string
+		event   string
+		report  string
+		outcome string
 	}{
 		"captured": {
 			stripeEvent("evt_1", "payment_intent.succeeded", succeeded, ""), "order/2 captured pi_1  99.99 USD ", "published",
@@ -161,18 +161,18 @@ func TestWebhooksBecomeMessages(t *testing.T) {
 			stripeEvent("evt_1", "refund.created", fmt.Sprintf(refunded, `{"source": "millrace", "order_id": "order"}`), ""),
 			"order/0 refunded pi_1 re_1 99.99 USD ", "published",
 		},
-		"refunded in the end": {
+		"refunded after pending": {
 			stripeEvent("evt_1", "refund.updated", fmt.Sprintf(refunded, `{"source": "millrace", "order_id": "order"}`), `, "previous_attributes": {"status": "pending"}`),
 			"order/0 refunded pi_1 re_1 99.99 USD ", "published",
 		},
-		"a refund by hand of what we charged": {
+		"a manual refund of our charge": {
 			stripeEvent("evt_1", "refund.created", strings.Replace(fmt.Sprintf(refunded, `{}`), "pi_1", "pi_known", 1), ""),
 			"known/3 refunded pi_known re_1 99.99 USD ", "published",
 		},
-		"a refund that only changed its description": {
+		"a refund with a new description": {
 			stripeEvent("evt_1", "refund.updated", fmt.Sprintf(refunded, `{}`), `, "previous_attributes": {"description": "x"}`), "", "ignored",
 		},
-		"a refund on its way": {
+		"a pending refund": {
 			stripeEvent("evt_1", "refund.created", strings.Replace(fmt.Sprintf(refunded, `{}`), "succeeded", "pending", 1), ""), "", "ignored",
 		},
 		"another system's payment": {
@@ -198,8 +198,8 @@ func TestWebhooksBecomeMessages(t *testing.T) {
 				got += fmt.Sprintf("%s/%d %s %s %s %s %s %s", p.OrderID, p.Attempt, p.Outcome, p.TransactionID, p.RefundID, p.Amount, p.Currency, p.Reason)
 			}
 
-			if got != c.report || r.counted(c.fate) != 1 {
-				t.Errorf("published %q, expected %q; %s: %v", got, c.report, c.fate, r.counted(c.fate))
+			if got != c.report || r.counted(c.outcome) != 1 {
+				t.Errorf("published %q, expected %q; %s: %v", got, c.report, c.outcome, r.counted(c.outcome))
 			}
 
 			if c.report != "" {
@@ -212,7 +212,7 @@ func TestWebhooksBecomeMessages(t *testing.T) {
 	}
 }
 
-func TestWebhooksThatAreNotStripesAreRefused(t *testing.T) {
+func TestUnverifiedWebhooksAreRefused(t *testing.T) {
 	t.Parallel()
 
 	good := stripeEvent("evt_1", "payment_intent.succeeded", succeeded, "")
@@ -220,15 +220,15 @@ func TestWebhooksThatAreNotStripesAreRefused(t *testing.T) {
 	r := newReceiver(t)
 
 	for name, c := range map[string]struct{ got, want int }{
-		"another secret":  {r.post(good, "whsec_other", now), http.StatusBadRequest},
-		"no signature":    {r.send(good, ""), http.StatusBadRequest},
-		"nonsense":        {r.send(good, "t=x,v1=y"), http.StatusBadRequest},
-		"an old one":      {r.post(good, "whsec_new", now.Add(-6*time.Minute)), http.StatusBadRequest},
-		"not JSON":        {r.post("{", "whsec_new", now), http.StatusBadRequest},
-		"no id":           {r.post(`{"type": "payment_intent.succeeded"}`, "whsec_new", now), http.StatusBadRequest},
-		"no object":       {r.post(stripeEvent("evt_2", "payment_intent.succeeded", `[]`, ""), "whsec_new", now), http.StatusBadRequest},
-		"oversized":       {r.post(strings.Repeat(" ", 256<<10)+good, "whsec_new", now), http.StatusRequestEntityTooLarge},
-		"changed by hand": {r.send(strings.Replace(good, "9999", "9998", 2), webhook.GenerateTestSignedPayload(&webhook.UnsignedPayload{Payload: []byte(good), Secret: "whsec_new"}).Header), http.StatusBadRequest},
+		"another secret":   {r.post(good, "whsec_other", now), http.StatusBadRequest},
+		"no signature":     {r.send(good, ""), http.StatusBadRequest},
+		"nonsense":         {r.send(good, "t=x,v1=y"), http.StatusBadRequest},
+		"an old signature": {r.post(good, "whsec_new", now.Add(-6*time.Minute)), http.StatusBadRequest},
+		"not JSON":         {r.post("{", "whsec_new", now), http.StatusBadRequest},
+		"no id":            {r.post(`{"type": "payment_intent.succeeded"}`, "whsec_new", now), http.StatusBadRequest},
+		"no object":        {r.post(stripeEvent("evt_2", "payment_intent.succeeded", `[]`, ""), "whsec_new", now), http.StatusBadRequest},
+		"oversized":        {r.post(strings.Repeat(" ", 256<<10)+good, "whsec_new", now), http.StatusRequestEntityTooLarge},
+		"modified":         {r.send(strings.Replace(good, "9999", "9998", 2), webhook.GenerateTestSignedPayload(&webhook.UnsignedPayload{Payload: []byte(good), Secret: "whsec_new"}).Header), http.StatusBadRequest},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: answered %d, expected %d", name, c.got, c.want)
@@ -239,7 +239,7 @@ func TestWebhooksThatAreNotStripesAreRefused(t *testing.T) {
 		t.Errorf("published %+v, refused %v", reports, r.counted("refused"))
 	}
 
-	// While the secret is rotated both are taken.
+	// During a rotation both secrets are accepted.
 	for i, secret := range []string{"whsec_new", "whsec_old"} {
 		if status := r.post(stripeEvent(fmt.Sprintf("evt_%d", 10+i), "payment_intent.succeeded", succeeded, ""), secret, now); status != http.StatusOK {
 			t.Errorf("%s: answered %d", secret, status)
@@ -259,7 +259,7 @@ func TestARepeatedWebhookIsPublishedOnce(t *testing.T) {
 
 	statuses := make(chan int)
 
-	for range 5 { // at once
+	for range 5 { // concurrently
 		go func() { statuses <- r.post(body, "whsec_new", time.Now()) }()
 	}
 
@@ -269,11 +269,11 @@ func TestARepeatedWebhookIsPublishedOnce(t *testing.T) {
 		}
 	}
 
-	// And once the relay has published it.
 	if reports := r.published(); len(reports) != 1 {
 		t.Errorf("published %+v", reports)
 	}
 
+	// The relay has published the message.
 	if _, err := r.pool.Exec(t.Context(), `DELETE FROM outbox`); err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func TestARepeatedWebhookIsPublishedOnce(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*) FROM provider_events`); n != 1 {
-		t.Errorf("%d events are kept, expected that what is past its time is forgotten", n)
+		t.Errorf("%d events are stored, expected the expired one to be deleted", n)
 	}
 }
 
@@ -314,11 +314,11 @@ func TestWebhooksNeedASecret(t *testing.T) {
 	t.Parallel()
 
 	if payment.NewWebhook(payment.DefaultConfig(), nil, nil, pgtest.Logger(t), prometheus.NewRegistry()).Enabled() {
-		t.Error("webhooks that nobody can verify are taken")
+		t.Error("webhooks are served without a secret")
 	}
 }
 
-func TestBothRecordsAreCompared(t *testing.T) {
+func TestStateComparesBothRecords(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
