@@ -98,14 +98,14 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	report, err := reportOf(e)
+	report, relevant, err := reportOf(e)
 
 	switch {
 	case err != nil:
 		h.respond(w, e.Type, webhookRefused, http.StatusBadRequest, err)
 
 		return
-	case report == nil:
+	case !relevant:
 		h.respond(w, e.Type, webhookIgnored, http.StatusOK, nil)
 
 		return
@@ -114,7 +114,7 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), webhookTimeout)
 	defer cancel()
 
-	outcome, err := h.publish(ctx, e.ID, *report)
+	outcome, err := h.publish(ctx, e.ID, report)
 	if err != nil {
 		h.respond(w, e.Type, webhookFailed, http.StatusServiceUnavailable, err)
 
@@ -218,45 +218,45 @@ type report struct {
 	intent string
 }
 
-// reportOf translates an event. It returns nil if the event does not matter
-// here. The order id is empty if the event does not contain it.
-func reportOf(e stripe.Event) (*report, error) {
+// reportOf translates an event; relevant is false if it does not matter here. The
+// order id is empty if the event does not contain it.
+func reportOf(e stripe.Event) (r report, relevant bool, err error) {
 	switch e.Type {
 	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed:
 		var p stripe.PaymentIntent
 		if err := json.Unmarshal(e.Data.Raw, &p); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", e.Type, err)
+			return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
 		}
 
 		if e.Type == stripe.EventTypePaymentIntentPaymentFailed {
-			return declineReport(p), nil
+			return declineReport(p), true, nil
 		}
 
-		r := newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
+		r = newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
 		r.Outcome, r.TransactionID = ReportCaptured, p.ID
 
-		return r, nil
+		return r, true, nil
 	case stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
 		var refund stripe.Refund
 		if err := json.Unmarshal(e.Data.Raw, &refund); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", e.Type, err)
+			return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
 		}
 
 		_, changed := e.Data.PreviousAttributes["status"]
 		if refund.Status != stripe.RefundStatusSucceeded || refund.PaymentIntent == nil || (e.Type == stripe.EventTypeRefundUpdated && !changed) {
-			return nil, nil
+			return r, false, nil
 		}
 
-		r := newReport(refund.PaymentIntent.ID, refund.Metadata, refund.Amount, refund.Currency)
+		r = newReport(refund.PaymentIntent.ID, refund.Metadata, refund.Amount, refund.Currency)
 		r.Outcome, r.TransactionID, r.RefundID = ReportRefunded, refund.PaymentIntent.ID, refund.ID
 
-		return r, nil
+		return r, true, nil
 	default:
-		return nil, nil
+		return r, false, nil
 	}
 }
 
-func declineReport(p stripe.PaymentIntent) *report {
+func declineReport(p stripe.PaymentIntent) report {
 	r := newReport(p.ID, p.Metadata, p.Amount, p.Currency)
 	r.Outcome, r.Reason = ReportDeclined, "the payment failed"
 
@@ -268,9 +268,9 @@ func declineReport(p stripe.PaymentIntent) *report {
 }
 
 // newReport returns a report about the order that Millrace wrote into metadata.
-func newReport(intent string, metadata map[string]string, units int64, currency stripe.Currency) *report {
+func newReport(intent string, metadata map[string]string, units int64, currency stripe.Currency) report {
 	amount, code := amountOf(units, string(currency))
-	r := &report{Reported: Reported{Amount: &amount, Currency: code}, intent: intent}
+	r := report{Reported: Reported{Amount: &amount, Currency: code}, intent: intent}
 
 	if metadata[metaSource] == event.Source {
 		r.OrderID = metadata[metaOrder]
