@@ -1,4 +1,4 @@
-// Package audit has the invariants of the shop: what orders, stock, payments,
+// Package audit defines the invariants of the shop: what orders, stock, payments,
 // users and notifications must agree on. Package invariant runs them, together
 // with the engine's own.
 package audit

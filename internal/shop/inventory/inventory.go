@@ -18,7 +18,7 @@ import (
 // Demand is the quantities of an order, by product.
 type Demand map[string]int64
 
-// Shortage is the product that an order exceeds the stock of.
+// Shortage is a product of which an order requests more than is available.
 type Shortage struct {
 	ProductID            string
 	Requested, Available int64

@@ -1,4 +1,5 @@
-// Package money has amounts: decimals with an ISO 4217 currency, never floats.
+// Package money represents amounts as decimals with an ISO 4217 currency, never
+// as floats.
 package money
 
 import (

@@ -37,7 +37,7 @@ const MailServer = "mail server"
 // maxContent is the maximum length of a content in bytes.
 const maxContent = 100 << 10
 
-// Requested requests a notification.
+// Requested is a request for a notification.
 type Requested struct {
 	UserID  string `json:"user_id"`
 	Content string `json:"content"`

@@ -1,6 +1,6 @@
-// Package order has the states of an order, the events between them and the
-// table of current states. It decides nothing about stock or payments: package
-// fulfilment does.
+// Package order defines the states of an order and the events between them, and
+// stores both. It decides nothing about stock or payments: package fulfilment
+// does.
 package order
 
 import (

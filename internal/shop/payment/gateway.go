@@ -70,7 +70,7 @@ type Gateway interface {
 	// Refund returns the gateway's id of the refund.
 	Refund(ctx context.Context, refund Refund) (refundID string, err error)
 	// Ledger calls fn with each capture that the gateway has recorded since a
-	// time. It needs bounded memory.
+	// time. It uses bounded memory.
 	Ledger(ctx context.Context, since time.Time, fn func(Entry) error) error
 	// Entries returns the captures of one order.
 	Entries(ctx context.Context, orderID string) ([]Entry, error)
