@@ -9,8 +9,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
-// agedScenarios measure what age costs: an empty database against one with
-// many inbox rows and a transaction that is held open for the whole run.
+// agedScenarios compare an empty database with one that has many inbox rows and a
+// transaction that stays open during the run.
 func (l *lab) agedScenarios() []scenario {
 	var all []scenario
 
@@ -49,7 +49,7 @@ func (l *lab) throughputAged(ctx context.Context, kind string, warmup bool) (fig
 	return s.drain(ctx, "serve", l.skus, l.count(l.orders, warmup))
 }
 
-// newAged makes a database with inbox rows of the last days, to be copied.
+// newAged creates a database with inbox rows of the last days as a template.
 func (l *lab) newAged(ctx context.Context) (*site, error) {
 	s, err := l.newSite(ctx, broker.Embedded, 0)
 	if err != nil {
@@ -73,13 +73,13 @@ func (l *lab) newAged(ctx context.Context) (*site, error) {
 		return nil, err
 	}
 
-	s.pool.Close() // nobody may be connected to what is copied
+	s.pool.Close() // a template must have no connections
 
 	return s, nil
 }
 
-// hold begins a transaction that reads and then does nothing, as a forgotten
-// psql or a hung report does, until release is called.
+// hold begins a transaction that reads and then stays open until release is
+// called, like a forgotten psql or a hung report.
 func (s *site) hold(ctx context.Context) (release func(), err error) {
 	conn, err := pgx.Connect(ctx, string(s.cfg.Postgres.URL))
 	if err != nil {

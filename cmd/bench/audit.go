@@ -13,11 +13,11 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// daysBack is over how many days, today included, generated rows spread.
+// daysBack is the number of days, including today, of the generated rows.
 const daysBack = 6
 
-// idAt is an SQL expression: a UUIDv7 of the time at, different for each n and
-// salt. Older servers have no function for it.
+// idAt returns an SQL expression: a UUIDv7 of the time at that differs for each n
+// and salt. Older servers have no function for it.
 func idAt(at, salt string) string {
 	digest := "md5(n || '" + salt + "')"
 
@@ -25,10 +25,10 @@ func idAt(at, salt string) string {
 		at, digest, digest)
 }
 
-// scattered is an SQL expression: a time within the last days for each n.
+// scattered is an SQL expression: a time in the last days for each n.
 const scattered = `(now() - n %% (%d * 86400) * interval '1 second')`
 
-// daysOfPast makes the partitions of the inbox for the days that are generated.
+// daysOfPast creates inbox partitions for the generated days.
 func (s *site) daysOfPast(ctx context.Context) error {
 	for day := range daysBack {
 		if err := inbox.EnsurePartitions(ctx, s.pool, time.Now().AddDate(0, 0, -day)); err != nil {
@@ -39,9 +39,8 @@ func (s *site) daysOfPast(ctx context.Context) error {
 	return nil
 }
 
-// history fills the database with n orders as they are after the pipeline: of
-// a hundred, 90 are completed, 5 declined, 4 found no stock and 1 waits for its
-// payment, which is in the outbox.
+// history inserts n orders as the pipeline leaves them: 90 % are completed, 5 %
+// declined, 4 % found no stock, and 1 % wait for a payment that is in the outbox.
 func (s *site) history(ctx context.Context, n, skus int) error {
 	if err := s.daysOfPast(ctx); err != nil {
 		return err
@@ -102,7 +101,7 @@ func (s *site) history(ctx context.Context, n, skus int) error {
 	return nil
 }
 
-// record is a gateway whose ledger is what history wrote.
+// record is a gateway whose ledger matches history.
 type record struct {
 	payment.Gateway
 
@@ -128,8 +127,8 @@ func (r record) Ledger(_ context.Context, _ time.Time, fn func(payment.Entry) er
 	return nil
 }
 
-// audited measures an audit of a database with a million orders, in which it
-// has to find nothing.
+// audited measures an audit of a database with a million orders and no
+// discrepancy.
 func (l *lab) audited(ctx context.Context, warmup bool) (figures, error) {
 	n := l.events
 	if warmup {

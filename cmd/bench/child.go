@@ -34,8 +34,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// childSpec tells a child what to be.
-type childSpec struct{ Role, URL, Group, Kind string }
+// childSpec configures a child process.
+type childSpec struct{ Role, URL, Group, Kind, HTTP string }
 
 func child(encoded string) error {
 	var spec childSpec
@@ -43,15 +43,15 @@ func child(encoded string) error {
 		return err
 	}
 
-	// The environment counts, so that settings can be compared.
+	// The environment may override settings, to compare them.
 	cfg, err := config.Load("", map[string]any{
 		"postgres.url":         spec.URL,
-		"http.addr":            "127.0.0.1:39464",
+		"http.addr":            spec.HTTP,
 		"broker.kind":          spec.Kind,
 		"broker.kafka.brokers": os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"),
 		"broker.kafka.group":   spec.Group,
 		"broker.rabbitmq.url":  os.Getenv("MILLRACE_TEST_RABBITMQ_URL"),
-		// The provider's work is not the service's.
+		// The provider's work is not part of the service.
 		"payment.simulated.ledger": false,
 	})
 	if err != nil {
@@ -78,12 +78,12 @@ func child(encoded string) error {
 	return service.Run(ctx, ready)
 }
 
-// naive is the same domain as most services run it on Watermill: each message
-// has a transaction, and what follows is published after the commit, from the
-// handler. A crash between the two loses the message; a redelivery is noticed
-// by the state of the order alone.
+// naive is the same domain as most services implement it with Watermill: one
+// transaction for each message, and the handler publishes after the commit. A crash
+// in between loses the message, and only the state of the order reveals a
+// redelivery.
 func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready func()) error {
-	cfg.Postgres.MaxConns = 64 // as many as there are handlers at work
+	cfg.Postgres.MaxConns = 64 // one for each concurrent handler
 
 	pool, release, err := postgres.NewPool(cfg.Postgres)
 	if err != nil {
@@ -155,7 +155,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 
 	addDomains(cfg, pool, logger, add)
 
-	// The tables for those who look users up are part of what both do.
+	// Both maintain the tables of users.
 	go eventstore.NewProjector(pool, account.Projections(), logger).Run(ctx)
 
 	go func() {
@@ -166,7 +166,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	return errors.Join(router.Run(ctx), conn.Close())
 }
 
-// naiveHandler handles one message in a transaction of its own.
+// naiveHandler handles one message in its own transaction.
 type naiveHandler func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error)
 
 // addDomains adds the handlers of the other domains.
@@ -206,7 +206,7 @@ func addDomains(cfg config.Config, pool *pgxpool.Pool, logger *slog.Logger, add 
 	})
 }
 
-// single gives a handler of batches one event at a time.
+// single calls a batch handler with one event.
 func single[P event.Payload](handle func(context.Context, pgx.Tx, []event.Event[P]) ([]event.Outgoing, error)) naiveHandler {
 	return func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
 		e, err := decode[P](msg)

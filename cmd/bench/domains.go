@@ -18,24 +18,24 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// load is what a run sends, and how its end is seen.
+// load is the messages of a run and how their completion is measured.
 type load struct {
 	name string
 	// message is the i-th message of n.
 	message func(i, n int) event.Payload
-	// prepare puts into the database what messages refer to; it may be nil.
+	// prepare inserts what the messages refer to; it may be nil.
 	prepare func(ctx context.Context, s *site, n int) error
-	// done counts what has been done, cheaply.
+	// done counts the completed messages, cheaply.
 	done string
-	// elapsed is the time from the first message's commit to the last's.
+	// elapsed is the time from the first commit to the last.
 	elapsed string
 }
 
-// known is the id of a user who exists before the run.
+// known returns the id of a user who exists before the run.
 func known(i int) string { return "known-" + strconv.Itoa(i) }
 
-// Half of the messages create users, the others update users that exist. Every
-// message causes a notification; the last of them ends the run.
+// Half of the messages create users, the others update existing ones. Each causes a
+// notification; the last notification ends the run.
 const (
 	usersDone    = `SELECT count(*) FROM notifications`
 	usersElapsed = `SELECT extract(epoch FROM (SELECT max(pg_xact_commit_timestamp(xmin)) FROM notifications)
@@ -62,7 +62,7 @@ func userMessage(i, _ int) event.Payload {
 	return account.UserUpdated{UserID: known(i), Updates: account.Updates{Properties: user.Properties{"city": json.RawMessage(`"Berlin"`)}}}
 }
 
-// raw is a payload as another system writes it.
+// raw is a payload as another system encodes it.
 type raw struct {
 	topic, key string
 	body       map[string]any
@@ -92,7 +92,7 @@ func trackedMessage(i, _ int) event.Payload {
 	}
 }
 
-// prepareUsers creates the users that are updated in the run.
+// prepareUsers creates the users that the run updates.
 func prepareUsers(ctx context.Context, s *site, n int) error {
 	var ids []string
 	for i := 1; i < n; i += 2 {
@@ -141,7 +141,7 @@ func createUsers(ctx context.Context, s *site, ids []string) error {
 	return nil
 }
 
-// domain measures messages of a load that wait on Kafka already.
+// domain measures a load that is on Kafka before the service starts.
 func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, error) {
 	s, err := l.newSite(ctx, broker.Kafka, 1)
 	if err != nil {
@@ -184,7 +184,7 @@ func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, 
 		return nil, err
 	}
 
-	batch, used := meanBatch(ctx), cpuNow().since(before)
+	batch, used := s.meanBatch(ctx), cpuNow().since(before)
 
 	peak, own, err := child.stop()
 	if err != nil {
@@ -200,8 +200,8 @@ func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, 
 	}, err
 }
 
-// rebuild measures how long a projection takes that is made anew from a store
-// of so many events, while users go on being created.
+// rebuild measures the rebuild of a projection from a large store while users are
+// being created.
 func (l *lab) rebuild(ctx context.Context, events int) (figures, error) {
 	s, err := l.newSite(ctx, broker.Embedded, 1)
 	if err != nil {
@@ -209,7 +209,7 @@ func (l *lab) rebuild(ctx context.Context, events int) (figures, error) {
 	}
 	defer s.close()
 
-	// One creation, then nine updates of each.
+	// One creation and nine updates for each user.
 	const each = 10
 
 	ids := make([]string, events/each)
@@ -260,7 +260,7 @@ func (l *lab) rebuild(ctx context.Context, events int) (figures, error) {
 		return nil, err
 	}
 
-	// Nothing may be missing, whether it came before or meanwhile.
+	// No user may be missing, whether created before or during the rebuild.
 	err = until(ctx, func() (done bool, err error) {
 		err = s.pool.QueryRow(ctx, `SELECT count(*) = $1 FROM users`, len(ids)+n).Scan(&done)
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -36,25 +37,25 @@ import (
 	"github.com/millracehq/millrace/internal/shop/notification"
 )
 
-// figures are what a run measured, by name.
+// figures are the measurements of a run by name.
 type figures map[string]float64
 
-// scenario is one thing to measure.
+// scenario is one measurement.
 type scenario struct {
 	name string
 	run  func(ctx context.Context, warmup bool) (figures, error)
 }
 
-// lab holds the servers and makes a clean place for each run.
+// lab has the servers and creates a clean site for each run.
 type lab struct {
 	settings
 
 	server *pgxpool.Pool
 	logger *slog.Logger
 	runs   int
-	// batch is the mean batch of the last embedded run: that of the ceiling.
+	// batch is the mean batch of the last embedded run; the ceiling uses it.
 	batch int
-	// aged is the database with old inbox rows, once there is one.
+	// aged is the database with old inbox rows, once it exists.
 	aged *site
 }
 
@@ -143,13 +144,15 @@ type site struct {
 	cfg  config.Config
 	pool *pgxpool.Pool
 	name string
+	// http is the address of the child.
+	http string
 }
 
 func (l *lab) newSite(ctx context.Context, kind string, skus int) (*site, error) {
 	return l.newSiteFrom(ctx, kind, skus, "template0")
 }
 
-// newSiteFrom begins with a copy of a database.
+// newSiteFrom returns a site with a copy of a database.
 func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template string) (*site, error) {
 	l.runs++
 	s := &site{lab: l, cfg: config.Default(), name: fmt.Sprintf("bench_%d_%d", os.Getpid(), l.runs)}
@@ -193,7 +196,7 @@ func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template s
 	return s, s.cleanBroker(ctx)
 }
 
-// topics are all topics of the service; the consumers do not matter here.
+// topics returns all topics of the service.
 func topics() []broker.Topic {
 	return []broker.Topic{
 		{Name: fulfilment.TopicOrderCreated, Consumed: true},
@@ -209,7 +212,7 @@ func topics() []broker.Topic {
 	}
 }
 
-// cleanBroker removes what an earlier run left on the topics.
+// cleanBroker removes the messages of earlier runs.
 func (s *site) cleanBroker(ctx context.Context) error {
 	switch s.cfg.Broker.Kind {
 	case broker.Kafka:
@@ -281,7 +284,7 @@ func (s *site) close() {
 	if _, err := s.lab.server.Exec(ctx, "DROP DATABASE "+s.name+" WITH (FORCE)"); err != nil {
 		s.lab.logger.Error("dropping database", slog.Any("error", err))
 	}
-	// What the run has written is not to be written out during the next.
+	// Flush what the run has written before the next one starts.
 	if _, err := s.lab.server.Exec(ctx, "CHECKPOINT"); err != nil {
 		s.lab.logger.Error("checkpoint", slog.Any("error", err))
 	}
@@ -321,7 +324,7 @@ func (s *source) close() {
 	}
 }
 
-// publish publishes messages and returns when they are stored.
+// publish returns when the messages are stored.
 func (s *source) publish(ctx context.Context, payloads ...event.Payload) error {
 	if s.conn == nil {
 		return s.append(ctx, payloads)
@@ -398,21 +401,25 @@ func (s *source) preload(ctx context.Context, n int, payload func(i int) event.P
 	return first
 }
 
-// process is a child that serves.
+// process is a child process.
 type process struct {
 	cmd *exec.Cmd
 	out io.ReadCloser
 }
 
-// start runs this program as a child in the given role and waits until it
-// takes messages.
+// start runs this program as a child in the given role and waits until it is
+// ready.
 func (s *site) start(ctx context.Context, role string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 
-	spec, err := json.Marshal(childSpec{Role: role, URL: string(s.cfg.Postgres.URL), Group: s.name, Kind: s.cfg.Broker.Kind})
+	if s.http, err = freeAddress(); err != nil {
+		return nil, err
+	}
+
+	spec, err := json.Marshal(childSpec{Role: role, URL: string(s.cfg.Postgres.URL), Group: s.name, Kind: s.cfg.Broker.Kind, HTTP: s.http})
 	if err != nil {
 		return nil, err
 	}
@@ -431,13 +438,23 @@ func (s *site) start(ctx context.Context, role string) (*process, error) {
 	}
 
 	if !bufio.NewScanner(out).Scan() {
-		return nil, errors.Join(errors.New("the child ended before it was ready"), cmd.Wait())
+		return nil, errors.Join(errors.New("the child exited before it was ready"), cmd.Wait())
 	}
 
 	return &process{cmd: cmd, out: out}, nil
 }
 
-// stop ends the child and returns its peak memory in MB and its CPU seconds.
+// freeAddress returns an address on loopback that nobody listens on.
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+
+	return listener.Addr().String(), listener.Close()
+}
+
+// stop stops the child and returns its peak memory in MB and its CPU seconds.
 func (p *process) stop() (peak, cpu float64, err error) {
 	peak = peakMemory(p.cmd.Process.Pid)
 
@@ -472,8 +489,8 @@ func peakMemory(pid int) float64 {
 }
 
 // meanBatch reads the child's metrics.
-func meanBatch(ctx context.Context) float64 {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:39464/metrics", nil)
+func (s *site) meanBatch(ctx context.Context) float64 {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.http+"/metrics", nil)
 	if err != nil {
 		return 0
 	}

@@ -1,9 +1,9 @@
-// Command bench measures the order pipeline: throughput and latency on each
-// broker, beside the usual way of running such a service (naive) and what the
-// SQL alone can do (ceiling). Scenarios alternate, so that a machine whose
-// speed drifts treats all of them alike; it prints medians with their spread.
+// Command bench measures throughput and latency of the order pipeline on each
+// broker. It compares them with the usual way to write such a service (naive) and
+// with the SQL alone (ceiling). Scenarios alternate, so that changes in the speed
+// of the machine affect all of them. It prints medians and their spread.
 //
-// It needs the servers that `make bench` starts.
+// `make bench` starts the servers that it requires.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 	"github.com/mattn/go-isatty"
 )
 
-// settings are the flags.
+// settings are the values of the flags.
 type settings struct {
 	orders, naiveOrders int
 	rounds              int
@@ -83,7 +83,7 @@ func run(ctx context.Context, s settings) error {
 
 	for round := 0; round <= s.rounds; round++ {
 		for i, scenario := range scenarios {
-			// Round 0 warms up the servers, the broker's JVM above all.
+			// Round 0 warms up the servers, above all the broker's JVM.
 			progress(round, s.rounds, i, len(scenarios), scenario.name)
 
 			figures, err := scenario.run(ctx, round == 0)

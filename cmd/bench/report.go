@@ -28,7 +28,7 @@ func newResults(scenarios []scenario) *results {
 
 func (r *results) add(name string, f figures) { r.runs[name] = append(r.runs[name], f) }
 
-// report is the outcome, as JSON and as a table.
+// report is the result, as JSON and as a table.
 type report struct {
 	Environment map[string]string `json:"environment"`
 	Scenarios   []measured        `json:"scenarios"`
@@ -81,12 +81,12 @@ func (r report) print(w io.Writer) {
 		"p50 ms", "p95 ms", "p99 ms", "first tx p50 ms", "RSS MB")
 	r.table(w, "Throughput of the other domains, on Kafka", "messages/s",
 		"messages/s", "batch", "CPU ms/message", "service", "postgres", "broker", "RSS MB")
-	r.table(w, "Rebuilding a projection while messages come", "rebuild s", "rebuild s", "events", "events/s", "messages meanwhile")
+	r.table(w, "Rebuilding a projection while messages arrive", "rebuild s", "rebuild s", "events", "events/s", "messages meanwhile")
 	r.table(w, "Audit of a healthy database", "audit s", "audit s", "orders", "generated in s")
 	r.ratios(w)
 }
 
-// table prints the scenarios that have the figure key.
+// table prints the scenarios that have a figure.
 func (r report) table(w io.Writer, title, key string, columns ...string) {
 	if !slices.ContainsFunc(r.Scenarios, func(m measured) bool { _, ok := m.Medians[key]; return ok }) {
 		return
@@ -133,7 +133,7 @@ func cell(runs []figures, column string) string {
 	return fmt.Sprintf(format, s[1], s[0], s[2])
 }
 
-// ratios are of runs of the same round, which met the same machine.
+// ratios compare runs of the same round, which had the same conditions.
 func (r report) ratios(w io.Writer) {
 	fmt.Fprint(w, "\nRatios of throughput (median of the ratios round by round, with spread)\n\n")
 
@@ -173,7 +173,7 @@ func (r report) paired(a, b string) []figures {
 	return ratios
 }
 
-// rate is the throughput of a run, whatever its unit.
+// rate returns the throughput of a run in any unit.
 func rate(f figures) float64 { return max(f["orders/s"], f["messages/s"]) }
 
 func environment(s settings) map[string]string {

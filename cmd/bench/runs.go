@@ -26,11 +26,11 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// price is what every order costs.
+// price is the amount of every order.
 var price = money.MustParse("9.99")
 
-// throughput measures orders that wait on the topic already, from the first
-// created to the last completed.
+// throughput measures orders that are on the topic before the service starts, from
+// the first creation to the last completion.
 func (l *lab) throughput(ctx context.Context, kind string, skus int, warmup bool) (figures, error) {
 	return l.drain(ctx, kind, "serve", skus, l.count(l.orders, warmup))
 }
@@ -82,7 +82,7 @@ func (s *site) drain(ctx context.Context, role string, skus, orders int) (figure
 		return nil, err
 	}
 
-	batch, n := meanBatch(ctx), float64(orders)
+	batch, n := s.meanBatch(ctx), float64(orders)
 	used := cpuNow().since(before)
 	wal = s.wal(ctx) - wal
 
@@ -104,7 +104,7 @@ func (s *site) drain(ctx context.Context, role string, skus, orders int) (figure
 	}, err
 }
 
-// completed waits until n orders are sold. It asks the small table.
+// completed waits until n orders are sold. It queries the small table.
 func (s *site) completed(ctx context.Context, n int) error {
 	return until(ctx, func() (done bool, err error) {
 		var sold int
@@ -114,7 +114,7 @@ func (s *site) completed(ctx context.Context, n int) error {
 	})
 }
 
-// elapsed is from the first commit that created to the last that completed.
+// elapsed is the time from the first order's creation to the last's completion.
 func (s *site) elapsed(ctx context.Context) (seconds float64, err error) {
 	err = s.pool.QueryRow(ctx, `
 		SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xmin)) - min(created_at))::float8 FROM orders`).Scan(&seconds)
@@ -123,16 +123,16 @@ func (s *site) elapsed(ctx context.Context) (seconds float64, err error) {
 }
 
 func (s *site) wal(ctx context.Context) (bytes float64) {
-	// A figure of 0 shows that the question failed.
+	// 0 means that the request failed.
 	_ = s.pool.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8`).Scan(&bytes)
 
 	return bytes
 }
 
-// cpu is CPU time in seconds: of the whole machine, and of the servers.
+// cpu is CPU time in seconds, of the machine and of the servers.
 type cpu struct{ machine, postgres, broker float64 }
 
-// ticks is the unit of /proc, a second's part (proc(5)).
+// ticks is the number of clock ticks in a second (proc(5)).
 const ticks = 100
 
 func cpuNow() cpu {
@@ -146,7 +146,7 @@ func cpuNow() cpu {
 	for _, path := range processes {
 		stat, err := os.ReadFile(path)
 		if err != nil {
-			continue // it has ended
+			continue // the process has exited
 		}
 
 		// pid (comm) state ...: utime, stime and those of ended children are
@@ -194,8 +194,8 @@ func machineCPU() float64 {
 	return total
 }
 
-// latency measures from the call that publishes an order to the commit that
-// completes it, at a steady rate.
+// latency measures the time from publishing an order to the commit that completes
+// it, at a steady rate.
 func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (figures, error) {
 	s, err := l.newSite(ctx, kind, l.skus)
 	if err != nil {
@@ -237,7 +237,7 @@ func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (
 		return nil, err
 	}
 
-	// How much of it is the way to the first transaction.
+	// The part up to the first transaction.
 	first, err := s.latencies(ctx, `created_at`)
 	if err != nil {
 		return nil, err
@@ -249,8 +249,8 @@ func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (
 	}, nil
 }
 
-// steadily publishes n orders, rate a second, whether or not earlier ones are
-// through: an id carries the time at which its order was due.
+// steadily publishes n orders at a rate, whether or not earlier ones are complete.
+// An id contains the time at which its order was due.
 func (s *source) steadily(ctx context.Context, n, rate, skus int) error {
 	var (
 		wait   sync.WaitGroup
@@ -277,8 +277,8 @@ func (s *source) steadily(ctx context.Context, n, rate, skus int) error {
 	return err
 }
 
-// latencies returns the latencies until an SQL expression in milliseconds, sorted, but for the first
-// second's, in which connections are made.
+// latencies returns the sorted latencies until an SQL expression in milliseconds.
+// It ignores the first second, in which connections are opened.
 func (s *site) latencies(ctx context.Context, until string) ([]float64, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH done AS (
@@ -303,8 +303,8 @@ func quantile(sorted []float64, q float64) float64 {
 	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
-// ceiling runs the statements of the pipeline alone, in batches of the size
-// that the embedded run had, two at a time.
+// ceiling runs only the statements of the pipeline, in batches of the size of the
+// embedded run, two at a time.
 func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 	s, err := l.newSite(ctx, broker.Embedded, l.skus)
 	if err != nil {
@@ -353,7 +353,7 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 	}, err
 }
 
-// pipeline takes a batch of orders through its three transactions.
+// pipeline runs the three transactions of a batch of orders.
 func (s *site) pipeline(ctx context.Context, process *fulfilment.Process, from, to int) error {
 	var (
 		created   []event.Event[fulfilment.OrderCreated]
@@ -416,7 +416,7 @@ func (s *site) step(ctx context.Context, consumer string, entries []inbox.Entry,
 		return err
 	}
 
-	// What the relay does to rows that are published.
+	// What the relay does after publishing.
 	messages := make([]string, len(sent))
 	for i, m := range sent {
 		messages[i] = m.ID.String()

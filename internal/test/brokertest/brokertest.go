@@ -1,4 +1,4 @@
-// Package brokertest is the one suite that every broker has to pass.
+// Package brokertest is the test suite that every broker must pass.
 package brokertest
 
 import (
@@ -21,27 +21,28 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Foreign is a message of a producer that knows nothing of Millrace.
+// Foreign is a message from a producer that does not know Millrace.
 type Foreign struct {
 	Key     string
-	ID      string // where the broker has ids of its own
+	ID      string // if the broker has message ids
 	Headers map[string]any
 	Payload []byte
 }
 
-// Harness is what the suite needs to know of a broker.
+// Harness describes a broker to the suite.
 type Harness struct {
 	Config broker.Config
-	// Produce publishes as another system would; nil where none can.
+	// Produce publishes as another system would. It is nil if no other system
+	// can.
 	Produce func(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign)
-	// Durable brokers keep messages while no process is there.
+	// Durable brokers keep messages while no process is connected.
 	Durable bool
-	// StableIDs says that a message without any id has the same one at every
+	// StableIDs says that a message without an id gets the same one with every
 	// delivery.
 	StableIDs bool
 }
 
-// timeout bounds everything that the suite waits for.
+// timeout bounds every wait of the suite.
 const timeout = 60 * time.Second
 
 // Run runs the suite.
@@ -51,18 +52,18 @@ func Run(t *testing.T, h Harness) {
 	t.Run("delivers with headers and key", func(t *testing.T) { t.Parallel(); h.delivers(t) })
 	t.Run("keeps order per key", func(t *testing.T) { t.Parallel(); h.ordersPerKey(t) })
 	t.Run("carries large messages", func(t *testing.T) { t.Parallel(); h.large(t) })
-	t.Run("publish reports what was not acknowledged", func(t *testing.T) { t.Parallel(); h.closes(t) })
+	t.Run("publish reports messages that were not acknowledged", func(t *testing.T) { t.Parallel(); h.closes(t) })
 
 	if h.Durable {
-		t.Run("delivers again what a dead consumer had in hand", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
+		t.Run("redelivers what a consumer did not acknowledge", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
 	}
 
 	if h.Produce != nil {
-		t.Run("takes what foreign producers send", func(t *testing.T) { t.Parallel(); h.foreign(t) })
+		t.Run("accepts messages of foreign producers", func(t *testing.T) { t.Parallel(); h.foreign(t) })
 	}
 }
 
-// Topic returns a topic that no other test has.
+// Topic returns a topic that no other test uses.
 func Topic() string { return "t-" + strings.ToLower(rand.Text()) }
 
 // Open connects to the broker and declares topic as consumed.
@@ -90,7 +91,8 @@ type Received struct {
 	list []*message.Message
 }
 
-// Consume subscribes and hands each message to handle, or acknowledges it.
+// Consume subscribes and passes each message to handle, or acknowledges it if
+// handle is nil.
 func Consume(tb testing.TB, conn *broker.Conn, topic string, handle func(*message.Message)) *Received {
 	tb.Helper()
 
@@ -103,7 +105,7 @@ func Consume(tb testing.TB, conn *broker.Conn, topic string, handle func(*messag
 
 	go func() {
 		for msg := range messages {
-			// Like Watermill's router: every message has a goroutine.
+			// Like Watermill's router: one goroutine for each message.
 			go func() {
 				r.mu.Lock()
 				r.list = append(r.list, msg)
@@ -121,7 +123,7 @@ func Consume(tb testing.TB, conn *broker.Conn, topic string, handle func(*messag
 	return r
 }
 
-// All returns what has come so far.
+// All returns the messages received so far.
 func (r *Received) All() []*message.Message {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,12 +134,12 @@ func (r *Received) All() []*message.Message {
 // Wait waits for n messages and returns them.
 func (r *Received) Wait(tb testing.TB, n int) []*message.Message {
 	tb.Helper()
-	pgtest.Eventually(tb, fmt.Sprintf("%d messages come", n), func() bool { return len(r.All()) >= n })
+	pgtest.Eventually(tb, fmt.Sprintf("%d messages arrive", n), func() bool { return len(r.All()) >= n })
 
 	return r.All()
 }
 
-// NewMessage returns a message as the relay makes it.
+// NewMessage returns a message as the relay creates it.
 func NewMessage(key, payload string) *message.Message {
 	msg := message.NewMessage(event.NewID().String(), []byte(payload))
 	msg.Metadata[event.HeaderKey] = key
@@ -209,7 +211,7 @@ func (h Harness) ordersPerKey(t *testing.T) {
 
 	for _, msg := range received.Wait(t, keys*each) {
 		key := msg.Metadata[event.HeaderKey]
-		// A RabbitMQ queue with several consumers gives up order between them.
+		// Consumers of the same RabbitMQ queue do not keep order between them.
 		if h.Config.Kind != broker.RabbitMQ && string(msg.Payload) != fmt.Sprint(next[key]) {
 			t.Fatalf("%s: got %s, expected %d", key, msg.Payload, next[key])
 		}
@@ -244,8 +246,8 @@ func (h Harness) large(t *testing.T) {
 	}
 }
 
-// closes checks that Publish never reports success for what nobody has: on a
-// durable broker the message is there afterwards, on the others it fails.
+// closes checks that Publish never reports success for a message that is lost: a
+// durable broker has the message afterwards, on others Publish fails.
 func (h Harness) closes(t *testing.T) {
 	t.Helper()
 
@@ -266,7 +268,7 @@ func (h Harness) closes(t *testing.T) {
 	select {
 	case <-arrived:
 	case <-time.After(timeout):
-		t.Fatal("the message did not come")
+		t.Fatal("the message did not arrive")
 	}
 
 	if err := conn.Close(); err != nil {
@@ -277,7 +279,7 @@ func (h Harness) closes(t *testing.T) {
 
 	switch {
 	case !h.Durable && !errors.Is(err, broker.ErrClosed):
-		t.Errorf("got %v, expected an error: nobody has acknowledged", err)
+		t.Errorf("got %v, expected an error: nobody acknowledged the message", err)
 	case h.Durable && err != nil:
 		t.Error(err)
 	}
@@ -292,7 +294,7 @@ func (h Harness) redelivers(t *testing.T) {
 
 	topic := Topic()
 	first := h.Open(t, topic)
-	taken := Consume(t, first, topic, func(*message.Message) {}) // no answer: it dies with the message in hand
+	taken := Consume(t, first, topic, func(*message.Message) {}) // never acknowledged
 
 	for n := range 5 {
 		if err := first.Publisher().Publish(topic, NewMessage(fmt.Sprint(n), fmt.Sprint(n))); err != nil {
@@ -335,7 +337,7 @@ func (h Harness) foreign(t *testing.T) {
 			if _, again := refused.LoadOrStore(string(msg.Payload), true); again {
 				msg.Ack()
 			} else {
-				msg.Nack() // so that each comes twice
+				msg.Nack() // so that each is delivered twice
 			}
 		})
 	)
@@ -370,7 +372,7 @@ func (h Harness) foreign(t *testing.T) {
 	for _, payload := range []string{"bare", "", "native"} {
 		got := ids[payload]
 		if len(got) != 2 {
-			t.Fatalf("%q came %d times, expected 2", payload, len(got))
+			t.Fatalf("%q was delivered %d times, expected 2", payload, len(got))
 		}
 
 		stable := h.StableIDs || payload == "native"
@@ -418,7 +420,7 @@ func (h Harness) SurviveRestart(t *testing.T, server *Server) {
 	})
 
 	if empty > 0 {
-		t.Errorf("%d phantom messages came", empty)
+		t.Errorf("received %d empty messages", empty)
 	}
 
 	if err := conn.Close(); err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Variables that name the servers for the tests.
+// Variables that have the addresses of the servers for the tests.
 const (
 	Kafka    = "MILLRACE_TEST_KAFKA_BROKERS"
 	RabbitMQ = "MILLRACE_TEST_RABBITMQ_URL"
@@ -57,7 +57,7 @@ func hostPort(address string) string {
 	return first
 }
 
-// ProduceKafka publishes to Kafka as any other producer would.
+// ProduceKafka publishes to Kafka as another producer would.
 func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
 	tb.Helper()
 
@@ -77,7 +77,7 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 			record.Key = sarama.StringEncoder(m.Key)
 		}
 
-		if m.ID != "" { // Kafka has no ids of its own
+		if m.ID != "" { // Kafka has no message ids
 			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte("_watermill_message_uuid"), Value: []byte(m.ID)})
 		}
 
@@ -91,7 +91,7 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 	}
 }
 
-// ProduceRabbitMQ publishes to RabbitMQ as any other producer would.
+// ProduceRabbitMQ publishes to RabbitMQ as another producer would.
 func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
 	tb.Helper()
 
@@ -107,7 +107,7 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 	}
 
 	for _, m := range messages {
-		// The default exchange: a producer need not know of ours.
+		// The default exchange: other producers do not know ours.
 		err := channel.PublishWithContext(context.Background(), "", topic, true, false, amqp.Publishing{
 			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
 		})

@@ -4,5 +4,5 @@ package brokertest
 
 import "testing"
 
-// WithoutRaceDetector does nothing: there is none.
+// WithoutRaceDetector does nothing in this build.
 func WithoutRaceDetector(testing.TB) {}

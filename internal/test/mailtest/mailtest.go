@@ -1,5 +1,5 @@
-// Package mailtest is a mail server for tests: SMTP with STARTTLS and a
-// password, which keeps what it accepts.
+// Package mailtest is a mail server for tests: SMTP with STARTTLS and a password.
+// It keeps the e-mails that it accepts.
 package mailtest
 
 import (
@@ -25,27 +25,27 @@ import (
 	"github.com/emersion/go-smtp"
 )
 
-// Who may log in.
+// Credentials that the server accepts.
 const (
 	User     = "shop"
 	Password = "secret"
 )
 
-// Stage is a moment of a conversation.
+// Stage is a point in an SMTP conversation.
 type Stage int
 
 // Stages.
 const (
-	// Addressed is when the recipient was named.
+	// Addressed is after the recipient was named.
 	Addressed Stage = iota
-	// Accepted is when the e-mail is kept and the answer not yet sent.
+	// Accepted is after the e-mail was stored and before the answer is sent.
 	Accepted
 )
 
 // Server is a running mail server on localhost.
 type Server struct {
 	Port int
-	// CAFile has the certificate to trust.
+	// CAFile has the server's certificate.
 	CAFile string
 
 	mu       sync.Mutex
@@ -64,8 +64,8 @@ func NewServer(tb testing.TB) *Server {
 	return start(tb, false)
 }
 
-// NewPlainServer starts a server that knows no TLS, takes e-mails from anybody
-// and passwords in the clear.
+// NewPlainServer starts a server without TLS that requires no login and accepts
+// unencrypted passwords.
 func NewPlainServer(tb testing.TB) *Server {
 	tb.Helper()
 
@@ -133,7 +133,7 @@ func (s *Server) certificate(tb testing.TB) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// Received returns the e-mails that were accepted, as they came.
+// Received returns the accepted e-mails in order.
 func (s *Server) Received() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +141,7 @@ func (s *Server) Received() []string {
 	return slices.Clone(s.received)
 }
 
-// Logins returns how many passwords came, right or wrong.
+// Logins returns the number of login attempts.
 func (s *Server) Logins() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,7 +149,8 @@ func (s *Server) Logins() int {
 	return s.logins
 }
 
-// Refuse answers every recipient with an error from now on; code 0 ends that.
+// Refuse answers every recipient with an error from now on, until it is called
+// with code 0.
 func (s *Server) Refuse(code int, enhanced [3]int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,8 +158,8 @@ func (s *Server) Refuse(code int, enhanced [3]int, text string) {
 	s.refusal = answer(code, enhanced, text)
 }
 
-// RefuseSender answers every sender with an error from now on; code 0 ends
-// that.
+// RefuseSender answers every sender with an error from now on, until it is called
+// with code 0.
 func (s *Server) RefuseSender(code int, enhanced [3]int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,7 +1,7 @@
 // Package paymenttest is a payment provider for tests: an HTTP server that
-// speaks the part of Stripe's API that Millrace uses, keeps a ledger, and fails
-// as it is told to. It follows what Stripe documents about PaymentIntents and
-// idempotency keys, stored failures included, and is more forgetful.
+// implements the part of Stripe's API that Millrace uses, keeps a ledger, and
+// fails on demand. It follows Stripe's documentation of PaymentIntents and
+// idempotency keys, including stored failures.
 package paymenttest
 
 import (
@@ -21,29 +21,29 @@ import (
 	"time"
 )
 
-// Fault is what becomes of a request.
+// Fault is the way in which a request fails.
 type Fault string
 
-// Faults. Those that begin with After are met once the request was carried out.
+// Faults. Those that begin with After occur after the request has taken effect.
 const (
 	None         Fault = ""
 	Lost         Fault = "lost"          // no answer, nothing done
 	Error        Fault = "500"           // 500, nothing begun
-	StoredError  Fault = "stored:500"    // 500, begun and nothing done, and the key gives it again
+	StoredError  Fault = "stored:500"    // 500 without effect, stored under the key
 	AfterLost    Fault = "after:lost"    // done, no answer
-	AfterError   Fault = "after:500"     // done, then 500, which the key gives again
-	AfterSlow    Fault = "after:slow"    // done, and the answer comes too late
-	AfterGarbled Fault = "after:garbled" // done, and half of an answer comes
+	AfterError   Fault = "after:500"     // done, then 500, stored under the key
+	AfterSlow    Fault = "after:slow"    // done, the answer comes too late
+	AfterGarbled Fault = "after:garbled" // done, half of an answer
 	Busy         Fault = "429"           // 429 with Retry-After
 	InUse        Fault = "409"           // another request has the key
 )
 
-// RetryAfter is what Busy asks for.
+// RetryAfter is the Retry-After of Busy.
 const RetryAfter = 7 * time.Second
 
 // Server is a provider.
 type Server struct {
-	// URL is where it is.
+	// URL is the address of the server.
 	URL string
 
 	mu       sync.Mutex
@@ -113,7 +113,7 @@ func NewServer(tb testing.TB) *Server {
 	return s
 }
 
-// Operations that Plan is asked about.
+// Operations of Plan.
 const (
 	OpCreate   = "create"
 	OpConfirm  = "confirm"
@@ -124,7 +124,7 @@ const (
 	OpRefunds  = "refunds"
 )
 
-// Plan lets fn say how each request goes. It is called for one at a time.
+// Plan makes fn decide how each request fails. Calls do not overlap.
 func (s *Server) Plan(fn func(operation string) Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,7 +132,7 @@ func (s *Server) Plan(fn func(operation string) Fault) {
 	s.plan = fn
 }
 
-// Fail lets the next requests of one operation meet with faults, one each.
+// Fail makes the next requests of an operation fail, one for each fault.
 func (s *Server) Fail(operation string, faults ...Fault) {
 	s.Plan(func(asked string) Fault {
 		if asked != operation || len(faults) == 0 {
@@ -146,7 +146,7 @@ func (s *Server) Fail(operation string, faults ...Fault) {
 	})
 }
 
-// Decline lets the card of an order be declined, by one of Stripe's codes.
+// Decline makes the card of an order be declined with one of Stripe's codes.
 func (s *Server) Decline(orderID, code string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,7 +162,7 @@ func (s *Server) ForgetKeys() {
 	clear(s.answers)
 }
 
-// Requests returns how often an operation was asked for.
+// Requests returns the number of requests for an operation.
 func (s *Server) Requests(operation string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,8 +170,8 @@ func (s *Server) Requests(operation string) int {
 	return s.requests[operation]
 }
 
-// Captured returns how many captures and refunds an order has, and their sum
-// in minor units.
+// Captured returns the number of captures and refunds of an order, and their sum in
+// minor units.
 func (s *Server) Captured(orderID string) (captures, refunds int, net int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,7 +195,7 @@ func (s *Server) Captured(orderID string) (captures, refunds int, net int64) {
 	return captures, refunds, net
 }
 
-// Give makes a succeeded intent that Millrace did not ask for.
+// Give creates a succeeded intent that Millrace did not request.
 func (s *Server) Give(units int64, currency string, metadata map[string]string) (id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -255,12 +255,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(reply.body)
 }
 
-// hangUp closes the connection after the first bytes of an answer: without
-// any, net/http would send a request with an idempotency key again by itself.
+// hangUp closes the connection after the first bytes of an answer. Without any
+// bytes net/http would itself repeat a request that has an idempotency key.
 func hangUp(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		panic(err) // not of HTTP/1
+		panic(err) // it is not HTTP/1
 	}
 
 	_, _ = conn.Write([]byte("HTTP/1.1 "))
@@ -291,13 +291,13 @@ func route(r *http.Request) (operation, id string) {
 	}
 }
 
-// answer carries a request out, unless its key was answered before.
+// answer executes a request, unless its key has an answer.
 func (s *Server) answer(operation, id string, fault Fault, r *http.Request) (reply answer, replayed bool) {
 	switch fault {
 	case Lost:
 		return answer{}, false
 	case Error:
-		// Nothing was begun, so nothing is stored.
+		// The request did not begin, so nothing is stored.
 		return failure(http.StatusInternalServerError, "api_error", "", "", "it broke"), false
 	case Busy:
 		return failure(http.StatusTooManyRequests, "invalid_request_error", "rate_limit", "", "too many requests"), false
@@ -394,7 +394,7 @@ func (i *intent) capture() {
 	i.LatestCharge = &charge{ID: "ch_" + i.ID, Object: "charge"}
 }
 
-// confirm charges an intent that was not charged yet.
+// confirm charges an intent unless it was charged.
 func (s *Server) confirm(i *intent) answer {
 	switch {
 	case i == nil:
@@ -438,7 +438,7 @@ func (s *Server) search(query string) []*intent {
 	return found
 }
 
-// list pages newest first, as Stripe does.
+// list returns pages, newest first, as Stripe does.
 func (s *Server) list(form url.Values) answer {
 	limit, _ := strconv.Atoi(form.Get("limit"))
 	limit = cmp.Or(limit, 10)
@@ -507,7 +507,7 @@ func failure(status int, kind, code, param, message string) answer {
 func encode(status int, body any) answer {
 	data, err := json.Marshal(body)
 	if err != nil {
-		panic(err) // maps and structs of texts and numbers
+		panic(err) // maps and structs of strings and numbers
 	}
 
 	return answer{status: status, body: data}

@@ -1,4 +1,4 @@
-// Package pgtest gives each test a Postgres database of its own.
+// Package pgtest gives each test its own Postgres database.
 package pgtest
 
 import (
@@ -24,10 +24,10 @@ import (
 	"github.com/millracehq/millrace/migrations"
 )
 
-// variable names the server for the tests.
+// variable has the address of the server for the tests.
 const variable = "MILLRACE_TEST_DATABASE_URL"
 
-// template is made once per process: a migrated database to clone.
+// template is a migrated database to clone, created once per process.
 var template = sync.OnceValues(makeTemplate)
 
 // New returns a pool on a migrated, empty database that is dropped when the
@@ -74,8 +74,8 @@ func URL(tb testing.TB) string {
 	return address
 }
 
-// KillBackends ends all connections to the database of pool but the one that
-// asks, as a crash of the server would.
+// KillBackends closes all other connections to the database of pool, as a crash of
+// the server would.
 func KillBackends(tb testing.TB, pool *pgxpool.Pool) {
 	tb.Helper()
 
@@ -94,22 +94,22 @@ func Logger(tb testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// Eventually polls until the condition holds; after 30 seconds the test fails
-// with what was waited for.
+// Eventually polls until the condition holds. After 30 seconds the test fails with
+// a message that says what it waited for.
 func Eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
 
 	deadline := time.Now().Add(30 * time.Second)
 	for !condition() {
 		if time.Now().After(deadline) {
-			tb.Fatalf("waited in vain: %s", what)
+			tb.Fatalf("timed out waiting until %s", what)
 		}
 
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
-// Value returns the single value that a query finds.
+// Value returns the single value that a query returns.
 func Value[T any](tb testing.TB, db postgres.Querier, sql string, args ...any) T {
 	tb.Helper()
 
@@ -145,7 +145,7 @@ func makeTemplate() (string, error) {
 	}
 	defer conn.Close(ctx)
 
-	// Packages are tested by processes at once: one of them makes it.
+	// The tests of several packages run at the same time: one process creates it.
 	var exists bool
 
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock(hashtext($1))`, name); err != nil {
@@ -190,7 +190,7 @@ func makeTemplate() (string, error) {
 	return name, exec("ALTER DATABASE " + name + " WITH IS_TEMPLATE true")
 }
 
-// templateName changes with the schema, and daily with the partitions.
+// templateName depends on the schema and on the day, because of the partitions.
 func templateName() (string, error) {
 	sum := sha256.New()
 
