@@ -13,9 +13,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
@@ -35,13 +34,12 @@ import (
 // it returns releases what the service holds, after Run has returned.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
-		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Poison", "Fulfilment",
+		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Failed", "Fulfilment",
 			"Notification", "Analytics", "Maintenance", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,
-		poison.NewStore,
-		parked.NewStore,
+		failed.NewStore,
 		breaker.NewSet,
 		outbox.NewRelay,
 		wire.Value(event.Append(outbox.Append)),

@@ -13,9 +13,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
@@ -49,14 +48,13 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		return nil, nil, err
 	}
 	consumerConfig := cfg.Consumer
-	poisonConfig := cfg.Poison
-	store := poison.NewStore(poisonConfig, pool)
-	parkedStore := parked.NewStore(pool, store)
+	failedConfig := cfg.Failed
+	store := failed.NewStore(failedConfig, pool)
 	registry := telemetry.NewRegistry()
 	breakerSet := breaker.NewSet(logger, registry)
 	outboxConfig := cfg.Outbox
 	relay := outbox.NewRelay(outboxConfig, pool, logger, registry)
-	router, err := consumer.NewRouter(consumerConfig, pool, store, parkedStore, breakerSet, relay, logger, registry)
+	router, err := consumer.NewRouter(consumerConfig, pool, store, breakerSet, relay, logger, registry)
 	if err != nil {
 		cleanup()
 		return nil, nil, err
@@ -67,8 +65,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Brokers:      set,
 		Router:       router,
 		Relay:        relay,
-		Poison:       store,
-		Parked:       parkedStore,
+		Failed:       store,
 		Dependencies: breakerSet,
 	}
 	service := order.NewService(pool)

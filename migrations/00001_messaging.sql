@@ -3,22 +3,26 @@
 -- The inbox: which messages have been applied. A row is written in the
 -- transaction that applies the message, so it exists exactly when the effects do.
 CREATE TABLE inbox (
-    consumer    text        NOT NULL,
-    message_id  uuid        NOT NULL,
-    day         date        NOT NULL,
-    fingerprint bigint      NOT NULL,
-    applied_at  timestamptz NOT NULL DEFAULT now(),
+    consumer       text        NOT NULL,
+    message_id     uuid        NOT NULL,
+    day            date        NOT NULL,
+    fingerprint    bigint      NOT NULL,
+    applied_at     timestamptz NOT NULL DEFAULT now(),
+    correlation_id uuid,
+    causation_id   uuid,
     CONSTRAINT inbox_pkey PRIMARY KEY (consumer, message_id, day)
 ) PARTITION BY RANGE (day);
 
-COMMENT ON TABLE inbox IS 'Messages that were applied: one row per (consumer, message).';
-COMMENT ON COLUMN inbox.day IS 'Day inside a UUIDv7 message_id, 1970-01-01 for other ids. It depends on the id alone, so that a redelivery after midnight meets the same partition.';
-COMMENT ON COLUMN inbox.fingerprint IS 'First 8 bytes of the SHA-256 of the payload: tells a redelivery from another message under the same id.';
+COMMENT ON TABLE inbox IS 'Applied messages: one row per (consumer, message).';
+COMMENT ON COLUMN inbox.day IS 'Day inside a UUIDv7 message_id, 1970-01-01 for other ids. It depends on the id alone, so that a redelivery after midnight finds the same partition.';
+COMMENT ON COLUMN inbox.fingerprint IS 'First 8 bytes of the SHA-256 of the payload: distinguishes a redelivery from another message with the same id.';
+COMMENT ON COLUMN inbox.correlation_id IS 'The message that began the conversation; NULL when it is this one.';
 
-CREATE TABLE inbox_default PARTITION OF inbox DEFAULT;
-COMMENT ON TABLE inbox_default IS 'Rows whose day has no partition of its own: ids of other producers, and UUIDv7 ids from far away in time.';
+CREATE TABLE inbox_default PARTITION OF inbox DEFAULT
+    WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 250000);
+COMMENT ON TABLE inbox_default IS 'Rows whose day has no partition of its own: ids of other producers, and UUIDv7 ids with a distant time.';
 
--- The outbox: messages to be published. A row leaves when the broker has
+-- The outbox: messages to be published. A row is deleted when the broker has
 -- confirmed the message.
 CREATE TABLE outbox (
     seq            bigint      GENERATED ALWAYS AS IDENTITY,
@@ -32,6 +36,7 @@ CREATE TABLE outbox (
     payload        bytea       NOT NULL,
     created_at     timestamptz NOT NULL DEFAULT now(),
     available_at   timestamptz,
+    traceparent    text,
     CONSTRAINT outbox_shard_range CHECK (shard BETWEEN 0 AND 63)
 ) WITH (
     fillfactor = 100,
@@ -45,42 +50,137 @@ CREATE TABLE outbox (
 );
 
 COMMENT ON TABLE outbox IS 'Messages to be published, in order per key. Also the schedule: rows with available_at wait until then.';
-COMMENT ON COLUMN outbox.seq IS 'Order of publication within a key. Taken after the row lock of the aggregate, so it follows the order of commits per key.';
+COMMENT ON COLUMN outbox.seq IS 'Order of publication within a key. Assigned after the row lock of the aggregate is taken, so it follows the order of commits per key.';
 COMMENT ON COLUMN outbox.shard IS 'Hash of the key modulo 64. The relay that holds the advisory lock of a shard publishes its rows.';
-COMMENT ON COLUMN outbox.headers IS 'Further headers to send; a value that is no text is held as {"base64": "..."}.';
+COMMENT ON COLUMN outbox.headers IS 'Additional headers to send; a value that is not text is stored as {"base64": "..."}.';
 COMMENT ON COLUMN outbox.available_at IS 'When the message becomes due; NULL once it is.';
+COMMENT ON COLUMN outbox.traceparent IS 'W3C trace context of the span that caused the message.';
 
 -- Each row is in exactly one of the two indexes: the queue or the schedule.
 CREATE UNIQUE INDEX outbox_ready ON outbox (seq) WHERE available_at IS NULL;
 CREATE INDEX outbox_scheduled ON outbox (available_at) WHERE available_at IS NOT NULL;
 
--- The poison queue: messages that could not be applied, as they came.
-CREATE TABLE poison (
-    id          bigint      GENERATED ALWAYS AS IDENTITY,
-    consumer    text        NOT NULL,
-    topic       text        NOT NULL,
-    message_id  uuid        NOT NULL,
-    fingerprint bigint      NOT NULL,
-    origin      text        NOT NULL,
-    key         text        NOT NULL,
-    headers     jsonb       NOT NULL,
-    payload     bytea       NOT NULL,
-    reason      text        NOT NULL,
-    error       text        NOT NULL,
-    deliveries  integer     NOT NULL DEFAULT 1,
-    first_at    timestamptz NOT NULL DEFAULT now(),
-    last_at     timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT poison_pkey PRIMARY KEY (id),
-    CONSTRAINT poison_once UNIQUE (consumer, message_id, fingerprint),
-    CONSTRAINT poison_deliveries_positive CHECK (deliveries > 0)
+-- Keys that wait: a message failed, and later messages of its key are blocked
+-- by it. The row is the lock of the key: adding a message takes it FOR KEY SHARE
+-- (the foreign key does), freeing the key takes it FOR UPDATE.
+CREATE TABLE failed_keys (
+    consumer text        NOT NULL,
+    key      text        NOT NULL,
+    due_at   timestamptz NOT NULL,
+    CONSTRAINT failed_keys_pkey PRIMARY KEY (consumer, key)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+COMMENT ON TABLE failed_keys IS 'Keys of a consumer whose first waiting message is tried again at due_at.';
+COMMENT ON COLUMN failed_keys.due_at IS 'Also a lease: a process that tries the message first moves it ahead.';
+CREATE INDEX failed_keys_due ON failed_keys (consumer, due_at);
+
+-- Messages that did not go through.
+CREATE TABLE failed_messages (
+    id            bigint      GENERATED ALWAYS AS IDENTITY,
+    state         text        NOT NULL,
+    consumer      text        NOT NULL,
+    topic         text        NOT NULL,
+    key           text        NOT NULL,
+    waiting_key   text,
+    message_id    uuid        NOT NULL,
+    fingerprint   bigint      NOT NULL,
+    applied_as    uuid,
+    origin        text        NOT NULL,
+    headers       jsonb       NOT NULL,
+    payload       bytea       NOT NULL,
+    edited        bytea,
+    revision      integer     NOT NULL DEFAULT 1,
+    reason        text        NOT NULL DEFAULT '',
+    error         text        NOT NULL DEFAULT '',
+    cause         text        NOT NULL DEFAULT '',
+    group_id      text        NOT NULL DEFAULT '',
+    attempts      integer     NOT NULL DEFAULT 0,
+    deliveries    integer     NOT NULL DEFAULT 0,
+    first_at      timestamptz NOT NULL DEFAULT now(),
+    last_at       timestamptz NOT NULL DEFAULT now(),
+    tried_at      timestamptz,
+    first_release text        NOT NULL DEFAULT '',
+    last_release  text        NOT NULL DEFAULT '',
+    resolution    text,
+    resolved_at   timestamptz,
+    CONSTRAINT failed_messages_pkey PRIMARY KEY (id),
+    CONSTRAINT failed_messages_once UNIQUE (consumer, message_id, fingerprint),
+    CONSTRAINT failed_messages_key FOREIGN KEY (consumer, waiting_key) REFERENCES failed_keys (consumer, key),
+    CONSTRAINT failed_messages_state_known CHECK (state IN ('waiting', 'stopped', 'resolved')),
+    CONSTRAINT failed_messages_waiting CHECK ((state = 'waiting') = (waiting_key IS NOT NULL)),
+    CONSTRAINT failed_messages_stopped CHECK (state = 'waiting' OR (deliveries > 0 AND reason <> '')),
+    CONSTRAINT failed_messages_resolved CHECK ((state = 'resolved') = (resolution IS NOT NULL) AND (state = 'resolved') = (resolved_at IS NOT NULL)),
+    CONSTRAINT failed_messages_resolution_known CHECK (resolution IN ('applied', 'discarded')),
+    CONSTRAINT failed_messages_counts CHECK (attempts >= 0 AND deliveries >= 0 AND revision > 0)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+
+COMMENT ON TABLE failed_messages IS 'Messages that did not go through. waiting: the first of its key has a next attempt due, the others are blocked by it. stopped: an operator decides. resolved: was stopped, then applied after a requeue or discarded. A message that is applied and was never stopped is deleted.';
+COMMENT ON COLUMN failed_messages.id IS 'Order of arrival: the lowest waiting id of a key is tried, the others wait.';
+COMMENT ON COLUMN failed_messages.key IS 'The key of the payload, or of the broker if the payload has none that can be read.';
+COMMENT ON COLUMN failed_messages.waiting_key IS 'The key in failed_keys while the message waits: key, unless an edit changed it or it is too long for an index.';
+COMMENT ON COLUMN failed_messages.applied_as IS 'The id under which the message is applied, if its own id was applied with another body.';
+COMMENT ON COLUMN failed_messages.origin IS 'Where the message was read, for example kafka:orders.created/3@42.';
+COMMENT ON COLUMN failed_messages.headers IS 'Headers as received; a value that is not text is stored as {"base64": "..."}.';
+COMMENT ON COLUMN failed_messages.edited IS 'The payload after an operator edited it; the original stays.';
+COMMENT ON COLUMN failed_messages.revision IS 'Grows with every change of the row and so detects concurrent changes.';
+COMMENT ON COLUMN failed_messages.reason IS 'Why it failed, as a class; empty for a message that is only blocked.';
+COMMENT ON COLUMN failed_messages.cause IS 'The first line of the error with its values removed.';
+COMMENT ON COLUMN failed_messages.group_id IS 'Digest of consumer, reason and cause: equal for messages that failed for the same cause.';
+COMMENT ON COLUMN failed_messages.attempts IS 'How often the message failed in all, across requeues.';
+COMMENT ON COLUMN failed_messages.deliveries IS 'How often the message was stopped. A redelivery counts here instead of adding a row.';
+COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NULL while the message has not been tried: it is blocked, or was requeued.';
+COMMENT ON COLUMN failed_messages.first_release IS 'Version of the program in which the message failed first.';
+COMMENT ON COLUMN failed_messages.last_release IS 'Version of the program in which the message failed last.';
+
+CREATE INDEX failed_messages_waiting ON failed_messages (consumer, waiting_key, id) WHERE state = 'waiting';
+CREATE INDEX failed_messages_open ON failed_messages (id) WHERE state = 'stopped';
+CREATE INDEX failed_messages_group ON failed_messages (group_id, id);
+CREATE INDEX failed_messages_resolved_at ON failed_messages (resolved_at) WHERE resolved_at IS NOT NULL;
+CREATE INDEX failed_messages_applied_as ON failed_messages (applied_as) WHERE applied_as IS NOT NULL;
+-- A digest, because a key may be longer than an index entry, and a message that
+-- cannot be stored cannot be acknowledged.
+CREATE INDEX failed_messages_open_key ON failed_messages (hashtextextended(key, 0), id) WHERE state = 'stopped';
+
+CREATE TABLE paused_consumers (
+    consumer  text        NOT NULL,
+    who       text        NOT NULL,
+    why       text        NOT NULL,
+    paused_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT paused_consumers_pkey PRIMARY KEY (consumer)
 );
 
-COMMENT ON TABLE poison IS 'Messages that were rejected or kept failing, with their original bytes and headers.';
-COMMENT ON COLUMN poison.origin IS 'Where the message was read, for example kafka:orders.created/3@42.';
-COMMENT ON COLUMN poison.headers IS 'Headers as they came; a value that is no text is held as {"base64": "..."}.';
-COMMENT ON COLUMN poison.deliveries IS 'How often the same message was poisoned: a redelivery adds to the entry instead of making another.';
+COMMENT ON TABLE paused_consumers IS 'Consumers that an operator paused, on all replicas.';
+
+-- Every action of an operator, written in the transaction that performs it.
+CREATE TABLE operator_actions (
+    id         bigint      GENERATED ALWAYS AS IDENTITY,
+    action     text        NOT NULL,
+    subject    text        NOT NULL,
+    entry_id   bigint,
+    who        text        NOT NULL,
+    why        text        NOT NULL,
+    detail     text        NOT NULL DEFAULT '',
+    payload    bytea,
+    message_id uuid,
+    acted_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT operator_actions_pkey PRIMARY KEY (id),
+    CONSTRAINT operator_actions_known CHECK (action IN ('paused', 'resumed', 'edited', 'requeued', 'reopened', 'discarded', 'retried', 'skipped', 'repaired', 'erased')),
+    CONSTRAINT operator_actions_who CHECK (who <> ''),
+    CONSTRAINT operator_actions_discarded_why CHECK (action <> 'discarded' OR why <> '')
+);
+
+COMMENT ON TABLE operator_actions IS 'What operators did, when and why. reopened is the service''s own: a requeued message failed again.';
+COMMENT ON COLUMN operator_actions.subject IS 'What was changed: a consumer, a consumer and a key, an invariant and an id, a user.';
+COMMENT ON COLUMN operator_actions.entry_id IS 'The failed message that was changed. There is no foreign key: a message that is applied is deleted, and its history stays.';
+COMMENT ON COLUMN operator_actions.detail IS 'More about the change, such as the values before and after a repair.';
+COMMENT ON COLUMN operator_actions.payload IS 'The payload after an edit.';
+COMMENT ON COLUMN operator_actions.message_id IS 'The id under which a message was requeued.';
+CREATE INDEX operator_actions_of_entry ON operator_actions (entry_id, id) WHERE entry_id IS NOT NULL;
 
 -- +goose Down
-DROP TABLE poison;
+DROP TABLE operator_actions;
+DROP TABLE paused_consumers;
+DROP TABLE failed_messages;
+DROP TABLE failed_keys;
 DROP TABLE outbox;
 DROP TABLE inbox;

@@ -117,6 +117,6 @@ expect "streams with gaps" 0 "SELECT count(*) FROM (SELECT stream FROM events GR
 expect "streams that differ from the order" 0 "SELECT count(*) FROM orders o WHERE version <> (SELECT max(version) FROM events WHERE stream = 'order-' || o.id)"
 expect "paid or completed orders without exactly one capture" 0 "SELECT count(*) FROM orders o WHERE (status IN ('paid', 'completed')) <> EXISTS (SELECT FROM payments p WHERE p.order_id = o.id AND p.status = 'captured' AND p.amount = o.total_amount)"
 expect "messages left in the outbox" 0 "SELECT count(*) FROM outbox"
-expect "poisoned messages" 0 "SELECT count(*) FROM poison"
+expect "failed messages" 0 "SELECT count(*) FROM failed_messages"
 ask "SELECT 'of them ' || status || ': ' || count(*) FROM orders GROUP BY status ORDER BY status"
 exit $failed

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/invariant"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/shop/audit"
 )
 
@@ -30,7 +30,7 @@ func newAudit(opts *options) *cobra.Command {
 	var (
 		options     invariant.Options
 		repair, dry bool
-		by          poison.Actor
+		by          activity.Actor
 	)
 
 	cmd := operation(opts, &cobra.Command{
@@ -83,7 +83,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 	return cmd
 }
 
-func runAudit(ctx context.Context, auditor *invariant.Auditor, options invariant.Options, repair, dry bool, by poison.Actor) (out auditOutput, err error) {
+func runAudit(ctx context.Context, auditor *invariant.Auditor, options invariant.Options, repair, dry bool, by activity.Actor) (out auditOutput, err error) {
 	listed := options.Limit
 	if repair {
 		options.Limit = max(listed, maxRepairs)

@@ -20,7 +20,7 @@ import (
 	"github.com/millracehq/millrace"
 	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/config"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/localpg"
 	"github.com/millracehq/millrace/internal/telemetry"
@@ -54,7 +54,7 @@ func (o *options) load() (config.Config, error) {
 		return cfg, usageError{err}
 	}
 
-	cfg.Poison.Release = version
+	cfg.Failed.Release = version
 
 	return cfg, nil
 }
@@ -322,7 +322,7 @@ func (c count) Set(text string) error {
 }
 
 // actorFlags are those of commands that are recorded.
-func actorFlags(cmd *cobra.Command, by *poison.Actor) {
+func actorFlags(cmd *cobra.Command, by *activity.Actor) {
 	cmd.Flags().StringVar(&by.Who, "by", osUser(), "record this name as the operator")
 	cmd.Flags().StringVar(&by.Why, "why", "", "record this reason")
 }

@@ -7,9 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/operate"
-	"github.com/millracehq/millrace/internal/engine/poison"
 )
 
 func newConsumers(opts *options) *cobra.Command {
@@ -25,9 +25,9 @@ var writeConsumers = table("CONSUMER TOPIC STATE", func(c consumer.State) []any 
 
 // switchConsumer completes a command that pauses or resumes a consumer.
 func switchConsumer(opts *options, cmd *cobra.Command, done string,
-	change func(*consumer.Router, context.Context, string, poison.Actor) (bool, error),
+	change func(*consumer.Router, context.Context, string, activity.Actor) (bool, error),
 ) *cobra.Command {
-	var by poison.Actor
+	var by activity.Actor
 
 	cmd = operation(opts, cmd, func(c *call) error {
 		changed, err := change(c.Router, c.ctx, c.args[0], by)

@@ -9,10 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/operate"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/localpg"
 )
 
@@ -66,17 +63,14 @@ var errRefused = errors.New("some entries were refused and stay open")
 
 func exitCode(err error) int {
 	var (
-		usage      usageError
-		noEntry    *poison.NotFoundError
-		notParked  *parked.NotFoundError
-		noConsumer *consumer.UnknownConsumerError
-		notFound   notFoundError
+		usage    usageError
+		notFound notFoundError
 	)
 
 	switch {
-	case errors.As(err, &usage), errors.As(err, &noConsumer):
+	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &noEntry), errors.As(err, &notParked), errors.As(err, &notFound):
+	case errors.As(err, &notFound):
 		return exitNotFound
 	case errors.Is(err, errRejected), errors.Is(err, errRefused):
 		return exitRejected

@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/app"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
 func newParked(opts *options) *cobra.Command {
@@ -22,14 +22,14 @@ later messages of the same key wait behind it, in order. Other keys go on.`,
 	}
 
 	var (
-		filter parked.Filter
+		filter failed.KeyFilter
 		limit  int
 	)
 
 	list := &cobra.Command{
 		Use: "list", Short: "List the keys that wait, those that are due next first", Args: exactly(0),
 		RunE: with(opts, func(cmd *cobra.Command, _ []string, service *app.Service) error {
-			waiting, err := service.Parked.List(cmd.Context(), filter, limit)
+			waiting, err := service.Failed.WaitingKeys(cmd.Context(), filter, limit)
 			if err != nil {
 				return err
 			}
@@ -38,7 +38,7 @@ later messages of the same key wait behind it, in order. Other keys go on.`,
 				fmt.Fprintln(w, "SEQ\tCONSUMER\tKEY\tBEHIND\tATTEMPTS\tDUE\tERROR")
 
 				for _, m := range waiting {
-					fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%s\t%s\n", m.Seq, m.Consumer, oneLine(m.Key, 60), m.Behind, m.Attempts, stamp(m.DueAt), oneLine(m.Error, 100))
+					fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%s\t%s\n", m.ID, m.Consumer, oneLine(m.Key, 60), m.Blocked, m.Attempts, stamp(m.DueAt), oneLine(m.Error, 100))
 				}
 			})
 		}),
@@ -55,7 +55,7 @@ later messages of the same key wait behind it, in order. Other keys go on.`,
 				return err
 			}
 
-			queue, err := service.Parked.Queue(cmd.Context(), seq)
+			queue, err := service.Failed.Queue(cmd.Context(), seq)
 			if err != nil {
 				return err
 			}
@@ -70,8 +70,8 @@ later messages of the same key wait behind it, in order. Other keys go on.`,
 
 func newParkedRetry(opts *options) *cobra.Command {
 	var (
-		filter parked.Filter
-		by     poison.Actor
+		filter failed.KeyFilter
+		by     activity.Actor
 		all    bool
 	)
 
@@ -79,16 +79,16 @@ func newParkedRetry(opts *options) *cobra.Command {
 		Use: "retry [SEQ]", Short: "Try parked messages now instead of later", Args: cobra.MaximumNArgs(1),
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) (err error) {
 			if len(args) == 1 {
-				if filter.Seq, err = sequence(args[0]); err != nil {
+				if filter.ID, err = sequence(args[0]); err != nil {
 					return err
 				}
 			}
 
-			if filter == (parked.Filter{}) && !all {
+			if filter == (failed.KeyFilter{}) && !all {
 				return usageError{errors.New("nothing is selected: give a SEQ, --consumer, --key or --all")}
 			}
 
-			n, err := service.Parked.Retry(cmd.Context(), filter, by)
+			n, err := service.Failed.RetryNow(cmd.Context(), filter, by)
 			if err != nil {
 				return err
 			}
@@ -107,7 +107,7 @@ func newParkedRetry(opts *options) *cobra.Command {
 }
 
 func newParkedSkip(opts *options) *cobra.Command {
-	var by poison.Actor
+	var by activity.Actor
 
 	skip := &cobra.Command{
 		Use: "skip SEQ", Short: "Give up the first message of a key, so that the others go on",
@@ -120,12 +120,12 @@ The next message of its key is tried at once.`,
 				return err
 			}
 
-			if err := service.Parked.Skip(cmd.Context(), seq, by); err != nil {
+			if err := service.Failed.Skip(cmd.Context(), seq, by); err != nil {
 				return err
 			}
 
 			return opts.print(cmd.OutOrStdout(), map[string]int64{"skipped": seq}, func(w io.Writer) {
-				fmt.Fprintf(w, "skipped %d: it is in the poison queue now (millrace poison list)\n", seq)
+				fmt.Fprintf(w, "skipped %d: it is stopped now (millrace poison list)\n", seq)
 			})
 		}),
 	}
@@ -143,22 +143,22 @@ func sequence(arg string) (int64, error) {
 	return seq, nil
 }
 
-func writeQueue(w io.Writer, queue []parked.Message) {
+func writeQueue(w io.Writer, queue []failed.Entry) {
 	for i, m := range queue {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
 
-		fmt.Fprintf(w, "seq\t%d (%d of %d of its key)\n", m.Seq, i+1, len(queue))
+		fmt.Fprintf(w, "seq\t%d (%d of %d of its key)\n", m.ID, i+1, len(queue))
 		fmt.Fprintf(w, "consumer\t%s\n", m.Consumer)
 		fmt.Fprintf(w, "topic\t%s\n", m.Topic)
 		fmt.Fprintf(w, "key\t%s\n", oneLine(m.Key, 200))
 		fmt.Fprintf(w, "message\t%s\n", m.MessageID)
 		fmt.Fprintf(w, "origin\t%s\n", m.Origin)
-		fmt.Fprintf(w, "parked\t%s\n", stamp(m.ParkedAt))
+		fmt.Fprintf(w, "parked\t%s\n", stamp(m.FirstAt))
 
 		if m.Error != "" {
-			fmt.Fprintf(w, "attempts\t%d, last %s\n", m.Attempts, stamp(*m.TriedAt))
+			fmt.Fprintf(w, "attempts\t%d, last %s\n", m.Attempts, stamp(m.LastAt))
 			fmt.Fprintf(w, "error\t%s\n", oneLine(m.Error, 2000))
 		}
 

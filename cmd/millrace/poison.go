@@ -20,8 +20,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
 func newPoison(opts *options) *cobra.Command {
@@ -40,8 +41,8 @@ recorded with who did it, when and why.`,
 
 // selection is the flags that select entries.
 type selection struct {
-	group, topic, consumer, reason, key, message, since, until, resolution string
-	all                                                                    bool
+	group, topic, consumer, reason, key, message, since, until, state string
+	all                                                               bool
 }
 
 func (s *selection) flags(cmd *cobra.Command) {
@@ -56,8 +57,8 @@ func (s *selection) flags(cmd *cobra.Command) {
 	flags.StringVar(&s.until, "until", "", "only what failed before then")
 }
 
-func (s *selection) resolutionFlag(cmd *cobra.Command, value string) {
-	cmd.Flags().StringVar(&s.resolution, "resolution", value, "open, requeued, discarded or all")
+func (s *selection) stateFlag(cmd *cobra.Command, value string) {
+	cmd.Flags().StringVar(&s.state, "state", value, "waiting, stopped, resolved or all")
 }
 
 func (s *selection) allFlag(cmd *cobra.Command) {
@@ -65,18 +66,18 @@ func (s *selection) allFlag(cmd *cobra.Command) {
 }
 
 // filter makes the filter of the flags and of ids.
-func (s *selection) filter(ids []string) (poison.Filter, error) {
-	f := poison.Filter{
+func (s *selection) filter(ids []string) (failed.Filter, error) {
+	f := failed.Filter{
 		Group: s.group, Topic: s.topic, Consumer: s.consumer, Reason: event.Reason(s.reason), Key: s.key,
-		Resolution: poison.Resolution(s.resolution),
+		State: failed.State(s.state),
 	}
 
-	switch f.Resolution {
-	case "", poison.Open, poison.Requeued, poison.Discarded:
+	switch f.State {
+	case "", failed.Waiting, failed.Stopped, failed.Resolved:
 	case "all":
-		f.Resolution = ""
+		f.State = ""
 	default:
-		return f, usageError{fmt.Errorf("--resolution: is %q, expected open, requeued, discarded or all", s.resolution)}
+		return f, usageError{fmt.Errorf("--state: is %q, expected waiting, stopped, resolved or all", s.state)}
 	}
 
 	for _, arg := range ids {
@@ -109,7 +110,7 @@ func (s *selection) filter(ids []string) (poison.Filter, error) {
 
 // toActOn is filter for commands that change something: they refuse to act on
 // everything by oversight.
-func (s *selection) toActOn(cmd *cobra.Command, ids []string) (poison.Filter, error) {
+func (s *selection) toActOn(cmd *cobra.Command, ids []string) (failed.Filter, error) {
 	f, err := s.filter(ids)
 
 	switch {
@@ -127,7 +128,7 @@ func (s *selection) toActOn(cmd *cobra.Command, ids []string) (poison.Filter, er
 func entryID(arg string) (int64, error) {
 	id, err := strconv.ParseInt(arg, 10, 64)
 	if err != nil {
-		return 0, usageError{fmt.Errorf("%q is no id of a poison entry, expected a number", arg)}
+		return 0, usageError{fmt.Errorf("%q is not the id of a failed message, expected a number", arg)}
 	}
 
 	return id, nil
@@ -178,7 +179,7 @@ func newPoisonList(opts *options) *cobra.Command {
 				return printCounts(cmd, opts, service, f, by, limit)
 			}
 
-			entries, err := service.Poison.List(cmd.Context(), f, limit)
+			entries, err := service.Failed.List(cmd.Context(), f, limit)
 			if err != nil {
 				return err
 			}
@@ -194,7 +195,7 @@ func newPoisonList(opts *options) *cobra.Command {
 		}),
 	}
 	selected.flags(cmd)
-	selected.resolutionFlag(cmd, "open")
+	selected.stateFlag(cmd, "stopped")
 	cmd.Flags().IntVar(&limit, "limit", 20, "how many")
 	cmd.Flags().StringVar(&by, "group-by", "", "count instead by cause, topic, consumer, reason, key or release")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
@@ -216,16 +217,13 @@ func positive(flag string, n int) error {
 	return nil
 }
 
-// state is open, edited while it is open and has been, or what was decided.
-func state(e poison.Entry) string {
-	switch {
-	case e.Resolution != "":
-		return string(e.Resolution)
-	case e.Edited != nil:
+// state is that of an entry, or how it was resolved, or edited while it is stopped.
+func state(e failed.Entry) string {
+	if e.State == failed.Stopped && e.Edited != nil {
 		return "edited"
-	default:
-		return string(poison.Open)
 	}
+
+	return cmp.Or(string(e.Resolution), string(e.State))
 }
 
 func newPoisonGroups(opts *options) *cobra.Command {
@@ -251,14 +249,14 @@ func newPoisonGroups(opts *options) *cobra.Command {
 		}),
 	}
 	selected.flags(cmd)
-	selected.resolutionFlag(cmd, "open")
+	selected.stateFlag(cmd, "stopped")
 	cmd.Flags().IntVar(&limit, "limit", 20, "how many")
 
 	return cmd
 }
 
-func printGroups(cmd *cobra.Command, opts *options, service *app.Service, f poison.Filter, limit int) error {
-	groups, err := service.Poison.Groups(cmd.Context(), f, poison.GroupsAfter{}, limit)
+func printGroups(cmd *cobra.Command, opts *options, service *app.Service, f failed.Filter, limit int) error {
+	groups, err := service.Failed.Groups(cmd.Context(), f, failed.GroupsAfter{}, limit)
 	if err != nil {
 		return err
 	}
@@ -278,8 +276,8 @@ func printGroups(cmd *cobra.Command, opts *options, service *app.Service, f pois
 	})
 }
 
-func printCounts(cmd *cobra.Command, opts *options, service *app.Service, f poison.Filter, by string, limit int) error {
-	counts, err := service.Poison.CountBy(cmd.Context(), f, by, limit)
+func printCounts(cmd *cobra.Command, opts *options, service *app.Service, f failed.Filter, by string, limit int) error {
+	counts, err := service.Failed.CountBy(cmd.Context(), f, by, limit)
 	if err != nil {
 		return err
 	}
@@ -302,28 +300,28 @@ func newPoisonShow(opts *options) *cobra.Command {
 				return err
 			}
 
-			actions, err := service.Poison.Actions(cmd.Context(), entry.ID)
+			actions, err := service.Failed.Actions(cmd.Context(), entry.ID)
 			if err != nil {
 				return err
 			}
 
-			shown := poison.Exported{Entry: entry, Actions: append([]poison.Action{}, actions...)}
+			shown := failed.Exported{Entry: entry, Actions: append([]activity.Action{}, actions...)}
 
 			return opts.print(cmd.OutOrStdout(), shown, func(w io.Writer) { writeEntry(w, shown) })
 		}),
 	}
 }
 
-func find(cmd *cobra.Command, arg string, service *app.Service) (poison.Entry, error) {
+func find(cmd *cobra.Command, arg string, service *app.Service) (failed.Entry, error) {
 	id, err := entryID(arg)
 	if err != nil {
-		return poison.Entry{}, err
+		return failed.Entry{}, err
 	}
 
-	return service.Poison.Get(cmd.Context(), id)
+	return service.Failed.Get(cmd.Context(), id)
 }
 
-func writeEntry(w io.Writer, e poison.Exported) {
+func writeEntry(w io.Writer, e failed.Exported) {
 	fmt.Fprintf(w, "id\t%d\n", e.ID)
 	fmt.Fprintf(w, "state\t%s\n", state(e.Entry))
 	fmt.Fprintf(w, "topic\t%s\n", e.Topic)
@@ -389,8 +387,8 @@ type edit struct {
 }
 
 // printDiff prints the diff of an entry, or says why there is none.
-func printDiff(cmd *cobra.Command, opts *options, entry poison.Entry, none string) error {
-	diff := poison.Diff(entry)
+func printDiff(cmd *cobra.Command, opts *options, entry failed.Entry, none string) error {
+	diff := failed.Diff(entry)
 
 	if opts.json {
 		return opts.print(cmd.OutOrStdout(), edit{ID: entry.ID, Diff: diff}, nil)
@@ -410,7 +408,7 @@ func printDiff(cmd *cobra.Command, opts *options, entry poison.Entry, none strin
 func newPoisonEdit(opts *options) *cobra.Command {
 	var (
 		file string
-		by   poison.Actor
+		by   activity.Actor
 	)
 
 	cmd := &cobra.Command{
@@ -422,15 +420,16 @@ again. The original stays as it came; requeue sends what was edited.`,
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
 			entry, err := find(cmd, args[0], service)
 
-			switch {
-			case err != nil:
+			if err == nil {
+				err = entry.Actable()
+			}
+
+			if err != nil {
 				return err
-			case entry.Resolution != "":
-				return &poison.ResolvedError{ID: entry.ID, Resolution: entry.Resolution}
 			}
 
 			save := func(payload []byte) (err error) {
-				entry, err = service.Poison.Edit(cmd.Context(), entry.ID, entry.Revision, payload, by, service.CheckFor)
+				entry, err = service.Failed.Edit(cmd.Context(), entry.ID, entry.Revision, payload, by, service.CheckFor)
 
 				return err
 			}
@@ -483,7 +482,7 @@ func editIn(cmd *cobra.Command, payload []byte, save func([]byte) error) error {
 		return fmt.Errorf("making a draft: %w", err)
 	}
 
-	shown := poison.Pretty(payload)
+	shown := failed.Pretty(payload)
 	if !utf8.Valid(payload) {
 		shown = string(payload)
 	}
@@ -535,7 +534,7 @@ func editIn(cmd *cobra.Command, payload []byte, save func([]byte) error) error {
 // other text without the line end that editors add.
 func mended(text []byte) []byte {
 	if json.Valid(text) {
-		return poison.Compact(text)
+		return failed.Compact(text)
 	}
 
 	return bytes.TrimSuffix(text, []byte("\n"))
@@ -557,14 +556,14 @@ func runEditor(name string) error {
 func newPoisonRequeue(opts *options) *cobra.Command {
 	var (
 		selected selection
-		pace     poison.Pace
-		by       poison.Actor
+		pace     failed.Pace
+		by       activity.Actor
 	)
 
 	cmd := &cobra.Command{
 		Use: "requeue [ID...]", Short: "Send open entries again to the consumer that failed, in the order of their arrival",
 		Long: `Send open entries again to the consumer in which they failed, and to no other,
-through the outbox and in the order of their arrival per key. What is edited goes
+in the order of their arrival per key. What is edited goes
 as edited. Messages keep their ids, so none is applied twice.
 
 An entry whose payload the consumer would reject is refused and stays open: edit
@@ -574,8 +573,8 @@ the same command again to go on.`,
 		Example: `  millrace poison requeue 17 18
   millrace poison requeue --group 4be1a2c09f3d --rate 50 --why "fixed in 1.4.2"`,
 		RunE: with(opts, func(cmd *cobra.Command, args []string, service *app.Service) error {
-			return act(cmd, opts, service, &selected, args, &pace, "requeue", func(f poison.Filter) (poison.Outcome, error) {
-				return service.Poison.Requeue(cmd.Context(), f, by, pace, service.CheckFor)
+			return act(cmd, opts, service, &selected, args, &pace, "requeue", func(f failed.Filter) (failed.Outcome, error) {
+				return service.Failed.Requeue(cmd.Context(), f, by, pace, service.CheckFor)
 			})
 		}),
 	}
@@ -592,8 +591,8 @@ the same command again to go on.`,
 func newPoisonDiscard(opts *options) *cobra.Command {
 	var (
 		selected selection
-		pace     poison.Pace
-		by       poison.Actor
+		pace     failed.Pace
+		by       activity.Actor
 	)
 
 	cmd := &cobra.Command{
@@ -604,8 +603,8 @@ func newPoisonDiscard(opts *options) *cobra.Command {
 				return usageError{errors.New("--why: is missing, expected the reason of the discard")}
 			}
 
-			return act(cmd, opts, service, &selected, args, &pace, "discard", func(f poison.Filter) (poison.Outcome, error) {
-				return service.Poison.Discard(cmd.Context(), f, by, pace)
+			return act(cmd, opts, service, &selected, args, &pace, "discard", func(f failed.Filter) (failed.Outcome, error) {
+				return service.Failed.Discard(cmd.Context(), f, by, pace)
 			})
 		}),
 	}
@@ -619,8 +618,8 @@ func newPoisonDiscard(opts *options) *cobra.Command {
 
 // act runs an action on what is selected and prints how it went, also when it
 // was broken off.
-func act(cmd *cobra.Command, opts *options, service *app.Service, selected *selection, ids []string, pace *poison.Pace,
-	verb string, do func(poison.Filter) (poison.Outcome, error),
+func act(cmd *cobra.Command, opts *options, service *app.Service, selected *selection, ids []string, pace *failed.Pace,
+	verb string, do func(failed.Filter) (failed.Outcome, error),
 ) error {
 	f, err := selected.toActOn(cmd, ids)
 
@@ -632,13 +631,14 @@ func act(cmd *cobra.Command, opts *options, service *app.Service, selected *sele
 	}
 
 	for _, id := range f.IDs {
-		entry, err := service.Poison.Get(cmd.Context(), id)
+		entry, err := service.Failed.Get(cmd.Context(), id)
 
-		switch {
-		case err != nil:
+		if err == nil {
+			err = entry.Actable()
+		}
+
+		if err != nil {
 			return err
-		case entry.Resolution != "":
-			return &poison.ResolvedError{ID: id, Resolution: entry.Resolution}
 		}
 	}
 
@@ -663,7 +663,7 @@ func act(cmd *cobra.Command, opts *options, service *app.Service, selected *sele
 	}
 }
 
-func writeOutcome(w io.Writer, verb string, o poison.Outcome) {
+func writeOutcome(w io.Writer, verb string, o failed.Outcome) {
 	did := verb + "ed"
 	if verb == "requeue" {
 		did = "requeued"
@@ -673,10 +673,10 @@ func writeOutcome(w io.Writer, verb string, o poison.Outcome) {
 		did = "would " + verb
 	}
 
-	fmt.Fprintf(w, "%s %d of %d open entries\n", did, o.Done, o.Selected)
+	fmt.Fprintf(w, "%s %d of %d stopped messages\n", did, o.Done, o.Selected)
 
 	for _, r := range o.Refusals {
-		fmt.Fprintf(w, "refused entry %d: %s\n", r.ID, oneLine(r.Error, 300))
+		fmt.Fprintf(w, "refused message %d: %s\n", r.ID, oneLine(r.Error, 300))
 	}
 
 	if more := o.Refused - len(o.Refusals); more > 0 {
@@ -698,11 +698,11 @@ func newPoisonExport(opts *options) *cobra.Command {
 			encoder := json.NewEncoder(cmd.OutOrStdout())
 			encoder.SetEscapeHTML(false)
 
-			return service.Poison.Export(cmd.Context(), f, func(e poison.Exported) error { return encoder.Encode(e) })
+			return service.Failed.Export(cmd.Context(), f, func(e failed.Exported) error { return encoder.Encode(e) })
 		}),
 	}
 	selected.flags(cmd)
-	selected.resolutionFlag(cmd, "all")
+	selected.stateFlag(cmd, "all")
 
 	return cmd
 }

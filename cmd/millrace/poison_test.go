@@ -13,7 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -31,10 +31,10 @@ func poisoned(t *testing.T, payloads ...string) (url string, pool *pgxpool.Pool)
 
 	t.Cleanup(pool.Close)
 
-	store := poison.NewStore(poison.Config{Release: "0.9"}, pool)
+	store := failed.NewStore(failed.Config{Release: "0.9"}, pool)
 
 	for i, payload := range payloads {
-		err := store.Add(t.Context(), poison.Entry{
+		err := store.Stop(t.Context(), failed.Entry{
 			Consumer: "fulfilment.place", Topic: "orders.created", MessageID: event.NewID(), Origin: "test", Key: fmt.Sprint("key", i),
 			Payload: []byte(payload), Reason: event.ReasonFailed, Error: fmt.Sprintf("no luck with %d \x1b[31mbytes", len(payload)),
 		})
@@ -52,7 +52,7 @@ func TestPoisonCommandsSelectAndAct(t *testing.T) {
 	t.Parallel()
 
 	url, pool := poisoned(t, orderOf("a"), orderOf("bb"), "{}", orderOf("d"))
-	group := pgtest.Value[string](t, pool, `SELECT min(group_id) FROM poison`)
+	group := pgtest.Value[string](t, pool, `SELECT min(group_id) FROM failed_messages`)
 
 	for _, c := range []struct {
 		args string
@@ -64,7 +64,7 @@ func TestPoisonCommandsSelectAndAct(t *testing.T) {
 		{"poison list --group-by consumer", 0, "fulfilment.place"},
 		{"poison list --group-by colour", exitUsage, `--group-by: is "colour"`},
 		{"poison list --limit 0", exitUsage, "--limit: is 0"},
-		{"poison list --resolution maybe", exitUsage, `--resolution: is "maybe"`},
+		{"poison list --state maybe", exitUsage, `--state: is "maybe"`},
 		{"poison list --since yesterday", exitUsage, `--since: is "yesterday"`},
 		{"poison list --since 1h --until 2999-01-01", 0, "key0"},
 		{"poison list --message x", exitUsage, "expected a UUID"},
@@ -74,20 +74,20 @@ func TestPoisonCommandsSelectAndAct(t *testing.T) {
 		{"poison requeue", exitUsage, "which entries?"},
 		{"poison requeue --all --topic x", exitUsage, "--all goes with neither"},
 		{"poison requeue x", exitUsage, "expected a number"},
-		{"poison requeue 99", exitNotFound, "no poison entry 99"},
+		{"poison requeue 99", exitNotFound, "no failed message 99"},
 		{"poison requeue 1 --rate -1", exitUsage, "--rate: is -1"},
 		{"poison requeue --group " + group + " --dry-run", exitRejected, "would requeue 3 of 4"},
 		{"poison requeue --group nothing", 0, "requeued 0 of 0"},
 		{"poison requeue 1 2 --by bob --why fixed", 0, "requeued 2 of 2"},
-		{"poison requeue 1", exitFailure, "poison entry 1 is requeued already"},
-		{"poison requeue --all", exitRejected, "refused entry 3: order.id: is missing"},
+		{"poison requeue 1", exitFailure, "message 1 is waiting already"},
+		{"poison requeue --all", exitRejected, "refused message 3: order.id: is missing"},
 		{"poison show 1", 0, "by bob: fixed"},
 		{"poison discard 3", exitUsage, "--why: is missing"},
 		{"poison discard --why junk", exitUsage, "which entries?"},
 		{"poison discard --reason handler_error --why junk --dry-run", 0, "would discard 1 of 1"},
 		{"poison discard --reason handler_error --why junk", 0, "discarded 1 of 1"},
 		{"poison edit 3", exitFailure, "is discarded already"},
-		{"poison list --resolution requeued", 0, "key1"},
+		{"poison list --state waiting", 0, "key1"},
 	} {
 		out, code := run(t, url, strings.Split(c.args, " ")...)
 		if code != c.code || !strings.Contains(out, c.says) {
@@ -99,8 +99,8 @@ func TestPoisonCommandsSelectAndAct(t *testing.T) {
 		}
 	}
 
-	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM outbox WHERE topic = '@fulfilment.place'`); n != 3 {
-		t.Errorf("%d messages in the outbox", n)
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'waiting' AND consumer = 'fulfilment.place'`); n != 3 {
+		t.Errorf("%d messages wait", n)
 	}
 }
 
@@ -114,10 +114,10 @@ func TestPoisonExportHasEverything(t *testing.T) {
 
 	out, code := run(t, url, "poison", "export")
 
-	var got []poison.Exported
+	var got []failed.Exported
 
 	for lines := bufio.NewScanner(strings.NewReader(out)); lines.Scan(); {
-		var e poison.Exported
+		var e failed.Exported
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			t.Fatalf("%v: %s", err, lines.Text())
 		}
@@ -182,7 +182,7 @@ if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
 
-	got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM poison`)
+	got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`)
 	if got != `{"order":{"id":"o","product_id":"p","quantity":3,"total_amount":1}}` {
 		t.Errorf("saved %s", got)
 	}
@@ -220,7 +220,7 @@ func TestPoisonEditKeepsADraftThatIsGivenUp(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 
-	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM poison_actions`); n != 0 {
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operator_actions`); n != 0 {
 		t.Errorf("%d actions", n)
 	}
 }
@@ -234,7 +234,7 @@ func TestPoisonEditTakesAFile(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 
-	if got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM poison`); got != oneOrder {
+	if got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`); got != oneOrder {
 		t.Errorf("saved %s", got)
 	}
 

@@ -81,6 +81,6 @@ func writeFacts(w io.Writer, f operate.Facts) {
 	}
 
 	fmt.Fprintf(w, "\noutbox\t%d to publish%s; %d scheduled\n", f.OutboxDue, oldest, f.OutboxScheduled)
-	fmt.Fprintf(w, "parked\t%d messages of %d keys\n", f.ParkedMessages, f.ParkedKeys)
-	fmt.Fprintf(w, "poison\t%d open\n", f.PoisonOpen)
+	fmt.Fprintf(w, "waiting\t%d messages of %d keys\n", f.WaitingMessages, f.WaitingKeys)
+	fmt.Fprintf(w, "stopped\t%d messages\n", f.Stopped)
 }

@@ -6,11 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/shop/account"
 )
 
 func newUsersErase(opts *options) *cobra.Command {
-	return query(opts, &cobra.Command{
+	var by activity.Actor
+
+	cmd := query(opts, &cobra.Command{
 		Use: "erase ID", Short: "Make the personal data of a user unreadable; this cannot be undone",
 		Long: `Destroy the key that seals the personal data of a user. The events keep their
 place and type, but nobody can read them any more, not even in backups of the
@@ -21,9 +24,12 @@ withdrawn, and failed messages lose their content. Run the command again if a
 late message about the user fails. It does not reach tracked events (they expire
 after analytics.retention), brokers or other systems.`,
 		Example: "  millrace users erase alice",
-	}, func(c *call) (account.Erasure, error) { return c.Accounts.Erase(c.ctx, c.args[0]) },
+	}, func(c *call) (account.Erasure, error) { return c.Accounts.Erase(c.ctx, c.args[0], by) },
 		func(w io.Writer, done account.Erasure) {
 			fmt.Fprintf(w, "erased user %s: deleted %d notifications and %d waiting messages, and the content of %d failed messages\n",
-				done.UserID, done.Notifications, done.Waiting, done.Poisoned)
+				done.UserID, done.Notifications, done.Waiting, done.Failed)
 		})
+	actorFlags(cmd, &by)
+
+	return cmd
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
@@ -34,7 +34,7 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	s.WaitForOrder("order_123", "completed")
 
 	for range 20 {
-		poisonSome(t, s)
+		stopSome(t, s)
 	}
 
 	ctx, cancel := context.WithTimeout(t.Context(), schemathesisTime)
@@ -68,9 +68,9 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	for running := true; running; {
 		select {
 		case <-more.C:
-			poisonSome(t, s)
+			stopSome(t, s)
 
-			if _, err := s.Pool.Exec(t.Context(), `UPDATE poison SET resolution = NULL, resolved_at = NULL WHERE id = 17 AND resolution IS NOT NULL`); err != nil {
+			if _, err := s.Pool.Exec(t.Context(), `UPDATE failed_messages SET state = 'stopped', waiting_key = NULL, resolution = NULL, resolved_at = NULL WHERE id = 17`); err != nil {
 				t.Fatal(err)
 			}
 		case err := <-done:
@@ -85,18 +85,18 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	t.Log(out.String()[max(0, out.Len()-2000):])
 
 	for _, action := range []string{"edited", "requeued", "discarded"} {
-		if n := apptest.Value[int](s, `SELECT count(*)::int FROM poison_actions WHERE action = $1`, action); n == 0 {
+		if n := apptest.Value[int](s, `SELECT count(*)::int FROM operator_actions WHERE action = $1`, action); n == 0 {
 			t.Errorf("nothing was %s: it did not get that far", action)
 		}
 	}
 }
 
-// poisonSome poisons a message that can be requeued and one that cannot.
-func poisonSome(t *testing.T, s *apptest.Service) {
+// stopSome stops a message that can be requeued and one that cannot.
+func stopSome(t *testing.T, s *apptest.Service) {
 	t.Helper()
 
 	for _, payload := range []string{guide(t, "orders.created"), "\xff nonsense"} {
-		err := s.Poison.Add(t.Context(), poison.Entry{
+		err := s.Failed.Stop(t.Context(), failed.Entry{
 			Consumer: "fulfilment.place", Topic: "orders.created", MessageID: event.NewID(), Origin: "test",
 			Headers: event.Headers{"binary": "\xff", "text": "x"}, Payload: []byte(payload), Reason: event.ReasonFailed,
 			Error: fmt.Sprintf("cannot take %d bytes", len(payload)),

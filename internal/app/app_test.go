@@ -7,7 +7,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/broker"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/brokertest"
@@ -53,8 +53,8 @@ func foreignOrders(t *testing.T, kind string, produce func(topic string, payload
 		r.WaitForOrder(fmt.Sprintf("%s-%d", kind, i), "completed")
 	}
 
-	pgtest.Eventually(t, "the bad message is poisoned", func() bool {
-		entries, err := r.Poison.List(t.Context(), poison.Filter{Topic: "orders.created"}, 10)
+	pgtest.Eventually(t, "the bad message is stopped", func() bool {
+		entries, err := r.Failed.List(t.Context(), failed.Filter{Topic: "orders.created"}, 10)
 
 		return err == nil && len(entries) > 0 && string(entries[0].Payload) == "nonsense" && strings.HasPrefix(entries[0].Origin, kind+":")
 	})
@@ -151,7 +151,7 @@ func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
 		t.Errorf("got %+v, %v", stock, err)
 	}
 
-	if entries, err := two.Poison.List(t.Context(), poison.Filter{}, 1); err != nil || len(entries) != 0 {
-		t.Errorf("poisoned: %+v, %v", entries, err)
+	if entries, err := two.Failed.List(t.Context(), failed.Filter{}, 1); err != nil || len(entries) != 0 {
+		t.Errorf("failed: %+v, %v", entries, err)
 	}
 }

@@ -84,10 +84,10 @@ func TestAParkedMessageIsInItsConversation(t *testing.T) {
 	})
 	id := s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "the welcome is parked, and out of the outbox", func() bool {
-		return apptest.Value[bool](s, `SELECT (SELECT count(*) FROM parked) = 1 AND (SELECT count(*) FROM outbox) = 0`)
+		return apptest.Value[bool](s, `SELECT (SELECT count(*) FROM failed_messages) = 1 AND (SELECT count(*) FROM outbox) = 0`)
 	})
 
-	parked := apptest.Value[uuid.UUID](s, `SELECT message_id FROM parked`)
+	parked := apptest.Value[uuid.UUID](s, `SELECT message_id FROM failed_messages`)
 	for _, asked := range []uuid.UUID{id, parked} {
 		roots, err := trace.Find(t.Context(), s.Pool, asked)
 		if err != nil {

@@ -8,9 +8,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/notification"
 	"github.com/millracehq/millrace/internal/test/apptest"
@@ -43,13 +43,17 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 
 	const pattern = `Alice|alice@home|Berlin`
 
+	operator := activity.Actor{Who: "op", Why: "a request"}
+
 	// The mail server is busy: what it is to send is parked.
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
 	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) { c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour })
 	parked := func(n int) func() bool {
-		return func() bool { return apptest.Value[int](s, `SELECT count(*) FROM parked`) == n }
+		return func() bool {
+			return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'waiting'`) == n
+		}
 	}
 
 	s.Publish("notifications", `{"user_id":"u1","content":"Hello Alice","channel":"log"}`)
@@ -61,7 +65,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
 	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
 
-	// Poisoned: with its key, with another, in the old format, and one of another
+	// Stopped: with its key, with another, in the old format, and one of another
 	// user that has nothing to do with it.
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})
@@ -80,25 +84,25 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	}
 
 	pgtest.Eventually(t, "all has come to rest", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM poison`) == 4 &&
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 4 &&
 			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0 &&
 			apptest.Value[int](s, `SELECT count(*) FROM users`) == 2
 	})
 
 	// An operator has begun to mend one of them.
-	id := apptest.Value[int64](s, `SELECT id FROM poison WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
+	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
 	mended := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 
-	if _, err := s.Poison.Edit(t.Context(), id, 1, mended, poison.Actor{Who: "op", Why: "mend"}, s.CheckFor); err != nil {
+	if _, err := s.Failed.Edit(t.Context(), id, 1, mended, operator, s.CheckFor); err != nil {
 		t.Fatal(err)
 	}
 
-	if got := telling(s, pattern); got != "[outbox parked poison poison_actions users]" {
+	if got := telling(s, pattern); got != "[failed_messages operator_actions outbox users]" {
 		t.Fatalf("before the erasure %s tell", got)
 	}
 
-	done, err := s.Accounts.Erase(t.Context(), "u1")
-	if err != nil || done.Notifications != 1 || done.Waiting != 3 || done.Poisoned != 3 {
+	done, err := s.Accounts.Erase(t.Context(), "u1", operator)
+	if err != nil || done.Notifications != 1 || done.Waiting != 3 || done.Failed != 3 {
 		t.Errorf("got %+v, %v", done, err)
 	}
 
@@ -110,13 +114,13 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("after the erasure %s tell", got)
 	}
 
-	// A late message is poisoned for all to see; erasing again blanks it.
+	// A late message is stopped for all to see; erasing again blanks it.
 	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
-	pgtest.Eventually(t, "the late message is poisoned", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM poison`) == 5
+	pgtest.Eventually(t, "the late message is stopped", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 5
 	})
 
-	if done, err := s.Accounts.Erase(t.Context(), "u1"); err != nil || done.Poisoned != 1 {
+	if done, err := s.Accounts.Erase(t.Context(), "u1", operator); err != nil || done.Failed != 1 {
 		t.Errorf("again: got %+v, %v", done, err)
 	}
 
@@ -124,11 +128,11 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("after the second erasure %s tell", got)
 	}
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM poison WHERE payload <> ''`); n != 1 {
+	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND payload <> ''`); n != 1 {
 		t.Errorf("%d entries have their content, expected that of the other user", n)
 	}
 
-	if _, err := s.Accounts.Erase(t.Context(), "nobody"); event.KindOf(err) != event.NotFound {
+	if _, err := s.Accounts.Erase(t.Context(), "nobody", operator); event.KindOf(err) != event.NotFound {
 		t.Errorf("nobody: got %v", err)
 	}
 }

@@ -101,7 +101,7 @@ func exchange(t *testing.T, kind, address string, change func(*config.Config)) {
 		return apptest.Value[int](s, `SELECT count(*) FROM notifications WHERE user_id = $1 AND channel = 'log' AND answer = 'logged'`, name+"-user") == 1
 	})
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM poison WHERE payload::text LIKE '%' || $1 || '%'`, name); n != 0 {
-		t.Errorf("%d messages are poisoned", n)
+	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE payload::text LIKE '%' || $1 || '%'`, name); n != 0 {
+		t.Errorf("%d messages failed", n)
 	}
 }

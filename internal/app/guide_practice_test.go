@@ -190,7 +190,7 @@ func TestGuideDeadLetters(t *testing.T) {
 	s.PublishMessage(event.Message{Topic: "user.created", Payload: []byte(`{"user": `), Headers: event.Headers{"from": "somewhere"}})
 	pgtest.Eventually(t, "the message is kept as it came, with the reason", func() bool {
 		return apptest.Value[int](s, `
-			SELECT count(*) FROM poison
+			SELECT count(*) FROM failed_messages
 			WHERE payload = '{"user": ' AND headers ->> 'from' = 'somewhere' AND error LIKE 'user: not valid JSON at byte 9%'`) == 1
 	})
 }

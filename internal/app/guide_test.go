@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -103,8 +103,8 @@ func TestGuideUserNotFound(t *testing.T) {
 		t.Errorf("got %+v, %v", misses, err)
 	}
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM poison`); n != 0 {
-		t.Errorf("%d messages are poisoned: an unknown user is an outcome, not an error", n)
+	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages`); n != 0 {
+		t.Errorf("%d messages failed: an unknown user is an outcome, not an error", n)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestGuideLegacyPipeline(t *testing.T) {
 
 	s.PublishMessage(event.Message{Topic: "user.events", Payload: []byte(guide(t, "user.events.unknown"))})
 	pgtest.Eventually(t, "the unknown action is rejected", func() bool {
-		entries, err := s.Poison.List(t.Context(), poison.Filter{Topic: "user.events"}, 1)
+		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "user.events"}, 1)
 
 		return err == nil && len(entries) == 1 && entries[0].Error == `action: is "delete", expected create or update`
 	})

@@ -7,7 +7,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/mailtest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -37,7 +37,7 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
 	})
 	pgtest.Eventually(t, "it was tried again and again", func() bool {
-		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM parked
+		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM failed_messages
 			WHERE consumer = 'notification.send' AND headers ->> 'traceparent' = $1`, trace) >= 3
 	})
 	server.Refuse(0, [3]int{}, "")
@@ -71,8 +71,8 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 
 	s := apptest.Start(t, mailing(server, 2))
 	s.Publish("user.created", guide(t, "user.created"))
-	pgtest.Eventually(t, "the notification is poisoned", func() bool {
-		entries, err := s.Poison.List(t.Context(), poison.Filter{Topic: "notifications"}, 1)
+	pgtest.Eventually(t, "the notification is stopped", func() bool {
+		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "notifications"}, 1)
 
 		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "given up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
 	})
@@ -93,7 +93,7 @@ func TestAMailServerThatIsAwayIsWaitedFor(t *testing.T) {
 		return apptest.Value[int](s, `SELECT count(*) FROM notifications WHERE user_id = 'user_1' AND status = 'sent'`) == 1
 	})
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM poison`); n != 0 || len(server.Received()) != 1 {
-		t.Errorf("%d messages are poisoned, and %d e-mails came", n, len(server.Received()))
+	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages`); n != 0 || len(server.Received()) != 1 {
+		t.Errorf("%d messages failed, and %d e-mails came", n, len(server.Received()))
 	}
 }

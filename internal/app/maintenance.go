@@ -24,7 +24,7 @@ func (s *Service) upkeep() []upkeep.Task {
 			return inbox.DeleteUndated(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
 		{Name: "analytics events", Do: func(ctx context.Context) (int64, error) { return s.Analytics.Clean(ctx, time.Now()) }},
-		{Name: "poison entries", Do: s.Poison.Expire},
+		{Name: "resolved messages", Do: s.Failed.Expire},
 		{Name: "idempotent answers", Do: func(ctx context.Context) (int64, error) { return httpapi.ExpireAnswers(ctx, s.Pool) }},
 		s.rows("updates of unknown users", "user_misses", "missed_at", s.Retention.UserMissesRetention),
 		s.rows("notifications", "notifications", "sent_at", s.Retention.NotificationsRetention),

@@ -91,7 +91,7 @@ func TestAnOrderIsCalledOffUntilItIsCompleted(t *testing.T) {
 		t.Errorf("%d available, expected 100 - 2 + 7", n)
 	}
 
-	if n := apptest.Value[int64](s, `SELECT count(*) FROM poison`); n != 0 {
-		t.Errorf("%d messages are poisoned", n)
+	if n := apptest.Value[int64](s, `SELECT count(*) FROM failed_messages`); n != 0 {
+		t.Errorf("%d messages failed", n)
 	}
 }

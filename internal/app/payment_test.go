@@ -80,8 +80,8 @@ func TestOrdersArePaidOnceByAProviderThatFails(t *testing.T) {
 		}
 	}
 
-	if poisoned := apptest.Value[int](s, `SELECT count(*) FROM poison`); poisoned != 0 {
-		t.Errorf("%d messages are poisoned", poisoned)
+	if stopped := apptest.Value[int](s, `SELECT count(*) FROM failed_messages`); stopped != 0 {
+		t.Errorf("%d messages failed", stopped)
 	}
 }
 

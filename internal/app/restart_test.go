@@ -93,7 +93,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	rabbit.Do("start")
 	pgtest.Eventually(t, "all users are told", func() bool { return told() == during })
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM poison`); n != 0 {
-		t.Errorf("%d messages are poisoned", n)
+	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages`); n != 0 {
+		t.Errorf("%d messages failed", n)
 	}
 }

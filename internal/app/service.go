@@ -17,16 +17,14 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
-	"github.com/millracehq/millrace/internal/engine/broker/embedded"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
@@ -44,8 +42,6 @@ type Service struct {
 	Operator  *operate.Operator
 	Projector *eventstore.Projector
 
-	// direct reaches single consumers, without any broker.
-	direct *broker.Conn
 	http   *httpapi.Server
 	logger *slog.Logger
 	// observe sees what brokers confirmed; see Observe.
@@ -59,8 +55,7 @@ type Engine struct {
 	Brokers      *broker.Set
 	Router       *consumer.Router
 	Relay        *outbox.Relay
-	Poison       *poison.Store
-	Parked       *parked.Store
+	Failed       *failed.Store
 	Dependencies *breaker.Set
 }
 
@@ -80,13 +75,8 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 
 	route(engine.Router, domains)
 
-	direct, err := broker.New(broker.Config{Kind: broker.Embedded, Embedded: embedded.Config{Lanes: directLanes}}, logger)
-	if err != nil {
-		return nil, err
-	}
-
 	s := &Service{
-		Engine: engine, Domains: domains, Upkeep: upkeep, direct: direct, http: http, logger: logger,
+		Engine: engine, Domains: domains, Upkeep: upkeep, http: http, logger: logger,
 		Projector: eventstore.NewProjector(engine.Pool, account.Projections(), logger),
 	}
 
@@ -103,7 +93,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 		http.Handle(payment.WebhookPattern, domains.Webhook)
 	}
 	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(httpapi.API{
-		Poison: s.Poison, Orders: s.Orders, Inventory: s.Inventory, Check: s.CheckFor, Pool: s.Pool,
+		Failed: s.Failed, Orders: s.Orders, Inventory: s.Inventory, Check: s.CheckFor, Pool: s.Pool,
 		Logger: logger.With(slog.String("component", "httpapi")),
 	}))
 
@@ -145,9 +135,6 @@ func (s *Service) checkBound() error {
 
 // httpCloseTimeout is part of a stop beyond what is configured.
 const httpCloseTimeout = 2 * time.Second
-
-// directLanes is how many messages reach single consumers at once.
-const directLanes = 64
 
 // Run serves until ctx ends, then drains: not ready, stop fetching, batches
 // finish, the relay finishes what is in flight, the listener closes. started
@@ -212,20 +199,6 @@ type source struct {
 	relay   func(*broker.Conn)
 }
 
-// directSource is the second way to every consumer: for messages that only one
-// of them is to have, and for parked ones.
-type directSource struct{ source }
-
-// Connect implements consumer.Source.
-func (s directSource) Connect(ctx context.Context) error {
-	return s.Conn.Connect(ctx, s.service.directTopics())
-}
-
-// Address implements consumer.Source.
-func (directSource) Address(route consumer.Route) (topic string, ok bool) {
-	return outbox.Direct(route.Consumer), true
-}
-
 // Connect implements consumer.Source.
 func (s source) Connect(ctx context.Context) error {
 	return s.Conn.Connect(ctx, s.service.topicsOf(s.Conn))
@@ -234,10 +207,8 @@ func (s source) Connect(ctx context.Context) error {
 // Subscribed implements consumer.Source.
 func (s source) Subscribed() { s.relay(s.Conn) }
 
-// Address implements consumer.Source.
-func (s source) Address(route consumer.Route) (topic string, ok bool) {
-	return route.Topic, s.service.Brokers.Has(s.Conn, route.Topic)
-}
+// Has implements consumer.Source.
+func (s source) Has(topic string) bool { return s.service.Brokers.Has(s.Conn, topic) }
 
 func (s *Service) serve(ctx context.Context, started func()) error {
 	relaying, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
@@ -253,11 +224,6 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	for _, conn := range s.Brokers.Conns() {
 		sources = append(sources, source{Conn: conn, service: s, relay: relay})
 	}
-
-	sources = append(sources, directSource{source{Conn: s.direct, service: s, relay: func(conn *broker.Conn) {
-		background.Go(func() { s.Relay.Run(relaying, s.directTarget()) })
-		background.Go(func() { s.Router.RetryParked(relaying, conn.Publisher()) })
-	}}})
 
 	background.Go(func() { s.Projector.Run(relaying) })
 	background.Go(func() { s.Janitor.Run(relaying) })
@@ -281,7 +247,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	stopRelay()
 	background.Wait()
 
-	for _, conn := range append([]*broker.Conn{s.direct}, s.Brokers.Conns()...) {
+	for _, conn := range s.Brokers.Conns() {
 		if closeErr := conn.Close(); closeErr != nil {
 			s.logger.Warn("closing the broker connection", slog.String("broker", conn.Kind()), slog.Any("error", closeErr))
 		}
@@ -304,7 +270,7 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 
 	if conn.Kind() == broker.Embedded {
 		// Its consumers are here: what they do not take is left in the table.
-		target.Held = func() []string { return s.heldTopics(s.TopicOf) }
+		target.Suspended = s.suspendedTopics
 	} else {
 		target.Breaker = s.Dependencies.Get(conn.Kind())
 	}
@@ -320,37 +286,14 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 	return target
 }
 
-// directTarget is what the relay publishes to single consumers.
-func (s *Service) directTarget() outbox.Target {
-	topics := s.directTopics()
-	target := outbox.Target{
-		Name: "direct", Direct: true, Publisher: s.direct.Publisher(), Lanes: s.direct.Lanes(),
-		Held: func() []string { return s.heldTopics(outbox.Direct) },
-	}
-
-	for _, topic := range topics {
-		target.Only = append(target.Only, topic.Name)
-	}
-
-	return target
-}
-
-func (s *Service) directTopics() []broker.Topic {
-	var topics []broker.Topic
-	for _, route := range s.Router.Routes() {
-		topics = append(topics, broker.Topic{Name: outbox.Direct(route.Consumer), Consumed: true})
+// suspendedTopics returns the topics of consumers that take nothing now.
+func (s *Service) suspendedTopics() []string {
+	topics := s.Router.Suspended()
+	for i, consumer := range topics {
+		topics[i] = s.TopicOf(consumer)
 	}
 
 	return topics
-}
-
-func (s *Service) heldTopics(of func(consumer string) string) []string {
-	held := s.Router.Held()
-	for i, consumer := range held {
-		held[i] = of(consumer)
-	}
-
-	return held
 }
 
 // Observe lets fn see each message that a broker confirmed. It is for tests

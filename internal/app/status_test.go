@@ -7,9 +7,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -60,7 +61,7 @@ func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
 	pgtest.Eventually(t, "it is said that postgres is back", func() bool { return state().Up })
 }
 
-func TestStatusCountsPoisonThatNobodyHasDecided(t *testing.T) {
+func TestStatusCountsStoppedMessages(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
@@ -70,14 +71,14 @@ func TestStatusCountsPoisonThatNobodyHasDecided(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		return facts.PoisonOpen
+		return facts.Stopped
 	}
 
 	s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
-	pgtest.Eventually(t, "the message is poisoned", func() bool { return open() == 1 })
+	pgtest.Eventually(t, "the message is stopped", func() bool { return open() == 1 })
 
-	id := apptest.Value[int64](s, `SELECT id FROM poison`)
-	if _, err := s.Poison.Discard(t.Context(), poison.Filter{IDs: []int64{id}}, poison.Actor{Who: "test", Why: "nonsense"}, poison.Pace{}); err != nil {
+	id := apptest.Value[int64](s, `SELECT id FROM failed_messages`)
+	if _, err := s.Failed.Discard(t.Context(), failed.Filter{IDs: []int64{id}}, activity.Actor{Who: "test", Why: "nonsense"}, failed.Pace{}); err != nil {
 		t.Fatal(err)
 	}
 

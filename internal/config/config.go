@@ -21,9 +21,9 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
@@ -42,7 +42,7 @@ type Config struct {
 	Inbox        inbox.Config        `koanf:"inbox"`
 	Outbox       outbox.Config       `koanf:"outbox"`
 	Payment      payment.Config      `koanf:"payment"`
-	Poison       poison.Config       `koanf:"poison"`
+	Failed       failed.Config       `koanf:"failed"`
 	Fulfilment   fulfilment.Config   `koanf:"fulfilment"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
@@ -60,7 +60,7 @@ func Default() Config {
 		Inbox:        inbox.DefaultConfig(),
 		Outbox:       outbox.DefaultConfig(),
 		Payment:      payment.DefaultConfig(),
-		Poison:       poison.DefaultConfig(),
+		Failed:       failed.DefaultConfig(),
 		Fulfilment:   fulfilment.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
@@ -73,7 +73,7 @@ func Default() Config {
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
-		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Poison.Validate(), c.Fulfilment.Validate(),
+		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Failed.Validate(), c.Fulfilment.Validate(),
 		c.Notification.Validate(), c.Analytics.Validate(), c.Maintenance.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 

@@ -15,9 +15,10 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -28,11 +29,11 @@ const Prefix = "/api/v1"
 
 // API is what the API needs.
 type API struct {
-	Poison    *poison.Store
+	Failed    *failed.Store
 	Orders    *order.Service
 	Inventory *inventory.Service
 	// Check says what consumers would reject.
-	Check poison.Check
+	Check failed.Check
 	// Pool is for the answers that are kept by Idempotency-Key.
 	Pool   *pgxpool.Pool
 	Logger *slog.Logger
@@ -43,7 +44,7 @@ type API struct {
 func NewAPI(api API) http.Handler {
 	mux := http.NewServeMux()
 
-	config := huma.DefaultConfig("Millrace", api.Poison.Release())
+	config := huma.DefaultConfig("Millrace", api.Failed.Release())
 	config.Info.Description = "What failed and what to do about it. Errors are problem+json (RFC 9457). " +
 		"Lists are pages: send the cursor `next` of one to get the next. " +
 		"A POST with an Idempotency-Key that is sent again gets the same answer, for a day."
@@ -74,9 +75,6 @@ func actionErrors(statuses ...int) []int {
 // logged and not shown.
 func (api API) problem(ctx context.Context, err error) error {
 	var (
-		noEntry   *poison.NotFoundError
-		resolved  *poison.ResolvedError
-		changed   *poison.ChangedError
 		rejection *event.RejectError
 		status    huma.StatusError
 	)
@@ -86,18 +84,10 @@ func (api API) problem(ctx context.Context, err error) error {
 		return nil
 	case errors.As(err, &status):
 		return err
-	case errors.As(err, &noEntry):
-		return huma.Error404NotFound(fmt.Sprintf("there is no poison entry %d", noEntry.ID))
 	case event.KindOf(err) != "":
 		return huma.NewError(operate.OutcomeOf(err).Status, event.Text(err.Error()))
-	case errors.As(err, &resolved):
-		return huma.Error409Conflict(resolved.Error())
-	case errors.As(err, &changed):
-		return huma.Error412PreconditionFailed(changed.Error())
 	case errors.As(err, &rejection):
 		return huma.Error422UnprocessableEntity("the consumer would reject the payload: " + event.Text(rejection.Error()))
-	case errors.Is(err, poison.ErrNoReason):
-		return huma.Error422UnprocessableEntity("why: is missing, expected the reason of the discard")
 	case ctx.Err() != nil, postgres.IsUnavailable(err):
 		return huma.Error503ServiceUnavailable("the database cannot be reached, or took too long")
 	default:
@@ -119,13 +109,13 @@ type Once struct {
 	Key string `header:"Idempotency-Key" minLength:"1" maxLength:"255" doc:"The same key with the same request gets the same answer, for a day."`
 }
 
-func (c Caller) actor(why string) poison.Actor {
+func (c Caller) actor(why string) activity.Actor {
 	who := strings.TrimSpace(c.Operator)
 	if who == "" {
 		who = "http"
 	}
 
-	return poison.Actor{Who: who, Why: strings.TrimSpace(why)}
+	return activity.Actor{Who: who, Why: strings.TrimSpace(why)}
 }
 
 // Paging is the query of a list.
@@ -170,7 +160,7 @@ func next(path string, query url.Values, limit int, format string, values ...any
 }
 
 // etag is the entity tag of an entry.
-func etag(e poison.Entry) string { return fmt.Sprintf(`"%d-%d"`, e.ID, e.Revision) }
+func etag(e failed.Entry) string { return fmt.Sprintf(`"%d-%d"`, e.ID, e.Revision) }
 
 // matches reports whether a list of entity tags has tag. Weak ones count only
 // with weak.

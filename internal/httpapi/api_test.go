@@ -19,7 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -53,7 +53,7 @@ func check(_ string, payload []byte) (string, error) {
 type rig struct {
 	t     *testing.T
 	pool  *pgxpool.Pool
-	store *poison.Store
+	store *failed.Store
 	url   string
 }
 
@@ -61,20 +61,20 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 
 	pool := pgtest.New(t)
-	store := poison.NewStore(poison.Config{Release: "1.2.3"}, pool)
+	store := failed.NewStore(failed.Config{Release: "1.2.3"}, pool)
 	server := httptest.NewServer(httpapi.NewAPI(httpapi.API{
-		Poison: store, Orders: order.NewService(pool), Inventory: inventory.NewService(pool), Check: check, Pool: pool, Logger: pgtest.Logger(t),
+		Failed: store, Orders: order.NewService(pool), Inventory: inventory.NewService(pool), Check: check, Pool: pool, Logger: pgtest.Logger(t),
 	}))
 	t.Cleanup(server.Close)
 
 	return &rig{t: t, pool: pool, store: store, url: server.URL + httpapi.Prefix}
 }
 
-// add poisons a note.
+// add stops a note.
 func (r *rig) add(key, text string) {
 	r.t.Helper()
 
-	err := r.store.Add(r.t.Context(), poison.Entry{
+	err := r.store.Stop(r.t.Context(), failed.Entry{
 		Consumer: "writer", Topic: "notes", MessageID: event.NewID(), Key: key, Headers: event.Headers{"binary": "\xff"},
 		Payload: fmt.Appendf(nil, `{"id":%q,"text":%q}`, key, text), Reason: event.ReasonFailed, Error: fmt.Sprintf("cannot write %q", key),
 	})
@@ -173,7 +173,7 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		{"GET", "/nowhere", "", 404, "no such address"},
 		{"PUT", "/poison/entries/1", "", 405, "PUT is not possible here, only GET, HEAD, PATCH"},
 		{"DELETE", "/version", "", 405, "only GET, HEAD"},
-		{"GET", "/poison/entries/9", "", 404, "there is no poison entry 9"},
+		{"GET", "/poison/entries/9", "", 404, "there is no failed message 9"},
 		{"GET", "/poison/entries/x", "", 422, "path.id"},
 		{"GET", "/poison/entries/99999999999999999999", "", 422, "path.id"},
 		{"GET", "/poison/entries?limit=0", "", 422, "query.limit"},
@@ -189,7 +189,7 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		{"POST", "/poison/entries/1/discard", `{"why":"  "}`, 422, "why: is missing"},
 		{"PATCH", "/poison/entries/1", `{"payload":{"text":"{}"}}`, 422, "text: is missing"},
 		{"PATCH", "/poison/entries/1", `{"payload":{}}`, 422, "expected either text or base64"},
-		{"POST", "/poison/entries/9/requeue", `{}`, 404, "there is no poison entry 9"},
+		{"POST", "/poison/entries/9/requeue", `{}`, 404, "there is no failed message 9"},
 	} {
 		a := r.ask(c.method, c.path, c.body, "Content-Type", "application/json")
 		if a.status != c.status || !strings.Contains(a.text, c.says) {
@@ -291,7 +291,7 @@ func TestGroupsArePagesToo(t *testing.T) {
 	r.add("k1", "x")
 	r.add("k2", "x")
 
-	if err := r.store.Add(t.Context(), poison.Entry{Consumer: "writer", MessageID: event.NewID(), Reason: event.ReasonInvalid, Error: "text: is missing"}); err != nil {
+	if err := r.store.Stop(t.Context(), failed.Entry{Consumer: "writer", MessageID: event.NewID(), Reason: event.ReasonInvalid, Error: "text: is missing"}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -313,7 +313,7 @@ func TestAnEntryIsMendedAndRequeued(t *testing.T) {
 	shown := r.ask("GET", "/poison/entries/1", "")
 	tag := shown.headers.Get("ETag")
 
-	if text := shown.at("payload", "text"); text != `{"id":"a","text":"x"}` || shown.body["state"] != "open" || tag == "" ||
+	if text := shown.at("payload", "text"); text != `{"id":"a","text":"x"}` || shown.body["state"] != "stopped" || tag == "" ||
 		!strings.Contains(shown.text, `"binary":{"base64":"/w=="}`) {
 		t.Fatalf("got %s, ETag %s", shown.text, tag)
 	}
@@ -352,7 +352,7 @@ func TestAnEntryIsMendedAndRequeued(t *testing.T) {
 		t.Errorf("an old ETag: %d %s", a.status, a.text)
 	}
 
-	if a := r.ask("POST", "/poison/entries/1/requeue", `{"why":"go"}`, "If-Match", mended.headers.Get("ETag")); a.status != 200 || a.body["state"] != "requeued" {
+	if a := r.ask("POST", "/poison/entries/1/requeue", `{"why":"go"}`, "If-Match", mended.headers.Get("ETag")); a.status != 200 || a.body["state"] != "waiting" {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
@@ -365,8 +365,8 @@ func TestAnEntryIsMendedAndRequeued(t *testing.T) {
 		t.Errorf("actions: %s", actions.text)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM outbox WHERE topic = '@writer' AND payload = convert_to('{"id":"a","text":"y"}', 'UTF8')`); n != 1 {
-		t.Errorf("%d rows in the outbox", n)
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'waiting' AND consumer = 'writer' AND edited = convert_to('{"id":"a","text":"y"}', 'UTF8')`); n != 1 {
+		t.Errorf("%d messages wait", n)
 	}
 }
 
@@ -394,7 +394,7 @@ func TestManyAreRequeuedInParts(t *testing.T) {
 		t.Errorf("got %s", second.text)
 	}
 
-	if a := r.ask("POST", "/poison/entries/3/requeue", `{}`); a.status != 409 || !strings.Contains(a.text, "behind entry 1") {
+	if a := r.ask("POST", "/poison/entries/3/requeue", `{}`); a.status != 409 || !strings.Contains(a.text, "behind message 1") {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
@@ -475,7 +475,7 @@ func TestAPanicIsAProblem(t *testing.T) {
 
 	pool := pgtest.New(t)
 	server := httptest.NewServer(httpapi.NewAPI(httpapi.API{ // without orders
-		Poison: poison.NewStore(poison.DefaultConfig(), pool), Check: check, Pool: pool, Logger: slog.New(slog.DiscardHandler),
+		Failed: failed.NewStore(failed.DefaultConfig(), pool), Check: check, Pool: pool, Logger: slog.New(slog.DiscardHandler),
 	}))
 	t.Cleanup(server.Close)
 

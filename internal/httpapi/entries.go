@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,29 +13,29 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
 // Selector is the query that selects entries.
 type Selector struct {
-	Group      string    `query:"group" maxLength:"64"`
-	Topic      string    `query:"topic" maxLength:"250"`
-	Consumer   string    `query:"consumer" maxLength:"250"`
-	Reason     string    `query:"reason" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic"`
-	Key        string    `query:"key" maxLength:"2000"`
-	MessageID  string    `query:"message_id" format:"uuid"`
-	Since      time.Time `query:"since" doc:"Only what failed since then."`
-	Until      time.Time `query:"until" doc:"Only what failed before then."`
-	Resolution string    `query:"resolution" enum:"open,requeued,discarded,all" default:"open"`
+	Group     string    `query:"group" maxLength:"64"`
+	Topic     string    `query:"topic" maxLength:"250"`
+	Consumer  string    `query:"consumer" maxLength:"250"`
+	Reason    string    `query:"reason" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic"`
+	Key       string    `query:"key" maxLength:"2000"`
+	MessageID string    `query:"message_id" format:"uuid"`
+	Since     time.Time `query:"since" doc:"Only what failed since then."`
+	Until     time.Time `query:"until" doc:"Only what failed before then."`
+	State     string    `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
 }
 
-func (s Selector) filter() poison.Filter {
-	f := poison.Filter{
+func (s Selector) filter() failed.Filter {
+	f := failed.Filter{
 		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key,
-		MessageID: parsed(s.MessageID), Since: s.Since, Until: s.Until, Resolution: poison.Resolution(s.Resolution),
+		MessageID: parsed(s.MessageID), Since: s.Since, Until: s.Until, State: failed.State(s.State),
 	}
-	if s.Resolution == "all" {
-		f.Resolution = ""
+	if s.State == "all" {
+		f.State = ""
 	}
 
 	return f
@@ -53,7 +54,7 @@ func (s Selector) query() url.Values {
 
 	for name, value := range map[string]string{
 		"group": s.Group, "topic": s.Topic, "consumer": s.Consumer, "reason": s.Reason, "key": s.Key,
-		"message_id": s.MessageID, "resolution": s.Resolution,
+		"message_id": s.MessageID, "state": s.State,
 	} {
 		if value != "" {
 			values.Set(name, value)
@@ -87,28 +88,25 @@ type EntrySummary struct {
 	LastAt       time.Time  `json:"last_at"`
 	FirstRelease string     `json:"first_release"`
 	LastRelease  string     `json:"last_release"`
-	State        string     `json:"state" enum:"open,edited,requeued,discarded" doc:"edited is open with a mended payload."`
+	State        string     `json:"state" enum:"waiting,stopped,edited,applied,discarded" doc:"edited is stopped with an edited payload; applied and discarded are resolved."`
 	ResolvedAt   *time.Time `json:"resolved_at,omitempty"`
-	RequeuedAs   string     `json:"requeued_as,omitempty" format:"uuid" doc:"The id under which it was requeued last."`
+	AppliedAs    string     `json:"applied_as,omitempty" format:"uuid" doc:"The id under which it is applied, if its own was applied with another body."`
 }
 
-func summaryOf(e poison.Entry) EntrySummary {
+func summaryOf(e failed.Entry) EntrySummary {
 	s := EntrySummary{
 		ID: e.ID, Consumer: e.Consumer, Topic: e.Topic, MessageID: e.MessageID.String(), Origin: e.Origin, Key: e.Key,
 		Reason: string(e.Reason), Error: e.Error, Group: e.Group, Cause: e.Cause, Deliveries: e.Deliveries, Attempts: e.Attempts,
 		FirstAt: e.FirstAt, LastAt: e.LastAt, FirstRelease: e.FirstRelease, LastRelease: e.LastRelease,
-		State: string(poison.Open), ResolvedAt: e.ResolvedAt,
+		State: cmp.Or(string(e.Resolution), string(e.State)), ResolvedAt: e.ResolvedAt,
 	}
 
-	switch {
-	case e.Resolution != "":
-		s.State = string(e.Resolution)
-	case e.Edited != nil:
+	if e.State == failed.Stopped && e.Edited != nil {
 		s.State = "edited"
 	}
 
-	if e.RequeuedAs != nil {
-		s.RequeuedAs = e.RequeuedAs.String()
+	if e.AppliedAs != nil {
+		s.AppliedAs = e.AppliedAs.String()
 	}
 
 	return s
@@ -123,7 +121,7 @@ type entryDetail struct {
 	Edited  *content `json:"edited,omitempty" doc:"As an operator mended it."`
 }
 
-func detailOf(e poison.Entry) entryDetail {
+func detailOf(e failed.Entry) entryDetail {
 	d := entryDetail{EntrySummary: summaryOf(e), Headers: headers(e.Headers), Payload: contentOf(e.Payload)}
 	if e.Edited != nil {
 		edited := contentOf(e.Edited)
@@ -152,7 +150,7 @@ type (
 		Page
 
 		Body struct {
-			Groups []poison.Group `json:"groups" nullable:"false"`
+			Groups []failed.Group `json:"groups" nullable:"false"`
 			Next   string         `json:"next,omitempty" doc:"The cursor of the next page."`
 		}
 	}
@@ -212,7 +210,7 @@ type outcome struct {
 	Selected int              `json:"selected" doc:"Open entries that there were to act on."`
 	Done     int              `json:"done"`
 	Refused  int              `json:"refused" doc:"Entries that stay open."`
-	Refusals []poison.Refusal `json:"refusals" nullable:"false" doc:"Why, for the first 100."`
+	Refusals []failed.Refusal `json:"refusals" nullable:"false" doc:"Why, for the first 100."`
 	DryRun   bool             `json:"dry_run"`
 	Next     int64            `json:"next,omitempty" doc:"There is more: send the request again with this as after."`
 }
@@ -288,7 +286,7 @@ func (api API) listEntries(ctx context.Context, in *entriesInput) (*entriesOutpu
 		return nil, err
 	}
 
-	entries, err := api.Poison.Summaries(ctx, f, in.Limit+1)
+	entries, err := api.Failed.Summaries(ctx, f, in.Limit+1)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -310,12 +308,12 @@ func (api API) listEntries(ctx context.Context, in *entriesInput) (*entriesOutpu
 }
 
 func (api API) listGroups(ctx context.Context, in *entriesInput) (*groupsOutput, error) {
-	var after poison.GroupsAfter
+	var after failed.GroupsAfter
 	if err := in.cursor("%d %s", &after.Entries, &after.ID); err != nil {
 		return nil, err
 	}
 
-	groups, err := api.Poison.Groups(ctx, in.filter(), after, in.Limit+1)
+	groups, err := api.Failed.Groups(ctx, in.filter(), after, in.Limit+1)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -328,7 +326,7 @@ func (api API) listGroups(ctx context.Context, in *entriesInput) (*groupsOutput,
 		out.Body.Next, out.Link = next("/poison/groups", in.query(), in.Limit, "%d %s", last.Entries, last.ID)
 	}
 
-	out.Body.Groups = append([]poison.Group{}, groups...)
+	out.Body.Groups = append([]failed.Group{}, groups...)
 
 	return out, nil
 }
@@ -339,7 +337,7 @@ func (api API) getEntry(ctx context.Context, in *struct {
 	IfNoneMatch string `header:"If-None-Match" maxLength:"1000" doc:"304 if the entry still has this ETag."`
 },
 ) (*entryOutput, error) {
-	e, err := api.Poison.Get(ctx, in.ID)
+	e, err := api.Failed.Get(ctx, in.ID)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -351,22 +349,20 @@ func (api API) getEntry(ctx context.Context, in *struct {
 	return entryAnswer(e), nil
 }
 
-func entryAnswer(e poison.Entry) *entryOutput { return &entryOutput{ETag: etag(e), Body: detailOf(e)} }
+func entryAnswer(e failed.Entry) *entryOutput { return &entryOutput{ETag: etag(e), Body: detailOf(e)} }
 
 // seen returns the entry that is to be changed, in the state that the caller
 // has seen.
-func (api API) seen(ctx context.Context, in ChangeInput) (poison.Entry, error) {
-	e, err := api.Poison.Get(ctx, in.ID)
+func (api API) seen(ctx context.Context, in ChangeInput) (failed.Entry, error) {
+	e, err := api.Failed.Get(ctx, in.ID)
 
 	switch {
 	case err != nil:
 		return e, err
 	case in.IfMatch != "" && !matches(in.IfMatch, etag(e), false):
-		return e, &poison.ChangedError{ID: e.ID}
-	case e.Resolution != "":
-		return e, &poison.ResolvedError{ID: e.ID, Resolution: e.Resolution}
+		return e, failed.ChangedError(e.ID)
 	default:
-		return e, nil
+		return e, e.Actable()
 	}
 }
 
@@ -390,7 +386,7 @@ func (api API) editEntry(ctx context.Context, in *struct {
 		return nil, api.problem(ctx, err)
 	}
 
-	e, err = api.Poison.Edit(ctx, e.ID, e.Revision, payload, in.actor(in.Body.Why), api.Check)
+	e, err = api.Failed.Edit(ctx, e.ID, e.Revision, payload, in.actor(in.Body.Why), api.Check)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -400,7 +396,7 @@ func (api API) editEntry(ctx context.Context, in *struct {
 
 // action is what was done with an entry.
 type action struct {
-	Action    string    `json:"action" enum:"edited,requeued,discarded,reopened"`
+	Action    string    `json:"action" enum:"edited,requeued,discarded,reopened,skipped"`
 	Who       string    `json:"who"`
 	Why       string    `json:"why"`
 	At        time.Time `json:"at"`
@@ -415,11 +411,11 @@ type actionsOutput struct {
 }
 
 func (api API) listActions(ctx context.Context, in *EntryInput) (*actionsOutput, error) {
-	if _, err := api.Poison.Get(ctx, in.ID); err != nil {
+	if _, err := api.Failed.Get(ctx, in.ID); err != nil {
 		return nil, api.problem(ctx, err)
 	}
 
-	actions, err := api.Poison.Actions(ctx, in.ID)
+	actions, err := api.Failed.Actions(ctx, in.ID)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -428,7 +424,7 @@ func (api API) listActions(ctx context.Context, in *EntryInput) (*actionsOutput,
 	out.Body.Actions = []action{}
 
 	for _, a := range actions {
-		view := action{Action: a.Action, Who: a.Who, Why: a.Why, At: a.At}
+		view := action{Action: string(a.Action), Who: a.Who, Why: a.Why, At: a.At}
 
 		if a.Payload != nil {
 			payload := contentOf(a.Payload)
@@ -458,7 +454,7 @@ func (api API) download(ctx context.Context, in *struct {
 	Which string `query:"which" enum:"original,edited" default:"original" doc:"edited is the original as long as nobody edits it."`
 },
 ) (*plainOutput, error) {
-	e, err := api.Poison.Get(ctx, in.ID)
+	e, err := api.Failed.Get(ctx, in.ID)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -469,18 +465,18 @@ func (api API) download(ctx context.Context, in *struct {
 	}
 
 	return &plainOutput{
-		ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="poison-%d-%s.txt"`, e.ID, in.Which), Body: payload,
+		ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="message-%d-%s.txt"`, e.ID, in.Which), Body: payload,
 	}, nil
 }
 
 func (api API) diff(ctx context.Context, in *EntryInput) (*plainOutput, error) {
-	e, err := api.Poison.Get(ctx, in.ID)
+	e, err := api.Failed.Get(ctx, in.ID)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
 
 	return &plainOutput{
-		ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="poison-%d.diff"`, e.ID), Body: []byte(poison.Diff(e)),
+		ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="message-%d.diff"`, e.ID), Body: []byte(failed.Diff(e)),
 	}, nil
 }
 
@@ -495,8 +491,8 @@ func (api API) requeueEntry(ctx context.Context, in *struct {
 	}
 },
 ) (*entryOutput, error) {
-	return api.actOnOne(ctx, in.ChangeInput, func(f poison.Filter) (poison.Outcome, error) {
-		return api.Poison.Requeue(ctx, f, in.actor(in.Body.Why), poison.Pace{OutOfOrder: in.Body.OutOfOrder}, api.Check)
+	return api.actOnOne(ctx, in.ChangeInput, func(f failed.Filter) (failed.Outcome, error) {
+		return api.Failed.Requeue(ctx, f, in.actor(in.Body.Why), failed.Pace{OutOfOrder: in.Body.OutOfOrder}, api.Check)
 	})
 }
 
@@ -507,29 +503,29 @@ func (api API) discardEntry(ctx context.Context, in *struct {
 	Body ReasonBody
 },
 ) (*entryOutput, error) {
-	return api.actOnOne(ctx, in.ChangeInput, func(f poison.Filter) (poison.Outcome, error) {
-		return api.Poison.Discard(ctx, f, in.actor(in.Body.Why), poison.Pace{})
+	return api.actOnOne(ctx, in.ChangeInput, func(f failed.Filter) (failed.Outcome, error) {
+		return api.Failed.Discard(ctx, f, in.actor(in.Body.Why), failed.Pace{})
 	})
 }
 
-func (api API) actOnOne(ctx context.Context, in ChangeInput, act func(poison.Filter) (poison.Outcome, error)) (*entryOutput, error) {
+func (api API) actOnOne(ctx context.Context, in ChangeInput, act func(failed.Filter) (failed.Outcome, error)) (*entryOutput, error) {
 	e, err := api.seen(ctx, in)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
 
-	o, err := act(poison.Filter{IDs: []int64{e.ID}, Revision: e.Revision})
+	o, err := act(failed.Filter{IDs: []int64{e.ID}, Revision: e.Revision})
 
 	switch {
 	case err != nil:
 		return nil, api.problem(ctx, err)
 	case o.Refused > 0:
-		return nil, huma.Error409Conflict("entry " + fmt.Sprint(e.ID) + " is refused: " + event.Text(o.Refusals[0].Error))
+		return nil, huma.Error409Conflict("message " + fmt.Sprint(e.ID) + " is refused: " + event.Text(o.Refusals[0].Error))
 	case o.Done == 0:
-		return nil, api.problem(ctx, &poison.ChangedError{ID: e.ID})
+		return nil, api.problem(ctx, failed.ChangedError(e.ID))
 	}
 
-	e, err = api.Poison.Get(ctx, e.ID)
+	e, err = api.Failed.Get(ctx, e.ID)
 	if err != nil {
 		return nil, api.problem(ctx, err)
 	}
@@ -549,10 +545,10 @@ func (api API) requeueMany(ctx context.Context, in *struct {
 	}
 },
 ) (*outcomeOutput, error) {
-	return api.actOnMany(ctx, in.Body.ManyBody, func(ctx context.Context, f poison.Filter, pace poison.Pace) (poison.Outcome, error) {
+	return api.actOnMany(ctx, in.Body.ManyBody, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
 		pace.OutOfOrder = in.Body.OutOfOrder
 
-		return api.Poison.Requeue(ctx, f, in.actor(in.Body.Why), pace, api.Check)
+		return api.Failed.Requeue(ctx, f, in.actor(in.Body.Why), pace, api.Check)
 	})
 }
 
@@ -566,8 +562,8 @@ func (api API) discardMany(ctx context.Context, in *struct {
 	}
 },
 ) (*outcomeOutput, error) {
-	return api.actOnMany(ctx, in.Body.ManyBody, func(ctx context.Context, f poison.Filter, pace poison.Pace) (poison.Outcome, error) {
-		return api.Poison.Discard(ctx, f, in.actor(in.Body.Why), pace)
+	return api.actOnMany(ctx, in.Body.ManyBody, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		return api.Failed.Discard(ctx, f, in.actor(in.Body.Why), pace)
 	})
 }
 
@@ -576,9 +572,9 @@ func (api API) discardMany(ctx context.Context, in *struct {
 const manyTimeout = 15 * time.Second
 
 func (api API) actOnMany(ctx context.Context, body ManyBody,
-	act func(ctx context.Context, f poison.Filter, pace poison.Pace) (poison.Outcome, error),
+	act func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error),
 ) (*outcomeOutput, error) {
-	f := poison.Filter{
+	f := failed.Filter{
 		IDs: body.IDs, Group: body.Group, Topic: body.Topic, Consumer: body.Consumer, Reason: event.Reason(body.Reason), Key: body.Key,
 		MessageID: parsed(body.MessageID), Since: body.Since, Until: body.Until,
 	}
@@ -592,7 +588,7 @@ func (api API) actOnMany(ctx context.Context, body ManyBody,
 	bounded, cancel := context.WithTimeout(ctx, manyTimeout)
 	defer cancel()
 
-	o, err := act(bounded, f, poison.Pace{Limit: body.Limit, DryRun: body.DryRun})
+	o, err := act(bounded, f, failed.Pace{Limit: body.Limit, DryRun: body.DryRun})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && o.Last > 0 {
 		err = nil // the caller goes on behind the last one
 	}

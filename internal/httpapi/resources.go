@@ -74,7 +74,7 @@ func (api API) resources(h huma.API) {
 		Summary: "The version of the program", Errors: errorsOf(),
 	}, func(context.Context, *struct{}) (*versionOutput, error) {
 		out := &versionOutput{}
-		out.Body.Version = api.Poison.Release()
+		out.Body.Version = api.Failed.Release()
 
 		return out, nil
 	})

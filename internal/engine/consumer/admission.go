@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -19,7 +17,7 @@ const (
 	admitted decision = iota
 	skipped
 	alreadyApplied
-	putBehind
+	mustWait
 )
 
 // admission asks the inbox and the handler, for many events at once, whether
@@ -34,7 +32,7 @@ type admission[P event.Payload] struct {
 type question[P event.Payload] struct {
 	event    event.Event[P]
 	entry    inbox.Entry
-	msg      *message.Message
+	from     *delivery
 	decision decision
 	done     chan error
 }
@@ -50,8 +48,8 @@ func newAdmission[P event.Payload](r *Router, consumer string,
 }
 
 // ask returns the event as admission leaves it.
-func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry, msg *message.Message) (event.Event[P], decision, error) {
-	q := &question[P]{event: e, entry: entry, msg: msg, done: make(chan error, 1)}
+func (a *admission[P]) ask(e event.Event[P], entry inbox.Entry, d *delivery) (event.Event[P], decision, error) {
+	q := &question[P]{event: e, entry: entry, from: d, done: make(chan error, 1)}
 	a.group.add(q)
 
 	err := <-q.done
@@ -106,7 +104,7 @@ func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answ
 	keys := make([]string, len(questions))
 
 	for i, q := range questions {
-		entries[i], keys[i] = q.entry, deliveryOf(q.msg).key
+		entries[i], keys[i] = q.entry, failed.WaitingKey(q.from.key)
 	}
 
 	verdicts, err := inbox.Seen(ctx, a.router.pool, a.consumer, entries)
@@ -114,7 +112,7 @@ func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answ
 		return nil, nil, err
 	}
 
-	held, err := parked.Held(ctx, a.router.pool, a.consumer, keys)
+	waiting, err := failed.WaitingOf(ctx, a.router.pool, a.consumer, keys)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -125,20 +123,20 @@ func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answ
 			q := questions[i]
 			q.decision = admitted
 
-			if held[keys[i]] && deliveryOf(q.msg).seq == 0 {
-				waits, err := a.router.parked.FollowAlone(ctx, parkedOf(q.msg))
+			if waiting[keys[i]] && q.from.blockable() {
+				blocked, err := a.router.failed.BlockAlone(ctx, q.from.failed(fate{}))
 				if err != nil {
 					return nil, nil, err
 				}
 
-				if waits {
-					q.decision = putBehind
+				if blocked {
+					q.decision = mustWait
 
 					continue
 				}
 			}
 
-			events, index = append(events, questions[i].event), append(index, i)
+			events, index = append(events, q.event), append(index, i)
 		case inbox.Duplicate:
 			questions[i].decision = alreadyApplied
 			a.router.metrics.duplicates.WithLabelValues(a.consumer).Inc()

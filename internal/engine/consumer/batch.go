@@ -6,12 +6,12 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -24,13 +24,12 @@ type unit[E any] struct {
 	event E
 	key   string
 	entry inbox.Entry
-	msg   *message.Message
-	// behind is true when the message was put behind others of its key.
-	behind bool
+	from  *delivery
+	// blocked is true when the message waits behind others of its key.
+	blocked bool
 	// duplicate is true when the message had been applied before.
 	duplicate bool
-	// done receives the fate of the message exactly once: nil when it is
-	// applied, now or earlier.
+	// done receives exactly once: nil when the message is applied, now or earlier.
 	done chan error
 }
 
@@ -52,7 +51,7 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 	return a
 }
 
-// submit hands u to the next batch and waits for its fate.
+// submit hands u to the next batch and waits for its end.
 func (a *applier[E]) submit(u *unit[E]) error {
 	u.done = make(chan error, 1)
 	a.group.add(u)
@@ -60,7 +59,7 @@ func (a *applier[E]) submit(u *unit[E]) error {
 	return <-u.done
 }
 
-// apply decides the fate of every unit.
+// apply ends every unit.
 func (a *applier[E]) apply(units []*unit[E]) {
 	err := a.router.untilAvailable(func(ctx context.Context) error { return a.transact(ctx, units) })
 
@@ -76,8 +75,7 @@ func (a *applier[E]) apply(units []*unit[E]) {
 	case len(units) == 1:
 		finish(units, err)
 	default:
-		// One of them spoils it for all: each gets a transaction of its own,
-		// in order.
+		// One of them fails the batch: each gets a transaction of its own, in order.
 		for i := range units {
 			a.apply(units[i : i+1])
 		}
@@ -97,7 +95,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
 	}
 
 	switch {
-	case len(rest) == len(units): // indexes outside the batch: a mistake of the handler
+	case len(rest) == len(units): // indexes outside the batch: an error of the handler
 		finish(rest, errors.New("handler rejected events that are not in its batch"))
 	case len(rest) > 0:
 		a.apply(rest)
@@ -106,8 +104,8 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
 
 func finish[E any](units []*unit[E], err error) {
 	for _, u := range units {
-		if err == nil && u.behind {
-			u.done <- errBehind
+		if err == nil && u.blocked {
+			u.done <- errBlocked
 		} else {
 			u.done <- err
 		}
@@ -153,15 +151,15 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 	var (
 		entries = make([]inbox.Entry, len(units))
 		keys    = make([]string, len(units))
-		held    = make(map[string]bool)
+		waiting = make(map[string]bool)
 		along   = &pgx.Batch{}
 	)
 
 	for i, u := range units {
-		entries[i], keys[i] = u.entry, u.key
+		entries[i], keys[i] = u.entry, failed.WaitingKey(u.key)
 	}
 
-	parked.QueueHeld(along, a.consumer, keys, func(key string) { held[key] = true })
+	failed.QueueWaiting(along, a.consumer, keys, func(key string) { waiting[key] = true })
 
 	verdicts, err := inbox.Claim(ctx, tx, a.consumer, entries, along)
 	if err != nil {
@@ -170,17 +168,17 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 
 	conflicts := event.RejectSome{}
 
-	var waiting []*unit[E]
+	var behind []*unit[E]
 
 	for i, verdict := range verdicts {
 		u := units[i]
-		u.behind, u.duplicate = false, verdict == inbox.Duplicate
+		u.blocked, u.duplicate = false, verdict == inbox.Duplicate
 
 		switch verdict {
 		case inbox.Fresh:
-			if held[u.key] && deliveryOf(u.msg).seq == 0 {
-				u.behind = true
-				waiting = append(waiting, u)
+			if waiting[keys[i]] && u.from.blockable() {
+				u.blocked = true
+				behind = append(behind, u)
 			} else {
 				fresh, index = append(fresh, u.event), append(index, i)
 			}
@@ -191,27 +189,22 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 		}
 	}
 
-	if err := conflicts.Err(); err != nil || len(waiting) == 0 {
+	if err := conflicts.Err(); err != nil || len(behind) == 0 {
 		return fresh, index, err
 	}
 
-	return fresh, index, a.putBehind(ctx, tx, waiting)
+	return fresh, index, a.block(ctx, tx, behind)
 }
 
-// putBehind puts units behind those that wait for the same keys.
-func (a *applier[E]) putBehind(ctx context.Context, tx pgx.Tx, units []*unit[E]) error {
-	entries := make([]inbox.Entry, len(units))
-	messages := make([]parked.Message, len(units))
-
-	for i, u := range units {
-		entries[i], messages[i] = u.entry, parkedOf(u.msg)
-	}
+// block makes units wait behind those that wait for the same keys.
+func (a *applier[E]) block(ctx context.Context, tx pgx.Tx, units []*unit[E]) error {
+	entries := postgres.Column(units, func(u *unit[E]) inbox.Entry { return u.entry })
 
 	if err := inbox.Unclaim(ctx, tx, a.consumer, entries); err != nil {
 		return err
 	}
 
-	return parked.Follow(ctx, tx, messages)
+	return a.router.failed.Block(ctx, tx, postgres.Column(units, func(u *unit[E]) failed.Entry { return u.from.failed(fate{}) }))
 }
 
 // reindex translates the indexes of a handler's rejections, which count the
@@ -233,7 +226,7 @@ func reindex(err error, index []int) error {
 	return translated
 }
 
-// untilAvailable runs attempt until Postgres is there for it: trouble of the
+// untilAvailable runs attempt until Postgres is available for it: a failure of the
 // infrastructure is never a message's fault. It gives up with ErrStopping.
 func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
 	for contention := 0; ; {
@@ -259,17 +252,17 @@ func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
 			return err
 		case postgres.IsContention(err):
 			permit.Answered()
-			r.pause(rand.N(minContention << min(contention, 6)))
+			sleep(r.working, rand.N(minContention<<min(contention, 6)))
 			contention++
 		default:
-			r.pause(permit.Failed(err))
+			sleep(r.working, permit.Failed(err))
 		}
 
 		r.metrics.unavailable.Inc()
 	}
 }
 
-// minContention bounds the pause after transactions met for the first time.
+// minContention bounds the wait after transactions collided for the first time.
 const minContention = 20 * time.Millisecond
 
 func (r *Router) bounded(attempt func(ctx context.Context) error) error {
@@ -279,13 +272,5 @@ func (r *Router) bounded(attempt func(ctx context.Context) error) error {
 	return attempt(ctx)
 }
 
-// pause waits; it ends early when the router gives up its work.
-func (r *Router) pause(d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-	case <-r.working.Done():
-	}
-}
+// sleep waits for d, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) { _ = backoff.Sleep(ctx, d) }

@@ -20,9 +20,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -48,8 +47,7 @@ func (n note) Validate() error {
 type rig struct {
 	t      *testing.T
 	pool   *pgxpool.Pool
-	store  *poison.Store
-	parked *parked.Store
+	failed *failed.Store
 	router *consumer.Router
 	needs  *breaker.Set
 	cancel context.CancelFunc
@@ -61,8 +59,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 	t.Helper()
 
 	logger, registry := pgtest.Logger(t), prometheus.NewRegistry()
-	store := poison.NewStore(poison.DefaultConfig(), pool)
-	waiting := parked.NewStore(pool, store)
+	failures := failed.NewStore(failed.DefaultConfig(), pool)
 	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
 	cfg := consumer.DefaultConfig()
 	cfg.RetryInterval, cfg.ParkAttempts = time.Millisecond, 0
@@ -73,7 +70,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 
 	needs := breaker.NewSet(logger, registry)
 
-	router, err := consumer.NewRouter(cfg, pool, store, waiting, needs, relay, logger, registry)
+	router, err := consumer.NewRouter(cfg, pool, failures, needs, relay, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,34 +82,26 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 		t.Fatal(err)
 	}
 
-	direct, err := broker.New(broker.DefaultConfig(), logger)
-	if err != nil {
-		t.Fatal(err)
-	}
-
 	ctx, cancel := context.WithCancel(context.Background())
 	relaying, stopRelay := context.WithCancel(context.Background())
-	r := &rig{t: t, pool: pool, store: store, parked: waiting, router: router, needs: needs, cancel: cancel, done: make(chan error, 1)}
+	r := &rig{t: t, pool: pool, failed: failures, router: router, needs: needs, cancel: cancel, done: make(chan error, 1)}
 	started := make(chan struct{})
 
 	go func() {
 		var relayed sync.WaitGroup
 
 		err := router.Run(ctx, []consumer.Source{
-			&source{Conn: conn, address: topicOf, routes: router.Routes(), subscribed: func() {
+			&source{Conn: conn, routes: router.Routes(), subscribed: func() {
 				relayed.Go(func() {
-					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Held: r.held})
+					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Suspended: r.suspended})
 				})
-			}},
-			&source{Conn: direct, address: directOf, routes: router.Routes(), subscribed: func() {
-				relayed.Go(func() { router.RetryParked(relaying, direct.Publisher()) })
 			}},
 		}, func() { close(started) })
 
 		stopRelay()
 		relayed.Wait()
 
-		r.done <- errors.Join(err, conn.Close(), direct.Close())
+		r.done <- errors.Join(err, conn.Close())
 	}()
 
 	<-started
@@ -125,31 +114,27 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 type source struct {
 	*broker.Conn
 
-	address    func(consumer.Route) string
-	routes     []consumer.Route
+	routes     []*consumer.Route
 	subscribed func()
 }
 
 func (s *source) Connect(ctx context.Context) error {
 	var topics []broker.Topic
 	for _, route := range s.routes {
-		topics = append(topics, broker.Topic{Name: s.address(route), Consumed: true})
+		topics = append(topics, broker.Topic{Name: route.Topic, Consumed: true})
 	}
 
 	return s.Conn.Connect(ctx, topics)
 }
 
-func (s *source) Address(route consumer.Route) (string, bool) { return s.address(route), true }
+func (*source) Has(string) bool { return true }
 
-func topicOf(route consumer.Route) string  { return route.Topic }
-func directOf(route consumer.Route) string { return outbox.Direct(route.Consumer) }
-
-// held are the topics whose consumer is held.
-func (r *rig) held() []string {
+// suspended are the topics whose consumer is suspended.
+func (r *rig) suspended() []string {
 	var topics []string
 
 	for _, route := range r.router.Routes() {
-		if slices.Contains(r.router.Held(), route.Consumer) {
+		if slices.Contains(r.router.Suspended(), route.Consumer) {
 			topics = append(topics, route.Topic)
 		}
 	}
@@ -200,7 +185,7 @@ func (r *rig) rest() {
 	pgtest.Eventually(r.t, "nothing is left to publish or to try again", func() bool {
 		var left int
 
-		err := r.pool.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM parked_keys)`).Scan(&left)
+		err := r.pool.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys)`).Scan(&left)
 
 		return err == nil && left == 0 // the connection may have been ended by the test
 	})
@@ -210,10 +195,10 @@ func (r *rig) texts(id string) string {
 	return pgtest.Value[string](r.t, r.pool, `SELECT COALESCE(string_agg(text, ' ' ORDER BY n), '') FROM notes WHERE id = $1`, id)
 }
 
-func (r *rig) poisoned() []poison.Entry {
+func (r *rig) stopped() []failed.Entry {
 	r.t.Helper()
 
-	entries, err := r.store.List(context.Background(), poison.Filter{}, 1000)
+	entries, err := r.failed.List(context.Background(), failed.Filter{State: failed.Stopped}, 1000)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -308,18 +293,18 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 	}
 
 	reasons := map[uuid.UUID]event.Reason{}
-	for _, e := range r.poisoned() {
+	for _, e := range r.stopped() {
 		reasons[e.MessageID] = e.Reason
 	}
 
 	want := []event.Reason{event.ReasonFailed, event.ReasonPanicked, event.ReasonFailed, event.ReasonMalformed, event.ReasonInvalid, event.ReasonMalformed}
 	for i, m := range bad {
 		if reasons[m.ID] != want[i] {
-			t.Errorf("message %d is poisoned for %q, expected %q", i, reasons[m.ID], want[i])
+			t.Errorf("message %d is stopped for %q, expected %q", i, reasons[m.ID], want[i])
 		}
 	}
 
-	for _, e := range r.poisoned() {
+	for _, e := range r.stopped() {
 		if e.MessageID == bad[3].ID && (string(e.Payload) != string(bad[3].Payload) || e.Headers["binary"] != "\xff\x00" || e.Key != "w") {
 			t.Errorf("the entry differs from the message: %+v", e)
 		}
@@ -331,7 +316,7 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 	}
 }
 
-func TestAFailureThatPassesIsNotPoisoned(t *testing.T) {
+func TestAFailureThatPassesIsNotStopped(t *testing.T) {
 	t.Parallel()
 
 	var attempts atomic.Int32
@@ -348,8 +333,8 @@ func TestAFailureThatPassesIsNotPoisoned(t *testing.T) {
 	r.send(message("a", "1"))
 	r.rest()
 
-	if got := r.texts("a"); got != "1" || len(r.poisoned()) != 0 {
-		t.Errorf("got %q and %v", got, r.poisoned())
+	if got := r.texts("a"); got != "1" || len(r.stopped()) != 0 {
+		t.Errorf("got %q and %v", got, r.stopped())
 	}
 }
 
@@ -368,12 +353,12 @@ func TestRejectionsAreNotTriedAgain(t *testing.T) {
 	r.send(message("a", "1"))
 	r.rest()
 
-	if entries := r.poisoned(); attempts.Load() != 1 || len(entries) != 1 || entries[0].Reason != event.ReasonRefused || entries[0].Error != "text: is not wanted" {
+	if entries := r.stopped(); attempts.Load() != 1 || len(entries) != 1 || entries[0].Reason != event.ReasonRefused || entries[0].Error != "text: is not wanted" {
 		t.Errorf("%d attempts, %+v", attempts.Load(), entries)
 	}
 }
 
-func TestTheSameIDWithAnotherBodyIsPoisoned(t *testing.T) {
+func TestTheSameIDWithAnotherBodyIsStopped(t *testing.T) {
 	t.Parallel()
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
@@ -384,12 +369,12 @@ func TestTheSameIDWithAnotherBodyIsPoisoned(t *testing.T) {
 	r.send(second, first)
 	r.rest()
 
-	if entries := r.poisoned(); r.texts("a") != "first" || len(entries) != 1 || entries[0].Reason != event.ReasonConflict {
-		t.Errorf("applied %q, poisoned %+v", r.texts("a"), entries)
+	if entries := r.stopped(); r.texts("a") != "first" || len(entries) != 1 || entries[0].Reason != event.ReasonConflict {
+		t.Errorf("applied %q, stopped %+v", r.texts("a"), entries)
 	}
 }
 
-func TestTroubleOfPostgresIsNeverPoison(t *testing.T) {
+func TestTroubleOfPostgresStopsNoMessage(t *testing.T) {
 	t.Parallel()
 
 	// The handler's own connection is ended in mid-transaction.
@@ -412,8 +397,8 @@ func TestTroubleOfPostgresIsNeverPoison(t *testing.T) {
 	r.send(message("a", "2"))
 	r.rest()
 
-	if got := r.texts("a"); got != "1 2" || len(r.poisoned()) != 0 {
-		t.Errorf("got %q, poisoned %+v", got, r.poisoned())
+	if got := r.texts("a"); got != "1 2" || len(r.stopped()) != 0 {
+		t.Errorf("got %q, stopped %+v", got, r.stopped())
 	}
 }
 
@@ -499,7 +484,7 @@ func TestAnEffectIsNotPerformedForAMessageThatWasApplied(t *testing.T) {
 		t.Errorf("recorded %s", got)
 	}
 
-	if performed.Load() != 2 || len(r.poisoned()) != 1 {
-		t.Errorf("performed %d times, expected 2; poisoned %+v", performed.Load(), r.poisoned())
+	if performed.Load() != 2 || len(r.stopped()) != 1 {
+		t.Errorf("performed %d times, expected 2; stopped %+v", performed.Load(), r.stopped())
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
@@ -52,8 +51,8 @@ func On[P event.Payload](r *Router, consumer string,
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]], publishes ...event.Payload) {
 	apply := newApplier(r, consumer, handle)
 
-	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
-		return apply.submit(&unit[event.Event[P]]{event: e, key: deliveryOf(msg).key, entry: entry, msg: msg})
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry, d *delivery) error {
+		return apply.submit(&unit[event.Event[P]]{event: e, key: d.key, entry: entry, from: d})
 	}, publishes)
 }
 
@@ -87,15 +86,15 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
 
-	register(r, consumer, func(e event.Event[P], entry inbox.Entry, msg *message.Message) error {
-		e, proceed, err := admit.ask(e, entry, msg)
+	register(r, consumer, func(e event.Event[P], entry inbox.Entry, d *delivery) error {
+		e, proceed, err := admit.ask(e, entry, d)
 		result := event.Effected[P, R]{Event: e}
 
 		switch {
 		case err != nil:
 			return err
 		case proceed == admitted:
-			value, err := perform(r, effect, e, msg)
+			value, err := perform(r, effect, e, d)
 			if err != nil {
 				return err
 			}
@@ -103,11 +102,11 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 			result.Result = &value
 		case proceed == alreadyApplied:
 			return nil
-		case proceed == putBehind:
-			return errBehind
+		case proceed == mustWait:
+			return errBlocked
 		}
 
-		u := &unit[event.Effected[P, R]]{event: result, key: deliveryOf(msg).key, entry: entry, msg: msg}
+		u := &unit[event.Effected[P, R]]{event: result, key: d.key, entry: entry, from: d}
 
 		if err := record.submit(u); err != nil || !u.duplicate || result.Result == nil || effect.Late == nil {
 			return err
@@ -118,14 +117,14 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 }
 
 // perform reaches outside, and tries again while what it needs is out of reach.
-func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], msg *message.Message) (value R, err error) {
+func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], d *delivery) (value R, err error) {
 	needs := ""
 	if effect.Needs != nil {
 		needs = effect.Needs(e)
 	}
 
 	for {
-		attempt, err := r.await(msg, needs)
+		attempt, err := r.untilWorth(d, needs)
 		if err != nil {
 			return value, err
 		}
@@ -149,7 +148,7 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 			return value, err
 		}
 
-		r.retreat(msg, attempt, away)
+		r.retreat(d, attempt, away)
 	}
 }
 
@@ -171,22 +170,22 @@ func late[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R
 
 // retreat counts a failure against the dependency that is away, which may be
 // another than the one that attempt is for, and pauses.
-func (r *Router) retreat(msg *message.Message, attempt *breaker.Attempt, away *event.UnavailableError) {
+func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) {
 	breaker := r.dependencies.Get(away.Dependency)
-	r.holds.need(consumerOf(msg), breaker)
+	r.suspensions.need(d.route.Consumer, breaker)
 
 	if attempt.Dependency() == away.Dependency {
-		r.rest(attempt.Failed(away.Err))
+		sleep(r.stopping, attempt.Failed(away.Err))
 
 		return
 	}
 
 	attempt.Answered()
-	r.rest(breaker.Failed(away.Err))
+	sleep(r.stopping, breaker.Failed(away.Err))
 }
 
 // register adds the route of payload type P: decode, then handle.
-func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *message.Message) error,
+func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *delivery) error,
 	publishes []event.Payload,
 ) {
 	var zero P
@@ -201,32 +200,24 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 
 			return p.Key(), err
 		},
-		handle: func(msg *message.Message) error {
-			payload, err := event.Decode[P](msg.Payload)
-
-			d := deliveryOf(msg)
-			d.key = payload.Key()
+		open: func(d *delivery) (key string, apply func() error) {
+			payload, err := event.Decode[P](d.msg.Payload)
+			key = payload.Key()
 
 			if err != nil {
-				return err
+				return key, func() error { return err }
 			}
 
-			e := event.Event[P]{Meta: event.MetaOf(messageID(msg), event.Headers(msg.Metadata)), Payload: payload}
+			e := event.Event[P]{Meta: event.MetaOf(d.id, d.headers()), Payload: payload}
 			entry := inbox.Entry{
-				ID: e.ID, Fingerprint: event.Fingerprint(msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
+				ID: e.ID, Fingerprint: event.Fingerprint(d.msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}
 
-			if d.key == "" {
-				d.key = e.ID.String() // no order wanted
+			if key == "" {
+				key = e.ID.String() // no order wanted
 			}
 
-			if err := handle(e, entry, msg); !errors.Is(err, errBehind) {
-				return err
-			}
-
-			d.behind = true
-
-			return nil
+			return key, func() error { return handle(e, entry, d) }
 		},
 	})
 }

@@ -40,9 +40,9 @@ func summarize(_ context.Context, _ pgx.Tx, e event.Event[note]) ([]event.Outgoi
 func (r *rig) failure() string {
 	r.t.Helper()
 
-	pgtest.Eventually(r.t, "the message is stopped", func() bool { return len(r.poisoned()) == 1 })
+	pgtest.Eventually(r.t, "the message is stopped", func() bool { return len(r.stopped()) == 1 })
 
-	return r.poisoned()[0].Error
+	return r.stopped()[0].Error
 }
 
 func TestAHandlerFailsThatPublishesWhatItDidNotDeclare(t *testing.T) {

@@ -8,13 +8,13 @@ import (
 type metrics struct {
 	messages     *prometheus.CounterVec
 	duplicates   *prometheus.CounterVec
-	poisoned     *prometheus.CounterVec
+	stopped      *prometheus.CounterVec
 	handle       *prometheus.HistogramVec
 	batchSize    *prometheus.HistogramVec
 	batchSeconds *prometheus.HistogramVec
 	unavailable  prometheus.Counter
-	parkedKeys   prometheus.Gauge
-	poisonOpen   prometheus.Gauge
+	waitingKeys  prometheus.Gauge
+	stoppedNow   prometheus.Gauge
 	paused       prometheus.Gauge
 }
 
@@ -25,13 +25,13 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 
 	return &metrics{
 		messages: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_messages_total", Help: "Messages by their outcome: applied, poisoned, parked after a failure, put behind a parked one, or returned to the broker.",
+			Name: "millrace_messages_total", Help: "Messages by outcome: applied, stopped, parked after a failure, blocked by an earlier message of their key, or returned to the broker.",
 		}, []string{"consumer", "topic", "outcome"}),
 		duplicates: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_duplicates_total", Help: "Deliveries that the inbox recognised as applied before.",
+			Name: "millrace_duplicates_total", Help: "Deliveries that the inbox recognized as applied before.",
 		}, []string{"consumer"}),
-		poisoned: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_poisoned_total", Help: "Messages that went to the poison queue.",
+		stopped: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_stopped_total", Help: "Messages that were stopped until an operator decides.",
 		}, []string{"topic", "reason"}),
 		handle: factory.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.", Buckets: seconds,
@@ -42,14 +42,14 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		batchSeconds: factory.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_batch_seconds", Help: "Duration of a transaction.", Buckets: seconds,
 		}, []string{"consumer"}),
-		parkedKeys: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_parked_keys", Help: "Keys that wait for another attempt at their first message, counted up to 10000.",
+		waitingKeys: factory.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_failed_waiting_keys", Help: "Keys whose first message waits for its next attempt, counted up to 10000.",
 		}),
-		poisonOpen: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_poison_open", Help: "Poisoned messages on which nobody has decided, counted up to 10000.",
+		stoppedNow: factory.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_failed_stopped", Help: "Stopped messages that wait for an operator, counted up to 10000.",
 		}),
 		paused: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_consumers_paused", Help: "Consumers that an operator has paused.",
+			Name: "millrace_consumers_paused", Help: "Consumers that operators have paused.",
 		}),
 		unavailable: factory.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_postgres_retries_total", Help: "Attempts that failed because Postgres was unavailable or undecided.",

@@ -15,11 +15,11 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"pgregory.net/rapid"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -46,10 +46,10 @@ func breakable(works func(note) bool) func(*consumer.Router) {
 	}
 }
 
-func (r *rig) waiting(key string) (list []parked.Waiting) {
+func (r *rig) waiting(key string) (list []failed.WaitingEntry) {
 	r.t.Helper()
 
-	list, err := r.parked.List(context.Background(), parked.Filter{Key: key}, 1000)
+	list, err := r.failed.WaitingKeys(context.Background(), failed.KeyFilter{Key: key}, 1000)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func (r *rig) waiting(key string) (list []parked.Waiting) {
 	return list
 }
 
-func TestAFailedMessageKeepsTheOrderOfItsKeyAndHoldsNoOther(t *testing.T) {
+func TestAFailedMessageKeepsTheOrderOfItsKeyAndBlocksNoOther(t *testing.T) {
 	t.Parallel()
 
 	var mended atomic.Bool
@@ -68,7 +68,7 @@ func TestAFailedMessageKeepsTheOrderOfItsKeyAndHoldsNoOther(t *testing.T) {
 	pgtest.Eventually(t, "the later messages of the key wait behind the first", func() bool {
 		list := r.waiting("a")
 
-		return len(list) == 1 && list[0].Behind == 2 && list[0].Attempts > 2 && list[0].Error == errBroken.Error()
+		return len(list) == 1 && list[0].Blocked == 2 && list[0].Attempts > 2 && list[0].Error == errBroken.Error()
 	})
 
 	if got := r.texts("b"); got != "x" {
@@ -76,12 +76,12 @@ func TestAFailedMessageKeepsTheOrderOfItsKeyAndHoldsNoOther(t *testing.T) {
 	}
 
 	r.send(message("a", "4"))
-	pgtest.Eventually(t, "one that comes now waits too", func() bool { return r.waiting("a")[0].Behind == 3 })
+	pgtest.Eventually(t, "one that comes now waits too", func() bool { return r.waiting("a")[0].Blocked == 3 })
 	mended.Store(true)
 	r.rest()
 
-	if got := r.texts("a"); got != "1 2 3 4" || len(r.poisoned()) != 0 {
-		t.Errorf("applied %q, poisoned %v", got, r.poisoned())
+	if got := r.texts("a"); got != "1 2 3 4" || len(r.stopped()) != 0 {
+		t.Errorf("applied %q, stopped %v", got, r.stopped())
 	}
 }
 
@@ -96,7 +96,7 @@ func TestAttemptsSurviveARestartAndAfterTheLastOthersGoOn(t *testing.T) {
 
 	first := start(t, pool, broken, slow)
 	first.send(message("a", "1"), message("a", "2"))
-	pgtest.Eventually(t, "both wait", func() bool { list := first.waiting("a"); return len(list) == 1 && list[0].Behind == 1 })
+	pgtest.Eventually(t, "both wait", func() bool { list := first.waiting("a"); return len(list) == 1 && list[0].Blocked == 1 })
 	first.stop()
 
 	second := start(t, pool, broken, slow)
@@ -104,36 +104,36 @@ func TestAttemptsSurviveARestartAndAfterTheLastOthersGoOn(t *testing.T) {
 	for attempts := 1; attempts <= 3; attempts++ {
 		pgtest.Eventually(t, "an attempt has failed", func() bool { list := second.waiting("a"); return list[0].Attempts == attempts })
 
-		if n, err := second.parked.Retry(t.Context(), parked.Filter{Key: "a"}, poison.Actor{Who: "test", Why: "to see"}); n != 1 || err != nil {
+		if n, err := second.failed.RetryNow(t.Context(), failed.KeyFilter{Key: "a"}, activity.Actor{Who: "test", Why: "to see"}); n != 1 || err != nil {
 			t.Fatalf("%d keys are due now, %v", n, err)
 		}
 	}
 
 	second.rest()
 
-	entries := second.poisoned()
+	entries := second.stopped()
 	if len(entries) != 1 || entries[0].Error != "given up after 4 attempts: it is broken" || entries[0].Reason != event.ReasonFailed {
-		t.Errorf("poisoned %+v", entries)
+		t.Errorf("stopped %+v", entries)
 	}
 
 	if got := second.texts("a"); got != "2" {
 		t.Errorf("applied %q", got)
 	}
 
-	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operations WHERE action = 'parked_retried' AND who = 'test' AND subject = 'writer a'`); n != 3 {
-		t.Errorf("%d operations are recorded, expected 3", n)
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operator_actions WHERE action = 'retried' AND who = 'test' AND subject = 'writer a'`); n != 3 {
+		t.Errorf("%d actions are recorded, expected 3", n)
 	}
 }
 
-func TestARejectionDoesNotHoldItsKey(t *testing.T) {
+func TestARejectionDoesNotBlockItsKey(t *testing.T) {
 	t.Parallel()
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) }, parking(1000))
 	r.send(message("a", "1"), message("a", ""), message("a", "3"))
 	r.rest()
 
-	if got := r.texts("a"); got != "1 3" || len(r.poisoned()) != 1 {
-		t.Errorf("applied %q, poisoned %v", got, r.poisoned())
+	if got := r.texts("a"); got != "1 3" || len(r.stopped()) != 1 {
+		t.Errorf("applied %q, stopped %v", got, r.stopped())
 	}
 }
 
@@ -145,27 +145,27 @@ func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 		c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = time.Hour, time.Hour, 9
 	})
 	r.send(message("a", "1"), message("a", "2"))
-	pgtest.Eventually(t, "both wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Behind == 1 })
+	pgtest.Eventually(t, "both wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Blocked == 1 })
 
-	queue, err := r.parked.Queue(t.Context(), r.waiting("a")[0].Seq)
+	queue, err := r.failed.Queue(t.Context(), r.waiting("a")[0].ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	by := poison.Actor{Who: "test", Why: "not worth it"}
-	if err := r.parked.Skip(t.Context(), queue[1].Seq, by); err == nil || !strings.Contains(err.Error(), "expected the first of its key") {
+	by := activity.Actor{Who: "test", Why: "not worth it"}
+	if err := r.failed.Skip(t.Context(), queue[1].ID, by); err == nil || !strings.Contains(err.Error(), "expected the first of its key") {
 		t.Errorf("the second was skipped: %v", err)
 	}
 
-	if err := r.parked.Skip(t.Context(), queue[0].Seq, by); err != nil {
+	if err := r.failed.Skip(t.Context(), queue[0].ID, by); err != nil {
 		t.Fatal(err)
 	}
 
 	r.rest()
 
-	entries := r.poisoned()
+	entries := r.stopped()
 	if r.texts("a") != "2" || len(entries) != 1 || entries[0].Error != "skipped by test after 1 attempts: it is broken" || string(entries[0].Payload) != string(queue[0].Payload) {
-		t.Errorf("applied %q, poisoned %+v", r.texts("a"), entries)
+		t.Errorf("applied %q, stopped %+v", r.texts("a"), entries)
 	}
 }
 
@@ -211,7 +211,7 @@ func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
 	}, "", &performed), parking(1000))
 	r.send(message("a", "1"), message("a", "2"), message("b", "x"))
 
-	pgtest.Eventually(t, "both of the key wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Behind == 1 })
+	pgtest.Eventually(t, "both of the key wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Blocked == 1 })
 
 	if due := time.Until(r.waiting("a")[0].DueAt); due < 50*time.Minute {
 		t.Errorf("due in %s, expected an hour", due)
@@ -223,7 +223,7 @@ func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
 
 	busy.Store(false)
 
-	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "writer"}, poison.Actor{Who: "test"}); err != nil {
+	if _, err := r.failed.RetryNow(t.Context(), failed.KeyFilter{Consumer: "writer"}, activity.Actor{Who: "test"}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -234,7 +234,7 @@ func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
 	}
 }
 
-func TestADependencyThatIsAwayPausesWhatNeedsItAndPoisonsNothing(t *testing.T) {
+func TestADependencyThatIsAwayPausesWhatNeedsItAndStopsNothing(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -265,7 +265,7 @@ func TestADependencyThatIsAwayPausesWhatNeedsItAndPoisonsNothing(t *testing.T) {
 	}
 
 	r.send(batch...)
-	pgtest.Eventually(t, "the consumer is held", func() bool { return slices.Contains(r.router.Held(), "writer") })
+	pgtest.Eventually(t, "the consumer is suspended", func() bool { return slices.Contains(r.router.Suspended(), "writer") })
 	r.send(event.Message{ID: event.NewID(), Topic: "others", Key: "o", Payload: []byte(`{"id":"o"}`)})
 	pgtest.Eventually(t, "what does not need it goes on", func() bool { return r.texts("o") == "other" })
 
@@ -281,8 +281,8 @@ func TestADependencyThatIsAwayPausesWhatNeedsItAndPoisonsNothing(t *testing.T) {
 	away.Store(false)
 	r.rest()
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes WHERE text = 'x'`); n != 400 || len(r.poisoned()) != 0 {
-		t.Errorf("%d were applied, poisoned %v", n, r.poisoned())
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes WHERE text = 'x'`); n != 400 || len(r.stopped()) != 0 {
+		t.Errorf("%d were applied, stopped %v", n, r.stopped())
 	}
 }
 
@@ -351,7 +351,7 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 
 	pool := newPool(t)
 	r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
-	by := poison.Actor{Who: "test", Why: "maintenance of notes"}
+	by := activity.Actor{Who: "test", Why: "maintenance of notes"}
 
 	if changed, err := r.router.Pause(t.Context(), "writer", by); err != nil || !changed {
 		t.Fatalf("%t, %v", changed, err)
@@ -361,12 +361,11 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 		t.Errorf("a second pause changed something: %t, %v", changed, err)
 	}
 
-	var unknown *consumer.UnknownConsumerError
-	if _, err := r.router.Pause(t.Context(), "writre", by); !errors.As(err, &unknown) || unknown.Known[0] != "writer" {
+	if _, err := r.router.Pause(t.Context(), "writre", by); event.KindOf(err) != event.Unknown || !strings.Contains(err.Error(), "did you mean writer") {
 		t.Errorf("got %v", err)
 	}
 
-	pgtest.Eventually(t, "the pause is known", func() bool { return len(r.router.Held()) == 1 })
+	pgtest.Eventually(t, "the pause is known", func() bool { return len(r.router.Suspended()) == 1 })
 	r.send(message("a", "1"))
 	r.stop()
 
@@ -434,23 +433,23 @@ func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router
 func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
 	t.Parallel()
 
-	const forEver = 1000
+	const always = 1000
 
 	pool := newPool(t)
 
 	rapid.Check(t, func(rt *rapid.T) {
-		if _, err := pool.Exec(context.Background(), `TRUNCATE notes, poison CASCADE`); err != nil {
+		if _, err := pool.Exec(context.Background(), `TRUNCATE notes, failed_messages CASCADE`); err != nil {
 			rt.Fatal(err)
 		}
 
 		keys := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 20).Draw(rt, "keys")
-		failures := rapid.MapOfN(rapid.IntRange(0, len(keys)-1), rapid.SampledFrom([]int{1, 2, 3, forEver}), 0, 4).Draw(rt, "failures of a message")
+		failures := rapid.MapOfN(rapid.IntRange(0, len(keys)-1), rapid.SampledFrom([]int{1, 2, 3, always}), 0, 4).Draw(rt, "failures of a message")
 		restart := rapid.IntRange(0, len(keys)).Draw(rt, "restart before")
 
 		want := map[string][]string{}
 
 		for i, key := range keys {
-			if failures[i] != forEver { // else it is given up
+			if failures[i] != always { // else it is given up
 				want[key] = append(want[key], fmt.Sprint(i))
 			}
 		}
@@ -559,15 +558,15 @@ func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
 	pgtest.Eventually(t, "all are parked", func() bool { return len(r.waiting("")) == 101 })
 	slow.Store(true)
 
-	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "other"}, poison.Actor{Who: "test"}); err != nil {
+	if _, err := r.failed.RetryNow(t.Context(), failed.KeyFilter{Consumer: "other"}, activity.Actor{Who: "test"}); err != nil {
 		t.Fatal(err)
 	}
 
 	pgtest.Eventually(t, "the slow consumer's are being tried", func() bool {
-		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM parked_keys WHERE consumer = 'other' AND due_at > now() AND due_at < now() + interval '20 minutes'`) >= 32
+		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE consumer = 'other' AND due_at > now() AND due_at < now() + interval '20 minutes'`) >= 32
 	})
 
-	if _, err := r.parked.Retry(t.Context(), parked.Filter{Consumer: "writer"}, poison.Actor{Who: "test"}); err != nil {
+	if _, err := r.failed.RetryNow(t.Context(), failed.KeyFilter{Consumer: "writer"}, activity.Actor{Who: "test"}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -18,16 +18,14 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
-	"github.com/millracehq/millrace/internal/engine/parked"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/telemetry"
 )
@@ -37,24 +35,21 @@ type Router struct {
 	cfg          Config
 	policies     map[string]policy
 	pool         *pgxpool.Pool
-	poison       *poison.Store
-	parked       *parked.Store
+	failed       *failed.Store
 	dependencies *breaker.Set
 	postgres     *breaker.Breaker
 	onCommit     func()
 	logger       *slog.Logger
 	metrics      *metrics
-	routes       []Route
-	// topics has the topic of each consumer.
-	topics map[string]string
+	routes       []*Route
 	// publishes has the topics that each consumer declares to publish on.
-	publishes map[string][]string
-	running   atomic.Bool
-	holds     *holds
-	gate      gate
+	publishes   map[string][]string
+	running     atomic.Bool
+	suspensions *suspensions
+	gate        gate
 
-	// stopping ends when the router takes no more: what only waits is given
-	// back. working ends when it waits no longer for messages in hand.
+	// stopping is cancelled when shutdown begins: waiting messages are returned.
+	// working is cancelled when the drain runs out of time.
 	stopping, working context.Context //nolint:containedctx // they are lifetimes, not requests
 	stop, abort       context.CancelFunc
 }
@@ -73,12 +68,13 @@ type Route struct {
 	// handler, and the key that orders it, as far as that can be read.
 	Check func(payload []byte) (key string, err error)
 
-	handle func(msg *message.Message) error
+	// open decodes the payload of a delivery into its key and one attempt.
+	open func(d *delivery) (key string, apply func() error)
 }
 
 // NewRouter returns a router without routes. It wakes relay after commits.
 func NewRouter(
-	cfg Config, pool *pgxpool.Pool, poisoned *poison.Store, waiting *parked.Store, dependencies *breaker.Set,
+	cfg Config, pool *pgxpool.Pool, failures *failed.Store, dependencies *breaker.Set,
 	relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry,
 ) (*Router, error) {
 	policies, err := cfg.perTopic()
@@ -93,16 +89,14 @@ func NewRouter(
 		cfg:          cfg,
 		policies:     policies,
 		pool:         pool,
-		poison:       poisoned,
-		parked:       waiting,
+		failed:       failures,
 		dependencies: dependencies,
 		postgres:     dependencies.Get(postgres.Dependency),
 		onCommit:     relay.Wake,
 		logger:       logger.With(slog.String("component", "consumer")),
 		metrics:      newMetrics(registry),
-		topics:       map[string]string{},
 		publishes:    map[string][]string{},
-		holds:        newHolds(),
+		suspensions:  newSuspensions(),
 		stopping:     stopping,
 		stop:         stop,
 		working:      working,
@@ -120,7 +114,18 @@ func (r *Router) policyOf(topic string) policy {
 }
 
 // Routes returns the routing table.
-func (r *Router) Routes() []Route { return r.routes }
+func (r *Router) Routes() []*Route { return r.routes }
+
+// routeOf returns the route of a consumer, or nil.
+func (r *Router) routeOf(consumer string) *Route {
+	for _, route := range r.routes {
+		if route.Consumer == consumer {
+			return route
+		}
+	}
+
+	return nil
+}
 
 // PublishedOnly returns the topics that handlers publish on and that none
 // consumes.
@@ -129,7 +134,7 @@ func (r *Router) PublishedOnly() []string {
 
 	for _, route := range r.routes {
 		for _, topic := range r.publishes[route.Consumer] {
-			consumed := slices.ContainsFunc(r.routes, func(other Route) bool { return other.Topic == topic })
+			consumed := slices.ContainsFunc(r.routes, func(other *Route) bool { return other.Topic == topic })
 			if !consumed && !slices.Contains(names, topic) {
 				names = append(names, topic)
 			}
@@ -153,8 +158,7 @@ func (r *Router) register(route Route) {
 		}
 	}
 
-	r.routes = append(r.routes, route)
-	r.topics[route.Consumer] = route.Topic
+	r.routes = append(r.routes, &route)
 
 	for _, payload := range route.Publishes {
 		r.publishes[route.Consumer] = append(r.publishes[route.Consumer], payload.Topic())
@@ -169,9 +173,8 @@ const closeTimeout = 5 * time.Second
 type Source interface {
 	// Connect waits until the broker answers, or ctx ends.
 	Connect(ctx context.Context) error
-	// Address returns where the messages of a route are here; ok is false if
-	// they are elsewhere.
-	Address(route Route) (topic string, ok bool)
+	// Has reports whether the source carries a topic.
+	Has(topic string) bool
 	// Subscriber returns the subscriber of a topic, after Connect.
 	Subscriber(topic string) message.Subscriber
 	// Subscribed is called once all consumers of the source are.
@@ -188,14 +191,6 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	if err != nil {
 		return fmt.Errorf("creating router: %w", err)
 	}
-
-	poisonQueue, err := middleware.PoisonQueueWithFilter(&poisonPublisher{router: r}, "poison", mayPoison)
-	if err != nil {
-		return fmt.Errorf("creating poison queue: %w", err)
-	}
-
-	// Outermost first. Only the router's level is used: levels interleave.
-	router.AddMiddleware(r.observe, r.hold, r.settle, poisonQueue, r.park, r.retry, detach, classify, middleware.Recoverer)
 
 	// The router's own context never ends: cancelling it would cancel the
 	// messages in hand. Close ends it, after the drain.
@@ -216,11 +211,23 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources, seen) })
 	background.Go(func() { r.watch(connecting, seen) })
 
+	// The drain waits for the messages that it has in hand.
+	var retrying sync.WaitGroup
+
+	retrying.Go(func() {
+		select {
+		case <-seen:
+			r.retryWaiting(connecting)
+		case <-connecting.Done():
+		}
+	})
+
 	err = r.serve(ctx, result, subscribed, started)
 
 	stop()
 	background.Wait()
 	r.drain()
+	retrying.Wait()
 	unsubscribe()
 
 	if closeErr := router.Close(); closeErr != nil {
@@ -286,17 +293,9 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 			defer turn.Unlock()
 
 			for _, route := range r.routes {
-				topic, ok := source.Address(route)
-				if !ok {
-					continue
+				if source.Has(route.Topic) {
+					router.AddConsumerHandler(route.Consumer, route.Topic, source.Subscriber(route.Consumer), r.receive(route))
 				}
-
-				name := route.Consumer
-				if topic != route.Topic {
-					name = topic // a second way to the same consumer
-				}
-
-				router.AddConsumerHandler(name, topic, source.Subscriber(topic), route.handle)
 			}
 
 			if err := router.RunHandlers(subscriptions); err != nil {
@@ -328,58 +327,7 @@ func (r *Router) drain() {
 	<-done
 }
 
-// maxRetryInterval caps the pauses between quick tries: they hold a partition.
-const maxRetryInterval = 2 * time.Second
-
-// retryOf returns Watermill's Retry. It asks for the interval twice per attempt when
-// ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
-func retryOf(p policy) middleware.Retry {
-	return middleware.Retry{
-		MaxRetries:          p.retries,
-		InitialInterval:     p.retryInterval,
-		MaxInterval:         maxRetryInterval,
-		Multiplier:          1.5,
-		RandomizationFactor: 0.5,
-		ResetContextOnRetry: true,
-		ShouldRetry: func(params middleware.RetryParams) bool {
-			_, later := errors.AsType[*event.LaterError](params.Err)
-
-			return !later && !isRejection(params.Err) && mayPoison(params.Err)
-		},
-	}
-}
-
-// retry tries what failed again at once, as often as the topic's policy says.
-func (r *Router) retry(next message.HandlerFunc) message.HandlerFunc {
-	common := retryOf(r.cfg.retryPolicy()).Middleware(next)
-	special := make(map[string]message.HandlerFunc, len(r.policies))
-
-	for topic, p := range r.policies {
-		special[topic] = retryOf(p).Middleware(next)
-	}
-
-	return func(msg *message.Message) ([]*message.Message, error) {
-		if handle, ok := special[topicOf(msg)]; ok {
-			return handle(msg)
-		}
-
-		return common(msg)
-	}
-}
-
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// What Watermill tells at Error, observe reports with more to go by.
+	// Watermill logs at Error what report logs with more context.
 	return telemetry.Watermill(logger, slog.LevelDebug)
-}
-
-func isRejection(err error) bool {
-	var rejection *event.RejectError
-
-	return errors.As(err, &rejection)
-}
-
-// mayPoison reports whether err is the message's fault. The end of the service
-// and of its contexts is not, nor is a consumer that is held.
-func mayPoison(err error) bool {
-	return !errors.Is(err, ErrStopping) && !errors.Is(err, ErrHeld) && !errors.Is(err, context.Canceled)
 }

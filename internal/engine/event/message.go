@@ -58,10 +58,6 @@ const (
 	// HeaderOrigin says where a message was read, for example
 	// "kafka:orders.created/3@42".
 	HeaderOrigin = ReservedPrefix + "origin"
-	// HeaderAttempts is how often a message failed before, and HeaderParked the
-	// sequence number of a parked message that is tried again.
-	HeaderAttempts = ReservedPrefix + "attempts"
-	HeaderParked   = ReservedPrefix + "parked"
 )
 
 // namespace is the UUIDv5 namespace of ids that are derived.

@@ -2,7 +2,7 @@ package invariant
 
 // Pending is a query of the keys with unfinished work: a message in the outbox,
 // a message that waits for another attempt, or one that a person must decide.
-const Pending = `SELECT key FROM outbox UNION SELECT key FROM poison WHERE resolution IS NULL UNION SELECT key FROM parked`
+const Pending = `SELECT key FROM outbox UNION SELECT key FROM failed_messages WHERE state <> 'resolved'`
 
 // engine returns the checks of the engine's own tables.
 func engine() []Source {
@@ -68,34 +68,34 @@ func engine() []Source {
 			}},
 		},
 		{
-			Name:  "poison entries",
-			Count: `SELECT count(*) FROM poison`,
+			Name:  "failed messages",
+			Count: `SELECT count(*) FROM failed_messages`,
 			Rows: `
 				SELECT id::text AS id, fingerprint, ('x' || encode(substr(sha256(payload), 1, 8), 'hex'))::bit(64)::bigint AS payload_fingerprint,
 				       jsonb_typeof(headers) AS headers
-				FROM poison`,
+				FROM failed_messages`,
 			Checks: []Check{{
-				Name:   "poison",
-				Means:  "Stopped messages have the bytes and headers that they arrived with.",
-				Advice: "Do not requeue the entry: ask the producer to send the message again.",
+				Name:   "failed",
+				Means:  "Failed messages have the bytes and headers that they arrived with.",
+				Advice: "Do not requeue the message: ask the producer to send the message again.",
 				Fault: `CASE
 					WHEN fingerprint <> payload_fingerprint THEN 'its payload has changed since it arrived'
 					WHEN headers <> 'object' THEN 'its headers are not an object' END`,
 			}},
 		},
 		{
-			Name:  "parked keys",
-			Count: `SELECT count(*) FROM parked_keys`,
+			Name:  "waiting keys",
+			Count: `SELECT count(*) FROM failed_keys`,
 			Rows: `
 				SELECT coalesce(k.consumer, p.consumer) || ' ' || coalesce(k.key, p.key) AS id, k.due_at, p.waiting,
 				       EXISTS (SELECT FROM paused_consumers c WHERE c.consumer = k.consumer) AS paused
-				FROM parked_keys k
-				FULL JOIN (SELECT consumer, key, count(*) AS waiting FROM parked GROUP BY consumer, key) AS p
+				FROM failed_keys k
+				FULL JOIN (SELECT consumer, waiting_key AS key, count(*) AS waiting FROM failed_messages WHERE state = 'waiting' GROUP BY 1, 2) AS p
 					ON p.consumer = k.consumer AND p.key = k.key`,
 			Checks: []Check{{
-				Name:   "parked",
+				Name:   "waiting",
 				Means:  "Every waiting key has a waiting message, every waiting message a key, and none is overdue.",
-				Advice: "Look at it with `millrace parked show`, and retry it now with `millrace parked retry`. If keys stay overdue, no running service has their consumer.",
+				Advice: "Look at it with `millrace failed waiting`, and retry it now with `millrace failed retry`. If keys stay overdue, no running service has their consumer.",
 				Fault: `CASE
 					WHEN waiting IS NULL THEN 'is blocked, but no message waits'
 					WHEN due_at IS NULL THEN 'has waiting messages that nothing retries'

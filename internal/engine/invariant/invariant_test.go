@@ -10,9 +10,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/invariant"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -105,7 +105,7 @@ func TestRepair(t *testing.T) {
 	want := []invariant.Repair{{Check: "positive", ID: "-2", Refused: "it might be needed"}, {Check: "even", ID: "1", What: "removed"}}
 
 	for _, dry := range []bool{true, false} {
-		repairs, err := auditor.Repair(t.Context(), report, poison.Actor{Who: "somebody"}, dry)
+		repairs, err := auditor.Repair(t.Context(), report, activity.Actor{Who: "somebody"}, dry)
 		if diff := cmp.Diff(want, repairs); err != nil || diff != "" {
 			t.Errorf("dry run %t: %v %s", dry, err, diff)
 		}
@@ -131,6 +131,10 @@ func TestChecksOfTheEngine(t *testing.T) {
 			SELECT 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
 		"inbox": `
 			INSERT INTO inbox (consumer, message_id, day, fingerprint) VALUES ('c', '01890a5d-ac96-774b-bcce-b302099a8057', date '1970-01-01', 0)`,
+		"failed": `
+			INSERT INTO failed_messages (state, deliveries, reason, consumer, topic, key, message_id, fingerprint, origin, headers, payload)
+			VALUES ('stopped', 1, 'invalid', 'c', 't', 'k', gen_random_uuid(), 0, '', '{}', '')`,
+		"waiting": `INSERT INTO failed_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -8,7 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millracehq/millrace/internal/engine/poison"
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -35,7 +35,7 @@ var errDryRun = errors.New("dry run")
 // answer. Each is checked again under a lock and repaired in a transaction of
 // its own, which also records who repaired it and why. A dry run changes nothing
 // and returns the same.
-func (a *Auditor) Repair(ctx context.Context, report Report, by poison.Actor, dry bool) ([]Repair, error) {
+func (a *Auditor) Repair(ctx context.Context, report Report, by activity.Actor, dry bool) ([]Repair, error) {
 	var repairs []Repair
 
 	for _, s := range a.sources {
@@ -61,7 +61,7 @@ func (a *Auditor) Repair(ctx context.Context, report Report, by poison.Actor, dr
 	return repairs, nil
 }
 
-func (a *Auditor) repair(ctx context.Context, c Check, id string, by poison.Actor, dry bool) (Repair, error) {
+func (a *Auditor) repair(ctx context.Context, c Check, id string, by activity.Actor, dry bool) (Repair, error) {
 	repair := Repair{Check: c.Name, ID: id}
 
 	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
@@ -77,10 +77,7 @@ func (a *Auditor) repair(ctx context.Context, c Check, id string, by poison.Acto
 			return errDryRun
 		}
 
-		_, err = tx.Exec(ctx, `INSERT INTO repairs (invariant, subject, what, who, why) VALUES ($1, $2, $3, $4, $5)`,
-			c.Name, id, repair.What, by.Who, by.Why)
-
-		return err
+		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Repaired, Subject: c.Name + " " + id, Detail: repair.What})
 	})
 
 	if refused, ok := errors.AsType[*refusedError](err); ok {

@@ -62,9 +62,10 @@ type Facts struct {
 	OutboxDue       int64      `json:"outbox_due"`
 	OldestDue       *time.Time `json:"oldest_due,omitempty"`
 	OutboxScheduled int64      `json:"outbox_scheduled"`
-	ParkedKeys      int64      `json:"parked_keys"`
-	ParkedMessages  int64      `json:"parked_messages"`
-	PoisonOpen      int64      `json:"poison_open"`
+	// WaitingKeys, WaitingMessages and Stopped count failed messages.
+	WaitingKeys     int64 `json:"waiting_keys"`
+	WaitingMessages int64 `json:"waiting_messages"`
+	Stopped         int64 `json:"stopped"`
 
 	Paused []consumer.Pause `json:"paused_consumers"`
 }
@@ -75,9 +76,9 @@ func (o *Operator) Facts(ctx context.Context) (f Facts, err error) {
 		SELECT (SELECT count(*) FROM outbox WHERE available_at IS NULL),
 		       (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
 		       (SELECT count(*) FROM outbox WHERE available_at IS NOT NULL),
-		       (SELECT count(*) FROM parked_keys), (SELECT count(*) FROM parked),
-		       (SELECT count(*) FROM poison WHERE resolution IS NULL)`).
-		Scan(&f.OutboxDue, &f.OldestDue, &f.OutboxScheduled, &f.ParkedKeys, &f.ParkedMessages, &f.PoisonOpen)
+		       (SELECT count(*) FROM failed_keys), (SELECT count(*) FROM failed_messages WHERE state = 'waiting'),
+		       (SELECT count(*) FROM failed_messages WHERE state = 'stopped')`).
+		Scan(&f.OutboxDue, &f.OldestDue, &f.OutboxScheduled, &f.WaitingKeys, &f.WaitingMessages, &f.Stopped)
 	if err != nil {
 		return f, fmt.Errorf("reading status: %w", err)
 	}

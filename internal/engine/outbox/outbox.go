@@ -24,14 +24,6 @@ const Shards = 64
 // relays of others that there is something to publish.
 const Channel = "millrace_outbox"
 
-// DirectPrefix begins the topics that no broker knows: what is appended for
-// Direct(consumer) is delivered to that consumer of this service alone.
-const DirectPrefix = "@"
-
-// Direct returns the topic that reaches one consumer alone, as for a message
-// that only this consumer failed to apply.
-func Direct(consumer string) string { return DirectPrefix + consumer }
-
 // Config tunes the relay.
 type Config struct {
 	// BatchSize is how many messages are read at once.
@@ -110,28 +102,6 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	r := newRows(len(messages))
 	for _, m := range messages {
 		r.add(m.Topic, m.Key, event.Meta{ID: m.ID, Correlation: m.ID}, m.Headers, m.Payload, 0)
-	}
-
-	return r.insert(ctx, tx)
-}
-
-// Return is a message that came before, with the ids that it came with.
-type Return struct {
-	event.Message
-
-	Meta event.Meta
-}
-
-// AppendReturns stores messages that came before, to be published again in this
-// order.
-func AppendReturns(ctx context.Context, tx pgx.Tx, returns []Return) error {
-	if len(returns) == 0 {
-		return nil
-	}
-
-	r := newRows(len(returns))
-	for _, m := range returns {
-		r.add(m.Topic, m.Key, m.Meta, m.Headers, m.Payload, 0)
 	}
 
 	return r.insert(ctx, tx)

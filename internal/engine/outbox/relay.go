@@ -54,13 +54,11 @@ type Target struct {
 	Publisher message.Publisher
 	// Lanes is how many messages are published at once.
 	Lanes int
-	// Only and Except choose by topic. At most one of them is set; without
-	// both, the target takes everything but what is for one consumer alone.
+	// Only and Except choose by topic. At most one of them is set; without both,
+	// the target takes everything.
 	Only, Except []string
-	// Direct says that Only has topics for one consumer alone; see Direct.
-	Direct bool
-	// Held returns the topics that are not to be published now. It may be nil.
-	Held func() []string
+	// Suspended returns the topics that are not to be published now. It may be nil.
+	Suspended func() []string
 	// Breaker is that of the broker; while it is open, one message at a time is
 	// tried. It may be nil.
 	Breaker *breaker.Breaker
@@ -76,8 +74,8 @@ type link struct {
 	queue  *queue
 	mark   mark
 	wake   chan struct{}
-	// held are the topics that were not to be published at the last round.
-	held atomic.Pointer[[]string]
+	// suspended are the topics that were not to be published at the last round.
+	suspended atomic.Pointer[[]string]
 	// lost is true while there is no session.
 	lost bool
 	// woken is true when this process committed something since the last
@@ -102,10 +100,6 @@ func (r *Relay) Wake() {
 	defer r.mu.Unlock()
 
 	for _, l := range r.links {
-		if l.target.Direct {
-			continue // what handlers cause is for everybody; who requeues notifies
-		}
-
 		l.woken.Store(true)
 		l.nudge()
 	}
@@ -334,7 +328,7 @@ func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
 // after the other until there is nothing to do.
 func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
-		r.holdBack()
+		r.returnSuspended()
 
 		confirmed := r.queue.takeConfirmed()
 		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
@@ -395,8 +389,8 @@ func (r *link) exchange(
 
 	if next.limit > 0 && len(owned.list) > 0 {
 		// Empty, not nil: no topic is unequal to all of NULL.
-		except := append(append([]string{}, r.heldTopics()...), r.target.Except...)
-		low := r.mark.begin(next, len(r.heldTopics()) > 0, r.cfg.PollInterval)
+		except := append(append([]string{}, r.suspendedTopics()...), r.target.Except...)
+		low := r.mark.begin(next, len(r.suspendedTopics()) > 0, r.cfg.PollInterval)
 		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit, except, low)
 
 		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
@@ -426,42 +420,36 @@ func (r *link) exchange(
 // topics returns the condition on the topics of the target, with the arguments
 // of the whole statement.
 func (r *link) topics(args ...any) (condition string, all []any) {
-	const direct = ` starts_with(topic, '` + DirectPrefix + `') `
-
-	switch {
-	case r.target.Direct:
-		return `AND` + direct + `AND topic = ANY($7)`, append(args, r.target.Only)
-	case len(r.target.Only) > 0:
-		return `AND topic = ANY($7)`, append(args, r.target.Only)
-	default:
-		return `AND NOT` + direct, args
+	if len(r.target.Only) == 0 {
+		return ``, args
 	}
+
+	return `AND topic = ANY($7)`, append(args, r.target.Only)
 }
 
-func (r *link) heldTopics() []string {
-	if held := r.held.Load(); held != nil {
-		return *held
+func (r *link) suspendedTopics() []string {
+	if topics := r.suspended.Load(); topics != nil {
+		return *topics
 	}
 
 	return nil
 }
 
-// holdBack asks which topics are held and gives what was read of them back to
-// the table.
-func (r *link) holdBack() {
-	if r.target.Held == nil {
+// returnSuspended returns the rows of topics that are suspended to the table.
+func (r *link) returnSuspended() {
+	if r.target.Suspended == nil {
 		return
 	}
 
-	held := r.target.Held()
-	if slices.Equal(held, r.heldTopics()) {
+	topics := r.target.Suspended()
+	if slices.Equal(topics, r.suspendedTopics()) {
 		return
 	}
 
-	r.held.Store(&held)
+	r.suspended.Store(&topics)
 
-	if len(held) > 0 {
-		r.queue.dropTopics(held)
+	if len(topics) > 0 {
+		r.queue.dropTopics(topics)
 	}
 }
 
@@ -537,7 +525,7 @@ func (r *link) confirm(published row) {
 
 // hold keeps a key back after a failure. Other keys go on.
 func (r *link) hold(ctx context.Context, failed row, err error) {
-	if slices.Contains(r.heldTopics(), failed.Topic) {
+	if slices.Contains(r.suspendedTopics(), failed.Topic) {
 		r.queue.giveBack(failed)
 
 		return

@@ -22,7 +22,11 @@ func wrapUUID(value any) (plan pgtype.WrappedEncodePlanNextSetter, next any, ok 
 	switch id := value.(type) {
 	case uuid.UUID:
 		return &encodeUUID{}, bytes16(id), true
-	case *uuid.UUID: // pgx has already handled nil
+	case *uuid.UUID:
+		if id == nil { // an example of the elements of an array: only its type matters
+			id = &uuid.UUID{}
+		}
+
 		return &encodeUUID{}, bytes16(*id), true
 	default:
 		return nil, nil, false

@@ -22,10 +22,11 @@ type State string
 
 // States of a message.
 const (
-	Applied  State = "applied"
-	Waiting  State = "waiting"
-	Parked   State = "parked"
-	Poisoned State = "poisoned"
+	Applied State = "applied"
+	Waiting State = "waiting"
+	Parked  State = "parked"
+	Blocked State = "blocked"
+	Stopped State = "stopped"
 )
 
 // Message is a message with what became of it.
@@ -39,7 +40,7 @@ type Message struct {
 	// At is when that was, by the database's clock; of a waiting message, when
 	// it was written, or when it is due.
 	At time.Time `json:"at"`
-	// Detail says more: why it is poisoned.
+	// Detail says more: why it is stopped.
 	Detail string `json:"detail,omitempty"`
 	// Caused are the messages that followed, in order of time.
 	Caused []*Message `json:"caused,omitempty"`
@@ -64,9 +65,7 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 		SELECT coalesce(correlation_id, message_id) FROM inbox WHERE message_id = $1
 		UNION ALL SELECT correlation_id FROM outbox WHERE message_id = $1
 		UNION ALL SELECT coalesce(correlation, message_id) FROM (
-			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM poison WHERE message_id = $1) AS p
-		UNION ALL SELECT coalesce(correlation, message_id) FROM (
-			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM parked WHERE message_id = $1) AS w
+			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM failed_messages WHERE message_id = $1) AS f
 		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
 		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -96,12 +95,11 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		       CASE WHEN available_at IS NULL THEN 'to be published' ELSE 'until it is due' END
 		FROM outbox WHERE correlation_id = $1
 		UNION ALL
-		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'poisoned', last_at, 'entry ' || id || ': ' || error
-		FROM poison WHERE resolution IS NULL AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)
-		UNION ALL
-		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic, 'parked', coalesce(tried_at, parked_at),
-		       CASE WHEN error IS NULL THEN 'waits behind another' ELSE 'failed ' || attempts || ' times: ' || error END
-		FROM parked WHERE message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1`,
+		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic,
+		       CASE WHEN state = 'stopped' THEN 'stopped' WHEN error = '' THEN 'blocked' ELSE 'parked' END, coalesce(tried_at, last_at),
+		       CASE WHEN state = 'stopped' THEN 'failed message ' || id || ': ' || error
+		            WHEN error = '' THEN 'by an earlier message of its key' ELSE 'failed ' || attempts || ' times: ' || error END
+		FROM failed_messages WHERE state <> 'resolved' AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)`,
 		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 	if err != nil {
 		return nil, err
@@ -115,7 +113,7 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 }
 
 // grow hangs each message under the one that caused it. Of a message that is
-// there twice (poisoned and then applied) the applied one takes the children.
+// there twice (stopped and then applied) the applied one takes the children.
 // Causes are what headers say, so they may be each other's: such a circle is
 // cut where it closes.
 func grow(messages []*Message) []*Message {

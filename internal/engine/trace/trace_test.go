@@ -42,7 +42,7 @@ func TestTreesGrowFromWhatCausedWhat(t *testing.T) {
 		"a chain, out of order":  {[]*Message{message(3, 2, Waiting, 3), message(1, 0, Applied, 1), message(2, 1, Applied, 2)}, "1a(2a(3w))"},
 		"two follow":             {[]*Message{message(1, 0, Applied, 1), message(3, 1, Applied, 3), message(2, 1, Applied, 2)}, "1a(2a3a)"},
 		"the cause left no mark": {[]*Message{message(2, 9, Applied, 1), message(3, 9, Applied, 2)}, "2a3a"},
-		"poisoned, then applied": {[]*Message{message(1, 0, Poisoned, 1), message(1, 0, Applied, 2), message(2, 1, Applied, 3)}, "1p1a(2a)"},
+		"stopped, then applied":  {[]*Message{message(1, 0, Stopped, 1), message(1, 0, Applied, 2), message(2, 1, Applied, 3)}, "1s1a(2a)"},
 		"its own cause":          {[]*Message{message(1, 1, Applied, 1)}, "1a"},
 		"a circle":               {[]*Message{message(1, 3, Applied, 1), message(2, 1, Applied, 2), message(3, 2, Applied, 3)}, "3a(1a(2a))"},
 		"nothing":                {nil, ""},

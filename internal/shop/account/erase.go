@@ -7,8 +7,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/parked"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/notification"
 )
@@ -20,23 +21,23 @@ type Erasure struct {
 	Notifications int64 `json:"notifications"`
 	// Waiting are messages that will not be published, or tried again, any more.
 	Waiting int64 `json:"waiting"`
-	// Poisoned are entries of the poison queue that lost their content.
-	Poisoned int64 `json:"poisoned"`
+	// Failed are failed messages that lost their content.
+	Failed int64 `json:"failed"`
 }
 
 // personal are the topics whose messages tell something about a user.
 var personal = []string{TopicUserCreated, TopicUserUpdated, TopicUserEvents, TopicProfileUpdated, notification.Topic}
 
-// Erase makes the personal data of a user unreadable wherever Millrace keeps
-// it, or returns a NotFound error. Doing it again is no mistake: it takes
-// away what has come since, such as a late message that was poisoned because
-// the user was erased. What was published is beyond its reach.
-func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
+// Erase makes the personal data of a user unreadable wherever Millrace keeps it,
+// or returns a NotFound error. It can be repeated, and then removes what has come
+// since, such as a late message that failed because the user was erased. It does
+// not reach what was published.
+func (a *Accounts) Erase(ctx context.Context, id string, by activity.Actor) (Erasure, error) {
 	done := Erasure{UserID: id}
 
 	err := postgres.InTx(ctx, a.pool, func(tx pgx.Tx) (err error) {
 		// First, as consumers do: they lock keys that wait, and then users.
-		withdrawn, err := parked.Withdraw(ctx, tx, id, personal)
+		withdrawn, blanked, err := failed.Erase(ctx, tx, id, personal, func(payload []byte) bool { return about(payload) == id })
 		if err != nil {
 			return err
 		}
@@ -54,65 +55,24 @@ func (a *Accounts) Erase(ctx context.Context, id string) (Erasure, error) {
 		}
 
 		done.Waiting += withdrawn
-		done.Poisoned, err = blank(ctx, tx, id)
+		done.Failed = blanked
 
-		return err
+		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Erased, Subject: "user " + id})
 	})
 
 	return done, err
 }
 
-// withdraw deletes the messages about a user that wait to be published, those
-// for one consumer ("@account.create") included. A relay that has one in hand
-// already publishes it, and its consumer then finds the user erased.
+// withdraw deletes the messages about a user that wait to be published. A relay
+// that has one in hand already publishes it, and its consumer then finds the user
+// erased.
 func withdraw(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
-	tag, err := tx.Exec(ctx, `
-		DELETE FROM outbox
-		WHERE key = $1 AND (topic = ANY($2) OR starts_with(topic, '@account.') OR starts_with(topic, '@notification.'))`, id, personal)
+	tag, err := tx.Exec(ctx, `DELETE FROM outbox WHERE key = $1 AND topic = ANY($2)`, id, personal)
 	if err != nil {
 		return 0, fmt.Errorf("withdrawing messages about user %s: %w", id, err)
 	}
 
 	return tag.RowsAffected(), nil
-}
-
-// blank takes the content from the poisoned messages about a user. The entries
-// stay: an operator has still to decide on them, and may have begun to.
-func blank(ctx context.Context, tx pgx.Tx, id string) (int64, error) {
-	rows, err := tx.Query(ctx, `SELECT id, key, payload FROM poison WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL)`, personal)
-	if err != nil {
-		return 0, fmt.Errorf("reading poisoned messages: %w", err)
-	}
-
-	var (
-		ours    []int64
-		entry   int64
-		key     string
-		payload []byte
-	)
-
-	_, err = pgx.ForEachRow(rows, []any{&entry, &key, &payload}, func() error {
-		if key == id || about(payload) == id {
-			ours = append(ours, entry)
-		}
-
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("reading poisoned messages: %w", err)
-	}
-
-	for _, sql := range []string{
-		`UPDATE poison SET payload = '', edited = NULL, headers = '{}', revision = revision + 1,
-			error = 'the user was erased, and the content of the message with the user' WHERE id = ANY($1)`,
-		`UPDATE poison_actions SET payload = NULL WHERE entry_id = ANY($1)`,
-	} {
-		if _, err := tx.Exec(ctx, sql, ours); err != nil {
-			return 0, fmt.Errorf("blanking poisoned messages about user %s: %w", id, err)
-		}
-	}
-
-	return int64(len(ours)), nil
 }
 
 // about returns the id of the user that a message is about, in any of its

@@ -11,9 +11,9 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/invariant"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/shop/audit"
 	"github.com/millracehq/millrace/internal/shop/money"
 	"github.com/millracehq/millrace/internal/shop/payment"
@@ -95,8 +95,8 @@ func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 
 	t.Cleanup(pool.Close)
 	execute(t, pool, `
-		INSERT INTO poison (consumer, topic, message_id, fingerprint, origin, key, headers, payload, reason, error)
-		VALUES ('fulfilment.place', 'orders.created', gen_random_uuid(), ('x' || encode(substr(sha256('nonsense'), 1, 8), 'hex'))::bit(64)::bigint,
+		INSERT INTO failed_messages (state, deliveries, consumer, topic, message_id, fingerprint, origin, key, headers, payload, reason, error)
+		VALUES ('stopped', 1, 'fulfilment.place', 'orders.created', gen_random_uuid(), ('x' || encode(substr(sha256('nonsense'), 1, 8), 'hex'))::bit(64)::bigint,
 		        'test', 'k', '{}', 'nonsense', 'rejected', 'it is nonsense')`)
 	execute(t, pool, `UPDATE orders SET updated_at = updated_at - interval '1 day'`)
 	execute(t, pool, `UPDATE payments SET recorded_at = recorded_at - interval '1 day'`)
@@ -147,7 +147,7 @@ func TestAHealthyDatabaseHasNoViolations(t *testing.T) {
 	}
 
 	for _, c := range report.Checks {
-		if c.Examined == 0 && c.Name != "outbox" && c.Name != "parked" {
+		if c.Examined == 0 && c.Name != "outbox" && c.Name != "waiting" {
 			t.Errorf("%s examined nothing", c.Name)
 		}
 	}
@@ -271,12 +271,12 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 			corrupt: `DELETE FROM inbox WHERE message_id = (SELECT message_id FROM events WHERE stream = 'order-paid_4' AND version = 3)`,
 		},
 		{
-			name: "the payload of a poison entry has changed", want: "poison", id: "",
-			corrupt: `UPDATE poison SET payload = 'changed'`,
+			name: "the bytes of a failed message have changed", want: "failed", id: "",
+			corrupt: `UPDATE failed_messages SET payload = 'edited'`,
 		},
 		{
-			name: "a key is parked without a message", want: "parked", id: "c k",
-			corrupt: `INSERT INTO parked_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
+			name: "a key waits for nothing", want: "waiting", id: "c k",
+			corrupt: `INSERT INTO failed_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -299,7 +299,7 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 }
 
 // kept are the tables that corruptions change.
-var kept = []string{"orders", "events", "payments", "stock", "users", "outbox", "inbox", "poison", "parked", "parked_keys"}
+var kept = []string{"orders", "events", "payments", "stock", "users", "outbox", "inbox", "failed_keys", "failed_messages"}
 
 // corrupt runs sql and returns a function that reverts it.
 func corrupt(t *testing.T, pool *pgxpool.Pool, sql string) (restore func()) {
@@ -366,7 +366,7 @@ func TestRepairFixesViolationsWithOneSafeAnswer(t *testing.T) {
 	report := run(t, pool, gateway, invariant.Options{})
 
 	for _, dry := range []bool{true, false} {
-		repairs, err := auditor.Repair(t.Context(), report, poison.Actor{Who: "somebody", Why: "because"}, dry)
+		repairs, err := auditor.Repair(t.Context(), report, activity.Actor{Who: "somebody", Why: "because"}, dry)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -393,8 +393,8 @@ func TestRepairFixesViolationsWithOneSafeAnswer(t *testing.T) {
 			expected = 0
 		}
 
-		if rows := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM repairs WHERE who = 'somebody' AND why = 'because'`); rows != expected {
-			t.Errorf("dry=%v: %d rows in repairs, expected %d", dry, rows, expected)
+		if rows := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operator_actions WHERE action = 'repaired' AND who = 'somebody' AND why = 'because'`); rows != expected {
+			t.Errorf("dry=%v: %d repairs are recorded, expected %d", dry, rows, expected)
 		}
 	}
 
@@ -413,7 +413,7 @@ func TestRepairRefusesWithoutASafeAnswer(t *testing.T) {
 		DELETE FROM events WHERE stream = 'order-paid_0' AND version = 3;
 		UPDATE orders SET version = 3 WHERE id = 'paid_0'`)
 
-	repairs, err := audit.New(pool, gateway).Repair(t.Context(), run(t, pool, gateway, invariant.Options{}), poison.Actor{Who: "somebody"}, false)
+	repairs, err := audit.New(pool, gateway).Repair(t.Context(), run(t, pool, gateway, invariant.Options{}), activity.Actor{Who: "somebody"}, false)
 	if err != nil {
 		t.Fatal(err)
 	}

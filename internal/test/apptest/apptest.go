@@ -216,7 +216,7 @@ func (s *Service) WaitForOrder(id, status string) {
 // WaitUntilIdle waits until nothing is left to publish or to try again.
 func (s *Service) WaitUntilIdle() {
 	s.tb.Helper()
-	pgtest.Eventually(s.tb, "the outbox is empty and nothing is parked", func() bool {
-		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM parked_keys)`) == 0
+	pgtest.Eventually(s.tb, "the outbox is empty and nothing waits", func() bool {
+		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys)`) == 0
 	})
 }

@@ -1,4 +1,4 @@
-package poison_test
+package failed_test
 
 import (
 	"context"
@@ -15,9 +15,10 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
-	"github.com/millracehq/millrace/internal/engine/poison"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -49,12 +50,12 @@ func check(consumer string, payload []byte) (string, error) {
 	return n.ID, err
 }
 
-var alice = poison.Actor{Who: "alice", Why: "it is mended"}
+var alice = activity.Actor{Who: "alice", Why: "it is mended"}
 
 func body(key, text string) []byte { return fmt.Appendf(nil, `{"id":%q,"text":%q}`, key, text) }
 
-func entry(key, text string) poison.Entry {
-	return poison.Entry{
+func entry(key, text string) failed.Entry {
+	return failed.Entry{
 		Consumer: "writer", Topic: "notes", MessageID: event.NewID(), Origin: "test", Key: key,
 		Headers: event.Headers{"from": "test", "binary": "\xff\x00"}, Payload: body(key, text),
 		Reason: event.ReasonFailed, Error: fmt.Sprintf("writing note %q: no space for %d bytes", key, len(text)),
@@ -63,7 +64,7 @@ func entry(key, text string) poison.Entry {
 
 // rig is a store with a database of its own.
 type rig struct {
-	*poison.Store
+	*failed.Store
 
 	t    *testing.T
 	pool *pgxpool.Pool
@@ -74,23 +75,23 @@ func newRig(t *testing.T) rig {
 
 	pool := pgtest.New(t)
 
-	return rig{Store: poison.NewStore(poison.Config{Release: "1.0"}, pool), t: t, pool: pool}
+	return rig{Store: failed.NewStore(failed.Config{Release: "1.0"}, pool), t: t, pool: pool}
 }
 
 // add stores entries and returns the id of the last.
-func (r rig) add(entries ...poison.Entry) int64 {
+func (r rig) add(entries ...failed.Entry) int64 {
 	r.t.Helper()
 
 	for _, e := range entries {
-		if err := r.Add(r.t.Context(), e); err != nil {
+		if err := r.Stop(r.t.Context(), e); err != nil {
 			r.t.Fatal(err)
 		}
 	}
 
-	return pgtest.Value[int64](r.t, r.pool, `SELECT max(id) FROM poison`)
+	return pgtest.Value[int64](r.t, r.pool, `SELECT max(id) FROM failed_messages`)
 }
 
-func (r rig) get(id int64) poison.Entry {
+func (r rig) get(id int64) failed.Entry {
 	r.t.Helper()
 
 	e, err := r.Get(r.t.Context(), id)
@@ -101,10 +102,10 @@ func (r rig) get(id int64) poison.Entry {
 	return e
 }
 
-func (r rig) requeue(f poison.Filter) poison.Outcome {
+func (r rig) requeue(f failed.Filter) failed.Outcome {
 	r.t.Helper()
 
-	outcome, err := r.Requeue(r.t.Context(), f, alice, poison.Pace{}, check)
+	outcome, err := r.Requeue(r.t.Context(), f, alice, failed.Pace{}, check)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -112,27 +113,59 @@ func (r rig) requeue(f poison.Filter) poison.Outcome {
 	return outcome
 }
 
-// sent is a row of the outbox.
+// sent is a message that waits, as its consumer would get it.
 type sent struct {
-	Topic, Key string
-	ID         uuid.UUID
-	Cause      *uuid.UUID
-	Headers    event.Headers
-	Payload    string
+	Key      string
+	Entry    failed.Entry
+	Attempts int
+	Payload  string
 }
 
-// outbox returns what would be published, in order.
-func (r rig) outbox() []sent {
+// waiting returns the messages that wait, in order of arrival.
+func (r rig) waiting() (list []sent) {
 	r.t.Helper()
 
-	rows, err := r.pool.Query(r.t.Context(), `SELECT topic, key, message_id, causation_id, headers, convert_from(payload, 'UTF8') FROM outbox ORDER BY seq`)
+	entries, err := r.List(r.t.Context(), failed.Filter{State: failed.Waiting}, 1000)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[sent])
+	slices.Reverse(entries)
+
+	for _, e := range entries {
+		key := pgtest.Value[string](r.t, r.pool, `SELECT waiting_key FROM failed_messages WHERE id = $1`, e.ID)
+		list = append(list, sent{Key: key, Entry: e, Attempts: e.Attempts, Payload: string(e.Current())})
+	}
+
+	return list
+}
+
+// apply does what the retry loop does for a consumer that takes everything: it
+// leases the keys that are due and finishes their messages, which it returns.
+func (r rig) apply() (list []sent) {
+	r.t.Helper()
+
+	keys, err := r.Lease(context.Background(), map[string]int{"writer": 1000}, time.Minute)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+
+	for _, k := range keys {
+		for {
+			e, ok, err := r.Head(context.Background(), k, nil)
+			if err == nil && ok {
+				list = append(list, sent{Key: k.Key, Entry: e.Entry, Attempts: e.Attempts, Payload: string(e.Current())})
+				err = r.Finish(context.Background(), e.ID)
+			}
+
+			if err != nil {
+				r.t.Fatal(err)
+			}
+
+			if !ok {
+				break
+			}
+		}
 	}
 
 	return list
@@ -149,7 +182,7 @@ func (r rig) history(id int64) string {
 
 	var done []string
 	for _, a := range actions {
-		done = append(done, a.Action+" by "+a.Who+": "+a.Why)
+		done = append(done, string(a.Action)+" by "+a.Who+": "+a.Why)
 	}
 
 	return strings.Join(done, "; ")
@@ -191,7 +224,7 @@ func TestSummariesLeaveOutWhatMayBeLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	list, err := r.Summaries(t.Context(), poison.Filter{}, 10)
+	list, err := r.Summaries(t.Context(), failed.Filter{}, 10)
 	if err != nil || len(list) != 2 {
 		t.Fatalf("got %+v, %v", list, err)
 	}
@@ -213,34 +246,34 @@ func TestFiltersNarrowDown(t *testing.T) {
 	third := entry("\x00\xff", "x") // a key that is no text
 	r.add(first, second, third)
 
-	if _, err := r.Discard(t.Context(), poison.Filter{IDs: []int64{3}}, alice, poison.Pace{}); err != nil {
+	if _, err := r.Discard(t.Context(), failed.Filter{IDs: []int64{3}}, alice, failed.Pace{}); err != nil {
 		t.Fatal(err)
 	}
 
 	hour := time.Now().Add(time.Hour)
 
 	for name, c := range map[string]struct {
-		filter poison.Filter
+		filter failed.Filter
 		want   []int64
 	}{
-		"nothing":    {poison.Filter{}, []int64{3, 2, 1}},
-		"ids":        {poison.Filter{IDs: []int64{1, 3, 9}}, []int64{3, 1}},
-		"no ids":     {poison.Filter{IDs: []int64{}}, nil},
-		"topic":      {poison.Filter{Topic: "others"}, []int64{2}},
-		"consumer":   {poison.Filter{Consumer: "writer"}, []int64{3, 1}},
-		"reason":     {poison.Filter{Reason: event.ReasonInvalid}, []int64{2}},
-		"key":        {poison.Filter{Key: "a"}, []int64{1}},
-		"odd key":    {poison.Filter{Key: "\x00\xff"}, []int64{3}},
-		"group":      {poison.Filter{Group: r.get(2).Group}, []int64{2}},
-		"message":    {poison.Filter{MessageID: second.MessageID}, []int64{2}},
-		"open":       {poison.Filter{Resolution: poison.Open}, []int64{2, 1}},
-		"discarded":  {poison.Filter{Resolution: poison.Discarded}, []int64{3}},
-		"since":      {poison.Filter{Since: hour}, nil},
-		"until":      {poison.Filter{Until: hour}, []int64{3, 2, 1}},
-		"before":     {poison.Filter{Before: 3}, []int64{2, 1}},
-		"after":      {poison.Filter{After: 1, Topic: "notes"}, []int64{3}},
-		"revision":   {poison.Filter{Revision: 2}, []int64{3}},
-		"not a text": {poison.Filter{Topic: "\x00", Group: "\xff"}, nil},
+		"nothing":    {failed.Filter{}, []int64{3, 2, 1}},
+		"ids":        {failed.Filter{IDs: []int64{1, 3, 9}}, []int64{3, 1}},
+		"no ids":     {failed.Filter{IDs: []int64{}}, nil},
+		"topic":      {failed.Filter{Topic: "others"}, []int64{2}},
+		"consumer":   {failed.Filter{Consumer: "writer"}, []int64{3, 1}},
+		"reason":     {failed.Filter{Reason: event.ReasonInvalid}, []int64{2}},
+		"key":        {failed.Filter{Key: "a"}, []int64{1}},
+		"odd key":    {failed.Filter{Key: "\x00\xff"}, []int64{3}},
+		"group":      {failed.Filter{Group: r.get(2).Group}, []int64{2}},
+		"message":    {failed.Filter{MessageID: second.MessageID}, []int64{2}},
+		"open":       {failed.Filter{State: failed.Stopped}, []int64{2, 1}},
+		"discarded":  {failed.Filter{Resolution: failed.Discarded}, []int64{3}},
+		"since":      {failed.Filter{Since: hour}, nil},
+		"until":      {failed.Filter{Until: hour}, []int64{3, 2, 1}},
+		"before":     {failed.Filter{Before: 3}, []int64{2, 1}},
+		"after":      {failed.Filter{After: 1, Topic: "notes"}, []int64{3}},
+		"revision":   {failed.Filter{Revision: 2}, []int64{3}},
+		"not a text": {failed.Filter{Topic: "\x00", Group: "\xff"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -266,59 +299,59 @@ func TestCauseIsTheSameForTheSameMistake(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {
-		one, other poison.Entry
+		one, other failed.Entry
 		want       string
 	}{
 		"numbers and quotes": {
-			poison.Entry{Error: `order.items[0].quantity: is 5, expected at most 3; product "shoe" is unknown`},
-			poison.Entry{Error: `order.items[12].quantity: is 71, expected at most 99; product "ha\"t 1" is unknown`},
+			failed.Entry{Error: `order.items[0].quantity: is 5, expected at most 3; product "shoe" is unknown`},
+			failed.Entry{Error: `order.items[12].quantity: is 71, expected at most 99; product "ha\"t 1" is unknown`},
 			`order.items[?].quantity: is ?, expected at most ?; product ? is unknown`,
 		},
 		"ids, times and addresses": {
-			poison.Entry{Error: `order order_123 of bob@example.com at 2026-10-01T10:00:00.5Z: Post https://a.example/x: 0189-aa`},
-			poison.Entry{Error: `order order-9 of carol+x@example.org at 2025-01-02T03:04:05Z: Post http://b.example/y?z=1: fe01`},
+			failed.Entry{Error: `order order_123 of bob@example.com at 2026-10-01T10:00:00.5Z: Post https://a.example/x: 0189-aa`},
+			failed.Entry{Error: `order order-9 of carol+x@example.org at 2025-01-02T03:04:05Z: Post http://b.example/y?z=1: fe01`},
 			`order ? of ? at ?: Post ?`,
 		},
 		"an id that is a word": {
-			poison.Entry{Key: "blue-shoes", Error: "there is no order blue-shoes"},
-			poison.Entry{Payload: []byte(`{"order":{"lines":[{"product_id":"hats"}]}}`), Error: "there is no order hats"},
+			failed.Entry{Key: "blue-shoes", Error: "there is no order blue-shoes"},
+			failed.Entry{Payload: []byte(`{"order":{"lines":[{"product_id":"hats"}]}}`), Error: "there is no order hats"},
 			"there is no order ?",
 		},
 		"an id inside of a word": {
-			poison.Entry{Key: "ord", Error: "there is no order"},
-			poison.Entry{Key: "there", Error: "there is no order"},
+			failed.Entry{Key: "ord", Error: "there is no order"},
+			failed.Entry{Key: "there", Error: "there is no order"},
 			"",
 		},
 		"lists": {
-			poison.Entry{Error: `unknown: "a", "b" and "c"`},
-			poison.Entry{Error: `unknown: "a"`},
+			failed.Entry{Error: `unknown: "a", "b" and "c"`},
+			failed.Entry{Error: `unknown: "a"`},
 			`unknown: ?`,
 		},
 		"names of the schema": {
-			poison.Entry{Error: `new row for relation "stock" violates check constraint "stock_available" (SQLSTATE 23514)`},
-			poison.Entry{Error: `new row for relation "stock" violates check constraint "stock_sold" (SQLSTATE 23514)`},
+			failed.Entry{Error: `new row for relation "stock" violates check constraint "stock_available" (SQLSTATE 23514)`},
+			failed.Entry{Error: `new row for relation "stock" violates check constraint "stock_sold" (SQLSTATE 23514)`},
 			"",
 		},
 		"more lines": {
-			poison.Entry{Error: "it broke\nhere"},
-			poison.Entry{Error: "it broke\nthere"},
+			failed.Entry{Error: "it broke\nhere"},
+			failed.Entry{Error: "it broke\nthere"},
 			"it broke",
 		},
 		"panics of two functions": {
-			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 7 [running]:\nruntime/debug.Stack()\n\t/x.go:1\npanic({0x1, 0x2})\n\t/p.go:3\nruntime.panicmem()\n\t/r.go:1\ngithub.com/millracehq/millrace/internal/shop/order.Place(0x1)\n\t/o.go:1\n"},
-			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 9 [running]:\npanic({0x1, 0x2})\n\t/p.go:9\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x5)\n\t/o.go:1\n"},
+			failed.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 7 [running]:\nruntime/debug.Stack()\n\t/x.go:1\npanic({0x1, 0x2})\n\t/p.go:3\nruntime.panicmem()\n\t/r.go:1\ngithub.com/millracehq/millrace/internal/shop/order.Place(0x1)\n\t/o.go:1\n"},
+			failed.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 9 [running]:\npanic({0x1, 0x2})\n\t/p.go:9\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x5)\n\t/o.go:1\n"},
 			"",
 		},
 		"a panic in two releases": {
-			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 7 [running]:\npanic({0x1, 0x2})\n\t/p.go:3\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x1)\n\t/o.go:1\n"},
-			poison.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 9 [running]:\npanic({0x9, 0x2})\n\t/p.go:9\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x5)\n\t/o.go:77\n"},
+			failed.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 7 [running]:\npanic({0x1, 0x2})\n\t/p.go:3\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x1)\n\t/o.go:1\n"},
+			failed.Entry{Reason: event.ReasonPanicked, Error: "handler panicked: oh\ngoroutine 9 [running]:\npanic({0x9, 0x2})\n\t/p.go:9\ngithub.com/millracehq/millrace/internal/shop/order.(*Service).Lock(0x5)\n\t/o.go:77\n"},
 			"handler panicked: oh in order.(*Service).Lock",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 
-			one, other := poison.Cause(c.one), poison.Cause(c.other)
+			one, other := failed.Cause(c.one), failed.Cause(c.other)
 
 			switch {
 			case c.want == "" && one == other:
@@ -334,7 +367,7 @@ func FuzzCause(f *testing.F) {
 	f.Add("order \"x\" is 5", "key", `{"id":"x"}`)
 	f.Add("\xff\x00", "\xff", "{")
 	f.Fuzz(func(t *testing.T, text, key, payload string) {
-		cause := poison.Cause(poison.Entry{Error: text, Key: key, Payload: []byte(payload), Reason: event.ReasonPanicked})
+		cause := failed.Cause(failed.Entry{Error: text, Key: key, Payload: []byte(payload), Reason: event.ReasonPanicked})
 		if len(cause) > 300 || event.Text(cause) != cause || strings.Contains(cause, "\n") {
 			t.Errorf("%q is no cause", cause)
 		}
@@ -347,12 +380,12 @@ func TestGroupsCountWhatFailedForTheSameCause(t *testing.T) {
 	r := newRig(t)
 	r.add(entry("a", "x"), entry("a", "xx"), entry("b", "xxx"))
 
-	later := rig{Store: poison.NewStore(poison.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
+	later := rig{Store: failed.NewStore(failed.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
 	bad := entry("c", "")
 	bad.Reason, bad.Error = event.ReasonInvalid, "text: is missing"
 	later.add(entry("c", "xxxx"), bad)
 
-	groups, err := r.Groups(t.Context(), poison.Filter{Resolution: poison.Open}, poison.GroupsAfter{}, 10)
+	groups, err := r.Groups(t.Context(), failed.Filter{State: failed.Stopped}, failed.GroupsAfter{}, 10)
 	if err != nil || len(groups) != 2 {
 		t.Fatalf("got %+v, %v", groups, err)
 	}
@@ -363,12 +396,12 @@ func TestGroupsCountWhatFailedForTheSameCause(t *testing.T) {
 		t.Errorf("got %+v", g)
 	}
 
-	next, err := r.Groups(t.Context(), poison.Filter{}, poison.GroupsAfter{Entries: g.Entries, ID: g.ID}, 10)
+	next, err := r.Groups(t.Context(), failed.Filter{}, failed.GroupsAfter{Entries: g.Entries, ID: g.ID}, 10)
 	if err != nil || len(next) != 1 || next[0].ID != groups[1].ID {
 		t.Errorf("behind the first: %+v, %v", next, err)
 	}
 
-	counts, err := r.CountBy(t.Context(), poison.Filter{}, "release", 10)
+	counts, err := r.CountBy(t.Context(), failed.Filter{}, "release", 10)
 	if err != nil || len(counts) != 2 || counts[0].Value != "1.0" || counts[0].Entries != 3 || counts[0].Keys != 2 {
 		t.Errorf("by release: %+v, %v", counts, err)
 	}
@@ -387,18 +420,26 @@ func TestRequeueKeepsTheOrderOfArrivalPerKey(t *testing.T) {
 		r.add(entry(key, fmt.Sprint(i)))
 	}
 
-	if o := r.requeue(poison.Filter{Topic: "notes"}); o.Done != 350 || o.Selected != 350 || o.Refused != 0 {
+	if o := r.requeue(failed.Filter{Topic: "notes"}); o.Done != 350 || o.Selected != 350 || o.Refused != 0 {
 		t.Fatalf("got %+v", o)
 	}
 
 	got := map[string][]string{}
 
-	for _, m := range r.outbox() {
+	for _, m := range r.apply() {
 		got[m.Key] = append(got[m.Key], m.Payload)
 
-		if m.Topic != "@writer" || m.Headers["binary"] != "\xff\x00" {
+		if m.Entry.Consumer != "writer" || m.Entry.Headers["binary"] != "\xff\x00" {
 			t.Fatalf("sent %+v", m)
 		}
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE resolution = 'applied'`); n != 350 {
+		t.Errorf("%d are resolved", n)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 {
+		t.Errorf("%d keys still wait", n)
 	}
 
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -421,9 +462,9 @@ func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
 		done    int
 	)
 
-	for _, f := range []poison.Filter{{Topic: "notes"}, {Consumer: "writer"}, {Topic: "notes"}} {
+	for _, f := range []failed.Filter{{Topic: "notes"}, {Consumer: "writer"}, {Topic: "notes"}} {
 		running.Go(func() {
-			o, err := r.Requeue(context.Background(), f, alice, poison.Pace{}, check)
+			o, err := r.Requeue(context.Background(), f, alice, failed.Pace{}, check)
 			if err != nil || o.Refused != 0 {
 				t.Errorf("got %+v, %v", o, err)
 			}
@@ -435,11 +476,29 @@ func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
 		})
 	}
 
-	running.Wait()
+	// The retry loop runs meanwhile.
+	var applied []sent
+
+	requeued := make(chan struct{})
+
+	go func() {
+		running.Wait()
+		close(requeued)
+	}()
+
+	for over := false; !over; {
+		select {
+		case <-requeued:
+			over = true
+		default:
+		}
+
+		applied = append(applied, r.apply()...)
+	}
 
 	last := map[string]int{}
 
-	for _, m := range r.outbox() {
+	for _, m := range applied {
 		var n int
 		if _, err := fmt.Sscanf(m.Payload, `{"id":"`+m.Key+`","text":"%d"}`, &n); err != nil {
 			t.Fatalf("%s: %v", m.Payload, err)
@@ -452,11 +511,11 @@ func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
 		last[m.Key] = n
 	}
 
-	if n := len(r.outbox()); n != 400 || done != 400 {
-		t.Errorf("%d rows, %d counted", n, done)
+	if n := len(applied); n != 400 || done != 400 {
+		t.Errorf("%d messages, %d counted", n, done)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM poison_actions WHERE action = 'requeued'`); n != 400 {
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM operator_actions WHERE action = 'requeued'`); n != 400 {
 		t.Errorf("%d actions", n)
 	}
 }
@@ -470,10 +529,10 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 	gone.Consumer = "retired"
 	r.add(bad, behind, gone, entry("b", "4"))
 
-	o := r.requeue(poison.Filter{})
-	want := []poison.Refusal{
+	o := r.requeue(failed.Filter{})
+	want := []failed.Refusal{
 		{ID: 1, Error: "text: is missing"},
-		{ID: 2, Error: "is behind entry 1 of the same key, which stays open: mend, requeue or discard that first"},
+		{ID: 2, Error: "is behind message 1 of the same key, which stays stopped: edit, requeue or discard that first"},
 		{ID: 3, Error: "there is no consumer retired any more"},
 	}
 
@@ -482,7 +541,7 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 	}
 
 	// By its id too, whatever else is selected.
-	if o := r.requeue(poison.Filter{IDs: []int64{2}}); o.Done != 0 || o.Refused != 1 {
+	if o := r.requeue(failed.Filter{IDs: []int64{2}}); o.Done != 0 || o.Refused != 1 {
 		t.Errorf("behind an open entry: %+v", o)
 	}
 
@@ -496,7 +555,7 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 		t.Fatalf("got %+v, %v", mended, err)
 	}
 
-	if _, err := r.Edit(t.Context(), 1, 1, body("z", "again"), alice, check); !errors.As(err, new(*poison.ChangedError)) {
+	if _, err := r.Edit(t.Context(), 1, 1, body("z", "again"), alice, check); event.KindOf(err) != event.Changed {
 		t.Errorf("an edit of what was changed: %v", err)
 	}
 
@@ -504,16 +563,16 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 		t.Errorf("the same edit again: %v, %+v", err, r.get(1))
 	}
 
-	if o := r.requeue(poison.Filter{Topic: "notes", Consumer: "writer"}); o.Done != 2 || o.Refused != 0 {
+	if o := r.requeue(failed.Filter{Topic: "notes", Consumer: "writer"}); o.Done != 2 || o.Refused != 0 {
 		t.Errorf("got %+v", o)
 	}
 
-	rows := r.outbox()
-	if m := rows[1]; m.Key != "z" || m.Payload != string(body("z", "mended")) || m.ID != bad.MessageID || m.Headers[event.HeaderAttempts] != "7" || m.Cause != nil {
+	rows := r.waiting()
+	if m := rows[0]; m.Key != "z" || m.Payload != string(body("z", "mended")) || m.Entry.ApplyID() != bad.MessageID || m.Attempts != 7 || m.Entry.AppliedAs != nil {
 		t.Errorf("sent %+v", m)
 	}
 
-	if m := rows[2]; m.Key != "a" || m.Headers[event.HeaderAttempts] != "" {
+	if m := rows[1]; m.Key != "a" || m.Attempts != 0 {
 		t.Errorf("sent %+v", m)
 	}
 
@@ -521,7 +580,7 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 		t.Errorf("history: %s", got)
 	}
 
-	if _, err := r.Edit(t.Context(), 1, 0, body("z", "late"), alice, check); !errors.As(err, new(*poison.ResolvedError)) {
+	if _, err := r.Edit(t.Context(), 1, 0, body("z", "late"), alice, check); event.KindOf(err) != event.Conflict {
 		t.Errorf("an edit of what is requeued: %v", err)
 	}
 }
@@ -532,7 +591,7 @@ func TestOutOfOrderIsAChoice(t *testing.T) {
 	r := newRig(t)
 	r.add(entry("a", "1"), entry("a", "2"))
 
-	o, err := r.Requeue(t.Context(), poison.Filter{IDs: []int64{2}}, alice, poison.Pace{OutOfOrder: true}, check)
+	o, err := r.Requeue(t.Context(), failed.Filter{IDs: []int64{2}}, alice, failed.Pace{OutOfOrder: true}, check)
 	if err != nil || o.Done != 1 {
 		t.Errorf("got %+v, %v", o, err)
 	}
@@ -544,12 +603,12 @@ func TestPartsOfARunKeepTheOrderTogether(t *testing.T) {
 	r := newRig(t)
 	r.add(entry("a", ""), entry("b", "2"), entry("a", "3"), entry("b", "4"))
 
-	first, err := r.Requeue(t.Context(), poison.Filter{Topic: "notes"}, alice, poison.Pace{Limit: 2}, check)
+	first, err := r.Requeue(t.Context(), failed.Filter{Topic: "notes"}, alice, failed.Pace{Limit: 2}, check)
 	if err != nil || first.Done != 1 || first.Refused != 1 || first.Last != 2 {
 		t.Fatalf("got %+v, %v", first, err)
 	}
 
-	second, err := r.Requeue(t.Context(), poison.Filter{Topic: "notes", After: first.Last}, alice, poison.Pace{Limit: 2}, check)
+	second, err := r.Requeue(t.Context(), failed.Filter{Topic: "notes", After: first.Last}, alice, failed.Pace{Limit: 2}, check)
 	if err != nil || second.Done != 1 || second.Refused != 1 || second.Refusals[0].ID != 3 {
 		t.Errorf("the next part: %+v, %v", second, err)
 	}
@@ -564,29 +623,29 @@ func TestAnIdThatWasAppliedWithAnotherBodyIsReplaced(t *testing.T) {
 	id := r.add(e)
 	r.claim(e.MessageID, body("a", "the first body"))
 
-	r.requeue(poison.Filter{IDs: []int64{id}})
+	r.requeue(failed.Filter{IDs: []int64{id}})
 
-	first := r.outbox()[0]
-	if first.ID == e.MessageID || first.Cause == nil || *first.Cause != e.MessageID || *r.get(id).RequeuedAs != first.ID {
+	first := r.waiting()[0].Entry
+	if first.ApplyID() == e.MessageID || first.MessageID != e.MessageID || *r.get(id).AppliedAs != first.ApplyID() {
 		t.Fatalf("sent %+v for %s", first, e.MessageID)
 	}
 
 	// It fails under the new id: the entry is open again, and keeps that id.
-	again := e
-	again.MessageID, again.Reason, again.Error = first.ID, event.ReasonFailed, "no luck"
+	again := first
+	again.Reason, again.Error = event.ReasonFailed, "no luck"
 	r.add(again)
 
-	if got := r.get(id); got.Resolution != "" || got.Error != "no luck" || got.Deliveries != 2 || got.MessageID != e.MessageID {
+	if got := r.get(id); got.State != failed.Stopped || got.Error != "no luck" || got.Deliveries != 2 || got.MessageID != e.MessageID {
 		t.Errorf("got %+v", got)
 	}
 
-	r.requeue(poison.Filter{})
+	r.requeue(failed.Filter{})
 
-	if second := r.outbox()[1]; second.ID != first.ID || *second.Cause != e.MessageID {
+	if second := r.waiting()[0].Entry; second.ApplyID() != first.ApplyID() || second.MessageID != e.MessageID {
 		t.Errorf("sent %+v", second)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM poison`); n != 1 {
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages`); n != 1 {
 		t.Errorf("%d entries", n)
 	}
 }
@@ -603,17 +662,21 @@ func TestWhatFailsAgainOpensItsEntryAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r.requeue(poison.Filter{})
+	r.requeue(failed.Filter{})
 
-	// What comes back is what was edited.
-	later := rig{Store: poison.NewStore(poison.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
-	failed := e
-	failed.Payload, failed.Reason, failed.Error, failed.Attempts = body("a", "mended"), event.ReasonFailed, "no luck", 9
-	later.add(failed)
+	if got := r.get(id); got.State != failed.Waiting {
+		t.Fatalf("got %+v", got)
+	}
+
+	// The entry fails again, by its id.
+	later := rig{Store: failed.NewStore(failed.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
+	again := r.get(id)
+	again.Reason, again.Error, again.Attempts = event.ReasonFailed, "no luck", 9
+	later.add(again)
 
 	got := r.get(id)
-	if got.Resolution != "" || got.ResolvedAt != nil || got.Deliveries != 2 || got.Attempts != 9 || got.Error != "no luck" ||
-		got.FirstRelease != "1.0" || got.LastRelease != "1.1" || string(got.Payload) != string(e.Payload) || string(got.Edited) != string(failed.Payload) {
+	if got.State != failed.Stopped || got.Resolution != "" || got.ResolvedAt != nil || got.Deliveries != 2 || got.Attempts != 9 || got.Error != "no luck" ||
+		got.FirstRelease != "1.0" || got.LastRelease != "1.1" || string(got.Payload) != string(e.Payload) || string(got.Edited) != string(body("a", "mended")) {
 		t.Errorf("got %+v", got)
 	}
 
@@ -621,7 +684,7 @@ func TestWhatFailsAgainOpensItsEntryAgain(t *testing.T) {
 		t.Errorf("history: %s", got)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM poison`); n != 1 {
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages`); n != 1 {
 		t.Errorf("%d entries", n)
 	}
 }
@@ -633,26 +696,26 @@ func TestDiscardNeedsAReasonAndIsFinal(t *testing.T) {
 	e := entry("a", "x")
 	id := r.add(e)
 
-	if _, err := r.Discard(t.Context(), poison.Filter{}, poison.Actor{Who: "alice"}, poison.Pace{}); !errors.Is(err, poison.ErrNoReason) {
+	if _, err := r.Discard(t.Context(), failed.Filter{}, activity.Actor{Who: "alice"}, failed.Pace{}); !errors.Is(err, failed.ErrNoReason) {
 		t.Errorf("without a reason: %v", err)
 	}
 
-	if _, err := r.Discard(t.Context(), poison.Filter{}, poison.Actor{Why: "because"}, poison.Pace{}); !errors.Is(err, poison.ErrNoActor) {
+	if _, err := r.Discard(t.Context(), failed.Filter{}, activity.Actor{Why: "because"}, failed.Pace{}); !errors.Is(err, activity.ErrNoActor) {
 		t.Errorf("by nobody: %v", err)
 	}
 
-	if o, err := r.Discard(t.Context(), poison.Filter{}, alice, poison.Pace{DryRun: true}); err != nil || o.Done != 1 || r.get(id).Resolution != "" {
+	if o, err := r.Discard(t.Context(), failed.Filter{}, alice, failed.Pace{DryRun: true}); err != nil || o.Done != 1 || r.get(id).State != failed.Stopped {
 		t.Errorf("a dry run: %+v, %v", o, err)
 	}
 
-	if o, err := r.Discard(t.Context(), poison.Filter{}, alice, poison.Pace{}); err != nil || o.Done != 1 {
+	if o, err := r.Discard(t.Context(), failed.Filter{}, alice, failed.Pace{}); err != nil || o.Done != 1 {
 		t.Errorf("got %+v, %v", o, err)
 	}
 
 	r.add(e) // delivered once more
-	r.requeue(poison.Filter{})
+	r.requeue(failed.Filter{})
 
-	if got := r.get(id); got.Resolution != poison.Discarded || got.Deliveries != 2 || got.ResolvedAt == nil || len(r.outbox()) != 0 {
+	if got := r.get(id); got.Resolution != failed.Discarded || got.Deliveries != 2 || got.ResolvedAt == nil || len(r.waiting()) != 0 {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -663,12 +726,12 @@ func TestAnActionThatCannotBeRecordedIsNotDone(t *testing.T) {
 	r := newRig(t)
 	id := r.add(entry("a", "x"))
 
-	if _, err := r.pool.Exec(t.Context(), `ALTER TABLE poison_actions ADD CONSTRAINT none CHECK (false)`); err != nil {
+	if _, err := r.pool.Exec(t.Context(), `ALTER TABLE operator_actions ADD CONSTRAINT none CHECK (false)`); err != nil {
 		t.Fatal(err)
 	}
 
-	_, requeueErr := r.Requeue(t.Context(), poison.Filter{}, alice, poison.Pace{}, check)
-	_, discardErr := r.Discard(t.Context(), poison.Filter{}, alice, poison.Pace{})
+	_, requeueErr := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{}, check)
+	_, discardErr := r.Discard(t.Context(), failed.Filter{}, alice, failed.Pace{})
 	_, editErr := r.Edit(t.Context(), id, 0, body("a", "y"), alice, check)
 
 	for name, err := range map[string]error{"requeue": requeueErr, "discard": discardErr, "edit": editErr} {
@@ -677,7 +740,7 @@ func TestAnActionThatCannotBeRecordedIsNotDone(t *testing.T) {
 		}
 	}
 
-	if got := r.get(id); got.Resolution != "" || got.Edited != nil || len(r.outbox()) != 0 {
+	if got := r.get(id); got.State != failed.Stopped || got.Edited != nil || len(r.waiting()) != 0 {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -693,8 +756,8 @@ func TestADryRunTellsAndDoesNothing(t *testing.T) {
 
 	r.add(entry("b", ""))
 
-	o, err := r.Requeue(t.Context(), poison.Filter{}, alice, poison.Pace{DryRun: true}, check)
-	if err != nil || o.Done != 150 || o.Refused != 1 || !o.DryRun || len(r.outbox()) != 0 || r.get(1).Resolution != "" {
+	o, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{DryRun: true}, check)
+	if err != nil || o.Done != 150 || o.Refused != 1 || !o.DryRun || len(r.waiting()) != 0 || r.get(1).State != failed.Stopped {
 		t.Errorf("got %+v, %v", o, err)
 	}
 }
@@ -713,7 +776,7 @@ func TestARunStopsBetweenChunksAndKeepsItsPace(t *testing.T) {
 
 	var steps []int
 
-	o, err := r.Requeue(ctx, poison.Filter{}, alice, poison.Pace{PerSecond: 10, Progress: func(done, total int) {
+	o, err := r.Requeue(ctx, failed.Filter{}, alice, failed.Pace{PerSecond: 10, Progress: func(done, total int) {
 		if steps = append(steps, done); total != 30 {
 			t.Errorf("of %d", total)
 		}
@@ -723,13 +786,13 @@ func TestARunStopsBetweenChunksAndKeepsItsPace(t *testing.T) {
 		}
 	}}, check)
 
-	if !errors.Is(err, context.Canceled) || o.Done != 10 || o.Selected != 30 || !slices.Equal(steps, []int{10}) || len(r.outbox()) != 10 {
-		t.Errorf("got %+v, %v, steps %v, %d rows", o, err, steps, len(r.outbox()))
+	if !errors.Is(err, context.Canceled) || o.Done != 10 || o.Selected != 30 || !slices.Equal(steps, []int{10}) || len(r.waiting()) != 10 {
+		t.Errorf("got %+v, %v, steps %v, %d rows", o, err, steps, len(r.waiting()))
 	}
 
 	started := time.Now()
 
-	if o, err := r.Requeue(t.Context(), poison.Filter{}, alice, poison.Pace{PerSecond: 10}, check); err != nil || o.Done != 20 {
+	if o, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{PerSecond: 10}, check); err != nil || o.Done != 20 {
 		t.Errorf("the rest: %+v, %v", o, err)
 	}
 
@@ -744,12 +807,12 @@ func TestExpireDeletesOldResolvedEntriesAlone(t *testing.T) {
 	r := newRig(t)
 	r.add(entry("a", "1"), entry("b", "2"), entry("c", "3"))
 
-	if _, err := r.Discard(t.Context(), poison.Filter{IDs: []int64{1, 2}}, alice, poison.Pace{}); err != nil {
+	if _, err := r.Discard(t.Context(), failed.Filter{IDs: []int64{1, 2}}, alice, failed.Pace{}); err != nil {
 		t.Fatal(err)
 	}
 
 	_, err := r.pool.Exec(t.Context(), `
-		UPDATE poison SET first_at = now() - interval '9 days', last_at = now() - interval '9 days',
+		UPDATE failed_messages SET first_at = now() - interval '9 days', last_at = now() - interval '9 days',
 		                  resolved_at = CASE WHEN id = 1 THEN now() - interval '3 days' ELSE resolved_at END`)
 	if err != nil {
 		t.Fatal(err)
@@ -759,12 +822,12 @@ func TestExpireDeletesOldResolvedEntriesAlone(t *testing.T) {
 		t.Errorf("without retention: %d, %v", n, err)
 	}
 
-	kept := poison.NewStore(poison.Config{Retention: 48 * time.Hour}, r.pool)
+	kept := failed.NewStore(failed.Config{Retention: 48 * time.Hour}, r.pool)
 	if n, err := kept.Expire(t.Context()); err != nil || n != 1 {
 		t.Errorf("got %d, %v", n, err)
 	}
 
-	left, err := r.List(t.Context(), poison.Filter{}, 10)
+	left, err := r.List(t.Context(), failed.Filter{}, 10)
 	if err != nil || len(left) != 2 || left[1].ID != 2 || r.history(1) != "" || r.history(2) == "" {
 		t.Errorf("left %+v, %v", left, err)
 	}
@@ -788,12 +851,12 @@ func TestDiffShowsTheLinesOfJSON(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 
-			e := poison.Entry{Payload: []byte(c.payload)}
+			e := failed.Entry{Payload: []byte(c.payload)}
 			if c.edited != "" {
 				e.Edited = []byte(c.edited)
 			}
 
-			if got := poison.Diff(e); strings.TrimSpace(got) != strings.TrimSpace(c.want) {
+			if got := failed.Diff(e); strings.TrimSpace(got) != strings.TrimSpace(c.want) {
 				t.Errorf("got\n%s", got)
 			}
 		})

@@ -1,4 +1,4 @@
-package poison
+package failed
 
 import (
 	"fmt"
@@ -20,25 +20,26 @@ type Filter struct {
 	Reason     event.Reason
 	Key        string
 	MessageID  uuid.UUID
+	State      State
 	Resolution Resolution
-	// Since and Until bound the time at which a message was poisoned last:
+	// Since and Until bound the time at which a message failed last:
 	// Since <= t < Until.
 	Since, Until time.Time
 	// Before and After bound the id, both exclusive: the cursor of a page.
 	Before, After int64
-	// Revision selects an entry only as long as nobody changed it.
+	// Revision selects an entry only if nobody has changed it since.
 	Revision int
 }
 
-// Selective reports whether f leaves anything out but by its resolution or as
-// a page does.
+// Selective reports whether f leaves anything out, apart from what its state, its
+// resolution and the cursor of a page leave out.
 func (f Filter) Selective() bool {
 	return f.IDs != nil || f.Group != "" || f.Topic != "" || f.Consumer != "" || f.Reason != "" || f.Key != "" ||
 		f.MessageID != uuid.Nil || !f.Since.IsZero() || !f.Until.IsZero()
 }
 
-// where returns the condition for f, which is never NULL, and its arguments:
-// they follow those that are given.
+// where returns the condition for f, which is never NULL, and its arguments,
+// which follow args.
 func (f Filter) where(args ...any) (string, []any) {
 	var conditions []string
 
@@ -52,6 +53,8 @@ func (f Filter) where(args ...any) (string, []any) {
 		{"topic = $%d", f.Topic},
 		{"consumer = $%d", f.Consumer},
 		{"reason = $%d", string(f.Reason)},
+		{"state = $%d", string(f.State)},
+		{"resolution IS NOT DISTINCT FROM $%d", string(f.Resolution)},
 		{"(hashtextextended(key, 0) = hashtextextended($%[1]d, 0) AND key = $%[1]d)", f.Key},
 	} {
 		if c.value != "" {
@@ -64,7 +67,7 @@ func (f Filter) where(args ...any) (string, []any) {
 	}
 
 	if f.MessageID != uuid.Nil {
-		add("(message_id = $%[1]d OR requeued_as IS NOT DISTINCT FROM $%[1]d)", f.MessageID)
+		add("(message_id = $%[1]d OR applied_as IS NOT DISTINCT FROM $%[1]d)", f.MessageID)
 	}
 
 	if !f.Since.IsZero() {
@@ -85,14 +88,6 @@ func (f Filter) where(args ...any) (string, []any) {
 
 	if f.Revision > 0 {
 		add("revision = $%d", f.Revision)
-	}
-
-	switch f.Resolution {
-	case "":
-	case Open:
-		conditions = append(conditions, "resolution IS NULL")
-	default:
-		add("resolution IS NOT DISTINCT FROM $%d", string(f.Resolution))
 	}
 
 	if len(conditions) == 0 {

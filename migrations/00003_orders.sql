@@ -1,25 +1,5 @@
 -- +goose Up
 
--- The event store: what happened to an aggregate, in order.
-CREATE TABLE events (
-    stream      text        NOT NULL,
-    version     integer     NOT NULL,
-    position    bigint      GENERATED ALWAYS AS IDENTITY,
-    type        text        NOT NULL,
-    data        jsonb       NOT NULL,
-    message_id  uuid        NOT NULL,
-    recorded_at timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT events_pkey PRIMARY KEY (stream, version),
-    CONSTRAINT events_version_positive CHECK (version > 0)
-) WITH (autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
-
-COMMENT ON TABLE events IS 'Streams of events. Versions of a stream are 1..n without gaps.';
-COMMENT ON COLUMN events.position IS 'Order of all events. Assigned before commit, so a reader that follows it must wait for older transactions.';
-COMMENT ON COLUMN events.message_id IS 'The message whose handling recorded the event.';
-
--- Positions grow with the heap, which is what BRIN is made for: no cost per insert.
-CREATE INDEX events_position ON events USING brin (position) WITH (pages_per_range = 32, autosummarize = on);
-
 CREATE TABLE orders (
     id           text          NOT NULL,
     status       text          NOT NULL,
@@ -35,11 +15,29 @@ CREATE TABLE orders (
     CONSTRAINT orders_total_not_negative CHECK (total_amount >= 0),
     CONSTRAINT orders_currency_code CHECK (currency ~ '^[A-Z]{3}$'),
     CONSTRAINT orders_lines_present CHECK (jsonb_typeof(lines) = 'array' AND jsonb_array_length(lines) > 0)
-) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02);
+-- It is analyzed as often as other tables: without statistics, plans for many
+-- keys read the whole table.
 
 COMMENT ON TABLE orders IS 'The state of each order: the fold of its stream order-<id>.';
 COMMENT ON COLUMN orders.version IS 'Version of the last event in the stream.';
 COMMENT ON COLUMN orders.lines IS 'What was ordered: [{"product_id": ..., "quantity": ...}], one element a product.';
+
+-- Finds orders that were not paid in time. created_at never changes, so updates
+-- of an order stay within its page.
+CREATE INDEX orders_created_at ON orders (created_at);
+
+CREATE TABLE expiry_cursor (
+    single   boolean     NOT NULL DEFAULT true,
+    at       timestamptz NOT NULL,
+    order_id text        NOT NULL,
+    CONSTRAINT expiry_cursor_pkey PRIMARY KEY (single),
+    CONSTRAINT expiry_cursor_one_row CHECK (single)
+);
+
+COMMENT ON TABLE expiry_cursor IS 'How far the sweep has looked for orders that were not paid in time, by created_at and id. The row lock lets one replica at a time sweep.';
+
+INSERT INTO expiry_cursor (at, order_id) VALUES (now(), '');
 
 CREATE TABLE stock (
     product_id text   NOT NULL,
@@ -56,26 +54,9 @@ CREATE TABLE stock (
 
 COMMENT ON TABLE stock IS 'Stock per product: supplied = available + reserved + sold.';
 COMMENT ON COLUMN stock.supplied IS 'Initial stock plus everything restocked.';
-COMMENT ON COLUMN stock.reserved IS 'Held by orders in state inventory_reserved or paid.';
-
-CREATE TABLE payments (
-    order_id       text          NOT NULL,
-    status         text          NOT NULL,
-    amount         numeric(24,6) NOT NULL,
-    currency       text          NOT NULL,
-    transaction_id text,
-    decline_reason text,
-    recorded_at    timestamptz   NOT NULL DEFAULT now(),
-    CONSTRAINT payments_pkey PRIMARY KEY (order_id),
-    CONSTRAINT payments_status_known CHECK (status IN ('captured', 'declined')),
-    CONSTRAINT payments_captured_has_transaction CHECK ((status = 'captured') = (transaction_id IS NOT NULL)),
-    CONSTRAINT payments_declined_has_reason CHECK ((status = 'declined') = (decline_reason IS NOT NULL))
-);
-
-COMMENT ON TABLE payments IS 'The outcome of charging an order: at most one per order.';
+COMMENT ON COLUMN stock.reserved IS 'Reserved for orders in state inventory_reserved or paid.';
 
 -- +goose Down
-DROP TABLE payments;
 DROP TABLE stock;
+DROP TABLE expiry_cursor;
 DROP TABLE orders;
-DROP TABLE events;

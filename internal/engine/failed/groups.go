@@ -1,4 +1,4 @@
-package poison
+package failed
 
 import (
 	"cmp"
@@ -55,22 +55,22 @@ func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit i
 		WITH groups AS (
 			SELECT group_id, count(*) AS entries, count(DISTINCT key) AS keys, min(first_at) AS first_at, max(last_at) AS last_at,
 			       min(id) AS first_id, (array_agg(id ORDER BY last_at DESC, id DESC))[1] AS last_id
-			FROM poison WHERE `+where+`
+			FROM failed_messages WHERE `+where+`
 			GROUP BY group_id
 			HAVING $2 = '' OR count(*) < $1 OR (count(*) = $1 AND group_id > $2)
 			ORDER BY count(*) DESC, group_id LIMIT $3
 		)
 		SELECT g.group_id, l.consumer, l.topic, l.reason, l.cause, l.error, g.entries, g.keys, g.first_at, g.last_at,
 		       f.first_release, l.last_release
-		FROM groups g JOIN poison f ON f.id = g.first_id JOIN poison l ON l.id = g.last_id
+		FROM groups g JOIN failed_messages f ON f.id = g.first_id JOIN failed_messages l ON l.id = g.last_id
 		ORDER BY g.entries DESC, g.group_id`, args...)
 	if err != nil {
-		return nil, fmt.Errorf("grouping poison queue: %w", err)
+		return nil, fmt.Errorf("grouping failed messages: %w", err)
 	}
 
 	groups, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Group])
 	if err != nil {
-		return nil, fmt.Errorf("grouping poison queue: %w", err)
+		return nil, fmt.Errorf("grouping failed messages: %w", err)
 	}
 
 	return groups, nil
@@ -95,21 +95,21 @@ var countable = map[string]string{
 func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]Count, error) {
 	column, ok := countable[by]
 	if !ok {
-		return nil, fmt.Errorf("counting poison queue: cannot count by %q", by)
+		return nil, fmt.Errorf("counting failed messages: cannot count by %q", by)
 	}
 
 	where, args := f.where(limit)
 
 	rows, err := s.pool.Query(ctx, `
 		SELECT `+column+`, count(*), count(DISTINCT key), min(first_at), max(last_at)
-		FROM poison WHERE `+where+` GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $1`, args...)
+		FROM failed_messages WHERE `+where+` GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $1`, args...)
 	if err != nil {
-		return nil, fmt.Errorf("counting poison queue: %w", err)
+		return nil, fmt.Errorf("counting failed messages: %w", err)
 	}
 
 	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Count])
 	if err != nil {
-		return nil, fmt.Errorf("counting poison queue: %w", err)
+		return nil, fmt.Errorf("counting failed messages: %w", err)
 	}
 
 	return counts, nil

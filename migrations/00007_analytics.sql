@@ -9,7 +9,7 @@ CREATE TABLE analytics_events (
     properties  jsonb
 ) PARTITION BY RANGE (day);
 
-COMMENT ON TABLE analytics_events IS 'Tracked events as they came. The inbox keeps each message from being stored twice.';
+COMMENT ON TABLE analytics_events IS 'Tracked events as received. The inbox keeps each message from being stored twice.';
 COMMENT ON COLUMN analytics_events.day IS 'UTC day of occurred_at.';
 
 CREATE TABLE analytics_events_default PARTITION OF analytics_events DEFAULT;

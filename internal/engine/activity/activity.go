@@ -1,0 +1,158 @@
+// Package activity records what operators do: who, what, when and why.
+package activity
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Actor is who acts, and why.
+type Actor struct {
+	Who string
+	Why string
+}
+
+// Service is the actor of what the service does by itself.
+const Service = "millrace"
+
+// ErrNoActor reports an action without an actor.
+var ErrNoActor = event.Errorf(event.Invalid, "the name of who acts is missing")
+
+// Kind says what was done.
+type Kind string
+
+// Kinds of actions. Reopened is the service's own: a requeued message failed
+// again.
+const (
+	Paused    Kind = "paused"
+	Resumed   Kind = "resumed"
+	Edited    Kind = "edited"
+	Requeued  Kind = "requeued"
+	Reopened  Kind = "reopened"
+	Discarded Kind = "discarded"
+	Retried   Kind = "retried"
+	Skipped   Kind = "skipped"
+	Repaired  Kind = "repaired"
+	Erased    Kind = "erased"
+)
+
+// Action is one thing that was done.
+type Action struct {
+	ID     int64 `json:"id"`
+	Action Kind  `json:"action"`
+	// Subject names what it was done to: a consumer, a consumer and a key, an
+	// invariant and an id, a user.
+	Subject string `json:"subject"`
+	// EntryID is the failed message that it was done to, if it was one.
+	EntryID *int64    `json:"entry_id,omitempty"`
+	Who     string    `json:"who"`
+	Why     string    `json:"why"`
+	At      time.Time `json:"at"`
+	// Detail says more, such as the values before and after a repair.
+	Detail string `json:"detail,omitempty"`
+	// Payload is the payload after an edit.
+	Payload []byte `json:"payload,omitempty"`
+	// MessageID is the id under which a message was requeued.
+	MessageID *uuid.UUID `json:"message_id,omitempty"`
+}
+
+// Record stores actions by one actor in the transaction that performs them.
+// Their ids, actors and times are set here.
+func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
+	if by.Who == "" {
+		return ErrNoActor
+	}
+
+	n := len(actions)
+	kinds, subjects, details := make([]string, n), make([]string, n), make([]string, n)
+	entries, payloads, messages := make([]*int64, n), make([][]byte, n), make([]*uuid.UUID, n)
+
+	for i, a := range actions {
+		kinds[i], subjects[i], details[i] = string(a.Action), event.Text(a.Subject), event.Text(a.Detail)
+		entries[i], payloads[i], messages[i] = a.EntryID, a.Payload, a.MessageID
+	}
+
+	_, err := tx.Exec(ctx, `
+		INSERT INTO operator_actions (action, subject, entry_id, who, why, detail, payload, message_id)
+		SELECT a.action, a.subject, a.entry, $1, $2, a.detail, a.payload, a.message
+		FROM unnest($3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[], $8::uuid[])
+		     WITH ORDINALITY AS a (action, subject, entry, detail, payload, message, n)
+		ORDER BY a.n`,
+		event.Text(by.Who), event.Text(by.Why), kinds, subjects, entries, details, payloads, messages)
+	if err != nil {
+		return fmt.Errorf("recording what %s did: %w", by.Who, err)
+	}
+
+	return nil
+}
+
+// Filter selects actions. The zero value selects all.
+type Filter struct {
+	Action  Kind
+	Subject string
+	Who     string
+	// EntryIDs selects actions on these failed messages, unless it is nil.
+	EntryIDs []int64
+	// Since and Until bound the time: Since <= t < Until.
+	Since, Until time.Time
+	// Before bounds the id, exclusive: the cursor of a page.
+	Before int64
+}
+
+// List returns the newest actions, at most limit.
+func List(ctx context.Context, db postgres.Querier, f Filter, limit int) ([]Action, error) {
+	return query(ctx, db, f, `ORDER BY id DESC LIMIT `+fmt.Sprint(limit))
+}
+
+// Of returns the actions on failed messages by the id of the message, oldest
+// first.
+func Of(ctx context.Context, db postgres.Querier, entryIDs []int64) (map[int64][]Action, error) {
+	actions, err := query(ctx, db, Filter{EntryIDs: entryIDs}, `ORDER BY id`)
+	found := make(map[int64][]Action, len(entryIDs))
+
+	for _, a := range actions {
+		found[*a.EntryID] = append(found[*a.EntryID], a)
+	}
+
+	return found, err
+}
+
+func query(ctx context.Context, db postgres.Querier, f Filter, order string) ([]Action, error) {
+	conditions, args := []string{"true"}, []any{}
+	add := func(set bool, condition string, value any) {
+		if set {
+			args = append(args, value)
+			conditions = append(conditions, fmt.Sprintf(condition, len(args)))
+		}
+	}
+
+	add(f.Action != "", "action = $%d", string(f.Action))
+	add(f.Subject != "", "subject = $%d", event.Text(f.Subject))
+	add(f.Who != "", "who = $%d", event.Text(f.Who))
+	add(f.EntryIDs != nil, "entry_id = ANY($%d)", f.EntryIDs)
+	add(!f.Since.IsZero(), "acted_at >= $%d", f.Since)
+	add(!f.Until.IsZero(), "acted_at < $%d", f.Until)
+	add(f.Before > 0, "id < $%d", f.Before)
+
+	rows, err := db.Query(ctx, `
+		SELECT id, action, subject, entry_id, who, why, acted_at, detail, payload, message_id
+		FROM operator_actions WHERE `+strings.Join(conditions, " AND ")+` `+order, args...)
+	if err != nil {
+		return nil, fmt.Errorf("reading operator actions: %w", err)
+	}
+
+	actions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Action])
+	if err != nil {
+		return nil, fmt.Errorf("reading operator actions: %w", err)
+	}
+
+	return actions, nil
+}

@@ -1,0 +1,323 @@
+package consumer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/google/uuid"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+)
+
+// delivery is one message on its way to one consumer. It is set once, before the
+// first attempt, and then only read.
+type delivery struct {
+	route *Route
+	msg   *message.Message
+	id    uuid.UUID
+	// entry is the failed message that is tried again, nil for one that a broker
+	// delivered.
+	entry *failed.Entry
+	// patience bounds how long the message is kept in hand while it cannot be
+	// tried.
+	patience time.Duration
+	// key orders the message. Of a payload at fault it is what could be read.
+	key string
+	// apply is one attempt.
+	apply func() error
+}
+
+// newDelivery decodes msg for a consumer.
+func newDelivery(route *Route, msg *message.Message, entry *failed.Entry) *delivery {
+	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, patience: patienceBroker}
+
+	if entry != nil || strings.HasPrefix(msg.Metadata.Get(event.HeaderOrigin), "embedded:") {
+		d.patience = patienceOutbox
+	}
+
+	_, err := protect(func() (_ struct{}, _ error) {
+		d.key, d.apply = route.open(d)
+
+		return
+	})
+	if err != nil {
+		d.apply = func() error { return err }
+	}
+
+	return d
+}
+
+// headers are those that came with the message.
+func (d *delivery) headers() event.Headers { return event.Headers(d.msg.Metadata) }
+
+// attempts is how often the message has failed before.
+func (d *delivery) attempts() int {
+	if d.entry == nil {
+		return 0
+	}
+
+	return d.entry.Attempts
+}
+
+// blockable reports whether the message waits when its key does. One that is
+// tried again is the first of its key: it would be blocked by itself.
+func (d *delivery) blockable() bool { return d.entry == nil }
+
+// failed returns the message as it is stored with a fate.
+func (d *delivery) failed(f fate) failed.Entry {
+	e := failed.Entry{
+		Consumer: d.route.Consumer, Topic: d.route.Topic, MessageID: d.id, Origin: d.msg.Metadata.Get(event.HeaderOrigin),
+		Key: cmp.Or(d.key, d.msg.Metadata.Get(event.HeaderKey)), Payload: d.msg.Payload,
+	}
+
+	if d.entry != nil {
+		e = *d.entry
+	} else {
+		e.Headers = maps.Clone(d.headers())
+		maps.DeleteFunc(e.Headers, func(name, _ string) bool { return strings.HasPrefix(name, event.ReservedPrefix) })
+	}
+
+	e.Attempts = f.attempts
+
+	if f.err != nil {
+		e.Reason, e.Error = reasonOf(f.err), f.err.Error()
+	}
+
+	return e
+}
+
+// outcome says what became of a message.
+type outcome string
+
+// Outcomes. Only a returned message is not acknowledged.
+const (
+	applied  outcome = "applied"
+	stopped  outcome = "stopped"
+	parked   outcome = "parked"
+	blocked  outcome = "blocked"
+	returned outcome = "returned"
+)
+
+// fate is what became of a message, and why.
+type fate struct {
+	outcome outcome
+	// err is why the message was not applied.
+	err error
+	// attempts is how often it has failed by now.
+	attempts int
+	// wait is for how long it is parked.
+	wait time.Duration
+}
+
+// deliver takes a message through one consumer: it tries it, decides its fate and
+// carries that out. A delivery whose fate is returned comes again; any other is
+// done with.
+func (r *Router) deliver(d *delivery) fate {
+	started := time.Now()
+	f := r.carryOut(d, r.decide(d, r.attempt(d)))
+
+	r.report(d, f, time.Since(started))
+
+	return f
+}
+
+// attempt tries a message, and tries it again at once if that fails, as often as
+// the policy of its topic says.
+func (r *Router) attempt(d *delivery) error {
+	if err := r.untilResumed(d); err != nil {
+		return err
+	}
+
+	apply := middleware.Recoverer(func(*message.Message) ([]*message.Message, error) { return nil, d.apply() })
+	_, err := quickTries(r.policyOf(d.route.Topic)).Middleware(apply)(d.msg)
+
+	return err
+}
+
+// errBlocked says of a message that it waits behind others of its key.
+var errBlocked = errors.New("the message is blocked by an earlier one of its key")
+
+// decide returns the fate of a message by the error of its last attempt.
+func (r *Router) decide(d *delivery, err error) fate {
+	switch {
+	case err == nil:
+		return fate{outcome: applied}
+	case errors.Is(err, errBlocked):
+		return fate{outcome: blocked}
+	case isReturn(err):
+		return fate{outcome: returned, err: err}
+	}
+
+	f := fate{outcome: stopped, err: err, attempts: d.attempts() + 1}
+	policy := r.policyOf(d.route.Topic)
+
+	switch {
+	case isRejection(err):
+	case f.attempts <= policy.parkAttempts:
+		f.outcome, f.wait = parked, policy.wait(f.attempts, askedFor(err))
+	case policy.parkAttempts > 0:
+		f.err = event.RejectAs(reasonOf(err), fmt.Errorf("given up after %d attempts: %w", f.attempts, err))
+	}
+
+	return f
+}
+
+// askedFor is how long the failure itself says to wait.
+func askedFor(err error) time.Duration {
+	if later, ok := errors.AsType[*event.LaterError](err); ok {
+		return later.After
+	}
+
+	return 0
+}
+
+// isReturn reports whether err gives the message back unacknowledged: it is not
+// the message's failure that the service stops or that its consumer is suspended.
+func isReturn(err error) bool {
+	return errors.Is(err, ErrStopping) || errors.Is(err, ErrSuspended) || errors.Is(err, context.Canceled)
+}
+
+func isRejection(err error) bool {
+	var rejection *event.RejectError
+
+	return errors.As(err, &rejection)
+}
+
+// carryOut stores what a fate requires. It tries until Postgres takes it: a
+// message that is neither applied nor stored must not be acknowledged.
+func (r *Router) carryOut(d *delivery, f fate) fate {
+	var err error
+
+	switch {
+	case f.outcome == stopped:
+		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Stop(ctx, d.failed(f)) })
+	case f.outcome == parked:
+		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Park(ctx, d.failed(f), f.wait) })
+	case f.outcome == applied && d.entry != nil:
+		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Finish(ctx, d.entry.ID) })
+	}
+
+	switch {
+	case err == nil:
+		return f
+	case f.outcome == parked && !isReturn(err): // it cannot wait
+		f.outcome = stopped
+
+		return r.carryOut(d, f)
+	default:
+		return fate{outcome: returned, err: err}
+	}
+}
+
+// report counts a fate and logs it, unless it is a good one.
+func (r *Router) report(d *delivery, f fate, took time.Duration) {
+	logger := r.logger.With(slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID))
+
+	switch {
+	case f.outcome == returned && !isReturn(f.err):
+		logger.Error("message returned to the broker", slog.Any("error", f.err))
+	case f.outcome == stopped:
+		reason := string(reasonOf(f.err))
+
+		r.metrics.stopped.WithLabelValues(d.route.Topic, reason).Inc()
+		logger.Warn("message stopped", slog.String("reason", reason), slog.Any("error", f.err))
+	case f.outcome == parked:
+		logger.Warn("message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)),
+			slog.Any("error", f.err))
+	}
+
+	r.metrics.messages.WithLabelValues(d.route.Consumer, d.route.Topic, string(f.outcome)).Inc()
+	r.metrics.handle.WithLabelValues(d.route.Consumer).Observe(took.Seconds())
+}
+
+// receive is the handler of what a broker delivers to a route.
+func (r *Router) receive(route *Route) message.NoPublishHandlerFunc {
+	return func(msg *message.Message) error {
+		if !r.gate.enter() {
+			// Stopping: keep the message until the subscription closes, so that it
+			// is not delivered again and again to a service that refuses it.
+			<-msg.Context().Done()
+
+			return ErrStopping
+		}
+		// It is in hand until the broker has its answer, which Watermill gives when
+		// this has returned.
+		defer func() { go r.leaveWhenAnswered(msg) }()
+
+		// The message outlives its subscription: how long it may take is up to
+		// Router.working and Config.HandlerTimeout.
+		msg.SetContext(context.WithoutCancel(msg.Context()))
+
+		if f := r.deliver(newDelivery(route, msg, nil)); f.outcome == returned {
+			return f.err
+		}
+
+		return nil
+	}
+}
+
+func (r *Router) leaveWhenAnswered(msg *message.Message) {
+	select {
+	case <-msg.Acked():
+	case <-msg.Nacked():
+	}
+
+	r.gate.leave()
+}
+
+func reasonOf(err error) event.Reason {
+	var (
+		rejection *event.RejectError
+		panicked  *PanicError
+		recovered middleware.RecoveredPanicError
+	)
+
+	switch {
+	case errors.As(err, &rejection):
+		return rejection.Reason
+	case errors.As(err, &panicked), errors.As(err, &recovered):
+		return event.ReasonPanicked
+	default:
+		return event.ReasonFailed
+	}
+}
+
+// messageID is the id that the broker's marshaler found, always a UUID.
+func messageID(msg *message.Message) uuid.UUID {
+	id, err := uuid.Parse(msg.UUID)
+	if err != nil {
+		return event.ForeignID("watermill", msg.UUID)
+	}
+
+	return id
+}
+
+// PanicError is a panic of a handler, as an error.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("handler panicked: %v\n%s", e.Value, e.Stack) }
+
+// protect turns a panic of fn into an error. Batches run in goroutines of their
+// own, where Watermill's Recoverer does not reach.
+func protect[T any](fn func() (T, error)) (result T, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			err = &PanicError{Value: value, Stack: debug.Stack()}
+		}
+	}()
+
+	return fn()
+}

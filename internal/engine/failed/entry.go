@@ -1,0 +1,324 @@
+// Package failed keeps the messages that did not go through, with their original
+// bytes and headers. A waiting message has a next attempt due, or is blocked by
+// an earlier message of its key. A stopped message needs an operator, who edits,
+// requeues or discards it. A stopped message that was applied after a requeue, or
+// discarded, is resolved.
+package failed
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Config tunes the store of failed messages.
+type Config struct {
+	// Retention is how long a resolved message is kept. Defaults to 0, which
+	// keeps it indefinitely. Waiting and stopped messages always stay.
+	Retention time.Duration `koanf:"retention"`
+	// Release is the version of the program, which failed messages carry. The
+	// program sets it; it is not a configuration key.
+	Release string `koanf:"-"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config { return Config{Release: "dev"} }
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	if c.Retention < 0 || (c.Retention > 0 && c.Retention < time.Hour) {
+		return fmt.Errorf("failed.retention: is %s, expected 0 (unlimited) or at least 1h", c.Retention)
+	}
+
+	return nil
+}
+
+// State is what happens to a failed message next.
+type State string
+
+// States.
+const (
+	Waiting  State = "waiting"
+	Stopped  State = "stopped"
+	Resolved State = "resolved"
+)
+
+// Resolution is how a stopped message ended.
+type Resolution string
+
+// Resolutions.
+const (
+	Applied   Resolution = "applied"
+	Discarded Resolution = "discarded"
+)
+
+// Entry is a failed message.
+type Entry struct {
+	// ID is the order of arrival: the lowest waiting id of a key is tried.
+	ID        int64         `json:"id"`
+	State     State         `json:"state"`
+	Consumer  string        `json:"consumer"`
+	Topic     string        `json:"topic"`
+	MessageID uuid.UUID     `json:"message_id"`
+	Origin    string        `json:"origin"`
+	Key       string        `json:"key"`
+	Headers   event.Headers `json:"headers"`
+	Payload   []byte        `json:"payload"`
+	// Reason and Error say why the last attempt failed. They are empty for a
+	// message that is only blocked.
+	Reason event.Reason `json:"reason,omitempty"`
+	Error  string       `json:"error,omitempty"`
+	// Deliveries is how often the message was stopped.
+	Deliveries int `json:"deliveries"`
+	// Attempts is how often it failed in all.
+	Attempts int       `json:"attempts"`
+	FirstAt  time.Time `json:"first_at"`
+	LastAt   time.Time `json:"last_at"`
+	// TriedAt is when the last attempt failed, nil for a message that has not been
+	// tried: it is blocked, or was requeued.
+	TriedAt *time.Time `json:"tried_at,omitempty"`
+	// FirstRelease and LastRelease are the versions of the program in which it
+	// failed first and last.
+	FirstRelease string `json:"first_release"`
+	LastRelease  string `json:"last_release"`
+	// Group is equal for messages that failed for the same cause, which is the
+	// error without its values.
+	Group string `json:"group,omitempty"`
+	Cause string `json:"cause,omitempty"`
+	// Revision grows with every change.
+	Revision int `json:"revision"`
+	// Edited is the payload after an operator edited it, nil if nobody has.
+	Edited []byte `json:"edited,omitempty"`
+	// Resolution is set once the message is resolved.
+	Resolution Resolution `json:"resolution,omitempty"`
+	ResolvedAt *time.Time `json:"resolved_at,omitempty"`
+	// AppliedAs is the id under which the message is applied, if its own id was
+	// applied with another body.
+	AppliedAs *uuid.UUID `json:"applied_as,omitempty"`
+}
+
+const columns = `id, state, consumer, topic, message_id, origin, key, headers, payload, reason, error, deliveries, attempts,
+	first_at, last_at, tried_at, first_release, last_release, group_id, cause, revision, edited, coalesce(resolution, ''), resolved_at, applied_as`
+
+// Current is the payload that is applied: the edited one, if there is one.
+func (e Entry) Current() []byte {
+	if e.Edited != nil {
+		return e.Edited
+	}
+
+	return e.Payload
+}
+
+// ApplyID is the id under which the message is applied.
+func (e Entry) ApplyID() uuid.UUID {
+	if e.AppliedAs != nil {
+		return *e.AppliedAs
+	}
+
+	return e.MessageID
+}
+
+// Key names the messages of a consumer that wait for each other.
+type Key struct {
+	Consumer string
+	Key      string
+}
+
+// maxKey bounds a key in failed_keys, in bytes: an index entry is smaller than a
+// page.
+const maxKey = 1000
+
+// WaitingKey is a key as failed_keys stores it.
+func WaitingKey(key string) string {
+	key = event.Text(key)
+	if len(key) <= maxKey {
+		return key
+	}
+
+	sum := sha256.Sum256([]byte(key))
+
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// maxError bounds the stored text of an error, in bytes.
+const maxError = 4096
+
+// Store is the failed messages.
+type Store struct {
+	cfg  Config
+	pool *pgxpool.Pool
+}
+
+// NewStore returns the store on pool.
+func NewStore(cfg Config, pool *pgxpool.Pool) *Store { return &Store{cfg: cfg, pool: pool} }
+
+// Release is the version of the program.
+func (s *Store) Release() string { return s.cfg.Release }
+
+// List returns the newest entries, at most limit.
+func (s *Store) List(ctx context.Context, f Filter, limit int) ([]Entry, error) {
+	return s.list(ctx, columns, f, `ORDER BY id DESC`, limit)
+}
+
+// Summaries is List without headers and payloads, which may be large. Edited is
+// empty but not nil where there is one.
+func (s *Store) Summaries(ctx context.Context, f Filter, limit int) ([]Entry, error) {
+	return s.list(ctx, summary, f, `ORDER BY id DESC`, limit)
+}
+
+// summary is columns without what may be large.
+var summary = strings.NewReplacer(
+	" headers,", " '{}'::jsonb,", " payload,", " ''::bytea,", " edited,", " CASE WHEN edited IS NOT NULL THEN ''::bytea END,",
+).Replace(columns)
+
+func (s *Store) list(ctx context.Context, columns string, f Filter, order string, limit int) ([]Entry, error) {
+	where, args := f.where()
+
+	return entries(ctx, s.pool, fmt.Sprintf(`SELECT %s FROM failed_messages WHERE %s %s LIMIT %d`, columns, where, order, limit), args...)
+}
+
+func entries(ctx context.Context, db postgres.Querier, sql string, args ...any) ([]Entry, error) {
+	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Entry], sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("reading failed messages: %w", err)
+	}
+
+	return list, nil
+}
+
+// Get returns one entry.
+func (s *Store) Get(ctx context.Context, id int64) (Entry, error) {
+	return get(ctx, s.pool, id, ``)
+}
+
+func get(ctx context.Context, db postgres.Querier, id int64, lock string) (Entry, error) {
+	list, err := entries(ctx, db, `SELECT `+columns+` FROM failed_messages WHERE id = $1`+lock, id)
+	if err == nil && len(list) == 0 {
+		err = event.Missing("failed message", fmt.Sprint(id))
+	}
+
+	if err != nil {
+		return Entry{}, err
+	}
+
+	return list[0], nil
+}
+
+// maxCount bounds Count: beyond it the exact number does not matter.
+const maxCount = 10_000
+
+// Count returns how many keys wait and how many messages are stopped, each up to
+// 10,000.
+func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys LIMIT $1) AS k),
+		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, maxCount).Scan(&waitingKeys, &stopped)
+	if err != nil {
+		return 0, 0, fmt.Errorf("counting failed messages: %w", err)
+	}
+
+	return waitingKeys, stopped, nil
+}
+
+// expireBatch is how many entries are deleted in one transaction.
+const expireBatch = 1000
+
+// Expire deletes resolved messages that are past their retention, with the
+// actions on them.
+func (s *Store) Expire(ctx context.Context) (deleted int64, err error) {
+	if s.cfg.Retention == 0 {
+		return 0, nil
+	}
+
+	for {
+		var n int64
+
+		err := s.pool.QueryRow(ctx, `
+			WITH expired AS (
+				DELETE FROM failed_messages WHERE id IN (
+					SELECT id FROM failed_messages WHERE resolved_at < now() - $1 * interval '1 second'
+					LIMIT $2 FOR UPDATE SKIP LOCKED)
+				RETURNING id
+			), actions AS (
+				DELETE FROM operator_actions WHERE entry_id IN (SELECT id FROM expired)
+			)
+			SELECT count(*) FROM expired`, s.cfg.Retention.Seconds(), expireBatch).Scan(&n)
+		if err != nil {
+			return deleted, fmt.Errorf("deleting resolved messages: %w", err)
+		}
+
+		deleted += n
+
+		if n < expireBatch {
+			return deleted, nil
+		}
+	}
+}
+
+// Erase removes the personal data of key from the messages of topics: waiting
+// ones are deleted, others lose their content but stay, since an operator may
+// still have to decide on them. A message is about key if it has that key or
+// about says so of its payload.
+func Erase(ctx context.Context, tx pgx.Tx, key string, topics []string, about func(payload []byte) bool) (withdrawn, blanked int64, err error) {
+	// The keys are locked before the caller locks anything else, as consumers do.
+	_, err = tx.Exec(ctx, `
+		SELECT FROM failed_keys k WHERE key = $1
+		AND EXISTS (SELECT FROM failed_messages m WHERE m.state = 'waiting' AND m.consumer = k.consumer AND m.waiting_key = k.key AND m.topic = ANY($2))
+		ORDER BY consumer FOR UPDATE`, WaitingKey(key), topics)
+	if err != nil {
+		return 0, 0, fmt.Errorf("locking the keys of %s: %w", key, err)
+	}
+
+	list, err := entries(ctx, tx, `SELECT `+columns+` FROM failed_messages WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL) ORDER BY id`, topics)
+	if err != nil {
+		return 0, 0, err
+	}
+
+	var ids []int64
+
+	for _, e := range list {
+		if e.Key == key || about(e.Current()) || about(e.Payload) {
+			ids = append(ids, e.ID)
+		}
+	}
+
+	return erase(ctx, tx, ids)
+}
+
+func erase(ctx context.Context, tx pgx.Tx, ids []int64) (withdrawn, blanked int64, err error) {
+	keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
+		DELETE FROM failed_messages WHERE id = ANY($1) AND state = 'waiting' RETURNING consumer, waiting_key`, ids)
+	if err != nil {
+		return 0, 0, fmt.Errorf("withdrawing failed messages: %w", err)
+	}
+
+	for _, k := range keys {
+		if err := free(ctx, tx, k); err != nil {
+			return 0, 0, err
+		}
+	}
+
+	tag, err := tx.Exec(ctx, `
+		UPDATE failed_messages SET payload = '', edited = NULL, headers = '{}', revision = revision + 1,
+			error = 'the user was erased, and the content of the message with the user'
+		WHERE id = ANY($1)`, ids)
+	if err != nil {
+		return 0, 0, fmt.Errorf("erasing failed messages: %w", err)
+	}
+
+	if _, err := tx.Exec(ctx, `UPDATE operator_actions SET payload = NULL WHERE entry_id = ANY($1)`, ids); err != nil {
+		return 0, 0, fmt.Errorf("erasing edited payloads: %w", err)
+	}
+
+	return int64(len(keys)), tag.RowsAffected(), nil
+}

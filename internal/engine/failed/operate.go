@@ -1,0 +1,143 @@
+package failed
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// WaitingEntry is the first message of a key that waits, with what it blocks.
+type WaitingEntry struct {
+	Entry
+
+	DueAt time.Time `json:"due_at"`
+	// Blocked is how many later messages of the key wait behind it.
+	Blocked int `json:"blocked"`
+}
+
+// KeyFilter selects keys that wait. The zero value selects all.
+type KeyFilter struct {
+	// ID is that of a message that waits for the key.
+	ID       int64
+	Consumer string
+	Key      string
+}
+
+const keyCondition = ` ($1 = 0 OR EXISTS (SELECT FROM failed_messages q WHERE q.id = $1 AND q.consumer = k.consumer AND q.waiting_key = k.key))
+	AND ($2 = '' OR k.consumer = $2) AND ($3 = '' OR k.key = $3) `
+
+func (f KeyFilter) args(more ...any) []any {
+	return append([]any{f.ID, f.Consumer, WaitingKey(f.Key)}, more...)
+}
+
+// WaitingKeys returns the first messages of the keys that wait, in order of their
+// due time, at most limit.
+func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]WaitingEntry, error) {
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[WaitingEntry], `
+		SELECT `+columns+`, due_at, blocked FROM (
+			SELECT h.*, k.due_at,
+			       (SELECT count(*) - 1 FROM failed_messages b WHERE b.consumer = k.consumer AND b.waiting_key = k.key AND b.state = 'waiting') AS blocked
+			FROM failed_keys k
+			CROSS JOIN LATERAL (
+				SELECT * FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting'
+				ORDER BY id LIMIT 1) AS h
+			WHERE`+keyCondition+`) AS w
+		ORDER BY due_at, id LIMIT $4`, f.args(limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("listing waiting keys: %w", err)
+	}
+
+	return list, nil
+}
+
+func notWaiting(id int64) error { return event.Missing("waiting message", fmt.Sprint(id)) }
+
+// Queue returns the messages that wait for the same key as the one with an id, in
+// order.
+func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
+	list, err := entries(ctx, s.pool, `
+		SELECT `+columns+` FROM failed_messages
+		WHERE state = 'waiting' AND (consumer, waiting_key) = (SELECT consumer, waiting_key FROM failed_messages WHERE id = $1) ORDER BY id`, id)
+	if err == nil && len(list) == 0 {
+		err = notWaiting(id)
+	}
+
+	return list, err
+}
+
+// RetryNow makes the selected keys due now and returns how many there are.
+func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (n int64, err error) {
+	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key],
+			`UPDATE failed_keys k SET due_at = clock_timestamp() WHERE`+keyCondition+`RETURNING consumer, key`, f.args()...)
+		if err != nil {
+			return fmt.Errorf("retrying waiting messages: %w", err)
+		}
+
+		n = int64(len(keys))
+
+		return activity.Record(ctx, tx, by, postgres.Column(keys, func(k Key) activity.Action {
+			return activity.Action{Action: activity.Retried, Subject: k.Consumer + " " + k.Key}
+		})...)
+	})
+
+	return n, err
+}
+
+// Skip stops the first message of a key, by its id; the next message of the key
+// is due. A message that is not the first is refused: the order would be lost.
+func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
+	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		k, waits, err := lockKeyOf(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+
+		if !waits {
+			return notWaiting(id)
+		}
+
+		e, err := get(ctx, tx, id, ``)
+
+		switch {
+		case err != nil:
+			return err
+		case e.State != Waiting:
+			return notWaiting(id)
+		}
+
+		var first int64
+
+		err = tx.QueryRow(ctx, `SELECT min(id) FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting'`,
+			k.Consumer, k.Key).Scan(&first)
+		if err != nil {
+			return fmt.Errorf("reading key %s: %w", k.Key, err)
+		}
+
+		if first != id {
+			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, first, e.Key)
+		}
+
+		e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, e.Attempts, e.Error)
+
+		if _, err := s.stop(ctx, tx, e); err != nil {
+			return err
+		}
+
+		if err := free(ctx, tx, k); err != nil {
+			return err
+		}
+
+		if err := postpone(ctx, tx, k, 0); err != nil {
+			return err
+		}
+
+		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Skipped, Subject: subjectOf(e), EntryID: &id, MessageID: &e.MessageID})
+	})
+}

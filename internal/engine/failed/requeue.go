@@ -1,0 +1,215 @@
+package failed
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Requeue makes the stopped entries that f selects wait with their due time now,
+// so that they are tried by the consumer in which they failed, and by no other,
+// in the order of arrival per key, whatever the consumers. What check refuses stays stopped, and so does an entry
+// behind an older stopped one of its key that is not requeued with it: order per
+// key is kept. Messages keep their ids and headers, so none is applied twice; one
+// whose id was applied with another body gets a new id, caused by the old one.
+//
+// It works in chunks of a transaction each. When ctx ends it stops between two of
+// them; the outcome says how far it got.
+func (s *Store) Requeue(ctx context.Context, f Filter, by activity.Actor, pace Pace, check Check) (Outcome, error) {
+	if by.Who == "" {
+		return Outcome{}, activity.ErrNoActor
+	}
+
+	r := requeue{filter: f, by: by, pace: pace, check: check, refused: map[Key]int64{}}
+
+	return s.inChunks(ctx, f, pace, r.chunk)
+}
+
+// requeue is one run of Requeue.
+type requeue struct {
+	filter Filter
+	by     activity.Actor
+	pace   Pace
+	check  Check
+	// refused has the first entry of a key that stays stopped in this run.
+	refused map[Key]int64
+}
+
+// released is an entry that is to wait.
+type released struct {
+	Entry
+
+	waitingKey string
+	applyID    uuid.UUID
+}
+
+func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error {
+	older, err := r.older(ctx, tx, list)
+	if err != nil {
+		return err
+	}
+
+	verdicts, err := seen(ctx, tx, list)
+	if err != nil {
+		return err
+	}
+
+	var accepted []released
+
+	for _, e := range list {
+		key, err := r.check(e.Consumer, e.Current())
+		if err == nil {
+			err = r.inOrder(e, older[e.ID])
+		}
+
+		if err != nil {
+			outcome.refuse(e.ID, err)
+
+			if in := (Key{e.Consumer, e.Key}); r.refused[in] == 0 {
+				r.refused[in] = e.ID
+			}
+
+			continue
+		}
+
+		id := e.ApplyID()
+		if verdicts[e.ID] == inbox.Conflict { // the id belongs to another body, which was applied
+			id = event.NewID()
+		}
+
+		accepted = append(accepted, released{Entry: e, waitingKey: WaitingKey(cmp.Or(key, id.String())), applyID: id})
+	}
+
+	outcome.Done += len(accepted)
+
+	if r.pace.DryRun || len(accepted) == 0 {
+		return nil
+	}
+
+	return release(ctx, tx, accepted, r.by)
+}
+
+// inOrder refuses an entry that would overtake an older one of its key.
+func (r *requeue) inOrder(e Entry, older int64) error {
+	if r.pace.OutOfOrder || e.Key == "" {
+		return nil
+	}
+
+	if before := cmp.Or(r.refused[Key{e.Consumer, e.Key}], older); before != 0 {
+		return event.Errorf(event.Conflict, "is behind message %d of the same key, which stays stopped: edit, requeue or discard that first", before)
+	}
+
+	return nil
+}
+
+// older returns for each entry an older stopped one of its key that is not in
+// this run: it is not selected, or a previous run, which this one continues, has
+// left it.
+func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]int64, error) {
+	found := map[int64]int64{}
+	if r.pace.OutOfOrder {
+		return found, nil
+	}
+
+	begin := r.filter.After
+	f := r.filter
+	f.After = 0
+	where, args := f.where(idsOf(list), begin)
+
+	rows, err := tx.Query(ctx, `
+		SELECT e.id, min(o.id)
+		FROM (SELECT id, consumer, key FROM failed_messages WHERE id = ANY($1) AND key <> '') AS e
+		CROSS JOIN LATERAL (
+			SELECT id FROM failed_messages
+			WHERE hashtextextended(key, 0) = hashtextextended(e.key, 0) AND id < e.id AND state = 'stopped'
+			  AND key = e.key AND consumer = e.consumer AND (id <= $2 OR NOT (`+where+`))
+			ORDER BY id LIMIT 1
+		) AS o
+		GROUP BY e.id`, args...)
+	if err == nil {
+		var id, before int64
+
+		_, err = pgx.ForEachRow(rows, []any{&id, &before}, func() error {
+			found[id] = before
+
+			return nil
+		})
+	}
+
+	if err != nil {
+		return nil, fmt.Errorf("looking for older failed messages: %w", err)
+	}
+
+	return found, nil
+}
+
+// seen returns what each payload is to the inbox, under the id with which it
+// would be applied.
+func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict, error) {
+	verdicts := make(map[int64]inbox.Verdict, len(list))
+
+	byConsumer := map[string][]Entry{}
+	for _, e := range list {
+		byConsumer[e.Consumer] = append(byConsumer[e.Consumer], e)
+	}
+
+	for consumer, own := range byConsumer {
+		answers, err := inbox.Seen(ctx, tx, consumer, postgres.Column(own, func(e Entry) inbox.Entry {
+			return inbox.Entry{ID: e.ApplyID(), Fingerprint: event.Fingerprint(e.Current())}
+		}))
+		if err != nil {
+			return nil, err
+		}
+
+		for i, e := range own {
+			verdicts[e.ID] = answers[i]
+		}
+	}
+
+	return verdicts, nil
+}
+
+// release makes entries wait, and their keys due if they are the first.
+func release(ctx context.Context, tx pgx.Tx, list []released, by activity.Actor) error {
+	ids := postgres.Column(list, func(e released) int64 { return e.ID })
+	consumers := postgres.Column(list, func(e released) string { return e.Consumer })
+	keys := postgres.Column(list, func(e released) string { return e.waitingKey })
+	renamed := postgres.Column(list, func(e released) *uuid.UUID {
+		if e.applyID == e.MessageID {
+			return nil
+		}
+
+		return &e.applyID
+	})
+
+	batch := &pgx.Batch{}
+	batch.Queue(`
+		INSERT INTO failed_keys AS k (consumer, key, due_at)
+		SELECT DISTINCT consumer, key, now() FROM unnest($1::text[], $2::text[]) AS r (consumer, key) ORDER BY 1, 2
+		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at`, consumers, keys)
+	batch.Queue(`
+		UPDATE failed_messages m SET state = 'waiting', waiting_key = r.key, applied_as = r.renamed, tried_at = NULL, revision = m.revision + 1
+		FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS r (id, key, renamed) WHERE m.id = r.id`, ids, keys, renamed)
+	batch.Queue(`
+		UPDATE failed_keys k SET due_at = clock_timestamp()
+		FROM (SELECT DISTINCT consumer, key FROM unnest($1::text[], $2::text[]) AS r (consumer, key)) AS r
+		WHERE k.consumer = r.consumer AND k.key = r.key AND $3::bigint[] @> ARRAY[
+			(SELECT min(id) FROM failed_messages m WHERE m.consumer = r.consumer AND m.waiting_key = r.key AND m.state = 'waiting')]`,
+		consumers, keys, ids)
+
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("requeueing failed messages: %w", err)
+	}
+
+	return activity.Record(ctx, tx, by, postgres.Column(list, func(e released) activity.Action {
+		return activity.Action{Action: activity.Requeued, Subject: subjectOf(e.Entry), EntryID: &e.ID, MessageID: &e.applyID}
+	})...)
+}

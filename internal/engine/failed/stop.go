@@ -1,0 +1,136 @@
+package failed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// insertColumns are the columns of a new row, in the order of insertArgs.
+const insertColumns = `consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id, attempts,
+	first_release, last_release`
+
+// insertArgs are the arguments $1 to $14 of a new row; $14 is the release.
+func (s *Store) insertArgs(e Entry) []any {
+	payload := e.Payload
+	if payload == nil { // a tombstone of Kafka; nil would be NULL
+		payload = []byte{}
+	}
+
+	// Headers.MarshalJSON cannot fail: it escapes what JSON cannot represent.
+	headers, _ := e.Headers.MarshalJSON()
+	cause, group := causeOf(e)
+
+	return []any{
+		e.Consumer, e.Topic, event.Text(e.Key), e.MessageID, event.Fingerprint(e.Payload), e.Origin, string(headers), payload,
+		string(e.Reason), storedError(e), cause, group, e.Attempts, event.Text(s.cfg.Release),
+	}
+}
+
+const insertValues = `$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14`
+
+func storedError(e Entry) string { return event.Text(e.Error[:min(len(e.Error), maxError)]) }
+
+// causeOf returns the cause and the group of a message that failed.
+func causeOf(e Entry) (cause, group string) {
+	if e.Error == "" {
+		return "", ""
+	}
+
+	cause = Cause(e)
+
+	return cause, groupOf(e.Consumer, e.Reason, cause)
+}
+
+// Stop stores e as stopped; the store sets its id, group, counts, times and
+// releases. A message that is here already counts in its row: it was redelivered
+// before its acknowledgement, or requeued and failed again, which is recorded as
+// reopened. A discarded message stays discarded. A message with an id that is
+// gone was withdrawn or applied by another replica: nothing is stored.
+func (s *Store) Stop(ctx context.Context, e Entry) error {
+	if e.ID == 0 {
+		stored, err := s.insertStopped(ctx, e)
+		if err != nil || stored {
+			return err
+		}
+	}
+
+	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		if e.ID == 0 {
+			err := tx.QueryRow(ctx, `SELECT id FROM failed_messages WHERE consumer = $1 AND message_id = $2 AND fingerprint = $3`,
+				e.Consumer, e.MessageID, event.Fingerprint(e.Payload)).Scan(&e.ID)
+			if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				return fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
+			}
+		}
+
+		k, waits, err := lockKeyOf(ctx, tx, e.ID)
+		if err != nil {
+			return err
+		}
+
+		reopened, err := s.stop(ctx, tx, e)
+		if err != nil {
+			return err
+		}
+
+		if reopened {
+			by := activity.Actor{Who: activity.Service, Why: e.Error}
+
+			err = activity.Record(ctx, tx, by, activity.Action{Action: activity.Reopened, Subject: subjectOf(e), EntryID: &e.ID})
+			if err != nil {
+				return err
+			}
+		}
+
+		if waits {
+			return free(ctx, tx, k)
+		}
+
+		return nil
+	})
+}
+
+func (s *Store) insertStopped(ctx context.Context, e Entry) (stored bool, err error) {
+	tag, err := s.pool.Exec(ctx, `
+		INSERT INTO failed_messages (state, deliveries, tried_at, `+insertColumns+`)
+		VALUES ('stopped', 1, now(), `+insertValues+`)
+		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`, s.insertArgs(e)...)
+	if err != nil {
+		return false, fmt.Errorf("storing failed message %s: %w", e.MessageID, err)
+	}
+
+	return tag.RowsAffected() > 0, nil
+}
+
+// stop sets the row with the id of e to stopped. It reports whether an operator
+// had decided on it before. The caller holds the key if the message waits.
+func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, err error) {
+	cause, group := causeOf(e)
+
+	err = tx.QueryRow(ctx, `
+		WITH old AS (SELECT id, state, resolution, deliveries FROM failed_messages WHERE id = $1 FOR UPDATE)
+		UPDATE failed_messages m
+		SET state = CASE WHEN old.resolution = 'discarded' THEN m.state ELSE 'stopped' END, waiting_key = NULL,
+		    resolution = nullif(m.resolution, 'applied'),
+		    resolved_at = CASE WHEN old.resolution = 'discarded' THEN m.resolved_at END,
+		    deliveries = m.deliveries + 1, attempts = greatest(m.attempts, $2), last_at = now(), tried_at = now(),
+		    reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, revision = m.revision + 1
+		FROM old WHERE m.id = old.id
+		RETURNING old.state = 'waiting' AND old.deliveries > 0 OR coalesce(old.resolution = 'applied', false)`,
+		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release)).Scan(&reopened)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return false, fmt.Errorf("stopping failed message %d: %w", e.ID, err)
+	}
+
+	return reopened, nil
+}
+
+// subjectOf names a message in the record of actions.
+func subjectOf(e Entry) string { return e.Consumer + " " + e.Key }

@@ -1,0 +1,282 @@
+package failed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// QueueWaiting adds a query to batch that calls found with each of the keys that
+// waits; see WaitingKey. Their rows stay locked until the transaction ends, so
+// that none of them is freed before messages are blocked behind it.
+func QueueWaiting(batch *pgx.Batch, consumer string, keys []string, found func(key string)) {
+	batch.Queue(`
+		SELECT key FROM failed_keys WHERE consumer = $1 AND key = ANY($2)
+		ORDER BY key FOR KEY SHARE`, consumer, keys).
+		Query(func(rows pgx.Rows) error {
+			var key string
+
+			_, err := pgx.ForEachRow(rows, []any{&key}, func() error {
+				found(key)
+
+				return nil
+			})
+
+			return err
+		})
+}
+
+// WaitingOf returns those of the keys that wait now.
+func WaitingOf(ctx context.Context, db postgres.Querier, consumer string, keys []string) (map[string]bool, error) {
+	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
+		`SELECT key FROM failed_keys WHERE consumer = $1 AND key = ANY($2)`, consumer, keys)
+	if err != nil {
+		return nil, fmt.Errorf("reading waiting keys: %w", err)
+	}
+
+	waiting := make(map[string]bool, len(found))
+	for _, key := range found {
+		waiting[key] = true
+	}
+
+	return waiting, nil
+}
+
+// Block makes messages wait behind those that wait for the same keys. A message
+// that is here already stays as it is. The caller holds the keys; see
+// QueueWaiting.
+func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
+	for _, e := range list {
+		if _, err := s.insertWaiting(ctx, tx, e); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// BlockAlone is Block for one message, in a transaction of its own. It returns
+// false when its key no longer waits.
+func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err error) {
+	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		QueueWaiting(batch, e.Consumer, []string{WaitingKey(e.Key)}, func(string) { blocked = true })
+
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil || !blocked {
+			return err
+		}
+
+		return s.Block(ctx, tx, []Entry{e})
+	})
+
+	return blocked, err
+}
+
+func (s *Store) insertWaiting(ctx context.Context, tx pgx.Tx, e Entry) (stored bool, err error) {
+	tag, err := tx.Exec(ctx, `
+		INSERT INTO failed_messages (state, waiting_key, tried_at, `+insertColumns+`)
+		VALUES ('waiting', $15, CASE WHEN $10::text <> '' THEN now() END, `+insertValues+`)
+		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`, append(s.insertArgs(e), WaitingKey(e.Key))...)
+	if err != nil {
+		return false, fmt.Errorf("storing waiting message %s: %w", e.MessageID, err)
+	}
+
+	return tag.RowsAffected() > 0, nil
+}
+
+// Park makes e, which failed e.Attempts times and last with e.Error, wait for its
+// next attempt. A message with an id waits already: its next attempt is put off.
+// A message that is here without waiting stays as it is: an operator decides, or
+// has decided.
+func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
+	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		if e.ID != 0 {
+			return s.parkAgain(ctx, tx, e, wait)
+		}
+
+		// A key that waits already is locked and stays as it is: without the lock
+		// it could be freed before the message is stored.
+		k := Key{Consumer: e.Consumer, Key: WaitingKey(e.Key)}
+
+		_, err := tx.Exec(ctx, `
+			INSERT INTO failed_keys AS k (consumer, key, due_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
+			ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at`, k.Consumer, k.Key, wait.Seconds())
+		if err != nil {
+			return fmt.Errorf("parking key %s: %w", e.Key, err)
+		}
+
+		stored, err := s.insertWaiting(ctx, tx, e)
+		if err != nil || stored {
+			return err
+		}
+
+		return free(ctx, tx, k)
+	})
+}
+
+func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Duration) error {
+	k, waits, err := lockKeyOf(ctx, tx, e.ID)
+	if err != nil || !waits {
+		return err // it was skipped, withdrawn or ended by another replica: what it blocked need not wait
+	}
+
+	cause, group := causeOf(e)
+
+	_, err = tx.Exec(ctx, `
+		UPDATE failed_messages
+		SET attempts = $2, reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, tried_at = now(), last_at = now(), revision = revision + 1
+		WHERE id = $1 AND state = 'waiting'`,
+		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release))
+	if err != nil {
+		return fmt.Errorf("parking message %s again: %w", e.MessageID, err)
+	}
+
+	// A message that was requeued in front of it meanwhile is due.
+	_, err = tx.Exec(ctx, `
+		UPDATE failed_keys SET due_at = clock_timestamp() + $4 * interval '1 second' WHERE consumer = $1 AND key = $2
+		AND $3 = (SELECT min(id) FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting')`,
+		k.Consumer, k.Key, e.ID, wait.Seconds())
+	if err != nil {
+		return fmt.Errorf("postponing key %s: %w", k.Key, err)
+	}
+
+	return nil
+}
+
+// Postpone sets the due time of a key to now + wait.
+func (s *Store) Postpone(ctx context.Context, k Key, wait time.Duration) error {
+	return postpone(ctx, s.pool, k, wait)
+}
+
+func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration) error {
+	_, err := db.Exec(ctx, `
+		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second' WHERE consumer = $1 AND key = $2`,
+		k.Consumer, k.Key, wait.Seconds())
+	if err != nil {
+		return fmt.Errorf("postponing key %s: %w", k.Key, err)
+	}
+
+	return nil
+}
+
+// lockKeyOf locks the key for which the message with an id waits. A transaction
+// that is about to block messages behind it commits before this returns.
+func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err error) {
+	err = tx.QueryRow(ctx, `
+		SELECT k.consumer, k.key FROM failed_keys k JOIN failed_messages m ON m.consumer = k.consumer AND m.waiting_key = k.key
+		WHERE m.id = $1 AND m.state = 'waiting' FOR UPDATE OF k`, id).Scan(&k.Consumer, &k.Key)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return k, false, nil
+	}
+
+	if err != nil {
+		return k, false, fmt.Errorf("locking the key of failed message %d: %w", id, err)
+	}
+
+	return k, true, nil
+}
+
+// free deletes a key for which no message waits any more.
+func free(ctx context.Context, tx pgx.Tx, k Key) error {
+	batch := &pgx.Batch{}
+	batch.Queue(`SELECT FROM failed_keys WHERE consumer = $1 AND key = $2 FOR UPDATE`, k.Consumer, k.Key)
+	batch.Queue(`
+		DELETE FROM failed_keys k WHERE consumer = $1 AND key = $2
+		AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting')`,
+		k.Consumer, k.Key)
+
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("freeing key %s: %w", k.Key, err)
+	}
+
+	return nil
+}
+
+// Finish ends the wait of the message with an id, which was applied. It is
+// deleted, or resolved if it was ever stopped. The next message of its key is the
+// first then; without one the key is free.
+func (s *Store) Finish(ctx context.Context, id int64) error {
+	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		k, waits, err := lockKeyOf(ctx, tx, id)
+		if err != nil || !waits {
+			return err // another replica has ended it, or it was withdrawn or skipped
+		}
+
+		batch := &pgx.Batch{}
+		batch.Queue(`DELETE FROM failed_messages WHERE id = $1 AND state = 'waiting' AND deliveries = 0`, id)
+		batch.Queue(`
+			UPDATE failed_messages
+			SET state = 'resolved', waiting_key = NULL, resolution = 'applied', resolved_at = now(), revision = revision + 1
+			WHERE id = $1 AND state = 'waiting'`, id)
+
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			return fmt.Errorf("finishing failed message %d: %w", id, err)
+		}
+
+		return free(ctx, tx, k)
+	})
+}
+
+// Lease returns keys that are due, of each consumer at most as many as room says,
+// and moves their due time ahead by lease: if the caller vanishes, they are due
+// again.
+func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Duration) ([]Key, error) {
+	consumers := slices.Sorted(maps.Keys(room))
+	limits := postgres.Column(consumers, func(consumer string) int64 { return int64(room[consumer]) })
+
+	keys, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Key], `
+		UPDATE failed_keys k SET due_at = clock_timestamp() + $1 * interval '1 second'
+		FROM unnest($2::text[], $3::bigint[]) AS r (consumer, room)
+		CROSS JOIN LATERAL (
+			SELECT d.consumer, d.key FROM failed_keys d
+			WHERE d.consumer = r.consumer AND d.due_at <= clock_timestamp()
+			ORDER BY d.due_at LIMIT r.room FOR NO KEY UPDATE SKIP LOCKED) AS due
+		WHERE k.consumer = due.consumer AND k.key = due.key
+		RETURNING k.consumer, k.key`, lease.Seconds(), consumers, limits)
+	if err != nil {
+		return nil, fmt.Errorf("leasing waiting keys: %w", err)
+	}
+
+	return keys, nil
+}
+
+// Head is the first message of a key.
+type Head struct {
+	Entry
+
+	// Behind is true when both this message and an earlier one of the same key in
+	// another consumer were requeued, and the earlier one has not been tried since.
+	// What was requeued together is tried in the order of arrival.
+	Behind bool
+}
+
+// Head returns the first message of a key; ok is false when none waits. Messages of
+// consumers that are not running hold up no others.
+func (s *Store) Head(ctx context.Context, k Key, running []string) (h Head, ok bool, err error) {
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
+		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (
+			SELECT FROM failed_messages o
+			WHERE o.consumer = ANY($3) AND o.consumer <> h.consumer AND o.waiting_key = h.waiting_key AND o.state = 'waiting'
+			  AND o.id < h.id AND o.deliveries > 0 AND o.tried_at IS NULL
+			  AND NOT EXISTS (
+				SELECT FROM failed_messages p
+				WHERE p.consumer = o.consumer AND p.waiting_key = o.waiting_key AND p.state = 'waiting' AND p.id < o.id AND p.tried_at IS NOT NULL))
+		FROM failed_messages h WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`, k.Consumer, k.Key, running)
+	if err != nil {
+		return h, false, fmt.Errorf("reading the first message of key %s: %w", k.Key, err)
+	}
+
+	if len(list) == 0 {
+		return h, false, nil
+	}
+
+	return list[0], true, nil
+}

@@ -1,0 +1,267 @@
+package failed_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func newStore(t *testing.T) (*failed.Store, *pgxpool.Pool) {
+	t.Helper()
+
+	pool := pgtest.New(t)
+
+	return failed.NewStore(failed.DefaultConfig(), pool), pool
+}
+
+// broken is a message of key k that failed once.
+func broken() failed.Entry {
+	return failed.Entry{
+		Consumer: "writer", Topic: "notes", Key: "k", MessageID: event.NewID(), Headers: event.Headers{},
+		Payload: []byte(`{}`), Attempts: 1, Reason: event.ReasonFailed, Error: "it is broken",
+	}
+}
+
+// park parks a message and returns it with its id.
+func park(t *testing.T, s *failed.Store, m failed.Entry, wait time.Duration) failed.Entry {
+	t.Helper()
+
+	if err := s.Park(t.Context(), m, wait); err != nil {
+		t.Fatal(err)
+	}
+
+	head, ok, err := s.Head(t.Context(), failed.Key{Consumer: m.Consumer, Key: m.Key}, nil)
+	if err != nil || !ok {
+		t.Fatalf("%t, %v", ok, err)
+	}
+
+	return head.Entry
+}
+
+func TestAMessageIsParkedWhileItsKeyIsBeingFreed(t *testing.T) {
+	t.Parallel()
+
+	s, pool := newStore(t)
+	first := park(t, s, broken(), 0)
+
+	// What Finish does, in slow motion.
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	if _, err := tx.Exec(t.Context(), `SELECT FROM failed_keys WHERE key = 'k' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+
+	second, done := broken(), make(chan error, 1)
+	go func() { done <- s.Park(t.Context(), second, time.Hour) }()
+
+	pgtest.Eventually(t, "the second waits for the key", func() bool {
+		return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+	})
+
+	for _, sql := range []string{`DELETE FROM failed_messages`, `DELETE FROM failed_keys`} {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if err := errors.Join(tx.Commit(t.Context()), <-done); err != nil {
+		t.Fatal(err)
+	}
+
+	list, err := s.WaitingKeys(t.Context(), failed.KeyFilter{}, 10)
+	if err != nil || len(list) != 1 || list[0].MessageID != second.MessageID || list[0].MessageID == first.MessageID || time.Until(list[0].DueAt) < 50*time.Minute {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestAnAttemptThatEndsAfterItsMessageWasSkippedHoldsNoOther(t *testing.T) {
+	t.Parallel()
+
+	s, _ := newStore(t)
+	first := park(t, s, broken(), 0)
+	park(t, s, broken(), 0) // behind it
+
+	if err := s.Skip(t.Context(), first.ID, activity.Actor{Who: "test"}); err != nil {
+		t.Fatal(err)
+	}
+
+	first.Attempts++
+
+	if err := s.Park(t.Context(), first, time.Hour); err != nil { // the attempt was under way meanwhile
+		t.Fatal(err)
+	}
+
+	list, err := s.WaitingKeys(t.Context(), failed.KeyFilter{}, 10)
+	if err != nil || len(list) != 1 || list[0].ID == first.ID || time.Until(list[0].DueAt) > time.Minute {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestARequeuedMessageGoesBeforeThoseThatWaitAndIsDueNow(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("k", "1")) // stopped
+
+	waiting := broken()
+	waiting.Payload = body("k", "2")
+
+	if err := r.Park(t.Context(), waiting, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+
+	second := r.waiting()[0].Entry
+	r.requeue(failed.Filter{IDs: []int64{1}})
+
+	// An attempt at the second one that was under way puts only itself off.
+	second.Attempts++
+	if err := r.Park(t.Context(), second, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := r.apply(); len(got) != 2 || got[0].Entry.ID != 1 || got[1].Entry.ID != second.ID {
+		t.Errorf("applied %+v", got)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE id <> 1`); n != 0 {
+		t.Errorf("a message that was never stopped is still here")
+	}
+}
+
+func TestARequeuedMessageDoesNotMakeAnEarlierOneOfItsKeyDue(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	first := broken()
+	if err := r.Park(t.Context(), first, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+
+	r.requeue(failed.Filter{IDs: []int64{r.add(entry("k", "2"))}})
+
+	list, err := r.WaitingKeys(t.Context(), failed.KeyFilter{}, 10)
+	if err != nil || len(list) != 1 || list[0].MessageID != first.MessageID || list[0].Blocked != 1 || time.Until(list[0].DueAt) < 50*time.Minute {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestAMessageThatIsStoppedAlreadyIsNotParked(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "1")
+	id := r.add(e)
+
+	if err := r.Park(t.Context(), e, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(id).State != failed.Stopped {
+		t.Errorf("%d keys wait; %+v", n, r.get(id))
+	}
+}
+
+func TestAKeyThatIsTooLongForAnIndexWaitsToo(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	var key strings.Builder // it must not compress well
+	for key.Len() < 20_000 {
+		key.WriteString(event.NewID().String())
+	}
+
+	e := entry(key.String(), "1")
+	r.add(e)
+	r.requeue(failed.Filter{})
+
+	if blocked, err := r.BlockAlone(t.Context(), entry(key.String(), "2")); err != nil || !blocked {
+		t.Fatalf("blocked %t, %v", blocked, err)
+	}
+
+	if got := r.apply(); len(got) != 2 || got[0].Entry.MessageID != e.MessageID || got[0].Entry.Key != key.String() {
+		t.Errorf("applied %+v", got)
+	}
+}
+
+func TestAMessageThatWaitsIsStoppedInItsRow(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	first := park(t, r.Store, broken(), time.Hour)
+	second := park(t, r.Store, broken(), time.Hour)
+
+	if second.ID != first.ID {
+		t.Fatalf("the head is %d, expected %d", second.ID, first.ID)
+	}
+
+	// It was delivered twice, and the other delivery is rejected.
+	rejected := first
+	rejected.ID, rejected.Reason, rejected.Error = 0, event.ReasonInvalid, "text: is missing"
+	r.add(rejected)
+
+	if got := r.get(first.ID); got.State != failed.Stopped || got.Reason != event.ReasonInvalid || r.history(first.ID) != "" {
+		t.Errorf("got %+v, %s", got, r.history(first.ID))
+	}
+
+	if got := r.waiting(); len(got) != 1 || got[0].Entry.ID == first.ID {
+		t.Errorf("waiting %+v", got)
+	}
+}
+
+func TestWhatWasRequeuedIsTriedInTheOrderOfArrivalAcrossConsumers(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	running := []string{"reader", "writer"}
+	first, second := entry("a", "1"), entry("a", "2")
+	second.Consumer = "reader"
+	r.add(first, second)
+
+	anything := func(string, []byte) (string, error) { return "a", nil }
+	if o, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{}, anything); err != nil || o.Done != 2 {
+		t.Fatalf("got %+v, %v", o, err)
+	}
+
+	behind := func(consumer string, running []string) bool {
+		head, ok, err := r.Head(t.Context(), failed.Key{Consumer: consumer, Key: "a"}, running)
+		if err != nil || !ok {
+			t.Fatalf("%t, %v", ok, err)
+		}
+
+		return head.Behind
+	}
+
+	if behind("writer", running) || !behind("reader", running) {
+		t.Error("the second is to be tried before the first")
+	}
+
+	if behind("reader", []string{"reader"}) {
+		t.Error("the second waits for a consumer that is paused")
+	}
+
+	tried := r.get(1)
+	tried.Attempts++
+
+	if err := r.Park(t.Context(), tried, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+
+	if behind("reader", running) {
+		t.Error("the second waits for the next attempt at the first")
+	}
+}
