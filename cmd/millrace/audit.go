@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,19 +10,9 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/shop/audit"
 )
-
-// maxRepairs is how many violations of a check are repaired in one run.
-const maxRepairs = 10_000
-
-// auditOutput is what the command did; it is also its JSON output.
-type auditOutput struct {
-	invariant.Report
-
-	DryRun  bool               `json:"dry_run,omitempty"`
-	Repairs []invariant.Repair `json:"repairs,omitempty"`
-}
 
 func newAudit(opts *options) *cobra.Command {
 	var (
@@ -48,18 +36,13 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		Example: `  millrace audit --only stock,ledger
   millrace audit --repair --dry-run`,
 	}, func(c *call) error {
-		if dry && !repair {
-			return usageError{errors.New("--dry-run requires --repair")}
-		}
+		progress, done := showProgress("checking")
+		options.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
 
-		cfg, err := opts.load()
-		if err != nil {
-			return err
-		}
+		out, err := c.Operator.Audit(c.ctx, options, repair, dry, by)
 
-		options.Retention = cfg.Inbox.Retention
+		done()
 
-		out, err := runAudit(c.ctx, c.Audit, options, repair, dry, by)
 		if err != nil {
 			return err
 		}
@@ -83,48 +66,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 	return cmd
 }
 
-func runAudit(ctx context.Context, auditor *invariant.Auditor, options invariant.Options, repair, dry bool, by activity.Actor) (out auditOutput, err error) {
-	listed := options.Limit
-	if repair {
-		options.Limit = max(listed, maxRepairs)
-	}
-
-	if out.Report, err = watchAudit(ctx, auditor, options); err != nil {
-		return out, err
-	}
-
-	if repair {
-		out.DryRun = dry
-
-		if out.Repairs, err = auditor.Repair(ctx, out.Report, by, dry); err != nil {
-			return out, err
-		}
-	}
-
-	if repair && !dry && len(out.Repairs) > 0 {
-		if out.Report, err = watchAudit(ctx, auditor, options); err != nil {
-			return out, err
-		}
-	}
-
-	for i, c := range out.Checks {
-		out.Checks[i].First = c.First[:min(len(c.First), max(listed, 1))]
-	}
-
-	return out, nil
-}
-
-// watchAudit runs an audit and shows its progress.
-func watchAudit(ctx context.Context, auditor *invariant.Auditor, options invariant.Options) (invariant.Report, error) {
-	progress, done := showProgress("checking")
-	defer done()
-
-	options.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
-
-	return auditor.Run(ctx, options)
-}
-
-func writeAudit(w io.Writer, out auditOutput) {
+func writeAudit(w io.Writer, out operate.Audit) {
 	fmt.Fprintln(w, "CHECK\tEXAMINED\tRESULT")
 
 	for _, c := range out.Checks {
@@ -160,7 +102,7 @@ func writeViolations(w io.Writer, c invariant.Result) {
 	fmt.Fprintf(w, "  What to do: %s\n", c.Advice)
 }
 
-func writeRepairs(w io.Writer, out auditOutput) {
+func writeRepairs(w io.Writer, out operate.Audit) {
 	if len(out.Repairs) == 0 {
 		return
 	}

@@ -48,7 +48,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 
 	out, code := run(t, url, "audit", "--json", "--only", "stock")
 
-	var result auditOutput
+	var result operate.Audit
 	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 0 || result.Checks[0].Examined != 2 {
 		t.Errorf("exit code %d, %v: %s", code, err, out)
 	}

@@ -50,31 +50,20 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// notFoundError says that what was asked for is not there.
-type notFoundError struct{ error }
-
-func (e notFoundError) Unwrap() error { return e.error }
-
-// errRejected says that publish refused some messages; it has told which.
+// errRejected says that publish rejected some messages; it has listed them.
 var errRejected = errors.New("some messages were rejected and not published")
 
-// errRefused says that requeue refused some entries; it has told which.
-var errRefused = errors.New("some entries were refused and stay open")
+// errRefused says that requeue refused some messages; it has listed them.
+var errRefused = errors.New("some messages were refused and stay stopped")
 
 func exitCode(err error) int {
-	var (
-		usage    usageError
-		notFound notFoundError
-	)
-
-	switch {
-	case errors.As(err, &usage):
+	if _, usage := errors.AsType[usageError](err); usage {
 		return exitUsage
-	case errors.As(err, &notFound):
-		return exitNotFound
-	case errors.Is(err, errRejected), errors.Is(err, errRefused):
-		return exitRejected
-	default:
-		return operate.OutcomeOf(err).Exit
 	}
+
+	if errors.Is(err, errRejected) || errors.Is(err, errRefused) {
+		return exitRejected
+	}
+
+	return operate.OutcomeOf(err).Exit
 }

@@ -26,7 +26,7 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 		SilenceErrors: true,
 	},
 		newServe, newDev, newPublish, newOrders, newStock, newPayments, newUsers, newNotifications, newAnalytics,
-		newEvents, newProjections, newTrace, newStatus, newConsumers, newParked, newPoison, newAudit, newUpkeep,
+		newEvents, newProjections, newTrace, newStatus, newConsumers, newFailed, newActivity, newAudit, newUpkeep,
 		newMigrate, newConfig, newVersion)
 
 	flags := root.PersistentFlags()

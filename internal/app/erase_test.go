@@ -10,6 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/notification"
@@ -93,7 +94,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
 	mended := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 
-	if _, err := s.Failed.Edit(t.Context(), id, 1, mended, operator, s.CheckFor); err != nil {
+	if _, err := s.Operator.Edit(t.Context(), failed.Entry{ID: id, Revision: 1}, mended, operator); err != nil {
 		t.Fatal(err)
 	}
 

@@ -9,7 +9,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
-	"github.com/millracehq/millrace/internal/httpapi"
 )
 
 // upkeep is all that maintenance does, in this order. Whatever else grows gets
@@ -25,7 +24,6 @@ func (s *Service) upkeep() []upkeep.Task {
 		}},
 		{Name: "analytics events", Do: func(ctx context.Context) (int64, error) { return s.Analytics.Clean(ctx, time.Now()) }},
 		{Name: "resolved messages", Do: s.Failed.Expire},
-		{Name: "idempotent answers", Do: func(ctx context.Context) (int64, error) { return httpapi.ExpireAnswers(ctx, s.Pool) }},
 		s.rows("updates of unknown users", "user_misses", "missed_at", s.Retention.UserMissesRetention),
 		s.rows("notifications", "notifications", "sent_at", s.Retention.NotificationsRetention),
 	}

@@ -22,18 +22,6 @@ func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 	return "", event.UnknownName("topic", topic, s.Topics())
 }
 
-// CheckFor reports why a consumer would reject a payload before its handler sees
-// it, and its key.
-func (s *Service) CheckFor(consumer string, payload []byte) (key string, err error) {
-	for _, route := range s.Router.Routes() {
-		if route.Consumer == consumer {
-			return route.Check(payload)
-		}
-	}
-
-	return "", fmt.Errorf("there is no consumer %s any more", consumer)
-}
-
 // Publish puts messages into the outbox: when it returns they will be
 // published, in this order per key.
 func (s *Service) Publish(ctx context.Context, messages []event.Message) error {

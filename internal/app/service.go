@@ -82,7 +82,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 
 	s.Operator = &operate.Operator{
 		Pool: engine.Pool, Router: engine.Router, Dependencies: engine.Dependencies, Janitor: upkeep.Janitor,
-		Brokers: engine.Brokers.Kinds(),
+		Failed: engine.Failed, Projector: s.Projector, Auditor: upkeep.Audit, Retention: upkeep.Inbox.Retention, Brokers: engine.Brokers.Kinds(),
 	}
 
 	s.Janitor.Add(s.upkeep()...)
@@ -92,10 +92,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	if domains.Webhook.Enabled() {
 		http.Handle(payment.WebhookPattern, domains.Webhook)
 	}
-	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(httpapi.API{
-		Failed: s.Failed, Orders: s.Orders, Inventory: s.Inventory, Check: s.CheckFor, Pool: s.Pool,
-		Logger: logger.With(slog.String("component", "httpapi")),
-	}))
+	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources))
 
 	return s, nil
 }

@@ -2,11 +2,11 @@ package httpapi_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,13 +16,17 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/httpapi"
-	"github.com/millracehq/millrace/internal/shop/inventory"
-	"github.com/millracehq/millrace/internal/shop/order"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -43,13 +47,36 @@ func (n note) Validate() error {
 	return nil
 }
 
-func check(_ string, payload []byte) (string, error) {
-	n, err := event.Decode[note](payload)
-
-	return n.ID, err
+// thing is a resource that the tests register, as the shop registers its own.
+type thing struct {
+	Name string `json:"name"`
 }
 
-// rig is the API on a database of its own.
+// things is a list with names that a cursor must survive.
+func things(api *httpapi.API) {
+	all := []thing{{"a"}, {`b " c`}, {"d"}}
+
+	httpapi.Get(api, "/things", "List things", func(_ context.Context, in *httpapi.Paging) (*httpapi.List[thing], error) {
+		var after string
+		if err := in.After("%q", &after); err != nil {
+			return nil, err
+		}
+
+		i := slices.IndexFunc(all, func(t thing) bool { return t.Name > after })
+		list := all[max(i, 0):]
+
+		return httpapi.Page(in, list[:min(len(list), in.Limit+1)], func(t thing) string { return fmt.Sprintf("%q", t.Name) }), nil
+	})
+	httpapi.Get(api, "/panic", "Panic", func(context.Context, *struct{}) (*httpapi.List[thing], error) { panic("no things") })
+	httpapi.Get(api, "/things/{name}", "Show a thing", func(_ context.Context, in *struct {
+		Name string `path:"name"`
+	},
+	) (*httpapi.List[thing], error) {
+		return nil, event.Missing("thing", in.Name)
+	})
+}
+
+// rig is the API on a database of its own, with the consumer "writer".
 type rig struct {
 	t     *testing.T
 	pool  *pgxpool.Pool
@@ -60,11 +87,20 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 
-	pool := pgtest.New(t)
+	pool, logger, registry := pgtest.New(t), pgtest.Logger(t), prometheus.NewRegistry()
 	store := failed.NewStore(failed.Config{Release: "1.2.3"}, pool)
-	server := httptest.NewServer(httpapi.NewAPI(httpapi.API{
-		Failed: store, Orders: order.NewService(pool), Inventory: inventory.NewService(pool), Check: check, Pool: pool, Logger: pgtest.Logger(t),
-	}))
+	dependencies := breaker.NewSet(logger, registry)
+
+	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, store, dependencies,
+		outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	consumer.On(router, "writer", func(context.Context, pgx.Tx, event.Event[note]) ([]event.Outgoing, error) { return nil, nil })
+
+	operator := &operate.Operator{Pool: pool, Router: router, Failed: store, Dependencies: dependencies}
+	server := httptest.NewServer(httpapi.NewAPI(operator, logger, things))
 	t.Cleanup(server.Close)
 
 	return &rig{t: t, pool: pool, store: store, url: server.URL + httpapi.Prefix}
@@ -171,25 +207,34 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		says               string
 	}{
 		{"GET", "/nowhere", "", 404, "no such address"},
-		{"PUT", "/poison/entries/1", "", 405, "PUT is not possible here, only GET, HEAD, PATCH"},
+		{"PUT", "/failed/1", "", 405, "PUT is not possible here, only GET, HEAD, PATCH"},
 		{"DELETE", "/version", "", 405, "only GET, HEAD"},
-		{"GET", "/poison/entries/9", "", 404, "there is no failed message 9"},
-		{"GET", "/poison/entries/x", "", 422, "path.id"},
-		{"GET", "/poison/entries/99999999999999999999", "", 422, "path.id"},
-		{"GET", "/poison/entries?limit=0", "", 422, "query.limit"},
-		{"GET", "/poison/entries?cursor=nonsense", "", 422, "is no cursor"},
-		{"GET", "/poison/entries?since=yesterday", "", 422, "query.since"},
-		{"GET", "/orders/nope", "", 404, "there is no order nope"},
-		{"GET", "/orders/%00", "", 404, "there is no order"},
-		{"POST", "/poison/requeue", "{", 400, "JSON"},
-		{"POST", "/poison/requeue", "{}", 422, "nothing is done by oversight"},
-		{"POST", "/poison/requeue", `{"all":true,"topic":"notes"}`, 422, "nothing is done by oversight"},
-		{"POST", "/poison/requeue", `{"topik":"notes"}`, 422, "body.topik"},
-		{"POST", "/poison/discard", `{"all":true}`, 422, "required property why"},
-		{"POST", "/poison/entries/1/discard", `{"why":"  "}`, 422, "why: is missing"},
-		{"PATCH", "/poison/entries/1", `{"payload":{"text":"{}"}}`, 422, "text: is missing"},
-		{"PATCH", "/poison/entries/1", `{"payload":{}}`, 422, "expected either text or base64"},
-		{"POST", "/poison/entries/9/requeue", `{}`, 404, "there is no failed message 9"},
+		{"GET", "/failed/9", "", 404, "there is no failed message 9"},
+		{"GET", "/failed/x", "", 422, "path.id"},
+		{"GET", "/failed/99999999999999999999", "", 422, "path.id"},
+		{"GET", "/failed?limit=0", "", 422, "query.limit"},
+		{"GET", "/failed?cursor=nonsense", "", 422, "is not a cursor"},
+		{"GET", "/failed?since=yesterday", "", 422, "query.since"},
+		{"GET", "/things/nope", "", 404, `"type":"urn:millrace:problem:not-found"`},
+		{"GET", "/things/%00", "", 404, "there is no thing"},
+		{"GET", "/waiting/1", "", 404, "there is no waiting message 1"},
+		{"POST", "/waiting/retry", "{}", 422, "nothing is selected"},
+		{"POST", "/waiting/1/skip", "{}", 404, "there is no waiting message 1"},
+		{"POST", "/consumers/writre/pause", "{}", 404, "did you mean writer?"},
+		{"GET", "/conversations/x", "", 422, "expected a UUID"},
+		{"GET", "/conversations/00000000-0000-7000-8000-000000000000", "", 404, "there is no trace"},
+		{"GET", "/events?stream=nope", "", 404, "there is no stream nope"},
+		{"GET", "/events?cursor=nonsense", "", 422, "is not a cursor"},
+		{"GET", "/activity?action=nothing", "", 422, "query.action"},
+		{"POST", "/failed/requeue", "{", 400, "JSON"},
+		{"POST", "/failed/requeue", "{}", 422, "nothing is selected"},
+		{"POST", "/failed/requeue", `{"all":true,"topic":"notes"}`, 422, "all cannot be combined"},
+		{"POST", "/failed/requeue", `{"topik":"notes"}`, 422, "body.topik"},
+		{"POST", "/failed/discard", `{"all":true}`, 422, "required property why"},
+		{"POST", "/failed/1/discard", `{"why":"  "}`, 422, "why: is missing"},
+		{"PATCH", "/failed/1", `{"payload":{"text":"{}"}}`, 422, "text: is missing"},
+		{"PATCH", "/failed/1", `{"payload":{}}`, 422, "expected either text or base64"},
+		{"POST", "/failed/9/requeue", `{}`, 404, "there is no failed message 9"},
 	} {
 		a := r.ask(c.method, c.path, c.body, "Content-Type", "application/json")
 		if a.status != c.status || !strings.Contains(a.text, c.says) {
@@ -201,11 +246,11 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		t.Errorf("Allow is %q", a.headers.Get("Allow"))
 	}
 
-	if a := r.ask("POST", "/poison/requeue", strings.Repeat(" ", 7<<20), "Content-Type", "application/json"); a.status != 413 {
+	if a := r.ask("POST", "/failed/requeue", strings.Repeat(" ", 7<<20), "Content-Type", "application/json"); a.status != 413 {
 		t.Errorf("a huge body: %d %s", a.status, a.text)
 	}
 
-	if a := r.ask("POST", "/poison/requeue", "<x/>", "Content-Type", "text/xml"); a.status != 415 {
+	if a := r.ask("POST", "/failed/requeue", "<x/>", "Content-Type", "text/xml"); a.status != 415 {
 		t.Errorf("XML: %d %s", a.status, a.text)
 	}
 }
@@ -221,12 +266,12 @@ func TestOtherSitesAreKeptOut(t *testing.T) {
 		"a fetch metadata": {"Sec-Fetch-Site", "cross-site"},
 		"rebinding":        {"Host", "evil.example", "Origin", "http://evil.example"},
 	} {
-		if a := r.ask("POST", "/poison/discard", `{"all":true,"why":"x"}`, append(headers, "Content-Type", "application/json")...); a.status != 403 {
+		if a := r.ask("POST", "/failed/discard", `{"all":true,"why":"x"}`, append(headers, "Content-Type", "application/json")...); a.status != 403 {
 			t.Errorf("%s: %d %s", name, a.status, a.text)
 		}
 	}
 
-	if a := r.ask("GET", "/poison/entries", "", "Host", "evil.example"); a.status != 403 {
+	if a := r.ask("GET", "/failed", "", "Host", "evil.example"); a.status != 403 {
 		t.Errorf("reading by another name: %d", a.status)
 	}
 
@@ -244,19 +289,15 @@ func TestPagesLeadFromOneToTheNext(t *testing.T) {
 		r.add(fmt.Sprint("k", i), "x")
 	}
 
-	if err := inventory.NewService(r.pool).Seed(t.Context(), map[string]int64{"a": 1, `b " c`: 2, "d": 3}); err != nil {
-		t.Fatal(err)
-	}
-
 	for _, c := range []struct {
-		path, list, id string
-		want           []any
+		path, id string
+		want     []any
 	}{
-		{"/poison/entries?limit=2&topic=notes", "entries", "id", []any{5.0, 4.0, 3.0, 2.0, 1.0}},
-		{"/poison/entries?limit=5", "entries", "id", []any{5.0, 4.0, 3.0, 2.0, 1.0}},
-		{"/poison/entries?topic=others", "entries", "id", nil},
-		{"/poison/entries?key=%00%ff", "entries", "id", nil},
-		{"/stock?limit=1", "stock", "product_id", []any{"a", `b " c`, "d"}},
+		{"/failed?limit=2&topic=notes", "id", []any{5.0, 4.0, 3.0, 2.0, 1.0}},
+		{"/failed?limit=5", "id", []any{5.0, 4.0, 3.0, 2.0, 1.0}},
+		{"/failed?topic=others", "id", nil},
+		{"/failed?key=%00%ff", "id", nil},
+		{"/things?limit=1", "name", []any{"a", `b " c`, "d"}},
 	} {
 		var got []any
 
@@ -266,8 +307,8 @@ func TestPagesLeadFromOneToTheNext(t *testing.T) {
 				t.Fatalf("%s: %d %s", path, a.status, a.text)
 			}
 
-			for i := 0; a.at(c.list, i) != nil; i++ {
-				got = append(got, a.at(c.list, i, c.id))
+			for i := 0; a.at("items", i) != nil; i++ {
+				got = append(got, a.at("items", i, c.id))
 			}
 
 			link, _, _ := strings.Cut(strings.TrimPrefix(a.headers.Get("Link"), "<"+httpapi.Prefix), ">")
@@ -295,78 +336,78 @@ func TestGroupsArePagesToo(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	first := r.ask("GET", "/poison/groups?limit=1", "")
-	second := r.ask("GET", "/poison/groups?limit=1&cursor="+fmt.Sprint(first.body["next"]), "")
+	first := r.ask("GET", "/failed/groups?limit=1", "")
+	second := r.ask("GET", "/failed/groups?limit=1&cursor="+fmt.Sprint(first.body["next"]), "")
 
-	if first.at("groups", 0, "entries") != 2.0 || first.at("groups", 0, "keys") != 2.0 || first.at("groups", 0, "last_release") != "1.2.3" ||
-		second.at("groups", 0, "cause") != "text: is missing" || second.body["next"] != nil {
+	if first.at("items", 0, "entries") != 2.0 || first.at("items", 0, "keys") != 2.0 || first.at("items", 0, "last_release") != "1.2.3" ||
+		second.at("items", 0, "cause") != "text: is missing" || second.body["next"] != nil {
 		t.Errorf("got %s and %s", first.text, second.text)
 	}
 }
 
-func TestAnEntryIsMendedAndRequeued(t *testing.T) {
+func TestAMessageIsEditedAndRequeued(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
 	r.add("a", "x")
 
-	shown := r.ask("GET", "/poison/entries/1", "")
+	shown := r.ask("GET", "/failed/1", "")
 	tag := shown.headers.Get("ETag")
 
-	if text := shown.at("payload", "text"); text != `{"id":"a","text":"x"}` || shown.body["state"] != "stopped" || tag == "" ||
+	if text := shown.at("payload", "text"); text != `{"id":"a","text":"x"}` || shown.body["state"] != "stopped" || shown.body["is_edited"] != false || tag == "" ||
 		!strings.Contains(shown.text, `"binary":{"base64":"/w=="}`) {
 		t.Fatalf("got %s, ETag %s", shown.text, tag)
 	}
 
-	if a := r.ask("GET", "/poison/entries/1", "", "If-None-Match", `"x", W/`+tag); a.status != 304 || a.text != "" || a.headers.Get("ETag") != tag {
+	if a := r.ask("GET", "/failed/1", "", "If-None-Match", `"x", W/`+tag); a.status != 304 || a.text != "" || a.headers.Get("ETag") != tag {
 		t.Errorf("unchanged: %d %q", a.status, a.text)
 	}
 
-	const mend = `{"payload":{"text":"{\"id\":\"a\",\"text\":\"y\"}"},"why":"typo"}`
+	const edit = `{"payload":{"text":"{\"id\":\"a\",\"text\":\"y\"}"},"why":"typo"}`
 
-	if a := r.ask("PATCH", "/poison/entries/1", mend, "If-Match", `"1-99"`); a.status != 412 {
+	if a := r.ask("PATCH", "/failed/1", edit, "If-Match", `"1-99"`); a.status != 412 {
 		t.Errorf("another ETag: %d %s", a.status, a.text)
 	}
 
-	mended := r.ask("PATCH", "/poison/entries/1", mend, "If-Match", tag, "X-Millrace-Operator", "bob")
-	if mended.status != 200 || mended.body["state"] != "edited" || mended.headers.Get("ETag") == tag {
-		t.Fatalf("got %d %s", mended.status, mended.text)
+	edited := r.ask("PATCH", "/failed/1", edit, "If-Match", tag, "X-Millrace-Operator", "bob")
+	if edited.status != 200 || edited.body["is_edited"] != true || edited.headers.Get("ETag") == tag {
+		t.Fatalf("got %d %s", edited.status, edited.text)
 	}
 
-	if a := r.ask("GET", "/poison/entries/1", "", "If-None-Match", tag); a.status != 200 {
+	if a := r.ask("GET", "/failed/1", "", "If-None-Match", tag); a.status != 200 {
 		t.Errorf("changed: %d", a.status)
 	}
 
-	if a := r.ask("GET", "/poison/entries/1/diff", ""); !strings.Contains(a.text, `+  "text": "y"`) {
+	if a := r.ask("GET", "/failed/1/diff", ""); !strings.Contains(a.text, `+  "text": "y"`) {
 		t.Errorf("diff: %s", a.text)
 	}
 
 	for which, want := range map[string]string{"original": `{"id":"a","text":"x"}`, "edited": `{"id":"a","text":"y"}`} {
-		a := r.ask("GET", "/poison/entries/1/payload?which="+which, "")
+		a := r.ask("GET", "/failed/1/payload?which="+which, "")
 		if a.text != want || a.headers.Get("Content-Type") != "text/plain" || !strings.HasPrefix(a.headers.Get("Content-Disposition"), "attachment;") {
 			t.Errorf("%s: %v %s", which, a.headers, a.text)
 		}
 	}
 
-	if a := r.ask("POST", "/poison/entries/1/requeue", `{"why":"go"}`, "If-Match", tag); a.status != 412 {
+	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`, "If-Match", tag); a.status != 412 {
 		t.Errorf("an old ETag: %d %s", a.status, a.text)
 	}
 
-	if a := r.ask("POST", "/poison/entries/1/requeue", `{"why":"go"}`, "If-Match", mended.headers.Get("ETag")); a.status != 200 || a.body["state"] != "waiting" {
+	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`, "If-Match", edited.headers.Get("ETag")); a.status != 200 || a.body["state"] != "waiting" {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
-	if a := r.ask("POST", "/poison/entries/1/requeue", `{"why":"go"}`); a.status != 409 {
+	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`); a.status != 409 {
 		t.Errorf("once more: %d %s", a.status, a.text)
 	}
 
-	actions := r.ask("GET", "/poison/entries/1/actions", "")
-	if actions.at("actions", 0, "who") != "bob" || actions.at("actions", 0, "why") != "typo" || actions.at("actions", 1, "who") != "http" || actions.at("actions", 2) != nil {
+	actions := r.ask("GET", "/failed/1/actions", "")
+	if actions.at("items", 0, "who") != "bob" || actions.at("items", 0, "why") != "typo" || actions.at("items", 1, "who") != "http" || actions.at("items", 2) != nil {
 		t.Errorf("actions: %s", actions.text)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'waiting' AND consumer = 'writer' AND edited = convert_to('{"id":"a","text":"y"}', 'UTF8')`); n != 1 {
-		t.Errorf("%d messages wait", n)
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'waiting' AND edited = convert_to('{"id":"a","text":"y"}', 'UTF8')`); n != 1 {
+		t.Errorf("%d messages wait with the edited payload", n)
 	}
 }
 
@@ -379,108 +420,179 @@ func TestManyAreRequeuedInParts(t *testing.T) {
 	r.add("a", "x") // behind the first
 	r.add("c", "x")
 
-	dry := r.ask("POST", "/poison/requeue", `{"topic":"notes","dry_run":true}`)
+	dry := r.ask("POST", "/failed/requeue", `{"topic":"notes","dry_run":true}`)
 	if dry.body["done"] != 2.0 || dry.body["refused"] != 2.0 || dry.body["dry_run"] != true {
 		t.Errorf("a dry run: %s", dry.text)
 	}
 
-	first := r.ask("POST", "/poison/requeue", `{"topic":"notes","limit":2}`)
+	first := r.ask("POST", "/failed/requeue", `{"topic":"notes","limit":2}`)
 	if first.body["done"] != 1.0 || first.body["refused"] != 1.0 || first.body["next"] != 2.0 {
 		t.Errorf("got %s", first.text)
 	}
 
-	second := r.ask("POST", "/poison/requeue", `{"topic":"notes","limit":2,"after":2}`)
+	second := r.ask("POST", "/failed/requeue", `{"topic":"notes","limit":2,"after":2}`)
 	if second.body["done"] != 1.0 || second.body["refused"] != 1.0 || second.body["next"] != nil {
 		t.Errorf("got %s", second.text)
 	}
 
-	if a := r.ask("POST", "/poison/entries/3/requeue", `{}`); a.status != 409 || !strings.Contains(a.text, "behind message 1") {
+	if a := r.ask("POST", "/failed/3/requeue", `{}`); a.status != 409 || !strings.Contains(a.text, "behind message 1") {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
-	if a := r.ask("POST", "/poison/discard", `{"ids":[1,3],"why":"test data"}`); a.body["done"] != 2.0 {
+	if a := r.ask("POST", "/failed/discard", `{"ids":[1,3],"why":"test data"}`); a.body["done"] != 2.0 {
 		t.Errorf("got %s", a.text)
 	}
 }
 
-func TestTheSameRequestGetsTheSameAnswer(t *testing.T) {
+func TestARepeatedRequestChangesNothing(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
 	r.add("a", "x")
 	r.add("b", "x")
 
-	const body = `{"ids":[1],"why":"go"}`
-
 	var (
-		running  sync.WaitGroup
-		statuses [8]int
+		running sync.WaitGroup
+		done    atomic.Int32
 	)
 
-	for i := range statuses { // at once
+	for range 8 { // at once
 		running.Go(func() {
-			statuses[i] = r.ask("POST", "/poison/requeue", body, "Idempotency-Key", "one").status
+			if a := r.ask("POST", "/failed/requeue", `{"ids":[1],"why":"go"}`); a.status == 200 && a.body["done"] == 1.0 {
+				done.Add(1)
+			}
 		})
 	}
 
 	running.Wait()
 
-	for _, status := range statuses {
-		if status != 200 && status != 409 {
-			t.Errorf("got %v", statuses)
+	if n := done.Load(); n != 1 {
+		t.Errorf("message 1 was requeued %d times", n)
+	}
+
+	for range 2 {
+		if a := r.ask("POST", "/failed/discard", `{"ids":[2],"why":"junk"}`); a.status != 200 {
+			t.Errorf("got %d %s", a.status, a.text)
 		}
 	}
 
-	again := r.ask("POST", "/poison/requeue", body, "Idempotency-Key", "one")
-	if again.status != 200 || again.body["done"] != 1.0 || again.headers.Get("Idempotency-Replayed") != "true" ||
-		again.headers.Get("Content-Type") != "application/json" {
-		t.Errorf("got %d %v %s", again.status, again.headers, again.text)
+	if a := r.ask("GET", "/activity?action=discarded", ""); a.at("items", 0, "why") != "junk" || a.at("items", 1) != nil {
+		t.Errorf("activity: %s", a.text)
+	}
+}
+
+func TestWaitingKeysAreRetriedAndSkipped(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+	r.add("a", "y")
+
+	if a := r.ask("POST", "/failed/requeue", `{"key":"a"}`); a.body["done"] != 2.0 {
+		t.Fatalf("got %s", a.text)
 	}
 
-	if a := r.ask("POST", "/poison/requeue", `{"ids":[2]}`, "Idempotency-Key", "one"); a.status != 422 || !strings.Contains(a.text, "another request") {
-		t.Errorf("another body: %d %s", a.status, a.text)
+	keys := r.ask("GET", "/waiting?consumer=writer", "")
+	if keys.at("items", 0, "id") != 1.0 || keys.at("items", 0, "blocked") != 1.0 || keys.at("items", 0, "due_at") == nil || keys.at("items", 1) != nil {
+		t.Errorf("keys: %s", keys.text)
 	}
 
-	if a := r.ask("POST", "/poison/requeue", body, "Idempotency-Key", "two"); a.body["done"] != 0.0 {
-		t.Errorf("another key: %s", a.text)
+	queue := r.ask("GET", "/waiting/2", "")
+	if queue.at("items", 0, "payload", "text") != `{"id":"a","text":"x"}` || queue.at("items", 1, "id") != 2.0 {
+		t.Errorf("queue: %s", queue.text)
 	}
 
-	if a := r.ask("POST", "/poison/requeue", body, "Idempotency-Key", strings.Repeat("k", 256)); a.status != 422 {
-		t.Errorf("a long key: %d %s", a.status, a.text)
+	if a := r.ask("POST", "/waiting/retry", `{"key":"a","why":"now"}`); a.status != 200 || a.body["due"] != 1.0 {
+		t.Errorf("retry: %d %s", a.status, a.text)
 	}
 
-	if _, err := r.pool.Exec(t.Context(), `UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = 'one'`); err != nil {
+	if a := r.ask("POST", "/waiting/2/skip", `{}`); a.status != 409 || !strings.Contains(a.text, "blocked by message 1") {
+		t.Errorf("skipping the second: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/waiting/1/skip", `{"why":"later"}`, "X-Millrace-Operator", "bob"); a.status != 200 || a.body["state"] != "stopped" {
+		t.Errorf("skip: %d %s", a.status, a.text)
+	}
+
+	activity := r.ask("GET", "/activity?limit=1", "")
+	if activity.at("items", 0, "action") != "skipped" || activity.at("items", 0, "who") != "bob" || activity.body["next"] == nil {
+		t.Errorf("activity: %s", activity.text)
+	}
+
+	if a := r.ask("GET", "/failed/counts?by=key&state=all", ""); a.at("items", 0, "value") != "a" || a.at("items", 0, "entries") != 2.0 {
+		t.Errorf("counts: %s", a.text)
+	}
+}
+
+func TestConsumersArePausedAndResumed(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for _, c := range []struct {
+		verb    string
+		changed bool
+		pause   any
+	}{{"pause", true, "maintenance"}, {"pause", false, "maintenance"}, {"resume", true, nil}, {"resume", false, nil}} {
+		if a := r.ask("POST", "/consumers/writer/"+c.verb, `{"why":"maintenance"}`); a.status != 200 || a.body["changed"] != c.changed {
+			t.Errorf("%s: %d %s", c.verb, a.status, a.text)
+		}
+
+		if a := r.ask("GET", "/consumers", ""); a.at("items", 0, "consumer") != "writer" || a.at("items", 0, "pause", "why") != c.pause {
+			t.Errorf("after %s: %s", c.verb, a.text)
+		}
+	}
+}
+
+func TestEventsAndConversationsAreRead(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	id := event.NewID()
+
+	for i := range 3 {
+		if _, err := r.pool.Exec(t.Context(), `INSERT INTO events (stream, version, type, data, message_id) VALUES ('s', $1, 'Noted', '{"n":1.50}', $2)`, i+1, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	var versions []any
+
+	for path := "/events?limit=2"; path != ""; {
+		a := r.ask("GET", path, "")
+		if a.status != 200 {
+			t.Fatalf("%s: %d %s", path, a.status, a.text)
+		}
+
+		for i := 0; a.at("items", i) != nil; i++ {
+			versions = append(versions, a.at("items", i, "version"))
+		}
+
+		link, _, _ := strings.Cut(strings.TrimPrefix(a.headers.Get("Link"), "<"+httpapi.Prefix), ">")
+		path = link
+	}
+
+	if diff := cmp.Diff([]any{1.0, 2.0, 3.0}, versions); diff != "" {
+		t.Error(diff)
+	}
+
+	if a := r.ask("GET", "/events?stream=s", ""); !strings.Contains(a.text, `{"n":1.50}`) || a.at("items", 2, "version") != 3.0 {
+		t.Errorf("the stream: %s", a.text)
+	}
+
+	if _, err := r.pool.Exec(t.Context(), `INSERT INTO inbox (consumer, message_id, day, fingerprint) VALUES ('writer', $1, '1970-01-01', 0)`, id); err != nil {
 		t.Fatal(err)
 	}
 
-	if a := r.ask("POST", "/poison/requeue", body, "Idempotency-Key", "one"); a.body["done"] != 0.0 {
-		t.Errorf("after a day: %s", a.text)
-	}
-
-	if _, err := r.pool.Exec(t.Context(), `UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = 'one'`); err != nil {
-		t.Fatal(err)
-	}
-
-	if _, err := httpapi.ExpireAnswers(t.Context(), r.pool); err != nil {
-		t.Fatal(err)
-	}
-
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM idempotency_keys`); n != 1 {
-		t.Errorf("%d answers are kept", n)
+	if a := r.ask("GET", "/conversations/"+id.String(), ""); a.at("items", 0, "state") != "applied" || a.at("items", 0, "topic") != "notes" {
+		t.Errorf("the conversation: %s", a.text)
 	}
 }
 
 func TestAPanicIsAProblem(t *testing.T) {
 	t.Parallel()
 
-	pool := pgtest.New(t)
-	server := httptest.NewServer(httpapi.NewAPI(httpapi.API{ // without orders
-		Failed: failed.NewStore(failed.DefaultConfig(), pool), Check: check, Pool: pool, Logger: slog.New(slog.DiscardHandler),
-	}))
-	t.Cleanup(server.Close)
-
-	r := &rig{t: t, url: server.URL + httpapi.Prefix}
-	if a := r.ask("GET", "/orders/x", ""); a.status != 500 || !strings.Contains(a.text, "the log says why") {
+	if a := newRig(t).ask("GET", "/panic", ""); a.status != 500 || !strings.Contains(a.text, "see the log") {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 }
@@ -489,47 +601,7 @@ func TestTheAPIDescribesItself(t *testing.T) {
 	t.Parallel()
 
 	a := newRig(t).ask("GET", "/openapi.json", "")
-	if a.status != 200 || !strings.HasPrefix(fmt.Sprint(a.body["openapi"]), "3.1") || !strings.Contains(a.text, `"/poison/entries/{id}/requeue"`) {
+	if a.status != 200 || !strings.HasPrefix(fmt.Sprint(a.body["openapi"]), "3.1") || !strings.Contains(a.text, `"/failed/{id}/requeue"`) {
 		t.Errorf("got %d %.200s", a.status, a.text)
 	}
-}
-
-func TestRequestsWithIdempotencyKeysLeaveConnectionsForThemselves(t *testing.T) {
-	t.Parallel()
-
-	r := newRig(t)
-	requests := 4 * int(r.pool.Config().MaxConns)
-
-	var (
-		all      sync.WaitGroup
-		answered atomic.Int32
-	)
-
-	for i := range requests {
-		all.Go(func() {
-			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/poison/entries/1/requeue", strings.NewReader(`{"why":"it is mended"}`))
-			if err != nil {
-				t.Error(err)
-
-				return
-			}
-
-			request.Header.Set("Content-Type", "application/json")
-			request.Header.Set("Idempotency-Key", fmt.Sprint("key ", i))
-
-			response, err := http.DefaultClient.Do(request)
-			if err != nil {
-				return // the end of the test
-			}
-
-			_ = response.Body.Close()
-
-			if response.StatusCode == http.StatusNotFound {
-				answered.Add(1)
-			}
-		})
-	}
-
-	pgtest.Eventually(t, "all are answered", func() bool { return int(answered.Load()) == requests })
-	all.Wait()
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -59,7 +61,7 @@ func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 		defer func() {
 			if value := recover(); value != nil {
 				logger.Error("a request panicked", slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
-				writeProblem(w, http.StatusInternalServerError, "it failed; the log says why")
+				writeProblem(w, http.StatusInternalServerError, "the request failed; see the log of the service")
 			}
 		}()
 
@@ -67,9 +69,16 @@ func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 	})
 }
 
-// known answers what mux has no pattern for as the API does: with a problem.
-func known(mux *http.ServeMux) http.Handler {
+// known answers what mux has no pattern for as the API does: with a problem. A
+// path that stands for itself does not match the pattern of a parameter too.
+func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if allowed := methods[r.URL.Path]; allowed != nil && !slices.Contains(allowed, r.Method) {
+			notAllowed(w, r, strings.Join(allowed, ", "))
+
+			return
+		}
+
 		handler, pattern := mux.Handler(r)
 		if pattern != "" {
 			mux.ServeHTTP(w, r) // and not handler: mux sets the values of the path
@@ -81,14 +90,18 @@ func known(mux *http.ServeMux) http.Handler {
 		handler.ServeHTTP(&probe, r)
 
 		if allow := probe.header.Get("Allow"); allow != "" {
-			w.Header().Set("Allow", allow)
-			writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not possible here, only "+allow)
+			notAllowed(w, r, allow)
 
 			return
 		}
 
-		writeProblem(w, http.StatusNotFound, "there is no such address: see "+Prefix+"/openapi.json")
+		writeProblem(w, http.StatusNotFound, "no such address: see "+Prefix+"/openapi.json")
 	})
+}
+
+func notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
+	w.Header().Set("Allow", allowed)
+	writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not possible here, only "+allowed)
 }
 
 // probe takes the headers of an answer and drops the rest.

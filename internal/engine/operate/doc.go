@@ -9,6 +9,9 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
@@ -19,9 +22,17 @@ type Operator struct {
 	Router       *consumer.Router
 	Dependencies *breaker.Set
 	Janitor      *upkeep.Janitor
+	Failed       *failed.Store
+	Projector    *eventstore.Projector
+	Auditor      *invariant.Auditor
+	// Retention is that of the inbox.
+	Retention time.Duration
 	// Brokers names the brokers in use.
 	Brokers string
 	// StartedAt is when the service began to run; zero in a process that only
 	// works beside one.
 	StartedAt time.Time
 }
+
+// Release is the version of the program.
+func (o *Operator) Release() string { return o.Failed.Release() }

@@ -25,6 +25,17 @@ func (o *Operator) Stream(ctx context.Context, name string) ([]eventstore.Event,
 	return events, err
 }
 
+// EventPage returns the events of at most limit positions after a position, and
+// the position to continue after.
+func (o *Operator) EventPage(ctx context.Context, after int64, limit int) (events []eventstore.Event, next int64, err error) {
+	horizon, err := eventstore.Horizon(ctx, o.Pool)
+	if err != nil {
+		return nil, after, err
+	}
+
+	return eventstore.ReadAll(ctx, o.Pool, after, horizon, limit)
+}
+
 // Events gives each event after a position to fn, in order. With follow it
 // waits for more until ctx ends, which is no error.
 func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn func(eventstore.Event) error) error {

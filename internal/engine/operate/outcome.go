@@ -34,14 +34,14 @@ var outcomes = map[event.Kind]Outcome{
 	event.Invalid:  {Exit: ExitUsage, Status: http.StatusUnprocessableEntity},
 	rejected:       {Exit: ExitRejected, Status: http.StatusUnprocessableEntity},
 	unavailable:    {Exit: ExitFailure, Status: http.StatusServiceUnavailable},
-	failed:         {Exit: ExitFailure, Status: http.StatusInternalServerError},
+	internal:       {Exit: ExitFailure, Status: http.StatusInternalServerError},
 }
 
 // Kinds that errors do not carry themselves.
 const (
 	rejected    event.Kind = "rejected"    // a consumer would reject the payload
 	unavailable event.Kind = "unavailable" // the database cannot be reached, or is too slow
-	failed      event.Kind = "failed"      // anything else
+	internal    event.Kind = "internal"    // anything else
 )
 
 // OutcomeOf returns what err means outside.
@@ -53,7 +53,7 @@ func OutcomeOf(err error) Outcome {
 	}
 
 	if kind == "" {
-		kind = failed
+		kind = internal
 
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || postgres.IsUnavailable(err) {
 			kind = unavailable

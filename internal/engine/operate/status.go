@@ -62,10 +62,9 @@ type Facts struct {
 	OutboxDue       int64      `json:"outbox_due"`
 	OldestDue       *time.Time `json:"oldest_due,omitempty"`
 	OutboxScheduled int64      `json:"outbox_scheduled"`
-	// WaitingKeys, WaitingMessages and Stopped count failed messages.
-	WaitingKeys     int64 `json:"waiting_keys"`
-	WaitingMessages int64 `json:"waiting_messages"`
-	Stopped         int64 `json:"stopped"`
+	WaitingKeys     int64      `json:"waiting_keys"`
+	WaitingMessages int64      `json:"waiting_messages"`
+	Stopped         int64      `json:"stopped_messages"`
 
 	Paused []consumer.Pause `json:"paused_consumers"`
 }

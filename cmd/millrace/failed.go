@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
+)
+
+func newFailed(opts *options) *cobra.Command {
+	return group(opts, &cobra.Command{
+		Use: "failed", Short: "Work on messages that did not go through",
+		Long: `Work on messages that did not go through. A waiting message is retried later, and
+later messages of its key wait behind it, in order; other keys are not affected.
+A stopped message needs you: see what failed and why, edit it, and requeue or
+discard it. Every action is recorded with its operator, time and reason.`,
+		Example: `  millrace failed groups
+  millrace failed requeue --group 4be1a2c09f3d --why "fixed in 1.4.2"`,
+	}, newFailedList, newFailedGroups, newFailedCount, newFailedShow, newFailedEdit, newFailedRequeue, newFailedDiscard,
+		newFailedExport, newFailedWaiting, newFailedRetry, newFailedSkip)
+}
+
+// selection is the flags that select failed messages.
+type selection struct {
+	operate.Selection
+
+	state string
+	all   bool
+}
+
+func (s *selection) flags(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&s.Group, "group", "", "select this group")
+	flags.StringVar(&s.Topic, "topic", "", "select messages of this topic")
+	flags.StringVar(&s.Consumer, "consumer", "", "select messages of this consumer")
+	flags.StringVar(&s.Reason, "reason", "", "select this reason: malformed, invalid, refused, conflict, too_large, handler_error or panic")
+	flags.StringVar(&s.Key, "key", "", "select messages with this key")
+	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
+	flags.Var((*moment)(&s.Since), "since", "select what failed since then: 2h or 2006-01-02T15:04:05Z")
+	flags.Var((*moment)(&s.Until), "until", "select what failed before then")
+}
+
+// listFlags are those of commands that only read.
+func (s *selection) listFlags(cmd *cobra.Command, state string) {
+	s.flags(cmd)
+	cmd.Flags().StringVar(&s.state, "state", state, "select this state: waiting, stopped, resolved or all")
+}
+
+// filter returns the filter of the flags.
+func (s *selection) filter(c *call) (failed.Filter, error) {
+	f, err := s.Filter(s.state)
+	if err != nil {
+		return f, err
+	}
+
+	return f, c.Operator.Known(c.ctx, f)
+}
+
+// toActOn returns the filter of the flags and the arguments for an action. They
+// must name messages that exist and are stopped.
+func (s *selection) toActOn(c *call) (failed.Filter, error) {
+	ids, err := entryIDs(c.args)
+	if err != nil {
+		return failed.Filter{}, err
+	}
+
+	f, err := s.ToActOn(ids, s.all)
+	if err == nil {
+		err = c.Operator.Known(c.ctx, f)
+	}
+
+	if err != nil {
+		return f, err
+	}
+
+	return f, c.Operator.Actable(c.ctx, ids)
+}
+
+func entryIDs(args []string) (ids []int64, err error) {
+	for _, arg := range args {
+		id, err := entryID(arg)
+		if err != nil {
+			return nil, err
+		}
+
+		ids = append(ids, id)
+	}
+
+	return ids, nil
+}
+
+func entryID(arg string) (int64, error) {
+	id, err := strconv.ParseInt(arg, 10, 64)
+	if err != nil || id < 1 {
+		return 0, usageError{fmt.Errorf("%q is not the id of a failed message, expected a number", arg)}
+	}
+
+	return id, nil
+}
+
+// moment is a flag with a time, or a duration before now.
+type moment time.Time
+
+func (*moment) Type() string   { return "time" }
+func (*moment) String() string { return "" }
+
+func (m *moment) Set(text string) error {
+	if ago, err := time.ParseDuration(text); err == nil {
+		*m = moment(time.Now().Add(-ago))
+
+		return nil
+	}
+
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			*m = moment(t)
+
+			return nil
+		}
+	}
+
+	return fmt.Errorf("expected a duration such as 2h or a time such as 2006-01-02T15:04:05Z")
+}
+
+// act runs an action on the selected messages and prints the outcome, even if it
+// ended early.
+func act(c *call, selected *selection, pace failed.Pace, verb, done string,
+	do func(context.Context, failed.Filter, failed.Pace) (failed.Outcome, error),
+) error {
+	f, err := selected.toActOn(c)
+	if err != nil {
+		return err
+	}
+
+	progress, end := showProgress(verb)
+	pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
+
+	outcome, err := do(c.ctx, f, pace)
+
+	end()
+
+	if outcome.DryRun {
+		done = "would " + verb
+	}
+
+	printErr := c.print(outcome, func(w io.Writer) { writeOutcome(w, done, outcome) })
+
+	switch {
+	case err != nil:
+		return err
+	case printErr == nil && outcome.Refused > 0:
+		return errRefused
+	default:
+		return printErr
+	}
+}
+
+func writeOutcome(w io.Writer, done string, o failed.Outcome) {
+	fmt.Fprintf(w, "%s %d of %d stopped messages\n", done, o.Done, o.Selected)
+
+	for _, r := range o.Refusals {
+		fmt.Fprintf(w, "refused message %d: %s\n", r.ID, oneLine(r.Error, 300))
+	}
+
+	if more := o.Refused - len(o.Refusals); more > 0 {
+		fmt.Fprintf(w, "refused %d more\n", more)
+	}
+}
+
+// state is the state of an entry, and what more there is to say about it.
+func state(e failed.Entry) string {
+	switch {
+	case e.Resolution != "":
+		return string(e.Resolution)
+	case e.State == failed.Stopped && e.Edited != nil:
+		return "edited"
+	default:
+		return string(e.State)
+	}
+}
+
+// printDiff prints what was changed in the payload of an entry, or none.
+func (c *call) printDiff(e failed.Entry, none string) error {
+	diff := failed.Diff(e)
+
+	if c.opts.json {
+		return c.print(struct {
+			ID   int64  `json:"id"`
+			Diff string `json:"diff"`
+		}{e.ID, diff}, nil)
+	}
+
+	if diff == "" {
+		fmt.Fprintln(c.out(), none)
+	}
+
+	for line := range strings.Lines(diff) { // not a table: a payload has tabs
+		fmt.Fprintln(c.out(), oneLine(strings.TrimRight(line, "\r\n"), 4000))
+	}
+
+	return nil
+}

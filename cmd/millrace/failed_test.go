@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// stopped creates a database with stopped messages of the consumer that places
+// orders, one for each payload, and returns its address.
+func stopped(t *testing.T, payloads ...string) (url string, pool *pgxpool.Pool) {
+	t.Helper()
+
+	url = pgtest.URL(t)
+
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(pool.Close)
+
+	store := failed.NewStore(failed.Config{Release: "0.9"}, pool)
+
+	for i, payload := range payloads {
+		err := store.Stop(t.Context(), failed.Entry{
+			Consumer: "fulfilment.place", Topic: "orders.created", MessageID: event.NewID(), Origin: "test", Key: fmt.Sprint("key", i),
+			Payload: []byte(payload), Reason: event.ReasonFailed, Error: fmt.Sprintf("no luck with %d \x1b[31mbytes", len(payload)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	return url, pool
+}
+
+func orderOf(id string) string { return strings.Replace(oneOrder, `"o"`, `"`+id+`"`, 1) }
+
+func TestFailedCommandsSelectAndAct(t *testing.T) {
+	t.Parallel()
+
+	url, pool := stopped(t, orderOf("a"), orderOf("bb"), "{}", orderOf("d"))
+	group := pgtest.Value[string](t, pool, `SELECT min(group_id) FROM failed_messages`)
+
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"failed list", 0, "no luck with 2"},
+		{"failed groups", 0, "no luck with ?"},
+		{"failed count --by consumer", 0, "fulfilment.place"},
+		{"failed count --by colour", exitUsage, `--by: is "colour"`},
+		{"failed list --limit 0", exitUsage, `invalid argument "0" for "--limit"`},
+		{"failed groups --limit -1", exitUsage, `invalid argument "-1" for "--limit"`},
+		{"failed list --state maybe", exitUsage, `state: is "maybe"`},
+		{"failed list --since yesterday", exitUsage, `invalid argument "yesterday" for "--since"`},
+		{"failed list --since 1h --until 2999-01-01", 0, "key0"},
+		{"failed list --message x", exitUsage, "expected a UUID"},
+		{"failed list --topic orders.creatd", exitUsage, "there is no topic orders.creatd; did you mean orders.created?"},
+		{"failed list --consumer fulfilment.palce", exitUsage, "did you mean fulfilment.place?"},
+		{"failed list --topic user.created", 0, "ID"},
+		{"failed groups", 0, group},
+		{"failed show 3", 0, "0.9"},
+		{"failed show 3 --diff", 0, "has not been edited"},
+		{"failed requeue", exitUsage, "nothing is selected"},
+		{"failed requeue --all --topic orders.created", exitUsage, "all cannot be combined"},
+		{"failed requeue x", exitUsage, "expected a number"},
+		{"failed requeue 99", exitNotFound, "there is no failed message 99"},
+		{"failed requeue 1 --rate -1", exitUsage, "--rate: is -1"},
+		{"failed requeue --group " + group + " --dry-run", exitRejected, "would requeue 3 of 4"},
+		{"failed requeue --group nothing", exitUsage, "there is no group nothing"},
+		{"failed requeue --topic user.created", 0, "requeued 0 of 0"},
+		{"failed requeue 1 2 --by bob --why fixed", 0, "requeued 2 of 2"},
+		{"failed requeue 1", exitFailure, "message 1 is waiting already"},
+		{"failed waiting", 0, "fulfilment.place"},
+		{"failed waiting 1", 0, "1 of 1"},
+		{"failed waiting 3", exitNotFound, "there is no waiting message 3"},
+		{"failed retry", exitUsage, "nothing is selected"},
+		{"failed retry 3", exitNotFound, "there is no waiting message 3"},
+		{"failed retry 1 --by bob", 0, "1 keys are due now"},
+		{"failed skip 2 --by bob --why later", 0, "skipped message 2"},
+		{"failed requeue 2", 0, "requeued 1 of 1"},
+		{"failed requeue --all", exitRejected, "refused message 3: order.id: is missing"},
+		{"failed show 1", 0, "by bob: fixed"},
+		{"failed discard 3", exitUsage, "--why: is missing"},
+		{"failed discard --why junk", exitUsage, "nothing is selected"},
+		{"failed discard --reason handler_error --why junk --dry-run", 0, "would discard 1 of 1"},
+		{"failed discard --reason handler_error --why junk", 0, "discarded 1 of 1"},
+		{"failed edit 3", exitFailure, "is discarded already"},
+		{"failed list --state resolved", 0, "key2"},
+		{"failed list --state waiting", 0, "key1"},
+		{"activity --who bob --action skipped", 0, "later"},
+		{"activity --action discarded", 0, "junk"},
+	} {
+		out, code := run(t, url, strings.Split(c.args, " ")...)
+		if code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+
+		if strings.Contains(out, "\x1b") {
+			t.Errorf("millrace %s: a message reached the terminal: %q", c.args, out)
+		}
+	}
+
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'waiting'`); n != 3 {
+		t.Errorf("%d messages wait", n)
+	}
+}
+
+func TestFailedExportHasEverything(t *testing.T) {
+	t.Parallel()
+
+	url, _ := stopped(t, orderOf("a"), "\xff")
+	if out, code := run(t, url, "failed", "discard", "2", "--by", "bob", "--why", "junk"); code != 0 {
+		t.Fatal(out)
+	}
+
+	out, code := run(t, url, "failed", "export")
+
+	var got []failed.Exported
+
+	for lines := bufio.NewScanner(strings.NewReader(out)); lines.Scan(); {
+		var e failed.Exported
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatalf("%v: %s", err, lines.Text())
+		}
+
+		got = append(got, e)
+	}
+
+	if code != 0 || len(got) != 2 || string(got[1].Payload) != "\xff" || len(got[1].Actions) != 1 || got[1].Actions[0].Who != "bob" || got[0].Actions == nil {
+		t.Errorf("exit code %d, %+v", code, got)
+	}
+
+	if out, _ := run(t, url, "failed", "requeue", "1", "--json"); !strings.Contains(out, `"done": 1`) {
+		t.Errorf("got %s", out)
+	}
+}
+
+// editor sets EDITOR to a script, which has the name of the file as $1.
+func editor(t *testing.T, script string) {
+	t.Helper()
+
+	name := filepath.Join(t.TempDir(), "editor")
+	if err := os.WriteFile(name, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil { //nolint:gosec // a program must be executable
+		t.Fatal(err)
+	}
+
+	t.Setenv("VISUAL", "")
+	t.Setenv("EDITOR", name+" --wait")
+	t.Setenv("TMPDIR", t.TempDir())
+}
+
+// answer runs a command with answers on standard input.
+func answer(t *testing.T, url, answers string, args ...string) (out string, code int) {
+	t.Helper()
+
+	var buffer bytes.Buffer
+
+	root := newRoot()
+	root.SetIn(strings.NewReader(answers))
+	root.SetOut(&buffer)
+	root.SetErr(&buffer)
+	root.SetArgs(append([]string{"--database-url", url}, args...))
+
+	if err := root.ExecuteContext(t.Context()); err != nil {
+		return buffer.String() + err.Error(), exitCode(err)
+	}
+
+	return buffer.String(), 0
+}
+
+// Tests that set the environment cannot run in parallel.
+
+func TestFailedEditValidatesAndLetsEditAgain(t *testing.T) {
+	url, pool := stopped(t, `{"order":{"id":"o","product_id":"p","quantity":0,"total_amount":1}}`)
+
+	// The first time it makes it worse, the second time right.
+	editor(t, `[ "$1" = --wait ] || exit 9
+if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "$2"; else sed -i 's/"quantity": -1/"quantity": 3/' "$2"; fi`)
+
+	out, code := answer(t, url, "y\n", "failed", "edit", "1", "--by", "bob", "--why", "typo")
+	if code != 0 || !strings.Contains(out, "not saved: order.quantity: ") || !strings.Contains(out, "Edit again?") ||
+		!strings.Contains(out, "-    \"quantity\": 0,\n+    \"quantity\": 3,") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+
+	got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`)
+	if got != `{"order":{"id":"o","product_id":"p","quantity":3,"total_amount":1}}` {
+		t.Errorf("saved %s", got)
+	}
+
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+
+	if out, code := run(t, url, "failed", "show", "1", "--diff", "--json"); code != 0 || !strings.Contains(out, `+    \"quantity\": 3,`) {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+func TestFailedEditKeepsADraftThatIsGivenUp(t *testing.T) {
+	url, pool := stopped(t, oneOrder)
+
+	editor(t, `echo nonsense > "$2"`)
+
+	out, code := answer(t, url, "n\n", "failed", "edit", "1")
+	_, draft, _ := strings.Cut(out, "the draft is in ")
+
+	if text, err := os.ReadFile(strings.TrimSuffix(draft, ")")); code != exitRejected || err != nil || string(text) != "nonsense\n" {
+		t.Errorf("exit code %d, draft %q, %v:\n%s", code, text, err, out)
+	}
+
+	editor(t, "exit 7")
+
+	if out, code := run(t, url, "failed", "edit", "1"); code != exitFailure || !strings.Contains(out, "set VISUAL or EDITOR") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+
+	editor(t, "true")
+
+	if out, code := run(t, url, "failed", "edit", "1"); code != 0 || !strings.Contains(out, "the payload is the original") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operator_actions`); n != 0 {
+		t.Errorf("%d actions", n)
+	}
+}
+
+func TestFailedEditTakesAFile(t *testing.T) {
+	t.Parallel()
+
+	url, pool := stopped(t, "{}")
+
+	if out, code := answer(t, url, oneOrder+"\n", "failed", "edit", "1", "--file", "-"); code != 0 || !strings.Contains(out, "+++ edited") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+
+	if got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`); got != oneOrder {
+		t.Errorf("saved %s", got)
+	}
+
+	if out, code := answer(t, url, "{}", "failed", "edit", "1", "--file", "-"); code != exitRejected || !strings.Contains(out, "order.id: is missing") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/failed"
+)
+
+func newFailedWaiting(opts *options) *cobra.Command {
+	var (
+		filter failed.KeyFilter
+		limit  int
+	)
+
+	cmd := operation(opts, &cobra.Command{
+		Use: "waiting [ID]", Short: "List waiting keys, next due first, or the messages of one key in order",
+		Example: `  millrace failed waiting --consumer fulfilment.charge
+  millrace failed waiting 17`,
+	}, func(c *call) error {
+		if len(c.args) == 1 {
+			return c.printQueue(c.args[0])
+		}
+
+		keys, err := c.Failed.WaitingKeys(c.ctx, filter, limit)
+		if err != nil {
+			return err
+		}
+
+		return c.print(keys, func(w io.Writer) { writeWaiting(w, keys) })
+	})
+	keyFlags(cmd, &filter)
+	limitFlag(cmd, &limit)
+
+	return cmd
+}
+
+// keyFlags are those that select waiting keys.
+func keyFlags(cmd *cobra.Command, f *failed.KeyFilter) {
+	cmd.Flags().StringVar(&f.Consumer, "consumer", "", "select keys of this consumer")
+	cmd.Flags().StringVar(&f.Key, "key", "", "select this key")
+}
+
+var writeWaiting = table("ID CONSUMER KEY BLOCKED ATTEMPTS DUE ERROR", func(e failed.WaitingEntry) []any {
+	return []any{e.ID, e.Consumer, oneLine(e.Key, 60), e.Blocked, e.Attempts, e.DueAt, oneLine(e.Error, 100)}
+})
+
+func (c *call) printQueue(arg string) error {
+	id, err := entryID(arg)
+	if err != nil {
+		return err
+	}
+
+	queue, err := c.Failed.Queue(c.ctx, id)
+	if err != nil {
+		return err
+	}
+
+	return c.print(queue, func(w io.Writer) {
+		for i, e := range queue {
+			if i > 0 {
+				fmt.Fprintln(w)
+			}
+
+			row(w, "position", fmt.Sprintf("%d of %d", i+1, len(queue)))
+			writeEntry(w, failed.Exported{Entry: e})
+		}
+	})
+}

@@ -1,0 +1,101 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/shop/money"
+	"github.com/millracehq/millrace/internal/shop/notification"
+	"github.com/millracehq/millrace/internal/shop/order"
+)
+
+// amount is money as a JSON number.
+type amount struct{ money.Amount }
+
+// Schema implements huma.SchemaProvider.
+func (amount) Schema(huma.Registry) *huma.Schema { return &huma.Schema{Type: huma.TypeNumber} }
+
+// orderView is an order with its history.
+type orderView struct {
+	ID          string       `json:"id"`
+	Status      order.Status `json:"status"`
+	Version     int          `json:"version"`
+	TotalAmount amount       `json:"total_amount"`
+	Currency    string       `json:"currency"`
+	Lines       []order.Line `json:"lines" nullable:"false"`
+	CreatedAt   time.Time    `json:"created_at"`
+	UpdatedAt   time.Time    `json:"updated_at"`
+	History     []orderEvent `json:"history" nullable:"false"`
+}
+
+type orderEvent struct {
+	Version    int             `json:"version"`
+	Type       string          `json:"type"`
+	Data       json.RawMessage `json:"data"`
+	MessageID  string          `json:"message_id" format:"uuid" doc:"The message that caused the event."`
+	RecordedAt time.Time       `json:"recorded_at"`
+}
+
+type orderOutput struct{ Body orderView }
+
+// resources registers the operations on the shop.
+func (s *Service) resources(api *httpapi.API) {
+	httpapi.Get(api, "/orders/{id}", "Show an order and its history", s.getOrder)
+	httpapi.Get(api, "/stock", "List the stock of products, by id", s.listStock)
+	httpapi.Get(api, "/notifications", "List the newest notifications and the provider's answers",
+		func(ctx context.Context, in *struct {
+			User  string `query:"user" maxLength:"500" doc:"Only notifications to this user."`
+			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+		},
+		) (*httpapi.List[notification.Entry], error) {
+			list, err := s.Notifications.List(ctx, event.Text(in.User), in.Limit)
+
+			return httpapi.All(list), err
+		})
+}
+
+func (s *Service) getOrder(ctx context.Context, in *struct {
+	ID string `path:"id" maxLength:"500" example:"order_123"`
+},
+) (*orderOutput, error) {
+	// Postgres would refuse an id that is not text.
+	if event.Text(in.ID) != in.ID {
+		return nil, order.NotFound(in.ID)
+	}
+
+	o, err := s.Orders.Show(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+
+	view := orderView{
+		ID: o.ID, Status: o.Status, Version: o.Version, TotalAmount: amount{o.Total}, Currency: o.Currency,
+		Lines: append([]order.Line{}, o.Lines...), CreatedAt: o.CreatedAt, UpdatedAt: o.UpdatedAt, History: []orderEvent{},
+	}
+
+	for _, e := range o.History {
+		view.History = append(view.History, orderEvent{
+			Version: e.Version, Type: e.Type, Data: e.Data, MessageID: e.MessageID.String(), RecordedAt: e.RecordedAt,
+		})
+	}
+
+	return &orderOutput{Body: view}, nil
+}
+
+func (s *Service) listStock(ctx context.Context, in *httpapi.Paging) (*httpapi.List[inventory.Stock], error) {
+	var after string
+	if err := in.After("%q", &after); err != nil {
+		return nil, err
+	}
+
+	list, err := s.Inventory.Page(ctx, event.Text(after), in.Limit+1)
+
+	return httpapi.Page(in, list, func(stock inventory.Stock) string { return fmt.Sprintf("%q", stock.ProductID) }), err
+}

@@ -1,0 +1,215 @@
+package operate
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+)
+
+// Selection selects failed messages. It is the flags of a command, the query of a
+// list and the body of a request.
+type Selection struct {
+	Group     string    `query:"group" json:"group,omitempty" maxLength:"64"`
+	Topic     string    `query:"topic" json:"topic,omitempty" maxLength:"250"`
+	Consumer  string    `query:"consumer" json:"consumer,omitempty" maxLength:"250"`
+	Reason    string    `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic"`
+	Key       string    `query:"key" json:"key,omitempty" maxLength:"2000"`
+	MessageID string    `query:"message_id" json:"message_id,omitempty" format:"uuid"`
+	Since     time.Time `query:"since" json:"since,omitzero" doc:"Only messages that failed at this time or later."`
+	Until     time.Time `query:"until" json:"until,omitzero" doc:"Only messages that failed before this time."`
+}
+
+// anyState selects messages in every state.
+const anyState = "all"
+
+// Filter returns the filter of messages in a state: waiting, stopped, resolved or
+// all.
+func (s Selection) Filter(state string) (failed.Filter, error) {
+	f := failed.Filter{
+		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since, Until: s.Until,
+	}
+
+	if states := []string{string(failed.Waiting), string(failed.Stopped), string(failed.Resolved), anyState}; !slices.Contains(states, state) {
+		return f, event.Errorf(event.Invalid, "state: is %q, expected %s", state, strings.Join(states, ", "))
+	}
+
+	if state != anyState {
+		f.State = failed.State(state)
+	}
+
+	if s.MessageID == "" {
+		return f, nil
+	}
+
+	id, err := uuid.Parse(s.MessageID)
+	if err != nil {
+		return f, event.Errorf(event.Invalid, "message id: is %q, expected a UUID", s.MessageID)
+	}
+
+	f.MessageID = id
+
+	return f, nil
+}
+
+// ToActOn returns the filter of stopped messages for an action. It refuses to
+// select everything by accident.
+func (s Selection) ToActOn(ids []int64, all bool) (failed.Filter, error) {
+	f, err := s.Filter(string(failed.Stopped))
+	f.IDs = ids
+
+	if err == nil {
+		err = selected(f.Selective(), all)
+	}
+
+	return f, err
+}
+
+func selected(some, all bool) error {
+	switch {
+	case !some && !all:
+		return event.Errorf(event.Invalid, "nothing is selected: name ids or a filter, or select all")
+	case some && all:
+		return event.Errorf(event.Invalid, "all cannot be combined with ids or a filter")
+	default:
+		return nil
+	}
+}
+
+// Known returns an Unknown error if f names a group, topic or consumer that
+// neither exists nor has a failed message.
+func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
+	var topics, consumers []string
+
+	for _, route := range o.Router.Routes() {
+		topics, consumers = append(topics, route.Topic), append(consumers, route.Consumer)
+	}
+
+	for _, c := range []struct {
+		what, name string
+		known      []string
+		filter     failed.Filter
+	}{
+		{"group", f.Group, nil, failed.Filter{Group: f.Group}},
+		{"topic", f.Topic, topics, failed.Filter{Topic: f.Topic}},
+		{"consumer", f.Consumer, consumers, failed.Filter{Consumer: f.Consumer}},
+	} {
+		if c.name == "" || slices.Contains(c.known, c.name) {
+			continue
+		}
+
+		found, err := o.Failed.Summaries(ctx, c.filter, 1)
+
+		switch {
+		case err != nil:
+			return err
+		case len(found) == 0:
+			return event.UnknownName(c.what, c.name, c.known)
+		}
+	}
+
+	return nil
+}
+
+// Actable returns an error unless all these messages exist and are stopped.
+func (o *Operator) Actable(ctx context.Context, ids []int64) error {
+	for _, id := range ids {
+		e, err := o.Failed.Get(ctx, id)
+		if err == nil {
+			err = e.Actable()
+		}
+
+		if err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// Exported returns a failed message with what was done with it.
+func (o *Operator) Exported(ctx context.Context, id int64) (failed.Exported, error) {
+	e, err := o.Failed.Get(ctx, id)
+	if err != nil {
+		return failed.Exported{}, err
+	}
+
+	actions, err := o.Failed.Actions(ctx, id)
+
+	return failed.Exported{Entry: e, Actions: append([]activity.Action{}, actions...)}, err
+}
+
+// Edit sets the payload of a stopped message, unless it has changed since e was
+// read.
+func (o *Operator) Edit(ctx context.Context, e failed.Entry, payload []byte, by activity.Actor) (failed.Entry, error) {
+	return o.Failed.Edit(ctx, e.ID, e.Revision, payload, by, o.check)
+}
+
+// Requeue retries the stopped messages that f selects.
+func (o *Operator) Requeue(ctx context.Context, f failed.Filter, by activity.Actor, pace failed.Pace) (failed.Outcome, error) {
+	return o.Failed.Requeue(ctx, f, by, pace, o.check)
+}
+
+// RequeueOne retries a stopped message, unless it has changed since e was read.
+func (o *Operator) RequeueOne(ctx context.Context, e failed.Entry, by activity.Actor, outOfOrder bool) (failed.Entry, error) {
+	return o.actOnOne(ctx, e, by, failed.Pace{OutOfOrder: outOfOrder}, o.Requeue)
+}
+
+// DiscardOne resolves a stopped message, unless it has changed since e was read.
+func (o *Operator) DiscardOne(ctx context.Context, e failed.Entry, by activity.Actor) (failed.Entry, error) {
+	return o.actOnOne(ctx, e, by, failed.Pace{}, o.Failed.Discard)
+}
+
+func (o *Operator) actOnOne(ctx context.Context, e failed.Entry, by activity.Actor, pace failed.Pace,
+	act func(context.Context, failed.Filter, activity.Actor, failed.Pace) (failed.Outcome, error),
+) (failed.Entry, error) {
+	if err := e.Actable(); err != nil {
+		return e, err
+	}
+
+	outcome, err := act(ctx, failed.Filter{IDs: []int64{e.ID}, Revision: e.Revision}, by, pace)
+
+	switch {
+	case err != nil:
+		return e, err
+	case outcome.Refused > 0:
+		return e, event.Errorf(event.Conflict, "message %d is refused: %s", e.ID, outcome.Refusals[0].Error)
+	case outcome.Done == 0:
+		return e, failed.ChangedError(e.ID)
+	}
+
+	return o.Failed.Get(ctx, e.ID)
+}
+
+// Retry makes the selected waiting keys due now.
+func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by activity.Actor) (int64, error) {
+	if err := selected(f != (failed.KeyFilter{}), all); err != nil {
+		return 0, err
+	}
+
+	if f.ID != 0 {
+		if _, err := o.Failed.Queue(ctx, f.ID); err != nil {
+			return 0, err
+		}
+	}
+
+	return o.Failed.RetryNow(ctx, f, by)
+}
+
+// check reports why a consumer would reject a payload before its handler sees it,
+// and its key.
+func (o *Operator) check(consumer string, payload []byte) (key string, err error) {
+	for _, route := range o.Router.Routes() {
+		if route.Consumer == consumer {
+			return route.Check(payload)
+		}
+	}
+
+	return "", event.Errorf(event.Conflict, "consumer %s no longer exists", consumer)
+}

@@ -1,0 +1,390 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/conditional"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
+)
+
+// entry is a failed message. Lists leave out its headers and payloads.
+type entry struct {
+	failed.Entry
+
+	Headers  *headers `json:"headers,omitempty"`
+	Payload  *content `json:"payload,omitempty" doc:"The payload as it arrived."`
+	Edited   *content `json:"edited,omitempty" doc:"The payload as an operator edited it."`
+	IsEdited bool     `json:"is_edited"`
+}
+
+func summaries(list []failed.Entry) []entry {
+	views := make([]entry, len(list))
+	for i, e := range list {
+		views[i] = entry{Entry: e, IsEdited: e.Edited != nil}
+	}
+
+	return views
+}
+
+func details(list []failed.Entry) []entry {
+	views := summaries(list)
+	for i, e := range list {
+		views[i].Headers, views[i].Payload, views[i].Edited = (*headers)(&e.Headers), contentOf(e.Payload), contentOf(e.Edited)
+	}
+
+	return views
+}
+
+// EntryInput names a failed message.
+type EntryInput struct {
+	ID int64 `path:"id" minimum:"1" example:"17"`
+}
+
+// Conditions are the conditional headers of a request.
+type Conditions struct{ conditional.Params }
+
+// Resolve implements huma.Resolver: a list of tags may have spaces.
+func (c *Conditions) Resolve(ctx huma.Context) []error {
+	for _, tags := range [][]string{c.IfMatch, c.IfNoneMatch} {
+		for i, tag := range tags {
+			tags[i] = strings.TrimSpace(tag)
+		}
+	}
+
+	return c.Params.Resolve(ctx)
+}
+
+// check returns a 304 or 412 if the conditions do not hold.
+func (c *Conditions) check(e failed.Entry) error {
+	if failure := c.PreconditionFailed(tag(e), e.LastAt); failure != nil {
+		if failure.GetStatus() == http.StatusNotModified {
+			return huma.ErrorWithHeaders(failure, http.Header{"ETag": {quoted(e)}})
+		}
+
+		return failed.ChangedError(e.ID)
+	}
+
+	return nil
+}
+
+// tag is the entity tag of a failed message.
+func tag(e failed.Entry) string { return fmt.Sprintf("%d-%d", e.ID, e.Revision) }
+
+func quoted(e failed.Entry) string { return `"` + tag(e) + `"` }
+
+// ChangeInput is what all operations that change one failed message have.
+type ChangeInput struct {
+	EntryInput
+	Caller
+	Conditions
+}
+
+type entryOutput struct {
+	ETag string `header:"ETag"`
+	Body entry
+}
+
+// Paced says which part of the selected messages an action takes.
+type Paced struct {
+	IDs    []int64 `json:"ids,omitempty" maxItems:"1000" nullable:"false"`
+	All    bool    `json:"all,omitempty" doc:"All stopped messages: required if nothing else is selected."`
+	After  int64   `json:"after,omitempty" minimum:"0" doc:"Continue after this message: next of the previous response."`
+	Limit  int     `json:"limit,omitempty" minimum:"1" maximum:"1000" default:"1000" doc:"Look at no more messages than this."`
+	DryRun bool    `json:"dry_run,omitempty" doc:"Only report what would be done."`
+}
+
+// outcome is what an action on many messages did.
+type outcome struct {
+	Selected int              `json:"selected" doc:"How many stopped messages there were to act on."`
+	Done     int              `json:"done"`
+	Refused  int              `json:"refused" doc:"How many stay stopped."`
+	Refusals []failed.Refusal `json:"refusals" nullable:"false" doc:"Why, for the first 100."`
+	DryRun   bool             `json:"dry_run"`
+	Next     int64            `json:"next,omitempty" doc:"There is more: repeat the request with this as after."`
+}
+
+type outcomeOutput struct{ Body outcome }
+
+// textOutput is text for people, which a browser must not take for a page.
+type textOutput struct {
+	ContentType string `header:"Content-Type"`
+	Disposition string `header:"Content-Disposition"`
+	Body        []byte
+}
+
+func text(name string, body []byte) *textOutput {
+	return &textOutput{ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="%s"`, name), Body: body}
+}
+
+// maxBody has room for the largest payload with each character escaped.
+const maxBody = 6*event.MaxPayload + 1<<16
+
+func (e engine) registerFailed(a *API) {
+	returnsText := func(o *huma.Operation) {
+		o.Responses = map[string]*huma.Response{"200": {
+			Description: "Text for people.",
+			Content:     map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
+		}}
+	}
+	inParts := func(o *huma.Operation) {
+		o.Description = "Looks at no more than `limit` messages before it responds. While the response has `next`, there is more."
+	}
+
+	Get(a, "/failed", "List failed messages, newest first", e.listFailed)
+	Get(a, "/failed/groups", "List the messages that failed for the same cause together, largest group first", e.listGroups)
+	Get(a, "/failed/counts", "Count failed messages by a property", e.countFailed)
+	Get(a, "/failed/{id}", "Show a failed message", e.getEntry, func(o *huma.Operation) {
+		o.Responses = map[string]*huma.Response{"304": {Description: "Not Modified"}}
+	})
+	register(a, http.MethodPatch, "/failed/{id}", "Edit the payload of a stopped message; the original stays", e.editEntry,
+		[]func(*huma.Operation){func(o *huma.Operation) { o.MaxBodyBytes = maxBody }})
+	Get(a, "/failed/{id}/actions", "List what was done with a failed message, oldest first", e.listActions)
+	Get(a, "/failed/{id}/payload", "Download the payload of a failed message, byte for byte", e.download, returnsText)
+	Get(a, "/failed/{id}/diff", "Show what was changed in the payload, as a unified diff", e.diff, returnsText)
+	Post(a, "/failed/{id}/requeue", "Retry a stopped message in the consumer that failed", e.requeueEntry)
+	Post(a, "/failed/{id}/discard", "Resolve a stopped message without applying it", e.discardEntry)
+	Post(a, "/failed/requeue", "Retry many stopped messages in order of their arrival", e.requeueMany, inParts)
+	Post(a, "/failed/discard", "Resolve many stopped messages without applying them", e.discardMany, inParts)
+}
+
+// selectInput is the query of a list of failed messages.
+type selectInput struct {
+	Paging
+	operate.Selection
+
+	State string `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
+}
+
+func (in *selectInput) filter() (failed.Filter, error) { return in.Selection.Filter(in.State) }
+
+func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], error) {
+	f, err := in.filter()
+	if err == nil {
+		err = in.After("%d", &f.Before)
+	}
+
+	if err != nil {
+		return nil, err
+	}
+
+	list, err := e.Failed.Summaries(ctx, f, in.Limit+1)
+
+	return Page(&in.Paging, summaries(list), func(e entry) string { return fmt.Sprint(e.ID) }), err
+}
+
+func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
+	var after failed.GroupsAfter
+
+	f, err := in.filter()
+	if err == nil {
+		err = in.After("%d %s", &after.Entries, &after.ID)
+	}
+
+	if err != nil {
+		return nil, err
+	}
+
+	groups, err := e.Failed.Groups(ctx, f, after, in.Limit+1)
+
+	return Page(&in.Paging, groups, func(g failed.Group) string { return fmt.Sprintf("%d %s", g.Entries, g.ID) }), err
+}
+
+func (e engine) countFailed(ctx context.Context, in *struct {
+	operate.Selection
+
+	State string `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
+	By    string `query:"by" required:"true" enum:"topic,consumer,reason,key,release"`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+},
+) (*List[failed.Count], error) {
+	f, err := in.Filter(in.State)
+	if err != nil {
+		return nil, err
+	}
+
+	counts, err := e.Failed.CountBy(ctx, f, in.By, in.Limit)
+
+	return All(counts), err
+}
+
+// entry returns the response with a failed message.
+func (e engine) entry(ctx context.Context, id int64) (*entryOutput, error) {
+	found, err := e.Failed.Get(ctx, id)
+
+	return response(found), err
+}
+
+func response(e failed.Entry) *entryOutput {
+	return &entryOutput{ETag: quoted(e), Body: details([]failed.Entry{e})[0]}
+}
+
+func (e engine) getEntry(ctx context.Context, in *struct {
+	EntryInput
+	Conditions
+},
+) (*entryOutput, error) {
+	found, err := e.Failed.Get(ctx, in.ID)
+	if err == nil {
+		err = in.check(found)
+	}
+
+	return response(found), err
+}
+
+// change runs fn on the message of a request if its conditions hold.
+func (e engine) change(ctx context.Context, in *ChangeInput, fn func(failed.Entry) (failed.Entry, error)) (*entryOutput, error) {
+	found, err := e.Failed.Get(ctx, in.ID)
+	if err == nil {
+		err = in.check(found)
+	}
+
+	if err == nil {
+		found, err = fn(found)
+	}
+
+	return response(found), err
+}
+
+func (e engine) editEntry(ctx context.Context, in *struct {
+	ChangeInput
+
+	Body struct {
+		WhyBody
+
+		Payload content `json:"payload" example:"{\"text\":\"{\\\"order\\\":{\\\"id\\\":\\\"order_123\\\",\\\"product_id\\\":\\\"product_1\\\",\\\"quantity\\\":2,\\\"total_amount\\\":99.99}}\"}"`
+	}
+},
+) (*entryOutput, error) {
+	payload, err := in.Body.Payload.bytes()
+	if err != nil {
+		return nil, err
+	}
+
+	return e.change(ctx, &in.ChangeInput, func(found failed.Entry) (failed.Entry, error) {
+		return e.Edit(ctx, found, payload, in.actor(in.Body.Why))
+	})
+}
+
+func (e engine) listActions(ctx context.Context, in *EntryInput) (*List[action], error) {
+	exported, err := e.Exported(ctx, in.ID)
+
+	return All(actionsOf(exported.Actions)), err
+}
+
+func (e engine) download(ctx context.Context, in *struct {
+	EntryInput
+
+	Which string `query:"which" enum:"original,edited" default:"original" doc:"Without an edit, edited is the original."`
+},
+) (*textOutput, error) {
+	found, err := e.Failed.Get(ctx, in.ID)
+
+	payload := found.Payload
+	if in.Which == "edited" {
+		payload = found.Current()
+	}
+
+	return text(fmt.Sprintf("failed-%d-%s.txt", in.ID, in.Which), payload), err
+}
+
+func (e engine) diff(ctx context.Context, in *EntryInput) (*textOutput, error) {
+	found, err := e.Failed.Get(ctx, in.ID)
+
+	return text(fmt.Sprintf("failed-%d.diff", in.ID), []byte(failed.Diff(found))), err
+}
+
+func (e engine) requeueEntry(ctx context.Context, in *struct {
+	ChangeInput
+
+	Body struct {
+		WhyBody
+
+		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Even if older messages of its key are stopped."`
+	}
+},
+) (*entryOutput, error) {
+	return e.change(ctx, &in.ChangeInput, func(found failed.Entry) (failed.Entry, error) {
+		return e.RequeueOne(ctx, found, in.actor(in.Body.Why), in.Body.OutOfOrder)
+	})
+}
+
+func (e engine) discardEntry(ctx context.Context, in *struct {
+	ChangeInput
+
+	Body ReasonBody
+},
+) (*entryOutput, error) {
+	return e.change(ctx, &in.ChangeInput, func(found failed.Entry) (failed.Entry, error) {
+		return e.DiscardOne(ctx, found, in.actor(in.Body.Why))
+	})
+}
+
+func (e engine) requeueMany(ctx context.Context, in *struct {
+	Caller
+
+	Body struct {
+		operate.Selection
+		Paced
+		WhyBody
+
+		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Even if older messages of their key are stopped."`
+	}
+},
+) (*outcomeOutput, error) {
+	pace := failed.Pace{OutOfOrder: in.Body.OutOfOrder}
+
+	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, pace, in.actor(in.Body.Why), e.Requeue)
+}
+
+func (e engine) discardMany(ctx context.Context, in *struct {
+	Caller
+
+	Body struct {
+		operate.Selection
+		Paced
+		ReasonBody
+	}
+},
+) (*outcomeOutput, error) {
+	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, failed.Pace{}, in.actor(in.Body.Why), e.Failed.Discard)
+}
+
+// manyTimeout bounds an action on many messages; then the response says where to
+// continue. It is well below the timeout of the server.
+const manyTimeout = 15 * time.Second
+
+func actOnMany(ctx context.Context, selection operate.Selection, paced Paced, pace failed.Pace, by activity.Actor,
+	act func(context.Context, failed.Filter, activity.Actor, failed.Pace) (failed.Outcome, error),
+) (*outcomeOutput, error) {
+	f, err := selection.ToActOn(paced.IDs, paced.All)
+	if err != nil {
+		return nil, err
+	}
+
+	f.After, pace.Limit, pace.DryRun = paced.After, paced.Limit, paced.DryRun
+
+	bounded, cancel := context.WithTimeout(ctx, manyTimeout)
+	defer cancel()
+
+	o, err := act(bounded, f, by, pace)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && o.Last > 0 {
+		err = nil // the caller continues after the last one
+	}
+
+	out := &outcomeOutput{Body: outcome{Selected: o.Selected, Done: o.Done, Refused: o.Refused, Refusals: o.Refusals, DryRun: o.DryRun}}
+	if o.Done+o.Refused < o.Selected {
+		out.Body.Next = o.Last
+	}
+
+	return out, err
+}

@@ -1,0 +1,107 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/trace"
+)
+
+// action is what an operator did.
+type action struct {
+	activity.Action
+
+	Payload *content `json:"payload,omitempty" doc:"The payload after an edit."`
+}
+
+func actionsOf(list []activity.Action) []action {
+	views := make([]action, len(list))
+	for i, a := range list {
+		views[i] = action{Action: a, Payload: contentOf(a.Payload)}
+	}
+
+	return views
+}
+
+// ActivityFilter is the query of the activity.
+type ActivityFilter struct {
+	Action  string    `query:"action" enum:"paused,resumed,edited,requeued,reopened,discarded,retried,skipped,repaired,erased"`
+	Subject string    `query:"subject" maxLength:"2500" doc:"Only what was done to this consumer, user or key."`
+	Who     string    `query:"who" maxLength:"100" doc:"Only what this operator did."`
+	Since   time.Time `query:"since" doc:"Only what was done at this time or later."`
+	Until   time.Time `query:"until" doc:"Only what was done before this time."`
+}
+
+// registerHistory adds the operations on what happened.
+func (e engine) registerHistory(a *API) {
+	Get(a, "/conversations/{id}", "Show the conversation of a message: what caused it and what it caused",
+		func(ctx context.Context, in *struct {
+			ID string `path:"id" maxLength:"50" example:"0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b"`
+		},
+		) (*List[*trace.Message], error) {
+			roots, err := e.Trace(ctx, in.ID)
+
+			return All(roots), err
+		})
+	Get(a, "/events", "List events in the order of their position, or those of a stream", e.listEvents)
+	Get(a, "/audit", "Check the invariants of the database and of other systems' records", e.audit)
+	Get(a, "/activity", "List what operators did, newest first", e.listActivity)
+}
+
+func (e engine) listEvents(ctx context.Context, in *struct {
+	Paging
+
+	Stream string `query:"stream" maxLength:"500" doc:"Only events of this stream; all of them, on one page." example:"order-order_123"`
+},
+) (*List[eventstore.Event], error) {
+	if in.Stream != "" {
+		events, err := e.Stream(ctx, in.Stream)
+
+		return All(events), err
+	}
+
+	var after int64
+	if err := in.After("%d", &after); err != nil {
+		return nil, err
+	}
+
+	events, next, err := e.EventPage(ctx, after, in.Limit)
+	out := All(events)
+
+	if next > after {
+		out.setNext(&in.Paging, fmt.Sprint(next))
+	}
+
+	return out, err
+}
+
+type auditOutput struct{ Body invariant.Report }
+
+func (e engine) audit(ctx context.Context, in *struct {
+	Only  []string `query:"only" maxItems:"50" doc:"Run only these checks."`
+	Limit int      `query:"limit" minimum:"1" maximum:"1000" default:"20" doc:"List at most this many violations per check; all are counted."`
+},
+) (*auditOutput, error) {
+	audit, err := e.Audit(ctx, invariant.Options{Only: in.Only, Limit: in.Limit}, false, false, activity.Actor{})
+
+	return &auditOutput{Body: audit.Report}, err
+}
+
+func (e engine) listActivity(ctx context.Context, in *struct {
+	Paging
+	ActivityFilter
+},
+) (*List[action], error) {
+	f := activity.Filter{Action: activity.Kind(in.Action), Subject: in.Subject, Who: in.Who, Since: in.Since, Until: in.Until}
+	if err := in.After("%d", &f.Before); err != nil {
+		return nil, err
+	}
+
+	list, err := activity.List(ctx, e.Pool, f, in.Limit+1)
+
+	return Page(&in.Paging, actionsOf(list), func(a action) string { return fmt.Sprint(a.ID) }), err
+}

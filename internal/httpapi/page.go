@@ -1,0 +1,92 @@
+package httpapi
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/url"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// Paging is the query of a list.
+type Paging struct {
+	Cursor string `query:"cursor" maxLength:"500" doc:"Where the page starts: next of the page before."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"20"`
+
+	url   url.URL
+	after string
+}
+
+// Resolve implements huma.Resolver: it decodes the cursor.
+func (p *Paging) Resolve(ctx huma.Context) []error {
+	p.url = ctx.URL()
+
+	text, err := base64.RawURLEncoding.DecodeString(p.Cursor)
+	if err != nil || !utf8.Valid(text) {
+		return []error{p.invalid()}
+	}
+
+	p.after = string(text)
+
+	return nil
+}
+
+func (p *Paging) invalid() error {
+	return &huma.ErrorDetail{Location: "query.cursor", Message: "is not a cursor, expected next of the page before", Value: p.Cursor}
+}
+
+// After reads the cursor into values by a format for fmt.Sscanf. Without a
+// cursor they stay as they are.
+func (p *Paging) After(format string, values ...any) error {
+	if p.after == "" {
+		return nil
+	}
+
+	if n, err := fmt.Sscanf(p.after, format, values...); err != nil || n != len(values) {
+		return huma.Error422UnprocessableEntity("validation failed", p.invalid())
+	}
+
+	return nil
+}
+
+// List is a page of a list.
+type List[T any] struct {
+	Link string `header:"Link" doc:"The next page, as rel=next, if there is one."`
+	Body Items[T]
+}
+
+// Items is the body of a list.
+type Items[T any] struct {
+	Items []T    `json:"items" nullable:"false"`
+	Next  string `json:"next,omitempty" doc:"The cursor of the next page."`
+}
+
+// All returns a list that has no further pages.
+func All[T any](list []T) *List[T] {
+	out := &List[T]{}
+	out.Body.Items = append([]T{}, list...)
+
+	return out
+}
+
+// Page returns a page of list, which was read with a limit of p.Limit + 1.
+// cursor names the last item of the page in the format that After reads.
+func Page[T any](p *Paging, list []T, cursor func(T) string) *List[T] {
+	if len(list) <= p.Limit {
+		return All(list)
+	}
+
+	out := All(list[:p.Limit])
+	out.setNext(p, cursor(list[p.Limit-1]))
+
+	return out
+}
+
+func (l *List[T]) setNext(p *Paging, cursor string) {
+	l.Body.Next = base64.RawURLEncoding.EncodeToString([]byte(cursor))
+
+	query := p.url.Query()
+	query.Set("cursor", l.Body.Next)
+	l.Link = fmt.Sprintf(`<%s?%s>; rel="next"`, p.url.Path, query.Encode())
+}

@@ -1,0 +1,84 @@
+package httpapi
+
+import (
+	"context"
+
+	"github.com/millracehq/millrace/internal/engine/failed"
+)
+
+// waitingKey is the first message of a waiting key.
+type waitingKey struct {
+	failed.WaitingEntry
+
+	Headers *headers `json:"headers,omitempty"`
+	Payload *content `json:"payload,omitempty"`
+	Edited  *content `json:"edited,omitempty"`
+}
+
+// KeyFilter selects waiting keys.
+type KeyFilter struct {
+	Consumer string `query:"consumer" json:"consumer,omitempty" maxLength:"250"`
+	Key      string `query:"key" json:"key,omitempty" maxLength:"2000"`
+}
+
+type retryOutput struct {
+	Body struct {
+		Due int64 `json:"due" doc:"How many keys are due now."`
+	}
+}
+
+func (e engine) registerWaiting(a *API) {
+	Get(a, "/waiting", "List the waiting keys with their first message, next due first", func(ctx context.Context, in *struct {
+		KeyFilter
+
+		Limit int `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	},
+	) (*List[waitingKey], error) {
+		list, err := e.Failed.WaitingKeys(ctx, failed.KeyFilter{Consumer: in.Consumer, Key: in.Key}, in.Limit)
+		views := make([]waitingKey, len(list))
+
+		for i, w := range list {
+			views[i].WaitingEntry = w
+		}
+
+		return All(views), err
+	})
+	Get(a, "/waiting/{id}", "Show the messages that wait for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
+		list, err := e.Failed.Queue(ctx, in.ID)
+
+		return All(details(list)), err
+	})
+	Post(a, "/waiting/retry", "Try waiting keys now", e.retry)
+	Post(a, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is tried", func(ctx context.Context, in *struct {
+		EntryInput
+		Caller
+
+		Body WhyBody
+	},
+	) (*entryOutput, error) {
+		if err := e.Failed.Skip(ctx, in.ID, in.actor(in.Body.Why)); err != nil {
+			return nil, err
+		}
+
+		return e.entry(ctx, in.ID)
+	})
+}
+
+func (e engine) retry(ctx context.Context, in *struct {
+	Caller
+
+	Body struct {
+		KeyFilter
+		WhyBody
+
+		ID  int64 `json:"id,omitempty" minimum:"1" doc:"The key of this message."`
+		All bool  `json:"all,omitempty" doc:"All keys: required if nothing else is selected."`
+	}
+},
+) (out *retryOutput, err error) {
+	f := failed.KeyFilter{ID: in.Body.ID, Consumer: in.Body.Consumer, Key: in.Body.Key}
+	out = &retryOutput{}
+	out.Body.Due, err = e.Retry(ctx, f, in.Body.All, in.actor(in.Body.Why))
+
+	return out, err
+}
