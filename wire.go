@@ -35,7 +35,7 @@ import (
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
 		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Failed", "Fulfilment",
-			"Notification", "Analytics", "Maintenance", "HTTP"),
+			"User", "Notification", "Analytics", "Upkeep", "HTTP"),
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,

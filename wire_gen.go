@@ -81,7 +81,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	fulfilmentConfig := cfg.Fulfilment
 	eventAppend := _wireAppendValue
 	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, logger)
-	userService := user.NewService(pool)
+	userConfig := cfg.User
+	userService := user.NewService(userConfig, pool)
 	notificationConfig := cfg.Notification
 	directory := account.NewDirectory(userService)
 	notificationService, err := notification.NewService(notificationConfig, pool, directory, logger)
@@ -105,15 +106,14 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Gateway:       gateway,
 		Webhook:       webhook,
 	}
-	upkeepConfig := cfg.Maintenance
 	inboxConfig := cfg.Inbox
+	upkeepConfig := cfg.Upkeep
 	janitor := upkeep.New(upkeepConfig, pool, logger, registry)
 	auditor := audit.New(pool, gateway)
 	appUpkeep := app.Upkeep{
-		Retention: upkeepConfig,
-		Inbox:     inboxConfig,
-		Janitor:   janitor,
-		Audit:     auditor,
+		Inbox:   inboxConfig,
+		Janitor: janitor,
+		Audit:   auditor,
 	}
 	httpapiConfig := cfg.HTTP
 	server := httpapi.NewServer(httpapiConfig, registry)

@@ -171,7 +171,7 @@ type naiveHandler func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]
 
 // addDomains adds the handlers of the other domains.
 func addDomains(cfg config.Config, pool *pgxpool.Pool, logger *slog.Logger, add func(consumer, topic string, handle naiveHandler)) {
-	users := user.NewService(pool)
+	users := user.NewService(user.DefaultConfig(), pool)
 
 	notifications, err := notification.NewService(cfg.Notification, pool, account.NewDirectory(users), logger)
 	if err != nil {

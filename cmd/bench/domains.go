@@ -112,7 +112,7 @@ func prepareUsers(ctx context.Context, s *site, n int) error {
 func createUsers(ctx context.Context, s *site, ids []string) error {
 	const chunk = 2000
 
-	users := user.NewService(s.pool)
+	users := user.NewService(user.DefaultConfig(), s.pool)
 
 	for len(ids) > 0 {
 		some := ids[:min(chunk, len(ids))]
@@ -284,7 +284,7 @@ func (s *site) fillStore(ctx context.Context, ids []string, each int) error {
 
 	const chunk = 2000
 
-	users := user.NewService(s.pool)
+	users := user.NewService(user.DefaultConfig(), s.pool)
 
 	for len(ids) > 0 {
 		some := ids[:min(chunk, len(ids))]

@@ -61,10 +61,9 @@ type Engine struct {
 
 // Upkeep is what keeps the database in order.
 type Upkeep struct {
-	Retention upkeep.Config
-	Inbox     inbox.Config
-	Janitor   *upkeep.Janitor
-	Audit     *invariant.Auditor
+	Inbox   inbox.Config
+	Janitor *upkeep.Janitor
+	Audit   *invariant.Auditor
 }
 
 // NewService assembles a service and lays out its routes.

@@ -31,6 +31,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/fulfilment"
 	"github.com/millracehq/millrace/internal/shop/notification"
 	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/shop/user"
 	"github.com/millracehq/millrace/internal/telemetry"
 )
 
@@ -44,9 +45,10 @@ type Config struct {
 	Payment      payment.Config      `koanf:"payment"`
 	Failed       failed.Config       `koanf:"failed"`
 	Fulfilment   fulfilment.Config   `koanf:"fulfilment"`
+	User         user.Config         `koanf:"user"`
 	Notification notification.Config `koanf:"notification"`
 	Analytics    analytics.Config    `koanf:"analytics"`
-	Maintenance  upkeep.Config       `koanf:"maintenance"`
+	Upkeep       upkeep.Config       `koanf:"upkeep"`
 	HTTP         httpapi.Config      `koanf:"http"`
 	Log          telemetry.Config    `koanf:"log"`
 }
@@ -62,9 +64,10 @@ func Default() Config {
 		Payment:      payment.DefaultConfig(),
 		Failed:       failed.DefaultConfig(),
 		Fulfilment:   fulfilment.DefaultConfig(),
+		User:         user.DefaultConfig(),
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
-		Maintenance:  upkeep.DefaultConfig(),
+		Upkeep:       upkeep.DefaultConfig(),
 		HTTP:         httpapi.DefaultConfig(),
 		Log:          telemetry.DefaultConfig(),
 	}
@@ -74,7 +77,7 @@ func Default() Config {
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
 		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Failed.Validate(), c.Fulfilment.Validate(),
-		c.Notification.Validate(), c.Analytics.Validate(), c.Maintenance.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
 // envPrefix begins the environment variables that set a key:

@@ -165,6 +165,16 @@ func (p DailyPartitions) past(ctx context.Context, db Beginner, before time.Time
 // pagesAtOnce is how many pages DeleteBefore scans in one transaction.
 const pagesAtOnce = 256
 
+// DeleteExpired deletes the rows of a table whose column is older than their
+// retention; 0 keeps them.
+func DeleteExpired(ctx context.Context, pool *pgxpool.Pool, table, column string, retention time.Duration) (deleted int64, err error) {
+	if retention == 0 {
+		return 0, nil
+	}
+
+	return DeleteBefore(ctx, pool, table, column, time.Now().Add(-retention))
+}
+
 // DeleteBefore deletes the rows of a table whose column is before a time. It
 // scans the table in ranges of pages, one transaction for each, so it needs no
 // index and reads nothing twice. Table and column must be plain SQL identifiers.

@@ -21,12 +21,6 @@ import (
 type Config struct {
 	// Every is how often one of the replicas runs all tasks. Defaults to 1h.
 	Every time.Duration `koanf:"every"`
-	// UserMissesRetention is how long updates of unknown users are kept; 0 keeps
-	// them indefinitely. Defaults to 0.
-	UserMissesRetention time.Duration `koanf:"user_misses_retention"`
-	// NotificationsRetention is how long records of notifications are kept; 0
-	// keeps them indefinitely. Defaults to 0.
-	NotificationsRetention time.Duration `koanf:"notifications_retention"`
 	// OldTransaction is how long a transaction may be open before it is
 	// reported. Defaults to 5m.
 	OldTransaction time.Duration `koanf:"old_transaction"`
@@ -42,23 +36,11 @@ func (c Config) Validate() error {
 	var errs []error
 
 	if c.Every < time.Minute {
-		errs = append(errs, fmt.Errorf("maintenance.every: is %s, expected at least 1m", c.Every))
-	}
-
-	for _, r := range []struct {
-		key string
-		is  time.Duration
-	}{
-		{"user_misses_retention", c.UserMissesRetention},
-		{"notifications_retention", c.NotificationsRetention},
-	} {
-		if r.is != 0 && r.is < time.Hour {
-			errs = append(errs, fmt.Errorf("maintenance.%s: is %s, expected at least 1h, or 0 to keep them", r.key, r.is))
-		}
+		errs = append(errs, fmt.Errorf("upkeep.every: is %s, expected at least 1m", c.Every))
 	}
 
 	if c.OldTransaction < time.Second {
-		errs = append(errs, fmt.Errorf("maintenance.old_transaction: is %s, expected at least 1s", c.OldTransaction))
+		errs = append(errs, fmt.Errorf("upkeep.old_transaction: is %s, expected at least 1s", c.OldTransaction))
 	}
 
 	return errors.Join(errs...)

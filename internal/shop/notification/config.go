@@ -8,14 +8,18 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Config configures the channels of notifications.
+// Config configures notifications.
 type Config struct {
 	Email   EmailConfig   `koanf:"email"`
 	Webhook WebhookConfig `koanf:"webhook"`
+	// Retention is how long records of notifications are kept, at least 1h; 0
+	// keeps them indefinitely. Defaults to 0.
+	Retention time.Duration `koanf:"retention"`
 }
 
 // EmailConfig configures the mail server.
@@ -65,7 +69,15 @@ func DefaultConfig() Config {
 }
 
 // Validate reports every mistake, naming the key.
-func (c Config) Validate() error { return errors.Join(c.Email.validate(), c.Webhook.validate()) }
+func (c Config) Validate() error {
+	errs := []error{c.Email.validate(), c.Webhook.validate()}
+
+	if c.Retention != 0 && c.Retention < time.Hour {
+		errs = append(errs, fmt.Errorf("notification.retention: is %s, expected at least 1h, or 0 for no limit", c.Retention))
+	}
+
+	return errors.Join(errs...)
+}
 
 func (c EmailConfig) validate() error {
 	var errs []error

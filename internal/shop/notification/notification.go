@@ -97,6 +97,7 @@ type Delivery struct {
 
 // Service sends notifications.
 type Service struct {
+	retention time.Duration
 	pool      *pgxpool.Pool
 	directory Directory
 	mailer    *mailer  // nil if no mail server is configured
@@ -106,7 +107,7 @@ type Service struct {
 
 // NewService returns a service that has not connected yet.
 func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slog.Logger) (s *Service, err error) {
-	s = &Service{pool: pool, directory: directory, logger: logger.With(slog.String("component", "notification"))}
+	s = &Service{retention: cfg.Retention, pool: pool, directory: directory, logger: logger.With(slog.String("component", "notification"))}
 
 	if cfg.Email.Host != "" {
 		if s.mailer, err = newMailer(cfg.Email); err != nil {
@@ -240,6 +241,11 @@ func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string) (int64, 
 	}
 
 	return tag.RowsAffected(), nil
+}
+
+// DeleteExpired deletes expired records and returns their number.
+func (s *Service) DeleteExpired(ctx context.Context) (int64, error) {
+	return postgres.DeleteExpired(ctx, s.pool, "notifications", "sent_at", s.retention)
 }
 
 // Entry is the record of a notification.

@@ -370,16 +370,16 @@ func TestStateComparesBothRecords(t *testing.T) {
 		record("uncaptured", "captured", "99.99", "t_none", "")
 		record("amount", "captured", "1", charge("amount"), "")
 		record("refund", "refunded", "99.99", charge("refund"), "re")
-		given := charge("given back")
-		record("given back", "captured", "99.99", given, "")
+		given := charge("refunded elsewhere")
+		record("refunded elsewhere", "captured", "99.99", given, "")
 
-		if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "given back", TransactionID: given}); err != nil {
+		if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "refunded elsewhere", TransactionID: given}); err != nil {
 			t.Fatal(err)
 		}
 
 		for order, says := range map[string]string{
 			"unrecorded": "which is not recorded", "uncaptured": "has not captured it", "amount": "is recorded with 1 USD",
-			"refund": "has refunded 0 of 99.99 USD", "given back": "no refund is recorded",
+			"refund": "has refunded 0 of 99.99 USD", "refunded elsewhere": "no refund is recorded",
 		} {
 			if s := state(order); len(s.Differences) != 1 || !strings.Contains(s.Differences[0], says) {
 				t.Errorf("%s: got %q", order, s.Differences)

@@ -29,11 +29,12 @@ const snapshotKind = "snapshot"
 
 // Service reads and writes users.
 type Service struct {
+	cfg  Config
 	pool *pgxpool.Pool
 }
 
 // NewService returns a service on pool.
-func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
+func NewService(cfg Config, pool *pgxpool.Pool) *Service { return &Service{cfg: cfg, pool: pool} }
 
 // NotFound is the error of a user who does not exist.
 func NotFound(id string) error { return event.Missing("user", id) }

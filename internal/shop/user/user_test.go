@@ -158,7 +158,7 @@ func put(t *testing.T, s *Service, id string, events ...eventstore.Data) {
 func TestALongStreamIsFoldedFromItsSnapshot(t *testing.T) {
 	t.Parallel()
 
-	s := NewService(pgtest.New(t))
+	s := NewService(DefaultConfig(), pgtest.New(t))
 	put(t, s, "a", Created{UserID: "a", Name: "Alice", Email: "a@x.org"})
 
 	for n := range snapshotEvery + 5 {
@@ -188,7 +188,7 @@ func TestALongStreamIsFoldedFromItsSnapshot(t *testing.T) {
 func TestErasureLeavesNothingToRead(t *testing.T) {
 	t.Parallel()
 
-	s := NewService(pgtest.New(t))
+	s := NewService(DefaultConfig(), pgtest.New(t))
 	put(t, s, "a", Created{UserID: "a", Name: "Alice Cooper", Email: "a@x.org", Properties: fields("city", `"Berlin"`)})
 	put(t, s, "a", EmailUpdated{UserID: "a", NewEmail: "b@x.org"})
 

@@ -1,0 +1,34 @@
+package user
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// Config configures users.
+type Config struct {
+	// MissesRetention is how long updates of unknown users are kept, at least 1h;
+	// 0 keeps them indefinitely. Defaults to 0.
+	MissesRetention time.Duration `koanf:"misses_retention"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config { return Config{} }
+
+// Validate reports every mistake, naming the key.
+func (c Config) Validate() error {
+	if c.MissesRetention != 0 && c.MissesRetention < time.Hour {
+		return fmt.Errorf("user.misses_retention: is %s, expected at least 1h, or 0 for no limit", c.MissesRetention)
+	}
+
+	return nil
+}
+
+// DeleteExpiredMisses deletes expired updates of unknown users and returns their
+// number.
+func (s *Service) DeleteExpiredMisses(ctx context.Context) (int64, error) {
+	return postgres.DeleteExpired(ctx, s.pool, "user_misses", "missed_at", s.cfg.MissesRetention)
+}
