@@ -221,19 +221,21 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 
 // report counts a fate and logs it, unless it is a good one.
 func (r *Router) report(d *delivery, f fate, took time.Duration) {
-	logger := r.logger.With(slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID))
+	log := func(level slog.Level, text string, attrs ...slog.Attr) {
+		attrs = append([]slog.Attr{slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID)}, attrs...)
+		r.logger.LogAttrs(context.Background(), level, text, append(attrs, slog.Any("error", f.err))...)
+	}
 
 	switch {
 	case f.outcome == returned && !isReturn(f.err):
-		logger.Error("message returned to the broker", slog.Any("error", f.err))
+		log(slog.LevelError, "message returned to the broker")
 	case f.outcome == stopped:
 		reason := string(reasonOf(f.err))
 
 		r.metrics.stopped.WithLabelValues(d.route.Topic, reason).Inc()
-		logger.Warn("message stopped", slog.String("reason", reason), slog.Any("error", f.err))
+		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
 	case f.outcome == parked:
-		logger.Warn("message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)),
-			slog.Any("error", f.err))
+		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}
 
 	r.metrics.messages.WithLabelValues(d.route.Consumer, d.route.Topic, string(f.outcome)).Inc()

@@ -230,9 +230,7 @@ func (r *Router) postpone(ctx context.Context, key failed.Key, wait time.Duratio
 func messageOf(e failed.Entry) *message.Message {
 	msg := message.NewMessage(e.ApplyID().String(), e.Current())
 
-	for name, value := range e.Headers {
-		msg.Metadata[name] = value
-	}
+	maps.Copy(msg.Metadata, e.Headers)
 
 	msg.Metadata[event.HeaderOrigin] = e.Origin
 

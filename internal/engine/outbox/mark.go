@@ -12,29 +12,27 @@ import (
 const (
 	// markEvery is how often a mark is taken while there is something to read.
 	markEvery = 200 * time.Millisecond
-	// fullShare bounds what reading from the beginning costs: it is done again
-	// after so many times as long as it took.
+	// fullShare bounds the cost of reading from the beginning: the next such read
+	// comes after this many times the duration of the last.
 	fullShare = 20
 )
 
-// mark lets reads begin where there may be something to find. While a
-// transaction is held open anywhere, the index keeps an entry for every row
-// that was deleted since it began, and a read from the beginning passes over
-// all of them.
+// mark lets reads begin where there may be something to find. While a transaction
+// stays open anywhere, the index keeps an entry for every row that was deleted
+// since it began, and a read from the beginning passes over all of them.
 //
-// It is no cursor. A row that is found too late would let a later one of its
-// key overtake it, so low is a sequence number up to which nothing can come any
-// more: all transactions that were given such a number have ended, a read has
-// found what they left, and the queue has all of it in hand. As soon as the
-// queue gives anything back, or holds a key or a topic, reads begin at the
-// beginning again.
+// It is not a cursor. A later row of a key would overtake a row that is found too
+// late, so low is a sequence number up to which no row can appear any more: all
+// transactions that were given such a number have ended, a read has found what
+// they left, and the queue has all of it in hand. When the queue returns rows, a
+// key backs off or a topic is suspended, reads begin at the beginning again.
 type mark struct {
 	low int64
-	// forgotten is queue.forgotten when low began to hold.
-	forgotten int
+	// returns is queue.returns when low became valid.
+	returns int
 
-	// high was given out when transaction xid began: it becomes low when all
-	// transactions up to xid have ended. 0 is none.
+	// high was assigned when transaction xid began: it becomes low when all
+	// transactions up to xid have ended. 0 means none.
 	high, xid int64
 
 	marked    time.Time
@@ -48,14 +46,14 @@ type mark struct {
 func (m *mark) reset() { *m = mark{marked: m.marked} }
 
 // begin returns the sequence number after which the next read begins.
-func (m *mark) begin(next want, held bool, atLeast time.Duration) int64 {
-	if held || len(next.held) > 0 || next.forgotten != m.forgotten {
+func (m *mark) begin(next want, suspended bool, atLeast time.Duration) int64 {
+	if suspended || len(next.backingOff) > 0 || next.returns != m.returns {
 		m.reset()
-		m.forgotten = next.forgotten
+		m.returns = next.returns
 	}
 
-	// Rows that were scheduled come due with an old number. They have no place
-	// among others, but they want to be found.
+	// Scheduled rows come due with an old number. Their order among others does
+	// not matter, but they must be found.
 	m.full = m.low == 0 || time.Since(m.fullAt) >= max(atLeast, m.fullAfter)
 	if m.full {
 		m.fullAt = time.Now()
@@ -66,7 +64,7 @@ func (m *mark) begin(next want, held bool, atLeast time.Duration) int64 {
 	return m.low
 }
 
-// end takes what a read found into account. xmin is from a snapshot before that
+// end takes the result of a read into account. xmin is from a snapshot before that
 // of the read; kept says that the queue took every row.
 func (m *mark) end(next want, rows []row, xmin int64, kept bool) {
 	if m.full {
@@ -80,8 +78,8 @@ func (m *mark) end(next want, rows []row, xmin int64, kept bool) {
 	}
 }
 
-// take takes a new mark, if it is time for one and none is under way. An idle
-// relay takes none.
+// take starts a new mark, if it is time for one and none is under way. An idle
+// relay starts none.
 func (m *mark) take(ctx context.Context, conn *pgx.Conn) error {
 	if m.high > 0 || time.Since(m.marked) < markEvery {
 		return nil
@@ -92,8 +90,8 @@ func (m *mark) take(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
-	// First the number, then the transaction: whoever has a number up to this
-	// one had its transaction's id before; see rows.insert.
+	// First the number, then the transaction: a transaction with a number up to
+	// this one had its id before; see rows.insert.
 	var high, xid int64
 
 	if err := conn.QueryRow(ctx, `SELECT last_value FROM outbox_seq_seq`).Scan(&high); err != nil {

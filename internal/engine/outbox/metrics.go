@@ -10,7 +10,7 @@ type metrics struct {
 	errors    *prometheus.CounterVec
 	oldest    prometheus.Gauge
 	waiting   prometheus.Gauge
-	shards    prometheus.Gauge
+	shards    *prometheus.GaugeVec
 }
 
 func newMetrics(registry *prometheus.Registry) *metrics {
@@ -18,19 +18,19 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 
 	return &metrics{
 		published: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_outbox_published_total", Help: "Messages that the broker has confirmed.",
+			Name: "millrace_outbox_published_total", Help: "Messages that a broker has confirmed.",
 		}, []string{"topic"}),
 		errors: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_outbox_publish_errors_total", Help: "Attempts to publish that failed; each is repeated.",
+			Name: "millrace_outbox_publish_errors_total", Help: "Failed attempts to publish; each is repeated.",
 		}, []string{"topic"}),
 		oldest: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_outbox_oldest_age_seconds", Help: "Age of the oldest message that is due and not published.",
+			Name: "millrace_outbox_oldest_age_seconds", Help: "Age of the oldest due message that is not published.",
 		}),
 		waiting: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_outbox_rows", Help: "Messages that are due and not published, counted up to 10000.",
+			Name: "millrace_outbox_rows", Help: "Due messages that are not published, counted up to 10000.",
 		}),
-		shards: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_outbox_shards_owned", Help: "Shards of the outbox that this process publishes.",
-		}),
+		shards: factory.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "millrace_outbox_shards_owned", Help: "Shards of the outbox that this process publishes, by broker.",
+		}, []string{"broker"}),
 	}
 }

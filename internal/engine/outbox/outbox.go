@@ -1,6 +1,6 @@
-// Package outbox publishes what transactions decided to publish. Append stores
-// messages in the caller's transaction; the [Relay] hands them to the broker
-// after the commit, in order per key, and deletes what the broker confirmed.
+// Package outbox publishes the messages of committed transactions. Append stores
+// messages in the caller's transaction; the [Relay] publishes them after the
+// commit, in order per key, and deletes them when the broker has confirmed them.
 package outbox
 
 import (
@@ -20,21 +20,22 @@ import (
 // table holds shard numbers, so it is fixed.
 const Shards = 64
 
-// Channel is the Postgres notification channel on which processes tell the
+// Channel is the Postgres notification channel on which processes notify the
 // relays of others that there is something to publish.
 const Channel = "millrace_outbox"
 
 // Config tunes the relay.
 type Config struct {
-	// BatchSize is how many messages are read at once.
+	// BatchSize is how many messages are read at once. Defaults to 512.
 	BatchSize int `koanf:"batch_size"`
-	// MaxInFlight bounds the messages that were read and not yet deleted, and
-	// so the relay's memory.
+	// MaxInFlight bounds the messages that were read and not yet deleted, and so
+	// the relay's memory. Defaults to 2048.
 	MaxInFlight int `koanf:"max_in_flight"`
-	// PollInterval is how often the relay looks when nothing woke it, and so
-	// by how much a scheduled message may be late.
+	// PollInterval is how often the relay reads when nothing wakes it, and so by
+	// how much a scheduled message may be late. Defaults to 1s.
 	PollInterval time.Duration `koanf:"poll_interval"`
 	// DrainTimeout bounds how long a stopping relay waits for confirmations.
+	// Defaults to 5s.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
 }
 
@@ -141,7 +142,7 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 	var encoded *string
 
 	if len(headers) > 0 {
-		// Headers.MarshalJSON cannot fail: it escapes what JSON cannot hold.
+		// Headers.MarshalJSON cannot fail: it escapes what JSON cannot represent.
 		data, _ := headers.MarshalJSON()
 		text := string(data)
 		encoded = &text

@@ -31,21 +31,20 @@ type row struct {
 type queue struct {
 	mu       sync.Mutex
 	nonEmpty *sync.Cond
-	// keys holds the unpublished rows of each key; its first row may be in
-	// the hands of a lane.
+	// keys has the unpublished rows of each key; a lane may have the first.
 	keys map[string][]row
-	// ready lists the keys whose first row no lane has and that are not held.
+	// ready lists the keys whose first row no lane has, and that do not back off.
 	ready []string
 	// inFlight has every row that was read and is not deleted yet.
 	inFlight map[int64]struct{}
 	// confirmed are rows in flight that the broker has and the table still has.
 	confirmed []int64
-	// failures counts, for each key that is held, how often its first row
-	// failed in a row. Rows behind it stay in the table alone.
+	// failures counts, for each key that backs off, how often its first row has
+	// failed in a row. Rows behind it stay in the table only.
 	failures map[string]int
-	// forgotten counts how often rows were given back to the table while a
-	// read may have been under way, which then misses them; see push.
-	forgotten int
+	// returns counts how often rows were returned to the table while a read may
+	// have been under way, which then misses them; see push.
+	returns int
 	// busy counts the rows that lanes are publishing.
 	busy   int
 	closed bool
@@ -58,15 +57,15 @@ func newQueue() *queue {
 	return q
 }
 
-// push adds rows, which come in order of sequence, from a read that began when
-// as much was forgotten. If more is by now, the rows are left in the table: they
-// may follow on others of their key that the read did not find. kept is false
-// when any row was left in the table.
-func (q *queue) push(rows []row, forgotten int) (kept bool) {
+// push adds rows, in order of sequence, from a read that began when q.returns had
+// the given value. If it has grown since, the rows are left in the table: earlier
+// rows of their keys may be there that the read did not find. kept is false when
+// any row was left in the table.
+func (q *queue) push(rows []row, returns int) (kept bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	if forgotten != q.forgotten {
+	if returns != q.returns {
 		return false
 	}
 
@@ -114,21 +113,21 @@ func (q *queue) next() (r row, ok bool) {
 }
 
 // published marks r as confirmed by the broker and frees its key. It reports
-// whether the relay has something to do: many rows to delete, a key that was
-// held, or nothing else to wait for. Deleting one by one would cost more than
+// whether the relay has something to do: many rows to delete, a key that backed
+// off, or nothing else to wait for. Deleting one by one would cost more than
 // publishing.
 func (q *queue) published(r row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	held := q.failures[r.Key] > 0
+	backedOff := q.failures[r.Key] > 0
 	delete(q.failures, r.Key)
 
 	q.busy--
 	q.confirmed = append(q.confirmed, r.Seq)
 	q.advance(r)
 
-	return held || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
+	return backedOff || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
 }
 
 // advance makes the next row of a key ready, unless the key was dropped
@@ -147,11 +146,11 @@ func (q *queue) advance(done row) {
 	}
 }
 
-// failed holds the key of r back and returns for how long, and whether that is
-// as long as it gets for the first time; release then offers it to the lanes
-// again. What is behind r goes back to the table, so that a key
-// takes up one place however much waits for it.
-func (q *queue) failed(r row) (hold time.Duration, stuck bool) {
+// failed makes the key of r back off. It returns for how long, and whether the
+// wait has just reached its maximum; release then offers the key to the lanes
+// again. The rows behind r are returned to the table, so that a key takes up one
+// place in memory however many rows wait for it.
+func (q *queue) failed(r row) (wait time.Duration, stuck bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
@@ -159,17 +158,17 @@ func (q *queue) failed(r row) (hold time.Duration, stuck bool) {
 	q.failures[r.Key]++
 
 	if rows := q.keys[r.Key]; len(rows) > 1 {
-		q.forget(rows, false)
-		q.forgotten++
+		q.remove(rows, false)
+		q.returns++
 	}
 
 	failures := q.failures[r.Key]
 
-	return min(maxHold, minHold<<min(failures-1, 10)), failures == stuckAfter
+	return min(maxWait, minWait<<min(failures-1, 10)), failures == stuckAfter
 }
 
-// giveBack returns r and what is behind it to the table: its topic is held.
-func (q *queue) giveBack(r row) {
+// returned returns r and the rows behind it to the table: its topic is suspended.
+func (q *queue) returned(r row) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
@@ -177,14 +176,14 @@ func (q *queue) giveBack(r row) {
 	delete(q.failures, r.Key)
 
 	if rows := q.keys[r.Key]; len(rows) > 0 && rows[0].Seq == r.Seq {
-		q.forget(rows, true)
+		q.remove(rows, true)
 	}
 
-	q.forgotten++
+	q.returns++
 }
 
-// dropTopics returns the keys with rows of these topics to the table, but for
-// those that a lane has in hand.
+// dropTopics returns the keys with rows of these topics to the table, except those
+// that a lane has in hand.
 func (q *queue) dropTopics(topics []string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -195,7 +194,7 @@ func (q *queue) dropTopics(topics []string) {
 		rows := q.keys[key]
 
 		if slices.ContainsFunc(rows, func(r row) bool { return slices.Contains(topics, r.Topic) }) {
-			q.forget(rows, true)
+			q.remove(rows, true)
 			delete(q.failures, key)
 		} else {
 			kept = append(kept, key)
@@ -203,10 +202,10 @@ func (q *queue) dropTopics(topics []string) {
 	}
 
 	q.ready = kept
-	q.forgotten++
+	q.returns++
 }
 
-// release lets a held key go on, if its row is still there.
+// release offers a key to the lanes again, if its row is still there.
 func (q *queue) release(r row) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -232,16 +231,16 @@ func (q *queue) takeConfirmed() []int64 {
 type want struct {
 	// limit is how many rows, not above 0 if none.
 	limit int
-	// inFlight are rows, held are keys that are not to be read.
-	inFlight []int64
-	held     []string
-	// forgotten goes to push with the rows.
-	forgotten int
+	// inFlight are rows, backingOff are keys that are not to be read.
+	inFlight   []int64
+	backingOff []string
+	// returns goes to push with the rows.
+	returns int
 }
 
-// wants returns what to read next, at most batch rows. While as many keys wait
-// for the lanes that is nothing: reading passes over every row in flight, so it
-// pays to do it seldom.
+// wants returns what to read next, at most batch rows. It is nothing while as many
+// keys wait for the lanes: reading passes over every row in flight, so it pays to
+// read seldom.
 func (q *queue) wants(batch, maxInFlight int) want {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -252,14 +251,14 @@ func (q *queue) wants(batch, maxInFlight int) want {
 
 	return want{
 		limit: min(batch, maxInFlight-len(q.inFlight)),
-		// Empty, not nil: nothing is unequal to all of NULL.
-		inFlight:  slices.AppendSeq(make([]int64, 0, len(q.inFlight)), maps.Keys(q.inFlight)),
-		held:      slices.AppendSeq([]string{}, maps.Keys(q.failures)),
-		forgotten: q.forgotten,
+		// Empty, not nil: no value is unequal to all of NULL.
+		inFlight:   slices.AppendSeq(make([]int64, 0, len(q.inFlight)), maps.Keys(q.inFlight)),
+		backingOff: slices.AppendSeq([]string{}, maps.Keys(q.failures)),
+		returns:    q.returns,
 	}
 }
 
-// deleted forgets rows that have left the table.
+// deleted drops rows that have left the table.
 func (q *queue) deleted(seqs []int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -269,7 +268,7 @@ func (q *queue) deleted(seqs []int64) {
 	}
 }
 
-// restore gives rows back to takeConfirmed after a failed deletion.
+// restore undoes takeConfirmed after a failed deletion.
 func (q *queue) restore(confirmed []int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -277,8 +276,8 @@ func (q *queue) restore(confirmed []int64) {
 	q.confirmed = append(q.confirmed, confirmed...)
 }
 
-// drop forgets the rows that keep refuses and no lane has in hand: another
-// replica may publish them now.
+// drop removes the rows that keep refuses and no lane has in hand: another replica
+// may publish them now.
 func (q *queue) drop(keep func(shard int16) bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -297,17 +296,17 @@ func (q *queue) drop(keep func(shard int16) bool) {
 				q.ready = append(q.ready, key)
 			}
 		default:
-			q.forget(rows, ready[key])
+			q.remove(rows, ready[key])
 			delete(q.failures, key)
 		}
 	}
 }
 
-// forget removes the rows of a key. The first stays in flight while a lane has
-// it or it is held, so that its confirmation is not mistaken.
-func (q *queue) forget(rows []row, wholly bool) {
+// remove removes the rows of a key. The first stays in flight while a lane has it
+// or it backs off, so that its confirmation finds it.
+func (q *queue) remove(rows []row, all bool) {
 	key := rows[0].Key
-	if wholly {
+	if all {
 		delete(q.keys, key)
 	} else {
 		q.keys[key] = rows[:1]
@@ -327,7 +326,7 @@ func (q *queue) idle() bool {
 	return q.busy == 0
 }
 
-// close ends the lanes once they have finished what they hold.
+// close ends the lanes once they have finished the rows in hand.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

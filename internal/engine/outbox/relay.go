@@ -1,11 +1,11 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,23 +16,24 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // Back-off of a key whose message could not be published.
 const (
-	minHold = 100 * time.Millisecond
-	maxHold = 10 * time.Second
-	// stuckAfter is how many failures it takes to get there.
+	minWait = 100 * time.Millisecond
+	maxWait = 10 * time.Second
+	// stuckAfter is how many failures it takes to reach maxWait.
 	stuckAfter = 8
 )
 
-// sessionRetry is how long the relay waits before it asks Postgres again.
+// sessionRetry is how long the relay waits before it connects to Postgres again.
 const sessionRetry = time.Second
 
-// sessionTimeout bounds each exchange with Postgres; a connection that takes
-// longer is given up, and with it the shards.
+// sessionTimeout bounds each exchange with Postgres. A connection that takes longer
+// is closed, which releases its shards.
 const sessionTimeout = 10 * time.Second
 
 // Relay publishes the rows of the outbox. Replicas share the work: each shard
@@ -49,7 +50,7 @@ type Relay struct {
 
 // Target is where a relay publishes, and what.
 type Target struct {
-	// Name tells targets apart; that of the one without Only is empty.
+	// Name distinguishes targets; it is empty for the one without Only.
 	Name      string
 	Publisher message.Publisher
 	// Lanes is how many messages are published at once.
@@ -59,13 +60,13 @@ type Target struct {
 	Only, Except []string
 	// Suspended returns the topics that are not to be published now. It may be nil.
 	Suspended func() []string
-	// Breaker is that of the broker; while it is open, one message at a time is
-	// tried. It may be nil.
+	// Breaker is the broker's: while it is open, one message at a time is tried. It
+	// may be nil.
 	Breaker *breaker.Breaker
 }
 
-// link is one relay to one target. Links know nothing of each other, so that a
-// broker in trouble holds up nobody else.
+// link is one relay to one target. Links are independent of each other, so that an
+// unavailable broker delays no other.
 type link struct {
 	*Relay
 
@@ -74,12 +75,12 @@ type link struct {
 	queue  *queue
 	mark   mark
 	wake   chan struct{}
-	// suspended are the topics that were not to be published at the last round.
+	// suspended has the topics that were suspended in the last round.
 	suspended atomic.Pointer[[]string]
 	// lost is true while there is no session.
 	lost bool
-	// woken is true when this process committed something since the last
-	// round; other replicas are told then.
+	// woken is true when this process has committed rows since the last round;
+	// other replicas are notified then.
 	woken atomic.Bool
 }
 
@@ -93,8 +94,8 @@ func NewRelay(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *pro
 	}
 }
 
-// Wake tells the relay that a transaction of this process committed rows.
-// It never blocks.
+// Wake starts a round after a transaction of this process has committed rows. It
+// never blocks.
 func (r *Relay) Wake() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,9 +113,9 @@ func (r *link) nudge() {
 	}
 }
 
-// Run publishes to target until ctx ends; then it waits for what is in flight,
-// at most Config.DrainTimeout. It survives the loss of the database and of the
-// broker. It may run for several targets at once.
+// Run publishes to target until ctx ends, then waits at most Config.DrainTimeout for
+// messages in flight. It survives the loss of the database and of the broker. It
+// may run for several targets at once.
 func (r *Relay) Run(ctx context.Context, target Target) {
 	l := &link{Relay: r, target: target, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
 	if target.Name != "" {
@@ -142,12 +143,12 @@ func (r *link) run(ctx context.Context) {
 		err := r.session(ctx)
 		if err != nil && ctx.Err() == nil {
 			if !r.lost {
-				r.logger.Warn("relay lost postgres, trying again until it is back", slog.Any("error", err))
+				r.logger.Warn("relay lost its connection to postgres and is reconnecting", slog.Any("error", err))
 			}
 
 			r.lost = true
 
-			pause(ctx, sessionRetry)
+			_ = backoff.Sleep(ctx, sessionRetry)
 		}
 	}
 
@@ -156,8 +157,8 @@ func (r *link) run(ctx context.Context) {
 	r.wait(&running)
 }
 
-// wait waits for the lanes, but not for one that the broker does not answer:
-// its row stays in the table.
+// wait waits for the lanes, except for one that gets no answer from the broker: its
+// row stays in the table.
 func (r *link) wait(running *sync.WaitGroup) {
 	done := make(chan struct{})
 
@@ -169,12 +170,12 @@ func (r *link) wait(running *sync.WaitGroup) {
 	select {
 	case <-done:
 	case <-time.After(r.cfg.DrainTimeout):
-		r.logger.Warn("the broker did not confirm in time; what it may have will be published again")
+		r.logger.Warn("the broker did not confirm in time; messages that it may have will be published again")
 	}
 }
 
-// session holds one connection: its advisory locks are the ownership of the
-// shards, and everything that ownership allows is done on it.
+// session uses one connection: its advisory locks are the ownership of the shards,
+// and everything that ownership permits happens on it.
 func (r *link) session(ctx context.Context) error {
 	conn, err := r.connect(ctx)
 	if err != nil {
@@ -184,7 +185,7 @@ func (r *link) session(ctx context.Context) error {
 	owned := newShards(conn, r.target.Name)
 
 	defer func() {
-		r.metrics.shards.Set(0)
+		r.metrics.shards.WithLabelValues(r.broker()).Set(0)
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sessionRetry)
 		defer cancel()
 
@@ -196,7 +197,7 @@ func (r *link) session(ctx context.Context) error {
 	}
 
 	if r.lost {
-		r.logger.Info("relay has postgres again")
+		r.logger.Info("relay is connected to postgres again")
 	}
 
 	r.lost = false
@@ -205,8 +206,8 @@ func (r *link) session(ctx context.Context) error {
 	ticker := time.NewTicker(r.cfg.PollInterval)
 	defer ticker.Stop()
 
-	// A statement that is under way when ctx ends is finished: cancelling it
-	// would cost the connection, on which the drain deletes what was confirmed.
+	// A statement that is under way when ctx ends is completed: cancelling it would
+	// close the connection, on which the drain deletes confirmed rows.
 	work := context.WithoutCancel(ctx)
 
 	if err := r.tick(work, conn, owned); err != nil {
@@ -230,11 +231,11 @@ func (r *link) session(ctx context.Context) error {
 	}
 }
 
-// abandon gives up every row that no lane has: without the locks another
-// replica may publish them. At the end of ctx nothing is abandoned.
+// abandon drops every row that no lane has: without the locks another replica may
+// publish them. Nothing is dropped when ctx has ended.
 func (r *link) abandon(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // it is the end that was asked for
+		return nil //nolint:nilerr // the relay is stopping
 	}
 
 	r.queue.drop(func(int16) bool { return false })
@@ -242,16 +243,16 @@ func (r *link) abandon(ctx context.Context, err error) error {
 	return err
 }
 
-// connect opens the session's own connection, outside the pool: it lives as
-// long as the relay, and need not wait for the disk. Losing a deletion in a
-// crash only means that a message is published again.
+// connect opens the session's own connection, outside the pool: it lives as long as
+// the relay and does not wait for the disk. A deletion that is lost in a crash only
+// means that a message is published again.
 func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg := r.pool.Config().ConnConfig.Copy()
 	cfg.RuntimeParams["synchronous_commit"] = "off"
 	cfg.RuntimeParams["application_name"] = "millrace relay"
 	// Rows are read in order through an index, a few of many. The planner knows
-	// neither how few (LIMIT is a parameter) nor how many there are by now, and
-	// would rather read and sort all of them.
+	// neither how few (LIMIT is a parameter) nor how many there are by now, and would
+	// read and sort all of them.
 	cfg.RuntimeParams["enable_bitmapscan"] = "off"
 	cfg.RuntimeParams["enable_seqscan"] = "off"
 	cfg.RuntimeParams["enable_sort"] = "off"
@@ -264,8 +265,8 @@ func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// tick does what is due by time: share the shards, release scheduled rows,
-// measure.
+// tick does what is due by time: it balances the shards, releases scheduled rows and
+// measures.
 func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
@@ -282,12 +283,12 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 
 	if len(owned.list) != before {
-		r.mark.reset() // shards of others were not read
+		r.mark.reset() // new shards have not been read
 	}
 
-	r.metrics.shards.Set(float64(len(owned.list)))
+	r.metrics.shards.WithLabelValues(r.broker()).Set(float64(len(owned.list)))
 
-	// A message that is due takes its place by its sequence number again.
+	// A message that comes due is ordered by its sequence number.
 	released, err := conn.Exec(ctx, `
 		UPDATE outbox SET available_at = NULL
 		WHERE available_at <= clock_timestamp() AND shard = ANY($1)`, owned.list)
@@ -300,7 +301,7 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 
 	if r.target.Name != "" {
-		return nil // the link without a name measures for all
+		return nil // the link without a name measures for all links
 	}
 
 	return r.measure(ctx, conn)
@@ -324,8 +325,8 @@ func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// round deletes what was confirmed and reads what is next, in one round trip
-// after the other until there is nothing to do.
+// round deletes confirmed rows and reads the next ones, in one round trip after the
+// other until there is nothing to do.
 func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
 		r.returnSuspended()
@@ -352,9 +353,9 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 }
 
-// found hands the rows that were read to the queue and moves the mark.
+// found adds the rows that were read to the queue and moves the mark.
 func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row, xmin int64) error {
-	kept := r.queue.push(rows, next.forgotten)
+	kept := r.queue.push(rows, next.returns)
 
 	if xmin == 0 { // nothing was read
 		return nil
@@ -369,8 +370,8 @@ func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row,
 	return r.mark.take(ctx, conn)
 }
 
-// exchange deletes confirmed and reads what is wanted next. xmin is from just
-// before it read, 0 if it read nothing.
+// exchange deletes confirmed rows and reads the next ones. xmin is from just before
+// the read, 0 without one.
 func (r *link) exchange(
 	ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want,
 ) (rows []row, xmin int64, err error) {
@@ -388,10 +389,10 @@ func (r *link) exchange(
 	}
 
 	if next.limit > 0 && len(owned.list) > 0 {
-		// Empty, not nil: no topic is unequal to all of NULL.
+		// Empty, not nil: no value is unequal to all of NULL.
 		except := append(append([]string{}, r.suspendedTopics()...), r.target.Except...)
 		low := r.mark.begin(next, len(r.suspendedTopics()) > 0, r.cfg.PollInterval)
-		topics, args := r.topics(owned.list, next.inFlight, next.held, next.limit, except, low)
+		topics, args := r.topics(owned.list, next.inFlight, next.backingOff, next.limit, except, low)
 
 		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
 		batch.Queue(`
@@ -427,6 +428,9 @@ func (r *link) topics(args ...any) (condition string, all []any) {
 	return `AND topic = ANY($7)`, append(args, r.target.Only)
 }
 
+// broker is the label of the target in metrics.
+func (r *link) broker() string { return cmp.Or(r.target.Name, "default") }
+
 func (r *link) suspendedTopics() []string {
 	if topics := r.suspended.Load(); topics != nil {
 		return *topics
@@ -453,7 +457,7 @@ func (r *link) returnSuspended() {
 	}
 }
 
-// drain waits until the lanes have finished what they hold and deletes it.
+// drain waits until the lanes have finished the rows in hand and deletes them.
 func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	r.queue.close()
 
@@ -470,7 +474,7 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	confirmed := r.queue.takeConfirmed()
 
 	if _, err := conn.Exec(drainCtx, `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed); err != nil {
-		// They will be published once more, and the inboxes will notice.
+		// They will be published again, and the inboxes will recognize them.
 		r.logger.Warn("could not delete published messages", slog.Any("error", err), slog.Int("messages", len(confirmed)))
 	}
 
@@ -486,14 +490,14 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 		}
 
 		if err := r.publish(ctx, publisher, next); err != nil {
-			r.hold(ctx, next, err)
+			r.backOff(ctx, next, err)
 		} else {
 			r.confirm(next)
 		}
 	}
 }
 
-// publish hands a row to the broker as soon as that is worth an attempt.
+// publish sends a row to the broker as soon as that is worth an attempt.
 func (r *link) publish(ctx context.Context, publisher message.Publisher, next row) error {
 	if r.target.Breaker == nil {
 		return publisher.Publish(next.Topic, toWatermill(next))
@@ -523,15 +527,15 @@ func (r *link) confirm(published row) {
 	r.metrics.published.WithLabelValues(published.Topic).Inc()
 }
 
-// hold keeps a key back after a failure. Other keys go on.
-func (r *link) hold(ctx context.Context, failed row, err error) {
+// backOff delays a key after a failure. Other keys continue.
+func (r *link) backOff(ctx context.Context, failed row, err error) {
 	if slices.Contains(r.suspendedTopics(), failed.Topic) {
-		r.queue.giveBack(failed)
+		r.queue.returned(failed)
 
 		return
 	}
 
-	hold, stuck := r.queue.failed(failed)
+	wait, stuck := r.queue.failed(failed)
 
 	if ctx.Err() != nil {
 		r.nudge() // the drain waits for the lanes
@@ -542,20 +546,20 @@ func (r *link) hold(ctx context.Context, failed row, err error) {
 	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
 
 	if stuck {
-		r.logger.Warn("a message cannot be published, and others of its key wait behind it",
+		r.logger.Warn("a message cannot be published, and later messages of its key wait behind it",
 			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
 	}
 
-	time.AfterFunc(jitter(hold), func() { r.queue.release(failed) })
+	time.AfterFunc(backoff.Jitter(wait), func() { r.queue.release(failed) })
 }
 
 // listen wakes the relay when another process has committed.
 func (r *link) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
-			// Only a hint is lost: polling goes on.
-			r.logger.Debug("lost notifications, connecting again", slog.Any("error", err))
-			pause(ctx, sessionRetry)
+			// Only a hint is lost: polling continues.
+			r.logger.Debug("lost notifications and is reconnecting", slog.Any("error", err))
+			_ = backoff.Sleep(ctx, sessionRetry)
 		}
 	}
 }
@@ -586,8 +590,8 @@ func (r *link) receive(ctx context.Context) error {
 	}
 }
 
-// toWatermill makes the message that goes to the broker: CloudEvents headers
-// around the payload as it is.
+// toWatermill returns the message for the broker: CloudEvents headers around the
+// unchanged payload.
 func toWatermill(r row) *message.Message {
 	id := r.ID.String()
 	msg := message.NewMessage(id, r.Payload)
@@ -612,20 +616,4 @@ func toWatermill(r row) *message.Message {
 	}
 
 	return msg
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
-
-// jitter spreads d over its upper half, so that keys held by one failure do
-// not all come back at once.
-func jitter(d time.Duration) time.Duration {
-	return d/2 + rand.N(d/2)
 }

@@ -7,23 +7,18 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Advisory locks of the relays: "mlrc" in ASCII for the shards (second key:
-// the shard's number), "mlrm" for membership.
-const (
-	shardLocks  = 0x6d6c7263
-	memberLocks = 0x6d6c726d
-)
-
-// shards are the parts of the outbox that one relay owns. The server releases
-// them when the connection ends, however it ends.
+// shards are the parts of the outbox that one relay owns. The server releases them
+// when the connection ends.
 type shards struct {
 	conn *pgx.Conn
 	// base is the first lock key: each target has its own 64.
 	base int32
 	list []int16
-	// shared is true when other relays are there.
+	// shared is true when other relays run.
 	shared bool
 }
 
@@ -43,24 +38,24 @@ func (s *shards) has(shard int16) bool {
 	return slices.Contains(s.list, shard)
 }
 
-// join makes this relay count when others work out their share.
+// join lets other relays count this one when they compute their share.
 func (s *shards) join(ctx context.Context) error {
-	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, $2)`, memberLocks, s.base); err != nil {
+	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, $2)`, postgres.LockRelays, s.base); err != nil {
 		return fmt.Errorf("joining the relays: %w", err)
 	}
 
 	return nil
 }
 
-// balance takes free shards up to this relay's share and gives back what is
-// more. It reports whether it gave any back.
+// balance takes free shards up to this relay's share and releases those above it.
+// It reports whether it released any.
 func (s *shards) balance(ctx context.Context) (lost bool, err error) {
 	var members int
 
 	err = s.conn.QueryRow(ctx, `
 		SELECT count(*) FROM pg_locks
 		WHERE locktype = 'advisory' AND classid = $1 AND objid = $2 AND objsubid = 2 AND granted
-		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, memberLocks, s.base).Scan(&members)
+		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, postgres.LockRelays, s.base).Scan(&members)
 	if err != nil {
 		return false, fmt.Errorf("counting relays: %w", err)
 	}
@@ -80,7 +75,7 @@ func (s *shards) balance(ctx context.Context) (lost bool, err error) {
 
 func (s *shards) release(ctx context.Context, surplus []int16) error {
 	_, err := s.conn.Exec(ctx, `SELECT pg_advisory_unlock($1, $2 + shard) FROM unnest($3::int[]) AS shard`,
-		shardLocks, s.base, surplus)
+		postgres.LockShard, s.base, surplus)
 	if err != nil {
 		return fmt.Errorf("releasing shards: %w", err)
 	}
@@ -90,7 +85,7 @@ func (s *shards) release(ctx context.Context, surplus []int16) error {
 	return nil
 }
 
-// acquire tries each shard that it does not have until it got n.
+// acquire takes n free shards, or as many as there are.
 func (s *shards) acquire(ctx context.Context, n int) error {
 	for shard := int16(0); shard < Shards && n > 0; shard++ {
 		if s.has(shard) {
@@ -98,7 +93,7 @@ func (s *shards) acquire(ctx context.Context, n int) error {
 		}
 
 		var got bool
-		if err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, $2)`, shardLocks, s.base+int32(shard)).Scan(&got); err != nil {
+		if err := s.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, $2)`, postgres.LockShard, s.base+int32(shard)).Scan(&got); err != nil {
 			return fmt.Errorf("acquiring shard %d: %w", shard, err)
 		}
 

@@ -572,3 +572,147 @@ func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
 
 	pgtest.Eventually(t, "another's message is applied", func() bool { return r.texts("a") == "1" })
 }
+
+// requeue lets the stopped messages wait again.
+func (r *rig) requeue() {
+	r.t.Helper()
+
+	check := func(_ string, payload []byte) (string, error) {
+		n, err := event.Decode[note](payload)
+
+		return n.ID, err
+	}
+
+	o, err := r.failed.Requeue(context.Background(), failed.Filter{}, activity.Actor{Who: "test"}, failed.Pace{}, check)
+	if err != nil || o.Refused != 0 || o.Done == 0 {
+		r.t.Fatalf("got %+v, %v", o, err)
+	}
+}
+
+func TestARequeuedMessageThatFailsAgainIsStoppedAfterItsQuickTries(t *testing.T) {
+	t.Parallel()
+
+	var (
+		attempts atomic.Int32
+		fixed    atomic.Bool
+	)
+
+	r := start(t, newPool(t), breakable(func(n note) bool { attempts.Add(1); return n.Text != "1" || fixed.Load() }), parking(2))
+	r.send(message("a", "1"), message("a", "2"))
+	r.rest()
+
+	if entries := r.stopped(); len(entries) != 1 || entries[0].Attempts != 3 || entries[0].Deliveries != 1 {
+		t.Fatalf("got %+v", entries)
+	}
+
+	before := attempts.Load()
+
+	r.requeue()
+	r.rest()
+
+	entries := r.stopped()
+	if len(entries) != 1 || entries[0].Attempts != 4 || entries[0].Deliveries != 2 || attempts.Load() != before+1 {
+		t.Errorf("got %+v after %d attempts", entries, attempts.Load()-before)
+	}
+
+	actions, err := r.failed.Actions(t.Context(), entries[0].ID)
+	if err != nil || len(actions) != 2 || actions[0].Action != activity.Requeued || actions[1].Action != activity.Reopened || actions[1].Who != activity.Service {
+		t.Errorf("got %+v, %v", actions, err)
+	}
+
+	fixed.Store(true)
+	r.requeue()
+	r.rest()
+
+	e, err := r.failed.Get(t.Context(), entries[0].ID)
+	if err != nil || e.State != failed.Resolved || e.Resolution != failed.Applied || r.texts("a") != "2 1" {
+		t.Errorf("applied %q; got %+v, %v", r.texts("a"), e, err)
+	}
+}
+
+func TestAnIDThatWasUsedTwiceIsAppliedUnderANewIDCausedByTheOldOne(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	first, second := message("a", "first"), message("a", "second")
+	second.ID = first.ID
+	r.send(first)
+	r.rest()
+	r.send(second)
+	r.rest()
+	r.requeue()
+	r.rest()
+
+	if got := r.texts("a"); got != "first second" {
+		t.Errorf("applied %q", got)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM inbox i JOIN failed_messages f ON f.applied_as = i.message_id
+		WHERE i.causation_id = $1 AND i.correlation_id = $1 AND f.state = 'resolved'`, first.ID); n != 1 {
+		t.Errorf("%d inbox rows of the new id, expected 1", n)
+	}
+}
+
+func TestManyRequeuedMessagesAreAppliedInOrderWithoutWaitingForATick(t *testing.T) {
+	t.Parallel()
+
+	var fixed atomic.Bool
+
+	r := start(t, newPool(t), breakable(func(note) bool { return fixed.Load() }), func(c *consumer.Config) { c.Retries = 0 })
+
+	var want []string
+
+	for i := range 10 {
+		want = append(want, fmt.Sprint(i))
+
+		for key := range 100 { // more keys than are tried at once
+			r.send(message(fmt.Sprint("k", key), fmt.Sprint(i)))
+		}
+	}
+
+	pgtest.Eventually(t, "all are stopped", func() bool { return len(r.stopped()) == 1000 })
+	fixed.Store(true)
+
+	r.requeue()
+	r.rest()
+
+	for key := range 100 {
+		if got := r.texts(fmt.Sprint("k", key)); got != strings.Join(want, " ") {
+			t.Errorf("key %d: applied %s", key, got)
+		}
+	}
+}
+
+func TestAnAttemptAtAWaitingMessageIsFinishedBeforeTheServiceStops(t *testing.T) {
+	t.Parallel()
+
+	var second atomic.Bool
+
+	entered, leave := make(chan struct{}), make(chan struct{})
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			if !second.Swap(true) {
+				return nil, errBroken
+			}
+
+			close(entered)
+			<-leave
+
+			return write(ctx, tx, e)
+		})
+	}, parking(5))
+	r.send(message("a", "1"))
+	<-entered
+	r.cancel()
+	close(leave)
+	r.stop()
+
+	if got := r.texts("a"); got != "1" {
+		t.Errorf("applied %q", got)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages`); n != 0 {
+		t.Errorf("%d messages still wait although they were applied", n)
+	}
+}
