@@ -60,6 +60,20 @@ COMMENT ON COLUMN outbox.traceparent IS 'W3C trace context of the span that caus
 CREATE UNIQUE INDEX outbox_ready ON outbox (seq) WHERE available_at IS NULL;
 CREATE INDEX outbox_scheduled ON outbox (available_at) WHERE available_at IS NOT NULL;
 
+-- Messages of topics that nobody consumes here, after their publication: no inbox
+-- has them, and a conversation would end without them.
+CREATE TABLE published_messages (
+    day            date        NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')::date,
+    topic          text        NOT NULL,
+    message_id     uuid        NOT NULL,
+    correlation_id uuid        NOT NULL,
+    causation_id   uuid,
+    published_at   timestamptz NOT NULL DEFAULT now()
+) PARTITION BY RANGE (day);
+
+COMMENT ON TABLE published_messages IS 'Published messages of topics that nobody consumes here, for conversations; kept as long as the inbox.';
+CREATE TABLE published_messages_default PARTITION OF published_messages DEFAULT;
+
 -- Keys that wait: a message failed, and later messages of its key are blocked
 -- by it. The row is the lock of the key: adding a message takes it FOR KEY SHARE
 -- (the foreign key does), freeing the key takes it FOR UPDATE.
@@ -182,5 +196,6 @@ DROP TABLE operator_actions;
 DROP TABLE paused_consumers;
 DROP TABLE failed_messages;
 DROP TABLE failed_keys;
+DROP TABLE published_messages;
 DROP TABLE outbox;
 DROP TABLE inbox;

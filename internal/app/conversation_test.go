@@ -35,6 +35,36 @@ func render(messages []*trace.Message, service *apptest.Service) string {
 	return "[" + strings.Join(parts, " ") + "]"
 }
 
+func TestAConversationShowsWhatNobodyConsumesHere(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`)
+	s.Messages("notifications", 1)
+
+	id := s.Publish("user.updated", `{"user_id":"alice","updates":{"name":"Alicia"}}`)
+	s.WaitUntilIdle()
+
+	pgtest.Eventually(t, "the published message is recorded", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM published_messages`) > 0
+	})
+
+	roots, err := s.Operator.Trace(t.Context(), id.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if got := render(roots, s); !strings.Contains(got, "user.updated(applied)") || !strings.Contains(got, "user.profile.updated(published)") {
+		t.Errorf("got %s", got)
+	}
+
+	leaf := roots[0].Caused[0]
+	if again, err := s.Operator.Trace(t.Context(), leaf.ID.String()); err != nil || render(again, s) != render(roots, s) {
+		t.Errorf("from the published message: %s, %v", render(again, s), err)
+	}
+}
+
 func TestAConversationIsATree(t *testing.T) {
 	t.Parallel()
 

@@ -271,6 +271,12 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 		target.Breaker = s.Dependencies.Get(conn.Kind())
 	}
 
+	for _, topic := range s.topicsOf(conn) {
+		if !topic.Consumed {
+			target.Unconsumed = append(target.Unconsumed, topic.Name)
+		}
+	}
+
 	if conn == s.Brokers.Conns()[0] {
 		for _, other := range s.Brokers.Conns()[1:] {
 			target.Except = append(target.Except, s.Brokers.Bound(other)...)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
@@ -21,6 +22,9 @@ func (s *Service) upkeep() []upkeep.Task {
 		{Name: "inbox rows without a day", Do: func(ctx context.Context) (int64, error) {
 			return inbox.DeleteUndated(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
+		{Name: "published messages", Do: func(ctx context.Context) (int64, error) {
+			return outbox.DropPartitions(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
+		}},
 		{Name: "analytics events", Do: func(ctx context.Context) (int64, error) { return s.Analytics.Clean(ctx, time.Now()) }},
 		{Name: "resolved messages", Do: s.Failed.Expire},
 		{Name: "updates of unknown users", Do: s.Users.DeleteExpiredMisses},
@@ -32,7 +36,7 @@ func (s *Service) upkeep() []upkeep.Task {
 func (s *Service) ensurePartitions(ctx context.Context) error {
 	now := time.Now()
 
-	return errors.Join(inbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
+	return errors.Join(inbox.EnsurePartitions(ctx, s.Pool, now), outbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
 }
 
 // beginPartitions creates partitions at the start. If another session locks the

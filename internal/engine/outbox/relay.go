@@ -58,6 +58,9 @@ type Target struct {
 	// Only and Except choose by topic. At most one of them is set; without both,
 	// the target takes everything.
 	Only, Except []string
+	// Unconsumed are the topics that nobody consumes here. Their messages are
+	// recorded when they are published, so that conversations show them.
+	Unconsumed []string
 	// Suspended returns the topics that are not to be published now. It may be nil.
 	Suspended func() []string
 	// Breaker is the broker's: while it is open, one message at a time is tried. It
@@ -73,8 +76,10 @@ type link struct {
 	target Target
 	logger *slog.Logger
 	queue  *queue
-	mark   mark
-	wake   chan struct{}
+	// unconsumed has the rows to record when they are deleted.
+	unconsumed unconsumed
+	mark       mark
+	wake       chan struct{}
 	// suspended has the topics that were suspended in the last round.
 	suspended atomic.Pointer[[]string]
 	// lost is true while there is no session.
@@ -117,7 +122,7 @@ func (r *link) nudge() {
 // messages in flight. It survives the loss of the database and of the broker. It
 // may run for several targets at once.
 func (r *Relay) Run(ctx context.Context, target Target) {
-	l := &link{Relay: r, target: target, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
+	l := &link{Relay: r, target: target, unconsumed: unconsumed{topics: target.Unconsumed}, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
 	if target.Name != "" {
 		l.logger = r.logger.With(slog.String("broker", target.Name))
 	}
@@ -342,6 +347,7 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		}
 
 		r.queue.deleted(confirmed)
+		r.unconsumed.deleted(confirmed)
 
 		if err := r.found(ctx, conn, next, rows, xmin); err != nil {
 			return err
@@ -381,7 +387,8 @@ func (r *link) exchange(
 	batch := &pgx.Batch{}
 
 	if len(confirmed) > 0 {
-		batch.Queue(`DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed)
+		sql, args := r.unconsumed.deletion(confirmed)
+		batch.Queue(sql, args...)
 	}
 
 	if r.woken.Swap(false) && owned.shared {
@@ -473,7 +480,9 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 
 	confirmed := r.queue.takeConfirmed()
 
-	if _, err := conn.Exec(drainCtx, `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`, confirmed); err != nil {
+	sql, args := r.unconsumed.deletion(confirmed)
+
+	if _, err := conn.Exec(drainCtx, sql, args...); err != nil {
 		// They will be published again, and the inboxes will recognize them.
 		r.logger.Warn("could not delete published messages", slog.Any("error", err), slog.Int("messages", len(confirmed)))
 	}
@@ -520,6 +529,8 @@ func (r *link) publish(ctx context.Context, publisher message.Publisher, next ro
 }
 
 func (r *link) confirm(published row) {
+	r.unconsumed.add(published)
+
 	if r.queue.published(published, r.cfg.BatchSize/4) {
 		r.nudge()
 	}

@@ -28,9 +28,6 @@ const (
 	LockRebuild Lock = 0x6d6c7262
 	// LockFailed lets one operator at a time act on failed messages: "mlfa".
 	LockFailed Lock = 0x6d6c6661
-	// LockAnswer excludes requests with the same idempotency key: "mlik". The
-	// name is the key.
-	LockAnswer Lock = 0x6d6c696b
 	// LockShard is ownership of a shard of the outbox by a relay: "mlrc". The
 	// second key is the shard's number.
 	LockShard Lock = 0x6d6c7263

@@ -27,6 +27,8 @@ const (
 	Parked  State = "parked"
 	Blocked State = "blocked"
 	Stopped State = "stopped"
+	// Published is the last state of a message that nobody consumes here.
+	Published State = "published"
 )
 
 // Message is a message with what became of it.
@@ -56,8 +58,7 @@ func (m *Message) Created() (at time.Time, ok bool) {
 }
 
 // Find returns the conversation of a message as trees; there is one root,
-// unless messages in between have left no trace. Messages of topics that nobody
-// consumes here are known until they are published.
+// unless messages in between have left no trace.
 func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, error) {
 	var correlation uuid.UUID
 
@@ -66,6 +67,7 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 		UNION ALL SELECT correlation_id FROM outbox WHERE message_id = $1
 		UNION ALL SELECT coalesce(correlation, message_id) FROM (
 			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM failed_messages WHERE message_id = $1) AS f
+		UNION ALL SELECT correlation_id FROM published_messages WHERE message_id = $1
 		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
 		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -94,6 +96,9 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(available_at, created_at),
 		       CASE WHEN available_at IS NULL THEN 'to be published' ELSE 'until it is due' END
 		FROM outbox WHERE correlation_id = $1
+		UNION ALL
+		SELECT message_id, causation_id, '', topic, 'published', published_at, 'not consumed here'
+		FROM published_messages WHERE correlation_id = $1
 		UNION ALL
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic,
 		       CASE WHEN state = 'stopped' THEN 'stopped' WHEN error = '' THEN 'blocked' ELSE 'parked' END, coalesce(tried_at, last_at),

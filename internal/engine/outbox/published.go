@@ -1,0 +1,87 @@
+package outbox
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// published is the record of messages that nobody consumes here. Without it a
+// conversation would lose them once they are published, since no inbox has them.
+// The statement that deletes them from the outbox writes it; messages that are
+// consumed here cost nothing.
+var published = postgres.DailyPartitions{Table: "published_messages"}
+
+// EnsurePartitions creates the partitions of the days around now; see
+// postgres.DailyPartitions.
+func EnsurePartitions(ctx context.Context, db postgres.Beginner, now time.Time) error {
+	return published.Ensure(ctx, db, now)
+}
+
+// DropPartitions drops the record of messages that were published before a time.
+// It returns how many partitions it dropped.
+func DropPartitions(ctx context.Context, db postgres.Beginner, before time.Time) (int64, error) {
+	return published.Drop(ctx, db, before, "")
+}
+
+// Statements that delete rows which the broker has confirmed.
+const (
+	deleteConfirmed = `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`
+	moveConfirmed   = `
+		WITH gone AS (` + deleteConfirmed + ` RETURNING topic, message_id, correlation_id, causation_id)
+		INSERT INTO published_messages (topic, message_id, correlation_id, causation_id)
+		SELECT topic, message_id, correlation_id, causation_id FROM gone WHERE topic = ANY($2)`
+)
+
+// unconsumed remembers which confirmed rows have to be recorded.
+type unconsumed struct {
+	topics []string
+
+	mu   sync.Mutex
+	rows map[int64]struct{}
+}
+
+// add remembers a row that is about to be confirmed.
+func (u *unconsumed) add(r row) {
+	if !slices.Contains(u.topics, r.Topic) {
+		return
+	}
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+
+	if u.rows == nil {
+		u.rows = map[int64]struct{}{}
+	}
+
+	u.rows[r.Seq] = struct{}{}
+}
+
+// deletion returns the statement that deletes confirmed rows.
+func (u *unconsumed) deletion(confirmed []int64) (sql string, args []any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+
+	if len(u.rows) > 0 && slices.ContainsFunc(confirmed, func(seq int64) bool { _, found := u.rows[seq]; return found }) {
+		return moveConfirmed, []any{confirmed, u.topics}
+	}
+
+	return deleteConfirmed, []any{confirmed}
+}
+
+// deleted forgets rows that have left the table.
+func (u *unconsumed) deleted(confirmed []int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+
+	if len(u.rows) == 0 {
+		return
+	}
+
+	for _, seq := range confirmed {
+		delete(u.rows, seq)
+	}
+}
