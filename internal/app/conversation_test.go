@@ -22,7 +22,11 @@ func render(messages []*trace.Message, service *apptest.Service) string {
 	for _, m := range messages {
 		topic := m.Topic
 		if m.Consumer != "" {
-			topic = service.TopicOf(m.Consumer)
+			for _, route := range service.Router.Routes() {
+				if route.Consumer == m.Consumer {
+					topic = route.Topic
+				}
+			}
 		}
 
 		parts = append(parts, fmt.Sprintf("%s(%s)%s", topic, m.State, render(m.Caused, service)))

@@ -11,15 +11,27 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Check reports why a payload would be rejected on topic, and its key.
+// Check reports why a consumer of topic would reject a payload, and its key.
 func (s *Service) Check(topic string, payload []byte) (key string, err error) {
+	known := false
+
 	for _, route := range s.Router.Routes() {
-		if route.Topic == topic {
-			return route.Check(payload)
+		if route.Topic != topic {
+			continue
 		}
+
+		if key, err = route.Check(payload); err != nil {
+			return key, err
+		}
+
+		known = true
 	}
 
-	return "", event.UnknownName("topic", topic, s.Topics())
+	if !known {
+		return "", event.UnknownName("topic", topic, s.Topics())
+	}
+
+	return key, nil
 }
 
 // Publish puts messages into the outbox: when it returns they will be

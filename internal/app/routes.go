@@ -69,11 +69,13 @@ func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency
 // topics is the routing table as the broker needs it.
 func topics(r *consumer.Router) []broker.Topic {
 	var list []broker.Topic
-	for _, route := range r.Routes() {
-		list = append(list, broker.Topic{Name: route.Topic, Consumed: true})
+
+	consumed, publishedOnly := r.Topics()
+	for _, name := range consumed {
+		list = append(list, broker.Topic{Name: name, Consumed: true})
 	}
 
-	for _, name := range r.PublishedOnly() {
+	for _, name := range publishedOnly {
 		list = append(list, broker.Topic{Name: name})
 	}
 

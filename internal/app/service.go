@@ -266,7 +266,7 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 
 	if conn.Kind() == broker.Embedded {
 		// Its consumers are here: what they do not take is left in the table.
-		target.Suspended = s.suspendedTopics
+		target.Suspended = s.Router.SuspendedTopics
 	} else {
 		target.Breaker = s.Dependencies.Get(conn.Kind())
 	}
@@ -286,16 +286,6 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 	}
 
 	return target
-}
-
-// suspendedTopics returns the topics of consumers that take nothing now.
-func (s *Service) suspendedTopics() []string {
-	topics := s.Router.Suspended()
-	for i, consumer := range topics {
-		topics[i] = s.TopicOf(consumer)
-	}
-
-	return topics
 }
 
 // Observe lets fn see each message that a broker confirmed. It is for tests
@@ -333,17 +323,6 @@ func (s *Service) Topics() []string {
 	}
 
 	return names
-}
-
-// TopicOf returns the topic of a consumer, or its name if it is no more.
-func (s *Service) TopicOf(consumer string) string {
-	for _, route := range s.Router.Routes() {
-		if route.Consumer == consumer {
-			return route.Topic
-		}
-	}
-
-	return consumer
 }
 
 // HTTPAddr is the address on which Run listens, empty before.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -28,6 +29,9 @@ type delivery struct {
 	// entry is the failed message that is tried again, nil for one that a broker
 	// delivered.
 	entry *failed.Entry
+	// shared says that other consumers receive the message too. It is parked while
+	// this consumer is suspended, so that they can continue.
+	shared bool
 	// patience bounds how long the message is kept in hand while it cannot be
 	// tried.
 	patience time.Duration
@@ -38,10 +42,13 @@ type delivery struct {
 }
 
 // newDelivery decodes msg for a consumer.
-func newDelivery(route *Route, msg *message.Message, entry *failed.Entry) *delivery {
-	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, patience: patienceBroker}
+func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
+	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, patience: patienceBroker}
 
-	if entry != nil || strings.HasPrefix(msg.Metadata.Get(event.HeaderOrigin), "embedded:") {
+	switch {
+	case shared:
+		d.patience = 0
+	case entry != nil || strings.HasPrefix(msg.Metadata.Get(event.HeaderOrigin), "embedded:"):
 		d.patience = patienceOutbox
 	}
 
@@ -154,6 +161,8 @@ func (r *Router) decide(d *delivery, err error) fate {
 		return fate{outcome: applied}
 	case errors.Is(err, errBlocked):
 		return fate{outcome: blocked}
+	case d.shared && errors.Is(err, ErrSuspended):
+		return fate{outcome: parked} // due when the consumer is no longer suspended
 	case isReturn(err):
 		return fate{outcome: returned, err: err}
 	}
@@ -234,7 +243,7 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 
 		r.metrics.stopped.WithLabelValues(d.route.Topic, reason).Inc()
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
-	case f.outcome == parked:
+	case f.outcome == parked && f.err != nil:
 		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}
 
@@ -242,8 +251,8 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	r.metrics.handle.WithLabelValues(d.route.Consumer).Observe(took.Seconds())
 }
 
-// receive is the handler of what a broker delivers to a route.
-func (r *Router) receive(route *Route) message.NoPublishHandlerFunc {
+// receive is the handler of what a broker delivers on the topic of routes.
+func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 	return func(msg *message.Message) error {
 		if !r.gate.enter() {
 			// Stopping: keep the message until the subscription closes, so that it
@@ -260,12 +269,39 @@ func (r *Router) receive(route *Route) message.NoPublishHandlerFunc {
 		// Router.working and Config.HandlerTimeout.
 		msg.SetContext(context.WithoutCancel(msg.Context()))
 
-		if f := r.deliver(newDelivery(route, msg, nil)); f.outcome == returned {
-			return f.err
+		return r.deliverAll(routes, msg)
+	}
+}
+
+// deliverAll takes a message through all consumers of its topic at once. Its
+// error returns the message to the broker because one of them could not settle
+// it. The inbox makes the next delivery harmless for the others.
+func (r *Router) deliverAll(routes []*Route, msg *message.Message) error {
+	fates := make([]fate, len(routes))
+
+	var group sync.WaitGroup
+
+	for i, route := range routes {
+		if len(routes) == 1 {
+			fates[i] = r.deliver(newDelivery(route, msg, nil, false))
+
+			break
 		}
 
-		return nil
+		own := msg.Copy()
+		own.SetContext(msg.Context())
+		group.Go(func() { fates[i] = r.deliver(newDelivery(route, own, nil, true)) })
 	}
+
+	group.Wait()
+
+	for _, f := range fates {
+		if f.outcome == returned {
+			return f.err
+		}
+	}
+
+	return nil
 }
 
 func (r *Router) leaveWhenAnswered(msg *message.Message) {

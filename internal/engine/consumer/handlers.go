@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -148,7 +149,9 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 			return value, err
 		}
 
-		r.retreat(d, attempt, away)
+		if err := r.retreat(d, attempt, away); err != nil {
+			return value, err
+		}
 	}
 }
 
@@ -168,20 +171,29 @@ func late[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R
 	})
 }
 
-// retreat counts a failure against the dependency that is away, which may be
-// another than the one that attempt is for, and pauses.
-func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) {
+// retreat counts a failure against the dependency that is unavailable, which may
+// differ from the one that attempt is for, and waits. A message that other
+// consumers receive too does not wait for long: the error parks it.
+func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) error {
+	var wait time.Duration
+
 	breaker := r.dependencies.Get(away.Dependency)
 	r.suspensions.need(d.route.Consumer, breaker)
 
 	if attempt.Dependency() == away.Dependency {
-		sleep(r.stopping, attempt.Failed(away.Err))
-
-		return
+		wait = attempt.Failed(away.Err)
+	} else {
+		attempt.Answered()
+		wait = breaker.Failed(away.Err)
 	}
 
-	attempt.Answered()
-	sleep(r.stopping, breaker.Failed(away.Err))
+	if d.shared && breaker.Open() {
+		return ErrSuspended
+	}
+
+	sleep(r.stopping, wait)
+
+	return nil
 }
 
 // register adds the route of payload type P: decode, then handle.

@@ -131,6 +131,20 @@ func (r *Router) Suspended() []string {
 	return slices.Sorted(maps.Keys(suspended))
 }
 
+// SuspendedTopics returns the topics all of whose consumers are suspended.
+func (r *Router) SuspendedTopics() []string {
+	suspended := r.Suspended()
+	if len(suspended) == 0 {
+		return nil
+	}
+
+	topics, _ := r.Topics()
+
+	return slices.DeleteFunc(topics, func(topic string) bool {
+		return slices.ContainsFunc(r.routesOf(topic), func(route *Route) bool { return !slices.Contains(suspended, route.Consumer) })
+	})
+}
+
 // State is what a consumer of this process does.
 type State struct {
 	Consumer string `json:"consumer"`

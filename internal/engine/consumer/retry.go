@@ -181,7 +181,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			return finished
 		}
 
-		f := r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry))
+		f := r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false))
 
 		switch {
 		case f.outcome != returned:

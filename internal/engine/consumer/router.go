@@ -44,6 +44,7 @@ type Router struct {
 	routes       []*Route
 	// publishes has the topics that each consumer declares to publish on.
 	publishes   map[string][]string
+	erasers     []eraser
 	running     atomic.Bool
 	suspensions *suspensions
 	gate        gate
@@ -127,41 +128,50 @@ func (r *Router) routeOf(consumer string) *Route {
 	return nil
 }
 
-// PublishedOnly returns the topics that handlers publish on and that none
-// consumes.
-func (r *Router) PublishedOnly() []string {
-	var names []string
+// Topics returns the topics that handlers consume, and those that they publish on
+// and none consumes.
+func (r *Router) Topics() (consumed, publishedOnly []string) {
+	for _, route := range r.routes {
+		if !slices.Contains(consumed, route.Topic) {
+			consumed = append(consumed, route.Topic)
+		}
+	}
 
 	for _, route := range r.routes {
 		for _, topic := range r.publishes[route.Consumer] {
-			consumed := slices.ContainsFunc(r.routes, func(other *Route) bool { return other.Topic == topic })
-			if !consumed && !slices.Contains(names, topic) {
-				names = append(names, topic)
+			if !slices.Contains(consumed, topic) && !slices.Contains(publishedOnly, topic) {
+				publishedOnly = append(publishedOnly, topic)
 			}
 		}
 	}
 
-	return names
+	return consumed, publishedOnly
 }
 
-// register adds a route. A topic has one consumer: a second one would share
-// its queue on RabbitMQ, and each would see half of the messages.
-func (r *Router) register(route Route) {
-	if r.running.Load() {
-		panic(fmt.Sprintf("consumer %s is registered after Run: register it in routes.go, before the service starts", route.Consumer))
-	}
+// routesOf returns the routes of a topic.
+func (r *Router) routesOf(topic string) []*Route {
+	return slices.DeleteFunc(slices.Clone(r.routes), func(route *Route) bool { return route.Topic != topic })
+}
 
-	for _, other := range r.routes {
-		if other.Topic == route.Topic || other.Consumer == route.Consumer {
-			panic(fmt.Sprintf("consumer %s for %s collides with %s for %s",
-				route.Consumer, route.Topic, other.Consumer, other.Topic))
-		}
+// register adds a route.
+func (r *Router) register(route Route) {
+	r.refuseAfterRun("consumer " + route.Consumer)
+
+	if other := r.routeOf(route.Consumer); other != nil {
+		panic(fmt.Sprintf("consumer %s is registered twice, for %s and for %s", route.Consumer, other.Topic, route.Topic))
 	}
 
 	r.routes = append(r.routes, &route)
 
 	for _, payload := range route.Publishes {
 		r.publishes[route.Consumer] = append(r.publishes[route.Consumer], payload.Topic())
+	}
+}
+
+// refuseAfterRun panics if the router runs: it would ignore what is registered.
+func (r *Router) refuseAfterRun(what string) {
+	if r.running.Load() {
+		panic(what + " is registered after Run: register it in routes.go, before the service starts")
 	}
 }
 
@@ -292,9 +302,10 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 			turn.Lock()
 			defer turn.Unlock()
 
-			for _, route := range r.routes {
-				if source.Has(route.Topic) {
-					router.AddConsumerHandler(route.Consumer, route.Topic, source.Subscriber(route.Consumer), r.receive(route))
+			consumed, _ := r.Topics()
+			for _, topic := range consumed {
+				if source.Has(topic) {
+					router.AddConsumerHandler(topic, topic, source.Subscriber(topic), r.receive(r.routesOf(topic)))
 				}
 			}
 

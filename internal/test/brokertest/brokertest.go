@@ -54,6 +54,8 @@ func Run(t *testing.T, h Harness) {
 	t.Run("carries large messages", func(t *testing.T) { t.Parallel(); h.large(t) })
 	t.Run("publish reports messages that were not acknowledged", func(t *testing.T) { t.Parallel(); h.closes(t) })
 
+	t.Run("serves several consumers of a topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
+
 	if h.Durable {
 		t.Run("redelivers what a consumer did not acknowledge", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
 	}

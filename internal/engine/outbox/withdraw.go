@@ -1,0 +1,42 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Withdraw deletes the messages on topics that match selects and returns how
+// many. A relay that has read a message already publishes it.
+func Withdraw(ctx context.Context, tx pgx.Tx, topics []string, match func(key string, payload []byte) bool) (int64, error) {
+	rows, err := tx.Query(ctx, `SELECT seq, key, payload FROM outbox WHERE topic = ANY($1)`, topics)
+	if err != nil {
+		return 0, fmt.Errorf("reading the outbox: %w", err)
+	}
+
+	var (
+		seq      int64
+		selected []int64
+		key      string
+		payload  []byte
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&seq, &key, &payload}, func() error {
+		if match(key, payload) {
+			selected = append(selected, seq)
+		}
+
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading the outbox: %w", err)
+	}
+
+	tag, err := tx.Exec(ctx, `DELETE FROM outbox WHERE seq = ANY($1)`, selected)
+	if err != nil {
+		return 0, fmt.Errorf("withdrawing messages: %w", err)
+	}
+
+	return tag.RowsAffected(), nil
+}
