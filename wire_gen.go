@@ -83,6 +83,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, logger)
 	userConfig := cfg.User
 	userService := user.NewService(userConfig, pool)
+	accounts := account.New(userService)
 	notificationConfig := cfg.Notification
 	directory := account.NewDirectory(userService)
 	notificationService, err := notification.NewService(notificationConfig, pool, directory, logger)
@@ -90,7 +91,6 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 		return nil, nil, err
 	}
-	accounts := account.New(pool, userService, notificationService)
 	analyticsConfig := cfg.Analytics
 	analyticsService := analytics.NewService(analyticsConfig, pool)
 	webhook := payment.NewWebhook(paymentConfig, pool, eventAppend, logger, registry)

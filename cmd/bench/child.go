@@ -178,7 +178,7 @@ func addDomains(cfg config.Config, pool *pgxpool.Pool, logger *slog.Logger, add 
 		panic(err) // the defaults are valid
 	}
 
-	accounts := account.New(pool, users, notifications)
+	accounts := account.New(users)
 	tracker := analytics.NewService(cfg.Analytics, pool)
 
 	add("account.create", account.TopicUserCreated, single(accounts.Create))

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
-	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/engine/consumer"
 )
 
 func newUsersErase(opts *options) *cobra.Command {
@@ -24,10 +24,10 @@ withdrawn, and failed messages lose their content. Run the command again if a
 late message about the user fails. It does not reach tracked events (they expire
 after analytics.retention), brokers or other systems.`,
 		Example: "  millrace users erase alice",
-	}, func(c *call) (account.Erasure, error) { return c.Accounts.Erase(c.ctx, c.args[0], by) },
-		func(w io.Writer, done account.Erasure) {
+	}, func(c *call) (consumer.Erasure, error) { return c.Router.Erase(c.ctx, c.args[0], by) },
+		func(w io.Writer, done consumer.Erasure) {
 			fmt.Fprintf(w, "erased user %s: deleted %d notifications and %d waiting messages, and the content of %d failed messages\n",
-				done.UserID, done.Notifications, done.Waiting, done.Failed)
+				done.Subject, done.Rows["notifications"], done.Withdrawn, done.Emptied)
 		})
 	actorFlags(cmd, &by)
 

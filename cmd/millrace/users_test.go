@@ -55,7 +55,7 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"trace nope", exitUsage, "expected a UUID"},
 		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no trace of a message"},
 		{"users erase alice", 0, "erased user alice: deleted 1 notifications and 0 waiting messages, and the content of 0 failed messages"},
-		{"users erase alice --json", 0, `"failed": 0`},
+		{"users erase alice --json", 0, `"emptied": 0`},
 		{"users erase nobody", exitNotFound, "there is no user nobody"},
 		{"users list", 0, "(erased)"},
 	} {

@@ -102,8 +102,8 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Fatalf("before the erasure %s tell", got)
 	}
 
-	done, err := s.Accounts.Erase(t.Context(), "u1", operator)
-	if err != nil || done.Notifications != 1 || done.Waiting != 3 || done.Failed != 3 {
+	done, err := s.Router.Erase(t.Context(), "u1", operator)
+	if err != nil || done.Rows["notifications"] != 1 || done.Rows["users"] != 1 || done.Withdrawn != 3 || done.Emptied != 3 {
 		t.Errorf("got %+v, %v", done, err)
 	}
 
@@ -121,7 +121,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 5
 	})
 
-	if done, err := s.Accounts.Erase(t.Context(), "u1", operator); err != nil || done.Failed != 1 {
+	if done, err := s.Router.Erase(t.Context(), "u1", operator); err != nil || done.Emptied != 1 {
 		t.Errorf("again: got %+v, %v", done, err)
 	}
 
@@ -133,7 +133,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("%d entries have their content, expected that of the other user", n)
 	}
 
-	if _, err := s.Accounts.Erase(t.Context(), "nobody", operator); event.KindOf(err) != event.NotFound {
+	if _, err := s.Router.Erase(t.Context(), "nobody", operator); event.KindOf(err) != event.NotFound {
 		t.Errorf("nobody: got %v", err)
 	}
 }

@@ -29,8 +29,8 @@ type Domains struct {
 }
 
 // route is the whole routing table: each consumer with its handler and the
-// payloads that the handler publishes. The name of a consumer never changes,
-// because inbox rows and consumer groups carry it.
+// payloads that the handler publishes, and what erasing a person clears. The name
+// of a consumer never changes, because the inbox knows the consumer by it.
 func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "fulfilment.place", d.Fulfilment.Place, fulfilment.PaymentRequested{}, fulfilment.OrderRejected{})
 	consumer.OnEffect(r, "fulfilment.charge", consumer.Effect[fulfilment.PaymentRequested, payment.Outcome]{
@@ -61,6 +61,9 @@ func route(r *consumer.Router, d Domains) {
 		Admit: d.Notifications.Admit, Needs: d.Notifications.Needs, Perform: d.Notifications.Send, Record: d.Notifications.Record,
 	})
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)
+
+	r.OnErase("users", d.Users.Erase)
+	r.OnErase("notifications", d.Notifications.Forget)
 }
 
 // gateway names the dependency of charges, refunds and lookups.

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
@@ -20,15 +19,11 @@ import (
 
 // Accounts handles the messages about users.
 type Accounts struct {
-	pool          *pgxpool.Pool
-	users         *user.Service
-	notifications *notification.Service
+	users *user.Service
 }
 
 // New returns the handlers.
-func New(pool *pgxpool.Pool, users *user.Service, notifications *notification.Service) *Accounts {
-	return &Accounts{pool: pool, users: users, notifications: notifications}
-}
+func New(users *user.Service) *Accounts { return &Accounts{users: users} }
 
 // Create creates users and welcomes them. It accepts a user who exists already
 // with the same profile and rejects one who exists with another.

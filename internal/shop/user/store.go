@@ -293,46 +293,46 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 }
 
 // Erase makes the personal data of a user unreadable: in tx it destroys the key
-// and everything derived from the data. The stream keeps its versions. It
-// returns [NotFound] if there is no such user and changes nothing about one who
-// is erased already.
-func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, messageID uuid.UUID) error {
+// and everything derived from the data. The stream keeps its versions. It returns
+// how many users it erased: none if the user is erased already. The error is
+// [NotFound] if there is no such user.
+func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string) (users int64, err error) {
 	session, err := s.Open(ctx, tx, []string{id}, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 
 	switch u := session.User(id); {
 	case u.Version == 0:
-		return NotFound(id)
+		return 0, NotFound(id)
 	case u.Erased:
-		return nil
+		return 0, nil
 	}
 
-	if err := session.Record(id, messageID, []eventstore.Data{Erased{}}); err != nil {
-		return err
+	if err := session.Record(id, event.NewID(), []eventstore.Data{Erased{}}); err != nil {
+		return 0, err
 	}
 
 	if err := session.Save(ctx); err != nil {
-		return err
+		return 0, err
 	}
 
 	if err := eventstore.DropSnapshot(ctx, tx, Stream(id)); err != nil {
-		return err
+		return 0, err
 	}
 
 	// The projection does the same a moment later, but the caller must not read the
 	// data until then.
 	_, err = tx.Exec(ctx, `UPDATE users SET erased = true, name = NULL, email = NULL, properties = '{}' WHERE id = $1`, id)
 	if err != nil {
-		return fmt.Errorf("erasing user %s: %w", id, err)
+		return 0, fmt.Errorf("erasing user %s: %w", id, err)
 	}
 
 	if _, err = tx.Exec(ctx, `UPDATE user_keys SET key = NULL, erased_at = now() WHERE user_id = $1`, id); err != nil {
-		return fmt.Errorf("destroying the key of user %s: %w", id, err)
+		return 0, fmt.Errorf("destroying the key of user %s: %w", id, err)
 	}
 
-	return nil
+	return 1, nil
 }
 
 // Entry is an event in a user's history.

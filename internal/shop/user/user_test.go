@@ -204,7 +204,11 @@ func TestErasureLeavesNothingToRead(t *testing.T) {
 	})
 
 	erase := func(id string) error {
-		return postgres.InTx(t.Context(), s.pool, func(tx pgx.Tx) error { return s.Erase(t.Context(), tx, id, event.NewID()) })
+		return postgres.InTx(t.Context(), s.pool, func(tx pgx.Tx) error {
+			_, err := s.Erase(t.Context(), tx, id)
+
+			return err
+		})
 	}
 	for range 2 { // the second time changes nothing
 		if err := erase("a"); err != nil {
