@@ -12,7 +12,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
-	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -42,8 +41,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		failed.NewStore,
 		breaker.NewSet,
 		outbox.NewRelay,
-		wire.Value(event.Append(outbox.Append)),
 		consumer.NewRouter,
+		consumer.NewAppend,
 		httpapi.NewServer,
 
 		order.NewService,

@@ -12,7 +12,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
-	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -79,7 +78,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	paymentService := payment.NewService(gateway)
 	process := fulfilment.NewProcess(service, inventoryService, paymentService)
 	fulfilmentConfig := cfg.Fulfilment
-	eventAppend := _wireAppendValue
+	eventAppend := consumer.NewAppend(router)
 	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, logger)
 	userConfig := cfg.User
 	userService := user.NewService(userConfig, pool)
@@ -126,7 +125,3 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 	}, nil
 }
-
-var (
-	_wireAppendValue = event.Append(outbox.Append)
-)

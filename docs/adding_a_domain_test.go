@@ -158,7 +158,7 @@ func TestTheExamplesOfAddingADomainWork(t *testing.T) {
 	}
 
 	run(t, root, "go", "tool", "wire", ".")
-	run(t, root, "go", "vet", ".", "./internal/app", "./internal/shop/warehouse", "./internal/shop/loyalty")
+	run(t, root, "go", "vet", ".", "./internal/shop/warehouse", "./internal/shop/loyalty")
 
 	if unformatted := run(t, root, "gofmt", "-l", "internal/shop/warehouse", "internal/shop/loyalty"); unformatted != "" {
 		t.Errorf("the page prints code that is not formatted: %s", unformatted)
@@ -170,5 +170,5 @@ func TestTheExamplesOfAddingADomainWork(t *testing.T) {
 		}
 	}
 
-	run(t, root, "go", "tool", "-modfile=tools/go.mod", "golangci-lint", "run", "./internal/shop/warehouse/...", "./internal/shop/loyalty/...")
+	run(t, root, "go", "tool", "-modfile=tools/go.mod", "golangci-lint", "run", "--allow-parallel-runners", "./internal/shop/warehouse/...", "./internal/shop/loyalty/...")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,7 +92,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 		err := router.Run(ctx, []consumer.Source{
 			&source{Conn: conn, routes: router.Routes(), subscribed: func() {
 				relayed.Go(func() {
-					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Suspended: r.suspended})
+					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Suspended: router.SuspendedTopics})
 				})
 			}},
 		}, func() { close(started) })
@@ -128,19 +127,6 @@ func (s *source) Connect(ctx context.Context) error {
 }
 
 func (*source) Has(string) bool { return true }
-
-// suspended are the topics whose consumer is suspended.
-func (r *rig) suspended() []string {
-	var topics []string
-
-	for _, route := range r.router.Routes() {
-		if slices.Contains(r.router.Suspended(), route.Consumer) {
-			topics = append(topics, route.Topic)
-		}
-	}
-
-	return topics
-}
 
 func (s *source) Subscribed() { s.subscribed() }
 

@@ -252,3 +252,20 @@ func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string,
 
 	return nil
 }
+
+// NewAppend returns the function by which code outside handlers publishes events.
+// It refuses topics that the routing table does not have.
+func NewAppend(r *Router) event.Append {
+	return func(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
+		consumed, publishedOnly := r.Topics()
+		known := append(consumed, publishedOnly...)
+
+		for _, e := range events {
+			if topic := e.Payload.Topic(); !slices.Contains(known, topic) {
+				return event.UnknownName("topic", topic, known)
+			}
+		}
+
+		return outbox.Append(ctx, tx, events)
+	}
+}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -79,4 +80,23 @@ func TestRegisteringAHandlerAfterRunPanics(t *testing.T) {
 	}()
 
 	consumer.On(r.router, "late", summarize)
+}
+
+func TestCodeOutsideHandlersPublishesOnKnownTopicsOnly(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	publish := func(p event.Payload) error {
+		return postgres.InTx(t.Context(), r.pool, func(tx pgx.Tx) error {
+			return consumer.NewAppend(r.router)(t.Context(), tx, []event.Outgoing{event.Start(p)})
+		})
+	}
+
+	if err := publish(summary{Words: 1}); err == nil || !strings.Contains(err.Error(), "there is no topic summaries") {
+		t.Errorf("got %v", err)
+	}
+
+	if err := publish(note{ID: "a", Text: "b"}); err != nil {
+		t.Error(err)
+	}
 }
