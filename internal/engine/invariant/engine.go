@@ -29,7 +29,7 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "projections",
 				Means:  "Projections follow the events.",
-				Advice: "Look for `projections stand still` in the log, and for old transactions with `millrace status`: a projection waits for them.",
+				Advice: "Look for `updating projections failed` in the log, and for old transactions with `millrace status`: a projection waits for them.",
 				Fault: `CASE WHEN next_at < now() - @older::interval
 					THEN format('stopped at position %s; the next event is of %s', position, to_char(next_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
 			}},
