@@ -51,6 +51,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
 	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) { c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour })
+	s.ExpectFailures()
 	parked := func(n int) func() bool {
 		return func() bool {
 			return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'waiting'`) == n

@@ -32,6 +32,7 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 	s := apptest.Start(t, mailing(server, 1000))
+	s.ExpectFailures()
 	id := s.PublishMessage(event.Message{
 		Topic: "user.created", Key: "user_1", Payload: []byte(guide(t, "user.created")),
 		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
@@ -70,6 +71,7 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
 	s := apptest.Start(t, mailing(server, 2))
+	s.ExpectFailures()
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "the notification is stopped", func() bool {
 		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "notifications"}, 1)
@@ -85,6 +87,7 @@ func TestAMailServerThatIsAwayIsWaitedFor(t *testing.T) {
 	server.RefuseSender(421, [3]int{4, 3, 2}, "shutting down")
 
 	s := apptest.Start(t, mailing(server, 1)) // one attempt more would be the last
+	s.ExpectFailures()
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "it was tried more often than a message may fail", func() bool { return server.Logins() > 3 })
 

@@ -3,8 +3,9 @@ package consumer
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
 )
 
 // Config tunes the consumers.
@@ -135,15 +136,15 @@ func (p policy) validate(prefix string) error {
 	return errors.Join(errs...)
 }
 
-// wait is how long a message is parked that failed attempts times, with jitter
-// over the upper half; at least what the failure itself asked for.
+// wait returns how long a message waits after failing attempts times, with jitter;
+// at least as long as the failure asked for.
 func (p policy) wait(attempts int, asked time.Duration) time.Duration {
 	grown := p.parkInterval << min(max(attempts-1, 0), 30)
 	if grown <= 0 || grown > p.parkMaxInterval {
 		grown = p.parkMaxInterval
 	}
 
-	return max(asked, grown/2+rand.N(grown/2+1))
+	return max(asked, backoff.Jitter(grown))
 }
 
 // perTopic returns the policies of the topics in Config.PerTopic.

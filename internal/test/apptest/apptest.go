@@ -1,17 +1,22 @@
 // Package apptest runs the whole service in a test, on the embedded broker and
-// a database of its own: publish to a topic, wait for what comes on another.
+// with its own database: publish to a topic, wait for messages on another.
 //
 //	s := apptest.Start(t)
 //	s.Publish("orders.created", `{"order": {...}}`)
 //	requested := s.Messages("payments.requested", 1)
+//
+// A test fails at once when a message fails, unless it calls ExpectFailures.
 package apptest
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
@@ -19,6 +24,7 @@ import (
 	"github.com/millracehq/millrace"
 	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -31,6 +37,8 @@ type Service struct {
 	tb      testing.TB
 	release func()
 	stop    func()
+	// expectFailures is true if messages may fail.
+	expectFailures atomic.Bool
 
 	mu        sync.Mutex
 	published map[string][]Message
@@ -53,14 +61,14 @@ func Start(tb testing.TB, changes ...func(*config.Config)) *Service {
 	return s
 }
 
-// New returns a service on the database at url, not yet running: routes can be
-// added.
+// New returns a service with the database at url that is not yet running, so that
+// routes can be added.
 func New(tb testing.TB, url string, changes ...func(*config.Config)) *Service {
 	tb.Helper()
 
 	cfg := config.Default()
 	cfg.Postgres.URL = postgres.Secret(url)
-	cfg.Postgres.MigrateOnStart = false // pgtest has
+	cfg.Postgres.MigrateOnStart = false // pgtest has migrated it
 	cfg.HTTP.Addr = "127.0.0.1:0"
 
 	for _, change := range changes {
@@ -92,8 +100,13 @@ func (s *Service) Run() {
 
 	go func() { done <- s.Service.Run(ctx, func() { close(ready) }) }()
 
+	var watching sync.WaitGroup
+
+	watching.Go(func() { s.watchFailures(ctx) })
+
 	s.stop = sync.OnceFunc(func() {
 		cancel()
+		watching.Wait()
 
 		if err := <-done; err != nil {
 			s.tb.Errorf("the service did not drain: %v", err)
@@ -115,8 +128,54 @@ func (s *Service) Stop() {
 	s.release()
 }
 
+// ExpectFailures lets messages fail: wait for another attempt, or stop. Without it
+// the first failure fails the test.
+func (s *Service) ExpectFailures() { s.expectFailures.Store(true) }
+
+// watchPause is how often watchFailures looks.
+const watchPause = 50 * time.Millisecond
+
+// watchFailures fails the test when a message fails; pgtest.Eventually then gives
+// up.
+func (s *Service) watchFailures(ctx context.Context) {
+	for backoff.Sleep(ctx, watchPause) == nil && !s.expectFailures.Load() {
+		var (
+			consumer, topic, reason, text string
+			payload                       []byte
+		)
+
+		err := s.Pool.QueryRow(ctx, `
+			SELECT consumer, topic, payload, reason, error FROM failed_messages
+			WHERE state <> 'resolved' AND error <> '' ORDER BY id LIMIT 1`).Scan(&consumer, &topic, &payload, &reason, &text)
+		if err == nil && !s.expectFailures.Load() {
+			s.tb.Errorf("%s failed with %s on a message of %s: %s\nmessage: %s\n(a test that expects failures calls ExpectFailures)",
+				consumer, reason, topic, readable(text), payload)
+
+			return
+		}
+	}
+}
+
+// readable reduces the stack of a panic to the frames of the handler, between the
+// panic and the engine.
+func readable(text string) string {
+	message, stack, isPanic := strings.Cut(text, "\ngoroutine ")
+	if !isPanic {
+		return text
+	}
+
+	if _, rest, found := strings.Cut(stack, "\npanic("); found {
+		_, rest, _ = strings.Cut(rest, "\n") // its arguments
+		_, stack, _ = strings.Cut(rest, "\n")
+	}
+
+	stack, _, _ = strings.Cut(stack, "github.com/millracehq/millrace/internal/engine/consumer.")
+
+	return message + "\n" + strings.TrimRight(stack, "\n")
+}
+
 func (s *Service) observe(topic string, msg *message.Message) {
-	id, _ := uuid.Parse(msg.UUID) // the relay makes no other
+	id, _ := uuid.Parse(msg.UUID) // the relay only makes UUIDs
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,7 +196,7 @@ func (s *Service) Publish(topic, payload string) uuid.UUID {
 	return s.PublishMessage(event.Message{Topic: topic, Key: key, Payload: []byte(payload)})
 }
 
-// PublishMessage publishes a message as it is. It gets an id if it has none.
+// PublishMessage publishes a message unchanged, except for an id if it has none.
 func (s *Service) PublishMessage(m event.Message) uuid.UUID {
 	s.tb.Helper()
 
@@ -157,15 +216,15 @@ func (s *Service) PublishMessage(m event.Message) uuid.UUID {
 	return m.ID
 }
 
-// Messages waits for n messages on a topic and returns all that have come, in
-// the order in which brokers confirmed them. The embedded broker confirms a
-// message when its consumer is done with it.
+// Messages waits for n messages on a topic and returns all so far, in the order in
+// which the broker confirmed them. The embedded broker confirms a message when its
+// consumer has acknowledged it.
 func (s *Service) Messages(topic string, n int) []Message {
 	s.tb.Helper()
 
 	var found []Message
 
-	pgtest.Eventually(s.tb, fmt.Sprintf("%d messages come on %s", n, topic), func() bool {
+	pgtest.Eventually(s.tb, fmt.Sprintf("%d messages arrive on %s", n, topic), func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 
@@ -187,14 +246,14 @@ func (m Message) Fields() map[string]any {
 	return fields
 }
 
-// Value returns the only value that a query finds.
+// Value returns the single value that a query returns.
 func Value[T any](s *Service, sql string, args ...any) T {
 	s.tb.Helper()
 
 	return pgtest.Value[T](s.tb, s.Pool, sql, args...)
 }
 
-// Seed puts the stock of the guide on the shelves.
+// Seed adds the stock of the guide.
 func (s *Service) Seed() {
 	s.tb.Helper()
 
@@ -213,7 +272,7 @@ func (s *Service) WaitForOrder(id, status string) {
 	})
 }
 
-// WaitUntilIdle waits until nothing is left to publish or to try again.
+// WaitUntilIdle waits until no message is left to publish or to retry.
 func (s *Service) WaitUntilIdle() {
 	s.tb.Helper()
 	pgtest.Eventually(s.tb, "the outbox is empty and nothing waits", func() bool {

@@ -94,13 +94,17 @@ func Logger(tb testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// Eventually polls until the condition holds. After 30 seconds the test fails with
-// a message that says what it waited for.
+// Eventually polls until the condition holds. The test fails with a message that
+// says what it waited for after 30 seconds, or at once if it has already failed.
 func Eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
 
 	deadline := time.Now().Add(30 * time.Second)
 	for !condition() {
+		if tb.Failed() {
+			tb.Fatalf("the test has failed; no longer waiting until %s", what)
+		}
+
 		if time.Now().After(deadline) {
 			tb.Fatalf("timed out waiting until %s", what)
 		}
