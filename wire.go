@@ -48,7 +48,6 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		order.NewService,
 		inventory.NewService,
 		payment.NewGateway,
-		payment.NewService,
 		payment.NewWebhook,
 		fulfilment.NewProcess,
 		fulfilment.NewSweeper,

@@ -75,8 +75,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 		return nil, nil, err
 	}
-	paymentService := payment.NewService(gateway)
-	process := fulfilment.NewProcess(service, inventoryService, paymentService)
+	process := fulfilment.NewProcess(service, inventoryService, gateway)
 	fulfilmentConfig := cfg.Fulfilment
 	eventAppend := consumer.NewAppend(router)
 	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, logger)

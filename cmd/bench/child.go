@@ -107,7 +107,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 
 	router.AddMiddleware(middleware.Retry{MaxRetries: 3, InitialInterval: 10 * time.Millisecond, Multiplier: 2}.Middleware, middleware.Recoverer)
 
-	payments := payment.NewService(payment.NewSimulated())
+	payments := payment.NewSimulated()
 	process := fulfilment.NewProcess(order.NewService(pool), inventory.NewService(pool), payments)
 	add := func(consumer, topic string, handle naiveHandler) {
 		router.AddConsumerHandler(consumer, topic, conn.Subscriber(topic), func(msg *message.Message) error {

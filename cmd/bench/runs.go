@@ -319,7 +319,7 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 		next    = make(chan int)
 		wait    sync.WaitGroup
 		failed  atomic.Value
-		process = fulfilment.NewProcess(order.NewService(s.pool), inventory.NewService(s.pool), payment.NewService(payment.NewSimulated()))
+		process = fulfilment.NewProcess(order.NewService(s.pool), inventory.NewService(s.pool), payment.NewSimulated())
 		wal     = s.wal(ctx)
 		before  = cpuNow()
 	)

@@ -188,11 +188,11 @@ func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
 		return nil, err
 	}
 
-	if err := b.process.payments.Record(ctx, tx, b.payments); err != nil {
+	if err := payment.Record(ctx, tx, b.payments); err != nil {
 		return nil, err
 	}
 
-	if err := b.process.payments.RecordRefunds(ctx, tx, b.refunds); err != nil {
+	if err := payment.RecordRefunds(ctx, tx, b.refunds); err != nil {
 		return nil, err
 	}
 

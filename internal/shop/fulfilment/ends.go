@@ -27,7 +27,7 @@ func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events [
 
 // FindForCancel returns what the gateway knows of the order's charge.
 func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequested]) (payment.Outcome, error) {
-	return p.payments.Find(ctx, e.Payload.charge)
+	return p.gateway.Find(ctx, e.Payload.charge)
 }
 
 // Cancel cancels orders: it releases their stock and refunds their captures. It
@@ -47,7 +47,7 @@ func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events [
 
 // FindForExpiry returns what the gateway knows of the order's charge.
 func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (payment.Outcome, error) {
-	return p.payments.Find(ctx, e.Payload.charge)
+	return p.gateway.Find(ctx, e.Payload.charge)
 }
 
 // Expire ends orders that are still unpaid. An order that was charged, but whose
@@ -156,7 +156,7 @@ func admitRefund(orders map[string]order.Order, p RefundRequested) error {
 // Refund asks the gateway to refund a capture. A final refusal by the gateway
 // is a rejection with the gateway's reason.
 func (p *Process) Refund(ctx context.Context, e event.Event[RefundRequested]) (string, error) {
-	id, err := p.payments.Refund(ctx, payment.Refund{
+	id, err := p.gateway.Refund(ctx, payment.Refund{
 		OrderID: e.Payload.OrderID, TransactionID: e.Payload.TransactionID, Amount: *e.Payload.Amount, Currency: e.Payload.Currency,
 	})
 

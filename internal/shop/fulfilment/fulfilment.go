@@ -20,12 +20,12 @@ import (
 type Process struct {
 	orders    *order.Service
 	inventory *inventory.Service
-	payments  *payment.Service
+	gateway   payment.Gateway
 }
 
-// NewProcess returns the process over its three services.
-func NewProcess(orders *order.Service, stock *inventory.Service, payments *payment.Service) *Process {
-	return &Process{orders: orders, inventory: stock, payments: payments}
+// NewProcess returns a process that charges through gateway.
+func NewProcess(orders *order.Service, stock *inventory.Service, gateway payment.Gateway) *Process {
+	return &Process{orders: orders, inventory: stock, gateway: gateway}
 }
 
 // Place creates orders and reserves the stock of all their lines, or of none. It
@@ -120,10 +120,10 @@ func admitCharge(orders map[string]order.Order, p *PaymentRequested) error {
 // Charge charges the order's total, or looks up a charge that may exist.
 func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (payment.Outcome, error) {
 	if e.Payload.late {
-		return p.payments.Find(ctx, chargeOf(e.Payload))
+		return p.gateway.Find(ctx, chargeOf(e.Payload))
 	}
 
-	return p.payments.Charge(ctx, chargeOf(e.Payload))
+	return p.gateway.Charge(ctx, chargeOf(e.Payload))
 }
 
 // Charged is a payment request with the gateway's outcome.

@@ -35,7 +35,7 @@ func newShop(tb testing.TB) *shop {
 
 	pool := pgtest.New(tb)
 	s := &shop{pool: pool, orders: order.NewService(pool), stock: inventory.NewService(pool)}
-	s.process = fulfilment.NewProcess(s.orders, s.stock, payment.NewService(payment.NewSimulated()))
+	s.process = fulfilment.NewProcess(s.orders, s.stock, payment.NewSimulated())
 
 	if err := s.stock.Seed(context.Background(), map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}); err != nil {
 		tb.Fatal(err)
@@ -389,7 +389,7 @@ func TestARefundGoesToTheRightCapture(t *testing.T) {
 	expect(t, s.status("cancelled"), "cancelled v5: OrderCreated InventoryReserved OrderPaid OrderCancelled PaymentRefunded")
 
 	// What the provider refuses for good is poison, with its words.
-	refusing := fulfilment.NewProcess(s.orders, s.stock, payment.NewService(newGateway()))
+	refusing := fulfilment.NewProcess(s.orders, s.stock, newGateway())
 
 	_, err = refusing.Refund(t.Context(), refund)
 	if _, rejected := errors.AsType[*event.RejectError](err); !rejected || !strings.Contains(err.Error(), "the payment provider refuses: there is no capture t2") {

@@ -59,7 +59,7 @@ func TestTheHandlersKeepTheInvariantsInAnyStory(t *testing.T) {
 						rt.Fatal(err)
 					}
 
-					return &hall{shop: s, prefix: prefix, process: fulfilment.NewProcess(s.orders, s.stock, payment.NewService(g))}
+					return &hall{shop: s, prefix: prefix, process: fulfilment.NewProcess(s.orders, s.stock, g)}
 				})
 			})
 		})

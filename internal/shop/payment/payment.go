@@ -10,14 +10,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Service is a gateway and the table of payments.
-type Service struct {
-	Gateway
-}
-
-// NewService returns a service that charges through gateway.
-func NewService(gateway Gateway) *Service { return &Service{Gateway: gateway} }
-
 // Payment is a charge and its outcome.
 type Payment struct {
 	Charge
@@ -27,7 +19,7 @@ type Payment struct {
 // Record stores one payment per order. A capture replaces a declined payment;
 // the first capture of an order is never replaced. The caller holds the locks
 // of the orders.
-func (s *Service) Record(ctx context.Context, tx pgx.Tx, payments []Payment) error {
+func Record(ctx context.Context, tx pgx.Tx, payments []Payment) error {
 	payments = onePerOrder(payments)
 	if len(payments) == 0 {
 		return nil
@@ -86,7 +78,7 @@ type Refunded struct {
 
 // RecordRefunds marks payments as refunded. A refund of a capture that is not
 // the recorded one changes nothing.
-func (s *Service) RecordRefunds(ctx context.Context, tx pgx.Tx, refunds []Refunded) error {
+func RecordRefunds(ctx context.Context, tx pgx.Tx, refunds []Refunded) error {
 	if len(refunds) == 0 {
 		return nil
 	}
