@@ -20,8 +20,8 @@ const (
 	mustWait
 )
 
-// admission asks the inbox and the handler, for many events at once, whether
-// to go ahead with an effect.
+// admission asks the inbox and the handler, for many events at once, whether an
+// effect may proceed.
 type admission[P event.Payload] struct {
 	router   *Router
 	consumer string
@@ -82,8 +82,8 @@ func (a *admission[P]) run(questions []*question[P]) {
 func (a *admission[P]) answer(ctx context.Context, questions []*question[P]) ([]error, error) {
 	answers := make([]error, len(questions))
 
-	// No transaction: what is read here is only a hint, which Record checks
-	// again under locks.
+	// No transaction: this result is only a hint, which Record checks again under
+	// locks.
 	fresh, index, err := a.fresh(ctx, questions, answers)
 	if err != nil || len(fresh) == 0 || a.check == nil {
 		return answers, err
@@ -98,7 +98,7 @@ func (a *admission[P]) answer(ctx context.Context, questions []*question[P]) ([]
 	return answers, err
 }
 
-// fresh returns the events that the inbox does not know, with their places.
+// fresh returns the events that are new to the inbox, with their indexes.
 func (a *admission[P]) fresh(ctx context.Context, questions []*question[P], answers []error) (events []event.Event[P], index []int, err error) {
 	entries := make([]inbox.Entry, len(questions))
 	keys := make([]string, len(questions))

@@ -5,14 +5,13 @@ import (
 	"sync"
 )
 
-// group is natural group commit: while one run works, arrivals gather; when it
-// ends, all that wait go together. There is no timer, so a lone item waits for
-// nothing.
+// group implements natural group commit: items that arrive during a run form the
+// next one. There is no timer, so a single item does not wait.
 type group[T any] struct {
 	// run handles a batch; it must not panic.
 	run func(batch []T)
-	// key orders items: those with the same key are never in two runs at once
-	// and keep their order of arrival.
+	// key orders items: those with the same key are never in two runs at once, and
+	// keep their order of arrival.
 	key func(T) string
 	// maxBatch bounds a batch, maxRuns how many run at once.
 	maxBatch, maxRuns int
@@ -27,7 +26,7 @@ func newGroup[T any](maxBatch, maxRuns int, key func(T) string, run func([]T)) *
 	return &group[T]{run: run, key: key, maxBatch: maxBatch, maxRuns: maxRuns, busy: make(map[string]struct{})}
 }
 
-// add hands over an item and returns at once.
+// add adds an item to the next run and returns at once.
 func (g *group[T]) add(item T) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -41,8 +40,8 @@ func (g *group[T]) add(item T) {
 	}
 }
 
-// work runs batches until nothing is left that may run now. What has to wait
-// for a busy key is taken by the worker that frees it.
+// work runs batches until nothing is left that may run now. Items that wait for a
+// busy key are taken by the worker that frees the key.
 func (g *group[T]) work() {
 	var batch []T
 
@@ -58,9 +57,9 @@ func (g *group[T]) work() {
 	}
 }
 
-// gather lets goroutines that are about to add an item do so: those that the
-// previous batch set free are runnable now and would miss this one. It waits
-// for nothing else, so a lone item pays for two rounds of the scheduler.
+// gather lets goroutines add an item that are about to do so: those that the
+// previous batch released are runnable now and would miss this batch. It waits for
+// nothing else, so a single item costs two rounds of the scheduler.
 func (g *group[T]) gather() {
 	for before := -1; ; {
 		g.mu.Lock()

@@ -16,9 +16,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// On registers a handler of single events. It runs in a transaction that it
-// may share with other messages, and must touch the world through tx alone.
-// An error rolls everything back; see event.Reject for what it can say.
+// On registers a handler of single events. It runs in a transaction that it may
+// share with other messages, and may change things through tx only. An error rolls
+// everything back; see event.Reject for errors with a meaning.
 //
 // publishes has one value of each payload type that the handler may return. A
 // handler that returns an event on another topic fails.
@@ -59,25 +59,25 @@ func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[ev
 
 // Effect is a handler that talks to the outside before its transaction.
 type Effect[P event.Payload, R any] struct {
-	// Admit looks at a batch of events that are new to the inbox and returns,
-	// for each, nil to go ahead, event.ErrSkip to go on without Perform, or why it
-	// is rejected. What it reads may have changed by the time of Record. It may
-	// complete the payloads with what Perform needs: both see what it changed in
-	// events. It may be nil: all go ahead.
+	// Admit checks a batch of events that are new to the inbox. For each it returns
+	// nil to proceed, event.ErrSkip to proceed without Perform, or why the event is
+	// rejected. What it reads may have changed by the time of Record. It may add to
+	// the payloads what Perform needs: Perform and Record see its changes to events.
+	// If it is nil, all events proceed.
 	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
-	// Needs names the dependency that Perform uses for an event, empty if none:
-	// while that is out of reach, the event waits. It may be nil.
+	// Needs names the dependency that Perform uses for an event, or "" for none: the
+	// event waits while the dependency is unavailable. It may be nil.
 	Needs func(e event.Event[P]) string
-	// Perform does the work outside. It happens at least once, so it carries
-	// an idempotency key that depends on the event alone. An event.LaterError
-	// says that this event may succeed later, an event.UnavailableError that
-	// nothing can be done while a dependency is out of reach.
+	// Perform does the work outside. It runs at least once, so it uses an
+	// idempotency key that depends on the event only. An event.LaterError reports
+	// that this event may succeed later, an event.UnavailableError that nothing can
+	// be done while a dependency is unavailable.
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)
 	// Record stores the results in the transaction.
 	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
-	// Late takes a result that comes when the event has been applied already, by
-	// another delivery that was performed at the same time: it may differ from
-	// the one that was recorded. It may be nil: then such a result is dropped.
+	// Late receives a result that arrives after another delivery of the event, which
+	// was performed at the same time, has been applied: it may differ from the
+	// recorded one. If it is nil, such a result is dropped.
 	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
 }
 
@@ -117,7 +117,7 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	}, publishes)
 }
 
-// perform reaches outside, and tries again while what it needs is out of reach.
+// perform does the work outside, and retries while the dependency is unavailable.
 func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], d *delivery) (value R, err error) {
 	needs := ""
 	if effect.Needs != nil {
@@ -155,7 +155,7 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 	}
 }
 
-// late hands over a result that came when the event had been applied.
+// late passes a result to the handler that arrived after the event was applied.
 func late[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], result event.Effected[P, R]) error {
 	return r.untilAvailable(func(ctx context.Context) error {
 		return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {

@@ -44,7 +44,7 @@ type Pause struct {
 type suspensions struct {
 	mu     sync.Mutex
 	paused map[string]Pause
-	// resumed is closed, and another takes its place, when paused changes.
+	// resumed is closed and replaced when a consumer is resumed.
 	resumed chan struct{}
 	// needs are the dependencies that consumers have found unavailable.
 	needs map[string]map[string]*breaker.Breaker
@@ -234,7 +234,7 @@ func (r *Router) untilWorth(d *delivery, dependency string) (*breaker.Attempt, e
 // watchEvery is how soon a pause or its end reaches every replica.
 const watchEvery = time.Second
 
-// lookTimeout bounds one look.
+// lookTimeout bounds each of these short statements.
 const lookTimeout = 5 * time.Second
 
 // watch follows the pauses until ctx ends. It closes seen once it knows them. It
@@ -320,12 +320,8 @@ func (r *Router) count(ctx context.Context) error {
 
 // Pauses returns the consumers that operators have paused.
 func Pauses(ctx context.Context, db postgres.Querier) ([]Pause, error) {
-	rows, err := db.Query(ctx, `SELECT consumer, who, why, paused_at FROM paused_consumers ORDER BY consumer`)
-	if err != nil {
-		return nil, fmt.Errorf("reading paused consumers: %w", err)
-	}
-
-	pauses, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Pause])
+	pauses, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Pause],
+		`SELECT consumer, who, why, paused_at FROM paused_consumers ORDER BY consumer`)
 	if err != nil {
 		return nil, fmt.Errorf("reading paused consumers: %w", err)
 	}

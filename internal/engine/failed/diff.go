@@ -11,18 +11,15 @@ import (
 	"github.com/pmezard/go-difflib/difflib"
 )
 
-// maxDiff is how many lines of a payload are compared, at most: the time that
-// takes grows with their square.
+// maxDiff is the maximum number of lines that are compared: the time grows with
+// their square.
 const maxDiff = 10_000
 
-// Diff returns what an operator changed in the payload of e as a unified diff,
-// empty if nothing. JSON is compared by its lines when indented, so that a
-// change of spaces shows nothing.
-func Diff(e Entry) string { return DiffOf(e.Payload, e.Current()) }
-
-// DiffOf is Diff of two payloads.
-func DiffOf(original, edited []byte) string {
-	from, to := difflib.SplitLines(Pretty(original)), difflib.SplitLines(Pretty(edited))
+// Diff returns what an operator changed in the payload of e as a unified diff, empty
+// if nothing. JSON is indented and then compared line by line, so that changes of
+// white space do not show.
+func Diff(e Entry) string {
+	from, to := difflib.SplitLines(Pretty(e.Payload)), difflib.SplitLines(Pretty(e.Current()))
 	if len(from) > maxDiff || len(to) > maxDiff {
 		return fmt.Sprintf("--- original\n+++ edited\n(%d and %d lines are too many to compare)\n", len(from), len(to))
 	}
@@ -33,8 +30,8 @@ func DiffOf(original, edited []byte) string {
 	return text
 }
 
-// Pretty renders a payload for people: JSON indented, other text as it is, and
-// what is no text quoted, line by line.
+// Pretty renders a payload for people: JSON indented, other text unchanged, and
+// binary data quoted line by line.
 func Pretty(payload []byte) string {
 	var b bytes.Buffer
 	if json.Indent(&b, payload, "", "  ") == nil {
@@ -53,7 +50,7 @@ func Pretty(payload []byte) string {
 	return strings.Join(quoted, "\n")
 }
 
-// Compact is the reverse of Pretty for JSON; other text stays as it is.
+// Compact reverses Pretty for JSON; other text is returned unchanged.
 func Compact(payload []byte) []byte {
 	var b bytes.Buffer
 	if json.Compact(&b, payload) != nil {

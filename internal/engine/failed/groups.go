@@ -17,41 +17,41 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Group is entries that failed for the same cause.
+// Group is the entries that failed for the same cause.
 type Group struct {
 	ID       string       `json:"id"`
 	Consumer string       `json:"consumer"`
 	Topic    string       `json:"topic"`
 	Reason   event.Reason `json:"reason"`
-	// Cause is the error with its values taken out, Error that of the newest
-	// entry.
+	// Cause is the error without its values, Error the one of the newest entry.
 	Cause   string    `json:"cause"`
 	Error   string    `json:"error"`
 	Entries int       `json:"entries"`
 	Keys    int       `json:"keys"`
 	FirstAt time.Time `json:"first_at"`
 	LastAt  time.Time `json:"last_at"`
-	// FirstRelease and LastRelease are the versions of the program that saw it
-	// first and last.
+	// FirstRelease and LastRelease are the versions of the program in which it
+	// occurred first and last.
 	FirstRelease string `json:"first_release"`
 	LastRelease  string `json:"last_release"`
 }
 
-// GroupsAfter is the last group of a page: the next begins behind it.
+// GroupsAfter is the last group of a page: the next page begins after it.
 type GroupsAfter struct {
 	Entries int
 	ID      string
 }
 
-// Groups returns the groups of the entries that f selects, the largest first,
-// at most limit, behind after.
+// Groups returns the groups of the entries that f selects, the largest first, at
+// most limit, starting after the given one.
 func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit int) ([]Group, error) {
 	where, args := f.where(after.Entries, after.ID, limit)
 
-	// Errors are long, so only ids are gathered.
-	rows, err := s.pool.Query(ctx, `
+	// Errors are long, so only ids are aggregated.
+	groups, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Group], `
 		WITH groups AS (
 			SELECT group_id, count(*) AS entries, count(DISTINCT key) AS keys, min(first_at) AS first_at, max(last_at) AS last_at,
 			       min(id) AS first_id, (array_agg(id ORDER BY last_at DESC, id DESC))[1] AS last_id
@@ -64,11 +64,6 @@ func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit i
 		       f.first_release, l.last_release
 		FROM groups g JOIN failed_messages f ON f.id = g.first_id JOIN failed_messages l ON l.id = g.last_id
 		ORDER BY g.entries DESC, g.group_id`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("grouping failed messages: %w", err)
-	}
-
-	groups, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Group])
 	if err != nil {
 		return nil, fmt.Errorf("grouping failed messages: %w", err)
 	}
@@ -91,7 +86,7 @@ var countable = map[string]string{
 }
 
 // CountBy counts the entries that f selects by topic, consumer, reason, key or
-// release, the most first, at most limit.
+// release. The largest counts come first, at most limit.
 func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]Count, error) {
 	column, ok := countable[by]
 	if !ok {
@@ -100,14 +95,9 @@ func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]
 
 	where, args := f.where(limit)
 
-	rows, err := s.pool.Query(ctx, `
+	counts, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Count], `
 		SELECT `+column+`, count(*), count(DISTINCT key), min(first_at), max(last_at)
 		FROM failed_messages WHERE `+where+` GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $1`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("counting failed messages: %w", err)
-	}
-
-	counts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Count])
 	if err != nil {
 		return nil, fmt.Errorf("counting failed messages: %w", err)
 	}
@@ -125,20 +115,20 @@ func groupOf(consumer string, reason event.Reason, cause string) string {
 // maxCause bounds a cause, in bytes.
 const maxCause = 300
 
-// taken finds the values in an error. What it matches without a word of it
-// being a value, names of the schema and SQLSTATE codes, stays: see Cause.
+// taken finds the values in an error. It also matches names of the schema and
+// SQLSTATE codes, which Cause keeps.
 var taken = regexp.MustCompile(`(?:relation|constraint|column|table|function|index|type|operator|schema) "[^"]*"|SQLSTATE [0-9A-Z]{5}` +
 	`|"(?:[^"\\]|\\.)*"|\B'[^']*'\B` + // quoted
 	`|\w+://[^\s"']+|[^\s"'<>(]+@[^\s"'<>)]+` + // addresses
 	`|[\pL\pN_-]*\pN[\pL\pN_+-]*(?:[.:][\pL\pN_+-]*\pN[\pL\pN_+-]*)*`) // with a digit: ids, numbers, times
 
-// lists of values count as one.
+// lists finds lists of values, which count as one value.
 var lists = regexp.MustCompile(`\?(?:(?:,|;| and| or)? \?)+`)
 
-// Cause is the first line of an entry's error with its values taken out: what
-// is quoted, addresses, words with digits, and the identifiers that the message
-// itself has. A panic also says where it happened, by the function alone, so
-// that it is the same in the next release.
+// Cause is the first line of an entry's error without its values: quoted text,
+// addresses, words with digits, and the identifiers in the message itself. For a
+// panic it names the function but not the line, so that the cause is the same in
+// the next release.
 func Cause(e Entry) string {
 	line, rest, _ := strings.Cut(e.Error, "\n")
 	line = line[:min(len(line), maxError)]
@@ -173,13 +163,13 @@ func Cause(e Entry) string {
 	return line
 }
 
-// minIdentifier is how long an identifier is at least: shorter ones may be
-// words of the error.
+// minIdentifier is the minimum length of an identifier: a shorter one may be a word
+// of the error.
 const minIdentifier = 3
 
-// identifiers returns those of a message that its error has: the key, and what
-// the payload has under the name id or a name that ends in _id. They are values
-// by what they are, whatever they look like. The longest come first.
+// identifiers returns the identifiers of a message that occur in its error: the key,
+// and the values in the payload whose name is id or ends in _id. The longest come
+// first.
 func identifiers(e Entry, line string) []string {
 	var found []string
 
@@ -218,7 +208,7 @@ func collect(value any, named bool, add func(id string)) {
 	}
 }
 
-// takeOut replaces id where it stands alone.
+// takeOut replaces id where it is a whole word.
 func takeOut(text, id string) string {
 	var b strings.Builder
 
@@ -248,8 +238,8 @@ func inWord(r rune) bool {
 	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r) || r == '_' || r == '-')
 }
 
-// panickedIn returns the function that panicked, by a stack as debug.Stack
-// prints it: the first one below the call of panic that is not the runtime's.
+// panickedIn returns the function that panicked, from a stack as debug.Stack prints
+// it: the first one below the call of panic that is not the runtime's.
 func panickedIn(stack string) string {
 	panicking := false
 

@@ -12,12 +12,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// insertColumns are the columns of a new row, in the order of insertArgs.
-const insertColumns = `consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id, attempts,
-	first_release, last_release`
-
-// insertArgs are the arguments $1 to $14 of a new row; $14 is the release.
-func (s *Store) insertArgs(e Entry) []any {
+// insert adds e in a state, unless the message is here already.
+func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state State) (stored bool, err error) {
 	payload := e.Payload
 	if payload == nil { // a tombstone of Kafka; nil would be NULL
 		payload = []byte{}
@@ -27,13 +23,20 @@ func (s *Store) insertArgs(e Entry) []any {
 	headers, _ := e.Headers.MarshalJSON()
 	cause, group := causeOf(e)
 
-	return []any{
+	tag, err := db.Exec(ctx, `
+		INSERT INTO failed_messages (consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id,
+			attempts, first_release, last_release, state, waiting_key, deliveries, tried_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, CASE WHEN $15 = 'waiting' THEN $16 END,
+			CASE WHEN $15 = 'stopped' THEN 1 ELSE 0 END, CASE WHEN $10::text <> '' THEN now() END)
+		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`,
 		e.Consumer, e.Topic, event.Text(e.Key), e.MessageID, event.Fingerprint(e.Payload), e.Origin, string(headers), payload,
-		string(e.Reason), storedError(e), cause, group, e.Attempts, event.Text(s.cfg.Release),
+		string(e.Reason), storedError(e), cause, group, e.Attempts, event.Text(s.cfg.Release), string(state), WaitingKey(e.Key))
+	if err != nil {
+		return false, fmt.Errorf("storing failed message %s: %w", e.MessageID, err)
 	}
-}
 
-const insertValues = `$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14`
+	return tag.RowsAffected() > 0, nil
+}
 
 func storedError(e Entry) string { return event.Text(e.Error[:min(len(e.Error), maxError)]) }
 
@@ -55,7 +58,7 @@ func causeOf(e Entry) (cause, group string) {
 // gone was withdrawn or applied by another replica: nothing is stored.
 func (s *Store) Stop(ctx context.Context, e Entry) error {
 	if e.ID == 0 {
-		stored, err := s.insertStopped(ctx, e)
+		stored, err := s.insert(ctx, s.pool, e, Stopped)
 		if err != nil || stored {
 			return err
 		}
@@ -95,18 +98,6 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 
 		return nil
 	})
-}
-
-func (s *Store) insertStopped(ctx context.Context, e Entry) (stored bool, err error) {
-	tag, err := s.pool.Exec(ctx, `
-		INSERT INTO failed_messages (state, deliveries, tried_at, `+insertColumns+`)
-		VALUES ('stopped', 1, now(), `+insertValues+`)
-		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`, s.insertArgs(e)...)
-	if err != nil {
-		return false, fmt.Errorf("storing failed message %s: %w", e.MessageID, err)
-	}
-
-	return tag.RowsAffected() > 0, nil
 }
 
 // stop sets the row with the id of e to stopped. It reports whether an operator

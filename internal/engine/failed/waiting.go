@@ -55,7 +55,7 @@ func WaitingOf(ctx context.Context, db postgres.Querier, consumer string, keys [
 // QueueWaiting.
 func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	for _, e := range list {
-		if _, err := s.insertWaiting(ctx, tx, e); err != nil {
+		if _, err := s.insert(ctx, tx, e, Waiting); err != nil {
 			return err
 		}
 	}
@@ -80,18 +80,6 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 	return blocked, err
 }
 
-func (s *Store) insertWaiting(ctx context.Context, tx pgx.Tx, e Entry) (stored bool, err error) {
-	tag, err := tx.Exec(ctx, `
-		INSERT INTO failed_messages (state, waiting_key, tried_at, `+insertColumns+`)
-		VALUES ('waiting', $15, CASE WHEN $10::text <> '' THEN now() END, `+insertValues+`)
-		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`, append(s.insertArgs(e), WaitingKey(e.Key))...)
-	if err != nil {
-		return false, fmt.Errorf("storing waiting message %s: %w", e.MessageID, err)
-	}
-
-	return tag.RowsAffected() > 0, nil
-}
-
 // Park makes e, which failed e.Attempts times and last with e.Error, wait for its
 // next attempt. A message with an id waits already: its next attempt is put off.
 // A message that is here without waiting stays as it is: an operator decides, or
@@ -113,7 +101,7 @@ func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
 			return fmt.Errorf("parking key %s: %w", e.Key, err)
 		}
 
-		stored, err := s.insertWaiting(ctx, tx, e)
+		stored, err := s.insert(ctx, tx, e, Waiting)
 		if err != nil || stored {
 			return err
 		}

@@ -25,15 +25,15 @@ type Entry struct {
 	Correlation, Causation uuid.UUID
 }
 
-// Verdict says what a message is to the inbox.
+// Verdict is what the inbox knows about a message.
 type Verdict int
 
 const (
-	// Fresh is seen for the first time: apply it.
+	// Fresh means that the message is new: apply it.
 	Fresh Verdict = iota
-	// Duplicate was applied before: acknowledge it.
+	// Duplicate means that the message was applied before: acknowledge it.
 	Duplicate
-	// Conflict says that another payload was applied under the same id.
+	// Conflict means that another payload was applied under the same id.
 	Conflict
 )
 
@@ -66,8 +66,7 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, alo
 		}
 	}
 
-	// Sorted, so that two transactions which claim the same ids never wait
-	// for each other in a circle.
+	// Sorted, so that two transactions that claim the same ids never deadlock.
 	var claimed []uuid.UUID
 
 	along.Queue(`
@@ -112,8 +111,8 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, alo
 	return verdicts, nil
 }
 
-// Unclaim takes back claims of the same transaction: the messages are not
-// applied after all.
+// Unclaim removes claims of the same transaction whose messages are not applied
+// after all.
 func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) error {
 	ids, days := columns(entries)
 

@@ -10,15 +10,15 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// minRetention is above the redelivery window of every broker that forgets at
-// all: what RabbitMQ or GoChannel give back unacknowledged comes at once.
+// minRetention is longer than the redelivery window of every broker. RabbitMQ and
+// GoChannel redeliver unacknowledged messages at once.
 const minRetention = time.Hour
 
-// Config says how long the inbox remembers.
+// Config tunes the inbox.
 type Config struct {
-	// Retention is how long an applied message is known. One that comes again
-	// after that is applied again, so it is longer than any broker, replay or
-	// restore can bring one back.
+	// Retention is how long an applied message is recognized. A message that is
+	// redelivered later is applied again, so it must exceed the retention of every
+	// broker, replay and restore. Defaults to 168h.
 	Retention time.Duration `koanf:"retention"`
 }
 
@@ -36,21 +36,21 @@ func (c Config) Validate() error {
 
 var partitions = postgres.DailyPartitions{Table: "inbox"}
 
-// EnsurePartitions makes the partitions of the days around now; see
+// EnsurePartitions creates the partitions of the days around now; see
 // postgres.DailyPartitions.
 func EnsurePartitions(ctx context.Context, db postgres.Beginner, now time.Time) error {
 	return partitions.Ensure(ctx, db, now)
 }
 
-// DropPartitions drops the partitions that hold nothing but what was applied
-// before a time, and whose ids are older. It returns how many went.
+// DropPartitions drops the partitions whose ids are older than a time and whose rows
+// were all applied before it. It returns how many it dropped.
 func DropPartitions(ctx context.Context, db postgres.Beginner, before time.Time) (int64, error) {
 	return partitions.Drop(ctx, db, before, "applied_at")
 }
 
-// DeleteUndated deletes the rows of the default partition that were applied
-// before a time: those of ids without a time in them, or with one that is far
-// away. It returns how many went.
+// DeleteUndated deletes the rows of the default partition that were applied before a
+// time: those whose ids have no time, or a distant one. It returns how many it
+// deleted.
 func DeleteUndated(ctx context.Context, pool *pgxpool.Pool, before time.Time) (int64, error) {
 	return postgres.DeleteBefore(ctx, pool, partitions.Table+"_default", "applied_at", before)
 }
