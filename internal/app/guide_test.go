@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Each test here is a row of the table "What the guide shows" in README.md.
+// Each test here is a row of the table in docs/guide.md.
 // The messages are those of the guide, as its Python code sends them.
 
 func guide(t *testing.T, name string) string {
@@ -198,11 +198,11 @@ func TestGuideEventStore(t *testing.T) {
 	})
 }
 
-// Every part of the guide has a row in the README, and every row a test here.
-func TestTheReadmeNamesEachGuideTest(t *testing.T) {
+// Every part of the guide has a row in docs/guide.md, and every row a test here.
+func TestTheGuidePageNamesEachTest(t *testing.T) {
 	t.Parallel()
 
-	readme, err := os.ReadFile("../../README.md")
+	page, err := os.ReadFile("../../docs/guide.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,17 +228,17 @@ func TestTheReadmeNamesEachGuideTest(t *testing.T) {
 		}
 	}
 
-	for line := range strings.Lines(string(readme)) {
+	for line := range strings.Lines(string(page)) {
 		for field := range strings.FieldsFuncSeq(line, func(r rune) bool { return r == '`' || r == ' ' || r == '|' }) {
 			if strings.HasPrefix(field, "TestGuide") && !slices.Contains(tests, field) {
-				t.Errorf("README names %s, which does not exist", field)
+				t.Errorf("docs/guide.md names %s, which does not exist", field)
 			}
 		}
 	}
 
 	for _, name := range tests {
-		if !strings.Contains(string(readme), "`"+name+"`") {
-			t.Errorf("README lacks a row for %s", name)
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("docs/guide.md lacks a row for %s", name)
 		}
 	}
 }
