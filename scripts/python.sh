@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A Python with the packages of scripts/python/requirements.txt, for the tests
-# that talk to other producers and consumers. Prints the path of its interpreter.
+# Installs the packages of scripts/python/requirements.txt for tests with other
+# producers and consumers, and prints the path of the Python interpreter.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"

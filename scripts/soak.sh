@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Shows that nothing is lost or applied twice: 10,000 orders come from a
-# producer that knows nothing of Millrace, each twice and without any header,
-# while the service is killed with SIGKILL five times.
+# Shows that nothing is lost or applied twice: a producer that does not know
+# Millrace sends 10,000 orders, each twice and without headers, while the service
+# is killed with SIGKILL five times.
 #   scripts/soak.sh kafka|rabbitmq [ORDERS] [KILLS]
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -26,7 +26,7 @@ trap cleanup EXIT
 
 port=$(free_port) http=$(free_port)
 
-# Everything is new, so that what is counted is of this run.
+# Start from nothing, so that only this run is counted.
 scripts/$broker.sh kill "$dir/$broker" "$port" 2>/dev/null || true
 rm -rf "${dir:?}/$broker"
 scripts/$broker.sh start "$dir/$broker" "$port"
@@ -47,8 +47,8 @@ start() {
   wait_until 60 "$dir/$broker.service.log" curl -sf "http://$MILLRACE_HTTP__ADDR/readyz" -o /dev/null || die "the service did not start"
 }
 
-# Ten products for 800 orders each, so that some orders find no stock; every
-# seventh order costs nothing, so that its payment fails.
+# Ten products with stock for 800 orders each, so that some orders find none. Every
+# seventh order has amount 0, so that its payment fails.
 generate() {
   awk -v n="$orders" 'BEGIN {
     for (i = 1; i <= n; i++) {
@@ -77,19 +77,19 @@ publish
 for ((i = 1; i <= kills; i++)); do
   goal=$((orders * i / (kills + 2)))
   progressed() { (($(finished) >= goal)); }
-  wait_until 180 "$dir/$broker.service.log" progressed || die "the orders make no progress"
+  wait_until 180 "$dir/$broker.service.log" progressed || die "no progress: orders are not completed"
   kill -KILL "$service"
   wait "$service" 2>/dev/null || true
   say "kill $i of $kills, with $(finished) orders finished"
   start
 done
 
-say "waiting for the end"
-rest() { [[ $(finished) -eq $orders && $(ask 'SELECT count(*) FROM outbox') -eq 0 ]]; }
-wait_until 300 "$dir/$broker.service.log" rest || true
+say "waiting until all orders are finished"
+idle() { [[ $(finished) -eq $orders && $(ask 'SELECT count(*) FROM outbox') -eq 0 ]]; }
+wait_until 300 "$dir/$broker.service.log" idle || true
 
-# Duplicates may still be on their way: drain, and start once more to see that
-# nothing moves.
+# Duplicates may still be in transit: drain, and start once more to check that they
+# change nothing.
 kill -INT "$service"
 wait "$service" || die "the service did not drain"
 start
@@ -112,11 +112,11 @@ expect() { # expect WHAT WANTED SQL
 expect "orders" "$orders" "SELECT count(*) FROM orders"
 expect "orders not in a terminal state" 0 "SELECT count(*) FROM orders WHERE status NOT IN ('completed', 'inventory_unavailable', 'payment_failed')"
 expect "stock that does not add up" 0 "SELECT count(*) FROM stock WHERE supplied <> available + reserved + sold OR reserved <> 0"
-expect "products sold otherwise than completed orders say" 0 "SELECT count(*) FROM stock s WHERE sold <> (SELECT COALESCE(sum((l ->> 'quantity')::bigint), 0) FROM orders o, jsonb_array_elements(lines) AS l WHERE o.status = 'completed' AND l ->> 'product_id' = s.product_id)"
+expect "products whose sales differ from the completed orders" 0 "SELECT count(*) FROM stock s WHERE sold <> (SELECT COALESCE(sum((l ->> 'quantity')::bigint), 0) FROM orders o, jsonb_array_elements(lines) AS l WHERE o.status = 'completed' AND l ->> 'product_id' = s.product_id)"
 expect "streams with gaps" 0 "SELECT count(*) FROM (SELECT stream FROM events GROUP BY stream HAVING min(version) <> 1 OR max(version) <> count(*)) AS gaps"
 expect "streams that differ from the order" 0 "SELECT count(*) FROM orders o WHERE version <> (SELECT max(version) FROM events WHERE stream = 'order-' || o.id)"
 expect "paid or completed orders without exactly one capture" 0 "SELECT count(*) FROM orders o WHERE (status IN ('paid', 'completed')) <> EXISTS (SELECT FROM payments p WHERE p.order_id = o.id AND p.status = 'captured' AND p.amount = o.total_amount)"
 expect "messages left in the outbox" 0 "SELECT count(*) FROM outbox"
 expect "failed messages" 0 "SELECT count(*) FROM failed_messages"
-ask "SELECT 'of them ' || status || ': ' || count(*) FROM orders GROUP BY status ORDER BY status"
+ask "SELECT 'orders ' || status || ': ' || count(*) FROM orders GROUP BY status ORDER BY status"
 exit $failed

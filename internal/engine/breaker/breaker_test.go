@@ -73,7 +73,7 @@ func TestOneAttemptAtATimeFindsOutWhetherADependencyIsBack(t *testing.T) {
 		synctest.Wait()
 
 		if len(attempts) != 9 || !b.State().Up {
-			t.Errorf("%d others go on, expected 9; %+v", len(attempts), b.State())
+			t.Errorf("%d others continue, expected 9; %+v", len(attempts), b.State())
 		}
 
 		if lines := strings.Count(log.String(), "\n"); lines != 2 {

@@ -299,7 +299,7 @@ func TestAProjectionIsRebuiltWhileTrafficFlows(t *testing.T) {
 		return pgtest.Value[int](t, pool, `SELECT coalesce(sum(version), 0)::int FROM totals`) == writers*each
 	}
 
-	// The table is damaged, as by a bug of a projection that was mended since.
+	// The table is damaged, as by a bug of a projection that has been fixed.
 	pgtest.Eventually(t, "the projection has begun", func() bool {
 		return pgtest.Value[int](t, pool, `SELECT count(*) FROM totals`) > 0
 	})

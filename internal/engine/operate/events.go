@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 )
@@ -53,9 +54,7 @@ func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn f
 			return err
 		}
 
-		select {
-		case <-time.After(followEvery):
-		case <-ctx.Done():
+		if backoff.Sleep(ctx, followEvery) != nil {
 			return nil
 		}
 	}

@@ -1,5 +1,5 @@
-// Package trace finds the messages that belong together: one that came
-// from outside, and all that followed from it.
+// Package trace finds the messages of a conversation: one that came from outside and
+// all that it caused.
 package trace
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// State is what became of a message.
+// State is the state of a message.
 type State string
 
 // States of a message.
@@ -27,28 +27,28 @@ const (
 	Parked  State = "parked"
 	Blocked State = "blocked"
 	Stopped State = "stopped"
-	// Published is the last state of a message that nobody consumes here.
+	// Published is the last state of a message that is not consumed here.
 	Published State = "published"
 )
 
-// Message is a message with what became of it.
+// Message is a message of a conversation.
 type Message struct {
 	ID        uuid.UUID  `json:"id"`
 	Causation *uuid.UUID `json:"causation_id"`
-	// Consumer handled it, if any has; Topic is known of the others.
+	// Consumer is the consumer that handled the message. Without one, Topic is set.
 	Consumer string `json:"consumer,omitempty"`
 	Topic    string `json:"topic,omitempty"`
 	State    State  `json:"state"`
-	// At is when that was, by the database's clock; of a waiting message, when
-	// it was written, or when it is due.
+	// At is when the message reached the state, by the database's clock. For a
+	// message in the outbox it is when it was written, or when it is due.
 	At time.Time `json:"at"`
-	// Detail says more: why it is stopped.
+	// Detail explains the state, for example why the message is stopped.
 	Detail string `json:"detail,omitempty"`
-	// Caused are the messages that followed, in order of time.
+	// Caused are the messages that this one caused, in order of time.
 	Caused []*Message `json:"caused,omitempty"`
 }
 
-// Created returns when the message was made, if its id tells.
+// Created returns the time in the message's id. ok is false if the id has none.
 func (m *Message) Created() (at time.Time, ok bool) {
 	if m.ID.Version() != 7 {
 		return at, false
@@ -57,8 +57,8 @@ func (m *Message) Created() (at time.Time, ok bool) {
 	return time.Unix(m.ID.Time().UnixTime()), true
 }
 
-// Find returns the conversation of a message as trees; there is one root,
-// unless messages in between have left no trace.
+// Find returns the conversation of a message as trees. There is one root, unless
+// messages in between have been deleted.
 func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, error) {
 	var correlation uuid.UUID
 
@@ -83,13 +83,17 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 		return nil, fmt.Errorf("reading conversation %s: %w", correlation, err)
 	}
 
-	return grow(messages), nil
+	return tree(messages), nil
 }
 
 const uuidPattern = `^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$`
 
 func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*Message, error) {
-	rows, err := db.Query(ctx, `
+	return postgres.Collect(ctx, db, func(row pgx.CollectableRow) (*Message, error) {
+		m := &Message{}
+
+		return m, row.Scan(&m.ID, &m.Causation, &m.Consumer, &m.Topic, &m.State, &m.At, &m.Detail)
+	}, `
 		SELECT message_id, causation_id, consumer, '', 'applied', applied_at, ''
 		FROM inbox WHERE message_id = $1 OR correlation_id = $1
 		UNION ALL
@@ -106,22 +110,12 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		            WHEN error = '' THEN 'by an earlier message of its key' ELSE 'failed ' || attempts || ' times: ' || error END
 		FROM failed_messages WHERE state <> 'resolved' AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)`,
 		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
-	if err != nil {
-		return nil, err
-	}
-
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Message, error) {
-		m := &Message{}
-
-		return m, row.Scan(&m.ID, &m.Causation, &m.Consumer, &m.Topic, &m.State, &m.At, &m.Detail)
-	})
 }
 
-// grow hangs each message under the one that caused it. Of a message that is
-// there twice (stopped and then applied) the applied one takes the children.
-// Causes are what headers say, so they may be each other's: such a circle is
-// cut where it closes.
-func grow(messages []*Message) []*Message {
+// tree puts each message under the one that caused it. If a message appears twice
+// (stopped and then applied), its children are under the applied one. Causes are
+// read from headers and may form a cycle, which is cut where it closes.
+func tree(messages []*Message) []*Message {
 	slices.SortStableFunc(messages, func(a, b *Message) int { return a.At.Compare(b.At) })
 
 	byID := make(map[uuid.UUID]*Message, len(messages))

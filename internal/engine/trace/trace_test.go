@@ -47,7 +47,7 @@ func TestTreesGrowFromWhatCausedWhat(t *testing.T) {
 		"a circle":               {[]*Message{message(1, 3, Applied, 1), message(2, 1, Applied, 2), message(3, 2, Applied, 3)}, "3a(1a(2a))"},
 		"nothing":                {nil, ""},
 	} {
-		if got := render(grow(c.messages)); got != c.want {
+		if got := render(tree(c.messages)); got != c.want {
 			t.Errorf("%s: got %s, expected %s", name, got, c.want)
 		}
 	}
