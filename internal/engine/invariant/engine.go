@@ -72,14 +72,14 @@ func engine() []Source {
 			Count: `SELECT count(*) FROM failed_messages`,
 			Rows: `
 				SELECT id::text AS id, fingerprint, ('x' || encode(substr(sha256(payload), 1, 8), 'hex'))::bit(64)::bigint AS payload_fingerprint,
-				       jsonb_typeof(headers) AS headers
+				       jsonb_typeof(headers) AS headers, payload = '' AS erased
 				FROM failed_messages`,
 			Checks: []Check{{
 				Name:   "failed",
-				Means:  "Failed messages have the bytes and headers that they arrived with.",
+				Means:  "Failed messages have the bytes and headers that they arrived with, unless they were erased.",
 				Advice: "Do not requeue the message: ask the producer to send the message again.",
 				Fault: `CASE
-					WHEN fingerprint <> payload_fingerprint THEN 'its payload has changed since it arrived'
+					WHEN fingerprint <> payload_fingerprint AND NOT erased THEN 'its payload has changed since it arrived'
 					WHEN headers <> 'object' THEN 'its headers are not an object' END`,
 			}},
 		},

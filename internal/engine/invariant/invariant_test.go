@@ -121,7 +121,9 @@ func TestChecksOfTheEngine(t *testing.T) {
 	t.Parallel()
 
 	for name, corrupt := range map[string]string{
-		"":        `SELECT`,
+		"": `
+			INSERT INTO failed_messages (state, deliveries, reason, consumer, topic, key, message_id, fingerprint, origin, headers, payload)
+			VALUES ('stopped', 1, 'invalid', 'c', 't', 'k', gen_random_uuid(), 7, '', '{}', '')`, // erased
 		"streams": `INSERT INTO events (stream, version, type, data, message_id) SELECT 's', v, 'T', '{}', gen_random_uuid() FROM unnest('{1,3}'::int[]) AS v`,
 		"projections": `
 			INSERT INTO events (stream, version, type, data, message_id, recorded_at) VALUES ('s', 1, 'T', '{}', gen_random_uuid(), now() - interval '1 hour');
@@ -133,7 +135,7 @@ func TestChecksOfTheEngine(t *testing.T) {
 			INSERT INTO inbox (consumer, message_id, day, fingerprint) VALUES ('c', '01890a5d-ac96-774b-bcce-b302099a8057', date '1970-01-01', 0)`,
 		"failed": `
 			INSERT INTO failed_messages (state, deliveries, reason, consumer, topic, key, message_id, fingerprint, origin, headers, payload)
-			VALUES ('stopped', 1, 'invalid', 'c', 't', 'k', gen_random_uuid(), 0, '', '{}', '')`,
+			VALUES ('stopped', 1, 'invalid', 'c', 't', 'k', gen_random_uuid(), 0, '', '{}', 'x')`,
 		"waiting": `INSERT INTO failed_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -388,7 +388,7 @@ func TestARefundGoesToTheRightCapture(t *testing.T) {
 	expect(t, admit("cancelled", "t2", "10"), event.ErrSkip.Error())
 	expect(t, s.status("cancelled"), "cancelled v5: OrderCreated InventoryReserved OrderPaid OrderCancelled PaymentRefunded")
 
-	// What the provider refuses for good is poison, with its words.
+	// What the provider refuses for good is stopped, with its words.
 	refusing := fulfilment.NewProcess(s.orders, s.stock, newGateway())
 
 	_, err = refusing.Refund(t.Context(), refund)

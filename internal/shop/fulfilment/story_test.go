@@ -76,7 +76,7 @@ type mail struct {
 	event.Outgoing
 
 	taken, done bool
-	// givenUp says that it is in the poison queue.
+	// givenUp says that it is stopped.
 	givenUp bool
 }
 
@@ -268,12 +268,12 @@ func (s *story) end(at int, err error) {
 	}
 
 	if rejected && rejection.Reason != event.ReasonConflict {
-		s.Fatalf("a good message is poisoned: %s %+v: %v", m.Payload.Topic(), m.Payload, err)
+		s.Fatalf("a good message failed: %s %+v: %v", m.Payload.Topic(), m.Payload, err)
 	}
 
 	m.done = err == nil || rejected
 
-	// A charge whose answer does not come may end in the poison queue.
+	// A charge whose answer does not come may end up stopped.
 	if p, isCharge := m.Payload.(fulfilment.PaymentRequested); isCharge && p.Attempt < 2 && err != nil {
 		m.givenUp = m.givenUp || s.gateway.fate("try again", "give up") == "give up"
 		m.done = m.done || m.givenUp
@@ -328,7 +328,7 @@ func (s *story) settle() {
 	s.deliverAll()
 }
 
-// giveIn ends orders whose payment request is in the poison queue: they expire.
+// giveIn ends orders whose payment request is stopped: they expire.
 // When they have ended already, or there is a second charge, only the request
 // itself finds out what the provider did: somebody requeues it.
 func (s *story) giveIn() {
