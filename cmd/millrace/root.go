@@ -25,7 +25,7 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	},
-		newServe, newDev, newPublish, newOrders, newStock, newPayments, newUsers, newNotifications, newAnalytics,
+		newServe, newDev, newPublish, newTail, newOrders, newStock, newPayments, newUsers, newNotifications, newAnalytics,
 		newEvents, newProjections, newTrace, newStatus, newConsumers, newFailed, newActivity, newAudit, newUpkeep,
 		newMigrate, newConfig, newVersion)
 

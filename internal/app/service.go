@@ -81,7 +81,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 
 	s.Operator = &operate.Operator{
 		Pool: engine.Pool, Router: engine.Router, Dependencies: engine.Dependencies, Janitor: upkeep.Janitor,
-		Failed: engine.Failed, Projector: s.Projector, Auditor: upkeep.Audit, Retention: upkeep.Inbox.Retention, Brokers: engine.Brokers.Kinds(),
+		Failed: engine.Failed, Projector: s.Projector, Auditor: upkeep.Audit, Retention: upkeep.Inbox.Retention, Brokers: engine.Brokers,
 	}
 
 	s.Janitor.Add(s.upkeep()...)
@@ -265,6 +265,7 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 	}
 
 	if conn.Kind() == broker.Embedded {
+		target.Publisher = observed{Publisher: target.Publisher, observe: s.Operator.Tap.Passed}
 		// Its consumers are here: what they do not take is left in the table.
 		target.Suspended = s.Router.SuspendedTopics
 	} else {

@@ -172,6 +172,7 @@ func (e engine) register(a *API) {
 	e.registerWaiting(a)
 	e.registerConsumers(a)
 	e.registerHistory(a)
+	e.registerTopics(a)
 
 	Get(a, "/version", "Show the version of the program", func(context.Context, *struct{}) (*versionOutput, error) {
 		out := &versionOutput{}

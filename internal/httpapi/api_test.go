@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -99,7 +100,12 @@ func newRig(t *testing.T) *rig {
 
 	consumer.On(router, "writer", func(context.Context, pgx.Tx, event.Event[note]) ([]event.Outgoing, error) { return nil, nil })
 
-	operator := &operate.Operator{Pool: pool, Router: router, Failed: store, Dependencies: dependencies}
+	brokers, err := broker.NewSet(broker.DefaultConfig(), logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	operator := &operate.Operator{Brokers: brokers, Pool: pool, Router: router, Failed: store, Dependencies: dependencies}
 	server := httptest.NewServer(httpapi.NewAPI(operator, logger, things))
 	t.Cleanup(server.Close)
 
@@ -223,6 +229,7 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		{"POST", "/consumers/writre/pause", "{}", 404, "did you mean writer?"},
 		{"GET", "/conversations/x", "", 422, "expected a UUID"},
 		{"GET", "/conversations/00000000-0000-7000-8000-000000000000", "", 404, "there is no trace"},
+		{"GET", "/topics/notse/messages", "", 404, "did you mean notes?"},
 		{"GET", "/events?stream=nope", "", 404, "there is no stream nope"},
 		{"GET", "/events?cursor=nonsense", "", 422, "is not a cursor"},
 		{"GET", "/activity?action=nothing", "", 422, "query.action"},

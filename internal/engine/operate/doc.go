@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -27,8 +28,9 @@ type Operator struct {
 	Auditor      *invariant.Auditor
 	// Retention is that of the inbox.
 	Retention time.Duration
-	// Brokers names the brokers in use.
-	Brokers string
+	Brokers   *broker.Set
+	// Tap has the messages that pass through this process.
+	Tap Tap
 	// StartedAt is when the service began to run; zero in a process that only
 	// works beside one.
 	StartedAt time.Time

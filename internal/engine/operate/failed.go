@@ -85,20 +85,14 @@ func selected(some, all bool) error {
 // Known returns an Unknown error if f names a group, topic or consumer that
 // neither exists nor has a failed message.
 func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
-	var topics, consumers []string
-
-	for _, route := range o.Router.Routes() {
-		topics, consumers = append(topics, route.Topic), append(consumers, route.Consumer)
-	}
-
 	for _, c := range []struct {
 		what, name string
 		known      []string
 		filter     failed.Filter
 	}{
 		{"group", f.Group, nil, failed.Filter{Group: f.Group}},
-		{"topic", f.Topic, topics, failed.Filter{Topic: f.Topic}},
-		{"consumer", f.Consumer, consumers, failed.Filter{Consumer: f.Consumer}},
+		{"topic", f.Topic, o.topics(), failed.Filter{Topic: f.Topic}},
+		{"consumer", f.Consumer, o.consumers(), failed.Filter{Consumer: f.Consumer}},
 	} {
 		if c.name == "" || slices.Contains(c.known, c.name) {
 			continue

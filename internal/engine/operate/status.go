@@ -24,7 +24,7 @@ type Process struct {
 // Process returns what this process knows about itself.
 func (o *Operator) Process() Process {
 	return Process{
-		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers, Dependencies: o.Dependencies.States(), Consumers: o.Router.States(),
+		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers.Kinds(), Dependencies: o.Dependencies.States(), Consumers: o.Router.States(),
 	}
 }
 

@@ -58,6 +58,7 @@ func Run(t *testing.T, h Harness) {
 
 	if h.Durable {
 		t.Run("redelivers what a consumer did not acknowledge", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
+		t.Run("lets others read along", func(t *testing.T) { t.Parallel(); h.tails(t) })
 	}
 
 	if h.Produce != nil {

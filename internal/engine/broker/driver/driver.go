@@ -40,6 +40,14 @@ type Driver interface {
 	Close() error
 }
 
+// Tailer is a driver whose broker lets others read along.
+type Tailer interface {
+	// Tail calls fn with each message that arrives on a topic from now on, until
+	// ctx ends or fn fails. It takes no message from a consumer. It needs no
+	// Connect.
+	Tail(ctx context.Context, topic string, fn func(*message.Message) error) error
+}
+
 // ErrClosed reports that the connection was closed before the broker confirmed
 // the message. The broker may or may not have it.
 var ErrClosed = errors.New("broker connection closed")

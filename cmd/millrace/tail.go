@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/operate"
+)
+
+func newTail(opts *options) *cobra.Command {
+	return operation(opts, &cobra.Command{
+		Use: "tail TOPIC", Short: "Print the messages that pass on a topic until Ctrl-C",
+		Long: `Print the messages that pass on a topic from now on, until Ctrl-C; with --json, one
+object per line. The command takes no message from a consumer: it reads Kafka
+without a group, and RabbitMQ through a queue of its own on the exchange. On the
+embedded broker it asks the service at http.addr, which prints what it delivers.`,
+		Example: `  millrace tail orders.created
+  millrace tail user.updated --json`,
+	}, func(c *call) error {
+		topic := c.args[0]
+		if err := c.Operator.KnownTopic(topic); err != nil {
+			return err
+		}
+
+		cfg, err := opts.load()
+		if err != nil {
+			return err
+		}
+
+		print := func(p operate.Passing) error {
+			payload := p.Payload
+			if p.Base64 != nil {
+				payload = fmt.Sprintf("%q", p.Base64)
+			}
+
+			_, err := fmt.Fprintf(c.out(), "%s  %s  %s  %s\n", stamp(p.At), p.MessageID, oneLine(p.Key, 60), oneLine(payload, 4000))
+
+			return err
+		}
+		if opts.json {
+			print = line[operate.Passing](c)
+		}
+
+		return c.Operator.Tail(c.ctx, cfg.HTTP.Addr, topic, print)
+	})
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// tail runs the command until the test ends and returns what it prints.
+func tail(t *testing.T, args ...string) *bufio.Scanner {
+	t.Helper()
+
+	reader, writer := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+
+	root := newRoot()
+	root.SetOut(writer)
+	root.SetArgs(append([]string{"tail"}, args...))
+
+	go func() { done <- root.ExecuteContext(ctx) }()
+
+	t.Cleanup(func() {
+		cancel()
+
+		_ = reader.Close()
+
+		if err := <-done; err != nil {
+			t.Errorf("tail: %v", err)
+		}
+	})
+
+	return bufio.NewScanner(reader)
+}
+
+func TestTailShowsWhatPasses(t *testing.T) {
+	url := pgtest.URL(t)
+	s := apptest.New(t, url)
+	s.Run()
+	t.Setenv("MILLRACE_HTTP__ADDR", s.HTTPAddr())
+
+	const payload = `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`
+
+	lines := tail(t, "user.created", "--json", "--database-url", url)
+	found := make(chan operate.Passing, 1)
+
+	go func() {
+		if lines.Scan() {
+			var p operate.Passing
+			if err := json.Unmarshal(lines.Bytes(), &p); err != nil {
+				t.Errorf("%v: %s", err, lines.Text())
+			}
+
+			found <- p
+		}
+	}()
+
+	// Tail reads from the present; nobody says when that is.
+	var got *operate.Passing
+
+	for deadline := time.Now().Add(30 * time.Second); got == nil && time.Now().Before(deadline); {
+		id := s.Publish("user.created", payload)
+
+		select {
+		case p := <-found:
+			got = &p
+		case <-time.After(200 * time.Millisecond):
+		}
+
+		pgtest.Eventually(t, "the consumer has the message too", func() bool {
+			return apptest.Value[int](s, `SELECT count(*) FROM inbox WHERE message_id = $1`, id) == 1
+		})
+	}
+
+	if got == nil || got.Topic != "user.created" || got.Payload != payload || got.Key != "alice" || got.MessageID == "" {
+		t.Errorf("got %+v", got)
+	}
+
+	if out, code := run(t, url, "tail", "user.craeted"); code != exitUsage || !strings.Contains(out, "did you mean user.created?") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+}

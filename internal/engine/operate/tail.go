@@ -1,0 +1,226 @@
+package operate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Passing is a message that passes on a topic.
+type Passing struct {
+	Topic         string    `json:"topic"`
+	MessageID     string    `json:"message_id"`
+	CorrelationID string    `json:"correlation_id,omitempty"`
+	Key           string    `json:"key"`
+	At            time.Time `json:"at"`
+	// Origin says where the message was read.
+	Origin string `json:"origin,omitempty"`
+	// Payload is the payload if it is UTF-8, else Base64 is.
+	Payload string `json:"payload,omitempty"`
+	Base64  []byte `json:"base64,omitempty"`
+}
+
+func passing(topic string, msg *message.Message) Passing {
+	p := Passing{
+		Topic: topic, MessageID: msg.UUID, CorrelationID: msg.Metadata[event.HeaderCorrelation], Key: event.Text(msg.Metadata[event.HeaderKey]),
+		At: time.Now().UTC(), Origin: msg.Metadata[event.HeaderOrigin],
+	}
+
+	if utf8.Valid(msg.Payload) {
+		p.Payload = string(msg.Payload)
+	} else {
+		p.Base64 = msg.Payload
+	}
+
+	return p
+}
+
+// Tail calls fn with each message that passes on a topic from now on, until ctx
+// ends, which is not an error. Kafka and RabbitMQ let anyone read along; on the
+// embedded broker messages do not leave the service, so the one at addr is asked.
+func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing) error) error {
+	var err error
+
+	for _, conn := range o.Brokers.Conns() {
+		if !o.Brokers.Has(conn, topic) {
+			continue
+		}
+
+		if tailer, ok := conn.Driver.(driver.Tailer); ok {
+			err = tailer.Tail(ctx, topic, func(msg *message.Message) error { return fn(passing(topic, msg)) })
+		} else {
+			err = tailService(ctx, addr, topic, fn)
+		}
+	}
+
+	if ctx.Err() != nil {
+		return nil
+	}
+
+	return err
+}
+
+// Passed is the part of a tap after a position.
+type Passed struct {
+	Messages []Passing `json:"messages" nullable:"false"`
+	Next     int64     `json:"next" doc:"Send this as after to continue."`
+	Lost     int64     `json:"lost,omitempty" doc:"How many messages passed too fast to be kept."`
+}
+
+func tailService(ctx context.Context, addr, topic string, fn func(Passing) error) error {
+	after := int64(-1)
+
+	for {
+		passed, err := askPassed(ctx, addr, topic, after)
+		if err != nil {
+			return err
+		}
+
+		for _, p := range passed.Messages {
+			if err := fn(p); err != nil {
+				return err
+			}
+		}
+
+		after = passed.Next
+	}
+}
+
+func askPassed(ctx context.Context, addr, topic string, after int64) (passed Passed, err error) {
+	address := fmt.Sprintf("http://%s/api/v1/topics/%s/messages?after=%d&wait=%d", addr, url.PathEscape(topic), after, tapWait/time.Second)
+
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return passed, err
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return passed, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
+	}
+	defer response.Body.Close()
+
+	if err := json.NewDecoder(response.Body).Decode(&passed); err != nil || response.StatusCode != http.StatusOK {
+		return passed, fmt.Errorf("asking the service at http.addr %s: %s", addr, response.Status)
+	}
+
+	return passed, nil
+}
+
+// Bounds of a tap.
+const (
+	tapSize  = 1000             // messages kept per topic
+	tapLives = 30 * time.Second // without a reader
+	tapWait  = 10 * time.Second // between two requests
+)
+
+// Tap keeps the last messages of the topics that somebody reads. While nobody does,
+// a message costs one atomic read.
+type Tap struct {
+	active atomic.Bool
+	mu     sync.Mutex
+	topics map[string]*tapped
+}
+
+type tapped struct {
+	messages []Passing
+	// count is how many messages passed in all.
+	count   int64
+	until   time.Time
+	arrived chan struct{}
+}
+
+// Passed adds a message of a topic.
+func (t *Tap) Passed(topic string, msg *message.Message) {
+	if !t.active.Load() {
+		return
+	}
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	for name, tap := range t.topics {
+		if time.Now().After(tap.until) {
+			delete(t.topics, name)
+		}
+	}
+
+	t.active.Store(len(t.topics) > 0)
+
+	tap := t.topics[topic]
+	if tap == nil {
+		return
+	}
+
+	if len(tap.messages) == tapSize {
+		tap.messages = slices.Delete(tap.messages, 0, tapSize/10)
+	}
+
+	tap.messages = append(tap.messages, passing(topic, msg))
+	tap.count++
+
+	close(tap.arrived)
+	tap.arrived = make(chan struct{})
+}
+
+// After returns the messages of a topic after a position; -1 is the present. It
+// waits for the next one if there is none.
+func (t *Tap) After(ctx context.Context, topic string, after int64, wait time.Duration) Passed {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+
+	for {
+		passed, arrived := t.after(topic, after)
+		if after < 0 || len(passed.Messages) > 0 {
+			return passed
+		}
+
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+			return passed
+		}
+	}
+}
+
+func (t *Tap) after(topic string, after int64) (Passed, <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	tap := t.topics[topic]
+	if tap == nil {
+		if t.topics == nil {
+			t.topics = map[string]*tapped{}
+		}
+
+		tap = &tapped{arrived: make(chan struct{})}
+		t.topics[topic] = tap
+	}
+
+	t.active.Store(true)
+	tap.until = time.Now().Add(tapLives)
+
+	passed := Passed{Messages: []Passing{}, Next: tap.count}
+	if after < 0 {
+		return passed, tap.arrived
+	}
+
+	wanted := tap.count - min(after, tap.count)
+	kept := min(wanted, int64(len(tap.messages)))
+	passed.Messages = append(passed.Messages, tap.messages[int64(len(tap.messages))-kept:]...)
+	passed.Lost = wanted - kept
+
+	return passed, tap.arrived
+}
