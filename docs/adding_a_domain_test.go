@@ -172,3 +172,32 @@ func TestTheExamplesOfAddingADomainWork(t *testing.T) {
 
 	run(t, root, "go", "tool", "-modfile=tools/go.mod", "golangci-lint", "run", "--allow-parallel-runners", "./internal/shop/warehouse/...", "./internal/shop/loyalty/...")
 }
+
+// TestTheReadmeShowsAnExampleOfThePage keeps the Go of README's section true.
+func TestTheReadmeShowsAnExampleOfThePage(t *testing.T) {
+	t.Parallel()
+
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	page, err := os.ReadFile("adding-a-domain.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	_, section, _ := strings.Cut(string(readme), "\n## Adding a handler\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+
+	blocks := blocksOf(section)
+	if len(blocks) != 2 {
+		t.Errorf("README has %d blocks of code on adding a handler, expected 2", len(blocks))
+	}
+
+	for _, b := range blocks {
+		if !strings.Contains(string(page), strings.TrimSpace(b.code)) {
+			t.Errorf("the page does not have this code of README:\n%s", b.code)
+		}
+	}
+}

@@ -34,8 +34,8 @@ func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 	return key, nil
 }
 
-// Publish puts messages into the outbox: when it returns they will be
-// published, in this order per key.
+// Publish appends messages to the outbox. They are published in this order per
+// key.
 func (s *Service) Publish(ctx context.Context, messages []event.Message) error {
 	err := postgres.InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		return outbox.AppendMessages(ctx, tx, messages)
@@ -44,8 +44,7 @@ func (s *Service) Publish(ctx context.Context, messages []event.Message) error {
 		return fmt.Errorf("publishing: %w", err)
 	}
 
-	// A hint to relays in other processes; without it they find the messages
-	// when they poll.
+	// Relays in other processes would otherwise wait for their next poll.
 	_, err = s.Pool.Exec(ctx, `SELECT pg_notify($1, '')`, outbox.Channel)
 	if err != nil {
 		return fmt.Errorf("notifying relays: %w", err)

@@ -69,7 +69,7 @@ func route(r *consumer.Router, d Domains) {
 // gateway names the dependency of charges, refunds and lookups.
 func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency }
 
-// topics is the routing table as the broker needs it.
+// topics returns the topics of the routing table as brokers need them.
 func topics(r *consumer.Router) []broker.Topic {
 	var list []broker.Topic
 

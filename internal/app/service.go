@@ -32,8 +32,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Service is an assembled Millrace. Its exported parts are for the command
-// line and work whether or not Run does.
+// Service is an assembled Millrace. The command line uses its exported fields
+// without Run.
 type Service struct {
 	Engine
 	Domains
@@ -48,7 +48,7 @@ type Service struct {
 	observe func(topic string, msg *message.Message)
 }
 
-// Engine is what moves messages.
+// Engine has the parts that move messages.
 type Engine struct {
 	Postgres     postgres.Config
 	Pool         *pgxpool.Pool
@@ -59,14 +59,14 @@ type Engine struct {
 	Dependencies *breaker.Set
 }
 
-// Upkeep is what keeps the database in order.
+// Upkeep has the parts that maintain and check the database.
 type Upkeep struct {
 	Inbox   inbox.Config
 	Janitor *upkeep.Janitor
 	Audit   *invariant.Auditor
 }
 
-// NewService assembles a service and lays out its routes.
+// NewService assembles a service and registers its handlers.
 func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Server, logger *slog.Logger) (*Service, error) {
 	if err := errors.Join(refuseNil(engine), refuseNil(domains), refuseNil(upkeep)); err != nil {
 		return nil, err
@@ -96,8 +96,8 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	return s, nil
 }
 
-// refuseNil names the fields of a struct that are nil: wire_gen.go is older
-// than the struct.
+// refuseNil returns an error that names the nil fields of a struct. Wire leaves
+// fields nil that were added after it last ran.
 func refuseNil(parts any) error {
 	var errs []error
 
@@ -114,7 +114,8 @@ func refuseNil(parts any) error {
 	return errors.Join(errs...)
 }
 
-// checkBound refuses topics that are bound to a broker and do not exist.
+// checkBound returns an error for a topic that is bound to a broker and does not
+// exist.
 func (s *Service) checkBound() error {
 	known := s.Topics()
 
@@ -129,12 +130,12 @@ func (s *Service) checkBound() error {
 	return nil
 }
 
-// httpCloseTimeout is part of a stop beyond what is configured.
+// httpCloseTimeout bounds closing the listener, after the configured drain.
 const httpCloseTimeout = 2 * time.Second
 
-// Run serves until ctx ends, then drains: not ready, stop fetching, batches
-// finish, the relay finishes what is in flight, the listener closes. started
-// is called once the service is ready; it may be nil.
+// Run serves until ctx ends and then drains: it reports not ready, stops
+// receiving, finishes its batches, finishes publishing and closes the listener.
+// It calls started, which may be nil, once the service is ready.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	if err := s.checkBound(); err != nil {
 		return err
@@ -162,7 +163,7 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 
 	if err := s.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil // stopped before it was ready
+			return nil
 		}
 
 		return err
@@ -171,7 +172,7 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	return s.serve(ctx, started)
 }
 
-// prepare waits for Postgres and sets it up.
+// prepare waits for Postgres, migrates it and creates partitions.
 func (s *Service) prepare(ctx context.Context) error {
 	if err := postgres.Wait(ctx, s.Pool, s.logger); err != nil {
 		return err
@@ -186,8 +187,8 @@ func (s *Service) prepare(ctx context.Context) error {
 	return s.beginPartitions(ctx)
 }
 
-// source is a broker for the router; once it is subscribed to, the relay to it
-// begins too.
+// source is a broker as the router sees it. The relay to the broker starts once the
+// router has subscribed.
 type source struct {
 	*broker.Conn
 
@@ -228,7 +229,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 
 	stopWatching := context.AfterFunc(ctx, func() {
 		s.http.SetReady(false)
-		s.logger.Info("draining; a second signal stops at once")
+		s.logger.Info("draining; a second signal stops immediately")
 	})
 	defer stopWatching()
 
@@ -256,7 +257,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	return err
 }
 
-// target is what the relay publishes to conn.
+// target describes conn to the relay.
 func (s *Service) target(conn *broker.Conn) outbox.Target {
 	target := outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}
 
@@ -266,7 +267,7 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 
 	if conn.Kind() == broker.Embedded {
 		target.Publisher = observed{Publisher: target.Publisher, observe: s.Operator.Tap.Passed}
-		// Its consumers are here: what they do not take is left in the table.
+		// Messages that no consumer takes now stay in the table.
 		target.Suspended = s.Router.SuspendedTopics
 	} else {
 		target.Breaker = s.Dependencies.Get(conn.Kind())
@@ -289,8 +290,8 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 	return target
 }
 
-// Observe lets fn see each message that a broker confirmed. It is for tests
-// and must be called before Run.
+// Observe calls fn with each message that a broker confirms. It is for tests and
+// must be called before Run.
 func (s *Service) Observe(fn func(topic string, msg *message.Message)) { s.observe = fn }
 
 type observed struct {
@@ -311,12 +312,12 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 	return nil
 }
 
-// topicsOf returns the topics that conn has, as it declares them.
+// topicsOf returns the topics of conn.
 func (s *Service) topicsOf(conn *broker.Conn) []broker.Topic {
 	return slices.DeleteFunc(topics(s.Router), func(t broker.Topic) bool { return !s.Brokers.Has(conn, t.Name) })
 }
 
-// Topics returns the names of all topics of the service.
+// Topics returns the names of all topics.
 func (s *Service) Topics() []string {
 	var names []string
 	for _, topic := range topics(s.Router) {
@@ -326,5 +327,5 @@ func (s *Service) Topics() []string {
 	return names
 }
 
-// HTTPAddr is the address on which Run listens, empty before.
+// HTTPAddr returns the address on which Run listens, or "" before Run.
 func (s *Service) HTTPAddr() string { return s.http.Addr() }

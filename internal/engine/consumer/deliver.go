@@ -162,7 +162,7 @@ func (r *Router) decide(d *delivery, err error) fate {
 	case errors.Is(err, errBlocked):
 		return fate{outcome: blocked}
 	case d.shared && errors.Is(err, ErrSuspended):
-		return fate{outcome: parked} // due when the consumer is no longer suspended
+		return fate{outcome: parked, err: err} // due at once, but not while the consumer is suspended
 	case isReturn(err):
 		return fate{outcome: returned, err: err}
 	}
@@ -243,7 +243,7 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 
 		r.metrics.stopped.WithLabelValues(d.route.Topic, reason).Inc()
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
-	case f.outcome == parked && f.err != nil:
+	case f.outcome == parked && !isReturn(f.err):
 		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}
 

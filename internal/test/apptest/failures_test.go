@@ -16,6 +16,20 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
+// Earned is a payload whose handler fails.
+type Earned struct {
+	CustomerID string `json:"customer_id"`
+}
+
+// Topic implements event.Payload.
+func (Earned) Topic() string { return "loyalty.earned" }
+
+// Key implements event.Payload.
+func (e Earned) Key() string { return e.CustomerID }
+
+// Validate implements event.Payload.
+func (e Earned) Validate() error { return event.CheckID("customer_id", e.CustomerID) }
+
 // recorder is a test that records its errors.
 type recorder struct {
 	testing.TB
@@ -51,7 +65,7 @@ func TestAPanicFailsTheTestAtOnce(t *testing.T) {
 
 	started := time.Now()
 
-	s.Publish("loyalty.earned", `{"customer_id": "alice", "points": 60}`)
+	s.Publish("loyalty.earned", `{"customer_id": "alice"}`)
 	pgtest.Eventually(t, "the test has failed", func() bool { return recorded.errors() != "" })
 
 	if took := time.Since(started); took > 10*time.Second {
