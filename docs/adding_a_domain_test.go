@@ -160,7 +160,7 @@ func TestTheExamplesOfAddingADomainWork(t *testing.T) {
 	run(t, root, "go", "tool", "wire", ".")
 	run(t, root, "go", "vet", ".", "./internal/shop/warehouse", "./internal/shop/loyalty")
 
-	if unformatted := run(t, root, "gofmt", "-l", "internal/shop/warehouse", "internal/shop/loyalty"); unformatted != "" {
+	if unformatted := run(t, root, "gofmt", "-l", "wire.go", "internal/app", "internal/shop/warehouse", "internal/shop/loyalty"); unformatted != "" {
 		t.Errorf("the page prints code that is not formatted: %s", unformatted)
 	}
 
