@@ -49,14 +49,12 @@ func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn f
 
 		switch {
 		case follow && ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // ctx ends what follows
 		case err != nil || !follow:
 			return err
 		}
 
-		if backoff.Sleep(ctx, followEvery) != nil {
-			return nil
-		}
+		_ = backoff.Sleep(ctx, followEvery)
 	}
 }
 

@@ -151,7 +151,7 @@ func ask(ctx context.Context, addr string) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
 	}
-	defer response.Body.Close()
+	defer response.Body.Close() //nolint:errcheck // it is only read
 
 	process := &Process{}
 	if err := json.NewDecoder(response.Body).Decode(process); err != nil || response.StatusCode != http.StatusOK {

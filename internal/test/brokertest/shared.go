@@ -125,6 +125,8 @@ func (s *source) Subscribed() { s.subscribed() }
 // shared proves that two consumers of a topic each apply every message once and
 // in order, while one of them fails, is paused, or starts again.
 func (h Harness) shared(t *testing.T) {
+	t.Helper()
+
 	const keys, steps = 4, 5
 
 	pool := pgtest.New(t)
