@@ -116,6 +116,7 @@ func TestAParkedMessageIsInItsConversation(t *testing.T) {
 	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) {
 		c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour
 	})
+	s.ExpectFailures()
 	id := s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "the welcome is parked, and out of the outbox", func() bool {
 		return apptest.Value[bool](s, `SELECT (SELECT count(*) FROM failed_messages) = 1 AND (SELECT count(*) FROM outbox) = 0`)
