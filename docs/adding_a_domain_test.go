@@ -64,11 +64,11 @@ func apply(t *testing.T, root, page string) (commands []string) {
 func write(t *testing.T, file, text string) {
 	t.Helper()
 
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
 		t.Fatal(err)
 	}
 
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil { //nolint:gosec // the names are those of our own page
 		t.Fatal(err)
 	}
 }

@@ -258,7 +258,7 @@ func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string,
 func NewAppend(r *Router) event.Append {
 	return func(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 		consumed, publishedOnly := r.Topics()
-		known := append(consumed, publishedOnly...)
+		known := slices.Concat(consumed, publishedOnly)
 
 		for _, e := range events {
 			if topic := e.Payload.Topic(); !slices.Contains(known, topic) {

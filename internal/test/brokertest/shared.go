@@ -122,20 +122,24 @@ func (*source) Has(string) bool { return true }
 
 func (s *source) Subscribed() { s.subscribed() }
 
-// shared proves that two consumers of a topic each apply every message once and
-// in order, while one of them fails, is paused, or starts again.
-func (h Harness) shared(t *testing.T) {
-	t.Helper()
+// steps are what two consumers of a topic receive and apply.
+type steps struct {
+	*testing.T
 
-	const keys, steps = 4, 5
+	pool *pgxpool.Pool
+	// sent is how many steps each key has got.
+	sent int
+	// healed says that the failing consumer no longer fails.
+	healed atomic.Bool
+}
 
-	pool := pgtest.New(t)
-	if _, err := pool.Exec(t.Context(), `CREATE TABLE steps (n bigint GENERATED ALWAYS AS IDENTITY, consumer text, id text, number int)`); err != nil {
-		t.Fatal(err)
-	}
+const (
+	sharedKeys  = 4
+	stepsAtOnce = 5
+)
 
-	var healed atomic.Bool
-
+// register adds a consumer that never fails, and one that fails for one key.
+func (s *steps) register(r *consumer.Router) {
 	write := func(name string, fails func(step) bool) func(context.Context, pgx.Tx, event.Event[step]) ([]event.Outgoing, error) {
 		return func(ctx context.Context, tx pgx.Tx, e event.Event[step]) ([]event.Outgoing, error) {
 			if fails(e.Payload) {
@@ -147,70 +151,91 @@ func (h Harness) shared(t *testing.T) {
 			return nil, err
 		}
 	}
-	register := func(r *consumer.Router) {
-		consumer.On(r, "steady", write("steady", func(step) bool { return false }))
-		consumer.On(r, "failing", write("failing", func(s step) bool { return s.ID == "key-0" && !healed.Load() }))
-	}
-	applied := func(name string) int {
-		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM steps WHERE consumer = $1`, name)
-	}
-	sent := 0
-	send := func() {
-		err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
-			var events []event.Outgoing
-			for number := range steps {
-				for key := range keys {
-					events = append(events, event.Start(step{ID: fmt.Sprintf("key-%d", key), Number: sent + number}))
-				}
-			}
 
-			return outbox.Append(t.Context(), tx, events)
-		})
-		if err != nil {
-			t.Fatal(err)
+	consumer.On(r, "steady", write("steady", func(step) bool { return false }))
+	consumer.On(r, "failing", write("failing", func(e step) bool { return e.ID == "key-0" && !s.healed.Load() }))
+}
+
+// send publishes further steps of every key.
+func (s *steps) send() {
+	s.Helper()
+
+	err := postgres.InTx(s.Context(), s.pool, func(tx pgx.Tx) error {
+		var events []event.Outgoing
+
+		for number := range stepsAtOnce {
+			for key := range sharedKeys {
+				events = append(events, event.Start(step{ID: fmt.Sprintf("key-%d", key), Number: s.sent + number}))
+			}
 		}
 
-		sent += steps
-	}
-	reach := func(what string, steady, failing int) {
-		t.Helper()
-		pgtest.Eventually(t, what, func() bool { return applied("steady") == steady && applied("failing") == failing })
+		return outbox.Append(s.Context(), tx, events)
+	})
+	if err != nil {
+		s.Fatal(err)
 	}
 
-	e := h.start(t, pool, register)
-	send()
-	reach("only the key that fails waits", keys*steps, (keys-1)*steps)
+	s.sent += stepsAtOnce
+}
+
+// wait waits until the consumers have applied so many steps.
+func (s *steps) wait(what string, steady, failing int) {
+	s.Helper()
+
+	count := func(name string) int {
+		return pgtest.Value[int](s, s.pool, `SELECT count(*)::int FROM steps WHERE consumer = $1`, name)
+	}
+
+	pgtest.Eventually(s, what, func() bool { return count("steady") == steady && count("failing") == failing })
+}
+
+// shared proves that two consumers of a topic each apply every message once and
+// in order, while one of them fails, restarts and is paused.
+func (h Harness) shared(t *testing.T) {
+	t.Helper()
+
+	s := &steps{T: t, pool: pgtest.New(t)}
+	if _, err := s.pool.Exec(t.Context(), `CREATE TABLE steps (n bigint GENERATED ALWAYS AS IDENTITY, consumer text, id text, number int)`); err != nil {
+		t.Fatal(err)
+	}
+
+	e := h.start(t, s.pool, s.register)
+	s.send()
+	s.wait("only the key that fails waits", sharedKeys*s.sent, (sharedKeys-1)*s.sent)
 	e.stop()
 
-	e = h.start(t, pool, register)
-	send()
-	reach("it still waits after a restart", keys*2*steps, (keys-1)*2*steps)
+	e = h.start(t, s.pool, s.register)
+	s.send()
+	s.wait("it still waits after a restart", sharedKeys*s.sent, (sharedKeys-1)*s.sent)
 
-	if _, err := e.router.Pause(t.Context(), "failing", activity.Actor{Who: "test", Why: "test"}); err != nil {
+	operator := activity.Actor{Who: "test", Why: "test"}
+	if _, err := e.router.Pause(t.Context(), "failing", operator); err != nil {
 		t.Fatal(err)
 	}
 
 	pgtest.Eventually(t, "the consumer is paused", func() bool { return len(e.router.Suspended()) == 1 })
-	send()
-	reach("a paused consumer does not stop the other", keys*3*steps, (keys-1)*2*steps)
-	healed.Store(true)
 
-	if _, err := e.router.Resume(t.Context(), "failing", activity.Actor{Who: "test", Why: "test"}); err != nil {
+	before := s.sent
+	s.send()
+	s.wait("a paused consumer does not stop the other", sharedKeys*s.sent, (sharedKeys-1)*before)
+	s.healed.Store(true)
+
+	if _, err := e.router.Resume(t.Context(), "failing", operator); err != nil {
 		t.Fatal(err)
 	}
 
-	reach("both have applied everything", keys*3*steps, keys*3*steps)
+	s.wait("both have applied everything", sharedKeys*s.sent, sharedKeys*s.sent)
 	e.stop()
 
-	if n := pgtest.Value[int](t, pool, `SELECT count(DISTINCT (consumer, id, number))::int FROM steps`); n != 2*keys*3*steps {
-		t.Errorf("%d different steps were applied, expected %d", n, 2*keys*3*steps)
+	if n := pgtest.Value[int](t, s.pool, `SELECT count(DISTINCT (consumer, id, number))::int FROM steps`); n != 2*sharedKeys*s.sent {
+		t.Errorf("%d different steps were applied, expected %d", n, 2*sharedKeys*s.sent)
 	}
 
 	if h.Config.Kind == broker.RabbitMQ {
 		return // it gives up order between the consumers of a queue
 	}
 
-	if n := pgtest.Value[int](t, pool, `
+	if n := pgtest.Value[int](t, s.pool, `
 		SELECT count(*)::int FROM (SELECT number - lag(number) OVER (PARTITION BY consumer, id ORDER BY n) AS step FROM steps) AS s
 		WHERE step <> 1`); n != 0 {
 		t.Errorf("%d steps are out of order", n)
