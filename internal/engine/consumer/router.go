@@ -57,7 +57,7 @@ type Router struct {
 
 // Route is one line of the routing table.
 type Route struct {
-	// Consumer names the handler; inbox rows and consumer groups carry the
+	// Consumer names the handler. The inbox knows the handler by this
 	// name, so it never changes.
 	Consumer string
 	Topic    string
