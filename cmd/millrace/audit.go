@@ -70,12 +70,12 @@ func writeAudit(w io.Writer, out operate.Audit) {
 	fmt.Fprintln(w, "CHECK\tEXAMINED\tRESULT")
 
 	for _, c := range out.Checks {
-		switch {
-		case c.Violations == 0:
-			fmt.Fprintf(w, "%s\t%d %s\tok\n", c.Name, c.Examined, c.What)
-		default:
-			fmt.Fprintf(w, "%s\t%d %s\t%d violations\n", c.Name, c.Examined, c.What, c.Violations)
+		result := "ok"
+		if c.Violations > 0 {
+			result = fmt.Sprintf("%d violations", c.Violations)
 		}
+
+		row(w, c.Name, fmt.Sprintf("%d %s", c.Examined, c.What), result)
 	}
 
 	for _, c := range out.Checks {

@@ -28,7 +28,7 @@ embedded broker it asks the service at http.addr, which prints what it delivers.
 			return err
 		}
 
-		print := func(p operate.Passing) error {
+		write := func(p operate.Passing) error {
 			payload := p.Payload
 			if p.Base64 != nil {
 				payload = fmt.Sprintf("%q", p.Base64)
@@ -39,9 +39,9 @@ embedded broker it asks the service at http.addr, which prints what it delivers.
 			return err
 		}
 		if opts.json {
-			print = line[operate.Passing](c)
+			write = line[operate.Passing](c)
 		}
 
-		return c.Operator.Tail(c.ctx, cfg.HTTP.Addr, topic, print)
+		return c.Operator.Tail(c.ctx, cfg.HTTP.Addr, topic, write)
 	})
 }

@@ -213,7 +213,7 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		says               string
 	}{
 		{"GET", "/nowhere", "", 404, "no such address"},
-		{"PUT", "/failed/1", "", 405, "PUT is not possible here, only GET, HEAD, PATCH"},
+		{"PUT", "/failed/1", "", 405, "PUT is not allowed here, only GET, HEAD, PATCH"},
 		{"DELETE", "/version", "", 405, "only GET, HEAD"},
 		{"GET", "/failed/9", "", 404, "there is no failed message 9"},
 		{"GET", "/failed/x", "", 422, "path.id"},

@@ -165,10 +165,8 @@ type selectInput struct {
 	State string `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
 }
 
-func (in *selectInput) filter() (failed.Filter, error) { return in.Selection.Filter(in.State) }
-
 func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], error) {
-	f, err := in.filter()
+	f, err := in.Filter(in.State)
 	if err == nil {
 		err = in.After("%d", &f.Before)
 	}
@@ -185,7 +183,7 @@ func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], 
 func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
 	var after failed.GroupsAfter
 
-	f, err := in.filter()
+	f, err := in.Filter(in.State)
 	if err == nil {
 		err = in.After("%d %s", &after.Entries, &after.ID)
 	}

@@ -12,13 +12,12 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// guard is the outside of the API: security headers on every answer, and no
-// request that a page of another site sends. The listener has no
-// authentication, so what reaches it must be meant for it.
+// guard sets security headers on every response and refuses requests that a page
+// of another site sends: the listener has no authentication.
 func guard(next http.Handler) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, http.StatusForbidden, "a page of another site sent this request")
+		writeProblem(w, http.StatusForbidden, "the request comes from a page of another site")
 	}))
 
 	protected := protection.Handler(next)
@@ -31,8 +30,8 @@ func guard(next http.Handler) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-cache")
 
-		// A name that another site makes point to loopback is its own origin
-		// (DNS rebinding), which the protection cannot tell.
+		// Another site can point a name of its own to loopback (DNS rebinding). The
+		// browser then takes the request for one to that site.
 		if !localHost(r.Host) {
 			writeProblem(w, http.StatusForbidden, "the Host header names another server: use localhost or a loopback address")
 
@@ -54,13 +53,13 @@ func localHost(hostport string) bool {
 	return host == "localhost" || (ip != nil && ip.IsLoopback())
 }
 
-// recovered answers a panic with a problem, and logs it: the server would close
-// the connection without a word.
+// recovered logs a panic and responds with a problem. The server alone would only
+// close the connection.
 func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			if value := recover(); value != nil {
-				logger.Error("a request panicked", slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
+				logger.Error("request panicked", slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
 				writeProblem(w, http.StatusInternalServerError, "the request failed; see the log of the service")
 			}
 		}()
@@ -69,8 +68,8 @@ func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 	})
 }
 
-// known answers what mux has no pattern for as the API does: with a problem. A
-// path that stands for itself does not match the pattern of a parameter too.
+// known responds with a problem to requests that mux has no pattern for. A path
+// such as /failed/groups does not also match /failed/{id}.
 func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if allowed := methods[r.URL.Path]; allowed != nil && !slices.Contains(allowed, r.Method) {
@@ -81,7 +80,7 @@ func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 
 		handler, pattern := mux.Handler(r)
 		if pattern != "" {
-			mux.ServeHTTP(w, r) // and not handler: mux sets the values of the path
+			mux.ServeHTTP(w, r) // not handler: mux sets the path values
 
 			return
 		}
@@ -101,10 +100,10 @@ func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 
 func notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
 	w.Header().Set("Allow", allowed)
-	writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not possible here, only "+allowed)
+	writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here, only "+allowed)
 }
 
-// probe takes the headers of an answer and drops the rest.
+// probe keeps the headers of a response and drops the rest.
 type probe struct{ header http.Header }
 
 func (p *probe) Header() http.Header { return p.header }
@@ -117,6 +116,5 @@ func writeProblem(w http.ResponseWriter, status int, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
 
-	// The client is gone: nobody to tell.
 	_ = json.NewEncoder(w).Encode(huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail})
 }

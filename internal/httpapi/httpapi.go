@@ -1,4 +1,4 @@
-// Package httpapi serves health, metrics and, by [NewAPI], the API of operators.
+// Package httpapi serves health, metrics and the HTTP API for operators.
 package httpapi
 
 import (
@@ -17,7 +17,8 @@ import (
 
 // Config says where to listen.
 type Config struct {
-	// Addr is host:port. Without authentication only loopback is allowed.
+	// Addr is host:port on loopback: the listener has no authentication. Defaults
+	// to 127.0.0.1:9464.
 	Addr string `koanf:"addr"`
 }
 
@@ -38,7 +39,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Check reports whether something that the service needs is there.
+// Check pings a dependency of the service.
 type Check struct {
 	Name string
 	Ping func(ctx context.Context) error
@@ -49,7 +50,7 @@ type Server struct {
 	cfg    Config
 	ready  atomic.Bool
 	checks []Check
-	// troubles says by name what is paused, and why.
+	// troubles returns what does not work at present, by name, and why.
 	troubles func() map[string]string
 	mux      *http.ServeMux
 	server   *http.Server
@@ -75,15 +76,15 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	return s
 }
 
-// Explain lets /readyz tell what is paused although the service is ready; it
-// must be called before Listen.
+// Explain lets /readyz report what does not work although the service is ready.
+// Call it before Listen.
 func (s *Server) Explain(troubles func() map[string]string) { s.troubles = troubles }
 
-// Handle serves pattern by handler; it must be called before Listen.
+// Handle serves pattern with handler. Call it before Listen.
 func (s *Server) Handle(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
 
-// Listen binds the address and serves in the background until Close. checks
-// are asked by /readyz.
+// Listen binds the address and serves in the background until Close. /readyz runs
+// checks.
 func (s *Server) Listen(checks ...Check) error {
 	s.checks = checks
 
@@ -99,18 +100,18 @@ func (s *Server) Listen(checks ...Check) error {
 	return nil
 }
 
-// Addr is the address on which the server listens, empty before Listen. It
-// differs from the configured one if that leaves the port to the system.
+// Addr returns the address on which the server listens, or "" before Listen. Its
+// port differs from the configured one if that is 0.
 func (s *Server) Addr() string {
 	addr, _ := s.addr.Load().(string)
 
 	return addr
 }
 
-// SetReady says whether the service takes messages.
+// SetReady sets whether the service takes messages.
 func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
 
-// Close ends the requests at hand, within the limits of ctx.
+// Close waits for the requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	if err := s.server.Shutdown(ctx); err != nil {
 		return fmt.Errorf("closing http listener: %w", err)
@@ -119,7 +120,7 @@ func (s *Server) Close(ctx context.Context) error {
 	return nil
 }
 
-// health is the answer of /livez and /readyz.
+// health is the response of /livez and /readyz.
 type health struct {
 	Status string            `json:"status"`
 	Checks map[string]string `json:"checks,omitempty"`
@@ -174,5 +175,5 @@ func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 
-	_ = json.NewEncoder(w).Encode(body) // the client is gone: nobody to tell
+	_ = json.NewEncoder(w).Encode(body) // the client is gone
 }

@@ -66,7 +66,7 @@ func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing
 	}
 
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // that is how it ends
 	}
 
 	return err
@@ -110,7 +110,7 @@ func askPassed(ctx context.Context, addr, topic string, after int64) (passed Pas
 	if err != nil {
 		return passed, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
 	}
-	defer response.Body.Close()
+	defer response.Body.Close() //nolint:errcheck // it is read
 
 	if err := json.NewDecoder(response.Body).Decode(&passed); err != nil || response.StatusCode != http.StatusOK {
 		return passed, fmt.Errorf("asking the service at http.addr %s: %s", addr, response.Status)

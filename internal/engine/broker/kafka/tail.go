@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -31,7 +32,8 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 		return fmt.Errorf("reading the partitions of topic %s: %w", topic, err)
 	}
 
-	records := make(chan *sarama.ConsumerMessage)
+	var one sync.Mutex // fn takes one message at a time
+
 	readers, ctx := errgroup.WithContext(ctx)
 
 	for _, number := range partitions {
@@ -43,38 +45,37 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 		readers.Go(func() error {
 			defer partition.AsyncClose()
 
-			for {
-				select {
-				case record := <-partition.Messages():
-					select {
-					case records <- record:
-					case <-ctx.Done():
-						return nil
-					}
-				case <-ctx.Done():
-					return nil
-				}
-			}
+			return read(ctx, partition.Messages(), func(msg *message.Message) error {
+				one.Lock()
+				defer one.Unlock()
+
+				return fn(msg)
+			})
 		})
 	}
 
-	readers.Go(func() error {
-		for {
-			select {
-			case record := <-records:
-				msg, err := (Marshaler{}).Unmarshal(record)
-				if err == nil {
-					err = fn(msg)
-				}
+	return readers.Wait()
+}
 
-				if err != nil {
-					return err
-				}
-			case <-ctx.Done():
+// read calls fn with each record until ctx ends.
+func read(ctx context.Context, records <-chan *sarama.ConsumerMessage, fn func(*message.Message) error) error {
+	for {
+		select {
+		case record, open := <-records:
+			if !open {
 				return nil
 			}
-		}
-	})
 
-	return readers.Wait()
+			msg, err := (Marshaler{}).Unmarshal(record)
+			if err == nil {
+				err = fn(msg)
+			}
+
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
