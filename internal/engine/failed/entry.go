@@ -310,7 +310,7 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64) (withdrawn, blanked int6
 
 	tag, err := tx.Exec(ctx, `
 		UPDATE failed_messages SET payload = '', edited = NULL, headers = '{}', revision = revision + 1,
-			error = 'the user was erased, and the content of the message with the user'
+			error = 'erased with the person that the message is about'
 		WHERE id = ANY($1)`, ids)
 	if err != nil {
 		return 0, 0, fmt.Errorf("erasing failed messages: %w", err)
