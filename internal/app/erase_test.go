@@ -91,11 +91,11 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 			apptest.Value[int](s, `SELECT count(*) FROM users`) == 2
 	})
 
-	// An operator has begun to mend one of them.
+	// An operator has begun to edit one of them.
 	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
-	mended := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
+	corrected := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 
-	if _, err := s.Operator.Edit(t.Context(), failed.Entry{ID: id, Revision: 1}, mended, operator); err != nil {
+	if _, err := s.Operator.Edit(t.Context(), failed.Entry{ID: id, Revision: 1}, corrected, operator); err != nil {
 		t.Fatal(err)
 	}
 

@@ -139,7 +139,7 @@ func TestGuideOrderPaymentFails(t *testing.T) {
 
 	s.WaitForOrder("order_125", "payment_failed")
 
-	// The guide keeps what it reserved for ever.
+	// The guide never releases what it reserved.
 	if n := apptest.Value[int](s, `SELECT available::int FROM stock WHERE product_id = 'product_3'`); n != 25 {
 		t.Errorf("%d are available, expected 25", n)
 	}

@@ -600,7 +600,7 @@ func (g *gateway) Refund(_ context.Context, request payment.Refund) (string, err
 		}
 
 		if c.OrderID != request.OrderID || !c.Amount.Equal(request.Amount) || c.Currency != request.Currency {
-			return "", &payment.RefusedError{Reason: fmt.Sprintf("%+v is no refund of %+v", request, c)}
+			return "", &payment.RefusedError{Reason: fmt.Sprintf("%+v does not refund %+v", request, c)}
 		}
 
 		fate := g.fate("refunded", "refunded, answer lost", "lost")

@@ -13,6 +13,8 @@ import (
 
 // tails reads along while a consumer gets every message.
 func (h Harness) tails(t *testing.T) {
+	t.Helper()
+
 	topic := Topic()
 	conn := h.Open(t, topic)
 
