@@ -16,7 +16,7 @@ func Watermill(logger *slog.Logger, errorLevel slog.Level) watermill.LoggerAdapt
 	})}
 }
 
-// untraced drops trace messages, of which Watermill logs several for every
+// untraced drops trace messages, of which Watermill logs several for each
 // message. No level of ours shows them, and formatting them takes several percent
 // of the service's CPU.
 type untraced struct{ watermill.LoggerAdapter }

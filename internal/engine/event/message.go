@@ -77,7 +77,7 @@ func ForeignID(parts ...string) uuid.UUID {
 // IdentifyMessage finds the id of a message by its headers, in this order:
 // Watermill's header, ce_id with ce_source, nativeID (the AMQP message_id).
 // Without any of them the id is derived from coordinates, which must be the same
-// for every delivery of the message and for no other message. If they are empty
+// for each delivery of the message and for no other message. If they are empty
 // too, the id is random.
 func IdentifyMessage(h Headers, nativeID, coordinates string) uuid.UUID {
 	if id := h[HeaderWatermillID]; id != "" {

@@ -18,7 +18,7 @@ const (
 )
 
 // mark lets reads begin where there may be something to find. While a transaction
-// stays open anywhere, the index keeps an entry for every row that was deleted
+// stays open anywhere, the index keeps an entry for each row that was deleted
 // since it began, and a read from the beginning passes over all of them.
 //
 // It is not a cursor. A later row of a key would overtake a row that is found too

@@ -1,5 +1,5 @@
 // Package tlsconfig makes the TLS settings of outgoing connections, the same
-// for every broker and server that the service talks to.
+// for all brokers and servers that the service talks to.
 package tlsconfig
 
 import (

@@ -94,7 +94,7 @@ type (
 		Currency string       `json:"currency"`
 		Lines    []Line       `json:"lines"`
 	}
-	// InventoryReserved means that stock is reserved for every line.
+	// InventoryReserved means that stock is reserved for all lines.
 	InventoryReserved struct{}
 	// InventoryUnavailable ends an order that exceeds the stock.
 	InventoryUnavailable struct {

@@ -61,7 +61,7 @@ type StripeConfig struct {
 	// SecretKey begins with sk_ or, if it is restricted, with rk_. Defaults to
 	// none.
 	SecretKey postgres.Secret `koanf:"secret_key"`
-	// PaymentMethod is charged for every order. Passing the customer's own
+	// PaymentMethod is charged for each order. Passing the customer's own
 	// method along with the order is up to the shop. Defaults to pm_card_visa,
 	// which works in test mode.
 	PaymentMethod string `koanf:"payment_method"`

@@ -23,7 +23,7 @@ type Charge struct {
 
 func (c Charge) attempt() int { return max(c.Attempt, 1) }
 
-// IdempotencyKey is the same for every request of one attempt to charge an
+// IdempotencyKey is the same for each request of one attempt to charge an
 // order, so that a gateway charges once however often it is asked.
 func (c Charge) IdempotencyKey() string {
 	return "millrace-charge-" + c.OrderID + "-" + strconv.Itoa(c.attempt())
@@ -49,7 +49,7 @@ type Refund struct {
 	Currency      string
 }
 
-// IdempotencyKey is the same for every request to refund a capture.
+// IdempotencyKey is the same for each request to refund a capture.
 func (r Refund) IdempotencyKey() string {
 	return "millrace-refund-" + r.OrderID + "-" + r.TransactionID
 }

@@ -222,7 +222,7 @@ func (s *Simulated) Entries(ctx context.Context, orderID string) ([]Entry, error
 	return postgres.Column(entries, func(e keyedEntry) Entry { return e.Entry }), nil
 }
 
-// transactionID is the same for every request with the same idempotency key.
+// transactionID is the same for each request with the same idempotency key.
 func transactionID(charge Charge) string {
 	sum := sha256.Sum256([]byte(charge.IdempotencyKey()))
 

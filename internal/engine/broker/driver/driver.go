@@ -59,7 +59,7 @@ type Identity struct {
 	Key      string
 	// Origin says where the message was read, for operators.
 	Origin string
-	// Coordinates are the same for every delivery of the message and for no
+	// Coordinates are the same for each delivery of the message and for no
 	// other message. Empty if the broker has none.
 	Coordinates string
 }

@@ -246,7 +246,7 @@ func (m Marshaler) Marshal(topic string, msg *message.Message) (*sarama.Producer
 }
 
 // Unmarshal makes the message. The id of a record that carries none is derived
-// from its coordinates, which are the same for every delivery.
+// from its coordinates, which are the same for each delivery.
 func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, error) {
 	headers := make(event.Headers, len(record.Headers)+2)
 
