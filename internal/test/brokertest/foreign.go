@@ -1,7 +1,10 @@
+// Package brokertest has real brokers for tests, and producers that do not know
+// Millrace.
 package brokertest
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"net/url"
@@ -55,6 +58,17 @@ func hostPort(address string) string {
 	first, _, _ := strings.Cut(address, ",")
 
 	return first
+}
+
+// Topic returns a topic that no other test uses.
+func Topic() string { return "t-" + strings.ToLower(rand.Text()) }
+
+// Foreign is a message from a producer that does not know Millrace.
+type Foreign struct {
+	Key     string
+	ID      string // if the broker has message ids
+	Headers map[string]any
+	Payload []byte
 }
 
 // ProduceKafka publishes to Kafka as another producer would.

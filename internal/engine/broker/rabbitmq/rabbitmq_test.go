@@ -1,66 +1,13 @@
 package rabbitmq_test
 
 import (
-	"fmt"
-	"maps"
-	"slices"
 	"testing"
 	"time"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
-	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
-	"github.com/millracehq/millrace/internal/engine/postgres"
-	"github.com/millracehq/millrace/internal/test/brokertest"
 )
-
-func TestConformance(t *testing.T) {
-	t.Parallel()
-	brokertest.Run(t, harness(brokertest.Address(t, brokertest.RabbitMQ)))
-}
-
-// TestRestart runs without the race detector: the client library has data races
-// when it reconnects.
-func TestRestart(t *testing.T) {
-	t.Parallel()
-	brokertest.WithoutRaceDetector(t)
-
-	server := brokertest.NewServer(t, "rabbitmq.sh")
-	harness("amqp://guest:guest@127.0.0.1:"+server.Port+"/").SurviveRestart(t, server)
-}
-
-func harness(address string) brokertest.Harness {
-	cfg := broker.DefaultConfig()
-	cfg.Kind = broker.RabbitMQ
-	cfg.RabbitMQ.URL = postgres.Secret(address)
-	cfg.RabbitMQ.Consumers, cfg.RabbitMQ.Lanes = 4, 8
-
-	return brokertest.Harness{Config: cfg, Produce: brokertest.ProduceRabbitMQ, Durable: true}
-}
-
-func TestWireFormat(t *testing.T) {
-	t.Parallel()
-
-	publishing, err := rabbitmq.Marshaler{}.Marshal(brokertest.Outgoing())
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	headers := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(publishing.Headers)) {
-		headers[name] = fmt.Sprint(publishing.Headers[name])
-	}
-
-	if publishing.DeliveryMode != amqp091.Persistent {
-		t.Error("the message is not persistent")
-	}
-
-	brokertest.Golden(t, brokertest.Wire{
-		Properties: map[string]string{"message_id": publishing.MessageId, "content_type": publishing.ContentType},
-		Headers:    headers, Body: publishing.Body,
-	})
-}
 
 func TestHeadersOfEveryTypeAreAccepted(t *testing.T) {
 	t.Parallel()

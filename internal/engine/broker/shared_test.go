@@ -1,4 +1,4 @@
-package brokertest
+package broker_test
 
 import (
 	"context"
@@ -21,6 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -31,7 +32,7 @@ type step struct {
 }
 
 // sharedTopic belongs to one process, since brokers keep topics.
-var sharedTopic = Topic()
+var sharedTopic = brokertest.Topic()
 
 func (step) Topic() string { return sharedTopic }
 
@@ -46,7 +47,7 @@ type engine struct {
 	stop   func()
 }
 
-func (h Harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consumer.Router)) *engine {
+func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consumer.Router)) *engine {
 	tb.Helper()
 
 	logger, registry := pgtest.Logger(tb), prometheus.NewRegistry()
@@ -62,7 +63,7 @@ func (h Harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 
 	register(router)
 
-	conn, err := broker.New(h.Config, logger)
+	conn, err := broker.New(h.config, logger)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -76,7 +77,7 @@ func (h Harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 
 		err := router.Run(ctx, []consumer.Source{&source{Conn: conn, subscribed: func() {
 			target := outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}
-			if h.Config.Kind == broker.Embedded {
+			if h.config.Kind == broker.Embedded {
 				target.Suspended = router.SuspendedTopics
 			}
 
@@ -191,7 +192,7 @@ func (s *steps) wait(what string, steady, failing int) {
 
 // shared proves that two consumers of a topic each apply every message once and
 // in order, while one of them fails, restarts and is paused.
-func (h Harness) shared(t *testing.T) {
+func (h harness) shared(t *testing.T) {
 	t.Helper()
 
 	s := &steps{T: t, pool: pgtest.New(t)}
@@ -231,7 +232,7 @@ func (h Harness) shared(t *testing.T) {
 		t.Errorf("%d different steps were applied, expected %d", n, 2*sharedKeys*s.sent)
 	}
 
-	if h.Config.Kind == broker.RabbitMQ {
+	if h.config.Kind == broker.RabbitMQ {
 		return // it gives up order between the consumers of a queue
 	}
 

@@ -1,0 +1,525 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// harness describes a broker to the tests that every broker must pass.
+type harness struct {
+	config broker.Config
+	// produce publishes as another system would. It is nil if no other system
+	// can.
+	produce func(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign)
+	// durable brokers keep messages while no process is connected.
+	durable bool
+	// stableIDs says that a message without an id gets the same one with every
+	// delivery.
+	stableIDs bool
+}
+
+func kafkaHarness(address string) harness {
+	cfg := broker.DefaultConfig()
+	cfg.Kind = broker.Kafka
+	cfg.Kafka.Brokers = strings.Split(address, ",")
+	cfg.Kafka.Partitions = 4 // a test needs no more
+
+	return harness{config: cfg, produce: brokertest.ProduceKafka, durable: true, stableIDs: true}
+}
+
+func rabbitMQHarness(address string) harness {
+	cfg := broker.DefaultConfig()
+	cfg.Kind = broker.RabbitMQ
+	cfg.RabbitMQ.URL = postgres.Secret(address)
+	cfg.RabbitMQ.Consumers, cfg.RabbitMQ.Lanes = 4, 8
+
+	return harness{config: cfg, produce: brokertest.ProduceRabbitMQ, durable: true}
+}
+
+func TestEmbedded(t *testing.T) {
+	t.Parallel()
+	harness{config: broker.DefaultConfig()}.run(t)
+}
+
+func TestKafka(t *testing.T) {
+	t.Parallel()
+	kafkaHarness(brokertest.Address(t, brokertest.Kafka)).run(t)
+}
+
+func TestRabbitMQ(t *testing.T) {
+	t.Parallel()
+	rabbitMQHarness(brokertest.Address(t, brokertest.RabbitMQ)).run(t)
+}
+
+// TestKafkaRestart runs without the race detector: the client library has data
+// races when it reconnects.
+func TestKafkaRestart(t *testing.T) {
+	t.Parallel()
+	brokertest.WithoutRaceDetector(t)
+
+	server := brokertest.NewServer(t, "kafka.sh")
+	kafkaHarness("127.0.0.1:"+server.Port).survivesRestart(t, server)
+}
+
+// TestRabbitMQRestart runs without the race detector, like TestKafkaRestart.
+func TestRabbitMQRestart(t *testing.T) {
+	t.Parallel()
+	brokertest.WithoutRaceDetector(t)
+
+	server := brokertest.NewServer(t, "rabbitmq.sh")
+	rabbitMQHarness("amqp://guest:guest@127.0.0.1:"+server.Port+"/").survivesRestart(t, server)
+}
+
+// timeout bounds every wait.
+const timeout = 60 * time.Second
+
+func (h harness) run(t *testing.T) {
+	t.Helper()
+
+	t.Run("delivers with headers and key", func(t *testing.T) { t.Parallel(); h.delivers(t) })
+	t.Run("keeps order per key", func(t *testing.T) { t.Parallel(); h.ordersPerKey(t) })
+	t.Run("carries large messages", func(t *testing.T) { t.Parallel(); h.large(t) })
+	t.Run("publish reports messages that were not acknowledged", func(t *testing.T) { t.Parallel(); h.closes(t) })
+
+	t.Run("serves several consumers of a topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
+
+	if h.durable {
+		t.Run("redelivers what a consumer did not acknowledge", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
+		t.Run("lets others read along", func(t *testing.T) { t.Parallel(); h.tails(t) })
+	}
+
+	if h.produce != nil {
+		t.Run("accepts messages of foreign producers", func(t *testing.T) { t.Parallel(); h.foreign(t) })
+	}
+}
+
+// open connects to the broker and declares topic as consumed.
+func (h harness) open(tb testing.TB, topic string) *broker.Conn {
+	tb.Helper()
+
+	conn, err := broker.New(h.config, pgtest.Logger(tb))
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+
+	if err := conn.Connect(ctx, []broker.Topic{{Name: topic, Consumed: true}}); err != nil {
+		tb.Fatal(err)
+	}
+
+	return conn
+}
+
+// received collects messages.
+type received struct {
+	mu   sync.Mutex
+	list []*message.Message
+}
+
+// consume subscribes and passes each message to handle, or acknowledges it if
+// handle is nil.
+func consume(tb testing.TB, conn *broker.Conn, topic string, handle func(*message.Message)) *received {
+	tb.Helper()
+
+	messages, err := conn.Subscriber(topic).Subscribe(context.Background(), topic)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	r := &received{}
+
+	go func() {
+		for msg := range messages {
+			// Like Watermill's router: one goroutine for each message.
+			go func() {
+				r.mu.Lock()
+				r.list = append(r.list, msg)
+				r.mu.Unlock()
+
+				if handle != nil {
+					handle(msg)
+				} else {
+					msg.Ack()
+				}
+			}()
+		}
+	}()
+
+	return r
+}
+
+// all returns the messages received so far.
+func (r *received) all() []*message.Message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	return slices.Clone(r.list)
+}
+
+// wait waits for n messages and returns them.
+func (r *received) wait(tb testing.TB, n int) []*message.Message {
+	tb.Helper()
+	pgtest.Eventually(tb, fmt.Sprintf("%d messages arrive", n), func() bool { return len(r.all()) >= n })
+
+	return r.all()
+}
+
+// newMessage returns a message as the relay creates it.
+func newMessage(key, payload string) *message.Message {
+	msg := message.NewMessage(event.NewID().String(), []byte(payload))
+	msg.Metadata[event.HeaderKey] = key
+	msg.Metadata[event.HeaderContentType] = "application/json"
+	msg.Metadata["plain"] = "text"
+
+	return msg
+}
+
+func (h harness) delivers(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	defer conn.Close()
+
+	received := consume(t, conn, topic, nil)
+	sent := newMessage("key", `{"a":1}`)
+	sent.Metadata["binary"] = "\xff\x00\xfe"
+	sent.Metadata["empty"] = ""
+	sent.Metadata["unicode"] = "grün"
+
+	want := maps.Clone(sent.Metadata)
+
+	if err := conn.Publisher().Publish(topic, sent); err != nil {
+		t.Fatal(err)
+	}
+
+	got := received.wait(t, 1)[0]
+	if got.UUID != sent.UUID || string(got.Payload) != `{"a":1}` || got.Metadata[event.HeaderOrigin] == "" {
+		t.Errorf("got %+v", got)
+	}
+
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if got.Metadata[name] != want[name] {
+			t.Errorf("header %s: got %q, expected %q", name, got.Metadata[name], want[name])
+		}
+	}
+}
+
+func (h harness) ordersPerKey(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	defer conn.Close()
+
+	const keys, each = 20, 10
+
+	received := consume(t, conn, topic, nil)
+
+	var lanes sync.WaitGroup
+
+	for key := range keys {
+		lanes.Go(func() {
+			for n := range each {
+				if err := conn.Publisher().Publish(topic, newMessage(fmt.Sprint("k", key), fmt.Sprint(n))); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+
+	lanes.Wait()
+
+	next := map[string]int{}
+
+	for _, msg := range received.wait(t, keys*each) {
+		key := msg.Metadata[event.HeaderKey]
+		// Consumers of the same RabbitMQ queue do not keep order between them.
+		if h.config.Kind != broker.RabbitMQ && string(msg.Payload) != fmt.Sprint(next[key]) {
+			t.Fatalf("%s: got %s, expected %d", key, msg.Payload, next[key])
+		}
+
+		next[key]++
+	}
+
+	for key, n := range next {
+		if n != each {
+			t.Errorf("%s: %d messages, expected %d", key, n, each)
+		}
+	}
+}
+
+func (h harness) large(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	defer conn.Close()
+
+	received := consume(t, conn, topic, nil)
+	large := strings.Repeat("x", 2<<20)
+
+	if err := conn.Publisher().Publish(topic, newMessage("k", large)); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := received.wait(t, 1)[0]; string(got.Payload) != large {
+		t.Errorf("got %d bytes", len(got.Payload))
+	}
+}
+
+// closes checks that Publish never reports success for a message that is lost: a
+// durable broker has the message afterwards, on others Publish fails.
+func (h harness) closes(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+	arrived := make(chan struct{}, 1)
+
+	consume(t, conn, topic, func(*message.Message) {
+		select {
+		case arrived <- struct{}{}:
+		default:
+		}
+	})
+
+	result := make(chan error, 1)
+	go func() { result <- conn.Publisher().Publish(topic, newMessage("k", "1")) }()
+
+	select {
+	case <-arrived:
+	case <-time.After(timeout):
+		t.Fatal("the message did not arrive")
+	}
+
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+
+	err := <-result
+
+	switch {
+	case !h.durable && !errors.Is(err, broker.ErrClosed):
+		t.Errorf("got %v, expected an error: nobody acknowledged the message", err)
+	case h.durable && err != nil:
+		t.Error(err)
+	}
+
+	if err := conn.Publisher().Publish(topic, newMessage("k", "2")); err == nil {
+		t.Error("a closed connection publishes")
+	}
+}
+
+func (h harness) redelivers(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	first := h.open(t, topic)
+	taken := consume(t, first, topic, func(*message.Message) {}) // never acknowledged
+
+	for n := range 5 {
+		if err := first.Publisher().Publish(topic, newMessage(fmt.Sprint(n), fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	taken.wait(t, 1)
+
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	second := h.open(t, topic)
+	defer second.Close()
+
+	got := map[string]bool{}
+	for _, msg := range consume(t, second, topic, nil).wait(t, 5) {
+		got[string(msg.Payload)] = true
+	}
+
+	if len(got) != 5 {
+		t.Errorf("got %v", got)
+	}
+}
+
+func (h harness) foreign(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	defer conn.Close()
+
+	const uuid = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+	var (
+		refused  sync.Map
+		received = consume(t, conn, topic, func(msg *message.Message) {
+			if _, again := refused.LoadOrStore(string(msg.Payload), true); again {
+				msg.Ack()
+			} else {
+				msg.Nack() // so that each is delivered twice
+			}
+		})
+	)
+
+	h.produce(t, h.config, topic,
+		brokertest.Foreign{Payload: []byte("bare")},
+		brokertest.Foreign{Payload: nil, Headers: map[string]any{"empty": "yes"}},
+		brokertest.Foreign{Payload: []byte("cloud"), Headers: map[string]any{"ce_id": "1", "ce_source": "shop", "millrace_key": "forged"}},
+		brokertest.Foreign{Payload: []byte("uuid"), Headers: map[string]any{event.HeaderWatermillID: uuid}},
+		brokertest.Foreign{Payload: []byte("native"), ID: "native-1", Headers: map[string]any{"number": int64(42), "binary": []byte{0xff, 0}}},
+	)
+
+	ids := map[string][]string{}
+	for _, msg := range received.wait(t, 10) {
+		ids[string(msg.Payload)] = append(ids[string(msg.Payload)], msg.UUID)
+
+		if string(msg.Payload) == "cloud" && (msg.Metadata[event.HeaderKey] == "forged" || msg.Metadata["x-millrace_key"] != "forged") {
+			t.Errorf("a foreign header passes for a reserved one: %v", msg.Metadata)
+		}
+	}
+
+	want := map[string][]string{
+		"uuid":  {uuid, uuid},
+		"cloud": {event.ForeignID("cloudevents", "shop", "1").String(), event.ForeignID("cloudevents", "shop", "1").String()},
+	}
+	for payload, expected := range want {
+		if diff := cmp.Diff(expected, ids[payload]); diff != "" {
+			t.Errorf("%s: %s", payload, diff)
+		}
+	}
+
+	for _, payload := range []string{"bare", "", "native"} {
+		got := ids[payload]
+		if len(got) != 2 {
+			t.Fatalf("%q was delivered %d times, expected 2", payload, len(got))
+		}
+
+		stable := h.stableIDs || payload == "native"
+		if (got[0] == got[1]) != stable {
+			t.Errorf("%q has the ids %v", payload, got)
+		}
+	}
+}
+
+// survivesRestart checks that publishing fails while the broker is dead, and that
+// publishing and consuming continue once it is back.
+func (h harness) survivesRestart(t *testing.T, server *brokertest.Server) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+	empty := 0
+	received := consume(t, conn, topic, func(msg *message.Message) {
+		if len(msg.Payload) == 0 {
+			empty++
+		}
+
+		msg.Ack()
+	})
+
+	if err := conn.Publisher().Publish(topic, newMessage("k", "before")); err != nil {
+		t.Fatal(err)
+	}
+
+	received.wait(t, 1)
+	server.Do("kill")
+
+	if err := conn.Publisher().Publish(topic, newMessage("k", "lost")); err == nil {
+		t.Error("publishing to a dead broker succeeds")
+	}
+
+	server.Do("start")
+	pgtest.Eventually(t, "publishing works again", func() bool {
+		return conn.Publisher().Publish(topic, newMessage("k", "after")) == nil
+	})
+	pgtest.Eventually(t, "the consumer continues", func() bool {
+		all := received.all()
+
+		return string(all[len(all)-1].Payload) == "after"
+	})
+
+	if empty > 0 {
+		t.Errorf("received %d empty messages", empty)
+	}
+
+	if err := conn.Close(); err != nil {
+		t.Log(err) // connections that died earlier may return errors
+	}
+}
+
+// tails reads along while a consumer gets every message.
+func (h harness) tails(t *testing.T) {
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	tailer, ok := conn.Driver.(driver.Tailer)
+	if !ok {
+		t.Fatal("a durable broker cannot be tailed")
+	}
+
+	defer conn.Close()
+
+	received := consume(t, conn, topic, nil)
+	seen := make(chan *message.Message, 100)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+
+	go func() {
+		ended <- tailer.Tail(ctx, topic, func(msg *message.Message) error {
+			seen <- msg
+
+			return nil
+		})
+	}()
+
+	// Tail reads from the present; nobody says when that is.
+	published := 0
+
+	for deadline := time.Now().Add(timeout); len(seen) == 0; published++ {
+		if time.Now().After(deadline) {
+			t.Fatal("tail has seen nothing")
+		}
+
+		if err := conn.Publisher().Publish(topic, newMessage("k", `{"n":1}`)); err != nil {
+			t.Fatal(err)
+		}
+
+		time.Sleep(100 * time.Millisecond)
+	}
+
+	if msg := <-seen; string(msg.Payload) != `{"n":1}` || msg.Metadata[event.HeaderKey] != "k" || msg.UUID == "" {
+		t.Errorf("got %s with %v", msg.Payload, msg.Metadata)
+	}
+
+	received.wait(t, published) // the consumer misses none
+	cancel()
+
+	if err := <-ended; err != nil && ctx.Err() == nil {
+		t.Error(err)
+	}
+}
