@@ -40,7 +40,7 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 	logger := newLogger(cfg)
 
 	if cfg.Postgres.URL == "" {
-		server, err := localpg.Start(ctx, localpg.Config{Dir: devDir}, logger)
+		server, err := localpg.Start(ctx, devDir, nil, logger)
 		if err != nil {
 			return err
 		}

@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"github.com/millracehq/millrace/internal/engine/operate"
-	"github.com/millracehq/millrace/internal/localpg"
 )
 
 // Exit codes, as `millrace help` lists them.
@@ -25,8 +24,6 @@ const (
 var version = "dev"
 
 func main() {
-	localpg.Reexec()
-
 	stopping := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
 		stopping = append(stopping, syscall.SIGHUP)

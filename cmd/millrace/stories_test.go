@@ -29,8 +29,18 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	localpg.Reexec()
-	testscript.Main(m, map[string]func(){"millrace": main})
+	testscript.Main(m, map[string]func(){"millrace": main, "localpg": startPostgres})
+}
+
+// startPostgres starts a Postgres in a directory. It is a program of its own,
+// because root starts Postgres as another user.
+func startPostgres() {
+	_ = os.Unsetenv("TMPDIR") // that of a script keeps this user out
+
+	if _, err := localpg.Start(context.Background(), os.Args[1], nil, slog.New(slog.DiscardHandler)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // Each story in testdata/stories tells what an operator does and sees when
@@ -444,7 +454,10 @@ func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
 		s.home = home
 	}
 
-	server, err := localpg.Start(context.Background(), localpg.Config{Dir: filepath.Join(s.home, "postgres")}, slog.New(slog.DiscardHandler))
+	dir := filepath.Join(s.home, "postgres")
+	ts.Check(ts.Exec("localpg", dir))
+
+	server, err := localpg.Find(dir)
 	ts.Check(err)
 
 	s.server = server

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
@@ -33,30 +34,32 @@ const (
 	database = "millrace"
 )
 
-// Config configures the server.
-type Config struct {
-	// Dir holds data and binaries. For root they may be elsewhere: Postgres
-	// refuses to run as root, and its user must be able to access them.
-	Dir string
-	// Parameters are settings of postgresql.conf.
-	Parameters map[string]string
-}
-
 // Server is a running Postgres. It outlives the process that started it.
 type Server struct {
-	home home
-	port uint32
-	url  string
+	home     home
+	port     uint32
+	password string
 }
 
 // URL returns the connection string of the superuser.
-func (s *Server) URL() string { return s.url }
+func (s *Server) URL() string {
+	address := url.URL{
+		Scheme: "postgres", User: url.UserPassword(user, s.password),
+		Host: fmt.Sprintf("127.0.0.1:%d", s.port), Path: "/" + database, RawQuery: "sslmode=disable",
+	}
 
-// Start starts the server in cfg.Dir, or returns the one that runs there. Data of
-// an earlier start is kept. The server listens on loopback, on a free port that it
-// keeps until another program takes it.
-func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error) {
-	home, err := locate(cfg.Dir)
+	return address.String()
+}
+
+// Start starts the server in dir with settings of postgresql.conf, or returns
+// the one that runs there. Data of an earlier start is kept. The server listens
+// on loopback, on a free port that it keeps until another program takes it.
+//
+// For root data and binaries may be elsewhere: Postgres refuses to run as root,
+// and its user must be able to access them. The whole process then becomes that
+// user until Start returns, so nothing else may run in it.
+func Start(ctx context.Context, dir string, settings map[string]string, logger *slog.Logger) (*Server, error) {
+	home, err := locate(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +91,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error
 		logger.Info("downloading postgres", slog.String("version", string(version)))
 	}
 
-	if err := server.launch(ctx, cfg.Parameters); err != nil {
+	if err := home.asOwner(func() error { return server.launch(settings) }); err != nil {
 		return nil, err
 	}
 
@@ -101,7 +104,11 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (*Server, error
 func (s *Server) Stop(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.home.binaries(), "bin", "pg_ctl"),
 		"stop", "-w", "-m", "fast", "-D", s.home.data())
-	s.home.runAs(cmd)
+	cmd.Dir = s.home.root
+
+	if s.home.owner != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.home.owner, Gid: s.home.owner}}
+	}
 
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("stopping postgres: %w: %s", err, strings.TrimSpace(string(out)))
@@ -140,13 +147,7 @@ func newServer(home home) (*Server, error) {
 		return nil, fmt.Errorf("reading port of postgres: %w", err)
 	}
 
-	address := url.URL{
-		Scheme: "postgres", User: url.UserPassword(user, password),
-		Host: net.JoinHostPort("127.0.0.1", remembered), Path: "/" + database,
-		RawQuery: "sslmode=disable",
-	}
-
-	return &Server{home: home, port: uint32(port), url: address.String()}, nil
+	return &Server{home: home, port: uint32(port), password: password}, nil
 }
 
 // changePort makes the server use another port.
@@ -193,7 +194,7 @@ func (s *Server) answers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 
-	conn, err := pgx.Connect(ctx, s.url)
+	conn, err := pgx.Connect(ctx, s.URL())
 	if err != nil {
 		return false
 	}
@@ -203,59 +204,29 @@ func (s *Server) answers(ctx context.Context) bool {
 	return true
 }
 
-// launch starts Postgres from this process or, if this process is root, from a
-// copy of it that runs as another user.
-func (s *Server) launch(ctx context.Context, parameters map[string]string) error {
-	job := job{Root: s.home.root, Port: s.port, Password: s.password(), Parameters: parameters}
-
-	if s.home.uid == 0 {
-		return job.run()
-	}
-
-	return s.home.delegate(ctx, job)
-}
-
-func (s *Server) password() string {
-	parsed, err := url.Parse(s.url)
-	if err != nil {
-		return ""
-	}
-
-	password, _ := parsed.User.Password()
-
-	return password
-}
-
-// job is the work that must be done as the user of the server.
-type job struct {
-	Root       string
-	Port       uint32
-	Password   string
-	Parameters map[string]string
-}
-
-func (j job) run() error {
-	layout := home{root: j.Root}
+// launch starts Postgres as the user of this process.
+func (s *Server) launch(settings map[string]string) error {
+	root := s.home.root
 	parameters := map[string]string{
 		"listen_addresses":        "127.0.0.1",
 		"unix_socket_directories": "",
 		"timezone":                "UTC",
 		"logging_collector":       "on",
-		"log_directory":           filepath.Join(j.Root, "log"),
+		"log_directory":           filepath.Join(root, "log"),
 	}
 
-	maps.Copy(parameters, j.Parameters)
+	maps.Copy(parameters, settings)
 
 	var output strings.Builder
 
 	err := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
-		Version(version).Port(j.Port).Username(user).Password(j.Password).Database(database).
-		DataPath(layout.data()).BinariesPath(layout.binaries()).
-		RuntimePath(filepath.Join(j.Root, "run")).CachePath(filepath.Join(j.Root, "cache")).
+		Version(version).Port(s.port).Username(user).Password(s.password).Database(database).
+		DataPath(s.home.data()).BinariesPath(s.home.binaries()).
+		RuntimePath(filepath.Join(root, "run")).CachePath(filepath.Join(root, "cache")).
 		Locale("C.UTF-8").Encoding("UTF8").StartParameters(parameters).
 		StartTimeout(time.Minute).Logger(&output)).Start()
 	if err != nil {
-		return fmt.Errorf("starting postgres in %s: %w\n%s(to use your own Postgres, set DATABASE_URL)", j.Root, err, output.String())
+		return fmt.Errorf("starting postgres in %s: %w\n%s(to use your own Postgres, set DATABASE_URL)", root, err, output.String())
 	}
 
 	return nil
@@ -264,8 +235,8 @@ func (j job) run() error {
 // home is the directory of a server.
 type home struct {
 	root string
-	// uid is the user of the server if this process is root, else 0.
-	uid uint32
+	// owner is the user of the server if this process is root, else 0.
+	owner uint32
 }
 
 func (h home) data() string     { return filepath.Join(h.root, "data") }

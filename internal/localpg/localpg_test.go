@@ -17,15 +17,10 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestMain(m *testing.M) {
-	localpg.Reexec()
-	os.Exit(m.Run())
-}
-
 func start(t *testing.T, dir string) *localpg.Server {
 	t.Helper()
 
-	server, err := localpg.Start(t.Context(), localpg.Config{Dir: dir, Parameters: map[string]string{"fsync": "off"}}, slog.New(slog.DiscardHandler))
+	server, err := localpg.Start(t.Context(), dir, map[string]string{"fsync": "off"}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +103,7 @@ func TestDataOutlivesStopsAndCrashes(t *testing.T) {
 	deadline := time.Now().Add(30 * time.Second)
 
 	for {
-		server, err := localpg.Start(t.Context(), localpg.Config{Dir: dir}, slog.New(slog.DiscardHandler))
+		server, err := localpg.Start(t.Context(), dir, nil, slog.New(slog.DiscardHandler))
 		if err == nil {
 			if got := query(t, server, `SELECT text FROM kept`); got != "kept" {
 				t.Errorf("after a crash: got %q", got)

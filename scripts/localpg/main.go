@@ -14,8 +14,6 @@ import (
 )
 
 func main() {
-	localpg.Reexec()
-
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "localpg:", err)
 		os.Exit(1)
@@ -51,7 +49,7 @@ func run(args []string) error {
 			parameters["track_commit_timestamp"] = "on"
 		}
 
-		server, err := localpg.Start(ctx, localpg.Config{Dir: *dir, Parameters: parameters},
+		server, err := localpg.Start(ctx, *dir, parameters,
 			slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		if err != nil {
 			return err

@@ -1,0 +1,25 @@
+package localpg
+
+import (
+	"errors"
+	"syscall"
+)
+
+// asOwner runs fn as the user of the server. If this process is root, all of it
+// becomes that user meanwhile. Its saved ids stay root's, which allows the way
+// back; a program that fn starts does not have them.
+func (h home) asOwner(fn func() error) error {
+	if h.owner == 0 {
+		return fn()
+	}
+
+	id := int(h.owner)
+	groups, err := syscall.Getgroups()
+
+	err = errors.Join(err, syscall.Setgroups(nil), syscall.Setresgid(id, id, 0), syscall.Setresuid(id, id, 0))
+	if err == nil {
+		err = fn()
+	}
+
+	return errors.Join(err, syscall.Setresuid(0, 0, 0), syscall.Setresgid(0, 0, 0), syscall.Setgroups(groups))
+}
