@@ -474,6 +474,8 @@ func (h harness) survivesRestart(t *testing.T, server *brokertest.Server) {
 
 // tails reads along while a consumer gets every message.
 func (h harness) tails(t *testing.T) {
+	t.Helper()
+
 	topic := brokertest.Topic()
 	conn := h.open(t, topic)
 
