@@ -59,7 +59,7 @@ func userMessage(i, _ int) event.Payload {
 		}}
 	}
 
-	return account.UserUpdated{UserID: known(i), Updates: account.Updates{Properties: user.Properties{"city": json.RawMessage(`"Berlin"`)}}}
+	return account.UserUpdated{UserID: known(i), Updates: user.Update{Properties: user.Properties{"city": json.RawMessage(`"Berlin"`)}}}
 }
 
 // raw is a payload as another system encodes it.

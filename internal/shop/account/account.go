@@ -6,7 +6,6 @@ package account
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -66,7 +65,15 @@ func apply[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events 
 	)
 
 	for i, e := range events {
-		caused, err := applyOne(session, e.Meta, payload(e.Payload))
+		var caused []event.Outgoing
+
+		switch p := payload(e.Payload).(type) {
+		case UserCreated:
+			caused, err = create(session, e.Meta, p.User)
+		case UserUpdated:
+			caused, err = update(session, e.Meta, p)
+		}
+
 		if rejection, ok := errors.AsType[*event.RejectError](err); ok {
 			rejected[i] = rejection
 
@@ -87,31 +94,10 @@ func apply[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events 
 	return outgoing, session.Save(ctx)
 }
 
-func applyOne(session *user.Session, meta event.Meta, payload event.Payload) ([]event.Outgoing, error) {
-	switch p := payload.(type) {
-	case UserCreated:
-		return create(session, meta, p.User)
-	case UserUpdated:
-		return update(session, meta, p)
-	default:
-		return nil, fmt.Errorf("unexpected payload %T", payload)
-	}
-}
-
 func create(session *user.Session, meta event.Meta, u NewUser) ([]event.Outgoing, error) {
 	events, err := session.User(u.ID).Create(user.Profile{Name: u.Name, Email: u.Email, Properties: u.Properties})
 
-	var (
-		exists *user.AlreadyExistsError
-		erased *user.ErasedError
-	)
-
-	switch {
-	case errors.As(err, &exists):
-		return nil, event.RejectAs(event.ReasonConflict, fmt.Errorf("user.id: %w", err))
-	case errors.As(err, &erased):
-		return nil, event.Reject(fmt.Errorf("user.id: %w", err))
-	case err != nil || len(events) == 0:
+	if err != nil || len(events) == 0 {
 		return nil, err
 	}
 
@@ -128,7 +114,7 @@ func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outg
 		return nil, nil
 	}
 
-	events := u.Update(p.Updates.update())
+	events := u.Update(p.Updates)
 	if len(events) == 0 {
 		return nil, nil
 	}

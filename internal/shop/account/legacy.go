@@ -8,9 +8,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // Fields has the fields of a message of user.events, old or new.
@@ -119,14 +119,14 @@ func (f Fields) Process() (event.Payload, error) {
 		created.ID = id
 		payload = UserCreated{User: created}
 	case actionUpdate:
-		updates, err := merged[Updates](f, "updates")
+		updates, err := merged[user.Update](f, "updates")
 		if err != nil {
 			return nil, err
 		}
 
 		payload = UserUpdated{UserID: id, Updates: updates}
 	default:
-		return nil, fmt.Errorf("action: is %q, expected %s or %s", clip(action), actionCreate, actionUpdate)
+		return nil, fmt.Errorf("action: is %.60q, expected %s or %s", action, actionCreate, actionUpdate)
 	}
 
 	return payload, payload.Validate()
@@ -159,19 +159,11 @@ func merged[T any](f Fields, inner string) (T, error) {
 	return result, event.Unmarshal(data, &result)
 }
 
-func clip(s string) string {
-	const limit = 60
-	if utf8.RuneCountInString(s) <= limit {
-		return s
-	}
-
-	return string([]rune(s)[:limit]) + "..."
-}
-
 // LegacyEvent is a message of user.events after the pipeline.
 type LegacyEvent struct {
 	fields  Fields
-	payload event.Payload
+	payload event.Payload // a UserCreated or a UserUpdated
+	err     error         // why there is no payload, for Validate to report
 }
 
 // UnmarshalJSON decodes and transforms the fields.
@@ -182,8 +174,8 @@ func (l *LegacyEvent) UnmarshalJSON(data []byte) error {
 	}
 
 	l.fields = Transform(old)
-	if l.fields.Validate() == nil {
-		l.payload, _ = l.fields.Process() // Validate reports the error
+	if l.err = l.fields.Validate(); l.err == nil {
+		l.payload, l.err = l.fields.Process()
 	}
 
 	return nil
@@ -211,12 +203,4 @@ func (l LegacyEvent) Subject() string {
 }
 
 // Validate implements event.Payload.
-func (l LegacyEvent) Validate() error {
-	if err := l.fields.Validate(); err != nil {
-		return err
-	}
-
-	_, err := l.fields.Process()
-
-	return err
-}
+func (l LegacyEvent) Validate() error { return l.err }

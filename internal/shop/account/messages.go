@@ -54,30 +54,19 @@ func (p UserCreated) Key() string { return p.User.ID }
 func (p UserCreated) Subject() string { return p.User.ID }
 
 // Validate implements event.Payload.
-func (p UserCreated) Validate() error { return p.User.check("user.") }
-
-// check reports what is wrong, naming fields after prefix.
-func (u NewUser) check(prefix string) error {
+func (p UserCreated) Validate() error {
 	return errors.Join(
-		event.CheckID(prefix+"id", u.ID),
-		checkName(prefix+"name", u.Name),
-		checkEmail(prefix+"email", u.Email),
-		checkProperties(prefix, u.Properties),
+		event.CheckID("user.id", p.User.ID),
+		checkName("user.name", p.User.Name),
+		checkEmail("user.email", p.User.Email),
+		checkProperties("user.", p.User.Properties),
 	)
 }
 
 // UserUpdated asks to change fields of a user.
 type UserUpdated struct {
-	UserID  string  `json:"user_id"`
-	Updates Updates `json:"updates"`
-}
-
-// Updates are the fields to change. Fields other than name and e-mail address are
-// properties; null removes one.
-type Updates struct {
-	Name       *string         `json:"name,omitempty"`
-	Email      *string         `json:"email,omitempty"`
-	Properties user.Properties `json:",embed"`
+	UserID  string      `json:"user_id"`
+	Updates user.Update `json:"updates"`
 }
 
 // Topic implements event.Payload.
@@ -91,28 +80,21 @@ func (p UserUpdated) Subject() string { return p.UserID }
 
 // Validate implements event.Payload.
 func (p UserUpdated) Validate() error {
-	return errors.Join(event.CheckID("user_id", p.UserID), p.Updates.check("updates"))
-}
+	u, errs := p.Updates, []error{event.CheckID("user_id", p.UserID)}
 
-func (u Updates) check(path string) error {
 	if u.Name == nil && u.Email == nil && len(u.Properties) == 0 {
-		return fmt.Errorf("%s: is empty, expected an object with at least one field to change", path)
+		errs = append(errs, errors.New("updates: is empty, expected an object with at least one field to change"))
 	}
 
-	var errs []error
 	if u.Name != nil {
-		errs = append(errs, checkName(path+".name", *u.Name))
+		errs = append(errs, checkName("updates.name", *u.Name))
 	}
 
 	if u.Email != nil {
-		errs = append(errs, checkEmail(path+".email", *u.Email))
+		errs = append(errs, checkEmail("updates.email", *u.Email))
 	}
 
-	return errors.Join(append(errs, checkProperties(path+".", u.Properties))...)
-}
-
-func (u Updates) update() user.Update {
-	return user.Update{Name: u.Name, Email: u.Email, Properties: u.Properties}
+	return errors.Join(append(errs, checkProperties("updates.", u.Properties))...)
 }
 
 // ProfileUpdated has the fields of a user that changed, with their new values.

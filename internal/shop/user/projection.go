@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,52 +20,45 @@ func Projection() eventstore.Projection {
 	return eventstore.Projection{Name: "users", Tables: []string{"users"}, Apply: project}
 }
 
-// row is a row of the table with the times of the user's first and last event.
+// row is a row of the table.
 type row struct {
 	User
 
-	created, updated time.Time
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
 }
 
 // project applies events to the rows of their users.
 func project(ctx context.Context, tx pgx.Tx, events []eventstore.Event) error {
-	var (
-		ours []eventstore.Event
-		ids  []string
-		seen = map[string]bool{}
-	)
-
-	for _, e := range events {
-		if id, ok := strings.CutPrefix(e.Stream, streamPrefix); ok {
-			ours = append(ours, e)
-
-			if !seen[id] {
-				seen[id] = true
-				ids = append(ids, id)
-			}
-		}
-	}
-
-	if len(ours) == 0 {
+	events = slices.DeleteFunc(slices.Clone(events), func(e eventstore.Event) bool { return !strings.HasPrefix(e.Stream, streamPrefix) })
+	if len(events) == 0 {
 		return nil
 	}
 
-	rings, err := loadKeys(ctx, tx, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, ids)
+	ids := postgres.Column(events, userOf)
+
+	rings, err := loadKeys(ctx, tx, selectKeys, ids)
 	if err != nil {
 		return err
 	}
 
-	rows, err := current(ctx, tx, ids)
+	found, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[row], `
+		SELECT id, version, coalesce(name, ''), coalesce(email, ''), properties, erased, created_at, updated_at FROM users WHERE id = ANY($1)`, ids)
 	if err != nil {
-		return err
+		return fmt.Errorf("reading users: %w", err)
 	}
 
-	for _, e := range ours {
-		id := e.Stream[len(streamPrefix):]
+	rows := make(map[string]row, len(ids))
+	for _, r := range found {
+		rows[r.ID] = r
+	}
+
+	for _, e := range events {
+		id := userOf(e)
 
 		r, known := rows[id]
 		if !known {
-			r = row{User: User{ID: id}, created: e.RecordedAt}
+			r = row{User: User{ID: id}, CreatedAt: e.RecordedAt}
 		}
 
 		data, err := rings[id].decode(e)
@@ -71,88 +66,35 @@ func project(ctx context.Context, tx pgx.Tx, events []eventstore.Event) error {
 			return err
 		}
 
-		r.User, r.updated = r.Apply(data), e.RecordedAt
+		r.User, r.UpdatedAt = r.Apply(data), e.RecordedAt
+
+		// An erased user stays empty even if the Erased event has yet to be projected.
+		if rings[id].aead == nil {
+			r.User = User{ID: id, Version: r.Version, Erased: true}
+		}
+
 		rows[id] = r
 	}
 
-	// An erased user stays empty even if the Erased event has yet to be projected.
-	for id, r := range rows {
-		if rings[id].aead == nil {
-			r.User = User{ID: id, Version: r.Version, Erased: true}
-			rows[id] = r
-		}
-	}
-
-	return store(ctx, tx, rows)
+	return store(ctx, tx, slices.Collect(maps.Values(rows)))
 }
 
-func current(ctx context.Context, db postgres.Querier, ids []string) (map[string]row, error) {
-	found, err := db.Query(ctx, `
-		SELECT id, version, coalesce(name, ''), coalesce(email, ''), properties, erased, created_at FROM users WHERE id = ANY($1)`, ids)
+func userOf(e eventstore.Event) string { return e.Stream[len(streamPrefix):] }
+
+func store(ctx context.Context, tx pgx.Tx, rows []row) error {
+	data, err := json.Marshal(rows)
 	if err != nil {
-		return nil, fmt.Errorf("reading users: %w", err)
+		return fmt.Errorf("encoding users: %w", err)
 	}
 
-	rows := make(map[string]row, len(ids))
-
-	var (
-		r          row
-		properties []byte
-	)
-
-	_, err = pgx.ForEachRow(found, []any{&r.ID, &r.Version, &r.Name, &r.Email, &properties, &r.Erased, &r.created}, func() error {
-		r.Properties = nil
-		if err := json.Unmarshal(properties, &r.Properties); err != nil {
-			return err
-		}
-
-		rows[r.ID] = r
-
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading users: %w", err)
-	}
-
-	return rows, nil
-}
-
-func store(ctx context.Context, tx pgx.Tx, rows map[string]row) error {
-	var (
-		ids, properties  []string
-		names, emails    []*string
-		versions         []int32
-		created, updated []time.Time
-		erased           []bool
-	)
-
-	for _, r := range rows {
-		encoded := []byte("{}")
-
-		if len(r.Properties) > 0 {
-			var err error
-			if encoded, err = json.Marshal(r.Properties); err != nil {
-				return fmt.Errorf("encoding properties of user %s: %w", r.ID, err)
-			}
-		}
-
-		ids, properties = append(ids, r.ID), append(properties, string(encoded))
-		versions, erased = append(versions, int32(r.Version)), append(erased, r.Erased) //nolint:gosec // few events
-		created, updated = append(created, r.created), append(updated, r.updated)
-
-		if r.Erased {
-			names, emails = append(names, nil), append(emails, nil)
-		} else {
-			names, emails = append(names, &r.Name), append(emails, &r.Email)
-		}
-	}
-
-	_, err := tx.Exec(ctx, `
+	_, err = tx.Exec(ctx, `
 		INSERT INTO users (id, version, name, email, properties, created_at, updated_at, erased)
-		SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::jsonb[], $6::timestamptz[], $7::timestamptz[], $8::boolean[])
+		SELECT id, version, CASE WHEN NOT erased THEN name END, CASE WHEN NOT erased THEN email END,
+		       coalesce(properties, '{}'), created_at, updated_at, erased
+		FROM json_to_recordset($1) AS r (id text, version int, name text, email text, properties jsonb,
+		                                 created_at timestamptz, updated_at timestamptz, erased boolean)
 		ON CONFLICT (id) DO UPDATE SET version = excluded.version, name = excluded.name, email = excluded.email,
-			properties = excluded.properties, updated_at = excluded.updated_at, erased = excluded.erased`,
-		ids, versions, names, emails, properties, created, updated, erased)
+			properties = excluded.properties, updated_at = excluded.updated_at, erased = excluded.erased`, data)
 	if err != nil {
 		return fmt.Errorf("storing users: %w", err)
 	}

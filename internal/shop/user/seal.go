@@ -42,7 +42,7 @@ func newKeyring(id string, key []byte) (keyring, error) {
 		return keyring{}, fmt.Errorf("key of user %s: %w", id, err)
 	}
 
-	aead, err := cipher.NewGCM(block)
+	aead, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
 		return keyring{}, fmt.Errorf("key of user %s: %w", id, err)
 	}
@@ -71,10 +71,7 @@ func (k keyring) seal(kind string, body any) (sealed, error) {
 		return sealed{}, fmt.Errorf("encoding %s: %w", kind, err)
 	}
 
-	nonce := make([]byte, k.aead.NonceSize(), k.aead.NonceSize()+len(plain)+k.aead.Overhead())
-	_, _ = rand.Read(nonce) // never fails: crypto/rand
-
-	return sealed{kind: kind, Box: k.aead.Seal(nonce, nonce, plain, k.context(kind))}, nil
+	return sealed{kind: kind, Box: k.aead.Seal(nil, nil, plain, k.context(kind))}, nil
 }
 
 func (k keyring) open(kind string, data []byte) (json.RawMessage, error) {
@@ -87,13 +84,7 @@ func (k keyring) open(kind string, data []byte) (json.RawMessage, error) {
 		return nil, fmt.Errorf("reading sealed %s: %w", kind, err)
 	}
 
-	if len(s.Box) < k.aead.NonceSize() {
-		return nil, fmt.Errorf("reading sealed %s: has %d bytes, expected at least %d", kind, len(s.Box), k.aead.NonceSize())
-	}
-
-	nonce, box := s.Box[:k.aead.NonceSize()], s.Box[k.aead.NonceSize():]
-
-	plain, err := k.aead.Open(nil, nonce, box, k.context(kind))
+	plain, err := k.aead.Open(nil, nil, s.Box, k.context(kind))
 	if err != nil {
 		return nil, fmt.Errorf("opening sealed %s of user %s: %w", kind, k.id, err)
 	}

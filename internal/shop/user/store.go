@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -56,12 +55,7 @@ func (s *Service) Open(ctx context.Context, tx pgx.Tx, ids, created []string) (*
 		return nil, err
 	}
 
-	rings, err := loadKeys(ctx, tx, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1) ORDER BY user_id FOR NO KEY UPDATE`, ids)
-	if err != nil {
-		return nil, err
-	}
-
-	users, err := fold(ctx, tx, rings)
+	rings, users, err := load(ctx, tx, selectKeys+` ORDER BY user_id FOR NO KEY UPDATE`, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -74,22 +68,17 @@ func addKeys(ctx context.Context, tx pgx.Tx, ids []string) error {
 		return nil
 	}
 
-	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
-	keys := make([][]byte, len(ids))
-
-	for i := range keys {
-		keys[i] = newKey()
-	}
-
 	_, err := tx.Exec(ctx, `
 		INSERT INTO user_keys (user_id, key) SELECT * FROM unnest($1::text[], $2::bytea[]) AS k (id, key) ORDER BY id
-		ON CONFLICT DO NOTHING`, ids, keys)
+		ON CONFLICT DO NOTHING`, ids, postgres.Column(ids, func(string) []byte { return newKey() }))
 	if err != nil {
 		return fmt.Errorf("adding keys of users: %w", err)
 	}
 
 	return nil
 }
+
+const selectKeys = `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`
 
 func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]keyring, error) {
 	rows, err := db.Query(ctx, sql, ids)
@@ -116,8 +105,12 @@ func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string
 	return rings, nil
 }
 
-// fold returns the state of the users that rings has keys of.
-func fold(ctx context.Context, db postgres.Querier, rings map[string]keyring) (map[string]User, error) {
+// load returns the keys of users, read with sql, and the folds of their streams.
+func load(ctx context.Context, db postgres.Querier, sql string, ids []string) (rings map[string]keyring, users map[string]User, err error) {
+	if rings, err = loadKeys(ctx, db, sql, ids); err != nil {
+		return nil, nil, err
+	}
+
 	streams := make([]string, 0, len(rings))
 	for id := range rings {
 		streams = append(streams, Stream(id))
@@ -125,24 +118,21 @@ func fold(ctx context.Context, db postgres.Querier, rings map[string]keyring) (m
 
 	loaded, err := eventstore.Load(ctx, db, streams, snapshotSchema)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 
-	users := make(map[string]User, len(rings))
+	users = make(map[string]User, len(rings))
 
 	for id, ring := range rings {
-		u, err := unfold(ring, loaded[Stream(id)])
-		if err != nil {
-			return nil, err
+		if users[id], err = fold(ring, loaded[Stream(id)]); err != nil {
+			return nil, nil, err
 		}
-
-		users[id] = u
 	}
 
-	return users, nil
+	return rings, users, nil
 }
 
-func unfold(ring keyring, stream eventstore.Stream) (User, error) {
+func fold(ring keyring, stream eventstore.Stream) (User, error) {
 	u := User{ID: ring.id}
 
 	if s := stream.Snapshot; s != nil && ring.aead != nil {
@@ -228,10 +218,6 @@ func (s *Session) snapshot(ctx context.Context) error {
 		u := s.users[id]
 
 		box, err := s.rings[id].seal(snapshotKind, u)
-		if errors.Is(err, errSealed) {
-			continue // erased
-		}
-
 		if err != nil {
 			return err
 		}
@@ -271,12 +257,7 @@ func (s *Session) saveMisses(ctx context.Context) error {
 // no entry for one who does not exist. It reads the event store, because the
 // projection may lag behind.
 func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error) {
-	rings, err := loadKeys(ctx, db, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, ids)
-	if err != nil {
-		return nil, err
-	}
-
-	users, err := fold(ctx, db, rings)
+	_, users, err := load(ctx, db, selectKeys, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -354,7 +335,7 @@ type Details struct {
 // Show returns a user with its history from the event store, or a
 // [NotFound].
 func (s *Service) Show(ctx context.Context, id string) (Details, error) {
-	rings, err := loadKeys(ctx, s.pool, `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`, []string{id})
+	rings, err := loadKeys(ctx, s.pool, selectKeys, []string{id})
 	if err != nil {
 		return Details{}, err
 	}

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 )
 
@@ -133,39 +134,28 @@ type Profile struct {
 	Properties Properties
 }
 
-// Update has the fields to change. Nil means unchanged.
+// Update has the fields to change. Nil means unchanged. Fields other than name
+// and e-mail address are properties; null removes one.
 type Update struct {
-	Name       *string
-	Email      *string
-	Properties Properties
-}
-
-// AlreadyExistsError reports that a user with another profile has this id.
-type AlreadyExistsError struct{ ID string }
-
-func (e *AlreadyExistsError) Error() string {
-	return fmt.Sprintf("user %s exists with another name, e-mail address or properties, expected a new id", e.ID)
-}
-
-// ErasedError reports that the user with this id was erased.
-type ErasedError struct{ ID string }
-
-func (e *ErasedError) Error() string {
-	return fmt.Sprintf("user %s was erased, expected a new id", e.ID)
+	Name       *string    `json:"name,omitempty"`
+	Email      *string    `json:"email,omitempty"`
+	Properties Properties `json:",embed"`
 }
 
 // Create returns the event that creates the user, or none if the same user
-// exists already.
+// exists already. It rejects the id of an erased user or of one with another
+// profile.
 func (u User) Create(p Profile) ([]eventstore.Data, error) {
 	switch {
 	case u.Erased:
-		return nil, &ErasedError{ID: u.ID}
+		return nil, event.Reject(fmt.Errorf("user.id: user %s was erased, expected a new id", u.ID))
 	case u.Version == 0:
 		return []eventstore.Data{Created{UserID: u.ID, Name: p.Name, Email: p.Email, Properties: p.Properties}}, nil
 	case u.Name == p.Name && u.Email == p.Email && maps.EqualFunc(u.Properties, p.Properties, same):
 		return nil, nil
 	default:
-		return nil, &AlreadyExistsError{ID: u.ID}
+		return nil, event.RejectAs(event.ReasonConflict,
+			fmt.Errorf("user.id: user %s exists with another name, e-mail address or properties, expected a new id", u.ID))
 	}
 }
 

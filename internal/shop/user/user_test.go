@@ -66,13 +66,12 @@ func TestCreateDecidesWhetherItIsTheSameUser(t *testing.T) {
 
 	profile.Email = "other@x.org"
 
-	var exists *AlreadyExistsError
-	if _, err := alice.Create(profile); !errors.As(err, &exists) {
+	var rejection *event.RejectError
+	if _, err := alice.Create(profile); !errors.As(err, &rejection) || rejection.Reason != event.ReasonConflict {
 		t.Errorf("another: got %v", err)
 	}
 
-	var erased *ErasedError
-	if _, err := alice.Apply(Erased{}).Create(profile); !errors.As(err, &erased) {
+	if _, err := alice.Apply(Erased{}).Create(profile); !errors.As(err, &rejection) || rejection.Reason != event.ReasonRefused {
 		t.Errorf("erased: got %v", err)
 	}
 }
