@@ -23,9 +23,7 @@ type batch struct {
 	changes  []order.Change
 	payments []payment.Payment
 	refunds  []payment.Refunded
-	reserved []inventory.Demand
-	released []inventory.Demand
-	sold     []inventory.Demand
+	stock    map[Stock][]inventory.Demand
 	outgoing []event.Outgoing
 }
 
@@ -65,6 +63,7 @@ func (p *Process) openWithoutCaptures(ctx context.Context, tx pgx.Tx, ids []stri
 func apply[E message](ctx context.Context, tx pgx.Tx, b *batch, events []E, command func(e E) Command) ([]event.Outgoing, error) {
 	b.changes = make([]order.Change, 0, len(events))
 	b.outgoing = make([]event.Outgoing, 0, len(events))
+	b.stock = map[Stock][]inventory.Demand{}
 	rejected := event.RejectSome{}
 
 	for i, e := range events {
@@ -103,7 +102,10 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 	}
 
 	b.addPayments(d)
-	b.addStock(d)
+
+	if d.Stock != KeepStock {
+		b.stock[d.Stock] = append(b.stock[d.Stock], demandOf(d.Order.Lines))
+	}
 
 	for _, p := range d.Publish {
 		b.outgoing = append(b.outgoing, meta.Then(p))
@@ -168,19 +170,6 @@ func (b *batch) addPayments(d Decision) {
 	}
 }
 
-// addStock collects what a decision does with the stock of its order.
-func (b *batch) addStock(d Decision) {
-	switch d.Stock {
-	case ReserveStock:
-		b.reserved = append(b.reserved, demandOf(d.Order.Lines))
-	case ReleaseStock:
-		b.released = append(b.released, demandOf(d.Order.Lines))
-	case SellStock:
-		b.sold = append(b.sold, demandOf(d.Order.Lines))
-	case KeepStock:
-	}
-}
-
 // save stores the decisions and returns the events that follow. It locks
 // orders before stock, as every handler does.
 func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
@@ -196,13 +185,13 @@ func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
 		return nil, err
 	}
 
-	if err := b.process.inventory.Reserve(ctx, tx, b.reserved); err != nil {
+	if err := b.process.inventory.Reserve(ctx, tx, b.stock[ReserveStock]); err != nil {
 		return nil, err
 	}
 
-	if err := b.process.inventory.Release(ctx, tx, b.released); err != nil {
+	if err := b.process.inventory.Release(ctx, tx, b.stock[ReleaseStock]); err != nil {
 		return nil, err
 	}
 
-	return b.outgoing, b.process.inventory.Sell(ctx, tx, b.sold)
+	return b.outgoing, b.process.inventory.Sell(ctx, tx, b.stock[SellStock])
 }

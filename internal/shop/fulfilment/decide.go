@@ -22,16 +22,12 @@ func Decide(o order.Order, c Command) (Decision, error) {
 		return Decision{}, order.NotFound(o.ID)
 	}
 
-	d := decision{Decision: Decision{Order: o}}
-	if err := c.decide(&d); err != nil {
-		return Decision{}, err
+	d := Decision{Order: o}
+	if c.decide(&d); d.err != nil {
+		return Decision{}, d.err
 	}
 
-	if d.err != nil {
-		return Decision{}, event.Reject(fmt.Errorf("order_id: %w", d.err))
-	}
-
-	return d.Decision, nil
+	return d, nil
 }
 
 // Decision is what follows from a command.
@@ -47,6 +43,8 @@ type Decision struct {
 	Refunds []RefundRequested
 	// Publish has the payloads to publish.
 	Publish []event.Payload
+
+	err error // the first rejection of the command; nothing else follows then
 }
 
 // Stock is a movement of an order's stock.
@@ -61,7 +59,7 @@ const (
 )
 
 // Command is a request to an order, or news about its payment.
-type Command interface{ decide(d *decision) error }
+type Command interface{ decide(d *Decision) }
 
 // Commands.
 type (
@@ -105,40 +103,36 @@ type Money struct {
 	Currency string
 }
 
-// decision is a Decision in the making.
-type decision struct {
-	Decision
-
-	err error
+// reject rejects the command, if err is the first reason to do so.
+func (d *Decision) reject(err error) {
+	if err != nil && d.err == nil {
+		d.err = event.Reject(err)
+	}
 }
 
-// record applies an event to the order and adds it to the decision. The first
-// event that does not apply fails the decision.
-func (d *decision) record(data eventstore.Data) {
+// record applies an event to the order and adds it to the decision. An event
+// that does not apply rejects the command.
+func (d *Decision) record(data eventstore.Data) {
 	next, err := d.Order.Apply(data)
 	if err != nil {
-		if d.err == nil {
-			d.err = err
-		}
-
-		return
+		d.reject(fmt.Errorf("order_id: %w", err))
 	}
 
 	d.Order, d.Events = next, append(d.Events, data)
 }
 
 // publish adds a payload to publish.
-func (d *decision) publish(p event.Payload) { d.Publish = append(d.Publish, p) }
+func (d *Decision) publish(p event.Payload) { d.Publish = append(d.Publish, p) }
 
 // releaseStock releases the stock that the order holds, if any.
-func (d *decision) releaseStock() {
+func (d *Decision) releaseStock() {
 	if d.Order.Status.HoldsStock() {
 		d.Stock = ReleaseStock
 	}
 }
 
 // refund asks for a refund of a capture.
-func (d *decision) refund(transactionID string) {
+func (d *Decision) refund(transactionID string) {
 	total := d.Order.Total
 	d.Refunds = append(d.Refunds, RefundRequested{
 		OrderID: d.Order.ID, TransactionID: transactionID, Amount: &total, Currency: d.Order.Currency, Reason: d.Order.Status,
@@ -146,29 +140,33 @@ func (d *decision) refund(transactionID string) {
 }
 
 // checkMoney rejects an amount other than the order's total.
-func (d *decision) checkMoney(m *Money) error {
+func (d *Decision) checkMoney(m *Money) {
+	if m != nil {
+		d.reject(checkTotal(d.Order, m.Amount, m.Currency))
+	}
+}
+
+func checkTotal(o order.Order, amount money.Amount, currency string) error {
 	switch {
-	case m == nil:
-		return nil
-	case !m.Amount.Equal(d.Order.Total):
-		return event.Reject(fmt.Errorf("amount: is %s, expected the order's total %s", m.Amount, d.Order.Total))
-	case m.Currency != d.Order.Currency:
-		return event.Reject(fmt.Errorf("currency: is %s, expected the order's %s", m.Currency, d.Order.Currency))
+	case !amount.Equal(o.Total):
+		return fmt.Errorf("amount: is %s, expected the order's total %s", amount, o.Total)
+	case currency != o.Currency:
+		return fmt.Errorf("currency: is %s, expected the order's %s", currency, o.Currency)
 	}
 
 	return nil
 }
 
-func (c Place) decide(d *decision) error {
+func (c Place) decide(d *Decision) {
 	id := c.Asked.ID
 
-	switch {
-	case d.Order.Status == "":
-	case d.Order.Same(c.Asked):
-		return nil
-	default:
-		return event.RejectAs(event.ReasonConflict,
-			fmt.Errorf("order.id: %s exists with another body, expected a new id or the same order", id))
+	if d.Order.Status != "" {
+		if !d.Order.Same(c.Asked) {
+			d.err = event.RejectAs(event.ReasonConflict,
+				fmt.Errorf("order.id: %s exists with another body, expected a new id or the same order", id))
+		}
+
+		return
 	}
 
 	d.record(order.Created{Total: c.Asked.Total, Currency: c.Asked.Currency, Lines: c.Asked.Lines})
@@ -181,7 +179,7 @@ func (c Place) decide(d *decision) error {
 			Detail:  fmt.Sprintf("%d of %s wanted, %d available", short.Requested, short.ProductID, short.Available),
 		})
 
-		return nil
+		return
 	}
 
 	d.Stock = ReserveStock
@@ -189,19 +187,14 @@ func (c Place) decide(d *decision) error {
 
 	total := c.Asked.Total
 	d.publish(PaymentRequested{OrderID: id, Amount: &total, Currency: c.Asked.Currency})
-
-	return nil
 }
 
-func (c Settle) decide(d *decision) error {
+func (c Settle) decide(d *Decision) {
 	waiting := d.Order.Status == order.StatusInventoryReserved
 
 	switch {
 	case c.Captured():
-		if err := d.checkMoney(c.Money); err != nil {
-			return err
-		}
-
+		d.checkMoney(c.Money)
 		d.addCapture(c.TransactionID, c.Attempt)
 
 		if waiting {
@@ -212,13 +205,11 @@ func (c Settle) decide(d *decision) error {
 		d.record(order.PaymentFailed{Reason: c.Declined, Attempt: c.Attempt})
 		d.publish(OrderRejected{OrderID: d.Order.ID, Reason: order.StatusPaymentFailed, Detail: c.Declined})
 	}
-
-	return nil
 }
 
 // addCapture records a capture once. An order that does not wait for a payment
 // has it refunded.
-func (d *decision) addCapture(transactionID string, attempt int) {
+func (d *Decision) addCapture(transactionID string, attempt int) {
 	if attempt == 1 {
 		attempt = 0 // the stream leaves the first attempt out
 	}
@@ -235,19 +226,14 @@ func (d *decision) addCapture(transactionID string, attempt int) {
 
 // decide completes an order once. An order that was cancelled after it was paid
 // still receives its orders.completed, which changes nothing.
-func (Complete) decide(d *decision) error {
-	switch d.Order.Status {
-	case order.StatusCompleted, order.StatusCancelled:
-		return nil
-	default:
+func (Complete) decide(d *Decision) {
+	if d.Order.Status != order.StatusCompleted && d.Order.Status != order.StatusCancelled {
 		d.record(order.Completed{})
 		d.Stock = SellStock
-
-		return nil
 	}
 }
 
-func (c Cancel) decide(d *decision) error {
+func (c Cancel) decide(d *Decision) {
 	if c.Found.Captured() {
 		d.addCapture(c.Found.TransactionID, 0)
 	}
@@ -266,44 +252,36 @@ func (c Cancel) decide(d *decision) error {
 			}
 		}
 	}
-
-	return nil
 }
 
-func (d *decision) cancel(reason string) {
+func (d *Decision) cancel(reason string) {
 	d.releaseStock()
 	d.record(order.Cancelled{Reason: reason})
 	d.publish(OrderCancelled{OrderID: d.Order.ID, Reason: reason})
 }
 
-func (c Expire) decide(d *decision) error {
+func (c Expire) decide(d *Decision) {
 	if c.Found.Captured() {
-		return Settle{Outcome: c.Found}.decide(d)
-	}
-
-	if d.Order.Status == order.StatusInventoryReserved {
+		Settle{Outcome: c.Found}.decide(d)
+	} else if d.Order.Status == order.StatusInventoryReserved {
 		d.releaseStock()
 		d.record(order.Expired{})
 		d.publish(OrderExpired{OrderID: d.Order.ID})
 	}
-
-	return nil
 }
 
 // refundedByProvider is the reason for cancelling an order whose payment the
 // provider refunded.
 const refundedByProvider = "the provider refunded the payment"
 
-func (c Refunded) decide(d *decision) error {
-	if err := d.checkMoney(c.Money); err != nil {
-		return err
-	}
+func (c Refunded) decide(d *Decision) {
+	d.checkMoney(c.Money)
 
 	capture, known := d.Order.Capture(c.TransactionID)
 
 	switch {
 	case capture.RefundID != "":
-		return nil
+		return
 	case !known && d.Order.Status == order.StatusInventoryReserved:
 		d.record(order.Paid{TransactionID: c.TransactionID})
 	case !known: // already refunded, so no refund is requested
@@ -320,6 +298,4 @@ func (c Refunded) decide(d *decision) error {
 	d.publish(PaymentRefunded{
 		OrderID: d.Order.ID, TransactionID: c.TransactionID, RefundID: c.RefundID, Amount: &total, Currency: d.Order.Currency,
 	})
-
-	return nil
 }

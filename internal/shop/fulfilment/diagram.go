@@ -1,7 +1,9 @@
 package fulfilment
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -14,29 +16,27 @@ import (
 // Diagram draws the states of an order as a Mermaid state diagram. It derives
 // them from Decide by trying every command in every state that it reaches.
 func Diagram() string {
-	var lines []string
+	var text strings.Builder
 
-	ends := map[order.Status]bool{}
+	text.WriteString("stateDiagram-v2\n")
 
-	for _, e := range explore() {
-		from := string(e.from)
-		if from == "" {
-			from = "[*]"
+	edges := explore()
+
+	for _, from := range states {
+		for _, to := range states {
+			if events := slices.Sorted(maps.Keys(edges[edge{from, to}])); len(events) > 0 {
+				fmt.Fprintf(&text, "    %s --> %s: %s\n", cmp.Or(string(from), "[*]"), to, strings.Join(events, ", "))
+			}
 		}
-
-		slices.Sort(e.events)
-
-		lines = append(lines, fmt.Sprintf("    %s --> %s: %s", from, e.to, strings.Join(e.events, ", ")))
-		ends[e.to] = e.to.Terminal()
 	}
 
 	for _, status := range states {
-		if ends[status] {
-			lines = append(lines, fmt.Sprintf("    %s --> [*]", status))
+		if status.Terminal() {
+			fmt.Fprintf(&text, "    %s --> [*]\n", status)
 		}
 	}
 
-	return "stateDiagram-v2\n" + strings.Join(lines, "\n") + "\n"
+	return text.String()
 }
 
 // states lists the states in drawing order.
@@ -45,30 +45,34 @@ var states = []order.Status{
 	order.StatusInventoryUnavailable, order.StatusPaymentFailed, order.StatusExpired, order.StatusCancelled,
 }
 
-// edge is a transition with the events that cause it.
-type edge struct {
-	from, to order.Status
-	events   []string
-}
+type edge struct{ from, to order.Status }
 
-// explore returns the edges that commands can follow, in order of states.
-func explore() []edge {
-	var edges []edge
-
-	start := order.Order{ID: "o"}
-	seen, queue := map[string]bool{}, []order.Order{start}
+// explore returns the events of each transition that a command can cause.
+func explore() map[edge]map[string]bool {
+	edges := map[edge]map[string]bool{}
+	seen, queue := map[string]bool{}, []order.Order{{ID: "o"}}
 
 	for len(queue) > 0 {
-		o := queue[0]
+		start := queue[0]
 		queue = queue[1:]
 
-		for _, c := range commands(o) {
-			d, err := Decide(o, c)
+		for _, c := range commands(start) {
+			d, err := Decide(start, c)
 			if err != nil {
 				continue
 			}
 
-			edges = addEdges(edges, o, d)
+			for o, rest := start, d.Events; len(rest) > 0; rest = rest[1:] {
+				next, _ := o.Apply(rest[0]) // Decide has applied it
+				e := edge{o.Status, next.Status}
+
+				if edges[e] == nil {
+					edges[e] = map[string]bool{}
+				}
+
+				edges[e][rest[0].EventType()] = true
+				o = next
+			}
 
 			d.Order.Version = 0 // a state is the same however it is reached
 
@@ -77,38 +81,6 @@ func explore() []edge {
 				queue = append(queue, d.Order)
 			}
 		}
-	}
-
-	slices.SortStableFunc(edges, func(a, b edge) int {
-		if a.from != b.from {
-			return slices.Index(states, a.from) - slices.Index(states, b.from)
-		}
-
-		return slices.Index(states, a.to) - slices.Index(states, b.to)
-	})
-
-	return edges
-}
-
-// addEdges adds the edges that the events of a decision follow.
-func addEdges(edges []edge, o order.Order, d Decision) []edge {
-	for _, data := range d.Events {
-		next, err := o.Apply(data)
-		if err != nil {
-			break // cannot happen: Decide has applied it
-		}
-
-		name := data.EventType()
-		at := slices.IndexFunc(edges, func(e edge) bool { return e.from == o.Status && e.to == next.Status })
-
-		switch {
-		case at < 0:
-			edges = append(edges, edge{from: o.Status, to: next.Status, events: []string{name}})
-		case !slices.Contains(edges[at].events, name):
-			edges[at].events = append(edges[at].events, name)
-		}
-
-		o = next
 	}
 
 	return edges

@@ -2,6 +2,7 @@ package fulfilment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -111,8 +112,8 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 
 // position is the position of an order in order of creation.
 type position struct {
-	at time.Time
-	id string
+	CreatedAt time.Time
+	ID        string
 }
 
 // sweepPage reads the orders after from, or after the cursor if from is nil. It
@@ -123,32 +124,39 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 	defer cancel()
 
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-		cursor, due, err := s.lockCursor(ctx, tx)
-		if err != nil || cursor == nil {
+		var cursor, due time.Time // orders created up to due are due
+
+		err := tx.QueryRow(ctx, `
+			SELECT at, clock_timestamp() - $1 * interval '1 second' FROM expiry_cursor
+			FOR NO KEY UPDATE SKIP LOCKED`, s.cfg.PaymentTimeout.Seconds()).Scan(&cursor, &due)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil // another replica sweeps
+		}
+
+		if err != nil {
 			return err
 		}
 
 		if from == nil {
 			// A payment timeout beyond maxCommitDelay leaves no order unseen.
-			from = &position{at: cursor.at.Add(-max(0, maxCommitDelay-s.cfg.PaymentTimeout))}
+			from = &position{CreatedAt: cursor.Add(-max(0, maxCommitDelay-s.cfg.PaymentTimeout))}
 		}
 
 		var unpaid []event.Outgoing
-
-		reached := position{at: due}
-		if unpaid, last, err = s.readPage(ctx, tx, *from, due); err != nil {
+		if unpaid, last, err = readPage(ctx, tx, *from, due); err != nil {
 			return err
-		}
-
-		if last != nil {
-			reached = *last
 		}
 
 		if err := s.append(ctx, tx, unpaid); err != nil {
 			return err
 		}
 
-		_, err = tx.Exec(ctx, `UPDATE expiry_cursor SET at = $1, order_id = $2 WHERE (at, order_id) < ($1, $2)`, reached.at, reached.id)
+		reached := position{CreatedAt: due}
+		if last != nil {
+			reached = *last
+		}
+
+		_, err = tx.Exec(ctx, `UPDATE expiry_cursor SET at = $1, order_id = $2 WHERE (at, order_id) < ($1, $2)`, reached.CreatedAt, reached.ID)
 
 		return err
 	})
@@ -159,56 +167,32 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 	return last, nil
 }
 
-// lockCursor returns the cursor, or nil if another replica has it, and the
-// creation time up to which orders are due.
-func (s *Sweeper) lockCursor(ctx context.Context, tx pgx.Tx) (cursor *position, due time.Time, err error) {
-	rows, err := tx.Query(ctx, `
-		SELECT at, order_id, clock_timestamp() - $1 * interval '1 second' FROM expiry_cursor
-		FOR NO KEY UPDATE SKIP LOCKED`, s.cfg.PaymentTimeout.Seconds())
-	if err != nil {
-		return nil, due, err
-	}
-
-	var found position
-
-	tag, err := pgx.ForEachRow(rows, []any{&found.at, &found.id, &due}, func() error { return nil })
-	if err != nil || tag.RowsAffected() == 0 {
-		return nil, due, err
-	}
-
-	return &found, due, nil
-}
-
 // readPage returns messages for the unpaid orders of a page, and the last
 // position of a page that is full.
-func (s *Sweeper) readPage(ctx context.Context, tx pgx.Tx, from position, due time.Time) (unpaid []event.Outgoing, last *position, err error) {
-	rows, err := tx.Query(ctx, `
+func readPage(ctx context.Context, tx pgx.Tx, from position, due time.Time) (unpaid []event.Outgoing, last *position, err error) {
+	type created struct {
+		position
+
+		Status order.Status
+	}
+
+	page, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[created], `
 		SELECT created_at, id, status FROM orders
 		WHERE created_at >= $1 AND (created_at, id) > ($1, $2) AND created_at <= $3
-		ORDER BY created_at, id LIMIT $4`, from.at, from.id, due, pageSize)
+		ORDER BY created_at, id LIMIT $4`, from.CreatedAt, from.ID, due, pageSize)
 	if err != nil {
 		return nil, nil, err
 	}
 
-	var (
-		seen   position
-		status order.Status
-	)
-
-	tag, err := pgx.ForEachRow(rows, []any{&seen.at, &seen.id, &status}, func() error {
-		if !status.Terminal() && status != order.StatusPaid {
-			id := event.ForeignID(TopicExpiryDue, seen.id)
-			unpaid = append(unpaid, event.Outgoing{Meta: event.Meta{ID: id, Correlation: id}, Payload: ExpiryDue{OrderID: seen.id}})
+	for _, o := range page {
+		if !o.Status.Terminal() && o.Status != order.StatusPaid {
+			id := event.ForeignID(TopicExpiryDue, o.ID)
+			unpaid = append(unpaid, event.Outgoing{Meta: event.Meta{ID: id, Correlation: id}, Payload: ExpiryDue{OrderID: o.ID}})
 		}
-
-		return nil
-	})
-	if err != nil {
-		return nil, nil, err
 	}
 
-	if tag.RowsAffected() == pageSize {
-		last = &seen
+	if len(page) == pageSize {
+		last = &page[pageSize-1].position
 	}
 
 	return unpaid, last, nil

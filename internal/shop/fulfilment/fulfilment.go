@@ -100,15 +100,15 @@ func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event
 
 func admitCharge(orders map[string]order.Order, p *PaymentRequested) error {
 	o, exists := orders[p.OrderID]
-
-	switch {
-	case !exists:
+	if !exists {
 		return event.Reject(fmt.Errorf("order_id: there is no order %s", p.OrderID))
-	case !o.Total.Equal(*p.Amount):
-		return event.Reject(fmt.Errorf("amount: is %s, expected the order's total %s", p.Amount, o.Total))
-	case o.Currency != p.currency():
-		return event.Reject(fmt.Errorf("currency: is %s, expected the order's %s", p.currency(), o.Currency))
-	case o.Status == order.StatusInventoryUnavailable:
+	}
+
+	if err := checkTotal(o, *p.Amount, p.currency()); err != nil {
+		return event.Reject(err)
+	}
+
+	if o.Status == order.StatusInventoryUnavailable {
 		return event.ErrSkip // it never waited for a payment
 	}
 

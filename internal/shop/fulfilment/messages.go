@@ -1,8 +1,10 @@
 package fulfilment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -98,13 +100,7 @@ func (i Item) check(path string) error {
 	return err
 }
 
-func (o NewOrder) currency() string {
-	if o.Currency == "" {
-		return money.DefaultCurrency
-	}
-
-	return o.Currency
-}
+func (o NewOrder) currency() string { return cmp.Or(o.Currency, money.DefaultCurrency) }
 
 // lines returns one line per product, in order of appearance.
 func (o NewOrder) lines() []order.Line {
@@ -114,13 +110,10 @@ func (o NewOrder) lines() []order.Line {
 
 	var lines []order.Line
 
-	place := make(map[string]int, len(o.Items))
-
 	for _, item := range o.Items {
-		at, known := place[item.ProductID]
-		if !known {
+		at := slices.IndexFunc(lines, func(l order.Line) bool { return l.ProductID == item.ProductID })
+		if at < 0 {
 			at = len(lines)
-			place[item.ProductID] = at
 			lines = append(lines, order.Line{ProductID: item.ProductID})
 		}
 
@@ -159,13 +152,7 @@ func (p PaymentRequested) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (p PaymentRequested) currency() string {
-	if p.Currency == "" {
-		return money.DefaultCurrency
-	}
-
-	return p.Currency
-}
+func (p PaymentRequested) currency() string { return cmp.Or(p.Currency, money.DefaultCurrency) }
 
 // OrderCompleted says that an order is paid and complete.
 type OrderCompleted struct {
