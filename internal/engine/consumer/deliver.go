@@ -213,7 +213,7 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 	case f.outcome == parked:
 		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Park(ctx, d.failed(f), f.wait) })
 	case f.outcome == applied && d.entry != nil:
-		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Finish(ctx, d.entry.ID) })
+		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Finish(ctx, *d.entry) })
 	}
 
 	switch {

@@ -155,7 +155,7 @@ func (r rig) apply() (list []sent) {
 			e, ok, err := r.Head(context.Background(), k, nil)
 			if err == nil && ok {
 				list = append(list, sent{Key: k.Key, Entry: e.Entry, Attempts: e.Attempts, Payload: string(e.Current())})
-				err = r.Finish(context.Background(), e.ID)
+				err = r.Finish(context.Background(), e.Entry)
 			}
 
 			if err != nil {

@@ -126,7 +126,7 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
 
 		e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, e.Attempts, e.Error)
 
-		if _, err := s.stop(ctx, tx, e); err != nil {
+		if _, _, err := s.stop(ctx, tx, e); err != nil {
 			return err
 		}
 

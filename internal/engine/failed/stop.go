@@ -54,8 +54,9 @@ func causeOf(e Entry) (cause, group string) {
 // Stop stores e as stopped; the store sets its id, group, counts, times and
 // releases. A message that is here already counts in its row: it was redelivered
 // before its acknowledgement, or requeued and failed again, which is recorded as
-// reopened. A discarded message stays discarded. A message with an id that is
-// gone was withdrawn or applied by another replica: nothing is stored.
+// reopened. A discarded message stays discarded. Nothing is stored for a message
+// with an id that has changed since e was read: an operator, another replica or an
+// erasure has decided on it.
 func (s *Store) Stop(ctx context.Context, e Entry) error {
 	if e.ID == 0 {
 		stored, err := s.insert(ctx, s.pool, e, Stopped)
@@ -71,6 +72,8 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 			if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 				return fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
 			}
+
+			e.Revision = 0 // a delivery by a broker stops it as it is
 		}
 
 		k, waits, err := lockKeyOf(ctx, tx, e.ID)
@@ -78,9 +81,13 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 			return err
 		}
 
-		reopened, err := s.stop(ctx, tx, e)
+		reopened, key, err := s.stop(ctx, tx, e)
 		if err != nil {
 			return err
+		}
+
+		if key != nil && !waits { // it was requeued between these two statements
+			k, waits = Key{Consumer: e.Consumer, Key: *key}, true
 		}
 
 		if reopened {
@@ -100,13 +107,17 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 	})
 }
 
-// stop sets the row with the id of e to stopped. It reports whether an operator
-// had decided on it before. The caller holds the key if the message waits.
-func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, err error) {
+// stop sets the row with the id of e to stopped, if it has the revision of e or e
+// has none. It reports whether an operator had decided on it before, and the key
+// for which it waited, which the caller frees.
+func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, key *string, err error) {
 	cause, group := causeOf(e)
 
 	err = tx.QueryRow(ctx, `
-		WITH old AS (SELECT id, state, resolution, deliveries FROM failed_messages WHERE id = $1 FOR UPDATE)
+		WITH old AS (
+			SELECT id, state, resolution, deliveries, waiting_key FROM failed_messages
+			WHERE id = $1 AND ($8 = 0 OR revision = $8) FOR UPDATE
+		)
 		UPDATE failed_messages m
 		SET state = CASE WHEN old.resolution = 'discarded' THEN m.state ELSE 'stopped' END, waiting_key = NULL,
 		    resolution = nullif(m.resolution, 'applied'),
@@ -114,13 +125,13 @@ func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, er
 		    deliveries = m.deliveries + 1, attempts = greatest(m.attempts, $2), last_at = now(), tried_at = now(),
 		    reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, revision = m.revision + 1
 		FROM old WHERE m.id = old.id
-		RETURNING old.state = 'waiting' AND old.deliveries > 0 OR coalesce(old.resolution = 'applied', false)`,
-		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release)).Scan(&reopened)
+		RETURNING old.state = 'waiting' AND old.deliveries > 0 OR coalesce(old.resolution = 'applied', false), old.waiting_key`,
+		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release), e.Revision).Scan(&reopened, &key)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return false, fmt.Errorf("stopping failed message %d: %w", e.ID, err)
+		return false, nil, fmt.Errorf("stopping failed message %d: %w", e.ID, err)
 	}
 
-	return reopened, nil
+	return reopened, key, nil
 }
 
 // subjectOf names a message in the record of actions.

@@ -81,7 +81,8 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 }
 
 // Park makes e, which failed e.Attempts times and last with e.Error, wait for its
-// next attempt. A message with an id waits already: its next attempt is put off.
+// next attempt. A message with an id waits already: its next attempt is put off,
+// unless the message has changed since e was read.
 // A message that is here without waiting stays as it is: an operator decides, or
 // has decided.
 func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
@@ -118,13 +119,17 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 
 	cause, group := causeOf(e)
 
-	_, err = tx.Exec(ctx, `
+	tag, err := tx.Exec(ctx, `
 		UPDATE failed_messages
 		SET attempts = $2, reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, tried_at = now(), last_at = now(), revision = revision + 1
-		WHERE id = $1 AND state = 'waiting'`,
-		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release))
+		WHERE id = $1 AND state = 'waiting' AND revision = $8`,
+		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release), e.Revision)
 	if err != nil {
 		return fmt.Errorf("parking message %s again: %w", e.MessageID, err)
+	}
+
+	if tag.RowsAffected() == 0 {
+		return nil // what changed it has set its due time too
 	}
 
 	// A message that was requeued in front of it meanwhile is due.
@@ -188,25 +193,28 @@ func free(ctx context.Context, tx pgx.Tx, k Key) error {
 	return nil
 }
 
-// Finish ends the wait of the message with an id, which was applied. It is
-// deleted, or resolved if it was ever stopped. The next message of its key is the
-// first then; without one the key is free.
-func (s *Store) Finish(ctx context.Context, id int64) error {
+// Finish ends the wait of e, which was applied. It is deleted, or resolved if it
+// was ever stopped. The next message of its key is the first then; without one the
+// key is free. A message that was edited since e was read continues to wait: what
+// was applied is not what it is now.
+func (s *Store) Finish(ctx context.Context, e Entry) error {
 	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-		k, waits, err := lockKeyOf(ctx, tx, id)
+		k, waits, err := lockKeyOf(ctx, tx, e.ID)
 		if err != nil || !waits {
 			return err // another replica has ended it, or it was withdrawn or skipped
 		}
 
+		const applied = `id = $1 AND state = 'waiting' AND edited IS NOT DISTINCT FROM $2 AND applied_as IS NOT DISTINCT FROM $3`
+
 		batch := &pgx.Batch{}
-		batch.Queue(`DELETE FROM failed_messages WHERE id = $1 AND state = 'waiting' AND deliveries = 0`, id)
+		batch.Queue(`DELETE FROM failed_messages WHERE `+applied+` AND deliveries = 0`, e.ID, e.Edited, e.AppliedAs)
 		batch.Queue(`
 			UPDATE failed_messages
 			SET state = 'resolved', waiting_key = NULL, resolution = 'applied', resolved_at = now(), revision = revision + 1
-			WHERE id = $1 AND state = 'waiting'`, id)
+			WHERE `+applied, e.ID, e.Edited, e.AppliedAs)
 
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-			return fmt.Errorf("finishing failed message %d: %w", id, err)
+			return fmt.Errorf("finishing failed message %d: %w", e.ID, err)
 		}
 
 		return free(ctx, tx, k)

@@ -265,3 +265,102 @@ func TestWhatWasRequeuedIsTriedInTheOrderOfArrivalAcrossConsumers(t *testing.T) 
 		t.Error("the second waits for the next attempt at the first")
 	}
 }
+
+func TestAnAttemptThatEndsAfterItsMessageWasEditedDoesNotDecideOnIt(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	m := broken()
+	m.Payload = body("k", "1")
+	tried := park(t, r.Store, m, 0)
+
+	// While an attempt is under way, an operator skips, edits and requeues it.
+	if err := r.Skip(t.Context(), tried.ID, alice); err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := r.Edit(t.Context(), tried.ID, 0, body("k", "2"), alice, check); err != nil {
+		t.Fatal(err)
+	}
+
+	r.requeue(failed.Filter{})
+
+	failedAgain := tried
+	failedAgain.Attempts++
+
+	if err := errors.Join(
+		r.Finish(t.Context(), tried), r.Park(t.Context(), failedAgain, time.Hour), r.Stop(t.Context(), failedAgain),
+	); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := r.get(tried.ID); got.State != failed.Waiting || got.Attempts != 1 {
+		t.Errorf("the message is %s after %d attempts", got.State, got.Attempts)
+	}
+
+	if got := r.apply(); len(got) != 1 || got[0].Payload != string(body("k", "2")) {
+		t.Errorf("applied %+v", got)
+	}
+}
+
+func TestAnAttemptThatFailsAfterAnotherReplicaAppliedTheMessageDoesNotStopIt(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.requeue(failed.Filter{IDs: []int64{r.add(entry("k", "1"))}})
+
+	tried := r.get(1)
+	r.apply()
+
+	tried.Attempts++
+	if err := r.Stop(t.Context(), tried); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := r.get(1); got.State != failed.Resolved || got.Resolution != failed.Applied {
+		t.Errorf("the message is %s", got.State)
+	}
+}
+
+func TestAMessageThatIsRequeuedWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("k", "1")
+	r.add(e)
+
+	// What Requeue does, in slow motion.
+	tx, err := r.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	if _, err := tx.Exec(t.Context(), `SELECT FROM failed_messages FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+
+	done := make(chan error, 1)
+	go func() { done <- r.Stop(t.Context(), e) }() // the broker delivered it again
+
+	pgtest.Eventually(t, "the second delivery waits for the row", func() bool {
+		return pgtest.Value[bool](t, r.pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+	})
+
+	for _, sql := range []string{
+		`INSERT INTO failed_keys (consumer, key, due_at) VALUES ('writer', 'k', now())`,
+		`UPDATE failed_messages SET state = 'waiting', waiting_key = 'k', tried_at = NULL, revision = revision + 1`,
+	} {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if err := errors.Join(tx.Commit(t.Context()), <-done); err != nil {
+		t.Fatal(err)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(1).State != failed.Stopped {
+		t.Errorf("%d keys wait for a message that is %s", n, r.get(1).State)
+	}
+}
