@@ -146,7 +146,10 @@ COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NUL
 COMMENT ON COLUMN failed_messages.first_release IS 'Version of the program in which the message failed first.';
 COMMENT ON COLUMN failed_messages.last_release IS 'Version of the program in which the message failed last.';
 
-CREATE INDEX failed_messages_waiting ON failed_messages (consumer, waiting_key, id) WHERE state = 'waiting';
+-- Its condition is not the state: freeing a key asks, because of the foreign key,
+-- for rows of a consumer and a key whatever their state, and would read all
+-- messages of the consumer without this index.
+CREATE INDEX failed_messages_waiting ON failed_messages (consumer, waiting_key, id) WHERE waiting_key IS NOT NULL;
 CREATE INDEX failed_messages_open ON failed_messages (id) WHERE state = 'stopped';
 CREATE INDEX failed_messages_group ON failed_messages (group_id, id);
 CREATE INDEX failed_messages_resolved_at ON failed_messages (resolved_at) WHERE resolved_at IS NOT NULL;

@@ -53,13 +53,22 @@ func (f Filter) where(args ...any) (string, []any) {
 		{"topic = $%d", f.Topic},
 		{"consumer = $%d", f.Consumer},
 		{"reason = $%d", string(f.Reason)},
-		{"state = $%d", string(f.State)},
 		{"resolution IS NOT DISTINCT FROM $%d", string(f.Resolution)},
 		{"(hashtextextended(key, 0) = hashtextextended($%[1]d, 0) AND key = $%[1]d)", f.Key},
 	} {
 		if c.value != "" {
 			add(c.condition, event.Text(c.value))
 		}
+	}
+
+	switch f.State { // not as arguments, or the plan of any state could not use the index of one
+	case "":
+	case Waiting:
+		conditions = append(conditions, "state = 'waiting' AND waiting_key IS NOT NULL")
+	case Stopped:
+		conditions = append(conditions, "state = 'stopped'")
+	default:
+		add("state = $%d", string(f.State))
 	}
 
 	if f.IDs != nil {

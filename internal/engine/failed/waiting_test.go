@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
@@ -263,6 +264,34 @@ func TestWhatWasRequeuedIsTriedInTheOrderOfArrivalAcrossConsumers(t *testing.T) 
 
 	if behind("reader", running) {
 		t.Error("the second waits for the next attempt at the first")
+	}
+}
+
+func TestAKeyIsFreedByAnIndexHoweverManyMessagesAreStopped(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for _, sql := range []string{
+		`INSERT INTO failed_messages (state, consumer, topic, key, message_id, fingerprint, origin, headers, payload, deliveries, reason)
+		 SELECT 'stopped', 'writer', 'notes', 'key-' || n, gen_random_uuid(), n, 'test', '{}', '', 1, 'handler_error' FROM generate_series(1, 10000) AS n`,
+		`ANALYZE failed_messages`,
+	} {
+		if _, err := r.pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// What the foreign key asks when the row of a key is deleted.
+	rows, err := r.pool.Query(t.Context(), `
+		EXPLAIN SELECT 1 FROM ONLY failed_messages x WHERE 'writer' = consumer AND 'k' = waiting_key FOR KEY SHARE OF x`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || !strings.Contains(strings.Join(plan, "\n"), "failed_messages_waiting") {
+		t.Errorf("%v\n%s", err, strings.Join(plan, "\n"))
 	}
 }
 

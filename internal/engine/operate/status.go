@@ -75,7 +75,7 @@ func (o *Operator) Facts(ctx context.Context) (f Facts, err error) {
 		SELECT (SELECT count(*) FROM outbox WHERE available_at IS NULL),
 		       (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
 		       (SELECT count(*) FROM outbox WHERE available_at IS NOT NULL),
-		       (SELECT count(*) FROM failed_keys), (SELECT count(*) FROM failed_messages WHERE state = 'waiting'),
+		       (SELECT count(*) FROM failed_keys), (SELECT count(*) FROM failed_messages WHERE state = 'waiting' AND waiting_key IS NOT NULL),
 		       (SELECT count(*) FROM failed_messages WHERE state = 'stopped')`).
 		Scan(&f.OutboxDue, &f.OldestDue, &f.OutboxScheduled, &f.WaitingKeys, &f.WaitingMessages, &f.Stopped)
 	if err != nil {
