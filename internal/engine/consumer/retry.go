@@ -42,6 +42,8 @@ const (
 	minLease = time.Minute
 	// suspendedWait is how long a key waits whose consumer is suspended.
 	suspendedWait = 5 * time.Second
+	// renewAfter is how old a lease is when it is renewed between two messages.
+	renewAfter = time.Second
 	// keysAtOnce is how many keys of a consumer are tried at once: a slow consumer
 	// leaves room for others.
 	keysAtOnce = 32
@@ -169,7 +171,7 @@ func (r *Router) consuming() []string {
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var last int64
 
-	for {
+	for leased := time.Now(); ; {
 		head, ok, err := r.headOf(ctx, key)
 		if err != nil || !ok || head.ID == last {
 			return finished // the key is due again when the lease ends, is free, or waits again
@@ -179,6 +181,14 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			r.postpone(ctx, key, 0)
 
 			return finished
+		}
+
+		// The lease is long enough for one message only. If it ended, the same messages
+		// would be tried more than once at the same time.
+		if time.Since(leased) > renewAfter {
+			r.postpone(ctx, key, r.lease())
+
+			leased = time.Now()
 		}
 
 		f := r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false))

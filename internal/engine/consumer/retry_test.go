@@ -137,6 +137,49 @@ func TestARejectionDoesNotBlockItsKey(t *testing.T) {
 	}
 }
 
+func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
+	t.Parallel()
+
+	var works atomic.Bool
+
+	r := start(t, newPool(t), breakable(func(n note) bool {
+		if works.Load() {
+			time.Sleep(300 * time.Millisecond)
+		}
+
+		return works.Load()
+	}), parking(1000))
+
+	for i := range 8 {
+		r.send(message("a", fmt.Sprint(i)))
+	}
+
+	pgtest.Eventually(t, "all wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Blocked == 7 })
+	works.Store(true)
+
+	var first time.Time
+
+	pgtest.Eventually(t, "the first is applied", func() bool {
+		list := r.waiting("a")
+		first = list[0].DueAt
+
+		return list[0].Blocked < 7
+	})
+	pgtest.Eventually(t, "the lease is renewed while others wait", func() bool {
+		list := r.waiting("a")
+		if len(list) == 0 {
+			t.Fatal("all were applied under the first lease")
+		}
+
+		return list[0].DueAt.After(first)
+	})
+	r.rest()
+
+	if got := r.texts("a"); got != "0 1 2 3 4 5 6 7" {
+		t.Errorf("applied %q", got)
+	}
+}
+
 func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 	t.Parallel()
 
