@@ -270,6 +270,11 @@ func (s *Store) Expire(ctx context.Context) (deleted int64, err error) {
 // still have to decide on them. A message is about key if it has that key or
 // about says so of its payload.
 func Erase(ctx context.Context, tx pgx.Tx, key string, topics []string, about func(payload []byte) bool) (withdrawn, blanked int64, err error) {
+	// Erase takes turns with operators, who lock messages before keys.
+	if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
+		return 0, 0, err
+	}
+
 	// The keys are locked before the caller locks anything else, as consumers do.
 	_, err = tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE key = $1
@@ -279,23 +284,53 @@ func Erase(ctx context.Context, tx pgx.Tx, key string, topics []string, about fu
 		return 0, 0, fmt.Errorf("locking the keys of %s: %w", key, err)
 	}
 
-	list, err := entries(ctx, tx, `SELECT `+columns+` FROM failed_messages WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL) ORDER BY id`, topics)
+	ids, err := concerned(ctx, tx, topics, func(k string, payload []byte) bool { return k == key || about(payload) })
 	if err != nil {
 		return 0, 0, err
-	}
-
-	var ids []int64
-
-	for _, e := range list {
-		if e.Key == key || about(e.Current()) || about(e.Payload) {
-			ids = append(ids, e.ID)
-		}
 	}
 
 	return erase(ctx, tx, ids)
 }
 
+// concerned returns the ids of the messages on topics that match selects by their
+// key and one of their payloads. It holds one message at a time.
+func concerned(ctx context.Context, tx pgx.Tx, topics []string, match func(key string, payload []byte) bool) (ids []int64, err error) {
+	rows, err := tx.Query(ctx, `
+		SELECT id, key, payload, edited FROM failed_messages WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL) ORDER BY id`, topics)
+	if err != nil {
+		return nil, fmt.Errorf("reading failed messages: %w", err)
+	}
+
+	var (
+		id              int64
+		key             string
+		payload, edited []byte
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&id, &key, &payload, &edited}, func() error {
+		if match(key, payload) || edited != nil && match(key, edited) {
+			ids = append(ids, id)
+		}
+
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading failed messages: %w", err)
+	}
+
+	return ids, nil
+}
+
 func erase(ctx context.Context, tx pgx.Tx, ids []int64) (withdrawn, blanked int64, err error) {
+	// An attempt that ends locks the key first and then the message.
+	_, err = tx.Exec(ctx, `
+		SELECT FROM failed_keys k WHERE EXISTS (
+			SELECT FROM failed_messages m WHERE m.id = ANY($1) AND m.state = 'waiting' AND m.consumer = k.consumer AND m.waiting_key = k.key)
+		ORDER BY consumer, key FOR UPDATE`, ids)
+	if err != nil {
+		return 0, 0, fmt.Errorf("locking the keys of failed messages: %w", err)
+	}
+
 	keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
 		DELETE FROM failed_messages WHERE id = ANY($1) AND state = 'waiting' RETURNING consumer, waiting_key`, ids)
 	if err != nil {

@@ -74,6 +74,11 @@ func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
 // RetryNow makes the selected keys due now and returns how many there are.
 func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (n int64, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		// Of two operators that lock many keys, each could wait for the other.
+		if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
+			return err
+		}
+
 		keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key],
 			`UPDATE failed_keys k SET due_at = clock_timestamp() WHERE`+keyCondition+`RETURNING consumer, key`, f.args()...)
 		if err != nil {

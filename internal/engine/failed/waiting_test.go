@@ -3,16 +3,19 @@ package failed_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -391,5 +394,83 @@ func TestAMessageThatIsRequeuedWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(1).State != failed.Stopped {
 		t.Errorf("%d keys wait for a message that is %s", n, r.get(1).State)
+	}
+}
+
+func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+
+	const keys = 6
+
+	r := newRig(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+
+	for i := range 10 * keys {
+		r.add(entry(fmt.Sprint("key-", i%keys), fmt.Sprint(i)))
+	}
+
+	about := func(payload []byte) bool { return strings.Contains(string(payload), "key-1") }
+
+	var group errgroup.Group
+
+	repeat := func(do func() error) {
+		group.Go(func() error {
+			for ctx.Err() == nil {
+				if err := do(); err != nil {
+					return err
+				}
+			}
+
+			return nil
+		})
+	}
+
+	for range 2 {
+		repeat(func() error {
+			_, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{OutOfOrder: true}, check)
+
+			return err
+		})
+		repeat(func() error {
+			_, err := r.RetryNow(t.Context(), failed.KeyFilter{}, alice)
+
+			return err
+		})
+		repeat(func() error {
+			leased, err := r.Lease(t.Context(), map[string]int{"writer": 3}, time.Millisecond)
+
+			for _, k := range leased {
+				e, ok, headErr := r.Head(t.Context(), k, nil)
+				if ok {
+					e.Attempts++
+					headErr = r.Stop(t.Context(), e.Entry)
+				}
+
+				err = errors.Join(err, headErr)
+			}
+
+			return err
+		})
+	}
+
+	repeat(func() error {
+		return postgres.InTx(t.Context(), r.pool, func(tx pgx.Tx) error {
+			_, _, err := failed.Erase(t.Context(), tx, "key-0", []string{"notes"}, about)
+
+			return err
+		})
+	})
+	repeat(func() error { return r.Stop(t.Context(), entry("key-0", "more")) })
+	repeat(func() error { return r.Park(t.Context(), entry("key-1", "more"), time.Millisecond) })
+
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `
+		SELECT count(*)::int FROM failed_keys k WHERE NOT EXISTS (
+			SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting')`); n != 0 {
+		t.Errorf("%d keys wait for nothing", n)
 	}
 }
