@@ -172,12 +172,12 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var last int64
 
 	for leased := time.Now(); ; {
-		head, ok, err := r.headOf(ctx, key)
-		if err != nil || !ok || head.ID == last {
+		head, ok, err := r.headOf(key)
+		if !errors.Is(err, ErrStopping) && (err != nil || !ok || head.ID == last) {
 			return finished // the key is due again when the lease ends, is free, or waits again
 		}
 
-		if ctx.Err() != nil || head.Behind || !r.gate.enter() {
+		if err != nil || ctx.Err() != nil || head.Behind || !r.gate.enter() {
 			r.postpone(ctx, key, 0)
 
 			return finished
@@ -186,7 +186,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 		// The lease is long enough for one message only. If it ended, the same messages
 		// would be tried more than once at the same time.
 		if time.Since(leased) > renewAfter {
-			r.postpone(ctx, key, r.lease())
+			r.renew(ctx, key)
 
 			leased = time.Now()
 		}
@@ -217,11 +217,26 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	}
 }
 
-func (r *Router) headOf(ctx context.Context, key failed.Key) (failed.Head, bool, error) {
+// headOf returns the first message of a key. It waits for Postgres: without an
+// answer the key would wait until the lease ends.
+func (r *Router) headOf(key failed.Key) (head failed.Head, ok bool, err error) {
+	err = r.untilAvailable(func(ctx context.Context) (err error) {
+		head, ok, err = r.failed.Head(ctx, key, r.consuming())
+
+		return err
+	})
+
+	return head, ok, err
+}
+
+// renew prolongs the lease of a key.
+func (r *Router) renew(ctx context.Context, key failed.Key) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 	defer cancel()
 
-	return r.failed.Head(ctx, key, r.consuming())
+	if err := r.failed.Renew(ctx, key, r.lease()); err != nil {
+		r.logger.Debug("could not renew the lease of a key", slog.Any("error", err))
+	}
 }
 
 // postpone makes a key due after wait, also when the service stops: otherwise it

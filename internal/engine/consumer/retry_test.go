@@ -180,6 +180,47 @@ func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
 	}
 }
 
+func TestALeasedKeyIsTriedAlthoughItsConnectionIsLost(t *testing.T) {
+	t.Parallel()
+
+	var works atomic.Bool
+
+	pool := newPool(t)
+	r := start(t, pool, breakable(func(note) bool { return works.Load() }), func(c *consumer.Config) {
+		c.Retries, c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = 0, time.Hour, time.Hour, 9
+	})
+	r.send(message("a", "1"))
+	pgtest.Eventually(t, "it waits", func() bool { return len(r.waiting("a")) == 1 })
+	works.Store(true)
+
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	for _, sql := range []string{`UPDATE failed_keys SET due_at = now()`, `COMMIT AND CHAIN`, `LOCK TABLE failed_messages`} {
+		if _, err := tx.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	pgtest.Eventually(t, "the key is leased and its first message is read", func() bool {
+		return pgtest.Value[bool](t, pool, `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%FROM failed_messages h%'`)
+	})
+
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	r.rest() // within less than a lease
+
+	if got := r.texts("a"); got != "1" {
+		t.Errorf("applied %q", got)
+	}
+}
+
 func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 	t.Parallel()
 

@@ -160,6 +160,20 @@ func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration
 	return nil
 }
 
+// Renew prolongs the lease of a key to now + lease, unless the key is due: a message
+// was requeued in front, or the lease has ended.
+func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'
+		WHERE consumer = $1 AND key = $2 AND due_at > clock_timestamp()`,
+		k.Consumer, k.Key, lease.Seconds())
+	if err != nil {
+		return fmt.Errorf("renewing the lease of key %s: %w", k.Key, err)
+	}
+
+	return nil
+}
+
 // lockKeyOf locks the key for which the message with an id waits. A transaction
 // that is about to block messages behind it commits before this returns.
 func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err error) {

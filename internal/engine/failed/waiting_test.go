@@ -145,6 +145,32 @@ func TestARequeuedMessageGoesBeforeThoseThatWaitAndIsDueNow(t *testing.T) {
 	}
 }
 
+func TestALeaseIsRenewedUnlessTheKeyIsDue(t *testing.T) {
+	t.Parallel()
+
+	s, _ := newStore(t)
+	park(t, s, broken(), time.Minute)
+
+	k := failed.Key{Consumer: "writer", Key: "k"}
+	due := func() time.Duration {
+		list, err := s.WaitingKeys(t.Context(), failed.KeyFilter{}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		return time.Until(list[0].DueAt)
+	}
+
+	if err := s.Renew(t.Context(), k, time.Hour); err != nil || due() < 50*time.Minute {
+		t.Errorf("due in %s, %v", due(), err)
+	}
+
+	// A message that was requeued in front made it due.
+	if err := errors.Join(s.Postpone(t.Context(), k, 0), s.Renew(t.Context(), k, time.Hour)); err != nil || due() > time.Minute {
+		t.Errorf("due in %s, %v", due(), err)
+	}
+}
+
 func TestARequeuedMessageDoesNotMakeAnEarlierOneOfItsKeyDue(t *testing.T) {
 	t.Parallel()
 
