@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/check"
 )
 
 // Config tunes the consumers.
@@ -73,25 +74,17 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	var errs []error
-
-	check := func(ok bool, key string, got any, expected string) {
-		if !ok {
-			errs = append(errs, fmt.Errorf("consumer.%s: is %v, expected %s", key, got, expected))
-		}
-	}
-
-	check(c.MaxBatch >= 1 && c.MaxBatch <= 4096, "max_batch", c.MaxBatch, "1 to 4096")
-	check(c.ConcurrentBatches >= 1 && c.ConcurrentBatches <= 64, "concurrent_batches", c.ConcurrentBatches, "1 to 64")
-	check(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "handler_timeout", c.HandlerTimeout,
-		"more than 0s and at most 50s, to stay below Kafka's rebalance time-out")
-	check(c.DrainTimeout > 0, "drain_timeout", c.DrainTimeout, "more than 0s")
-
-	errs = append(errs, c.retryPolicy().validate("consumer."))
-
 	_, err := c.perTopic()
 
-	return errors.Join(append(errs, err)...)
+	return errors.Join(
+		check.Value(c.MaxBatch >= 1 && c.MaxBatch <= 4096, "consumer.max_batch", c.MaxBatch, "1 to 4096"),
+		check.Value(c.ConcurrentBatches >= 1 && c.ConcurrentBatches <= 64, "consumer.concurrent_batches", c.ConcurrentBatches, "1 to 64"),
+		check.Value(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "consumer.handler_timeout", c.HandlerTimeout,
+			"more than 0s and at most 50s, to stay below Kafka's rebalance time-out"),
+		check.Value(c.DrainTimeout > 0, "consumer.drain_timeout", c.DrainTimeout, "more than 0s"),
+		c.retryPolicy().validate("consumer."),
+		err,
+	)
 }
 
 // policy says how often and when a message whose handler failed is tried again.
@@ -111,29 +104,14 @@ func (c Config) retryPolicy() policy {
 }
 
 func (p policy) validate(prefix string) error {
-	var errs []error
-
-	if p.retries < 0 || p.retries > 20 {
-		errs = append(errs, fmt.Errorf("%sretries: is %d, expected 0 to 20", prefix, p.retries))
-	}
-
-	if p.retryInterval <= 0 || p.retryInterval > maxRetryInterval {
-		errs = append(errs, fmt.Errorf("%sretry_interval: is %s, expected more than 0s and at most 2s: it holds a partition", prefix, p.retryInterval))
-	}
-
-	if p.parkInterval <= 0 {
-		errs = append(errs, fmt.Errorf("%spark_interval: is %s, expected more than 0s", prefix, p.parkInterval))
-	}
-
-	if p.parkMaxInterval < p.parkInterval {
-		errs = append(errs, fmt.Errorf("%spark_max_interval: is %s, expected at least park_interval (%s)", prefix, p.parkMaxInterval, p.parkInterval))
-	}
-
-	if p.parkAttempts < 0 {
-		errs = append(errs, fmt.Errorf("%spark_attempts: is %d, expected 0 or more", prefix, p.parkAttempts))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.Value(p.retries >= 0 && p.retries <= 20, prefix+"retries", p.retries, "0 to 20"),
+		check.Value(p.retryInterval > 0 && p.retryInterval <= maxRetryInterval, prefix+"retry_interval", p.retryInterval,
+			"more than 0s and at most 2s: it holds a partition"),
+		check.Value(p.parkInterval > 0, prefix+"park_interval", p.parkInterval, "more than 0s"),
+		check.Value(p.parkMaxInterval >= p.parkInterval, prefix+"park_max_interval", p.parkMaxInterval, "at least park_interval"),
+		check.Value(p.parkAttempts >= 0, prefix+"park_attempts", p.parkAttempts, "0 or more"),
+	)
 }
 
 // wait returns how long a message waits after failing attempts times, with jitter;

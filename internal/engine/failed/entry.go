@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -36,11 +37,7 @@ func DefaultConfig() Config { return Config{Release: "dev"} }
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	if c.Retention < 0 || (c.Retention > 0 && c.Retention < time.Hour) {
-		return fmt.Errorf("failed.retention: is %s, expected 0 (unlimited) or at least 1h", c.Retention)
-	}
-
-	return nil
+	return check.Value(c.Retention == 0 || c.Retention >= time.Hour, "failed.retention", c.Retention, "at least 1h, or 0 for no limit")
 }
 
 // State is what happens to a failed message next.

@@ -2,11 +2,11 @@ package inbox
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -27,11 +27,7 @@ func DefaultConfig() Config { return Config{Retention: 7 * 24 * time.Hour} }
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	if c.Retention < minRetention {
-		return fmt.Errorf("inbox.retention: is %s, expected at least %s, and more than brokers keep messages", c.Retention, minRetention)
-	}
-
-	return nil
+	return check.Value(c.Retention >= minRetention, "inbox.retention", c.Retention, "at least 1h, and more than brokers keep messages")
 }
 
 var partitions = postgres.DailyPartitions{Table: "inbox"}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
@@ -51,25 +52,12 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	var errs []error
-
-	if c.BatchSize < 1 || c.BatchSize > 10_000 {
-		errs = append(errs, fmt.Errorf("outbox.batch_size: is %d, expected 1 to 10000", c.BatchSize))
-	}
-
-	if c.MaxInFlight < c.BatchSize {
-		errs = append(errs, fmt.Errorf("outbox.max_in_flight: is %d, expected at least outbox.batch_size (%d)", c.MaxInFlight, c.BatchSize))
-	}
-
-	if c.PollInterval < 10*time.Millisecond {
-		errs = append(errs, fmt.Errorf("outbox.poll_interval: is %s, expected at least 10ms", c.PollInterval))
-	}
-
-	if c.DrainTimeout <= 0 {
-		errs = append(errs, fmt.Errorf("outbox.drain_timeout: is %s, expected more than 0s", c.DrainTimeout))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.Value(c.BatchSize >= 1 && c.BatchSize <= 10_000, "outbox.batch_size", c.BatchSize, "1 to 10000"),
+		check.Value(c.MaxInFlight >= c.BatchSize, "outbox.max_in_flight", c.MaxInFlight, "at least outbox.batch_size"),
+		check.Value(c.PollInterval >= 10*time.Millisecond, "outbox.poll_interval", c.PollInterval, "at least 10ms"),
+		check.Value(c.DrainTimeout > 0, "outbox.drain_timeout", c.DrainTimeout, "more than 0s"),
+	)
 }
 
 // Append stores events in tx, to be published in this order after the commit.

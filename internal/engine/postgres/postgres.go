@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/check"
 )
 
 // Config configures access to the database.
@@ -34,20 +35,14 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	var errs []error
+	// The parser's error is left out: it can quote the password.
+	_, err := pgxpool.ParseConfig(string(c.URL))
 
-	if c.URL == "" {
-		errs = append(errs, errors.New("postgres.url: must not be empty: set it, or DATABASE_URL, to postgres://user:password@host:5432/database"))
-	} else if _, err := pgxpool.ParseConfig(string(c.URL)); err != nil {
-		// The parser's error is left out: it can quote the password.
-		errs = append(errs, errors.New("postgres.url: not a connection string, expected postgres://user:password@host:5432/database"))
-	}
-
-	if c.MaxConns < 4 {
-		errs = append(errs, fmt.Errorf("postgres.max_conns: is %d, expected at least 4", c.MaxConns))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.That(c.URL != "", "postgres.url: must not be empty: set it, or DATABASE_URL, to postgres://user:password@host:5432/database"),
+		check.That(err == nil, "postgres.url: not a connection string, expected postgres://user:password@host:5432/database"),
+		check.Value(c.MaxConns >= 4, "postgres.max_conns", c.MaxConns, "at least 4"),
+	)
 }
 
 // Secret is a string that is never logged or printed.

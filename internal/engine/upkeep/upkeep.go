@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -33,17 +34,10 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	var errs []error
-
-	if c.Every < time.Minute {
-		errs = append(errs, fmt.Errorf("upkeep.every: is %s, expected at least 1m", c.Every))
-	}
-
-	if c.OldTransaction < time.Second {
-		errs = append(errs, fmt.Errorf("upkeep.old_transaction: is %s, expected at least 1s", c.OldTransaction))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.Value(c.Every >= time.Minute, "upkeep.every", c.Every, "at least 1m"),
+		check.Value(c.OldTransaction >= time.Second, "upkeep.old_transaction", c.OldTransaction, "at least 1s"),
+	)
 }
 
 // Task is one kind of upkeep. It can be repeated and cancelled at any time.

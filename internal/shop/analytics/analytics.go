@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -34,11 +35,7 @@ func DefaultConfig() Config { return Config{Retention: 90 * 24 * time.Hour} }
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	if c.Retention != 0 && c.Retention < 48*time.Hour {
-		return fmt.Errorf("analytics.retention: is %s, expected at least 48h, or 0 for no limit", c.Retention)
-	}
-
-	return nil
+	return check.Value(c.Retention == 0 || c.Retention >= 48*time.Hour, "analytics.retention", c.Retention, "at least 48h, or 0 for no limit")
 }
 
 // maxName is the maximum length of an event's name, in characters.

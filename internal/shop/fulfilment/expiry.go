@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -27,11 +28,7 @@ func DefaultConfig() Config { return Config{PaymentTimeout: 15 * time.Minute} }
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	if c.PaymentTimeout != 0 && c.PaymentTimeout < time.Second {
-		return fmt.Errorf("fulfilment.payment_timeout: is %s, expected at least 1s, or 0 for no limit", c.PaymentTimeout)
-	}
-
-	return nil
+	return check.Value(c.PaymentTimeout == 0 || c.PaymentTimeout >= time.Second, "fulfilment.payment_timeout", c.PaymentTimeout, "at least 1s, or 0 for no limit")
 }
 
 const (

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -70,39 +71,22 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	errs := []error{c.Email.validate(), c.Webhook.validate()}
-
-	if c.Retention != 0 && c.Retention < time.Hour {
-		errs = append(errs, fmt.Errorf("notification.retention: is %s, expected at least 1h, or 0 for no limit", c.Retention))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(c.Email.validate(), c.Webhook.validate(),
+		check.Value(c.Retention == 0 || c.Retention >= time.Hour, "notification.retention", c.Retention, "at least 1h, or 0 for no limit"))
 }
 
 func (c EmailConfig) validate() error {
-	var errs []error
+	const key = "notification.email."
 
-	if c.Port < 1 || c.Port > 65535 {
-		errs = append(errs, fmt.Errorf("notification.email.port: is %d, expected 1 to 65535", c.Port))
-	}
+	_, err := mail.ParseAddress(c.From)
 
-	if c.TLS != startTLS && c.TLS != fullTLS && c.TLS != noTLS {
-		errs = append(errs, fmt.Errorf("notification.email.tls: is %q, expected %s, %s or %s", c.TLS, startTLS, fullTLS, noTLS))
-	}
-
-	if c.TLS == noTLS && c.User != "" {
-		errs = append(errs, fmt.Errorf("notification.email.user: would send the password unencrypted, expected notification.email.tls %s or %s", startTLS, fullTLS))
-	}
-
-	if (c.User == "") != (c.Password == "") {
-		errs = append(errs, errors.New("notification.email.user: expected both notification.email.user and notification.email.password, or neither"))
-	}
-
-	if _, err := mail.ParseAddress(c.From); err != nil {
-		errs = append(errs, fmt.Errorf("notification.email.from: is %q, expected an address such as shop@example.com", c.From))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.Value(c.Port >= 1 && c.Port <= 65535, key+"port", c.Port, "1 to 65535"),
+		check.Value(c.TLS == startTLS || c.TLS == fullTLS || c.TLS == noTLS, key+"tls", c.TLS, "starttls, tls or none"),
+		check.That(c.TLS != noTLS || c.User == "", key+"user: would send the password unencrypted, expected notification.email.tls starttls or tls"),
+		check.That((c.User == "") == (c.Password == ""), key+"user: expected both notification.email.user and notification.email.password, or neither"),
+		check.Value(err == nil, key+"from", c.From, "an address such as shop@example.com"),
+	)
 }
 
 func (c WebhookConfig) validate() error {
@@ -110,20 +94,16 @@ func (c WebhookConfig) validate() error {
 		return nil
 	}
 
-	var errs []error
-	if u, err := url.Parse(c.URL); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
-		errs = append(errs, errors.New("notification.webhook.url: is not a URL, expected https://host/path"))
-	}
+	u, err := url.Parse(c.URL)
+	secret, secretErr := c.secret()
+	_, networksErr := c.networks()
 
-	if secret, err := c.secret(); err != nil || len(secret) < 24 || len(secret) > 64 {
-		errs = append(errs, errors.New("notification.webhook.secret: is not a secret, expected whsec_ and then 24 to 64 bytes in base64 (openssl rand -base64 32)"))
-	}
-
-	if _, err := c.networks(); err != nil {
-		errs = append(errs, err)
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.That(err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "", "notification.webhook.url: is not a URL, expected https://host/path"),
+		check.That(secretErr == nil && len(secret) >= 24 && len(secret) <= 64,
+			"notification.webhook.secret: is not a secret, expected whsec_ and then 24 to 64 bytes in base64 (openssl rand -base64 32)"),
+		networksErr,
+	)
 }
 
 func (c WebhookConfig) secret() ([]byte, error) {

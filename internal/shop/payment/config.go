@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -127,67 +129,46 @@ func (c Config) Validate() error {
 }
 
 func (c SimulatedConfig) validate() error {
-	var errs []error
-
-	if c.Latency < 0 {
-		errs = append(errs, fmt.Errorf("payment.simulated.latency: is %s, expected 0s or more", c.Latency))
-	}
-
-	if c.Timeout < 0 {
-		errs = append(errs, fmt.Errorf("payment.simulated.timeout: is %s, expected 0s or more", c.Timeout))
+	errs := []error{
+		check.Value(c.Latency >= 0, "payment.simulated.latency", c.Latency, "0s or more"),
+		check.Value(c.Timeout >= 0, "payment.simulated.timeout", c.Timeout, "0s or more"),
 	}
 
 	sum := 0.0
 
 	for _, rate := range c.rates() {
 		sum += rate.fraction
-
-		if !(rate.fraction >= 0 && rate.fraction <= 1) { // refuses NaN too
-			errs = append(errs, fmt.Errorf("payment.simulated.%s_rate: is %v, expected 0 to 1", rate.action, rate.fraction))
-		}
-	}
-
-	if sum > 1 {
-		errs = append(errs, fmt.Errorf("payment.simulated: the rates add up to %v, expected at most 1", sum))
+		inRange := rate.fraction >= 0 && rate.fraction <= 1 // false for NaN too
+		errs = append(errs, check.Value(inRange, "payment.simulated."+string(rate.action)+"_rate", rate.fraction, "0 to 1"))
 	}
 
 	for _, r := range c.Rules {
 		errs = append(errs, r.validate())
 	}
 
-	if !c.Ledger && (sum > 0 || len(c.Rules) > 0) {
-		errs = append(errs, errors.New("payment.simulated.ledger: is false, expected true with rates or rules: without a record the gateway cannot charge once"))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(append(errs,
+		check.That(sum <= 1, fmt.Sprintf("payment.simulated: the rates add up to %v, expected at most 1", sum)),
+		check.Value(c.Ledger || sum == 0 && len(c.Rules) == 0, "payment.simulated.ledger", c.Ledger,
+			"true with rates or rules: without a record the gateway cannot charge once"),
+	)...)
 }
 
 func (c StripeConfig) validate() error {
-	var errs []error
+	const key = "payment.stripe."
 
-	if key := string(c.SecretKey); !strings.HasPrefix(key, "sk_") && !strings.HasPrefix(key, "rk_") {
-		errs = append(errs, errors.New("payment.stripe.secret_key: is not a secret key, expected one that begins with sk_ or rk_"))
-	}
-
-	switch {
-	case c.PaymentMethod == "":
-		errs = append(errs, errors.New("payment.stripe.payment_method: must not be empty"))
-	case c.live() && strings.HasPrefix(c.PaymentMethod, "pm_card_"):
-		errs = append(errs, fmt.Errorf("payment.stripe.payment_method: is %s, which is for tests, but payment.stripe.secret_key is a live key", c.PaymentMethod))
-	}
-
+	secret := string(c.SecretKey)
 	u, err := url.Parse(c.URL)
-	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
-		errs = append(errs, errors.New("payment.stripe.url: is not a URL, expected https://host"))
-	} else if u.Scheme == "http" && c.live() {
-		errs = append(errs, errors.New("payment.stripe.url: would send a live key unencrypted, expected https://host"))
-	}
+	isURL := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != ""
 
-	if c.Timeout <= 0 {
-		errs = append(errs, fmt.Errorf("payment.stripe.timeout: is %s, expected more than 0s", c.Timeout))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.That(strings.HasPrefix(secret, "sk_") || strings.HasPrefix(secret, "rk_"), key+"secret_key: is not a secret key, expected one that begins with sk_ or rk_"),
+		check.That(c.PaymentMethod != "", key+"payment_method: must not be empty"),
+		check.That(!c.live() || !strings.HasPrefix(c.PaymentMethod, "pm_card_"),
+			key+"payment_method: is "+c.PaymentMethod+", which is for tests, but payment.stripe.secret_key is a live key"),
+		check.That(isURL, key+"url: is not a URL, expected https://host"),
+		check.That(!isURL || u.Scheme == "https" || !c.live(), key+"url: would send a live key unencrypted, expected https://host"),
+		check.Value(c.Timeout > 0, key+"timeout", c.Timeout, "more than 0s"),
+	)
 }
 
 func (c StripeConfig) live() bool {
@@ -195,21 +176,12 @@ func (c StripeConfig) live() bool {
 }
 
 func (c StripeConfig) validateWebhook() error {
-	var errs []error
+	foreign := slices.ContainsFunc(c.webhookSecrets(), func(secret string) bool { return !strings.HasPrefix(secret, "whsec_") })
 
-	for _, secret := range c.webhookSecrets() {
-		if !strings.HasPrefix(secret, "whsec_") {
-			errs = append(errs, errors.New("payment.stripe.webhook_secret: is not a webhook secret, expected one that begins with whsec_, or several separated by commas"))
-
-			break
-		}
-	}
-
-	if c.WebhookTolerance <= 0 {
-		errs = append(errs, fmt.Errorf("payment.stripe.webhook_tolerance: is %s, expected more than 0s", c.WebhookTolerance))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.That(!foreign, "payment.stripe.webhook_secret: is not a webhook secret, expected one that begins with whsec_, or several separated by commas"),
+		check.Value(c.WebhookTolerance > 0, "payment.stripe.webhook_tolerance", c.WebhookTolerance, "more than 0s"),
+	)
 }
 
 func (c StripeConfig) webhookSecrets() []string {

@@ -2,9 +2,9 @@ package user
 
 import (
 	"context"
-	"fmt"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -20,11 +20,7 @@ func DefaultConfig() Config { return Config{} }
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	if c.MissesRetention != 0 && c.MissesRetention < time.Hour {
-		return fmt.Errorf("user.misses_retention: is %s, expected at least 1h, or 0 for no limit", c.MissesRetention)
-	}
-
-	return nil
+	return check.Value(c.MissesRetention == 0 || c.MissesRetention >= time.Hour, "user.misses_retention", c.MissesRetention, "at least 1h, or 0 for no limit")
 }
 
 // DeleteExpiredMisses deletes expired updates of unknown users and returns their

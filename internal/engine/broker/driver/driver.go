@@ -161,12 +161,3 @@ func (l *lazySubscriber) Close() error {
 func WatermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
 	return telemetry.Watermill(logger, slog.LevelWarn)
 }
-
-// Positive returns an error that names the configuration key if n is below 1.
-func Positive(key string, n int) error {
-	if n < 1 {
-		return fmt.Errorf("%s: is %d, expected at least 1", key, n)
-	}
-
-	return nil
-}

@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
@@ -26,7 +27,7 @@ type Config struct {
 func DefaultConfig() Config { return Config{Lanes: 256} }
 
 // Validate reports every mistake, naming the key.
-func (c Config) Validate() error { return driver.Positive("broker.embedded.lanes", c.Lanes) }
+func (c Config) Validate() error { return check.Positive("broker.embedded.lanes", c.Lanes) }
 
 // Driver is the embedded broker.
 //

@@ -3,7 +3,7 @@ package kafka
 import (
 	"errors"
 
-	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -42,27 +42,13 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	errs := []error{
-		driver.Positive("broker.kafka.partitions", int(c.Partitions)),
-		driver.Positive("broker.kafka.replication_factor", int(c.ReplicationFactor)),
-		driver.Positive("broker.kafka.lanes", c.Lanes),
-	}
-
-	if len(c.Brokers) == 0 {
-		errs = append(errs, errors.New("broker.kafka.brokers: must not be empty, expected host:port, separated by commas"))
-	}
-
-	if c.Group == "" {
-		errs = append(errs, errors.New("broker.kafka.group: must not be empty"))
-	}
-
-	if (c.User == "") != (c.Password == "") {
-		errs = append(errs, errors.New("broker.kafka.user: set it together with broker.kafka.password, or neither"))
-	}
-
-	if c.CAFile != "" && !c.TLS {
-		errs = append(errs, errors.New("broker.kafka.ca_file: has no effect unless broker.kafka.tls is true"))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.Positive("broker.kafka.partitions", c.Partitions),
+		check.Positive("broker.kafka.replication_factor", c.ReplicationFactor),
+		check.Positive("broker.kafka.lanes", c.Lanes),
+		check.That(len(c.Brokers) > 0, "broker.kafka.brokers: must not be empty, expected host:port, separated by commas"),
+		check.That(c.Group != "", "broker.kafka.group: must not be empty"),
+		check.That((c.User == "") == (c.Password == ""), "broker.kafka.user: set it together with broker.kafka.password, or neither"),
+		check.That(c.CAFile == "" || c.TLS, "broker.kafka.ca_file: has no effect unless broker.kafka.tls is true"),
+	)
 }

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"net/url"
 
-	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -32,22 +32,15 @@ func DefaultConfig() Config {
 
 // Validate reports every mistake, naming the key.
 func (c Config) Validate() error {
-	errs := []error{
-		driver.Positive("broker.rabbitmq.consumers", c.Consumers),
-		driver.Positive("broker.rabbitmq.lanes", c.Lanes),
-	}
-
 	// The parser's error is left out: it would quote the password.
 	u, err := url.Parse(string(c.URL))
-	if err != nil || (u.Scheme != "amqp" && u.Scheme != "amqps") || u.Host == "" {
-		errs = append(errs, errors.New("broker.rabbitmq.url: not an AMQP address, expected amqp://user:password@host:5672/"))
-	} else if c.CAFile != "" && u.Scheme != "amqps" {
-		errs = append(errs, errors.New("broker.rabbitmq.ca_file: has no effect unless broker.rabbitmq.url begins with amqps://"))
-	}
+	valid := err == nil && (u.Scheme == "amqp" || u.Scheme == "amqps") && u.Host != ""
 
-	if c.Exchange == "" {
-		errs = append(errs, errors.New("broker.rabbitmq.exchange: must not be empty"))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(
+		check.Positive("broker.rabbitmq.consumers", c.Consumers),
+		check.Positive("broker.rabbitmq.lanes", c.Lanes),
+		check.That(valid, "broker.rabbitmq.url: not an AMQP address, expected amqp://user:password@host:5672/"),
+		check.That(c.CAFile == "" || !valid || u.Scheme == "amqps", "broker.rabbitmq.ca_file: has no effect unless broker.rabbitmq.url begins with amqps://"),
+		check.That(c.Exchange != "", "broker.rabbitmq.exchange: must not be empty"),
+	)
 }
