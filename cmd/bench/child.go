@@ -110,7 +110,12 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	payments := payment.NewSimulated()
 	process := fulfilment.NewProcess(order.NewService(pool), inventory.NewService(pool), payments)
 	add := func(consumer, topic string, handle naiveHandler) {
-		router.AddConsumerHandler(consumer, topic, conn.Subscriber(topic), func(msg *message.Message) error {
+		subscriber, err := conn.Subscriber(topic)
+		if err != nil {
+			panic(err) // the broker has just answered
+		}
+
+		router.AddConsumerHandler(consumer, topic, subscriber, func(msg *message.Message) error {
 			var sent []event.Outgoing
 
 			err := postgres.InTx(msg.Context(), pool, func(tx pgx.Tx) (err error) {

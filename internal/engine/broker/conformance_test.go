@@ -111,7 +111,7 @@ func (h harness) run(t *testing.T) {
 }
 
 // open connects to the broker and declares topic as consumed.
-func (h harness) open(tb testing.TB, topic string) *broker.Conn {
+func (h harness) open(tb testing.TB, topic string) *connection {
 	tb.Helper()
 
 	conn, err := broker.New(h.config, pgtest.Logger(tb))
@@ -126,7 +126,23 @@ func (h harness) open(tb testing.TB, topic string) *broker.Conn {
 		tb.Fatal(err)
 	}
 
-	return conn
+	return &connection{Conn: conn}
+}
+
+// connection closes its subscribers too, as the router would.
+type connection struct {
+	*broker.Conn
+
+	subscribers []message.Subscriber
+}
+
+func (c *connection) Close() error {
+	var errs []error
+	for _, subscriber := range c.subscribers {
+		errs = append(errs, subscriber.Close())
+	}
+
+	return errors.Join(append(errs, c.Conn.Close())...)
 }
 
 // received collects messages.
@@ -137,10 +153,17 @@ type received struct {
 
 // consume subscribes and passes each message to handle, or acknowledges it if
 // handle is nil.
-func consume(tb testing.TB, conn *broker.Conn, topic string, handle func(*message.Message)) *received {
+func consume(tb testing.TB, conn *connection, topic string, handle func(*message.Message)) *received {
 	tb.Helper()
 
-	messages, err := conn.Subscriber(topic).Subscribe(context.Background(), topic)
+	subscriber, err := conn.Subscriber(topic)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	conn.subscribers = append(conn.subscribers, subscriber)
+
+	messages, err := subscriber.Subscribe(context.Background(), topic)
 	if err != nil {
 		tb.Fatal(err)
 	}

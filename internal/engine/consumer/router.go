@@ -186,7 +186,7 @@ type Source interface {
 	// Has reports whether the source carries a topic.
 	Has(topic string) bool
 	// Subscriber returns the subscriber of a topic, after Connect.
-	Subscriber(topic string) message.Subscriber
+	Subscriber(topic string) (message.Subscriber, error)
 	// Subscribed is called once all consumers of the source are.
 	Subscribed()
 }
@@ -304,9 +304,16 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 
 			consumed, _ := r.Topics()
 			for _, topic := range consumed {
-				if source.Has(topic) {
-					router.AddConsumerHandler(topic, topic, source.Subscriber(topic), r.receive(r.routesOf(topic)))
+				if !source.Has(topic) {
+					continue
 				}
+
+				subscriber, err := source.Subscriber(topic)
+				if err != nil {
+					return fmt.Errorf("connecting subscriber of %s: %w", topic, err)
+				}
+
+				router.AddConsumerHandler(topic, topic, subscriber, r.receive(r.routesOf(topic)))
 			}
 
 			if err := router.RunHandlers(subscriptions); err != nil {

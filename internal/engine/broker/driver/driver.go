@@ -6,10 +6,8 @@ package driver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -32,8 +30,9 @@ type Driver interface {
 	Connect(ctx context.Context, topics []Topic) error
 	// Publisher returns the publisher, after Connect.
 	Publisher() message.Publisher
-	// Subscriber returns a subscriber for one topic, after Connect.
-	Subscriber(topic string) message.Subscriber
+	// Subscriber returns a subscriber for one topic, after Connect. The caller
+	// closes it.
+	Subscriber(topic string) (message.Subscriber, error)
 	// Lanes is how many messages are worth publishing at once.
 	Lanes() int
 	Ping(ctx context.Context) error
@@ -95,65 +94,6 @@ func Sent(msg *message.Message) event.Headers {
 	headers[event.HeaderWatermillID] = msg.UUID
 
 	return headers
-}
-
-// Subscribers opens subscribers when they are first used and closes them
-// together.
-type Subscribers struct {
-	mu   sync.Mutex
-	open []message.Subscriber
-}
-
-// Lazy returns a subscriber that connects at Subscribe.
-func (s *Subscribers) Lazy(connect func() (message.Subscriber, error)) message.Subscriber {
-	return &lazySubscriber{connect: connect, all: s}
-}
-
-// Close closes every subscriber that was opened.
-func (s *Subscribers) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	var errs []error
-	for _, subscriber := range s.open {
-		errs = append(errs, subscriber.Close())
-	}
-
-	return errors.Join(errs...)
-}
-
-type lazySubscriber struct {
-	connect func() (message.Subscriber, error)
-	all     *Subscribers
-	opened  message.Subscriber // guarded by all.mu
-}
-
-// Subscribe implements message.Subscriber.
-func (l *lazySubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	subscriber, err := l.connect()
-	if err != nil {
-		return nil, fmt.Errorf("connecting subscriber of %s: %w", topic, err)
-	}
-
-	l.all.mu.Lock()
-	l.opened = subscriber
-	l.all.open = append(l.all.open, subscriber)
-	l.all.mu.Unlock()
-
-	return subscriber.Subscribe(ctx, topic)
-}
-
-// Close implements message.Subscriber.
-func (l *lazySubscriber) Close() error {
-	l.all.mu.Lock()
-	subscriber := l.opened
-	l.all.mu.Unlock()
-
-	if subscriber == nil {
-		return nil
-	}
-
-	return subscriber.Close()
 }
 
 // WatermillLogger returns a logger for Watermill's publishers and subscribers.

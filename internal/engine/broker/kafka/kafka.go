@@ -26,9 +26,8 @@ const maxMessageBytes = 16 << 20
 
 // Driver is a connection to Kafka.
 type Driver struct {
-	cfg         Config
-	logger      *slog.Logger
-	subscribers driver.Subscribers
+	cfg    Config
+	logger *slog.Logger
 
 	mu     sync.Mutex
 	client sarama.Client
@@ -113,24 +112,22 @@ func (d *Driver) createTopics(client sarama.Client, topics []driver.Topic) error
 }
 
 // Subscriber implements driver.Driver. Each topic has its own consumer group.
-func (d *Driver) Subscriber(topic string) message.Subscriber {
-	subscriber := d.subscribers.Lazy(func() (message.Subscriber, error) {
-		cfg, err := d.sarama()
-		if err != nil {
-			return nil, err
-		}
+func (d *Driver) Subscriber(topic string) (message.Subscriber, error) {
+	cfg, err := d.sarama()
+	if err != nil {
+		return nil, err
+	}
 
-		return kafka.NewSubscriber(kafka.SubscriberConfig{
-			Brokers:               d.cfg.Brokers,
-			Unmarshaler:           Marshaler{},
-			OverwriteSaramaConfig: cfg,
-			ConsumerGroup:         d.cfg.Group + "." + topic,
-			// Messages are nacked only when the service stops.
-			NackResendSleep: time.Second,
-		}, driver.WatermillLogger(d.logger))
-	})
+	subscriber, err := kafka.NewSubscriber(kafka.SubscriberConfig{
+		Brokers:               d.cfg.Brokers,
+		Unmarshaler:           Marshaler{},
+		OverwriteSaramaConfig: cfg,
+		ConsumerGroup:         d.cfg.Group + "." + topic,
+		// Messages are nacked only when the service stops.
+		NackResendSleep: time.Second,
+	}, driver.WatermillLogger(d.logger))
 
-	return prefixedSubscriber{subscriber, d.cfg.Prefix}
+	return prefixedSubscriber{subscriber, d.cfg.Prefix}, err
 }
 
 // prefixedSubscriber reads a topic under the name that it has on the cluster.
@@ -167,12 +164,11 @@ func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
-	errs := []error{d.subscribers.Close()}
-	if d.pub != nil {
-		errs = append(errs, d.pub.Close(), d.client.Close())
+	if d.pub == nil {
+		return nil
 	}
 
-	return errors.Join(errs...)
+	return errors.Join(d.pub.Close(), d.client.Close())
 }
 
 // sarama returns the settings of producers and consumers alike. The comments

@@ -30,9 +30,8 @@ const prefetch = 4
 
 // Driver is a connection to RabbitMQ.
 type Driver struct {
-	cfg         Config
-	logger      *slog.Logger
-	subscribers driver.Subscribers
+	cfg    Config
+	logger *slog.Logger
 
 	mu     sync.Mutex
 	topics []driver.Topic
@@ -183,17 +182,15 @@ func (d *Driver) config() (amqp.Config, error) {
 }
 
 // Subscriber implements driver.Driver.
-func (d *Driver) Subscriber(string) message.Subscriber {
-	return d.subscribers.Lazy(func() (message.Subscriber, error) {
-		cfg, err := d.config()
-		if err != nil {
-			return nil, err
-		}
+func (d *Driver) Subscriber(string) (message.Subscriber, error) {
+	cfg, err := d.config()
+	if err != nil {
+		return nil, err
+	}
 
-		subscriber, err := amqp.NewSubscriber(cfg, driver.WatermillLogger(d.logger))
+	subscriber, err := amqp.NewSubscriber(cfg, driver.WatermillLogger(d.logger))
 
-		return &fanIn{Subscriber: subscriber, n: d.cfg.Consumers}, err
-	})
+	return &fanIn{Subscriber: subscriber, n: d.cfg.Consumers}, err
 }
 
 // Ping implements driver.Driver.
@@ -213,12 +210,11 @@ func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
-	errs := []error{d.subscribers.Close()}
-	if d.pub != nil {
-		errs = append(errs, d.pub.Close())
+	if d.pub == nil {
+		return nil
 	}
 
-	return errors.Join(errs...)
+	return d.pub.Close()
 }
 
 // fanIn merges n subscriptions into one. A single subscription has one message
