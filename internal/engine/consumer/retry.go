@@ -193,12 +193,8 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 
 		f := r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false))
 
-		switch {
-		case f.outcome != returned:
-		case errors.Is(f.err, ErrStopping):
-			r.postpone(ctx, key, 0)
-		default:
-			r.postpone(ctx, key, suspendedWait)
+		if f.outcome == returned {
+			r.postpone(ctx, key, waitOf(f))
 		}
 
 		r.gate.leave()
@@ -215,6 +211,15 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 
 		last = head.ID
 	}
+}
+
+// waitOf is how long a key waits whose message was returned.
+func waitOf(f fate) time.Duration {
+	if errors.Is(f.err, ErrStopping) {
+		return 0
+	}
+
+	return suspendedWait
 }
 
 // headOf returns the first message of a key. It waits for Postgres: without an

@@ -142,7 +142,7 @@ func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
 
 	var works atomic.Bool
 
-	r := start(t, newPool(t), breakable(func(n note) bool {
+	r := start(t, newPool(t), breakable(func(note) bool {
 		if works.Load() {
 			time.Sleep(300 * time.Millisecond)
 		}
