@@ -17,7 +17,7 @@ func newAnalyticsDaily(opts *options) *cobra.Command {
 		name string
 	)
 
-	cmd := query(opts, &cobra.Command{
+	return query(opts, &cobra.Command{
 		Use: "daily [EVENT]", Short: "Show how often an event, or any event, occurred each day (UTC)",
 		Example: "  millrace analytics daily checkout --days 30",
 	}, func(c *call) ([]analytics.Day, error) {
@@ -39,8 +39,5 @@ func newAnalyticsDaily(opts *options) *cobra.Command {
 		for _, d := range list {
 			row(w, d.Day.Format(time.DateOnly), d.Count, bar(d.Count, longest))
 		}
-	})
-	daysFlag(cmd, &days)
-
-	return cmd
+	}, recent(&days))
 }

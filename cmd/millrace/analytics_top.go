@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,11 +11,11 @@ import (
 )
 
 func newAnalyticsTop(opts *options) *cobra.Command {
-	var days, limit int
+	var days int
 
-	cmd := query(opts, &cobra.Command{
+	return query(opts, &cobra.Command{
 		Use: "top", Short: "Show the most frequent events", Example: "  millrace analytics top --days 7 --limit 5",
-	}, func(c *call) ([]analytics.Count, error) { return c.Analytics.Top(c.ctx, days, limit) },
+	}, func(c *call) ([]analytics.Count, error) { return c.Analytics.Top(c.ctx, days, c.limit) },
 		func(w io.Writer, counts []analytics.Count) {
 			if len(counts) == 0 {
 				fmt.Fprintf(w, "no events in the last %d days\n", days)
@@ -23,9 +24,21 @@ func newAnalyticsTop(opts *options) *cobra.Command {
 			for _, e := range counts {
 				row(w, oneLine(e.Event, 40), e.Count, bar(e.Count, counts[0].Count))
 			}
-		})
-	daysFlag(cmd, &days)
-	limitFlag(cmd, &limit)
+		}, recent(&days), limited)
+}
 
-	return cmd
+// recent adds --days.
+func recent(days *int) flag {
+	return number(days, "days", 14, maxDays, "count this many days, including today")
+}
+
+// barWidth is how many characters the longest bar has.
+const barWidth = 40
+
+func bar(count, longest int64) string {
+	if count == 0 {
+		return ""
+	}
+
+	return strings.Repeat("█", max(1, int(count*barWidth/longest)))
 }

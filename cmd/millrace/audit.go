@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
-	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/shop/audit"
@@ -16,12 +16,11 @@ import (
 
 func newAudit(opts *options) *cobra.Command {
 	var (
-		options     invariant.Options
+		config      invariant.Options
 		repair, dry bool
-		by          activity.Actor
 	)
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "audit", Short: "Check the invariants of the database and the payment gateway's record",
 		Long: `Check every invariant in one snapshot while the service runs; nobody is blocked.
 For each invariant the command prints what it examined, what violates it and what
@@ -37,9 +36,9 @@ Exit code 1 if there are violations, after the repair if there was one.`,
   millrace audit --repair --dry-run`,
 	}, func(c *call) error {
 		progress, done := showProgress("checking")
-		options.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
+		config.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
 
-		out, err := c.Operator.Audit(c.ctx, options, repair, dry, by)
+		out, err := c.Operator.Audit(c.ctx, config, repair, dry, c.by)
 
 		done()
 
@@ -52,18 +51,15 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		}
 
 		return out.Err()
+	}, recorded, func(_ *options, flags *pflag.FlagSet) {
+		flags.StringSliceVar(&config.Only, "only", nil, "run only these checks, separated by commas")
+		flags.IntVar(&config.Limit, "limit", 20, "list at most this many violations per check; all are counted")
+		flags.DurationVar(&config.Older, "older", 15*time.Minute, "treat what has been in progress for longer as stuck")
+		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "read the payment gateway's record this far back")
+		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "allow each statement this long")
+		flags.BoolVar(&repair, "repair", false, "fix what has one safe answer")
+		flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
 	})
-	flags := cmd.Flags()
-	flags.StringSliceVar(&options.Only, "only", nil, "run only these checks, separated by commas")
-	flags.IntVar(&options.Limit, "limit", 20, "list at most this many violations per check; all are counted")
-	flags.DurationVar(&options.Older, "older", 15*time.Minute, "treat what has been in progress for longer as stuck")
-	flags.DurationVar(&options.Ledger, "ledger", 30*24*time.Hour, "read the payment gateway's record this far back")
-	flags.DurationVar(&options.Timeout, "timeout", 5*time.Minute, "allow each statement this long")
-	flags.BoolVar(&repair, "repair", false, "fix what has one safe answer")
-	flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
-	actorFlags(cmd, &by)
-
-	return cmd
 }
 
 func writeAudit(w io.Writer, out operate.Audit) {

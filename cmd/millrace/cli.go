@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace"
 	"github.com/millracehq/millrace/internal/app"
@@ -30,13 +31,16 @@ import (
 // directory. Other commands find it there when no database is configured.
 const devDir = ".local/postgres"
 
-// options are the flags that every command has.
+// options are the flags that every command has, and those that many have.
 type options struct {
 	file   string
 	url    string
 	broker string
 	level  string
 	json   bool
+
+	limit int            // see limited
+	by    activity.Actor // see recorded
 }
 
 // load reads the configuration without validating it.
@@ -59,17 +63,14 @@ func (o *options) load() (config.Config, error) {
 	return cfg, nil
 }
 
-// service assembles a service for a command that works beside a running one.
-func (o *options) service() (*app.Service, func(), error) {
+// beside returns the configuration of a command that works beside a running
+// service.
+func (o *options) beside() (config.Config, error) {
 	cfg, err := o.load()
-	if err != nil {
-		return nil, nil, err
-	}
-
-	if cfg.Postgres.URL == "" {
+	if err == nil && cfg.Postgres.URL == "" {
 		server, err := localpg.Find(devDir)
 		if err != nil {
-			return nil, nil, usageError{errors.New("no database: run `millrace dev` in this directory, or set DATABASE_URL or --database-url")}
+			return cfg, usageError{errors.New("no database: run `millrace dev` in this directory, or set DATABASE_URL or --database-url")}
 		}
 
 		cfg.Postgres.URL = postgres.Secret(server.URL())
@@ -77,7 +78,7 @@ func (o *options) service() (*app.Service, func(), error) {
 
 	cfg.Postgres.MaxConns = 4
 
-	return assemble(cfg)
+	return cfg, err
 }
 
 func assemble(cfg config.Config) (*app.Service, func(), error) {
@@ -92,29 +93,41 @@ func newLogger(cfg config.Config) *slog.Logger { return telemetry.NewLogger(cfg.
 
 // call is one run of a command.
 type call struct {
+	*options
 	*app.Service // nil if the command needs none
 
+	cfg  config.Config // that of the service
 	ctx  context.Context
 	cmd  *cobra.Command
-	opts *options
 	args []string
 }
 
 // command completes cmd: it runs fn. The usage line says how many arguments
 // there may be.
-func command(opts *options, cmd *cobra.Command, fn func(*call) error) *cobra.Command {
-	cmd.Args = arguments(cmd.Use)
+func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
+	if cmd.Args == nil {
+		cmd.Args = arguments(cmd.Use)
+	}
+
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return fn(&call{ctx: cmd.Context(), cmd: cmd, opts: opts, args: args})
+		return fn(&call{options: opts, ctx: cmd.Context(), cmd: cmd, args: args})
+	}
+
+	for _, add := range flags {
+		add(opts, cmd.Flags())
 	}
 
 	return cmd
 }
 
 // operation completes cmd: it runs fn with a service, which it releases.
-func operation(opts *options, cmd *cobra.Command, fn func(*call) error) *cobra.Command {
-	return command(opts, cmd, func(c *call) error {
-		service, release, err := opts.service()
+func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
+	return command(opts, cmd, func(c *call) (err error) {
+		if c.cfg, err = opts.beside(); err != nil {
+			return err
+		}
+
+		service, release, err := assemble(c.cfg)
 		if err != nil {
 			return err
 		}
@@ -123,11 +136,11 @@ func operation(opts *options, cmd *cobra.Command, fn func(*call) error) *cobra.C
 		c.Service = service
 
 		return fn(c)
-	})
+	}, flags...)
 }
 
 // query completes cmd: it prints what read returns, as JSON or by write.
-func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error), write func(io.Writer, T)) *cobra.Command {
+func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error), write func(io.Writer, T), flags ...flag) *cobra.Command {
 	return operation(opts, cmd, func(c *call) error {
 		value, err := read(c)
 		if err != nil {
@@ -135,10 +148,17 @@ func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error)
 		}
 
 		return c.print(value, func(w io.Writer) { write(w, value) })
-	})
+	}, flags...)
 }
 
-// group is a command that only has subcommands.
+// parent returns a command that only has subcommands.
+func parent(use, short, example string, children ...func(*options) *cobra.Command) func(*options) *cobra.Command {
+	return func(opts *options) *cobra.Command {
+		return group(opts, &cobra.Command{Use: use, Short: short, Example: "  millrace " + example}, children...)
+	}
+}
+
+// group completes a command that only has subcommands.
 func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.Command) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -197,7 +217,7 @@ func (c *call) out() io.Writer { return c.cmd.OutOrStdout() }
 
 // print writes v as JSON, or lets text write it for people.
 func (c *call) print(v any, text func(w io.Writer)) error {
-	if c.opts.json {
+	if c.json {
 		encoder := json.NewEncoder(c.out())
 		encoder.SetIndent("", "  ")
 		encoder.SetEscapeHTML(false)
@@ -283,15 +303,36 @@ const (
 	maxDays  = 3660
 )
 
-// limitFlag adds --limit.
-func limitFlag(cmd *cobra.Command, to *int) {
-	countFlag(cmd, to, "limit", 20, maxLimit, "list at most this many")
+// flag adds flags to a command.
+type flag func(*options, *pflag.FlagSet)
+
+// text adds a flag that takes a string.
+func text(to *string, name, value, usage string) flag {
+	return func(_ *options, flags *pflag.FlagSet) { flags.StringVar(to, name, value, usage) }
 }
 
-// countFlag adds a flag that takes a number from 1 to highest.
-func countFlag(cmd *cobra.Command, to *int, name string, value, highest int, usage string) {
-	*to = value
-	cmd.Flags().Var(count{to: to, highest: highest}, name, usage)
+// yes adds a flag that is off by default.
+func yes(to *bool, name, usage string) flag {
+	return func(_ *options, flags *pflag.FlagSet) { flags.BoolVar(to, name, false, usage) }
+}
+
+// limited adds --limit.
+func limited(o *options, flags *pflag.FlagSet) {
+	number(&o.limit, "limit", 20, maxLimit, "list at most this many")(o, flags)
+}
+
+// recorded adds the flags of commands whose operator is recorded.
+func recorded(o *options, flags *pflag.FlagSet) {
+	flags.StringVar(&o.by.Who, "by", osUser(), "record this name as the operator")
+	flags.StringVar(&o.by.Why, "why", "", "record this reason")
+}
+
+// number adds a flag that takes a number from 1 to highest.
+func number(to *int, name string, value, highest int, usage string) flag {
+	return func(_ *options, flags *pflag.FlagSet) {
+		*to = value
+		flags.Var(count{to: to, highest: highest}, name, usage)
+	}
 }
 
 // count implements pflag.Value.
@@ -319,12 +360,6 @@ func (c count) Set(text string) error {
 	*c.to = n
 
 	return nil
-}
-
-// actorFlags are those of commands that are recorded.
-func actorFlags(cmd *cobra.Command, by *activity.Actor) {
-	cmd.Flags().StringVar(&by.Who, "by", osUser(), "record this name as the operator")
-	cmd.Flags().StringVar(&by.Why, "why", "", "record this reason")
 }
 
 func osUser() string {

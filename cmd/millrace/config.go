@@ -22,7 +22,7 @@ func newConfig(opts *options) *cobra.Command {
 			return err
 		}
 
-		if opts.json {
+		if c.json {
 			err = c.print(config.Redacted(cfg), nil)
 		} else {
 			_, err = fmt.Fprint(c.out(), text)

@@ -9,28 +9,14 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
-	"github.com/millracehq/millrace/internal/engine/operate"
 )
-
-func newConsumers(opts *options) *cobra.Command {
-	return group(opts, &cobra.Command{
-		Use: "consumers", Short: "List, pause and resume consumers", Example: `  millrace consumers pause fulfilment.charge --why "the provider is down"`,
-	}, newConsumersList, newConsumersPause, newConsumersResume)
-}
-
-// writeConsumers prints consumers as a table.
-var writeConsumers = table("CONSUMER TOPIC STATE", func(c consumer.State) []any {
-	return []any{c.Consumer, c.Topic, operate.Describe(c, stamp)}
-})
 
 // switchConsumer completes a command that pauses or resumes a consumer.
 func switchConsumer(opts *options, cmd *cobra.Command, done string,
 	change func(*consumer.Router, context.Context, string, activity.Actor) (bool, error),
 ) *cobra.Command {
-	var by activity.Actor
-
-	cmd = operation(opts, cmd, func(c *call) error {
-		changed, err := change(c.Router, c.ctx, c.args[0], by)
+	return operation(opts, cmd, func(c *call) error {
+		changed, err := change(c.Router, c.ctx, c.args[0], c.by)
 		if err != nil {
 			return err
 		}
@@ -42,8 +28,5 @@ func switchConsumer(opts *options, cmd *cobra.Command, done string,
 				fmt.Fprintf(w, "%s was already %s\n", c.args[0], done)
 			}
 		})
-	})
-	actorFlags(cmd, &by)
-
-	return cmd
+	}, recorded)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/localpg"
 )
@@ -57,13 +58,7 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 		cfg.Postgres.URL = postgres.Secret(server.URL())
 	}
 
-	service, release, err := assemble(cfg)
-	if err != nil {
-		return err
-	}
-	defer release()
-
-	return service.Run(ctx, func() {
+	return runService(ctx, cfg, func(service *app.Service) {
 		if err := service.Inventory.Seed(ctx, devStock()); err != nil {
 			logger.Warn(err.Error())
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 )
@@ -9,10 +10,12 @@ import (
 func newEventsExport(opts *options) *cobra.Command {
 	var after int64
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "export", Short: "Print all events, one JSON object per line", Example: "  millrace events export > events.ndjson",
-	}, func(c *call) error { return c.Operator.Events(c.ctx, after, false, line[eventstore.Event](c)) })
-	afterFlag(cmd, &after)
+	}, func(c *call) error { return c.Operator.Events(c.ctx, after, false, line[eventstore.Event](c)) }, position(&after))
+}
 
-	return cmd
+// position adds --after.
+func position(after *int64) flag {
+	return func(_ *options, flags *pflag.FlagSet) { flags.Int64Var(after, "after", 0, "start after this position") }
 }

@@ -9,7 +9,7 @@ import (
 func newEventsTail(opts *options) *cobra.Command {
 	var after int64
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "tail", Short: "Print events as they are recorded, one JSON object per line, until Ctrl-C",
 		Example: "  millrace events tail",
 	}, func(c *call) (err error) {
@@ -20,8 +20,5 @@ func newEventsTail(opts *options) *cobra.Command {
 		}
 
 		return c.Operator.Events(c.ctx, after, true, line[eventstore.Event](c))
-	})
-	afterFlag(cmd, &after)
-
-	return cmd
+	}, position(&after))
 }

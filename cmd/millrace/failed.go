@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -35,8 +35,7 @@ type selection struct {
 	all   bool
 }
 
-func (s *selection) flags(cmd *cobra.Command) {
-	flags := cmd.Flags()
+func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Group, "group", "", "select this group")
 	flags.StringVar(&s.Topic, "topic", "", "select messages of this topic")
 	flags.StringVar(&s.Consumer, "consumer", "", "select messages of this consumer")
@@ -47,10 +46,25 @@ func (s *selection) flags(cmd *cobra.Command) {
 	flags.Var((*moment)(&s.Until), "until", "select what failed before then")
 }
 
-// listFlags are those of commands that only read.
-func (s *selection) listFlags(cmd *cobra.Command, state string) {
-	s.flags(cmd)
-	cmd.Flags().StringVar(&s.state, "state", state, "select this state: waiting, stopped, resolved or all")
+func (s *selection) stateFlag(value string) flag {
+	return text(&s.state, "state", value, "select this state: waiting, stopped, resolved or all")
+}
+
+// failedQuery completes a command that prints something about the failed messages
+// that its flags select.
+func failedQuery[T any](opts *options, cmd *cobra.Command, read func(*call, failed.Filter) (T, error), write func(io.Writer, T),
+	flags ...flag,
+) *cobra.Command {
+	var selected selection
+
+	return query(opts, cmd, func(c *call) (value T, err error) {
+		f, err := selected.filter(c)
+		if err != nil {
+			return value, err
+		}
+
+		return read(c, f)
+	}, write, append(flags, selected.flags, selected.stateFlag(string(failed.Stopped)), limited)...)
 }
 
 // filter returns the filter of the flags.
@@ -129,37 +143,43 @@ func (m *moment) Set(text string) error {
 	return fmt.Errorf("expected a duration such as 2h or a time such as 2006-01-02T15:04:05Z")
 }
 
-// act runs an action on the selected messages and prints the outcome, even if it
-// ended early.
-func act(c *call, selected *selection, pace failed.Pace, verb, done string,
-	do func(context.Context, failed.Filter, failed.Pace) (failed.Outcome, error),
-) error {
-	f, err := selected.toActOn(c)
-	if err != nil {
-		return err
-	}
+// act completes a command that acts on the selected stopped messages. It prints
+// the outcome even if the action ended early.
+func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace,
+	do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error), flags ...flag,
+) *cobra.Command {
+	var selected selection
 
-	progress, end := showProgress(verb)
-	pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
+	return operation(opts, cmd, func(c *call) error {
+		f, err := selected.toActOn(c)
+		if err != nil {
+			return err
+		}
 
-	outcome, err := do(c.ctx, f, pace)
+		progress, end := showProgress(cmd.Name())
+		pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
 
-	end()
+		outcome, err := do(c, f, *pace)
 
-	if outcome.DryRun {
-		done = "would " + verb
-	}
+		end()
 
-	printErr := c.print(outcome, func(w io.Writer) { writeOutcome(w, done, outcome) })
+		done := done
+		if outcome.DryRun {
+			done = "would " + cmd.Name()
+		}
 
-	switch {
-	case err != nil:
-		return err
-	case printErr == nil && outcome.Refused > 0:
-		return errRefused
-	default:
-		return printErr
-	}
+		printErr := c.print(outcome, func(w io.Writer) { writeOutcome(w, done, outcome) })
+
+		switch {
+		case err != nil:
+			return err
+		case printErr == nil && outcome.Refused > 0:
+			return errRefused
+		default:
+			return printErr
+		}
+	}, append(flags, selected.flags, recorded,
+		yes(&selected.all, "all", "select all stopped messages"), yes(&pace.DryRun, "dry-run", "only report what would be done"))...)
 }
 
 func writeOutcome(w io.Writer, done string, o failed.Outcome) {
@@ -190,7 +210,7 @@ func state(e failed.Entry) string {
 func (c *call) printDiff(e failed.Entry, none string) error {
 	diff := failed.Diff(e)
 
-	if c.opts.json {
+	if c.json {
 		return c.print(struct {
 			ID   int64  `json:"id"`
 			Diff string `json:"diff"`

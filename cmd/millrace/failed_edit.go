@@ -14,19 +14,16 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
-	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
 func newFailedEdit(opts *options) *cobra.Command {
-	var (
-		file string
-		by   activity.Actor
-	)
+	var file string
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "edit ID", Short: "Edit the payload of a stopped message in $VISUAL or $EDITOR",
 		Long: `Edit the payload of a stopped message in $VISUAL or $EDITOR. The edit is stored if
 the consumer accepts it; otherwise the command names the wrong field and lets you
@@ -49,7 +46,7 @@ edit again. The original stays as it arrived; requeue sends the edited payload.`
 		}
 
 		save := func(payload []byte) (err error) {
-			entry, err = c.Operator.Edit(c.ctx, entry, payload, by)
+			entry, err = c.Operator.Edit(c.ctx, entry, payload, c.by)
 
 			return err
 		}
@@ -65,11 +62,9 @@ edit again. The original stays as it arrived; requeue sends the edited payload.`
 		}
 
 		return c.printDiff(entry, "the payload is the original")
+	}, recorded, func(_ *options, flags *pflag.FlagSet) {
+		flags.StringVarP(&file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
 	})
-	cmd.Flags().StringVarP(&file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
-	actorFlags(cmd, &by)
-
-	return cmd
 }
 
 func (c *call) editFrom(name string, save func([]byte) error) error {

@@ -9,7 +9,7 @@ import (
 func newFailedExport(opts *options) *cobra.Command {
 	var selected selection
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "export [ID...]", Short: "Print failed messages with payloads, headers and actions, one JSON object per line",
 		Example: "  millrace failed export --topic orders.created > failed.ndjson",
 	}, func(c *call) error {
@@ -23,8 +23,5 @@ func newFailedExport(opts *options) *cobra.Command {
 		}
 
 		return c.Failed.Export(c.ctx, f, line[failed.Exported](c))
-	})
-	selected.listFlags(cmd, "all")
-
-	return cmd
+	}, selected.flags, selected.stateFlag("all"))
 }

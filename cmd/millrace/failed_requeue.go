@@ -1,23 +1,18 @@
 package main
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
-	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
 func newFailedRequeue(opts *options) *cobra.Command {
-	var (
-		selected selection
-		pace     failed.Pace
-		by       activity.Actor
-	)
+	var pace failed.Pace
 
-	cmd := operation(opts, &cobra.Command{
+	return act(opts, &cobra.Command{
 		Use: "requeue [ID...]", Short: "Retry stopped messages in order of their arrival",
 		Long: `Retry stopped messages in the consumer that failed, and in no other, in order of
 their arrival per key. An edited message is sent as edited. Messages keep their
@@ -29,21 +24,17 @@ order is kept; --out-of-order requeues it anyway. Ctrl-C stops between two
 messages; run the same command again to continue.`,
 		Example: `  millrace failed requeue 17 18
   millrace failed requeue --group 4be1a2c09f3d --rate 50 --why "fixed in 1.4.2"`,
-	}, func(c *call) error {
-		if pace.PerSecond < 0 {
-			return usageError{fmt.Errorf("--rate: is %d, expected 0 or more", pace.PerSecond)}
-		}
+		PreRunE: func(*cobra.Command, []string) error {
+			if pace.PerSecond < 0 {
+				return usageError{fmt.Errorf("--rate: is %d, expected 0 or more", pace.PerSecond)}
+			}
 
-		return act(c, &selected, pace, "requeue", "requeued", func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
-			return c.Operator.Requeue(ctx, f, by, pace)
+			return nil
+		},
+	}, "requeued", &pace, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		return c.Operator.Requeue(c.ctx, f, c.by, pace)
+	}, yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key"),
+		func(_ *options, flags *pflag.FlagSet) {
+			flags.IntVar(&pace.PerSecond, "rate", 0, "requeue at most this many per second; 0 is unlimited")
 		})
-	})
-	selected.flags(cmd)
-	actorFlags(cmd, &by)
-	cmd.Flags().BoolVar(&selected.all, "all", false, "select all stopped messages")
-	cmd.Flags().IntVar(&pace.PerSecond, "rate", 0, "requeue at most this many per second; 0 is unlimited")
-	cmd.Flags().BoolVar(&pace.DryRun, "dry-run", false, "only report what would be done")
-	cmd.Flags().BoolVar(&pace.OutOfOrder, "out-of-order", false, "also requeue messages behind older stopped ones of their key")
-
-	return cmd
 }

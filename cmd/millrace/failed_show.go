@@ -16,7 +16,7 @@ import (
 func newFailedShow(opts *options) *cobra.Command {
 	var diff bool
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "show ID", Short: "Show a failed message as it arrived, why it failed, and what was done with it",
 		Example: `  millrace failed show 17
   millrace failed show 17 --diff`,
@@ -36,10 +36,7 @@ func newFailedShow(opts *options) *cobra.Command {
 		default:
 			return c.print(shown, func(w io.Writer) { writeEntry(w, shown) })
 		}
-	})
-	cmd.Flags().BoolVar(&diff, "diff", false, "show only what was changed in the payload")
-
-	return cmd
+	}, yes(&diff, "diff", "show only what was changed in the payload"))
 }
 
 func writeEntry(w io.Writer, e failed.Exported) {

@@ -5,17 +5,15 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
 func newFailedWaiting(opts *options) *cobra.Command {
-	var (
-		filter failed.KeyFilter
-		limit  int
-	)
+	var filter failed.KeyFilter
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "waiting [ID]", Short: "List waiting keys, next due first, or the messages of one key in order",
 		Example: `  millrace failed waiting --consumer fulfilment.charge
   millrace failed waiting 17`,
@@ -24,23 +22,21 @@ func newFailedWaiting(opts *options) *cobra.Command {
 			return c.printQueue(c.args[0])
 		}
 
-		keys, err := c.Failed.WaitingKeys(c.ctx, filter, limit)
+		keys, err := c.Failed.WaitingKeys(c.ctx, filter, c.limit)
 		if err != nil {
 			return err
 		}
 
 		return c.print(keys, func(w io.Writer) { writeWaiting(w, keys) })
-	})
-	keyFlags(cmd, &filter)
-	limitFlag(cmd, &limit)
-
-	return cmd
+	}, limited, keyFlags(&filter))
 }
 
-// keyFlags are those that select waiting keys.
-func keyFlags(cmd *cobra.Command, f *failed.KeyFilter) {
-	cmd.Flags().StringVar(&f.Consumer, "consumer", "", "select keys of this consumer")
-	cmd.Flags().StringVar(&f.Key, "key", "", "select this key")
+// keyFlags adds the flags that select waiting keys.
+func keyFlags(f *failed.KeyFilter) flag {
+	return func(_ *options, flags *pflag.FlagSet) {
+		flags.StringVar(&f.Consumer, "consumer", "", "select keys of this consumer")
+		flags.StringVar(&f.Key, "key", "", "select this key")
+	}
 }
 
 var writeWaiting = table("ID CONSUMER KEY BLOCKED ATTEMPTS DUE ERROR", func(e failed.WaitingEntry) []any {

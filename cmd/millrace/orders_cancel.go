@@ -10,7 +10,7 @@ import (
 func newOrdersCancel(opts *options) *cobra.Command {
 	var reason string
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "cancel ID", Short: "Request the cancellation of an order",
 		Long: `Request the cancellation of an order, whatever it is waiting for: the stock that
 it holds is released, and a payment is refunded. An order that has already ended
@@ -28,8 +28,5 @@ stays as it is, and orders.cancel.refused is published.`,
 		}
 
 		return newPublisher(c, fulfilment.TopicCancelRequested).single(payload)
-	})
-	cmd.Flags().StringVar(&reason, "reason", "", "record this reason")
-
-	return cmd
+	}, text(&reason, "reason", "", "record this reason"))
 }

@@ -7,19 +7,12 @@ import (
 )
 
 func newOrdersList(opts *options) *cobra.Command {
-	var (
-		status string
-		limit  int
-	)
+	var status string
 
-	cmd := query(opts, &cobra.Command{
+	return query(opts, &cobra.Command{
 		Use: "list", Short: "List the orders that changed last", Example: "  millrace orders list --status payment_failed --limit 100",
-	}, func(c *call) ([]order.Summary, error) { return c.Orders.List(c.ctx, order.Status(status), limit) },
+	}, func(c *call) ([]order.Summary, error) { return c.Orders.List(c.ctx, order.Status(status), c.limit) },
 		table("ORDER STATUS TOTAL CHANGED", func(o order.Summary) []any {
 			return []any{o.ID, o.Status, o.Total + " " + o.Currency, o.UpdatedAt}
-		}))
-	cmd.Flags().StringVar(&status, "status", "", "list only orders with this status, such as completed")
-	limitFlag(cmd, &limit)
-
-	return cmd
+		}), limited, text(&status, "status", "", "list only orders with this status, such as completed"))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
@@ -14,7 +15,7 @@ import (
 func newPaymentsLedger(opts *options) *cobra.Command {
 	var since time.Duration
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "ledger", Short: "List the captures in the gateway's record; with --json, one object per line",
 		Example: "  millrace payments ledger --since 1h",
 	}, func(c *call) error {
@@ -23,15 +24,14 @@ func newPaymentsLedger(opts *options) *cobra.Command {
 			from = time.Now().Add(-since)
 		}
 
-		if opts.json {
+		if c.json {
 			return c.Gateway.Ledger(c.ctx, from, line[payment.Entry](c))
 		}
 
 		return c.writeLedger(from)
+	}, func(_ *options, flags *pflag.FlagSet) {
+		flags.DurationVar(&since, "since", 24*time.Hour, "go back this far; 0 lists everything")
 	})
-	cmd.Flags().DurationVar(&since, "since", 24*time.Hour, "go back this far; 0 lists everything")
-
-	return cmd
 }
 
 // writeLedger aligns a few hundred lines at a time: a ledger has no end.

@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 )
@@ -25,12 +26,19 @@ func newPublish(opts *options) *cobra.Command {
 		unchecked bool
 	)
 
-	cmd := operation(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "publish TOPIC [JSON]", Short: "Publish one message, or each line of a file",
 		Long: `Publish a message to a topic, or with --file each line of a file (NDJSON); "-" is
 standard input. Messages go through the outbox, so nothing is lost while the
 service or the broker is down. Messages that their consumer would reject are not
 published; each is listed with its line and the reason.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
+				return usageError{errors.New("expected a topic and either a JSON text or --file")}
+			}
+
+			return nil
+		},
 		Example: `  millrace publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
   millrace publish orders.created --file orders.ndjson`,
 	}, func(c *call) error {
@@ -42,18 +50,9 @@ published; each is listed with its line and the reason.`,
 		}
 
 		return p.lines(file)
+	}, yes(&unchecked, "unchecked", "also publish messages that their consumer would reject"), func(_ *options, flags *pflag.FlagSet) {
+		flags.StringVarP(&file, "file", "f", "", `read one message per line from this file, "-" for standard input`)
 	})
-	cmd.Args = func(_ *cobra.Command, args []string) error {
-		if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
-			return usageError{errors.New("expected a topic and either a JSON text or --file")}
-		}
-
-		return nil
-	}
-	cmd.Flags().StringVarP(&file, "file", "f", "", `read one message per line from this file, "-" for standard input`)
-	cmd.Flags().BoolVar(&unchecked, "unchecked", false, "also publish messages that their consumer would reject")
-
-	return cmd
 }
 
 // publication is what publish did; it is also its JSON output.

@@ -25,9 +25,19 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	},
-		newServe, newDev, newPublish, newTail, newOrders, newStock, newPayments, newUsers, newNotifications, newAnalytics,
-		newEvents, newProjections, newTrace, newStatus, newConsumers, newFailed, newActivity, newAudit, newUpkeep,
-		newMigrate, newConfig, newVersion)
+		newServe, newDev, newPublish, newTail, newStock, newTrace, newStatus, newFailed, newActivity, newAudit, newUpkeep, newConfig, newVersion,
+		parent("orders", "Show and cancel orders", "orders list --status completed",
+			newOrdersShow, newOrdersList, newOrdersCancel, newOrdersDiagram),
+		parent("payments", "Compare payments with the gateway's record", "payments show order_123", newPaymentsShow, newPaymentsLedger),
+		parent("users", "Show and erase users", "users show alice", newUsersShow, newUsersList, newUsersMisses, newUsersErase),
+		parent("notifications", "Show what was sent to users", "notifications list --user alice", newNotificationsList),
+		parent("analytics", "Count what users did", "analytics top --days 7", newAnalyticsTop, newAnalyticsDaily),
+		parent("events", "Read the event store", "events show order-order_123", newEventsShow, newEventsTail, newEventsExport),
+		parent("projections", "Show and rebuild the tables that follow the event store", "projections status",
+			newProjectionsStatus, newProjectionsRebuild),
+		parent("consumers", "List, pause and resume consumers", `consumers pause fulfilment.charge --why "the provider is down"`,
+			newConsumersList, newConsumersPause, newConsumersResume),
+		parent("migrate", "Show and apply the migrations of the database", "migrate up", newMigrateUp, newMigrateStatus))
 
 	flags := root.PersistentFlags()
 	flags.StringVarP(&opts.file, "config", "c", "", "read the configuration from this file (YAML)")

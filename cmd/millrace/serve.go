@@ -1,6 +1,13 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/app"
+	"github.com/millracehq/millrace/internal/config"
+)
 
 func newServe(opts *options) *cobra.Command {
 	return command(opts, &cobra.Command{
@@ -14,12 +21,17 @@ those in hand and publishes what they caused. A second signal stops it at once.`
 			return err
 		}
 
-		service, release, err := assemble(cfg)
-		if err != nil {
-			return err
-		}
-		defer release()
-
-		return service.Run(c.ctx, nil)
+		return runService(c.ctx, cfg, func(*app.Service) {})
 	})
+}
+
+// runService runs a service until ctx ends. It calls started once the service is ready.
+func runService(ctx context.Context, cfg config.Config, started func(*app.Service)) error {
+	service, release, err := assemble(cfg)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	return service.Run(ctx, func() { started(service) })
 }

@@ -17,12 +17,7 @@ what waits. Exit code 1 if the service does not answer, or something is paused o
 unavailable.`,
 		Example: "  millrace status",
 	}, func(c *call) error {
-		cfg, err := opts.load()
-		if err != nil {
-			return err
-		}
-
-		status := c.Operator.Status(c.ctx, cfg.HTTP.Addr)
+		status := c.Operator.Status(c.ctx, c.cfg.HTTP.Addr)
 		if err := c.print(status, func(w io.Writer) { writeStatus(w, status) }); err != nil {
 			return err
 		}

@@ -23,11 +23,6 @@ embedded broker it asks the service at http.addr, which prints what it delivers.
 			return err
 		}
 
-		cfg, err := opts.load()
-		if err != nil {
-			return err
-		}
-
 		write := func(p operate.Passing) error {
 			payload := p.Payload
 			if p.Base64 != nil {
@@ -38,10 +33,10 @@ embedded broker it asks the service at http.addr, which prints what it delivers.
 
 			return err
 		}
-		if opts.json {
+		if c.json {
 			write = line[operate.Passing](c)
 		}
 
-		return c.Operator.Tail(c.ctx, cfg.HTTP.Addr, topic, write)
+		return c.Operator.Tail(c.ctx, c.cfg.HTTP.Addr, topic, write)
 	})
 }

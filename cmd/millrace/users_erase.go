@@ -6,14 +6,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 )
 
 func newUsersErase(opts *options) *cobra.Command {
-	var by activity.Actor
-
-	cmd := query(opts, &cobra.Command{
+	return query(opts, &cobra.Command{
 		Use: "erase ID", Short: "Make the personal data of a user unreadable; this cannot be undone",
 		Long: `Destroy the key that seals the personal data of a user. The events keep their
 place and type, but nobody can read them any more, not even in backups of the
@@ -24,12 +21,9 @@ withdrawn, and failed messages lose their content. Run the command again if a
 late message about the user fails. It does not reach tracked events (they expire
 after analytics.retention), brokers or other systems.`,
 		Example: "  millrace users erase alice",
-	}, func(c *call) (consumer.Erasure, error) { return c.Router.Erase(c.ctx, c.args[0], by) },
+	}, func(c *call) (consumer.Erasure, error) { return c.Router.Erase(c.ctx, c.args[0], c.by) },
 		func(w io.Writer, done consumer.Erasure) {
 			fmt.Fprintf(w, "erased user %s: deleted %d notifications and %d waiting messages, and the content of %d failed messages\n",
 				done.Subject, done.Rows["notifications"], done.Withdrawn, done.Emptied)
-		})
-	actorFlags(cmd, &by)
-
-	return cmd
+		}, recorded)
 }

@@ -7,15 +7,10 @@ import (
 )
 
 func newUsersMisses(opts *options) *cobra.Command {
-	var limit int
-
-	cmd := query(opts, &cobra.Command{
+	return query(opts, &cobra.Command{
 		Use: "misses", Short: "List updates of users that did not exist (outcome user_not_found)", Example: "  millrace users misses",
-	}, func(c *call) ([]user.Miss, error) { return c.Users.Misses(c.ctx, limit) },
+	}, func(c *call) ([]user.Miss, error) { return c.Users.Misses(c.ctx, c.limit) },
 		table("USER OUTCOME MESSAGE WHEN", func(m user.Miss) []any {
 			return []any{m.UserID, "user_not_found", m.MessageID, m.MissedAt}
-		}))
-	limitFlag(cmd, &limit)
-
-	return cmd
+		}), limited)
 }
