@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,6 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/localpg"
 	"github.com/millracehq/millrace/internal/telemetry"
@@ -55,7 +55,7 @@ func (o *options) load() (config.Config, error) {
 
 	cfg, err := config.Load(o.file, overrides)
 	if err != nil {
-		return cfg, usageError{err}
+		return cfg, event.Errorf(event.Invalid, "%v", err)
 	}
 
 	cfg.Failed.Release = version
@@ -70,7 +70,7 @@ func (o *options) beside() (config.Config, error) {
 	if err == nil && cfg.Postgres.URL == "" {
 		server, err := localpg.Find(devDir)
 		if err != nil {
-			return cfg, usageError{errors.New("no database: run `millrace dev` in this directory, or set DATABASE_URL or --database-url")}
+			return cfg, event.Errorf(event.Invalid, "no database: run `millrace dev` in this directory, or set DATABASE_URL or --database-url")
 		}
 
 		cfg.Postgres.URL = postgres.Secret(server.URL())
@@ -83,7 +83,7 @@ func (o *options) beside() (config.Config, error) {
 
 func assemble(cfg config.Config) (*app.Service, func(), error) {
 	if err := cfg.Validate(); err != nil {
-		return nil, nil, usageError{fmt.Errorf("invalid configuration:\n%w", err)}
+		return nil, nil, event.Errorf(event.Invalid, "invalid configuration:\n%v", err)
 	}
 
 	return millrace.New(cfg, newLogger(cfg))
@@ -170,7 +170,7 @@ func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.
 			text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 		}
 
-		return usageError{fmt.Errorf("%s (`%s --help` lists the commands)", text, cmd.CommandPath())}
+		return event.Errorf(event.Invalid, "%s (`%s --help` lists the commands)", text, cmd.CommandPath())
 	}
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.SuggestionsMinimumDistance = 2
@@ -206,7 +206,7 @@ func arguments(use string) cobra.PositionalArgs {
 
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return usageError{fmt.Errorf("%w: usage: %s", err, cmd.UseLine())}
+			return event.Errorf(event.Invalid, "%v: usage: %s", err, cmd.UseLine())
 		}
 
 		return nil

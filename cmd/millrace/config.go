@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 func newConfig(opts *options) *cobra.Command {
@@ -33,7 +34,7 @@ func newConfig(opts *options) *cobra.Command {
 		}
 
 		if err := cfg.Validate(); err != nil {
-			return usageError{fmt.Errorf("invalid configuration:\n%w", err)}
+			return event.Errorf(event.Invalid, "invalid configuration:\n%v", err)
 		}
 
 		return nil

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
@@ -113,7 +114,7 @@ func entryIDs(args []string) (ids []int64, err error) {
 func entryID(arg string) (int64, error) {
 	id, err := strconv.ParseInt(arg, 10, 64)
 	if err != nil || id < 1 {
-		return 0, usageError{fmt.Errorf("%q is not the id of a failed message, expected a number", arg)}
+		return 0, event.Errorf(event.Invalid, "%q is not the id of a failed message, expected a number", arg)
 	}
 
 	return id, nil

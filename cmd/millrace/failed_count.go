@@ -1,13 +1,13 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
@@ -19,7 +19,7 @@ func newFailedCount(opts *options) *cobra.Command {
 		Example: "  millrace failed count --by consumer --since 2h",
 	}, func(c *call, f failed.Filter) ([]failed.Count, error) {
 		if known := []string{"topic", "consumer", "reason", "key", "release"}; !slices.Contains(known, by) {
-			return nil, usageError{fmt.Errorf("--by: is %q, expected %s", by, strings.Join(known, ", "))}
+			return nil, event.Errorf(event.Invalid, "--by: is %q, expected %s", by, strings.Join(known, ", "))
 		}
 
 		return c.Failed.CountBy(c.ctx, f, by, c.limit)

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
@@ -15,7 +15,7 @@ func newFailedDiscard(opts *options) *cobra.Command {
 		Example: `  millrace failed discard 17 --why "test order of the shop"`,
 		PreRunE: func(*cobra.Command, []string) error {
 			if strings.TrimSpace(opts.by.Why) == "" {
-				return usageError{errors.New("--why: is missing, expected the reason of the discard")}
+				return event.Errorf(event.Invalid, "--why: is missing, expected the reason of the discard")
 			}
 
 			return nil

@@ -46,7 +46,7 @@ edit again. The original stays as it arrived; requeue sends the edited payload.`
 		}
 
 		save := func(payload []byte) (err error) {
-			entry, err = c.Operator.Edit(c.ctx, entry, payload, c.by)
+			entry, err = c.Failed.Edit(c.ctx, id, entry.Revision, payload, c.by, c.Router.Check)
 
 			return err
 		}
@@ -73,7 +73,7 @@ func (c *call) editFrom(name string, save func([]byte) error) error {
 	if name != "-" {
 		opened, err := os.Open(name)
 		if err != nil {
-			return usageError{err}
+			return event.Errorf(event.Invalid, "%v", err)
 		}
 		defer opened.Close()
 

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
@@ -26,13 +25,13 @@ messages; run the same command again to continue.`,
   millrace failed requeue --group 4be1a2c09f3d --rate 50 --why "fixed in 1.4.2"`,
 		PreRunE: func(*cobra.Command, []string) error {
 			if pace.PerSecond < 0 {
-				return usageError{fmt.Errorf("--rate: is %d, expected 0 or more", pace.PerSecond)}
+				return event.Errorf(event.Invalid, "--rate: is %d, expected 0 or more", pace.PerSecond)
 			}
 
 			return nil
 		},
 	}, "requeued", &pace, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
-		return c.Operator.Requeue(c.ctx, f, c.by, pace)
+		return c.Failed.Requeue(c.ctx, f, c.by, pace, c.Router.Check)
 	}, yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key"),
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.IntVar(&pace.PerSecond, "rate", 0, "requeue at most this many per second; 0 is unlimited")

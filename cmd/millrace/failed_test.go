@@ -14,6 +14,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -177,7 +178,7 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 	root.SetArgs(append([]string{"--database-url", url}, args...))
 
 	if err := root.ExecuteContext(t.Context()); err != nil {
-		return buffer.String() + err.Error(), exitCode(err)
+		return buffer.String() + err.Error(), operate.OutcomeOf(err).Exit
 	}
 
 	return buffer.String(), 0

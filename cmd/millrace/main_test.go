@@ -8,7 +8,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// Exit codes, as `millrace help` lists them.
+const (
+	exitFailure  = operate.ExitFailure
+	exitUsage    = operate.ExitUsage
+	exitNotFound = operate.ExitNotFound
+	exitRejected = operate.ExitRejected
 )
 
 // run runs a command against a database and returns its output and exit code.
@@ -23,7 +32,7 @@ func run(t *testing.T, url string, args ...string) (out string, code int) {
 	root.SetArgs(append([]string{"--database-url", url}, args...))
 
 	if err := root.ExecuteContext(t.Context()); err != nil {
-		return buffer.String() + err.Error(), exitCode(err)
+		return buffer.String() + err.Error(), operate.OutcomeOf(err).Exit
 	}
 
 	return buffer.String(), 0

@@ -8,6 +8,8 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/schollz/progressbar/v3"
+
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // quietFor is how often progress is written where no person watches.
@@ -44,7 +46,7 @@ func open(name string) (io.ReadCloser, error) {
 
 	file, err := os.Open(name)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, event.Errorf(event.Invalid, "%v", err)
 	}
 
 	info, err := file.Stat()

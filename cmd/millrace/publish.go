@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 
@@ -34,7 +33,7 @@ service or the broker is down. Messages that their consumer would reject are not
 published; each is listed with its line and the reason.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
-				return usageError{errors.New("expected a topic and either a JSON text or --file")}
+				return event.Errorf(event.Invalid, "expected a topic and either a JSON text or --file")
 			}
 
 			return nil

@@ -2,6 +2,8 @@ package main
 
 import (
 	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 func newRoot() *cobra.Command {
@@ -45,7 +47,7 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 	flags.StringVar(&opts.broker, "broker", "", "use this broker: embedded, kafka or rabbitmq")
 	flags.StringVar(&opts.level, "log-level", "", "log at this level: debug, info, warn or error")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return event.Errorf(event.Invalid, "%v", err) })
 
 	return root
 }

@@ -74,7 +74,7 @@ func TestGuideModules(t *testing.T) {
 		}
 	}
 
-	if !slices.Contains(s.Topics(), "user.profile.updated") {
+	if !slices.Contains(s.Operator.Topics(), "user.profile.updated") {
 		t.Error("user.profile.updated is not published")
 	}
 }

@@ -28,7 +28,7 @@ func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 	}
 
 	if !known {
-		return "", event.UnknownName("topic", topic, s.Topics())
+		return "", event.UnknownName("topic", topic, s.Operator.Topics())
 	}
 
 	return key, nil

@@ -1,7 +1,6 @@
 package app
 
 import (
-	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/account"
@@ -68,19 +67,3 @@ func route(r *consumer.Router, d Domains) {
 
 // gateway names the dependency of charges, refunds and lookups.
 func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency }
-
-// topics returns the topics of the routing table as brokers need them.
-func topics(r *consumer.Router) []broker.Topic {
-	var list []broker.Topic
-
-	consumed, publishedOnly := r.Topics()
-	for _, name := range consumed {
-		list = append(list, broker.Topic{Name: name, Consumed: true})
-	}
-
-	for _, name := range publishedOnly {
-		list = append(list, broker.Topic{Name: name})
-	}
-
-	return list
-}

@@ -18,7 +18,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
-	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -117,12 +116,10 @@ func refuseNil(parts any) error {
 // checkBound returns an error for a topic that is bound to a broker and does not
 // exist.
 func (s *Service) checkBound() error {
-	known := s.Topics()
-
 	for _, conn := range s.Brokers.Conns() {
 		for _, topic := range s.Brokers.Bound(conn) {
-			if !slices.Contains(known, topic) {
-				return fmt.Errorf("broker.bind: %w", event.UnknownName("topic", topic, known))
+			if err := s.Operator.KnownTopic(topic); err != nil {
+				return fmt.Errorf("broker.bind: %w", err)
 			}
 		}
 	}
@@ -313,18 +310,16 @@ func (o observed) Publish(topic string, messages ...*message.Message) error {
 }
 
 // topicsOf returns the topics of conn.
-func (s *Service) topicsOf(conn *broker.Conn) []broker.Topic {
-	return slices.DeleteFunc(topics(s.Router), func(t broker.Topic) bool { return !s.Brokers.Has(conn, t.Name) })
-}
+func (s *Service) topicsOf(conn *broker.Conn) (list []broker.Topic) {
+	consumed, publishedOnly := s.Router.Topics()
 
-// Topics returns the names of all topics.
-func (s *Service) Topics() []string {
-	var names []string
-	for _, topic := range topics(s.Router) {
-		names = append(names, topic.Name)
+	for i, name := range slices.Concat(consumed, publishedOnly) {
+		if s.Brokers.Has(conn, name) {
+			list = append(list, broker.Topic{Name: name, Consumed: i < len(consumed)})
+		}
 	}
 
-	return names
+	return list
 }
 
 // HTTPAddr returns the address on which Run listens, or "" before Run.

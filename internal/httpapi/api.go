@@ -34,7 +34,7 @@ type API struct {
 func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*API)) http.Handler {
 	mux := http.NewServeMux()
 
-	config := huma.DefaultConfig("Millrace", operator.Release())
+	config := huma.DefaultConfig("Millrace", operator.Failed.Release())
 	config.Info.Description = "What an operator can see and do. Errors are problem+json (RFC 9457). " +
 		"Lists are pages: send the cursor `next` of a page to get the one after it."
 	config.OpenAPIPath = "/openapi"
@@ -176,7 +176,7 @@ func (e engine) register(a *API) {
 
 	Get(a, "/version", "Show the version of the program", func(context.Context, *struct{}) (*versionOutput, error) {
 		out := &versionOutput{}
-		out.Body.Version = e.Release()
+		out.Body.Version = e.Failed.Release()
 
 		return out, nil
 	})

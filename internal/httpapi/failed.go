@@ -11,7 +11,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/conditional"
 
-	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -215,42 +214,27 @@ func (e engine) countFailed(ctx context.Context, in *struct {
 	return All(counts), err
 }
 
-// entry returns the response with a failed message.
-func (e engine) entry(ctx context.Context, id int64) (*entryOutput, error) {
-	found, err := e.Failed.Get(ctx, id)
-
-	return response(found), err
-}
-
-func response(e failed.Entry) *entryOutput {
-	return &entryOutput{ETag: quoted(e), Body: details([]failed.Entry{e})[0]}
-}
-
 func (e engine) getEntry(ctx context.Context, in *struct {
 	EntryInput
 	Conditions
 },
 ) (*entryOutput, error) {
-	found, err := e.Failed.Get(ctx, in.ID)
-	if err == nil {
-		err = in.check(found)
-	}
-
-	return response(found), err
+	return e.entry(ctx, in.ID, &in.Conditions, nil)
 }
 
-// change runs fn on the message of a request if its conditions hold.
-func (e engine) change(ctx context.Context, in *ChangeInput, fn func(failed.Entry) (failed.Entry, error)) (*entryOutput, error) {
-	found, err := e.Failed.Get(ctx, in.ID)
+// entry responds with a failed message, which change, if not nil, has changed. The
+// conditions must hold before.
+func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) (failed.Entry, error)) (*entryOutput, error) {
+	found, err := e.Failed.Get(ctx, id)
 	if err == nil {
-		err = in.check(found)
+		err = conditions.check(found)
 	}
 
-	if err == nil {
-		found, err = fn(found)
+	if err == nil && change != nil {
+		found, err = change(found)
 	}
 
-	return response(found), err
+	return &entryOutput{ETag: quoted(found), Body: details([]failed.Entry{found})[0]}, err
 }
 
 func (e engine) editEntry(ctx context.Context, in *struct {
@@ -268,8 +252,8 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 		return nil, err
 	}
 
-	return e.change(ctx, &in.ChangeInput, func(found failed.Entry) (failed.Entry, error) {
-		return e.Edit(ctx, found, payload, in.actor(in.Body.Why))
+	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
+		return e.Failed.Edit(ctx, in.ID, found.Revision, payload, in.actor(in.Body.Why), e.Router.Check)
 	})
 }
 
@@ -311,8 +295,10 @@ func (e engine) requeueEntry(ctx context.Context, in *struct {
 	}
 },
 ) (*entryOutput, error) {
-	return e.change(ctx, &in.ChangeInput, func(found failed.Entry) (failed.Entry, error) {
-		return e.RequeueOne(ctx, found, in.actor(in.Body.Why), in.Body.OutOfOrder)
+	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
+		return e.ActOnOne(ctx, found, func(f failed.Filter) (failed.Outcome, error) {
+			return e.Failed.Requeue(ctx, f, in.actor(in.Body.Why), failed.Pace{OutOfOrder: in.Body.OutOfOrder}, e.Router.Check)
+		})
 	})
 }
 
@@ -322,8 +308,10 @@ func (e engine) discardEntry(ctx context.Context, in *struct {
 	Body ReasonBody
 },
 ) (*entryOutput, error) {
-	return e.change(ctx, &in.ChangeInput, func(found failed.Entry) (failed.Entry, error) {
-		return e.DiscardOne(ctx, found, in.actor(in.Body.Why))
+	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
+		return e.ActOnOne(ctx, found, func(f failed.Filter) (failed.Outcome, error) {
+			return e.Failed.Discard(ctx, f, in.actor(in.Body.Why), failed.Pace{})
+		})
 	})
 }
 
@@ -339,9 +327,11 @@ func (e engine) requeueMany(ctx context.Context, in *struct {
 	}
 },
 ) (*outcomeOutput, error) {
-	pace := failed.Pace{OutOfOrder: in.Body.OutOfOrder}
+	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		pace.OutOfOrder = in.Body.OutOfOrder
 
-	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, pace, in.actor(in.Body.Why), e.Requeue)
+		return e.Failed.Requeue(ctx, f, in.actor(in.Body.Why), pace, e.Router.Check)
+	})
 }
 
 func (e engine) discardMany(ctx context.Context, in *struct {
@@ -354,27 +344,29 @@ func (e engine) discardMany(ctx context.Context, in *struct {
 	}
 },
 ) (*outcomeOutput, error) {
-	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, failed.Pace{}, in.actor(in.Body.Why), e.Failed.Discard)
+	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		return e.Failed.Discard(ctx, f, in.actor(in.Body.Why), pace)
+	})
 }
 
 // manyTimeout bounds an action on many messages; then the response says where to
 // continue. It is well below the timeout of the server.
 const manyTimeout = 15 * time.Second
 
-func actOnMany(ctx context.Context, selection operate.Selection, paced Paced, pace failed.Pace, by activity.Actor,
-	act func(context.Context, failed.Filter, activity.Actor, failed.Pace) (failed.Outcome, error),
+func actOnMany(ctx context.Context, selection operate.Selection, paced Paced,
+	act func(context.Context, failed.Filter, failed.Pace) (failed.Outcome, error),
 ) (*outcomeOutput, error) {
 	f, err := selection.ToActOn(paced.IDs, paced.All)
 	if err != nil {
 		return nil, err
 	}
 
-	f.After, pace.Limit, pace.DryRun = paced.After, paced.Limit, paced.DryRun
+	f.After = paced.After
 
 	bounded, cancel := context.WithTimeout(ctx, manyTimeout)
 	defer cancel()
 
-	o, err := act(bounded, f, by, pace)
+	o, err := act(bounded, f, failed.Pace{Limit: paced.Limit, DryRun: paced.DryRun})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && o.Last > 0 {
 		err = nil // the caller continues after the last one
 	}

@@ -60,7 +60,7 @@ func (e engine) registerWaiting(a *API) {
 			return nil, err
 		}
 
-		return e.entry(ctx, in.ID)
+		return e.entry(ctx, in.ID, &Conditions{}, nil)
 	})
 }
 

@@ -128,6 +128,17 @@ func (r *Router) routeOf(consumer string) *Route {
 	return nil
 }
 
+// Check reports why a consumer would reject a payload before its handler sees it,
+// and its key.
+func (r *Router) Check(consumer string, payload []byte) (key string, err error) {
+	route := r.routeOf(consumer)
+	if route == nil {
+		return "", event.Errorf(event.Conflict, "consumer %s no longer exists", consumer)
+	}
+
+	return route.Check(payload)
+}
+
 // Topics returns the topics that handlers consume, and those that they publish on
 // and none consumes.
 func (r *Router) Topics() (consumed, publishedOnly []string) {

@@ -3,10 +3,12 @@ package operate
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // Consumers returns the consumers with the pauses that Postgres has.
@@ -27,6 +29,19 @@ func (o *Operator) Consumers(ctx context.Context) ([]consumer.State, error) {
 	}
 
 	return states, nil
+}
+
+// Topics returns the topics that are consumed or published here.
+func (o *Operator) Topics() []string { return slices.Concat(o.Router.Topics()) }
+
+// KnownTopic returns an Unknown error unless the topic is consumed or published
+// here.
+func (o *Operator) KnownTopic(topic string) error {
+	if known := o.Topics(); !slices.Contains(known, topic) {
+		return event.UnknownName("topic", topic, known)
+	}
+
+	return nil
 }
 
 // Paused says who paused a consumer, since when and why.

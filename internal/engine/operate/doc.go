@@ -35,6 +35,3 @@ type Operator struct {
 	// works beside one.
 	StartedAt time.Time
 }
-
-// Release is the version of the program.
-func (o *Operator) Release() string { return o.Failed.Release() }

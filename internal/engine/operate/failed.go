@@ -9,8 +9,10 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Selection selects failed messages. It is the flags of a command, the query of a
@@ -91,8 +93,8 @@ func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
 		filter     failed.Filter
 	}{
 		{"group", f.Group, nil, failed.Filter{Group: f.Group}},
-		{"topic", f.Topic, o.topics(), failed.Filter{Topic: f.Topic}},
-		{"consumer", f.Consumer, o.consumers(), failed.Filter{Consumer: f.Consumer}},
+		{"topic", f.Topic, o.Topics(), failed.Filter{Topic: f.Topic}},
+		{"consumer", f.Consumer, postgres.Column(o.Router.Routes(), func(r *consumer.Route) string { return r.Consumer }), failed.Filter{Consumer: f.Consumer}},
 	} {
 		if c.name == "" || slices.Contains(c.known, c.name) {
 			continue
@@ -139,35 +141,14 @@ func (o *Operator) Exported(ctx context.Context, id int64) (failed.Exported, err
 	return failed.Exported{Entry: e, Actions: append([]activity.Action{}, actions...)}, err
 }
 
-// Edit sets the payload of a stopped message, unless it has changed since e was
+// ActOnOne runs an action on a stopped message, unless it has changed since e was
 // read.
-func (o *Operator) Edit(ctx context.Context, e failed.Entry, payload []byte, by activity.Actor) (failed.Entry, error) {
-	return o.Failed.Edit(ctx, e.ID, e.Revision, payload, by, o.check)
-}
-
-// Requeue retries the stopped messages that f selects.
-func (o *Operator) Requeue(ctx context.Context, f failed.Filter, by activity.Actor, pace failed.Pace) (failed.Outcome, error) {
-	return o.Failed.Requeue(ctx, f, by, pace, o.check)
-}
-
-// RequeueOne retries a stopped message, unless it has changed since e was read.
-func (o *Operator) RequeueOne(ctx context.Context, e failed.Entry, by activity.Actor, outOfOrder bool) (failed.Entry, error) {
-	return o.actOnOne(ctx, e, by, failed.Pace{OutOfOrder: outOfOrder}, o.Requeue)
-}
-
-// DiscardOne resolves a stopped message, unless it has changed since e was read.
-func (o *Operator) DiscardOne(ctx context.Context, e failed.Entry, by activity.Actor) (failed.Entry, error) {
-	return o.actOnOne(ctx, e, by, failed.Pace{}, o.Failed.Discard)
-}
-
-func (o *Operator) actOnOne(ctx context.Context, e failed.Entry, by activity.Actor, pace failed.Pace,
-	act func(context.Context, failed.Filter, activity.Actor, failed.Pace) (failed.Outcome, error),
-) (failed.Entry, error) {
+func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed.Filter) (failed.Outcome, error)) (failed.Entry, error) {
 	if err := e.Actable(); err != nil {
 		return e, err
 	}
 
-	outcome, err := act(ctx, failed.Filter{IDs: []int64{e.ID}, Revision: e.Revision}, by, pace)
+	outcome, err := act(failed.Filter{IDs: []int64{e.ID}, Revision: e.Revision})
 
 	switch {
 	case err != nil:
@@ -194,16 +175,4 @@ func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by a
 	}
 
 	return o.Failed.RetryNow(ctx, f, by)
-}
-
-// check reports why a consumer would reject a payload before its handler sees it,
-// and its key.
-func (o *Operator) check(consumer string, payload []byte) (key string, err error) {
-	for _, route := range o.Router.Routes() {
-		if route.Consumer == consumer {
-			return route.Check(payload)
-		}
-	}
-
-	return "", event.Errorf(event.Conflict, "consumer %s no longer exists", consumer)
 }

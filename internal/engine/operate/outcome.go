@@ -32,14 +32,14 @@ var outcomes = map[event.Kind]Outcome{
 	event.Conflict: {Exit: ExitFailure, Status: http.StatusConflict},
 	event.Changed:  {Exit: ExitFailure, Status: http.StatusPreconditionFailed},
 	event.Invalid:  {Exit: ExitUsage, Status: http.StatusUnprocessableEntity},
-	rejected:       {Exit: ExitRejected, Status: http.StatusUnprocessableEntity},
+	Rejected:       {Exit: ExitRejected, Status: http.StatusUnprocessableEntity},
 	unavailable:    {Exit: ExitFailure, Status: http.StatusServiceUnavailable},
 	internal:       {Exit: ExitFailure, Status: http.StatusInternalServerError},
 }
 
-// Kinds that errors do not carry themselves.
+// Kinds that most errors do not carry themselves.
 const (
-	rejected    event.Kind = "rejected"    // a consumer would reject the payload
+	Rejected    event.Kind = "rejected"    // a consumer would reject the payload, or a message was refused
 	unavailable event.Kind = "unavailable" // the database cannot be reached, or is too slow
 	internal    event.Kind = "internal"    // anything else
 )
@@ -49,7 +49,7 @@ func OutcomeOf(err error) Outcome {
 	kind := event.KindOf(err)
 
 	if _, reject := errors.AsType[*event.RejectError](err); kind == "" && reject {
-		kind = rejected
+		kind = Rejected
 	}
 
 	if kind == "" {

@@ -105,9 +105,11 @@ var errTroubled = errors.New("something is paused or unavailable; see above")
 // Status asks the service at addr and Postgres. What does not answer is part
 // of the status.
 func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
-	var err error
-	if s.Service, err = ask(ctx, addr); err != nil {
+	process := &Process{}
+	if err := ask(ctx, addr, "/statusz", 0, process); err != nil {
 		s.Unreachable = err.Error()
+	} else {
+		s.Service = process
 	}
 
 	facts, err := o.Facts(ctx)
@@ -135,28 +137,28 @@ func (s Status) Err() error {
 	}
 }
 
+// askTimeout bounds a request to a running service, beyond what the service waits.
 const askTimeout = 3 * time.Second
 
-// ask asks a running service.
-func ask(ctx context.Context, addr string) (*Process, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+// ask reads a path of the service at addr, which may wait before it responds.
+func ask(ctx context.Context, addr, path string, wait time.Duration, response any) error {
+	ctx, cancel := context.WithTimeout(ctx, wait+askTimeout)
 	defer cancel()
 
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/statusz", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 
-	response, err := http.DefaultClient.Do(request)
+	got, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
+		return fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
 	}
-	defer response.Body.Close() //nolint:errcheck // it is only read
+	defer got.Body.Close() //nolint:errcheck // it is only read
 
-	process := &Process{}
-	if err := json.NewDecoder(response.Body).Decode(process); err != nil || response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("another program answers at http.addr %s: %s", addr, response.Status)
+	if err := json.NewDecoder(got.Body).Decode(response); err != nil || got.StatusCode != http.StatusOK {
+		return fmt.Errorf("unexpected response from the program at http.addr %s: %s", addr, got.Status)
 	}
 
-	return process, nil
+	return nil
 }

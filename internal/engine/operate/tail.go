@@ -2,9 +2,7 @@ package operate
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/url"
 	"slices"
 	"sync"
@@ -83,8 +81,10 @@ func tailService(ctx context.Context, addr, topic string, fn func(Passing) error
 	after := int64(-1)
 
 	for {
-		passed, err := askPassed(ctx, addr, topic, after)
-		if err != nil {
+		var passed Passed
+
+		path := fmt.Sprintf("/api/v1/topics/%s/messages?after=%d&wait=%d", url.PathEscape(topic), after, tapWait/time.Second)
+		if err := ask(ctx, addr, path, tapWait, &passed); err != nil {
 			return err
 		}
 
@@ -96,27 +96,6 @@ func tailService(ctx context.Context, addr, topic string, fn func(Passing) error
 
 		after = passed.Next
 	}
-}
-
-func askPassed(ctx context.Context, addr, topic string, after int64) (passed Passed, err error) {
-	address := fmt.Sprintf("http://%s/api/v1/topics/%s/messages?after=%d&wait=%d", addr, url.PathEscape(topic), after, tapWait/time.Second)
-
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return passed, err
-	}
-
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return passed, fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
-	}
-	defer response.Body.Close() //nolint:errcheck // it is read
-
-	if err := json.NewDecoder(response.Body).Decode(&passed); err != nil || response.StatusCode != http.StatusOK {
-		return passed, fmt.Errorf("asking the service at http.addr %s: %s", addr, response.Status)
-	}
-
-	return passed, nil
 }
 
 // Bounds of a tap.
