@@ -22,12 +22,11 @@ func newAudit(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "audit", Short: "Check the invariants of the database and the payment gateway's record",
-		Long: `Check every invariant in one snapshot while the service runs; nobody is blocked.
-For each invariant the command prints what it examined, what violates it and what
-to do about it.
+		Long: `Check all invariants in one snapshot, without blocking a running service. For each
+invariant the command prints what it examined, what violates it and what to do.
 
---repair fixes what has one safe answer, then checks again; --repair --dry-run
-shows what it would do. Every repair is recorded.
+--repair fixes the violations that have only one safe fix, then checks again;
+--repair --dry-run shows what it would fix. Each repair is recorded.
 
 Checks: ` + strings.Join(audit.Names(), ", ") + `.
 
@@ -57,7 +56,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		flags.DurationVar(&config.Older, "older", 15*time.Minute, "treat what has been in progress for longer as stuck")
 		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "read the payment gateway's record this far back")
 		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "allow each statement this long")
-		flags.BoolVar(&repair, "repair", false, "fix what has one safe answer")
+		flags.BoolVar(&repair, "repair", false, "fix the violations that have only one safe fix")
 		flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
 	})
 }

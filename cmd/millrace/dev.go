@@ -14,11 +14,6 @@ import (
 	"github.com/millracehq/millrace/internal/localpg"
 )
 
-// devStock is the stock that `millrace dev` begins with.
-func devStock() map[string]int64 {
-	return map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}
-}
-
 func newDev(opts *options) *cobra.Command {
 	return command(opts, &cobra.Command{
 		Use: "dev", Short: "Run the service with a private Postgres and some stock",
@@ -59,7 +54,7 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 	}
 
 	return runService(ctx, cfg, func(service *app.Service) {
-		if err := service.Inventory.Seed(ctx, devStock()); err != nil {
+		if err := service.Inventory.Seed(ctx, map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}); err != nil {
 			logger.Warn(err.Error())
 		}
 

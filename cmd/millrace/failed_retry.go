@@ -16,7 +16,7 @@ func newFailedRetry(opts *options) *cobra.Command {
 	)
 
 	return query(opts, &cobra.Command{
-		Use: "retry [ID]", Short: "Try waiting messages now",
+		Use: "retry [ID]", Short: "Retry waiting messages now",
 		Example: `  millrace failed retry 17
   millrace failed retry --consumer fulfilment.charge --why "the provider is back"`,
 	}, func(c *call) (map[string]int64, error) {

@@ -10,7 +10,7 @@ func newOrdersList(opts *options) *cobra.Command {
 	var status string
 
 	return query(opts, &cobra.Command{
-		Use: "list", Short: "List the orders that changed last", Example: "  millrace orders list --status payment_failed --limit 100",
+		Use: "list", Short: "List the most recently changed orders", Example: "  millrace orders list --status payment_failed --limit 100",
 	}, func(c *call) ([]order.Summary, error) { return c.Orders.List(c.ctx, order.Status(status), c.limit) },
 		table("ORDER STATUS TOTAL CHANGED", func(o order.Summary) []any {
 			return []any{o.ID, o.Status, o.Total + " " + o.Currency, o.UpdatedAt}

@@ -11,9 +11,9 @@ import (
 func newProjectionsRebuild(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "rebuild NAME", Short: "Rebuild the tables of a projection while the service runs",
-		Long: `Rebuild the tables of a projection from the first event on. The old tables are
-read and kept up to date until the new ones replace them, all at once. You can
-stop the command at any time: nothing has changed then.`,
+		Long: `Rebuild the tables of a projection from all events. The old tables stay in use and
+up to date until the new ones replace them, all at once. You can stop the command
+at any time; until the replacement nothing changes.`,
 		Example: "  millrace projections rebuild users",
 	}, func(c *call) error {
 		name, started := c.args[0], time.Now()

@@ -11,9 +11,9 @@ import (
 
 func newStatus(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
-		Use: "status", Short: "Show what works, what is paused and why, and what waits",
+		Use: "status", Short: "Show what works, what is paused and why, and what is waiting",
 		Long: `Ask the service at http.addr for its dependencies and consumers, and Postgres for
-what waits. Exit code 1 if the service does not answer, or something is paused or
+what is waiting. Exit code 1 if the service does not answer, or something is paused or
 unavailable.`,
 		Example: "  millrace status",
 	}, func(c *call) error {

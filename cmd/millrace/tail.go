@@ -12,9 +12,9 @@ func newTail(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "tail TOPIC", Short: "Print the messages that pass on a topic until Ctrl-C",
 		Long: `Print the messages that pass on a topic from now on, until Ctrl-C; with --json, one
-object per line. The command takes no message from a consumer: it reads Kafka
-without a group, and RabbitMQ through a queue of its own on the exchange. On the
-embedded broker it asks the service at http.addr, which prints what it delivers.`,
+object per line. Consumers still receive every message: the command reads Kafka
+without a consumer group, and RabbitMQ through a queue of its own. On the embedded
+broker it asks the service at http.addr for the messages that it delivers.`,
 		Example: `  millrace tail orders.created
   millrace tail user.updated --json`,
 	}, func(c *call) error {

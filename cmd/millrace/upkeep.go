@@ -15,9 +15,9 @@ import (
 func newUpkeep(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "upkeep", Short: "Create upcoming partitions and delete expired data",
-		Long: `Do now what the service does every upkeep.every: create upcoming partitions and
-delete expired data. One process at a time does it. The command also reports a
-transaction that has been open for long.`,
+		Long: `Create upcoming partitions and delete expired data now, as the service does at the
+interval upkeep.every. Only one process does so at a time. The command also reports
+a transaction that has been open for a long time.`,
 		Example: "  millrace upkeep",
 	}, func(c *call) error {
 		done, err := c.Operator.Upkeep(c.ctx)

@@ -8,7 +8,7 @@ import (
 
 func newUsersList(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
-		Use: "list", Short: "List the users that changed last", Example: "  millrace users list --limit 100",
+		Use: "list", Short: "List the most recently changed users", Example: "  millrace users list --limit 100",
 	}, func(c *call) ([]user.Summary, error) { return c.Users.List(c.ctx, c.limit) },
 		table("USER NAME EMAIL CHANGED", func(u user.Summary) []any {
 			return []any{u.ID, orErased(u.Name), orErased(u.Email), u.UpdatedAt}

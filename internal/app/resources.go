@@ -9,6 +9,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -55,9 +57,7 @@ func (s *Service) resources(api *httpapi.API) {
 			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 		},
 		) (*httpapi.List[notification.Entry], error) {
-			list, err := s.Notifications.List(ctx, event.Text(in.User), in.Limit)
-
-			return httpapi.All(list), err
+			return httpapi.All(s.Notifications.List(ctx, event.Text(in.User), in.Limit))
 		})
 }
 
@@ -75,18 +75,13 @@ func (s *Service) getOrder(ctx context.Context, in *struct {
 		return nil, err
 	}
 
-	view := orderView{
+	return &orderOutput{Body: orderView{
 		ID: o.ID, Status: o.Status, Version: o.Version, TotalAmount: amount{o.Total}, Currency: o.Currency,
-		Lines: append([]order.Line{}, o.Lines...), CreatedAt: o.CreatedAt, UpdatedAt: o.UpdatedAt, History: []orderEvent{},
-	}
-
-	for _, e := range o.History {
-		view.History = append(view.History, orderEvent{
-			Version: e.Version, Type: e.Type, Data: e.Data, MessageID: e.MessageID.String(), RecordedAt: e.RecordedAt,
-		})
-	}
-
-	return &orderOutput{Body: view}, nil
+		Lines: append([]order.Line{}, o.Lines...), CreatedAt: o.CreatedAt, UpdatedAt: o.UpdatedAt,
+		History: postgres.Column(o.History, func(e eventstore.Event) orderEvent {
+			return orderEvent{Version: e.Version, Type: e.Type, Data: e.Data, MessageID: e.MessageID.String(), RecordedAt: e.RecordedAt}
+		}),
+	}}, nil
 }
 
 func (s *Service) listStock(ctx context.Context, in *httpapi.Paging) (*httpapi.List[inventory.Stock], error) {

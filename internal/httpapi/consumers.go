@@ -22,9 +22,7 @@ type switchOutput struct {
 
 func (e engine) registerConsumers(a *API) {
 	Get(a, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[consumer.State], error) {
-		list, err := e.Consumers(ctx)
-
-		return All(list), err
+		return All(e.Consumers(ctx))
 	})
 	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas; its messages wait", switchConsumer(e.Router.Pause))
 	Post(a, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", switchConsumer(e.Router.Resume))

@@ -40,10 +40,7 @@ func (c content) bytes() ([]byte, error) {
 }
 
 // headers are those of a message.
-type headers event.Headers
-
-// MarshalJSON implements json.Marshaler.
-func (h headers) MarshalJSON() ([]byte, error) { return event.Headers(h).MarshalJSON() }
+type headers struct{ event.Headers }
 
 // Schema implements huma.SchemaProvider.
 func (headers) Schema(huma.Registry) *huma.Schema {

@@ -14,6 +14,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // entry is a failed message. Lists leave out its headers and payloads.
@@ -26,22 +27,13 @@ type entry struct {
 	IsEdited bool     `json:"is_edited"`
 }
 
-func summaries(list []failed.Entry) []entry {
-	views := make([]entry, len(list))
-	for i, e := range list {
-		views[i] = entry{Entry: e, IsEdited: e.Edited != nil}
-	}
+func summary(e failed.Entry) entry { return entry{Entry: e, IsEdited: e.Edited != nil} }
 
-	return views
-}
+func detail(e failed.Entry) entry {
+	view := summary(e)
+	view.Headers, view.Payload, view.Edited = &headers{e.Headers}, contentOf(e.Payload), contentOf(e.Edited)
 
-func details(list []failed.Entry) []entry {
-	views := summaries(list)
-	for i, e := range list {
-		views[i].Headers, views[i].Payload, views[i].Edited = (*headers)(&e.Headers), contentOf(e.Payload), contentOf(e.Edited)
-	}
-
-	return views
+	return view
 }
 
 // EntryInput names a failed message.
@@ -176,7 +168,7 @@ func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], 
 
 	list, err := e.Failed.Summaries(ctx, f, in.Limit+1)
 
-	return Page(&in.Paging, summaries(list), func(e entry) string { return fmt.Sprint(e.ID) }), err
+	return Page(&in.Paging, postgres.Column(list, summary), func(e entry) string { return fmt.Sprint(e.ID) }), err
 }
 
 func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
@@ -209,9 +201,7 @@ func (e engine) countFailed(ctx context.Context, in *struct {
 		return nil, err
 	}
 
-	counts, err := e.Failed.CountBy(ctx, f, in.By, in.Limit)
-
-	return All(counts), err
+	return All(e.Failed.CountBy(ctx, f, in.By, in.Limit))
 }
 
 func (e engine) getEntry(ctx context.Context, in *struct {
@@ -234,7 +224,7 @@ func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, cha
 		found, err = change(found)
 	}
 
-	return &entryOutput{ETag: quoted(found), Body: details([]failed.Entry{found})[0]}, err
+	return &entryOutput{ETag: quoted(found), Body: detail(found)}, err
 }
 
 func (e engine) editEntry(ctx context.Context, in *struct {
@@ -260,7 +250,7 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 func (e engine) listActions(ctx context.Context, in *EntryInput) (*List[action], error) {
 	exported, err := e.Exported(ctx, in.ID)
 
-	return All(actionsOf(exported.Actions)), err
+	return All(postgres.Column(exported.Actions, actionOf), err)
 }
 
 func (e engine) download(ctx context.Context, in *struct {

@@ -8,6 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/trace"
 )
 
@@ -18,14 +19,7 @@ type action struct {
 	Payload *content `json:"payload,omitempty" doc:"The payload after an edit."`
 }
 
-func actionsOf(list []activity.Action) []action {
-	views := make([]action, len(list))
-	for i, a := range list {
-		views[i] = action{Action: a, Payload: contentOf(a.Payload)}
-	}
-
-	return views
-}
+func actionOf(a activity.Action) action { return action{Action: a, Payload: contentOf(a.Payload)} }
 
 // ActivityFilter is the query of the activity.
 type ActivityFilter struct {
@@ -43,9 +37,7 @@ func (e engine) registerHistory(a *API) {
 			ID string `path:"id" maxLength:"50" example:"0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b"`
 		},
 		) (*List[*trace.Message], error) {
-			roots, err := e.Trace(ctx, in.ID)
-
-			return All(roots), err
+			return All(e.Trace(ctx, in.ID))
 		})
 	Get(a, "/events", "List events in the order of their position, or those of a stream", e.listEvents)
 	Get(a, "/audit", "Check the invariants of the database and of other systems' records", e.audit)
@@ -59,9 +51,7 @@ func (e engine) listEvents(ctx context.Context, in *struct {
 },
 ) (*List[eventstore.Event], error) {
 	if in.Stream != "" {
-		events, err := e.Stream(ctx, in.Stream)
-
-		return All(events), err
+		return All(e.Stream(ctx, in.Stream))
 	}
 
 	var after int64
@@ -70,8 +60,8 @@ func (e engine) listEvents(ctx context.Context, in *struct {
 	}
 
 	events, next, err := e.EventPage(ctx, after, in.Limit)
-	out := All(events)
 
+	out, err := All(events, err)
 	if next > after {
 		out.setNext(&in.Paging, fmt.Sprint(next))
 	}
@@ -103,5 +93,5 @@ func (e engine) listActivity(ctx context.Context, in *struct {
 
 	list, err := activity.List(ctx, e.Pool, f, in.Limit+1)
 
-	return Page(&in.Paging, actionsOf(list), func(a action) string { return fmt.Sprint(a.ID) }), err
+	return Page(&in.Paging, postgres.Column(list, actionOf), func(a action) string { return fmt.Sprint(a.ID) }), err
 }

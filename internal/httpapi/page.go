@@ -62,23 +62,18 @@ type Items[T any] struct {
 	Next  string `json:"next,omitempty" doc:"The cursor of the next page."`
 }
 
-// All returns a list that has no further pages.
-func All[T any](list []T) *List[T] {
-	out := &List[T]{}
-	out.Body.Items = append([]T{}, list...)
-
-	return out
+// All returns a list that has no further pages, or err.
+func All[T any](list []T, err error) (*List[T], error) {
+	return &List[T]{Body: Items[T]{Items: append([]T{}, list...)}}, err
 }
 
 // Page returns a page of list, which was read with a limit of p.Limit + 1.
 // cursor names the last item of the page in the format that After reads.
 func Page[T any](p *Paging, list []T, cursor func(T) string) *List[T] {
-	if len(list) <= p.Limit {
-		return All(list)
+	out, _ := All(list[:min(len(list), p.Limit)], nil)
+	if len(list) > p.Limit {
+		out.setNext(p, cursor(list[p.Limit-1]))
 	}
-
-	out := All(list[:p.Limit])
-	out.setNext(p, cursor(list[p.Limit-1]))
 
 	return out
 }

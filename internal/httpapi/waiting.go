@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // waitingKey is the first message of a waiting key.
@@ -35,18 +36,13 @@ func (e engine) registerWaiting(a *API) {
 	},
 	) (*List[waitingKey], error) {
 		list, err := e.Failed.WaitingKeys(ctx, failed.KeyFilter{Consumer: in.Consumer, Key: in.Key}, in.Limit)
-		views := make([]waitingKey, len(list))
 
-		for i, w := range list {
-			views[i].WaitingEntry = w
-		}
-
-		return All(views), err
+		return All(postgres.Column(list, func(w failed.WaitingEntry) waitingKey { return waitingKey{WaitingEntry: w} }), err)
 	})
 	Get(a, "/waiting/{id}", "Show the messages that wait for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
 		list, err := e.Failed.Queue(ctx, in.ID)
 
-		return All(details(list)), err
+		return All(postgres.Column(list, detail), err)
 	})
 	Post(a, "/waiting/retry", "Try waiting keys now", e.retry)
 	Post(a, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is tried", func(ctx context.Context, in *struct {

@@ -19,8 +19,8 @@ type Audit struct {
 	Repairs []invariant.Repair `json:"repairs,omitempty"`
 }
 
-// Audit checks invariants. With repair it repairs what has one safe answer and
-// checks again, or with dry only says what it would repair.
+// Audit checks invariants. With repair it fixes the violations that have only one
+// safe fix and checks again, or with dry only reports what it would fix.
 func (o *Operator) Audit(ctx context.Context, options invariant.Options, repair, dry bool, by activity.Actor) (out Audit, err error) {
 	if dry && !repair {
 		return out, event.Errorf(event.Invalid, "--dry-run requires --repair")

@@ -11,9 +11,9 @@ import (
 
 // Trace returns the conversation of a message as trees.
 func (o *Operator) Trace(ctx context.Context, id string) ([]*trace.Message, error) {
-	parsed, err := messageID(id)
+	parsed, err := uuid.Parse(id)
 	if err != nil {
-		return nil, err
+		return nil, event.Errorf(event.Invalid, "%q is not a message id, expected a UUID", id)
 	}
 
 	roots, err := trace.Find(ctx, o.Pool, parsed)
@@ -22,33 +22,20 @@ func (o *Operator) Trace(ctx context.Context, id string) ([]*trace.Message, erro
 	return roots, err
 }
 
-// nameTopics fills in the topics of what the inbox knows by consumer only.
+// nameTopics fills in the topics of what the inbox knows by consumer only. A
+// consumer that no longer exists stands for its topic.
 func (o *Operator) nameTopics(messages []*trace.Message) {
 	for _, m := range messages {
 		if m.Topic == "" {
-			m.Topic = o.topicOf(m.Consumer)
+			m.Topic = m.Consumer
+
+			for _, route := range o.Router.Routes() {
+				if route.Consumer == m.Consumer {
+					m.Topic = route.Topic
+				}
+			}
 		}
 
 		o.nameTopics(m.Caused)
 	}
-}
-
-// topicOf returns the topic of a consumer, or its name if it no longer exists.
-func (o *Operator) topicOf(consumer string) string {
-	for _, route := range o.Router.Routes() {
-		if route.Consumer == consumer {
-			return route.Topic
-		}
-	}
-
-	return consumer
-}
-
-func messageID(text string) (uuid.UUID, error) {
-	id, err := uuid.Parse(text)
-	if err != nil {
-		return id, event.Errorf(event.Invalid, "%q is not a message id, expected a UUID", text)
-	}
-
-	return id, nil
 }
