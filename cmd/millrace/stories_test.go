@@ -305,7 +305,7 @@ func (s *story) lines(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // load TOPIC FILE COUNT publishes the lines of a file, COUNT a second, while the
-// story goes on: to Kafka itself as any producer does, or through the outbox,
+// story runs: to Kafka itself as any producer does, or through the outbox,
 // again and again until it is taken. `load end` waits until all are published.
 func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
 	if args[0] == "end" {
