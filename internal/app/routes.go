@@ -56,7 +56,7 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "account.create", d.Accounts.Create, notification.Requested{})
 	consumer.OnBatch(r, "account.update", d.Accounts.Update, account.ProfileUpdated{}, notification.Requested{})
 	consumer.OnBatch(r, "account.legacy", d.Accounts.Legacy, account.ProfileUpdated{}, notification.Requested{})
-	consumer.OnEffect(r, "notification.send", consumer.Effect[notification.Requested, notification.Delivery]{
+	consumer.OnEffect(r, "notification.send", consumer.Effect[notification.Requested, string]{
 		Admit: d.Notifications.Admit, Needs: d.Notifications.Needs, Perform: d.Notifications.Send, Record: d.Notifications.Record,
 	})
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
 	"github.com/millracehq/millrace/internal/shop/order"
 	"github.com/millracehq/millrace/internal/shop/payment"
@@ -29,10 +30,9 @@ const (
 
 // Limits of an order.
 const (
-	maxItems    = 1000
-	maxQuantity = 1_000_000_000
-	maxAttempt  = 1000
-	maxReason   = 500 // bytes
+	maxItems   = 1000
+	maxAttempt = 1000
+	maxReason  = 500 // bytes
 )
 
 // OrderCreated asks for an order. It has one product, or several items.
@@ -76,28 +76,13 @@ func (p OrderCreated) Validate() error {
 		errs = append(errs, errors.New("order.items: cannot be combined with order.product_id, expected one of them"))
 	case len(o.Items) > 0:
 		for i, item := range o.Items {
-			errs = append(errs, item.check(fmt.Sprintf("order.items[%d]", i)))
+			errs = append(errs, inventory.CheckItem(fmt.Sprintf("order.items[%d].", i), item.ProductID, item.Quantity))
 		}
 	default:
-		errs = append(errs, Item{ProductID: o.ProductID, Quantity: o.Quantity}.check("order"))
+		errs = append(errs, inventory.CheckItem("order.", o.ProductID, o.Quantity))
 	}
 
-	errs = append(errs, money.Check("order.total_amount", o.TotalAmount, o.currency()))
-
-	return errors.Join(errs...)
-}
-
-func (i Item) check(path string) error {
-	err := event.CheckID(path+".product_id", i.ProductID)
-
-	switch {
-	case i.Quantity == nil:
-		err = errors.Join(err, fmt.Errorf("%s.quantity: is missing, expected a whole number", path))
-	case *i.Quantity < 1 || *i.Quantity > maxQuantity:
-		err = errors.Join(err, fmt.Errorf("%s.quantity: is %d, expected 1 to %d", path, *i.Quantity, maxQuantity))
-	}
-
-	return err
+	return errors.Join(append(errs, money.Check("order.total_amount", o.TotalAmount, o.currency()))...)
 }
 
 func (o NewOrder) currency() string { return cmp.Or(o.Currency, money.DefaultCurrency) }
@@ -204,7 +189,16 @@ func (p CancelRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p CancelRequested) Validate() error {
-	return errors.Join(event.CheckID("order_id", p.OrderID), checkReason(p.Reason))
+	err := event.CheckID("order_id", p.OrderID)
+
+	switch {
+	case len(p.Reason) > maxReason:
+		err = errors.Join(err, fmt.Errorf("reason: has %d bytes, expected at most %d", len(p.Reason), maxReason))
+	case !event.Printable(p.Reason):
+		err = errors.Join(err, fmt.Errorf("reason: is %+q, expected printable characters", p.Reason))
+	}
+
+	return err
 }
 
 // CancelRefused says that an order could not be cancelled.
@@ -313,15 +307,4 @@ func (p PaymentRefunded) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p PaymentRefunded) Validate() error {
 	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
-}
-
-func checkReason(reason string) error {
-	switch {
-	case len(reason) > maxReason:
-		return fmt.Errorf("reason: has %d bytes, expected at most %d", len(reason), maxReason)
-	case !event.Printable(reason):
-		return fmt.Errorf("reason: is %+q, expected printable characters", reason)
-	}
-
-	return nil
 }

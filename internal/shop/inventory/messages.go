@@ -10,7 +10,7 @@ import (
 // TopicRestocked carries deliveries to the warehouse.
 const TopicRestocked = "inventory.restocked"
 
-// maxQuantity is the largest delivery.
+// maxQuantity is the largest quantity of a delivery or an order.
 const maxQuantity = 1_000_000_000
 
 // Restocked is the delivery of a quantity of a product.
@@ -28,14 +28,19 @@ func (p Restocked) Key() string { return p.ProductID }
 
 // Validate implements event.Payload.
 func (p Restocked) Validate() error {
-	errs := []error{event.CheckID("product_id", p.ProductID)}
+	return CheckItem("", p.ProductID, p.Quantity)
+}
+
+// CheckItem validates a quantity of a product in the fields at prefix.
+func CheckItem(prefix, productID string, quantity *int64) error {
+	err := event.CheckID(prefix+"product_id", productID)
 
 	switch {
-	case p.Quantity == nil:
-		errs = append(errs, errors.New("quantity: is missing, expected a whole number"))
-	case *p.Quantity < 1 || *p.Quantity > maxQuantity:
-		errs = append(errs, fmt.Errorf("quantity: is %d, expected 1 to %d", *p.Quantity, maxQuantity))
+	case quantity == nil:
+		err = errors.Join(err, fmt.Errorf("%squantity: is missing, expected a whole number", prefix))
+	case *quantity < 1 || *quantity > maxQuantity:
+		err = errors.Join(err, fmt.Errorf("%squantity: is %d, expected 1 to %d", prefix, *quantity, maxQuantity))
 	}
 
-	return errors.Join(errs...)
+	return err
 }

@@ -44,14 +44,7 @@ func Parse(text string) (Amount, error) {
 }
 
 // MustParse is Parse for constants; it panics on an error.
-func MustParse(text string) Amount {
-	a, err := Parse(text)
-	if err != nil {
-		panic(err)
-	}
-
-	return a
-}
+func MustParse(text string) Amount { return Amount{decimal.RequireFromString(text)} }
 
 // UnmarshalJSON reads a number or a string that contains one.
 func (a *Amount) UnmarshalJSON(data []byte) error {

@@ -74,27 +74,27 @@ func newMailer(cfg EmailConfig) (*mailer, error) {
 	return &mailer{cfg: cfg, options: options, domain: from.Address[strings.LastIndex(from.Address, "@")+1:]}, nil
 }
 
-func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
 	msg, err := m.compose(e)
 	if err != nil {
-		return Delivery{}, event.Reject(err)
+		return "", event.Reject(err)
 	}
 
 	client, err := mail.NewClient(m.cfg.Host, m.options...)
 	if err != nil {
-		return Delivery{}, fmt.Errorf("preparing the connection to the mail server: %w", err)
+		return "", fmt.Errorf("preparing the connection to the mail server: %w", err)
 	}
 
 	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
 		// The server accepted the e-mail, even if the connection broke later.
 		if msg.IsDelivered() {
-			return Delivery{Answer: msg.ServerResponse()}, nil
+			return msg.ServerResponse(), nil
 		}
 
-		return Delivery{}, classify(err, e.Payload.address)
+		return "", classify(err, e.Payload.address)
 	}
 
-	return Delivery{Answer: msg.ServerResponse()}, nil
+	return msg.ServerResponse(), nil
 }
 
 // classify distinguishes three errors. A server that cannot be reached, refuses

@@ -4,6 +4,7 @@
 package notification
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,23 +78,11 @@ func (r Requested) Validate() error {
 	return errors.Join(errs...)
 }
 
-func (r Requested) channel() Channel {
-	if r.Channel == "" {
-		return Email
-	}
-
-	return r.Channel
-}
+func (r Requested) channel() Channel { return cmp.Or(r.Channel, Email) }
 
 // Directory returns the e-mail addresses of users by id. The address of an
 // erased user is empty; a user who does not exist is missing.
 type Directory func(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error)
-
-// Delivery is the result of sending a notification.
-type Delivery struct {
-	// Answer is the response of the mail server or the webhook's receiver.
-	Answer string
-}
 
 // Service sends notifications.
 type Service struct {
@@ -176,32 +165,33 @@ func (s *Service) Needs(e event.Event[Requested]) string {
 	return ""
 }
 
-// Send sends one notification. A failure that may pass is an event.LaterError,
+// Send sends one notification and returns the answer of the mail server or the
+// webhook's receiver. A failure that may pass is an event.LaterError,
 // a final refusal is a rejection with the provider's words, and an unavailable
 // mail server is an event.UnavailableError.
-func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
 	user, content := slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content)
 
 	switch channel := e.Payload.channel(); {
 	case channel == Webhook && s.webhook == nil:
-		return Delivery{}, event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
+		return "", event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
 	case channel == Webhook:
 		return s.webhook.send(ctx, e)
 	case channel == Log:
 		s.logger.Info("notification", user, content)
 
-		return Delivery{Answer: "logged"}, nil
+		return "logged", nil
 	case s.mailer == nil:
 		s.logger.Info("e-mail (set notification.email.host to send it)", user, slog.String("message_id", e.ID.String()), content)
 
-		return Delivery{Answer: "logged: notification.email.host is not set"}, nil
+		return "logged: notification.email.host is not set", nil
 	default:
 		return s.mailer.send(ctx, e)
 	}
 }
 
-// Sent is a notification and its delivery, if it was not skipped.
-type Sent = event.Effected[Requested, Delivery]
+// Sent is a notification with the receiver's answer, if it was not skipped.
+type Sent = event.Effected[Requested, string]
 
 // Record stores the results of notifications.
 func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.Outgoing, error) {
@@ -223,7 +213,7 @@ func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.O
 				return "the user was erased"
 			}
 
-			return event.Text(n.Result.Answer)
+			return event.Text(*n.Result)
 		}))
 	if err != nil {
 		return nil, fmt.Errorf("recording notifications: %w", err)

@@ -36,12 +36,7 @@ type webhook struct {
 }
 
 func newWebhook(cfg WebhookConfig) (*webhook, error) {
-	secret, err := cfg.secret()
-	if err != nil {
-		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
-	}
-
-	signer, err := standardwebhooks.NewWebhookRaw(secret)
+	signer, err := standardwebhooks.NewWebhook(string(cfg.Secret))
 	if err != nil {
 		return nil, fmt.Errorf("notification.webhook.secret: %w", err)
 	}
@@ -113,10 +108,10 @@ type body struct {
 	Data      Requested `json:"data"`
 }
 
-func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery, error) {
+func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
 	request, err := w.request(ctx, e)
 	if err != nil {
-		return Delivery{}, err
+		return "", err
 	}
 
 	response, err := w.client.Do(request)
@@ -126,20 +121,20 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (Delivery,
 			err = failed.Err
 		}
 
-		return Delivery{}, event.Later(0, fmt.Errorf("posting webhook: %w", err))
+		return "", event.Later(0, fmt.Errorf("posting webhook: %w", err))
 	}
 	defer func() { _ = response.Body.Close() }()
 
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	answer := response.Status + " " + string(bytes.TrimSpace(text))
+	answer = response.Status + " " + string(bytes.TrimSpace(text))
 
 	switch code := response.StatusCode; {
 	case code >= http.StatusOK && code < http.StatusMultipleChoices:
-		return Delivery{Answer: answer}, nil
+		return answer, nil
 	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
-		return Delivery{}, event.Later(event.RetryAfter(response.Header.Get("Retry-After")), fmt.Errorf("posting webhook: the receiver answered %s", answer))
+		return "", event.Later(event.RetryAfter(response.Header.Get("Retry-After")), fmt.Errorf("posting webhook: the receiver answered %s", answer))
 	default:
-		return Delivery{}, event.Reject(fmt.Errorf("the receiver refused the webhook: %s", answer))
+		return "", event.Reject(fmt.Errorf("the receiver refused the webhook: %s", answer))
 	}
 }
 

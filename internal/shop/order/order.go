@@ -55,7 +55,7 @@ type Order struct {
 	Lines    []Line       `json:"lines"`
 	// Captures are the captured payments, in order. Only a fold of the whole
 	// stream has them: see Service.Recall.
-	Captures []Capture `json:"captures,omitempty"`
+	Captures []Capture `db:"-" json:"captures,omitempty"`
 }
 
 // Capture is a payment that was captured for an order.

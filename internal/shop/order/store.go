@@ -36,23 +36,10 @@ type Change struct {
 	MessageID uuid.UUID
 }
 
-func (c Change) records() []eventstore.Record {
-	records := make([]eventstore.Record, len(c.Events))
-	for i, data := range c.Events {
-		records[i] = eventstore.Record{
-			Stream:    Stream(c.Order.ID),
-			Version:   c.Order.Version - len(c.Events) + i + 1,
-			Data:      data,
-			MessageID: c.MessageID,
-		}
-	}
-
-	return records
-}
-
-const selectOrders = `
-	SELECT id, status, version, trim_scale(total_amount)::text, currency, lines FROM orders
-	WHERE id = ANY($1)`
+const (
+	columns      = `id, status, version, trim_scale(total_amount)::text, currency, lines`
+	selectOrders = `SELECT ` + columns + ` FROM orders WHERE id = ANY($1)`
+)
 
 // Find returns the orders that exist, by id, without locking them.
 func (s *Service) Find(ctx context.Context, db postgres.Querier, ids []string) (map[string]Order, error) {
@@ -66,11 +53,7 @@ func (s *Service) Lock(ctx context.Context, tx pgx.Tx, ids []string) (map[string
 }
 
 func load(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]Order, error) {
-	list, err := postgres.Collect(ctx, db, func(row pgx.CollectableRow) (o Order, err error) {
-		err = row.Scan(&o.ID, &o.Status, &o.Version, &o.Total, &o.Currency, &o.Lines)
-
-		return o, err
-	}, sql, ids)
+	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Order], sql, ids)
 	if err != nil {
 		return nil, fmt.Errorf("loading orders: %w", err)
 	}
@@ -178,8 +161,16 @@ func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error
 
 func appendEvents(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	var records []eventstore.Record
+
 	for _, c := range changes {
-		records = append(records, c.records()...)
+		for i, data := range c.Events {
+			records = append(records, eventstore.Record{
+				Stream:    Stream(c.Order.ID),
+				Version:   c.Order.Version - len(c.Events) + i + 1,
+				Data:      data,
+				MessageID: c.MessageID,
+			})
+		}
 	}
 
 	return eventstore.Append(ctx, tx, records)
@@ -191,7 +182,7 @@ type Details struct {
 
 	CreatedAt time.Time          `json:"created_at"`
 	UpdatedAt time.Time          `json:"updated_at"`
-	History   []eventstore.Event `json:"history"`
+	History   []eventstore.Event `db:"-"        json:"history"`
 }
 
 // Show returns an order with its history, or [NotFound].
@@ -202,22 +193,16 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 
-	found, err := s.Find(ctx, tx, []string{id})
-	if err != nil {
-		return Details{}, err
-	}
-
-	o, ok := found[id]
-	if !ok {
-		return Details{}, NotFound(id)
-	}
-
-	details := Details{Order: o}
-
-	err = tx.QueryRow(ctx, `SELECT created_at, updated_at FROM orders WHERE id = $1`, id).Scan(&details.CreatedAt, &details.UpdatedAt)
+	found, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Details], `SELECT `+columns+`, created_at, updated_at FROM orders WHERE id = $1`, id)
 	if err != nil {
 		return Details{}, fmt.Errorf("reading order %s: %w", id, err)
 	}
+
+	if len(found) == 0 {
+		return Details{}, NotFound(id)
+	}
+
+	details := found[0]
 
 	if details.History, err = eventstore.Read(ctx, tx, Stream(id)); err != nil {
 		return Details{}, err

@@ -92,21 +92,17 @@ type RefusedError struct{ Reason string }
 
 func (e *RefusedError) Error() string { return "the payment provider refuses: " + e.Reason }
 
-// UnknownError means that the provider may or may not have done what it was
+// ErrUnknown means that the provider may or may not have done what it was
 // asked to do: no answer arrived, or an answer that does not say. Repeating the
 // request settles it; until then nothing may be compensated.
-type UnknownError struct{ Err error }
-
-func (e *UnknownError) Error() string {
-	return "the outcome at the payment provider is unknown: " + e.Err.Error()
-}
-
-func (e *UnknownError) Unwrap() error { return e.Err }
+var ErrUnknown = errors.New("the outcome at the payment provider is unknown")
 
 // Dependency is the provider's name among the dependencies of the service.
 const Dependency = "payment gateway"
 
-func unknown(err error) error { return event.Unavailable(Dependency, &UnknownError{Err: err}) }
+func unknown(err error) error {
+	return event.Unavailable(Dependency, fmt.Errorf("%w: %w", ErrUnknown, err))
+}
 
 // unrecorded is the error of a request whose record in Postgres could not be
 // read or written. No money has moved, or the next request finds it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -217,7 +218,7 @@ func (s *Stripe) confirm(ctx context.Context, charge Charge, id string) (Outcome
 	return settledOutcome(intent)
 }
 
-// settledOutcome returns the outcome of an intent, or an UnknownError.
+// settledOutcome returns the outcome of an intent, or [ErrUnknown].
 func settledOutcome(intent *stripe.PaymentIntent) (Outcome, error) {
 	outcome, reached := outcomeOf(intent)
 	if reached != settled {
@@ -247,16 +248,8 @@ func (s *Stripe) Find(ctx context.Context, charge Charge) (Outcome, error) {
 		return Outcome{}, err
 	}
 
-	var candidates []*stripe.PaymentIntent
-
-	if id != "" {
-		intent, err := s.retrieve(ctx, id)
-		if err != nil {
-			return Outcome{}, err
-		}
-
-		candidates = append(candidates, intent)
-	} else if candidates, err = s.search(ctx, charge.OrderID); err != nil {
+	candidates, err := s.intents(ctx, charge.OrderID, id)
+	if err != nil {
 		return Outcome{}, err
 	}
 
@@ -283,6 +276,26 @@ func (s *Stripe) Find(ctx context.Context, charge Charge) (Outcome, error) {
 	}
 
 	return found, nil
+}
+
+// intents returns the intents with these ids or, without an id, those of the
+// order that Stripe has indexed.
+func (s *Stripe) intents(ctx context.Context, orderID string, ids ...string) (intents []*stripe.PaymentIntent, err error) {
+	ids = slices.DeleteFunc(ids, func(id string) bool { return id == "" })
+	if len(ids) == 0 {
+		return s.search(ctx, orderID)
+	}
+
+	for _, id := range ids {
+		intent, err := s.retrieve(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+
+		intents = append(intents, intent)
+	}
+
+	return intents, nil
 }
 
 // search returns the intents of an order that Stripe has indexed.
@@ -393,21 +406,9 @@ func (s *Stripe) Entries(ctx context.Context, orderID string) ([]Entry, error) {
 		return nil, fmt.Errorf("reading the intents of an order: %w", err)
 	}
 
-	var intents []*stripe.PaymentIntent
-
-	for _, id := range ids {
-		intent, err := s.retrieve(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-
-		intents = append(intents, intent)
-	}
-
-	if len(ids) == 0 {
-		if intents, err = s.search(ctx, orderID); err != nil {
-			return nil, err
-		}
+	intents, err := s.intents(ctx, orderID, ids...)
+	if err != nil {
+		return nil, err
 	}
 
 	var entries []Entry

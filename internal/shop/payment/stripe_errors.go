@@ -32,7 +32,12 @@ func requestError(doing string, err error) error {
 
 	switch code := answer.HTTPStatusCode; {
 	case code == http.StatusTooManyRequests:
-		return event.Later(retryAfter(answer), err)
+		var after time.Duration
+		if answer.LastResponse != nil {
+			after = event.RetryAfter(answer.LastResponse.Header.Get("Retry-After"))
+		}
+
+		return event.Later(after, err)
 	case code == http.StatusConflict, code >= http.StatusInternalServerError:
 		return unknown(err)
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
@@ -75,14 +80,6 @@ func refuses(answer *stripe.Error) bool {
 // whole JSON, which contains secrets of the intent.
 func describe(answer *stripe.Error) string {
 	return fmt.Sprintf("%d %s (%s, request %s)", answer.HTTPStatusCode, answer.Msg, answer.Type, answer.RequestID)
-}
-
-func retryAfter(answer *stripe.Error) time.Duration {
-	if answer.LastResponse == nil {
-		return 0
-	}
-
-	return event.RetryAfter(answer.LastResponse.Header.Get("Retry-After"))
 }
 
 // withKey calls Stripe with an idempotency key, and once more with a fresh one

@@ -3,6 +3,7 @@ package payment
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/shopspring/decimal"
@@ -17,28 +18,19 @@ import (
 // usual printed form, which for IDR, COP, ALL and others has no decimals, so an
 // order would be charged a hundredth of its price.
 var (
-	wholeUnits = setOf("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF")
+	wholeUnits = strings.Fields("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF")
 	// thousandths must end in 0, so that every bank accepts them.
-	thousandths = setOf("BHD JOD KWD OMR TND")
+	thousandths = strings.Fields("BHD JOD KWD OMR TND")
 	// onceHundredths must end in 00.
-	onceHundredths = setOf("ISK UGX")
+	onceHundredths = strings.Fields("ISK UGX")
 )
-
-func setOf(words string) map[string]bool {
-	set := map[string]bool{}
-	for word := range strings.FieldsSeq(words) {
-		set[word] = true
-	}
-
-	return set
-}
 
 // digits returns the decimal places of Stripe's unit of a currency.
 func digits(currency string) int32 {
 	switch {
-	case wholeUnits[currency]:
+	case slices.Contains(wholeUnits, currency):
 		return 0
-	case thousandths[currency]:
+	case slices.Contains(thousandths, currency):
 		return 3
 	default:
 		return 2
@@ -51,9 +43,9 @@ func minorUnits(amount money.Amount, currency string) (int64, error) {
 	step := int64(1)
 
 	switch {
-	case thousandths[currency]:
+	case slices.Contains(thousandths, currency):
 		step = 10
-	case onceHundredths[currency]:
+	case slices.Contains(onceHundredths, currency):
 		step = 100
 	}
 

@@ -77,51 +77,62 @@ const (
 	webhookFailed    webhookOutcome = "failed"  // Postgres failed; Stripe tries again
 )
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler. It counts the webhook and logs an error
+// without the body.
 func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWebhook))
+	kind, outcome, status, err := h.receive(w, r)
+
+	label := "other" // Stripe has hundreds of types
+
+	switch kind {
+	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed,
+		stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
+		label = string(kind)
+	}
+
+	h.received.WithLabelValues(gatewayStripe, label, string(outcome)).Inc()
+
 	if err != nil {
-		status := http.StatusBadRequest
-		if _, large := errors.AsType[*http.MaxBytesError](err); large {
-			status = http.StatusRequestEntityTooLarge
-		}
+		h.logger.Warn("webhook not accepted", slog.String("provider", gatewayStripe), slog.String("outcome", string(outcome)), slog.Any("error", err))
+	}
 
-		h.respond(w, "", webhookRefused, status, err)
+	// The body does not say why: a sender that cannot sign need not know.
+	http.Error(w, http.StatusText(status), status)
+}
 
-		return
+// receive verifies and publishes a webhook.
+func (h *Webhook) receive(w http.ResponseWriter, r *http.Request) (kind stripe.EventType, outcome webhookOutcome, status int, err error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWebhook))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return "", webhookRefused, http.StatusRequestEntityTooLarge, err
+	}
+
+	if err != nil {
+		return "", webhookRefused, http.StatusBadRequest, err
 	}
 
 	e, err := h.verify(body, r.Header.Get("Stripe-Signature"))
 	if err != nil {
-		h.respond(w, "", webhookRefused, http.StatusBadRequest, err)
-
-		return
+		return "", webhookRefused, http.StatusBadRequest, err
 	}
 
 	report, relevant, err := reportOf(e)
 
 	switch {
 	case err != nil:
-		h.respond(w, e.Type, webhookRefused, http.StatusBadRequest, err)
-
-		return
+		return e.Type, webhookRefused, http.StatusBadRequest, err
 	case !relevant:
-		h.respond(w, e.Type, webhookIgnored, http.StatusOK, nil)
-
-		return
+		return e.Type, webhookIgnored, http.StatusOK, nil
 	}
 
 	ctx, cancel := context.WithTimeout(r.Context(), webhookTimeout)
 	defer cancel()
 
-	outcome, err := h.publish(ctx, e.ID, report)
-	if err != nil {
-		h.respond(w, e.Type, webhookFailed, http.StatusServiceUnavailable, err)
-
-		return
+	if outcome, err = h.publish(ctx, e.ID, report); err != nil {
+		return e.Type, webhookFailed, http.StatusServiceUnavailable, err
 	}
 
-	h.respond(w, e.Type, outcome, http.StatusOK, nil)
+	return e.Type, outcome, http.StatusOK, nil
 }
 
 // verify accepts a signature by any of the secrets. The event's API version may
@@ -191,24 +202,18 @@ func (h *Webhook) publish(ctx context.Context, eventID string, report report) (o
 // that claims the same event. Each claim also deletes a few expired ones, so
 // the table stays small.
 func claimEvent(ctx context.Context, tx pgx.Tx, id string) (fresh bool, err error) {
-	tag, err := tx.Exec(ctx, `INSERT INTO provider_events (provider, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, gatewayStripe, id)
+	tag, err := tx.Exec(ctx, `
+		WITH expired AS (
+			DELETE FROM provider_events WHERE (provider, event_id) IN (
+				SELECT provider, event_id FROM provider_events WHERE received_at < now() - $3::interval
+				ORDER BY received_at LIMIT 10 FOR UPDATE SKIP LOCKED)
+		)
+		INSERT INTO provider_events (provider, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, gatewayStripe, id, claimRetention)
 	if err != nil {
 		return false, fmt.Errorf("claiming a provider's event: %w", err)
 	}
 
-	if tag.RowsAffected() == 0 {
-		return false, nil
-	}
-
-	_, err = tx.Exec(ctx, `
-		DELETE FROM provider_events WHERE (provider, event_id) IN (
-			SELECT provider, event_id FROM provider_events WHERE received_at < now() - $1::interval
-			ORDER BY received_at LIMIT 10 FOR UPDATE SKIP LOCKED)`, claimRetention)
-	if err != nil {
-		return false, fmt.Errorf("deleting expired events of providers: %w", err)
-	}
-
-	return true, nil
+	return tag.RowsAffected() > 0, nil
 }
 
 // report is a message with the intent that it is about.
@@ -228,12 +233,19 @@ func reportOf(e stripe.Event) (r report, relevant bool, err error) {
 			return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
 		}
 
-		if e.Type == stripe.EventTypePaymentIntentPaymentFailed {
-			return declineReport(p), true, nil
+		if e.Type == stripe.EventTypePaymentIntentSucceeded {
+			r = newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
+			r.Outcome, r.TransactionID = ReportCaptured, p.ID
+
+			return r, true, nil
 		}
 
-		r = newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
-		r.Outcome, r.TransactionID = ReportCaptured, p.ID
+		r = newReport(p.ID, p.Metadata, p.Amount, p.Currency)
+		r.Outcome, r.Reason = ReportDeclined, "the payment failed"
+
+		if p.LastPaymentError != nil {
+			r.Reason = declineReason(p.LastPaymentError)
+		}
 
 		return r, true, nil
 	case stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
@@ -256,17 +268,6 @@ func reportOf(e stripe.Event) (r report, relevant bool, err error) {
 	}
 }
 
-func declineReport(p stripe.PaymentIntent) report {
-	r := newReport(p.ID, p.Metadata, p.Amount, p.Currency)
-	r.Outcome, r.Reason = ReportDeclined, "the payment failed"
-
-	if p.LastPaymentError != nil {
-		r.Reason = declineReason(p.LastPaymentError)
-	}
-
-	return r
-}
-
 // newReport returns a report about the order that Millrace wrote into metadata.
 func newReport(intent string, metadata map[string]string, units int64, currency stripe.Currency) report {
 	amount, code := amountOf(units, string(currency))
@@ -278,24 +279,4 @@ func newReport(intent string, metadata map[string]string, units int64, currency 
 	}
 
 	return r
-}
-
-// respond counts the webhook, logs an error without the body, and answers.
-func (h *Webhook) respond(w http.ResponseWriter, kind stripe.EventType, outcome webhookOutcome, status int, err error) {
-	label := "other" // Stripe has hundreds of types
-
-	switch kind {
-	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed,
-		stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
-		label = string(kind)
-	}
-
-	h.received.WithLabelValues(gatewayStripe, label, string(outcome)).Inc()
-
-	if err != nil {
-		h.logger.Warn("webhook not accepted", slog.String("provider", gatewayStripe), slog.String("outcome", string(outcome)), slog.Any("error", err))
-	}
-
-	// The body does not say why: a sender that cannot sign need not know.
-	http.Error(w, http.StatusText(status), status)
 }
