@@ -10,6 +10,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/invariant"
 )
 
+// ordered selects the quantities of products in open and in completed orders.
+const ordered = `sum(l.quantity) FILTER (WHERE o.status <> 'completed') AS open,
+	       sum(l.quantity) FILTER (WHERE o.status = 'completed') AS completed
+	FROM orders o CROSS JOIN LATERAL jsonb_to_recordset(o.lines) AS l (product_id text, quantity bigint)
+	WHERE o.status IN ('inventory_reserved', 'paid', 'completed')`
+
 // products checks the stock of each product against the orders.
 func products() invariant.Source {
 	return invariant.Source{
@@ -20,11 +26,7 @@ func products() invariant.Source {
 			       coalesce(o.open, 0) AS open, coalesce(o.completed, 0) AS completed
 			FROM stock s
 			FULL JOIN (
-				SELECT l.product_id, sum(l.quantity) FILTER (WHERE o.status <> 'completed') AS open,
-				       sum(l.quantity) FILTER (WHERE o.status = 'completed') AS completed
-				FROM orders o CROSS JOIN LATERAL jsonb_to_recordset(o.lines) AS l (product_id text, quantity bigint)
-				WHERE o.status IN ('inventory_reserved', 'paid', 'completed')
-				GROUP BY l.product_id
+				SELECT l.product_id, ` + ordered + ` GROUP BY l.product_id
 			) AS o ON o.product_id = s.product_id`,
 		Checks: []invariant.Check{
 			{
@@ -67,10 +69,8 @@ func repairStock(ctx context.Context, tx pgx.Tx, id string) (string, error) {
 
 	// A statement of its own, so that its snapshot is later than the lock.
 	err = tx.QueryRow(ctx, `
-		SELECT coalesce(sum(l.quantity) FILTER (WHERE o.status <> 'completed'), 0)::bigint,
-		       coalesce(sum(l.quantity) FILTER (WHERE o.status = 'completed'), 0)::bigint
-		FROM orders o CROSS JOIN LATERAL jsonb_to_recordset(o.lines) AS l (product_id text, quantity bigint)
-		WHERE o.status IN ('inventory_reserved', 'paid', 'completed') AND l.product_id = $1`, id).Scan(&open, &completed)
+		SELECT coalesce(open, 0)::bigint, coalesce(completed, 0)::bigint
+		FROM (SELECT `+ordered+` AND l.product_id = $1) AS o`, id).Scan(&open, &completed)
 	if err != nil || open == reserved && completed == sold {
 		return "", err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -65,12 +66,7 @@ func (s *Sweeper) Run(ctx context.Context) {
 		return
 	}
 
-	ticker := time.NewTicker(min(s.cfg.PaymentTimeout/4, maxSweepInterval))
-	defer ticker.Stop()
-
-	failing := false
-
-	for {
+	for failing := false; ; {
 		err := s.Sweep(ctx)
 
 		switch {
@@ -84,10 +80,8 @@ func (s *Sweeper) Run(ctx context.Context) {
 
 		failing = err != nil
 
-		select {
-		case <-ctx.Done():
+		if backoff.Sleep(ctx, min(s.cfg.PaymentTimeout/4, maxSweepInterval)) != nil {
 			return
-		case <-ticker.C:
 		}
 	}
 }

@@ -181,11 +181,4 @@ type message interface {
 	Identity() event.Meta
 }
 
-func keys[E message](events []E) []string {
-	ids := make([]string, len(events))
-	for i, e := range events {
-		ids[i] = e.AggregateID()
-	}
-
-	return ids
-}
+func keys[E message](events []E) []string { return postgres.Column(events, E.AggregateID) }
