@@ -9,6 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/user"
 )
@@ -80,10 +81,10 @@ func (p UserUpdated) Subject() string { return p.UserID }
 
 // Validate implements event.Payload.
 func (p UserUpdated) Validate() error {
-	u, errs := p.Updates, []error{event.CheckID("user_id", p.UserID)}
-
-	if u.Name == nil && u.Email == nil && len(u.Properties) == 0 {
-		errs = append(errs, errors.New("updates: is empty, expected an object with at least one field to change"))
+	u := p.Updates
+	errs := []error{
+		event.CheckID("user_id", p.UserID),
+		check.That(u.Name != nil || u.Email != nil || len(u.Properties) > 0, "updates: is empty, expected an object with at least one field to change"),
 	}
 
 	if u.Name != nil {

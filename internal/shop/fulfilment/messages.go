@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -30,9 +31,8 @@ const (
 
 // Limits of an order.
 const (
-	maxItems   = 1000
-	maxAttempt = 1000
-	maxReason  = 500 // bytes
+	maxItems  = 1000
+	maxReason = 500 // bytes
 )
 
 // OrderCreated asks for an order. It has one product, or several items.
@@ -129,12 +129,8 @@ func (p PaymentRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRequested) Validate() error {
-	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency())}
-	if p.Attempt < 0 || p.Attempt > maxAttempt {
-		errs = append(errs, fmt.Errorf("attempt: is %d, expected 1 to %d", p.Attempt, maxAttempt))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency()),
+		check.Value(p.Attempt >= 0 && p.Attempt <= 1000, "attempt", p.Attempt, "1 to 1000"))
 }
 
 func (p PaymentRequested) currency() string { return cmp.Or(p.Currency, money.DefaultCurrency) }
@@ -281,12 +277,8 @@ func (p RefundRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p RefundRequested) Validate() error {
-	errs := []error{event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency)}
-	if p.TransactionID == "" {
-		errs = append(errs, errors.New("transaction_id: is missing, expected the id of a capture"))
-	}
-
-	return errors.Join(errs...)
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency),
+		check.That(p.TransactionID != "", "transaction_id: is missing, expected the id of a capture"))
 }
 
 // PaymentRefunded says that a capture was refunded.

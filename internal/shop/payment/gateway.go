@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -150,24 +151,14 @@ func (p Reported) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p Reported) Validate() error {
-	errs := []error{event.CheckID("order_id", p.OrderID)}
+	captured, declined := p.Outcome == ReportCaptured || p.Outcome == ReportRefunded, p.Outcome == ReportDeclined
 
-	switch p.Outcome {
-	case ReportCaptured, ReportRefunded:
-		if p.TransactionID == "" {
-			errs = append(errs, fmt.Errorf("transaction_id: is missing, expected one with outcome %s", p.Outcome))
-		}
-	case ReportDeclined:
-		if p.Reason == "" {
-			errs = append(errs, errors.New("reason: is missing, expected one with outcome declined"))
-		}
-	default:
-		errs = append(errs, fmt.Errorf("outcome: is %q, expected captured, declined or refunded", p.Outcome))
-	}
-
-	if p.Outcome == ReportRefunded && p.RefundID == "" {
-		errs = append(errs, errors.New("refund_id: is missing, expected one with outcome refunded"))
-	}
-
-	return errors.Join(append(errs, money.Check("amount", p.Amount, p.Currency))...)
+	return errors.Join(
+		event.CheckID("order_id", p.OrderID),
+		check.Value(captured || declined, "outcome", string(p.Outcome), "captured, declined or refunded"),
+		check.That(!captured || p.TransactionID != "", "transaction_id: is missing, expected one with outcome "+string(p.Outcome)),
+		check.That(!declined || p.Reason != "", "reason: is missing, expected one with outcome declined"),
+		check.That(p.Outcome != ReportRefunded || p.RefundID != "", "refund_id: is missing, expected one with outcome refunded"),
+		money.Check("amount", p.Amount, p.Currency),
+	)
 }
