@@ -182,7 +182,7 @@ type Details struct {
 
 	CreatedAt time.Time          `json:"created_at"`
 	UpdatedAt time.Time          `json:"updated_at"`
-	History   []eventstore.Event `db:"-"        json:"history"`
+	History   []eventstore.Event `db:"-"            json:"history"`
 }
 
 // Show returns an order with its history, or [NotFound].

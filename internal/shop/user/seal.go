@@ -71,7 +71,7 @@ func (k keyring) seal(kind string, body any) (sealed, error) {
 		return sealed{}, fmt.Errorf("encoding %s: %w", kind, err)
 	}
 
-	return sealed{kind: kind, Box: k.aead.Seal(nil, nil, plain, k.context(kind))}, nil
+	return sealed{kind: kind, Box: k.aead.Seal(nil, nil, plain, k.context(kind))}, nil //nolint:gosec // the cipher adds a random nonce
 }
 
 func (k keyring) open(kind string, data []byte) (json.RawMessage, error) {
