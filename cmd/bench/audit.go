@@ -31,7 +31,7 @@ const scattered = `(now() - n %% (%d * 86400) * interval '1 second')`
 // daysOfPast creates inbox partitions for the generated days.
 func (s *site) daysOfPast(ctx context.Context) error {
 	for day := range daysBack {
-		if err := inbox.EnsurePartitions(ctx, s.pool, time.Now().AddDate(0, 0, -day)); err != nil {
+		if err := inbox.Partitions.Ensure(ctx, s.pool, time.Now().AddDate(0, 0, -day)); err != nil {
 			return err
 		}
 	}

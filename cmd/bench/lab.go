@@ -183,7 +183,7 @@ func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template s
 		return nil, err
 	}
 
-	if err := inbox.EnsurePartitions(ctx, s.pool, time.Now()); err != nil {
+	if err := inbox.Partitions.Ensure(ctx, s.pool, time.Now()); err != nil {
 		return nil, err
 	}
 

@@ -17,13 +17,13 @@ func (s *Service) upkeep() []upkeep.Task {
 	return []upkeep.Task{
 		{Name: "partitions ahead", Do: func(ctx context.Context) (int64, error) { return 0, s.ensurePartitions(ctx) }},
 		{Name: "inbox partitions", Do: func(ctx context.Context) (int64, error) {
-			return inbox.DropPartitions(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
+			return inbox.Partitions.Drop(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
 		{Name: "inbox rows without a day", Do: func(ctx context.Context) (int64, error) {
 			return inbox.DeleteUndated(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
 		{Name: "published messages", Do: func(ctx context.Context) (int64, error) {
-			return outbox.DropPartitions(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
+			return outbox.Partitions.Drop(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
 		}},
 		{Name: "analytics events", Do: func(ctx context.Context) (int64, error) { return s.Analytics.Clean(ctx, time.Now()) }},
 		{Name: "resolved messages", Do: s.Failed.Expire},
@@ -36,7 +36,7 @@ func (s *Service) upkeep() []upkeep.Task {
 func (s *Service) ensurePartitions(ctx context.Context) error {
 	now := time.Now()
 
-	return errors.Join(inbox.EnsurePartitions(ctx, s.Pool, now), outbox.EnsurePartitions(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
+	return errors.Join(inbox.Partitions.Ensure(ctx, s.Pool, now), outbox.Partitions.Ensure(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
 }
 
 // beginPartitions creates partitions at the start. If another session locks the

@@ -123,12 +123,7 @@ func (p *Projector) behind(ctx context.Context) (behind bool, err error) {
 }
 
 func (p *Projector) names() []string {
-	names := make([]string, len(p.projections))
-	for i, projection := range p.projections {
-		names[i] = projection.Name
-	}
-
-	return names
+	return postgres.Column(p.projections, func(projection Projection) string { return projection.Name })
 }
 
 // step applies one batch and stores the position in one transaction. If another

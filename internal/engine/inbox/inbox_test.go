@@ -130,7 +130,7 @@ func TestARedeliveryAfterMidnightMeetsItsPartition(t *testing.T) {
 	}
 
 	for _, now := range []time.Time{day.Add(-time.Hour), day.Add(time.Hour), day.Add(25 * time.Hour)} {
-		if err := inbox.EnsurePartitions(ctx, pool, now); err != nil {
+		if err := inbox.Partitions.Ensure(ctx, pool, now); err != nil {
 			t.Fatal(err)
 		}
 

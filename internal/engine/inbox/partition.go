@@ -30,23 +30,13 @@ func (c Config) Validate() error {
 	return check.Value(c.Retention >= minRetention, "inbox.retention", c.Retention, "at least 1h, and more than brokers keep messages")
 }
 
-var partitions = postgres.DailyPartitions{Table: "inbox"}
-
-// EnsurePartitions creates the partitions of the days around now; see
-// postgres.DailyPartitions.
-func EnsurePartitions(ctx context.Context, db postgres.Beginner, now time.Time) error {
-	return partitions.Ensure(ctx, db, now)
-}
-
-// DropPartitions drops the partitions whose ids are older than a time and whose rows
-// were all applied before it. It returns how many it dropped.
-func DropPartitions(ctx context.Context, db postgres.Beginner, before time.Time) (int64, error) {
-	return partitions.Drop(ctx, db, before, "applied_at")
-}
+// Partitions are those of the table inbox. Drop keeps partitions with rows that
+// were applied after the given time.
+var Partitions = postgres.DailyPartitions{Table: "inbox", Written: "applied_at"}
 
 // DeleteUndated deletes the rows of the default partition that were applied before a
 // time: those whose ids have no time, or a distant one. It returns how many it
 // deleted.
 func DeleteUndated(ctx context.Context, pool *pgxpool.Pool, before time.Time) (int64, error) {
-	return postgres.DeleteBefore(ctx, pool, partitions.Table+"_default", "applied_at", before)
+	return postgres.DeleteBefore(ctx, pool, Partitions.Table+"_default", "applied_at", before)
 }

@@ -34,7 +34,7 @@ func TestPartitionsGoWithTheirRetentionAndNotBefore(t *testing.T) {
 	before := now.AddDate(0, 0, -7)
 
 	for day := range 12 {
-		if err := inbox.EnsurePartitions(t.Context(), pool, now.AddDate(0, 0, -day)); err != nil {
+		if err := inbox.Partitions.Ensure(t.Context(), pool, now.AddDate(0, 0, -day)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestPartitionsGoWithTheirRetentionAndNotBefore(t *testing.T) {
 	}
 	all := partitions()
 
-	dropped, err := inbox.DropPartitions(t.Context(), pool, before)
+	dropped, err := inbox.Partitions.Drop(t.Context(), pool, before)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestNobodyWaitsForAPartitionToBeDropped(t *testing.T) {
 	ctx := t.Context()
 	now := time.Now()
 
-	if err := inbox.EnsurePartitions(ctx, pool, now.AddDate(0, 0, -9)); err != nil {
+	if err := inbox.Partitions.Ensure(ctx, pool, now.AddDate(0, 0, -9)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -122,11 +122,11 @@ func TestNobodyWaitsForAPartitionToBeDropped(t *testing.T) {
 
 	started := time.Now()
 
-	if _, err := inbox.DropPartitions(ctx, pool, now.AddDate(0, 0, -1)); !postgres.IsUnavailable(err) {
+	if _, err := inbox.Partitions.Drop(ctx, pool, now.AddDate(0, 0, -1)); !postgres.IsUnavailable(err) {
 		t.Errorf("got %v, expected a time-out", err)
 	}
 
-	if err := inbox.EnsurePartitions(ctx, pool, now.AddDate(0, 0, 30)); !postgres.IsUnavailable(err) {
+	if err := inbox.Partitions.Ensure(ctx, pool, now.AddDate(0, 0, 30)); !postgres.IsUnavailable(err) {
 		t.Errorf("got %v, expected a time-out", err)
 	}
 
@@ -140,7 +140,7 @@ func TestNobodyWaitsForAPartitionToBeDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if dropped, err := inbox.DropPartitions(ctx, pool, now.AddDate(0, 0, -1)); err != nil || dropped == 0 {
+	if dropped, err := inbox.Partitions.Drop(ctx, pool, now.AddDate(0, 0, -1)); err != nil || dropped == 0 {
 		t.Errorf("dropped %d, %v", dropped, err)
 	}
 }

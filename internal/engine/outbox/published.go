@@ -1,31 +1,17 @@
 package outbox
 
 import (
-	"context"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// published is the record of messages that nobody consumes here. Without it a
-// conversation would lose them once they are published, since no inbox has them.
-// The statement that deletes them from the outbox writes it; messages that are
-// consumed here cost nothing.
-var published = postgres.DailyPartitions{Table: "published_messages"}
-
-// EnsurePartitions creates the partitions of the days around now; see
-// postgres.DailyPartitions.
-func EnsurePartitions(ctx context.Context, db postgres.Beginner, now time.Time) error {
-	return published.Ensure(ctx, db, now)
-}
-
-// DropPartitions drops the record of messages that were published before a time.
-// It returns how many partitions it dropped.
-func DropPartitions(ctx context.Context, db postgres.Beginner, before time.Time) (int64, error) {
-	return published.Drop(ctx, db, before, "")
-}
+// Partitions are those of the record of messages that nobody consumes here.
+// Without it a conversation would lose them once they are published, since no
+// inbox has them. The statement that deletes them from the outbox writes it;
+// messages that are consumed here cost nothing.
+var Partitions = postgres.DailyPartitions{Table: "published_messages"}
 
 // Statements that delete rows which the broker has confirmed.
 const (

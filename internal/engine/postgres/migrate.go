@@ -56,12 +56,9 @@ func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 		return nil, fmt.Errorf("reading migration status: %w", err)
 	}
 
-	list := make([]Migration, len(statuses))
-	for i, s := range statuses {
-		list[i] = Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied}
-	}
-
-	return list, nil
+	return Column(statuses, func(s *goose.MigrationStatus) Migration {
+		return Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied}
+	}), nil
 }
 
 func newProvider(pool *pgxpool.Pool) (*goose.Provider, func(), error) {

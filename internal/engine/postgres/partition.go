@@ -12,7 +12,12 @@ import (
 
 // DailyPartitions is a table that is partitioned by a column day, with a
 // default partition <table>_default and one <table>_YYYYMMDD for each day.
-type DailyPartitions struct{ Table string }
+type DailyPartitions struct {
+	Table string
+	// Written is a column of type timestamptz. If it is set, Drop keeps partitions
+	// with a row written after the given time.
+	Written string
+}
 
 // partitionsAhead is how many days from today have a partition of their own.
 const partitionsAhead = 7
@@ -82,17 +87,14 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 // Drop drops the partitions of days that ended before the given time and returns
 // how many. While another transaction holds the table it fails with an error for
 // which IsUnavailable is true; try again later.
-//
-// If written names a column of type timestamptz, Drop keeps partitions that have
-// a row written after that time.
-func (p DailyPartitions) Drop(ctx context.Context, db Beginner, before time.Time, written string) (dropped int64, err error) {
-	names, err := p.past(ctx, db, before)
+func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before time.Time) (dropped int64, err error) {
+	names, err := p.past(ctx, pool, before)
 	if err != nil {
 		return 0, fmt.Errorf("listing partitions of %s: %w", p.Table, err)
 	}
 
 	for _, name := range names {
-		gone, err := p.drop(ctx, db, name, before, written)
+		gone, err := p.drop(ctx, pool, name, before)
 		if err != nil {
 			return dropped, fmt.Errorf("dropping partition %s: %w", name, err)
 		}
@@ -106,7 +108,7 @@ func (p DailyPartitions) Drop(ctx context.Context, db Beginner, before time.Time
 }
 
 // drop uses one transaction for each partition, to hold its locks briefly.
-func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, before time.Time, written string) (gone bool, err error) {
+func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, before time.Time) (gone bool, err error) {
 	err = InTx(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, lockTimeout); err != nil {
 			return err
@@ -121,13 +123,13 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 			return err
 		}
 
-		if written != "" {
+		if p.Written != "" {
 			// This blocks writers, which are unlikely: the day is long over.
 			if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN SHARE MODE`); err != nil {
 				return err
 			}
 
-			err := tx.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM `+name+` WHERE `+written+` >= $1)`, before).Scan(&gone)
+			err := tx.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM `+name+` WHERE `+p.Written+` >= $1)`, before).Scan(&gone)
 			if err != nil || !gone {
 				return err
 			}
@@ -142,18 +144,9 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 }
 
 // past lists the partitions of days that ended before the given time.
-func (p DailyPartitions) past(ctx context.Context, db Beginner, before time.Time) (names []string, err error) {
-	err = InTx(ctx, db, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `
-			SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY 1`, p.Table)
-		if err != nil {
-			return err
-		}
-
-		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
-
-		return err
-	})
+func (p DailyPartitions) past(ctx context.Context, db Querier, before time.Time) ([]string, error) {
+	names, err := Collect(ctx, db, pgx.RowTo[string], `
+		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY 1`, p.Table)
 
 	return slices.DeleteFunc(names, func(name string) bool {
 		day, err := time.Parse(p.Table+"_"+partitionDay, name)

@@ -2,7 +2,6 @@ package upkeep
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -27,15 +26,22 @@ type Transaction struct {
 	Age      time.Duration `json:"age_ns"`
 }
 
-// OldestTransaction returns the oldest transaction on the server in any database:
-// projections wait for all of them. found is false if there is none besides the
-// one that runs this query. It never returns the text of a query, which may
-// contain payloads.
+// oldestTransaction returns the oldest transaction on the server in any database:
+// projections wait for all of them. It is empty if there is none besides the one
+// that runs this query. It never has the text of a query, which may contain
+// payloads.
 //
 // A role without pg_monitor does not see the sessions of other roles. A standby
 // with hot_standby_feedback has no age and is not found.
-func OldestTransaction(ctx context.Context, db postgres.Querier) (oldest Transaction, found bool, err error) {
-	rows, err := db.Query(ctx, `
+func (j *Janitor) oldestTransaction(ctx context.Context) (Transaction, error) {
+	open, err := postgres.Collect(ctx, j.pool, func(row pgx.CollectableRow) (t Transaction, err error) {
+		var seconds float64
+
+		err = row.Scan(&t.Kind, &t.PID, &t.Name, &t.Database, &t.State, &seconds)
+		t.Age = time.Duration(max(seconds, 0) * float64(time.Second))
+
+		return t, err
+	}, `
 		SELECT kind, pid, name, database, state, age FROM (
 			SELECT 'session' AS kind, pid, application_name AS name, coalesce(datname, '') AS database, coalesce(state, '') AS state,
 			       extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age
@@ -51,35 +57,23 @@ func OldestTransaction(ctx context.Context, db postgres.Querier) (oldest Transac
 			WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL)
 		) AS open
 		WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1`)
-	if err != nil {
-		return Transaction{}, false, fmt.Errorf("looking for old transactions: %w", err)
+	if err != nil || len(open) == 0 {
+		return Transaction{}, err
 	}
 
-	oldest, err = pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (t Transaction, err error) {
-		var seconds float64
-
-		err = row.Scan(&t.Kind, &t.PID, &t.Name, &t.Database, &t.State, &seconds)
-		t.Age = time.Duration(max(seconds, 0) * float64(time.Second))
-
-		return t, err
-	})
-
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return Transaction{}, false, nil
-	case err != nil:
-		return Transaction{}, false, fmt.Errorf("looking for old transactions: %w", err)
-	}
-
-	return oldest, true, nil
+	return open[0], nil
 }
 
 // Old returns the oldest transaction if it is older than the configured limit,
 // else nil.
 func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
-	oldest, found, err := OldestTransaction(ctx, j.pool)
-	if err != nil || !found || oldest.Age < j.cfg.OldTransaction {
-		return nil, err
+	oldest, err := j.oldestTransaction(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("looking for old transactions: %w", err)
+	}
+
+	if oldest.Age < j.cfg.OldTransaction {
+		return nil, nil //nolint:nilnil // none is old
 	}
 
 	return &oldest, nil
@@ -91,7 +85,7 @@ func (j *Janitor) watch(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 
-	oldest, _, err := OldestTransaction(ctx, j.pool)
+	oldest, err := j.oldestTransaction(ctx)
 	if err != nil {
 		j.logger.Debug("looking for old transactions failed", slog.Any("error", err))
 

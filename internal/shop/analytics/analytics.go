@@ -180,7 +180,7 @@ func (s *Service) Clean(ctx context.Context, now time.Time) (int64, error) {
 
 	before := now.Add(-s.cfg.Retention)
 
-	dropped, err := partitions.Drop(ctx, s.pool, before, "")
+	dropped, err := partitions.Drop(ctx, s.pool, before)
 	if err != nil {
 		return dropped, err
 	}

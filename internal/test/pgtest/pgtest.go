@@ -185,7 +185,7 @@ func makeTemplate() (string, error) {
 		return "", err
 	}
 
-	if err := inbox.EnsurePartitions(ctx, pool, time.Now()); err != nil {
+	if err := inbox.Partitions.Ensure(ctx, pool, time.Now()); err != nil {
 		return "", err
 	}
 
