@@ -69,9 +69,7 @@ func (t Tracked) Validate() error {
 		errs = append(errs, fmt.Errorf("event: is %+q, expected printable characters", t.Event))
 	}
 
-	if t.Timestamp.IsZero() {
-		errs = append(errs, errors.New("timestamp: is missing, expected a time such as 2026-01-31T12:00:00Z"))
-	}
+	errs = append(errs, check.That(!t.Timestamp.IsZero(), "timestamp: is missing, expected a time such as 2026-01-31T12:00:00Z"))
 
 	if len(t.UserID) > event.MaxID || !event.Printable(t.UserID) {
 		errs = append(errs, fmt.Errorf("user_id: is %+q, expected at most %d printable bytes", t.UserID[:min(len(t.UserID), event.MaxID)], event.MaxID))
@@ -152,7 +150,7 @@ func parse(text string) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("is %.60q, expected a time such as 2026-01-31T12:00:00Z", text)
 }
 
-// partitions of the events; the lock is "anly" in ASCII.
+// partitions are those of the events, one a day.
 var partitions = postgres.DailyPartitions{Table: "analytics_events"}
 
 // Service stores and counts events.

@@ -203,7 +203,19 @@ func (s *Session) Save(ctx context.Context) error {
 		return err
 	}
 
-	return s.saveMisses(ctx)
+	if len(s.misses) == 0 {
+		return nil
+	}
+
+	messages := slices.Collect(maps.Keys(s.misses))
+	ids := postgres.Column(messages, func(id uuid.UUID) string { return s.misses[id] })
+
+	_, err := s.tx.Exec(ctx, `INSERT INTO user_misses (message_id, user_id) SELECT * FROM unnest($1::uuid[], $2::text[])`, messages, ids)
+	if err != nil {
+		return fmt.Errorf("recording updates of unknown users: %w", err)
+	}
+
+	return nil
 }
 
 func (s *Session) snapshot(ctx context.Context) error {
@@ -235,22 +247,6 @@ func (s *Session) snapshot(ctx context.Context) error {
 	}
 
 	return eventstore.SaveSnapshots(ctx, s.tx, snapshots)
-}
-
-func (s *Session) saveMisses(ctx context.Context) error {
-	if len(s.misses) == 0 {
-		return nil
-	}
-
-	messages := slices.Collect(maps.Keys(s.misses))
-	ids := postgres.Column(messages, func(id uuid.UUID) string { return s.misses[id] })
-
-	_, err := s.tx.Exec(ctx, `INSERT INTO user_misses (message_id, user_id) SELECT * FROM unnest($1::uuid[], $2::text[])`, messages, ids)
-	if err != nil {
-		return fmt.Errorf("recording updates of unknown users: %w", err)
-	}
-
-	return nil
 }
 
 // Emails returns the e-mail addresses of users by id: "" for an erased user and
