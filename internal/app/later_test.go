@@ -16,7 +16,7 @@ import (
 func mailing(server *mailtest.Server, attempts int) func(*config.Config) {
 	return func(c *config.Config) {
 		email := &c.Notification.Email
-		email.Host, email.Port, email.CAFile = "localhost", server.Port, server.CAFile
+		email.Host, email.Port, email.CAFile = "127.0.0.1", server.Port, server.CAFile
 		email.User, email.Password, email.From = mailtest.User, mailtest.Password, "shop@example.com"
 		c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval, c.Consumer.ParkAttempts = 10*time.Millisecond, time.Second, attempts
 		c.Outbox.PollInterval = 20 * time.Millisecond

@@ -23,7 +23,7 @@ import (
 
 func config(m *mailtest.Server) notification.Config {
 	cfg := notification.DefaultConfig()
-	cfg.Email.Host, cfg.Email.Port, cfg.Email.CAFile = "localhost", m.Port, m.CAFile
+	cfg.Email.Host, cfg.Email.Port, cfg.Email.CAFile = "127.0.0.1", m.Port, m.CAFile
 	cfg.Email.User, cfg.Email.Password, cfg.Email.From = mailtest.User, mailtest.Password, "Shop <shop@example.com>"
 
 	return cfg

@@ -26,7 +26,7 @@ type Server struct {
 func NewServer(tb testing.TB, script string) *Server {
 	tb.Helper()
 
-	s := &Server{Port: FreePort(tb), tb: tb, script: filepath.Join(pgtest.Root(tb), "scripts", script), dir: tb.TempDir()}
+	s := &Server{Port: FreePort(tb), tb: tb, script: filepath.Join(pgtest.Root(), "scripts", script), dir: tb.TempDir()}
 	s.Do("start")
 	tb.Cleanup(func() { s.Do("kill") })
 

@@ -3,23 +3,16 @@
 package mailtest
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"io"
-	"math/big"
 	"net"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/emersion/go-sasl"
 	"github.com/emersion/go-smtp"
@@ -42,7 +35,7 @@ const (
 	Accepted
 )
 
-// Server is a running mail server on localhost.
+// Server is a running mail server on 127.0.0.1.
 type Server struct {
 	Port int
 	// CAFile has the server's certificate.
@@ -51,10 +44,10 @@ type Server struct {
 	mu       sync.Mutex
 	received []string
 	logins   int
-	refusal  *smtp.SMTPError // of recipients
-	sender   *smtp.SMTPError // refusal of senders
-	plain    bool
-	hook     func(Stage)
+	// recipient and sender are the answers to them, with code 0 if none is refused.
+	recipient, sender smtp.SMTPError
+	plain             bool
+	hook              func(Stage)
 }
 
 // NewServer starts a server that stops when the test ends.
@@ -75,62 +68,37 @@ func NewPlainServer(tb testing.TB) *Server {
 func start(tb testing.TB, plain bool) *Server {
 	tb.Helper()
 
-	s := &Server{hook: func(Stage) {}, plain: plain}
-	certificate := s.certificate(tb)
-
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
 
+	s := &Server{
+		Port: listener.Addr().(*net.TCPAddr).Port, CAFile: filepath.Join(tb.TempDir(), "ca.pem"), //nolint:forcetypeassert // it listens on tcp
+		hook: func(Stage) {}, plain: plain,
+	}
 	server := smtp.NewServer(s)
 	server.Domain = "localhost"
 	server.AllowInsecureAuth = plain
 
+	// The web server of the standard library has a certificate for 127.0.0.1.
+	web := httptest.NewTLSServer(nil)
+	web.Close()
+
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw})
+	if err := os.WriteFile(s.CAFile, certificate, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+
 	if !plain {
-		server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+		server.TLSConfig = &tls.Config{Certificates: web.TLS.Certificates, MinVersion: tls.VersionTLS12}
 	}
 
 	go func() { _ = server.Serve(listener) }()
 
 	tb.Cleanup(func() { _ = server.Close() })
 
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	if s.Port, err = strconv.Atoi(port); err != nil {
-		tb.Fatal(err)
-	}
-
 	return s
-}
-
-func (s *Server) certificate(tb testing.TB) tls.Certificate {
-	tb.Helper()
-
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
-	}
-
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	s.CAFile = filepath.Join(tb.TempDir(), "ca.pem")
-	if err := os.WriteFile(s.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		tb.Fatal(err)
-	}
-
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // Received returns the accepted e-mails in order.
@@ -152,27 +120,33 @@ func (s *Server) Logins() int {
 // Refuse answers every recipient with an error from now on, until it is called
 // with code 0.
 func (s *Server) Refuse(code int, enhanced [3]int, text string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	s.refusal = answer(code, enhanced, text)
+	s.refuse(&s.recipient, code, enhanced, text)
 }
 
 // RefuseSender answers every sender with an error from now on, until it is called
 // with code 0.
 func (s *Server) RefuseSender(code int, enhanced [3]int, text string) {
+	s.refuse(&s.sender, code, enhanced, text)
+}
+
+func (s *Server) refuse(answer *smtp.SMTPError, code int, enhanced [3]int, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	s.sender = answer(code, enhanced, text)
+	*answer = smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
 }
 
-func answer(code int, enhanced [3]int, text string) *smtp.SMTPError {
-	if code == 0 {
+func (s *Server) refuses(answer *smtp.SMTPError) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if answer.Code == 0 {
 		return nil
 	}
 
-	return &smtp.SMTPError{Code: code, EnhancedCode: enhanced, Message: text}
+	refusal := *answer
+
+	return &refusal
 }
 
 // At calls hook at each stage of each conversation from now on.
@@ -225,27 +199,13 @@ func (s *session) Mail(string, *smtp.MailOptions) error {
 		return smtp.ErrAuthRequired
 	}
 
-	s.server.mu.Lock()
-	defer s.server.mu.Unlock()
-
-	if s.server.sender != nil {
-		return s.server.sender
-	}
-
-	return nil
+	return s.server.refuses(&s.server.sender)
 }
 
 func (s *session) Rcpt(string, *smtp.RcptOptions) error {
 	s.server.at(Addressed)
 
-	s.server.mu.Lock()
-	defer s.server.mu.Unlock()
-
-	if s.server.refusal != nil {
-		return s.server.refusal
-	}
-
-	return nil
+	return s.server.refuses(&s.server.recipient)
 }
 
 func (s *session) Data(r io.Reader) error {

@@ -6,41 +6,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
-	"testing"
 )
 
 // Root returns the root directory of the repository.
-func Root(tb testing.TB) string {
-	tb.Helper()
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
 
-	root, err := findRoot()
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	return root
-}
-
-// findRoot looks upwards: tests run in the directory of their package.
-func findRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "scripts", "services.sh")); err == nil {
-			return dir, nil
-		}
-
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", errors.New("tests must run inside the repository")
-		}
-
-		dir = parent
-	}
+	return filepath.Join(filepath.Dir(file), "..", "..", "..")
 }
 
 // Setting returns the address of a test server: from the environment, else from
@@ -51,12 +25,7 @@ func Setting(variable string) (string, error) {
 		return value, nil
 	}
 
-	root, err := findRoot()
-	if err != nil {
-		return "", err
-	}
-
-	content, err := os.ReadFile(filepath.Join(root, ".local", "test", "env"))
+	content, err := os.ReadFile(filepath.Join(Root(), ".local", "test", "env"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
