@@ -22,15 +22,72 @@ var ErrStopping = errors.New("the service is stopping")
 // unit is a message on its way through a batch. E is what the handler gets.
 type unit[E any] struct {
 	event E
-	key   string
-	entry inbox.Entry
 	from  *delivery
+	// verdict is what the inbox said about the message.
+	verdict inbox.Verdict
 	// blocked is true when the message waits behind others of its key.
 	blocked bool
-	// duplicate is true when the message had been applied before.
-	duplicate bool
 	// done receives exactly once: nil when the message is applied, now or earlier.
 	done chan error
+}
+
+// batches groups the units of one consumer.
+type batches[E any] struct {
+	router   *Router
+	consumer string
+	group    *group[*unit[E]]
+}
+
+func newBatches[E any](r *Router, consumer string, run func(units []*unit[E])) batches[E] {
+	key := func(u *unit[E]) string { return u.from.key }
+
+	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, key, run)}
+}
+
+// submit adds an event to the next batch and waits for its end.
+func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
+	u := &unit[E]{event: event, from: from, done: make(chan error, 1)}
+	b.group.add(u)
+
+	return u, <-u.done
+}
+
+// fresh returns the events to apply and, for each, its index in units. block is
+// called with units whose key waits and reports whether they wait too.
+func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, waiting map[string]bool, block func(*unit[E]) (bool, error),
+) (fresh []E, index []int, conflicts event.RejectSome, err error) {
+	conflicts = event.RejectSome{}
+
+	for i, u := range units {
+		u.blocked, u.verdict = false, verdicts[i]
+
+		switch u.verdict {
+		case inbox.Fresh:
+			if len(waiting) > 0 && waiting[failed.WaitingKey(u.from.key)] && u.from.blockable() {
+				if u.blocked, err = block(u); err != nil {
+					return nil, nil, nil, err
+				}
+			}
+
+			if !u.blocked {
+				fresh, index = append(fresh, u.event), append(index, i)
+			}
+		case inbox.Conflict:
+			conflicts[i] = inbox.ErrConflict
+		case inbox.Duplicate:
+			b.router.metrics.duplicates.WithLabelValues(b.consumer).Inc()
+		}
+	}
+
+	return fresh, index, conflicts, nil
+}
+
+func claimsOf[E any](units []*unit[E]) []inbox.Entry {
+	return postgres.Column(units, func(u *unit[E]) inbox.Entry { return u.from.claim })
+}
+
+func keysOf[E any](units []*unit[E]) []string {
+	return postgres.Column(units, func(u *unit[E]) string { return failed.WaitingKey(u.from.key) })
 }
 
 // batchHandler applies events in a transaction and returns what they cause.
@@ -38,25 +95,16 @@ type batchHandler[E any] func(ctx context.Context, tx pgx.Tx, events []E) ([]eve
 
 // applier applies batches of one consumer.
 type applier[E any] struct {
-	router   *Router
-	consumer string
-	handle   batchHandler[E]
-	group    *group[*unit[E]]
+	batches[E]
+
+	handle batchHandler[E]
 }
 
 func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *applier[E] {
-	a := &applier[E]{router: r, consumer: consumer, handle: handle}
-	a.group = newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, func(u *unit[E]) string { return u.key }, a.apply)
+	a := &applier[E]{handle: handle}
+	a.batches = newBatches(r, consumer, a.apply)
 
 	return a
-}
-
-// submit hands u to the next batch and waits for its end.
-func (a *applier[E]) submit(u *unit[E]) error {
-	u.done = make(chan error, 1)
-	a.group.add(u)
-
-	return <-u.done
 }
 
 // apply ends every unit.
@@ -123,14 +171,9 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 			return err
 		}
 
-		outgoing, err := protect(func() ([]event.Outgoing, error) { return a.handle(ctx, tx, fresh) })
-		if err != nil {
-			return reindex(err, index)
-		}
+		caused, err = a.run(ctx, tx, a.handle, fresh)
 
-		caused = len(outgoing)
-
-		return a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
+		return reindex(err, index)
 	})
 	if err != nil {
 		return err
@@ -146,65 +189,43 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	return nil
 }
 
-// claim returns the events to apply and, for each, its index in units.
-func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
-	var (
-		entries = make([]inbox.Entry, len(units))
-		keys    = make([]string, len(units))
-		waiting = make(map[string]bool)
-		along   = &pgx.Batch{}
-	)
-
-	for i, u := range units {
-		entries[i], keys[i] = u.entry, failed.WaitingKey(u.key)
+// run calls a handler and stores what it returns.
+func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E], events []E) (caused int, err error) {
+	outgoing, err := protect(func() ([]event.Outgoing, error) { return handle(ctx, tx, events) })
+	if err != nil {
+		return 0, err
 	}
 
-	failed.QueueWaiting(along, a.consumer, keys, func(key string) { waiting[key] = true })
+	return len(outgoing), a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
+}
 
-	verdicts, err := inbox.Claim(ctx, tx, a.consumer, entries, along)
+// claim claims the units and blocks those whose key waits. It returns the events
+// to apply and, for each, its index in units.
+func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
+	along := &pgx.Batch{}
+	waiting := failed.QueueWaiting(along, a.consumer, keysOf(units))
+
+	verdicts, err := inbox.Claim(ctx, tx, a.consumer, claimsOf(units), along)
 	if err != nil {
 		return nil, nil, err
 	}
 
-	conflicts := event.RejectSome{}
-
 	var behind []*unit[E]
 
-	for i, verdict := range verdicts {
-		u := units[i]
-		u.blocked, u.duplicate = false, verdict == inbox.Duplicate
+	fresh, index, conflicts, err := a.fresh(units, verdicts, waiting, func(u *unit[E]) (bool, error) {
+		behind = append(behind, u)
 
-		switch verdict {
-		case inbox.Fresh:
-			if waiting[keys[i]] && u.from.blockable() {
-				u.blocked = true
-				behind = append(behind, u)
-			} else {
-				fresh, index = append(fresh, u.event), append(index, i)
-			}
-		case inbox.Conflict:
-			conflicts[i] = inbox.ErrConflict
-		case inbox.Duplicate:
-			a.router.metrics.duplicates.WithLabelValues(a.consumer).Inc()
-		}
-	}
-
-	if err := conflicts.Err(); err != nil || len(behind) == 0 {
+		return true, nil
+	})
+	if err := errors.Join(err, conflicts.Err()); err != nil || len(behind) == 0 {
 		return fresh, index, err
 	}
 
-	return fresh, index, a.block(ctx, tx, behind)
-}
-
-// block makes units wait behind those that wait for the same keys.
-func (a *applier[E]) block(ctx context.Context, tx pgx.Tx, units []*unit[E]) error {
-	entries := postgres.Column(units, func(u *unit[E]) inbox.Entry { return u.entry })
-
-	if err := inbox.Unclaim(ctx, tx, a.consumer, entries); err != nil {
-		return err
+	if err := inbox.Unclaim(ctx, tx, a.consumer, claimsOf(behind)); err != nil {
+		return nil, nil, err
 	}
 
-	return a.router.failed.Block(ctx, tx, postgres.Column(units, func(u *unit[E]) failed.Entry { return u.from.failed(fate{}) }))
+	return fresh, index, a.router.failed.Block(ctx, tx, postgres.Column(behind, func(u *unit[E]) failed.Entry { return u.from.failed(fate{}) }))
 }
 
 // reindex translates the indexes of a handler's rejections, which count the

@@ -82,72 +82,56 @@ func (c Config) Validate() error {
 		check.Value(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "consumer.handler_timeout", c.HandlerTimeout,
 			"more than 0s and at most 50s, to stay below Kafka's rebalance time-out"),
 		check.Value(c.DrainTimeout > 0, "consumer.drain_timeout", c.DrainTimeout, "more than 0s"),
-		c.retryPolicy().validate("consumer."),
+		c.validateRetries("consumer."),
 		err,
 	)
 }
 
-// policy says how often and when a message whose handler failed is tried again.
-type policy struct {
-	retries       int
-	retryInterval time.Duration
-
-	parkInterval, parkMaxInterval time.Duration
-	parkAttempts                  int
-}
-
-func (c Config) retryPolicy() policy {
-	return policy{
-		retries: c.Retries, retryInterval: c.RetryInterval,
-		parkInterval: c.ParkInterval, parkMaxInterval: c.ParkMaxInterval, parkAttempts: c.ParkAttempts,
-	}
-}
-
-func (p policy) validate(prefix string) error {
+func (c Config) validateRetries(prefix string) error {
 	return errors.Join(
-		check.Value(p.retries >= 0 && p.retries <= 20, prefix+"retries", p.retries, "0 to 20"),
-		check.Value(p.retryInterval > 0 && p.retryInterval <= maxRetryInterval, prefix+"retry_interval", p.retryInterval,
+		check.Value(c.Retries >= 0 && c.Retries <= 20, prefix+"retries", c.Retries, "0 to 20"),
+		check.Value(c.RetryInterval > 0 && c.RetryInterval <= maxRetryInterval, prefix+"retry_interval", c.RetryInterval,
 			"more than 0s and at most 2s: it holds a partition"),
-		check.Value(p.parkInterval > 0, prefix+"park_interval", p.parkInterval, "more than 0s"),
-		check.Value(p.parkMaxInterval >= p.parkInterval, prefix+"park_max_interval", p.parkMaxInterval, "at least park_interval"),
-		check.Value(p.parkAttempts >= 0, prefix+"park_attempts", p.parkAttempts, "0 or more"),
+		check.Value(c.ParkInterval > 0, prefix+"park_interval", c.ParkInterval, "more than 0s"),
+		check.Value(c.ParkMaxInterval >= c.ParkInterval, prefix+"park_max_interval", c.ParkMaxInterval, "at least park_interval"),
+		check.Value(c.ParkAttempts >= 0, prefix+"park_attempts", c.ParkAttempts, "0 or more"),
 	)
 }
 
 // wait returns how long a message waits after failing attempts times, with jitter;
 // at least as long as the failure asked for.
-func (p policy) wait(attempts int, asked time.Duration) time.Duration {
-	grown := p.parkInterval << min(max(attempts-1, 0), 30)
-	if grown <= 0 || grown > p.parkMaxInterval {
-		grown = p.parkMaxInterval
+func (c Config) wait(attempts int, asked time.Duration) time.Duration {
+	grown := c.ParkInterval << min(max(attempts-1, 0), 30)
+	if grown <= 0 || grown > c.ParkMaxInterval {
+		grown = c.ParkMaxInterval
 	}
 
 	return max(asked, backoff.Jitter(grown))
 }
 
-// perTopic returns the policies of the topics in Config.PerTopic.
-func (c Config) perTopic() (map[string]policy, error) {
+// perTopic returns the settings of the topics in Config.PerTopic.
+func (c Config) perTopic() (map[string]Config, error) {
 	var errs []error
 
-	policies := make(map[string]policy, len(c.PerTopic))
+	topics := make(map[string]Config, len(c.PerTopic))
 
 	for _, t := range c.PerTopic {
-		if _, twice := policies[t.Topic]; twice || t.Topic == "" {
+		if _, twice := topics[t.Topic]; twice || t.Topic == "" {
 			errs = append(errs, fmt.Errorf("consumer.per_topic: topic is %q, expected each topic once", t.Topic))
 		}
 
-		p := c.retryPolicy()
-		override(&p.retries, t.Retries)
-		override(&p.retryInterval, t.RetryInterval)
-		override(&p.parkInterval, t.ParkInterval)
-		override(&p.parkMaxInterval, t.ParkMaxInterval)
-		override(&p.parkAttempts, t.ParkAttempts)
+		own := c
+		override(&own.Retries, t.Retries)
+		override(&own.RetryInterval, t.RetryInterval)
+		override(&own.ParkInterval, t.ParkInterval)
+		override(&own.ParkMaxInterval, t.ParkMaxInterval)
+		override(&own.ParkAttempts, t.ParkAttempts)
 
-		errs = append(errs, p.validate("consumer.per_topic: "+t.Topic+": "))
-		policies[t.Topic] = p
+		errs = append(errs, own.validateRetries("consumer.per_topic: "+t.Topic+": "))
+		topics[t.Topic] = own
 	}
 
-	return policies, errors.Join(errs...)
+	return topics, errors.Join(errs...)
 }
 
 func override[T any](value, by *T) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/inbox"
 )
 
 // delivery is one message on its way to one consumer. It is set once, before the
@@ -37,6 +38,8 @@ type delivery struct {
 	patience time.Duration
 	// key orders the message. Of a payload at fault it is what could be read.
 	key string
+	// claim is the message as the inbox knows it.
+	claim inbox.Entry
 	// apply is one attempt.
 	apply func() error
 }
@@ -52,12 +55,7 @@ func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared
 		d.patience = patienceOutbox
 	}
 
-	_, err := protect(func() (_ struct{}, _ error) {
-		d.key, d.apply = route.open(d)
-
-		return
-	})
-	if err != nil {
+	if _, err := protect(func() (struct{}, error) { return struct{}{}, route.open(d) }); err != nil {
 		d.apply = func() error { return err }
 	}
 
@@ -146,7 +144,7 @@ func (r *Router) attempt(d *delivery) error {
 	}
 
 	apply := middleware.Recoverer(func(*message.Message) ([]*message.Message, error) { return nil, d.apply() })
-	_, err := quickTries(r.policyOf(d.route.Topic)).Middleware(apply)(d.msg)
+	_, err := quickTries(r.configOf(d.route.Topic)).Middleware(apply)(d.msg)
 
 	return err
 }
@@ -168,13 +166,13 @@ func (r *Router) decide(d *delivery, err error) fate {
 	}
 
 	f := fate{outcome: stopped, err: err, attempts: d.attempts() + 1}
-	policy := r.policyOf(d.route.Topic)
+	cfg := r.configOf(d.route.Topic)
 
 	switch {
 	case isRejection(err):
-	case f.attempts <= policy.parkAttempts:
-		f.outcome, f.wait = parked, policy.wait(f.attempts, askedFor(err))
-	case policy.parkAttempts > 0:
+	case f.attempts <= cfg.ParkAttempts:
+		f.outcome, f.wait = parked, cfg.wait(f.attempts, askedFor(err))
+	case cfg.ParkAttempts > 0:
 		f.err = event.RejectAs(reasonOf(err), fmt.Errorf("given up after %d attempts: %w", f.attempts, err))
 	}
 
@@ -197,9 +195,9 @@ func isReturn(err error) bool {
 }
 
 func isRejection(err error) bool {
-	var rejection *event.RejectError
+	_, rejected := errors.AsType[*event.RejectError](err)
 
-	return errors.As(err, &rejection)
+	return rejected
 }
 
 // carryOut stores what a fate requires. It tries until Postgres takes it: a
@@ -316,7 +314,7 @@ func (r *Router) leaveWhenAnswered(msg *message.Message) {
 func reasonOf(err error) event.Reason {
 	var (
 		rejection *event.RejectError
-		panicked  *PanicError
+		panicked  *panicError
 		recovered middleware.RecoveredPanicError
 	)
 
@@ -340,20 +338,20 @@ func messageID(msg *message.Message) uuid.UUID {
 	return id
 }
 
-// PanicError is a panic of a handler, as an error.
-type PanicError struct {
+// panicError is a panic of a handler, as an error.
+type panicError struct {
 	Value any
 	Stack []byte
 }
 
-func (e *PanicError) Error() string { return fmt.Sprintf("handler panicked: %v\n%s", e.Value, e.Stack) }
+func (e *panicError) Error() string { return fmt.Sprintf("handler panicked: %v\n%s", e.Value, e.Stack) }
 
 // protect turns a panic of fn into an error. Batches run in goroutines of their
 // own, where Watermill's Recoverer does not reach.
 func protect[T any](fn func() (T, error)) (result T, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			err = &PanicError{Value: value, Stack: debug.Stack()}
+			err = &panicError{Value: value, Stack: debug.Stack()}
 		}
 	}()
 

@@ -5,48 +5,35 @@ import "sync"
 // gate counts the messages in hand and, once closed, admits no more.
 type gate struct {
 	mu     sync.Mutex
-	inHand int
 	closed bool
-	empty  chan struct{}
+	inHand sync.WaitGroup
 }
 
 func (g *gate) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 
-	if g.closed {
-		return false
+	if !g.closed {
+		g.inHand.Add(1)
 	}
 
-	g.inHand++
-
-	return true
+	return !g.closed
 }
 
-func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-
-	g.inHand--
-
-	if g.closed && g.inHand == 0 {
-		close(g.empty)
-	}
-}
+func (g *gate) leave() { g.inHand.Done() }
 
 // close shuts the gate; the channel is closed once nothing is in hand.
 func (g *gate) close() <-chan struct{} {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.closed = true
+	g.mu.Unlock()
 
-	if !g.closed {
-		g.closed = true
-		g.empty = make(chan struct{})
+	empty := make(chan struct{})
 
-		if g.inHand == 0 {
-			close(g.empty)
-		}
-	}
+	go func() {
+		g.inHand.Wait()
+		close(empty)
+	}()
 
-	return g.empty
+	return empty
 }

@@ -52,8 +52,10 @@ func On[P event.Payload](r *Router, consumer string,
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]], publishes ...event.Payload) {
 	apply := newApplier(r, consumer, handle)
 
-	register(r, consumer, func(e event.Event[P], entry inbox.Entry, d *delivery) error {
-		return apply.submit(&unit[event.Event[P]]{event: e, key: d.key, entry: entry, from: d})
+	register(r, consumer, func(e event.Event[P], d *delivery) error {
+		_, err := apply.submit(e, d)
+
+		return err
 	}, publishes)
 }
 
@@ -87,33 +89,31 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
 
-	register(r, consumer, func(e event.Event[P], entry inbox.Entry, d *delivery) error {
-		e, proceed, err := admit.ask(e, entry, d)
-		result := event.Effected[P, R]{Event: e}
+	register(r, consumer, func(e event.Event[P], d *delivery) error {
+		question, err := admit.submit(e, d)
+		skip := errors.Is(err, event.ErrSkip)
 
-		switch {
-		case err != nil:
+		if err != nil && !skip || question.verdict == inbox.Duplicate {
 			return err
-		case proceed == admitted:
-			value, err := perform(r, effect, e, d)
+		}
+
+		result := event.Effected[P, R]{Event: question.event}
+
+		if !skip {
+			value, err := perform(r, effect, question.event, d)
 			if err != nil {
 				return err
 			}
 
 			result.Result = &value
-		case proceed == alreadyApplied:
-			return nil
-		case proceed == mustWait:
-			return errBlocked
 		}
 
-		u := &unit[event.Effected[P, R]]{event: result, key: d.key, entry: entry, from: d}
-
-		if err := record.submit(u); err != nil || !u.duplicate || result.Result == nil || effect.Late == nil {
+		u, err := record.submit(result, d)
+		if err != nil || u.verdict != inbox.Duplicate || skip || effect.Late == nil {
 			return err
 		}
 
-		return late(r, consumer, effect, result)
+		return record.late(effect.Late, result)
 	}, publishes)
 }
 
@@ -155,18 +155,13 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 	}
 }
 
-// late passes a result to the handler that arrived after the event was applied.
-func late[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], result event.Effected[P, R]) error {
-	return r.untilAvailable(func(ctx context.Context) error {
-		return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
-			outgoing, err := protect(func() ([]event.Outgoing, error) {
-				return effect.Late(ctx, tx, []event.Effected[P, R]{result})
-			})
-			if err != nil {
-				return err
-			}
+// late passes an event to a handler although it was applied before.
+func (a *applier[E]) late(handle batchHandler[E], late E) error {
+	return a.router.untilAvailable(func(ctx context.Context) error {
+		return postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
+			_, err := a.run(ctx, tx, handle, []E{late})
 
-			return r.appendOutgoing(ctx, tx, consumer, outgoing)
+			return err
 		})
 	})
 }
@@ -197,9 +192,7 @@ func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.Unav
 }
 
 // register adds the route of payload type P: decode, then handle.
-func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], inbox.Entry, *delivery) error,
-	publishes []event.Payload,
-) {
+func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], *delivery) error, publishes []event.Payload) {
 	var zero P
 
 	r.register(Route{
@@ -212,24 +205,25 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 
 			return p.Key(), err
 		},
-		open: func(d *delivery) (key string, apply func() error) {
+		open: func(d *delivery) error {
 			payload, err := event.Decode[P](d.msg.Payload)
-			key = payload.Key()
+			d.key = payload.Key()
 
 			if err != nil {
-				return key, func() error { return err }
+				return err
 			}
 
 			e := event.Event[P]{Meta: event.MetaOf(d.id, d.headers()), Payload: payload}
-			entry := inbox.Entry{
+			d.claim = inbox.Entry{
 				ID: e.ID, Fingerprint: event.Fingerprint(d.msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}
+			d.apply = func() error { return handle(e, d) }
 
-			if key == "" {
-				key = e.ID.String() // no order wanted
+			if d.key == "" {
+				d.key = e.ID.String() // no order wanted
 			}
 
-			return key, func() error { return handle(e, entry, d) }
+			return nil
 		},
 	})
 }
@@ -237,7 +231,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 // appendOutgoing stores what a handler returned. An event that the handler did not
 // declare, or whose payload is invalid, is the handler's failure.
 func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string, outgoing []event.Outgoing) error {
-	declared := r.publishes[consumer]
+	declared := r.routeOf(consumer).topics
 
 	for _, o := range outgoing {
 		if topic := o.Payload.Topic(); !slices.Contains(declared, topic) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -47,44 +46,36 @@ type suspensions struct {
 	// resumed is closed and replaced when a consumer is resumed.
 	resumed chan struct{}
 	// needs are the dependencies that consumers have found unavailable.
-	needs map[string]map[string]*breaker.Breaker
+	needs map[string][]*breaker.Breaker
 }
 
 func newSuspensions() *suspensions {
-	return &suspensions{
-		paused: map[string]Pause{}, resumed: make(chan struct{}), needs: map[string]map[string]*breaker.Breaker{},
-	}
+	return &suspensions{resumed: make(chan struct{}), needs: map[string][]*breaker.Breaker{}}
 }
 
-// set takes the pauses in force and returns those that began and those that ended.
-func (s *suspensions) set(pauses []Pause) (begun, ended []Pause) {
+// set takes the pauses in force and logs what has changed.
+func (s *suspensions) set(pauses []Pause, logger *slog.Logger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	now := make(map[string]Pause, len(pauses))
+	before := s.paused
+	s.paused = make(map[string]Pause, len(pauses))
 
 	for _, p := range pauses {
-		now[p.Consumer] = p
+		s.paused[p.Consumer] = p
 
-		if _, was := s.paused[p.Consumer]; !was {
-			begun = append(begun, p)
+		if _, was := before[p.Consumer]; !was {
+			logger.Warn("consumer is paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who), slog.String("why", p.Why))
 		}
 	}
 
-	for consumer, p := range s.paused {
-		if _, is := now[consumer]; !is {
-			ended = append(ended, p)
+	for consumer := range before {
+		if _, is := s.paused[consumer]; !is {
+			logger.Info("consumer is resumed", slog.String("consumer", consumer))
+			close(s.resumed)
+			s.resumed = make(chan struct{})
 		}
 	}
-
-	s.paused = now
-
-	if len(ended) > 0 {
-		close(s.resumed)
-		s.resumed = make(chan struct{})
-	}
-
-	return begun, ended
 }
 
 func (s *suspensions) pausedNow(consumer string) (paused bool, resumed <-chan struct{}) {
@@ -100,11 +91,9 @@ func (s *suspensions) need(consumer string, b *breaker.Breaker) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	if s.needs[consumer] == nil {
-		s.needs[consumer] = map[string]*breaker.Breaker{}
+	if !slices.Contains(s.needs[consumer], b) {
+		s.needs[consumer] = append(s.needs[consumer], b)
 	}
-
-	s.needs[consumer][b.Name()] = b
 }
 
 // Suspended returns the consumers that take nothing now: those that are paused and
@@ -115,20 +104,23 @@ func (r *Router) Suspended() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	suspended := make(map[string]bool, len(s.paused))
-	for consumer := range s.paused {
-		suspended[consumer] = true
-	}
+	var suspended []string
 
-	for consumer, breakers := range s.needs {
-		for _, breaker := range breakers {
-			if breaker.Open() {
-				suspended[consumer] = true
-			}
+	for _, route := range r.routes {
+		_, paused := s.paused[route.Consumer]
+		if paused || slices.ContainsFunc(s.needs[route.Consumer], (*breaker.Breaker).Open) {
+			suspended = append(suspended, route.Consumer)
 		}
 	}
 
-	return slices.Sorted(maps.Keys(suspended))
+	return suspended
+}
+
+// consuming returns the consumers that are not suspended.
+func (r *Router) consuming() []string {
+	suspended := r.Suspended()
+
+	return slices.DeleteFunc(r.consumers(), func(consumer string) bool { return slices.Contains(suspended, consumer) })
 }
 
 // SuspendedTopics returns the topics all of whose consumers are suspended.
@@ -171,9 +163,9 @@ func (r *Router) States() []State {
 			state.Pause = &p
 		}
 
-		for name, breaker := range s.needs[route.Consumer] {
-			if !breaker.State().Up {
-				state.Waits = append(state.Waits, name)
+		for _, breaker := range s.needs[route.Consumer] {
+			if dependency := breaker.State(); !dependency.Up {
+				state.Waits = append(state.Waits, dependency.Name)
 			}
 		}
 
@@ -290,14 +282,7 @@ func (r *Router) look(ctx context.Context) error {
 
 	r.metrics.paused.Set(float64(len(pauses)))
 
-	begun, ended := r.suspensions.set(pauses)
-	for _, p := range begun {
-		r.logger.Warn("consumer is paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who), slog.String("why", p.Why))
-	}
-
-	for _, p := range ended {
-		r.logger.Info("consumer is resumed", slog.String("consumer", p.Consumer))
-	}
+	r.suspensions.set(pauses, r.logger)
 
 	return nil
 }
@@ -345,7 +330,7 @@ func (r *Router) Resume(ctx context.Context, consumer string, by activity.Actor)
 func (r *Router) change(ctx context.Context, consumer string, by activity.Actor, kind activity.Kind, sql string, args ...any,
 ) (changed bool, err error) {
 	if r.routeOf(consumer) == nil {
-		return false, event.UnknownName("consumer", consumer, postgres.Column(r.routes, func(route *Route) string { return route.Consumer }))
+		return false, event.UnknownName("consumer", consumer, r.consumers())
 	}
 
 	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -21,10 +22,10 @@ const maxRetryInterval = 2 * time.Second
 
 // quickTries returns Watermill's Retry. It asks for the interval twice per attempt
 // when ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
-func quickTries(p policy) middleware.Retry {
+func quickTries(c Config) middleware.Retry {
 	return middleware.Retry{
-		MaxRetries:          p.retries,
-		InitialInterval:     p.retryInterval,
+		MaxRetries:          c.Retries,
+		InitialInterval:     c.RetryInterval,
 		MaxInterval:         maxRetryInterval,
 		Multiplier:          1.5,
 		RandomizationFactor: 0.5,
@@ -54,22 +55,11 @@ const (
 func (r *Router) lease() time.Duration {
 	lease := minLease
 
-	for _, p := range append(slices.Collect(maps.Values(r.policies)), r.cfg.retryPolicy()) {
-		lease = max(lease, time.Duration(p.retries+1)*(r.cfg.HandlerTimeout+maxRetryInterval)+patienceOutbox)
+	for _, c := range append(slices.Collect(maps.Values(r.perTopic)), r.cfg) {
+		lease = max(lease, time.Duration(c.Retries+1)*(c.HandlerTimeout+maxRetryInterval)+patienceOutbox)
 	}
 
 	return lease
-}
-
-// retryLoop tries waiting messages that are due.
-type retryLoop struct {
-	router *Router
-	// done receives when messages are done with, so that others may be tried.
-	done chan struct{}
-
-	mu sync.Mutex
-	// trying counts the keys that are being tried, by consumer.
-	trying map[string]int
 }
 
 // retryWaiting tries waiting messages that are due, those of a key in order, until
@@ -81,89 +71,57 @@ func (r *Router) retryWaiting(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 
-	loop := &retryLoop{router: r, done: make(chan struct{}, 1), trying: map[string]int{}}
+	// room is how many more keys of each consumer may be tried. A key wakes the loop
+	// if one of its messages is done with: others may be due.
+	room := make(map[string]*atomic.Int64, len(r.routes))
+	for _, consumer := range r.consumers() {
+		room[consumer] = &atomic.Int64{}
+		room[consumer].Store(keysAtOnce)
+	}
+
+	done := make(chan struct{}, 1)
 
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-		case <-loop.done:
+		case <-done:
 		}
 
-		keys, err := loop.lease(ctx)
-		if err != nil {
-			// The breaker of Postgres logs why; the next round tries again.
-			r.logger.Debug("could not lease waiting keys", slog.Any("error", err))
-		}
-
-		for _, key := range keys {
+		for _, key := range r.leaseKeys(ctx, room) {
+			room[key.Consumer].Add(-1)
 			running.Go(func() {
-				loop.end(key, r.retryKey(ctx, key))
+				finished := r.retryKey(ctx, key)
+				room[key.Consumer].Add(1)
+
+				if finished > 0 {
+					select {
+					case done <- struct{}{}:
+					default:
+					}
+				}
 			})
 		}
 	}
 }
 
-// lease takes keys that are due. The end of ctx does not cancel it: nobody would
-// try what the server has leased then.
-func (l *retryLoop) lease(ctx context.Context) ([]failed.Key, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
-	defer cancel()
-
-	room := map[string]int{}
-
-	l.mu.Lock()
-
-	for _, consumer := range l.router.consuming() {
-		if free := keysAtOnce - l.trying[consumer]; free > 0 {
-			room[consumer] = free
-		}
+// leaseKeys takes keys that are due. The end of ctx does not cancel it: nobody
+// would try what the server has leased then. After an error the next round tries
+// again.
+func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) (keys []failed.Key) {
+	free := map[string]int{}
+	for _, consumer := range r.consuming() {
+		free[consumer] = int(room[consumer].Load())
 	}
 
-	l.mu.Unlock()
+	r.briefly(ctx, "could not lease waiting keys", func(ctx context.Context) (err error) {
+		keys, err = r.failed.Lease(ctx, free, r.lease())
 
-	keys, err := l.router.failed.Lease(ctx, room, l.router.lease())
+		return err
+	})
 
-	l.mu.Lock()
-	defer l.mu.Unlock()
-
-	for _, key := range keys {
-		l.trying[key.Consumer]++
-	}
-
-	return keys, err
-}
-
-// end notes that a key has been tried, and how many of its messages are done with.
-func (l *retryLoop) end(key failed.Key, finished int) {
-	l.mu.Lock()
-	l.trying[key.Consumer]--
-	l.mu.Unlock()
-
-	if finished == 0 {
-		return // nothing that others wait for has changed
-	}
-
-	select {
-	case l.done <- struct{}{}:
-	default:
-	}
-}
-
-// consuming returns the consumers that are not suspended.
-func (r *Router) consuming() []string {
-	suspended := r.Suspended()
-
-	var consumers []string
-
-	for _, route := range r.routes {
-		if !slices.Contains(suspended, route.Consumer) {
-			consumers = append(consumers, route.Consumer)
-		}
-	}
-
-	return consumers
+	return keys
 }
 
 // retryKey tries the messages of a key one after the other until one has to wait
@@ -236,22 +194,21 @@ func (r *Router) headOf(key failed.Key) (head failed.Head, ok bool, err error) {
 
 // renew prolongs the lease of a key.
 func (r *Router) renew(ctx context.Context, key failed.Key) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
-	defer cancel()
-
-	if err := r.failed.Renew(ctx, key, r.lease()); err != nil {
-		r.logger.Debug("could not renew the lease of a key", slog.Any("error", err))
-	}
+	r.briefly(ctx, "could not renew the lease of a key", func(ctx context.Context) error { return r.failed.Renew(ctx, key, r.lease()) })
 }
 
-// postpone makes a key due after wait, also when the service stops: otherwise it
-// would wait until the lease ends.
+// postpone makes a key due after wait. Otherwise it is due when its lease ends.
 func (r *Router) postpone(ctx context.Context, key failed.Key, wait time.Duration) {
+	r.briefly(ctx, "could not postpone a key", func(ctx context.Context) error { return r.failed.Postpone(ctx, key, wait) })
+}
+
+// briefly runs a short statement, also when the service stops.
+func (r *Router) briefly(ctx context.Context, failure string, run func(ctx context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
 	defer cancel()
 
-	if err := r.failed.Postpone(ctx, key, wait); err != nil {
-		r.logger.Debug("could not postpone a key, which is due when its lease ends", slog.Any("error", err))
+	if err := run(ctx); err != nil {
+		r.logger.Debug(failure, slog.Any("error", err))
 	}
 }
 

@@ -33,7 +33,7 @@ import (
 // Router dispatches messages to the registered handlers.
 type Router struct {
 	cfg          Config
-	policies     map[string]policy
+	perTopic     map[string]Config
 	pool         *pgxpool.Pool
 	failed       *failed.Store
 	dependencies *breaker.Set
@@ -42,12 +42,10 @@ type Router struct {
 	logger       *slog.Logger
 	metrics      *metrics
 	routes       []*Route
-	// publishes has the topics that each consumer declares to publish on.
-	publishes   map[string][]string
-	erasers     []eraser
-	running     atomic.Bool
-	suspensions *suspensions
-	gate        gate
+	erasers      []eraser
+	running      atomic.Bool
+	suspensions  *suspensions
+	gate         gate
 
 	// stopping is cancelled when shutdown begins: waiting messages are returned.
 	// working is cancelled when the drain runs out of time.
@@ -69,8 +67,10 @@ type Route struct {
 	// handler, and the key that orders it, as far as that can be read.
 	Check func(payload []byte) (key string, err error)
 
-	// open decodes the payload of a delivery into its key and one attempt.
-	open func(d *delivery) (key string, apply func() error)
+	// topics has those of Publishes.
+	topics []string
+	// open decodes the payload of a delivery and sets what depends on it.
+	open func(d *delivery) error
 }
 
 // NewRouter returns a router without routes. It wakes relay after commits.
@@ -78,7 +78,7 @@ func NewRouter(
 	cfg Config, pool *pgxpool.Pool, failures *failed.Store, dependencies *breaker.Set,
 	relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry,
 ) (*Router, error) {
-	policies, err := cfg.perTopic()
+	perTopic, err := cfg.perTopic()
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func NewRouter(
 
 	return &Router{
 		cfg:          cfg,
-		policies:     policies,
+		perTopic:     perTopic,
 		pool:         pool,
 		failed:       failures,
 		dependencies: dependencies,
@@ -96,7 +96,6 @@ func NewRouter(
 		onCommit:     relay.Wake,
 		logger:       logger.With(slog.String("component", "consumer")),
 		metrics:      newMetrics(registry),
-		publishes:    map[string][]string{},
 		suspensions:  newSuspensions(),
 		stopping:     stopping,
 		stop:         stop,
@@ -105,13 +104,13 @@ func NewRouter(
 	}, nil
 }
 
-// policyOf returns how often a message of a topic is tried.
-func (r *Router) policyOf(topic string) policy {
-	if p, ok := r.policies[topic]; ok {
-		return p
+// configOf returns the settings that apply to the messages of a topic.
+func (r *Router) configOf(topic string) Config {
+	if c, ok := r.perTopic[topic]; ok {
+		return c
 	}
 
-	return r.cfg.retryPolicy()
+	return r.cfg
 }
 
 // Routes returns the routing table.
@@ -139,6 +138,11 @@ func (r *Router) Check(consumer string, payload []byte) (key string, err error) 
 	return route.Check(payload)
 }
 
+// consumers returns the names of the consumers, in order of the routing table.
+func (r *Router) consumers() []string {
+	return postgres.Column(r.routes, func(route *Route) string { return route.Consumer })
+}
+
 // Topics returns the topics that handlers consume, and those that they publish on
 // and none consumes.
 func (r *Router) Topics() (consumed, publishedOnly []string) {
@@ -149,7 +153,7 @@ func (r *Router) Topics() (consumed, publishedOnly []string) {
 	}
 
 	for _, route := range r.routes {
-		for _, topic := range r.publishes[route.Consumer] {
+		for _, topic := range route.topics {
 			if !slices.Contains(consumed, topic) && !slices.Contains(publishedOnly, topic) {
 				publishedOnly = append(publishedOnly, topic)
 			}
@@ -172,11 +176,8 @@ func (r *Router) register(route Route) {
 		panic(fmt.Sprintf("consumer %s is registered twice, for %s and for %s", route.Consumer, other.Topic, route.Topic))
 	}
 
+	route.topics = postgres.Column(route.Publishes, event.Payload.Topic)
 	r.routes = append(r.routes, &route)
-
-	for _, payload := range route.Publishes {
-		r.publishes[route.Consumer] = append(r.publishes[route.Consumer], payload.Topic())
-	}
 }
 
 // refuseAfterRun panics if the router runs: it would ignore what is registered.

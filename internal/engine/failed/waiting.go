@@ -14,10 +14,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// QueueWaiting adds a query to batch that calls found with each of the keys that
-// waits; see WaitingKey. Their rows stay locked until the transaction ends, so
-// that none of them is freed before messages are blocked behind it.
-func QueueWaiting(batch *pgx.Batch, consumer string, keys []string, found func(key string)) {
+// QueueWaiting adds a query to batch for those of the keys that wait; see
+// WaitingKey. The result is filled when the batch runs. Their rows stay locked
+// until the transaction ends, so that none of them is freed before messages are
+// blocked behind it.
+func QueueWaiting(batch *pgx.Batch, consumer string, keys []string) (waiting map[string]bool) {
+	waiting = map[string]bool{}
+
 	batch.Queue(`
 		SELECT key FROM failed_keys WHERE consumer = $1 AND key = ANY($2)
 		ORDER BY key FOR KEY SHARE`, consumer, keys).
@@ -25,29 +28,15 @@ func QueueWaiting(batch *pgx.Batch, consumer string, keys []string, found func(k
 			var key string
 
 			_, err := pgx.ForEachRow(rows, []any{&key}, func() error {
-				found(key)
+				waiting[key] = true
 
 				return nil
 			})
 
 			return err
 		})
-}
 
-// WaitingOf returns those of the keys that wait now.
-func WaitingOf(ctx context.Context, db postgres.Querier, consumer string, keys []string) (map[string]bool, error) {
-	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
-		`SELECT key FROM failed_keys WHERE consumer = $1 AND key = ANY($2)`, consumer, keys)
-	if err != nil {
-		return nil, fmt.Errorf("reading waiting keys: %w", err)
-	}
-
-	waiting := make(map[string]bool, len(found))
-	for _, key := range found {
-		waiting[key] = true
-	}
-
-	return waiting, nil
+	return waiting
 }
 
 // Block makes messages wait behind those that wait for the same keys. A message
@@ -68,11 +57,13 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
-		QueueWaiting(batch, e.Consumer, []string{WaitingKey(e.Key)}, func(string) { blocked = true })
+		waiting := QueueWaiting(batch, e.Consumer, []string{WaitingKey(e.Key)})
 
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil || !blocked {
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil || len(waiting) == 0 {
 			return err
 		}
+
+		blocked = true
 
 		return s.Block(ctx, tx, []Entry{e})
 	})
