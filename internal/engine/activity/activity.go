@@ -4,7 +4,6 @@ package activity
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -126,30 +125,19 @@ func Of(ctx context.Context, db postgres.Querier, entryIDs []int64) (map[int64][
 }
 
 func query(ctx context.Context, db postgres.Querier, f Filter, order string) ([]Action, error) {
-	conditions, args := []string{"true"}, []any{}
-	add := func(set bool, condition string, value any) {
-		if set {
-			args = append(args, value)
-			conditions = append(conditions, fmt.Sprintf(condition, len(args)))
-		}
-	}
+	var where postgres.Where
 
-	add(f.Action != "", "action = $%d", string(f.Action))
-	add(f.Subject != "", "subject = $%d", event.Text(f.Subject))
-	add(f.Who != "", "who = $%d", event.Text(f.Who))
-	add(f.EntryIDs != nil, "entry_id = ANY($%d)", f.EntryIDs)
-	add(!f.Since.IsZero(), "acted_at >= $%d", f.Since)
-	add(!f.Until.IsZero(), "acted_at < $%d", f.Until)
-	add(f.Before > 0, "id < $%d", f.Before)
+	where.And(f.Action != "", "action = $?", string(f.Action))
+	where.And(f.Subject != "", "subject = $?", event.Text(f.Subject))
+	where.And(f.Who != "", "who = $?", event.Text(f.Who))
+	where.And(f.EntryIDs != nil, "entry_id = ANY($?)", f.EntryIDs)
+	where.And(!f.Since.IsZero(), "acted_at >= $?", f.Since)
+	where.And(!f.Until.IsZero(), "acted_at < $?", f.Until)
+	where.And(f.Before > 0, "id < $?", f.Before)
 
-	rows, err := db.Query(ctx, `
+	actions, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Action], `
 		SELECT id, action, subject, entry_id, who, why, acted_at, detail, payload, message_id
-		FROM operator_actions WHERE `+strings.Join(conditions, " AND ")+` `+order, args...)
-	if err != nil {
-		return nil, fmt.Errorf("reading operator actions: %w", err)
-	}
-
-	actions, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Action])
+		FROM operator_actions WHERE `+where.String()+` `+order, where.Args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading operator actions: %w", err)
 	}

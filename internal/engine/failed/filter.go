@@ -1,13 +1,12 @@
 package failed
 
 import (
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Filter selects entries. The zero value selects all; every field that is set
@@ -41,67 +40,30 @@ func (f Filter) Selective() bool {
 // where returns the condition for f, which is never NULL, and its arguments,
 // which follow args.
 func (f Filter) where(args ...any) (string, []any) {
-	var conditions []string
-
-	add := func(condition string, value any) {
-		args = append(args, value)
-		conditions = append(conditions, fmt.Sprintf(condition, len(args)))
-	}
+	w := postgres.Where{Args: args}
 
 	for _, c := range []struct{ condition, value string }{
-		{"group_id = $%d", f.Group},
-		{"topic = $%d", f.Topic},
-		{"consumer = $%d", f.Consumer},
-		{"reason = $%d", string(f.Reason)},
-		{"resolution IS NOT DISTINCT FROM $%d", string(f.Resolution)},
-		{"(hashtextextended(key, 0) = hashtextextended($%[1]d, 0) AND key = $%[1]d)", f.Key},
+		{"group_id = $?", f.Group},
+		{"topic = $?", f.Topic},
+		{"consumer = $?", f.Consumer},
+		{"reason = $?", string(f.Reason)},
+		{"resolution IS NOT DISTINCT FROM $?", string(f.Resolution)},
+		{"(hashtextextended(key, 0) = hashtextextended($?, 0) AND key = $?)", f.Key},
 	} {
-		if c.value != "" {
-			add(c.condition, event.Text(c.value))
-		}
+		w.And(c.value != "", c.condition, event.Text(c.value))
 	}
 
-	switch f.State { // not as arguments, or the plan of any state could not use the index of one
-	case "":
-	case Waiting:
-		conditions = append(conditions, "state = 'waiting' AND waiting_key IS NOT NULL")
-	case Stopped:
-		conditions = append(conditions, "state = 'stopped'")
-	default:
-		add("state = $%d", string(f.State))
-	}
+	// Not as arguments, or the plan of any state could not use the index of one.
+	w.And(f.State == Waiting, "state = 'waiting' AND waiting_key IS NOT NULL")
+	w.And(f.State == Stopped, "state = 'stopped'")
+	w.And(f.State != "" && f.State != Waiting && f.State != Stopped, "state = $?", string(f.State))
+	w.And(f.IDs != nil, "id = ANY($?)", f.IDs)
+	w.And(f.MessageID != uuid.Nil, "(message_id = $? OR applied_as IS NOT DISTINCT FROM $?)", f.MessageID)
+	w.And(!f.Since.IsZero(), "last_at >= $?", f.Since)
+	w.And(!f.Until.IsZero(), "last_at < $?", f.Until)
+	w.And(f.Before > 0, "id < $?", f.Before)
+	w.And(f.After > 0, "id > $?", f.After)
+	w.And(f.Revision > 0, "revision = $?", f.Revision)
 
-	if f.IDs != nil {
-		add("id = ANY($%d)", f.IDs)
-	}
-
-	if f.MessageID != uuid.Nil {
-		add("(message_id = $%[1]d OR applied_as IS NOT DISTINCT FROM $%[1]d)", f.MessageID)
-	}
-
-	if !f.Since.IsZero() {
-		add("last_at >= $%d", f.Since)
-	}
-
-	if !f.Until.IsZero() {
-		add("last_at < $%d", f.Until)
-	}
-
-	if f.Before > 0 {
-		add("id < $%d", f.Before)
-	}
-
-	if f.After > 0 {
-		add("id > $%d", f.After)
-	}
-
-	if f.Revision > 0 {
-		add("revision = $%d", f.Revision)
-	}
-
-	if len(conditions) == 0 {
-		return "true", args
-	}
-
-	return strings.Join(conditions, " AND "), args
+	return w.String(), w.Args
 }

@@ -108,27 +108,20 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
 			return notWaiting(id)
 		}
 
-		e, err := get(ctx, tx, id, ``)
+		list, err := entries(ctx, tx, `
+			SELECT `+columns+` FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`,
+			k.Consumer, k.Key)
 
 		switch {
 		case err != nil:
 			return err
-		case e.State != Waiting:
+		case len(list) == 0 || list[0].ID > id: // it ended before the key was locked
 			return notWaiting(id)
+		case list[0].ID < id:
+			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, list[0].ID, list[0].Key)
 		}
 
-		var first int64
-
-		err = tx.QueryRow(ctx, `SELECT min(id) FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting'`,
-			k.Consumer, k.Key).Scan(&first)
-		if err != nil {
-			return fmt.Errorf("reading key %s: %w", k.Key, err)
-		}
-
-		if first != id {
-			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, first, e.Key)
-		}
-
+		e := list[0]
 		e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, e.Attempts, e.Error)
 
 		if _, _, err := s.stop(ctx, tx, e); err != nil {

@@ -16,10 +16,11 @@ import (
 
 // Requeue makes the stopped entries that f selects wait with their due time now,
 // so that they are tried by the consumer in which they failed, and by no other,
-// in the order of arrival per key, whatever the consumers. What check refuses stays stopped, and so does an entry
-// behind an older stopped one of its key that is not requeued with it: order per
-// key is kept. Messages keep their ids and headers, so none is applied twice; one
-// whose id was applied with another body gets a new id, caused by the old one.
+// in the order of arrival per key, whatever the consumers. What check refuses
+// stays stopped, and so does an entry behind an older stopped one of its key that
+// is not requeued with it: order per key is kept. Messages keep their ids and
+// headers, so none is applied twice; one whose id was applied with another body
+// gets a new id, caused by the old one.
 //
 // It works in chunks of a transaction each. When ctx ends it stops between two of
 // them; the outcome says how far it got.
@@ -43,14 +44,6 @@ type requeue struct {
 	refused map[Key]int64
 }
 
-// released is an entry that is to wait.
-type released struct {
-	Entry
-
-	waitingKey string
-	applyID    uuid.UUID
-}
-
 func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error {
 	older, err := r.older(ctx, tx, list)
 	if err != nil {
@@ -62,7 +55,10 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 		return err
 	}
 
-	var accepted []released
+	var (
+		accepted []Entry
+		keys     []string
+	)
 
 	for _, e := range list {
 		key, err := r.check(e.Consumer, e.Current())
@@ -80,12 +76,12 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 			continue
 		}
 
-		id := e.ApplyID()
 		if verdicts[e.ID] == inbox.Conflict { // the id belongs to another body, which was applied
-			id = event.NewID()
+			id := event.NewID()
+			e.AppliedAs = &id
 		}
 
-		accepted = append(accepted, released{Entry: e, waitingKey: WaitingKey(cmp.Or(key, id.String())), applyID: id})
+		accepted, keys = append(accepted, e), append(keys, WaitingKey(cmp.Or(key, e.ApplyID().String())))
 	}
 
 	outcome.Done += len(accepted)
@@ -94,7 +90,7 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 		return nil
 	}
 
-	return release(ctx, tx, accepted, r.by)
+	return release(ctx, tx, accepted, keys, r.by)
 }
 
 // inOrder refuses an entry that would overtake an older one of its key.
@@ -114,9 +110,8 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 // this run: it is not selected, or a previous run, which this one continues, has
 // left it.
 func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]int64, error) {
-	found := map[int64]int64{}
 	if r.pace.OutOfOrder {
-		return found, nil
+		return map[int64]int64{}, nil
 	}
 
 	begin := r.filter.After
@@ -124,7 +119,7 @@ func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64
 	f.After = 0
 	where, args := f.where(idsOf(list), begin)
 
-	rows, err := tx.Query(ctx, `
+	found, err := postgres.Map[int64, int64](ctx, tx, `
 		SELECT e.id, min(o.id)
 		FROM (SELECT id, consumer, key FROM failed_messages WHERE id = ANY($1) AND key <> '') AS e
 		CROSS JOIN LATERAL (
@@ -134,16 +129,6 @@ func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64
 			ORDER BY id LIMIT 1
 		) AS o
 		GROUP BY e.id`, args...)
-	if err == nil {
-		var id, before int64
-
-		_, err = pgx.ForEachRow(rows, []any{&id, &before}, func() error {
-			found[id] = before
-
-			return nil
-		})
-	}
-
 	if err != nil {
 		return nil, fmt.Errorf("looking for older failed messages: %w", err)
 	}
@@ -177,18 +162,12 @@ func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict
 	return verdicts, nil
 }
 
-// release makes entries wait, and their keys due if they are the first.
-func release(ctx context.Context, tx pgx.Tx, list []released, by activity.Actor) error {
-	ids := postgres.Column(list, func(e released) int64 { return e.ID })
-	consumers := postgres.Column(list, func(e released) string { return e.Consumer })
-	keys := postgres.Column(list, func(e released) string { return e.waitingKey })
-	renamed := postgres.Column(list, func(e released) *uuid.UUID {
-		if e.applyID == e.MessageID {
-			return nil
-		}
-
-		return &e.applyID
-	})
+// release makes entries wait for keys, and the keys due if the entries are the
+// first.
+func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by activity.Actor) error {
+	ids := idsOf(list)
+	consumers := postgres.Column(list, func(e Entry) string { return e.Consumer })
+	renamed := postgres.Column(list, func(e Entry) *uuid.UUID { return e.AppliedAs })
 
 	batch := &pgx.Batch{}
 	batch.Queue(`
@@ -209,7 +188,9 @@ func release(ctx context.Context, tx pgx.Tx, list []released, by activity.Actor)
 		return fmt.Errorf("requeueing failed messages: %w", err)
 	}
 
-	return activity.Record(ctx, tx, by, postgres.Column(list, func(e released) activity.Action {
-		return activity.Action{Action: activity.Requeued, Subject: subjectOf(e.Entry), EntryID: &e.ID, MessageID: &e.applyID}
+	return activity.Record(ctx, tx, by, postgres.Column(list, func(e Entry) activity.Action {
+		id := e.ApplyID()
+
+		return activity.Action{Action: activity.Requeued, Subject: subjectOf(e), EntryID: &e.ID, MessageID: &id}
 	})...)
 }

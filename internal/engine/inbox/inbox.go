@@ -156,20 +156,12 @@ func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
 func fingerprints(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
 	ids, days := columns(entries)
 
-	found, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[struct {
-		ID          uuid.UUID
-		Fingerprint int64
-	}], `
+	seen, err := postgres.Map[uuid.UUID, int64](ctx, db, `
 		SELECT i.message_id, i.fingerprint
 		FROM unnest($2::uuid[], $3::date[]) AS e (id, day)
 		JOIN inbox i ON i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
 	if err != nil {
 		return nil, fmt.Errorf("reading inbox: %w", err)
-	}
-
-	seen := make(map[uuid.UUID]int64, len(found))
-	for _, f := range found {
-		seen[f.ID] = f.Fingerprint
 	}
 
 	return seen, nil

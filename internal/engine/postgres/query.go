@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -14,6 +16,50 @@ func Collect[T any](ctx context.Context, db Querier, scan pgx.RowToFunc[T], sql 
 	}
 
 	return pgx.CollectRows(rows, scan)
+}
+
+// Map runs a query of two columns and returns the second by the first.
+func Map[K comparable, V any](ctx context.Context, db Querier, sql string, args ...any) (map[K]V, error) {
+	rows, err := db.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+
+	var (
+		key   K
+		value V
+		found = map[K]V{}
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&key, &value}, func() error {
+		found[key] = value
+
+		return nil
+	})
+
+	return found, err
+}
+
+// Where builds the condition of a query.
+type Where struct {
+	conditions []string
+	// Args are the arguments of the query; those that come before the condition's
+	// are set first.
+	Args []any
+}
+
+// And adds a condition if set is true. It refers to its value, if it has one, as
+// $?.
+func (w *Where) And(set bool, condition string, value ...any) {
+	if set {
+		w.Args = append(w.Args, value...)
+		w.conditions = append(w.conditions, strings.ReplaceAll(condition, "$?", "$"+strconv.Itoa(len(w.Args))))
+	}
+}
+
+// String returns the condition, which is true if none was added.
+func (w *Where) String() string {
+	return strings.Join(append([]string{"true"}, w.conditions...), " AND ")
 }
 
 // Column returns one value of each item, in order: an argument for unnest.
