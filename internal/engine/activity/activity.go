@@ -70,22 +70,19 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 		return ErrNoActor
 	}
 
-	n := len(actions)
-	kinds, subjects, details := make([]string, n), make([]string, n), make([]string, n)
-	entries, payloads, messages := make([]*int64, n), make([][]byte, n), make([]*uuid.UUID, n)
-
-	for i, a := range actions {
-		kinds[i], subjects[i], details[i] = string(a.Action), event.Text(a.Subject), event.Text(a.Detail)
-		entries[i], payloads[i], messages[i] = a.EntryID, a.Payload, a.MessageID
-	}
-
 	_, err := tx.Exec(ctx, `
 		INSERT INTO operator_actions (action, subject, entry_id, who, why, detail, payload, message_id)
 		SELECT a.action, a.subject, a.entry, $1, $2, a.detail, a.payload, a.message
 		FROM unnest($3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[], $8::uuid[])
 		     WITH ORDINALITY AS a (action, subject, entry, detail, payload, message, n)
 		ORDER BY a.n`,
-		event.Text(by.Who), event.Text(by.Why), kinds, subjects, entries, details, payloads, messages)
+		event.Text(by.Who), event.Text(by.Why),
+		postgres.Column(actions, func(a Action) string { return string(a.Action) }),
+		postgres.Column(actions, func(a Action) string { return event.Text(a.Subject) }),
+		postgres.Column(actions, func(a Action) *int64 { return a.EntryID }),
+		postgres.Column(actions, func(a Action) string { return event.Text(a.Detail) }),
+		postgres.Column(actions, func(a Action) []byte { return a.Payload }),
+		postgres.Column(actions, func(a Action) *uuid.UUID { return a.MessageID }))
 	if err != nil {
 		return fmt.Errorf("recording what %s did: %w", by.Who, err)
 	}

@@ -107,9 +107,6 @@ type Breaker struct {
 	changed chan struct{}
 }
 
-// Name returns the name of the dependency.
-func (b *Breaker) Name() string { return b.name }
-
 // Attempt is permission to use the dependency once. Call exactly one of Answered,
 // Failed and Abandoned. A nil Attempt stands for no dependency.
 type Attempt struct {

@@ -30,6 +30,8 @@ type delivery struct {
 	// entry is the failed message that is tried again, nil for one that a broker
 	// delivered.
 	entry *failed.Entry
+	// failures is how often it has failed before.
+	failures int
 	// shared says that other consumers receive the message too. It is parked while
 	// this consumer is suspended, so that they can continue.
 	shared bool
@@ -48,6 +50,10 @@ type delivery struct {
 func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
 	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, patience: patienceBroker}
 
+	if entry != nil {
+		d.failures = entry.Attempts
+	}
+
 	switch {
 	case shared:
 		d.patience = 0
@@ -64,15 +70,6 @@ func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared
 
 // headers are those that came with the message.
 func (d *delivery) headers() event.Headers { return event.Headers(d.msg.Metadata) }
-
-// attempts is how often the message has failed before.
-func (d *delivery) attempts() int {
-	if d.entry == nil {
-		return 0
-	}
-
-	return d.entry.Attempts
-}
 
 // blockable reports whether the message waits when its key does. One that is
 // tried again is the first of its key: it would be blocked by itself.
@@ -165,7 +162,7 @@ func (r *Router) decide(d *delivery, err error) fate {
 		return fate{outcome: returned, err: err}
 	}
 
-	f := fate{outcome: stopped, err: err, attempts: d.attempts() + 1}
+	f := fate{outcome: stopped, err: err, attempts: d.failures + 1}
 	cfg := r.configOf(d.route.Topic)
 
 	switch {

@@ -223,33 +223,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	subscriptions, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
 	defer unsubscribe()
 
-	connecting, stop := context.WithCancel(ctx)
-	defer stop()
+	err = r.serve(ctx, subscriptions, router, result, sources, started)
 
-	var background sync.WaitGroup
-
-	subscribed, seen := make(chan error, 1), make(chan struct{})
-
-	background.Go(func() { subscribed <- r.subscribe(connecting, subscriptions, router, sources, seen) })
-	background.Go(func() { r.watch(connecting, seen) })
-
-	// The drain waits for the messages that it has in hand.
-	var retrying sync.WaitGroup
-
-	retrying.Go(func() {
-		select {
-		case <-seen:
-			r.retryWaiting(connecting)
-		case <-connecting.Done():
-		}
-	})
-
-	err = r.serve(ctx, result, subscribed, started)
-
-	stop()
-	background.Wait()
-	r.drain()
-	retrying.Wait()
 	unsubscribe()
 
 	if closeErr := router.Close(); closeErr != nil {
@@ -263,28 +238,57 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	return errors.Join(err, <-result)
 }
 
-// serve waits until ctx ends or the router cannot go on.
-func (r *Router) serve(ctx context.Context, result chan error, subscribed <-chan error, started func()) error {
-	for {
+// serve consumes until ctx ends or the router cannot continue, and then drains.
+func (r *Router) serve(ctx, subscriptions context.Context, router *message.Router, result chan error, sources []Source, started func()) error {
+	// What is in group ends when ctx does or when one of it fails.
+	group, running := errgroup.WithContext(ctx)
+	seen := make(chan struct{})
+
+	group.Go(func() error {
+		r.watch(running, seen)
+
+		return nil
+	})
+	group.Go(func() error {
+		err := r.subscribe(running, subscriptions, router, sources, seen)
+
+		switch {
+		case err == nil:
+			started()
+		case running.Err() == nil:
+			return fmt.Errorf("starting consumers: %w", err)
+		}
+
+		return nil
+	})
+	group.Go(func() error {
 		select {
-		case <-ctx.Done():
+		case <-running.Done():
 			return nil
-		case err := <-subscribed:
-			if err != nil && ctx.Err() == nil {
-				return fmt.Errorf("starting consumers: %w", err)
-			}
-
-			if err == nil {
-				started()
-			}
-
-			subscribed = nil // never again
 		case err := <-result:
 			result <- nil
 
 			return errors.Join(errors.New("consumers ended unexpectedly"), err)
 		}
-	}
+	})
+
+	// The drain waits for the messages that it has in hand.
+	var retrying sync.WaitGroup
+
+	retrying.Go(func() {
+		select {
+		case <-seen:
+			r.retryWaiting(running)
+		case <-running.Done():
+		}
+	})
+
+	err := group.Wait()
+
+	r.drain()
+	retrying.Wait()
+
+	return err
 }
 
 // subscribe connects all sources at the same time and subscribes to the topics

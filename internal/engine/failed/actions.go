@@ -201,7 +201,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 		n := min(size, left)
 
 		if err := limiter.WaitN(ctx, n); err != nil {
-			return outcome, endedEarly(ctx, err)
+			return outcome, fmt.Errorf("stopped before the end: %w", cmp.Or(ctx.Err(), err))
 		}
 
 		next := outcome
@@ -227,20 +227,8 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 	return outcome, nil
 }
 
-func endedEarly(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	}
-
-	return fmt.Errorf("stopped before the end: %w", err)
-}
-
 // chunk runs step once, completely or not at all.
 func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step, outcome *Outcome) (list []Entry, err error) {
-	if ctx.Err() != nil {
-		return nil, endedEarly(ctx, nil)
-	}
-
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
 	defer cancel()
 

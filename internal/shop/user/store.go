@@ -81,17 +81,25 @@ func addKeys(ctx context.Context, tx pgx.Tx, ids []string) error {
 const selectKeys = `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`
 
 func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]keyring, error) {
-	keys, err := postgres.Map[string, []byte](ctx, db, sql, ids)
+	rows, err := db.Query(ctx, sql, ids)
 	if err != nil {
 		return nil, fmt.Errorf("loading keys of users: %w", err)
 	}
 
-	rings := make(map[string]keyring, len(keys))
+	rings := make(map[string]keyring, len(ids))
 
-	for id, key := range keys {
-		if rings[id], err = newKeyring(id, key); err != nil {
-			return nil, fmt.Errorf("loading keys of users: %w", err)
-		}
+	var (
+		id  string
+		key []byte
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&id, &key}, func() (err error) {
+		rings[id], err = newKeyring(id, key)
+
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("loading keys of users: %w", err)
 	}
 
 	return rings, nil
