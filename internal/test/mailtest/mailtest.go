@@ -73,9 +73,8 @@ func start(tb testing.TB, plain bool) *Server {
 		tb.Fatal(err)
 	}
 
-	s := &Server{
-		Port: listener.Addr().(*net.TCPAddr).Port, CAFile: filepath.Join(tb.TempDir(), "ca.pem"), //nolint:forcetypeassert // it listens on tcp
-		hook: func(Stage) {}, plain: plain,
+	s := &Server{ //nolint:forcetypeassert // it listens on tcp
+		Port: listener.Addr().(*net.TCPAddr).Port, CAFile: filepath.Join(tb.TempDir(), "ca.pem"), hook: func(Stage) {}, plain: plain,
 	}
 	server := smtp.NewServer(s)
 	server.Domain = "localhost"

@@ -12,7 +12,7 @@ import (
 
 // Root returns the root directory of the repository.
 func Root() string {
-	_, file, _, _ := runtime.Caller(0)
+	_, file, _, _ := runtime.Caller(0) //nolint:dogsled // only the file matters
 
 	return filepath.Join(filepath.Dir(file), "..", "..", "..")
 }
