@@ -76,7 +76,7 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 	pgtest.Eventually(t, "the notification is stopped", func() bool {
 		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "notifications"}, 1)
 
-		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "given up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
+		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "gave up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
 	})
 }
 

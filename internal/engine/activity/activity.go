@@ -13,23 +13,22 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Actor is who acts, and why.
+// Actor identifies who acts and why.
 type Actor struct {
 	Who string
 	Why string
 }
 
-// Service is the actor of what the service does by itself.
+// Service is the actor name for actions that the service takes by itself.
 const Service = "millrace"
 
 // ErrNoActor reports an action without an actor.
-var ErrNoActor = event.Errorf(event.Invalid, "the name of who acts is missing")
+var ErrNoActor = event.Errorf(event.Invalid, "the name of the actor is missing")
 
-// Kind says what was done.
+// Kind is the type of an action.
 type Kind string
 
-// Kinds of actions. Reopened is the service's own: a requeued message failed
-// again.
+// Action kinds. Only the service records Reopened: a requeued message failed again.
 const (
 	Paused    Kind = "paused"
 	Resumed   Kind = "resumed"
@@ -43,28 +42,28 @@ const (
 	Erased    Kind = "erased"
 )
 
-// Action is one thing that was done.
+// Action is one recorded action.
 type Action struct {
 	ID     int64 `json:"id"`
 	Action Kind  `json:"action"`
-	// Subject names what it was done to: a consumer, a consumer and a key, an
-	// invariant and an id, a user.
+	// Subject names the target: a consumer, a consumer and key, an invariant and id,
+	// or a user.
 	Subject string `json:"subject"`
-	// EntryID is the failed message that it was done to, if it was one.
+	// EntryID is the failed message that was the target, if any.
 	EntryID *int64    `json:"entry_id,omitempty"`
 	Who     string    `json:"who"`
 	Why     string    `json:"why"`
 	At      time.Time `json:"at"`
-	// Detail says more, such as the values before and after a repair.
+	// Detail holds extra information, such as the values before and after a repair.
 	Detail string `json:"detail,omitempty"`
 	// Payload is the payload after an edit.
 	Payload []byte `json:"payload,omitempty"`
-	// MessageID is the id under which a message was requeued.
+	// MessageID is the ID under which a message was requeued.
 	MessageID *uuid.UUID `json:"message_id,omitempty"`
 }
 
-// Record stores actions by one actor in the transaction that performs them.
-// Their ids, actors and times are set here.
+// Record stores the actions of one actor in the caller's transaction. It sets their
+// IDs, actors and times.
 func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 	if by.Who == "" {
 		return ErrNoActor
@@ -84,7 +83,7 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 		postgres.Column(actions, func(a Action) []byte { return a.Payload }),
 		postgres.Column(actions, func(a Action) *uuid.UUID { return a.MessageID }))
 	if err != nil {
-		return fmt.Errorf("recording what %s did: %w", by.Who, err)
+		return fmt.Errorf("recording actions of %s: %w", by.Who, err)
 	}
 
 	return nil
@@ -95,7 +94,7 @@ type Filter struct {
 	Action  Kind
 	Subject string
 	Who     string
-	// EntryIDs selects actions on these failed messages, unless it is nil.
+	// EntryIDs selects actions on these failed messages, unless nil.
 	EntryIDs []int64
 	// Since and Until bound the time: Since <= t < Until.
 	Since, Until time.Time
@@ -103,13 +102,12 @@ type Filter struct {
 	Before int64
 }
 
-// List returns the newest actions, at most limit.
+// List returns at most limit actions, newest first.
 func List(ctx context.Context, db postgres.Querier, f Filter, limit int) ([]Action, error) {
 	return query(ctx, db, f, `ORDER BY id DESC LIMIT `+fmt.Sprint(limit))
 }
 
-// Of returns the actions on failed messages by the id of the message, oldest
-// first.
+// Of returns the actions on failed messages, oldest first, keyed by message ID.
 func Of(ctx context.Context, db postgres.Querier, entryIDs []int64) (map[int64][]Action, error) {
 	actions, err := query(ctx, db, Filter{EntryIDs: entryIDs}, `ORDER BY id`)
 	found := make(map[int64][]Action, len(entryIDs))

@@ -1,4 +1,4 @@
-// Package backoff has the pauses between attempts.
+// Package backoff provides the delays between attempts.
 package backoff
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// Sleep waits for d. It returns the error of ctx if that ends first.
+// Sleep pauses for d. It returns ctx.Err if ctx ends first.
 func Sleep(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()
@@ -31,11 +31,11 @@ func Sleep(ctx context.Context, d time.Duration) error {
 // do not retry at the same moment.
 func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(max(d/2, 0)+1) }
 
-// maxWait bounds the pauses of Retry.
+// maxWait caps the delay between attempts in Retry.
 const maxWait = 5 * time.Second
 
-// Retry calls attempt until it succeeds or ctx ends, with growing pauses. It
-// logs when it has to wait for what, and when the wait is over.
+// Retry calls attempt with growing delays until it succeeds or ctx ends. It logs when
+// it starts waiting for the dependency what, and when that becomes available.
 func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func() error) error {
 	waited := false
 	policy := backoff.NewExponentialBackOff()
@@ -52,7 +52,7 @@ func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func()
 			waited = true
 		}))
 	if err == nil && waited {
-		logger.Info("the dependency answers", slog.String("dependency", what))
+		logger.Info("dependency is available", slog.String("dependency", what))
 	}
 
 	return err

@@ -1,7 +1,7 @@
-// Package breaker has a circuit breaker for each dependency of the service:
-// Postgres, a broker, the payment gateway, a mail server. While a dependency is
-// unavailable, its users wait and one attempt at a time probes it. The package
-// decides nothing about messages.
+// Package breaker provides a circuit breaker for each dependency: Postgres, the
+// brokers, the payment gateway, the mail server. While a dependency is unavailable,
+// callers wait and a single attempt at a time probes it. The package makes no
+// decisions about messages.
 package breaker
 
 import (
@@ -21,13 +21,14 @@ import (
 // threshold is the number of consecutive failures after which a breaker opens.
 const threshold = 3
 
-// Pauses grow from minPause to maxPause while a dependency is unavailable.
+// The delay between probes grows from minPause to maxPause while a dependency is
+// unavailable.
 const (
 	minPause = 100 * time.Millisecond
 	maxPause = 30 * time.Second
 )
 
-// Set has the breakers of a process.
+// Set holds the breakers of a process.
 type Set struct {
 	logger *slog.Logger
 	up     *prometheus.GaugeVec
@@ -41,13 +42,13 @@ func NewSet(logger *slog.Logger, registry *prometheus.Registry) *Set {
 	return &Set{
 		logger: logger.With(slog.String("component", "dependency")),
 		up: promauto.With(registry).NewGaugeVec(prometheus.GaugeOpts{
-			Name: "millrace_dependency_up", Help: "Whether the dependency is available (1) or its users wait for it (0).",
+			Name: "millrace_dependency_up", Help: "Whether the dependency is available (1) or consumers are waiting for it (0).",
 		}, []string{"dependency"}),
 		breakers: make(map[string]*Breaker),
 	}
 }
 
-// Get returns the breaker of a dependency. It creates one at the first call.
+// Get returns the breaker of a dependency, creating it on first use.
 func (s *Set) Get(name string) *Breaker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,15 +82,15 @@ func (s *Set) States() []State {
 type State struct {
 	Name string `json:"name"`
 	Up   bool   `json:"up"`
-	// Since is the time of the first failure and Why the last error; both are
-	// empty while the dependency is up.
+	// Since is the time of the first failure, Why the last error. Both are empty
+	// while the dependency is up.
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why,omitempty"`
 	// RetryAt is when the next attempt is due.
 	RetryAt *time.Time `json:"retry_at,omitempty"`
 }
 
-// Breaker decides when a dependency may be used.
+// Breaker controls when a dependency may be used.
 type Breaker struct {
 	name   string
 	logger *slog.Logger
@@ -97,18 +98,18 @@ type Breaker struct {
 
 	mu       sync.Mutex
 	failures int
-	// first is the time of the first failure since the last success, why the last
-	// error; until is when the next attempt may begin.
+	// first is the time of the first failure since the last success, why is the last
+	// error, and until is when the next attempt may start.
 	first, until time.Time
 	why          string
 	// probing is true while the single attempt of an open breaker runs.
 	probing bool
-	// changed is closed and replaced whenever waiting may be over.
+	// changed is closed and replaced when waiters should check again.
 	changed chan struct{}
 }
 
-// Attempt is permission to use the dependency once. Call exactly one of Answered,
-// Failed and Abandoned. A nil Attempt stands for no dependency.
+// Attempt is permission to use the dependency once. The holder must call exactly one
+// of Answered, Failed and Abandoned. A nil Attempt means that there is no dependency.
 type Attempt struct {
 	breaker *Breaker
 	probe   bool
@@ -123,8 +124,8 @@ func (a *Attempt) Dependency() string {
 	return a.breaker.name
 }
 
-// Wait returns when the dependency may be used, at once while the breaker is
-// closed, or with the error of ctx.
+// Wait blocks until the dependency may be used or ctx ends. It returns immediately
+// while the breaker is closed.
 func (b *Breaker) Wait(ctx context.Context) (*Attempt, error) {
 	for {
 		attempt, wait, changed := b.try()
@@ -186,7 +187,7 @@ func (b *Breaker) State() State {
 	return State{Name: b.name, Since: &first, Why: b.why, RetryAt: &until}
 }
 
-// Answered reports that the dependency answered, with success or not.
+// Answered reports that the dependency answered, whether or not the call succeeded.
 func (a *Attempt) Answered() {
 	if a == nil {
 		return
@@ -215,15 +216,15 @@ func (a *Attempt) Answered() {
 	b.wake()
 }
 
-// Failed reports that the dependency could not be used and returns how long to
-// wait before the next attempt.
+// Failed reports that the dependency is unavailable and returns how long to wait
+// before the next attempt.
 func (a *Attempt) Failed(err error) time.Duration {
 	b := a.breaker
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
-	// Attempts that began before the breaker opened do not prolong the pause.
+	// Attempts that started before the breaker opened do not extend the delay.
 	late := !a.probe && b.failures >= threshold
 
 	if a.probe {
@@ -245,7 +246,7 @@ func (a *Attempt) Failed(err error) time.Duration {
 
 	if b.failures == threshold {
 		b.up.Set(0)
-		b.logger.Warn("dependency is unavailable; its users wait for it",
+		b.logger.Warn("dependency is unavailable; waiting for it",
 			slog.String("dependency", b.name), slog.Any("error", err))
 	}
 
@@ -254,11 +255,11 @@ func (a *Attempt) Failed(err error) time.Duration {
 	return pause
 }
 
-// Failed reports a failure of a caller that did not use Wait, and returns how long
-// to wait. Calling Wait only to report a failure would block the probe.
+// Failed reports a failure from a caller that did not use Wait, and returns how long
+// to wait. Calling Wait just to report a failure would block the probe.
 func (b *Breaker) Failed(err error) time.Duration { return (&Attempt{breaker: b}).Failed(err) }
 
-// Abandoned reports that the attempt says nothing about the dependency.
+// Abandoned reports that the attempt gave no information about the dependency.
 func (a *Attempt) Abandoned() {
 	if a == nil || !a.probe {
 		return

@@ -21,7 +21,7 @@ func set(log *bytes.Buffer) *breaker.Set {
 	return breaker.NewSet(slog.New(slog.NewTextHandler(log, nil)), prometheus.NewRegistry())
 }
 
-// attempt waits for leave and fails or succeeds.
+// attempt waits for permission, then fails with err or succeeds.
 func attempt(t *testing.T, b *breaker.Breaker, err error) {
 	t.Helper()
 
@@ -37,7 +37,7 @@ func attempt(t *testing.T, b *breaker.Breaker, err error) {
 	}
 }
 
-func TestOneAttemptAtATimeFindsOutWhetherADependencyIsBack(t *testing.T) {
+func TestOneAttemptAtATimeProbesAnUnavailableDependency(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
@@ -66,23 +66,23 @@ func TestOneAttemptAtATimeFindsOutWhetherADependencyIsBack(t *testing.T) {
 		synctest.Wait()
 
 		if len(attempts) != 1 {
-			t.Fatalf("%d attempts began at once, expected 1", len(attempts))
+			t.Fatalf("%d attempts started at once, expected 1", len(attempts))
 		}
 
 		(<-attempts).Answered()
 		synctest.Wait()
 
 		if len(attempts) != 9 || !b.State().Up {
-			t.Errorf("%d others continue, expected 9; %+v", len(attempts), b.State())
+			t.Errorf("%d waiters continued, expected 9; %+v", len(attempts), b.State())
 		}
 
 		if lines := strings.Count(log.String(), "\n"); lines != 2 {
-			t.Errorf("expected a line when it went and one when it came:\n%s", log.String())
+			t.Errorf("expected one line for the outage and one for the recovery:\n%s", log.String())
 		}
 	})
 }
 
-func TestPausesGrowUpToThirtySeconds(t *testing.T) {
+func TestDelaysGrowUpToThirtySeconds(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
@@ -97,12 +97,12 @@ func TestPausesGrowUpToThirtySeconds(t *testing.T) {
 			}
 
 			if last = a.Failed(errRefused); last > 30*time.Second {
-				t.Fatalf("a pause of %s", last)
+				t.Fatalf("got a delay of %s", last)
 			}
 		}
 
 		if last < 15*time.Second {
-			t.Errorf("after 20 failures the pause is %s, expected 15s to 30s", last)
+			t.Errorf("after 20 failures the delay is %s, expected 15s to 30s", last)
 		}
 	})
 }
@@ -123,7 +123,7 @@ func TestASuccessBetweenFailuresKeepsTheBreakerClosed(t *testing.T) {
 	}
 }
 
-func TestAnAttemptThatIsAbandonedLetsAnotherBegin(t *testing.T) {
+func TestAnAbandonedAttemptLetsAnotherStart(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
@@ -141,7 +141,7 @@ func TestAnAttemptThatIsAbandonedLetsAnotherBegin(t *testing.T) {
 		defer cancel()
 
 		if _, err := b.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("a second attempt began: %v", err)
+			t.Fatalf("a second attempt did not start: %v", err)
 		}
 
 		probe.Abandoned()

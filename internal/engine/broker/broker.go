@@ -1,6 +1,6 @@
-// Package broker connects the service to its message brokers and says which
-// topic is on which. The brokers themselves are in packages embedded, kafka and
-// rabbitmq, the only importers of client libraries.
+// Package broker connects the service to its message brokers and assigns topics to
+// them. The brokers themselves are in packages embedded, kafka and rabbitmq, the only
+// importers of client libraries.
 package broker
 
 import (
@@ -16,14 +16,14 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
 )
 
-// Topic is a topic as a broker needs to know it.
+// Topic is a topic to declare on a broker.
 type Topic = driver.Topic
 
-// ErrClosed reports that the connection was closed before the broker confirmed
-// the message. The broker may or may not have it.
+// ErrClosed reports that the connection closed before the broker confirmed the
+// message. The broker may or may not have stored it.
 var ErrClosed = driver.ErrClosed
 
-// Conn is a connection to a broker. The methods of its driver are its own.
+// Conn is a connection to a broker. It embeds the methods of its driver.
 type Conn struct {
 	driver.Driver
 
@@ -31,8 +31,7 @@ type Conn struct {
 	logger *slog.Logger
 }
 
-// New returns a connection to the configured broker that is not yet
-// established. It ignores bindings.
+// New returns an unconnected Conn to the configured broker. It ignores bindings.
 func New(cfg Config, logger *slog.Logger) (*Conn, error) {
 	return newConn(cfg, cfg.Kind, logger)
 }
@@ -55,11 +54,11 @@ func newConn(cfg Config, kind string, logger *slog.Logger) (*Conn, error) {
 	return conn, nil
 }
 
-// Kind returns which broker it is.
+// Kind returns the kind of broker.
 func (c *Conn) Kind() string { return c.kind }
 
-// Connect waits until the broker answers and has all topics, or ctx ends. It
-// logs when it has to wait, and when the wait is over.
+// Connect waits until the broker answers and has all topics, or ctx ends. It logs
+// when it starts and stops waiting.
 func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
 	err := backoff.Retry(ctx, c.logger, c.kind, func() error { return c.Driver.Connect(ctx, topics) })
 	if err != nil {
@@ -69,15 +68,14 @@ func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
 	return nil
 }
 
-// Set is the brokers of a service. One has every topic that is not bound to
-// another.
+// Set is the set of brokers of a service. The default broker carries every topic that
+// is not bound to another.
 type Set struct {
 	conns []*Conn // the default one first
 	bound map[string]string
 }
 
-// NewSet returns connections to the configured brokers that are not yet
-// established.
+// NewSet returns unconnected Conns to all configured brokers.
 func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
 	set := &Set{bound: make(map[string]string, len(cfg.Bind))}
 	for _, b := range cfg.Bind {
@@ -96,17 +94,17 @@ func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
 	return set, nil
 }
 
-// Conns returns the connections. The first has every topic that is not bound.
+// Conns returns the connections, the default broker first.
 func (s *Set) Conns() []*Conn { return s.conns }
 
-// Has reports whether conn is the one for a topic.
+// Has reports whether conn carries a topic.
 func (s *Set) Has(conn *Conn, topic string) bool {
 	kind, bound := s.bound[topic]
 
 	return kind == conn.kind || !bound && conn == s.conns[0]
 }
 
-// Bound returns the topics that are bound to the broker of conn.
+// Bound returns the topics bound to the broker of conn.
 func (s *Set) Bound(conn *Conn) []string {
 	var topics []string
 
@@ -119,7 +117,7 @@ func (s *Set) Bound(conn *Conn) []string {
 	return topics
 }
 
-// Kinds returns the names of the brokers, for people.
+// Kinds returns the broker names as readable text.
 func (s *Set) Kinds() string {
 	names := make([]string, len(s.conns))
 	for i, conn := range s.conns {

@@ -17,20 +17,20 @@ const (
 	RabbitMQ = "rabbitmq"
 )
 
-// Config selects the brokers and says how to reach them. Only the sections of
-// brokers in use count.
+// Config selects the brokers and configures their connections. Sections of unused
+// brokers are ignored.
 type Config struct {
-	// Kind is the broker of every topic that Bind does not mention. Defaults to
+	// Kind is the broker of all topics without an entry in Bind. Defaults to
 	// "embedded".
 	Kind string `koanf:"kind"`
-	// Bind puts topics on other brokers. Empty by default.
+	// Bind assigns topics to other brokers. Empty by default.
 	Bind     []Binding       `koanf:"bind"`
 	Embedded embedded.Config `koanf:"embedded"`
 	Kafka    kafka.Config    `koanf:"kafka"`
 	RabbitMQ rabbitmq.Config `koanf:"rabbitmq"`
 }
 
-// Binding puts a topic on a broker.
+// Binding assigns a topic to a broker.
 type Binding struct {
 	Topic string `koanf:"topic"`
 	// Broker is a kind: embedded, kafka or rabbitmq.
@@ -45,7 +45,7 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports every mistake in the sections that count, naming the key.
+// Validate reports all mistakes in the sections in use, naming the keys.
 func (c Config) Validate() error {
 	var (
 		errs   []error
@@ -54,11 +54,11 @@ func (c Config) Validate() error {
 
 	for _, b := range c.Bind {
 		if b.Topic == "" || b.Broker == "" {
-			errs = append(errs, fmt.Errorf("broker.bind: {topic: %q, broker: %q} is incomplete, expected such as {topic: notifications, broker: rabbitmq}", b.Topic, b.Broker))
+			errs = append(errs, fmt.Errorf("broker.bind: {topic: %q, broker: %q} is incomplete, expected for example {topic: notifications, broker: rabbitmq}", b.Topic, b.Broker))
 		}
 
 		if slices.Contains(topics, b.Topic) {
-			errs = append(errs, fmt.Errorf("broker.bind: binds topic %s twice", b.Topic))
+			errs = append(errs, fmt.Errorf("broker.bind: topic %s is bound twice", b.Topic))
 		}
 
 		topics = append(topics, b.Topic)

@@ -12,7 +12,7 @@ func TestBindingsAreValidated(t *testing.T) {
 	t.Parallel()
 
 	for want, bind := range map[string][]broker.Binding{
-		`broker.bind: binds topic a twice`:                          {{Topic: "a", Broker: "kafka"}, {Topic: "a", Broker: "rabbitmq"}},
+		`broker.bind: topic a is bound twice`:                       {{Topic: "a", Broker: "kafka"}, {Topic: "a", Broker: "rabbitmq"}},
 		`broker.bind: is "pigeon", expected embedded, kafka or`:     {{Topic: "a", Broker: "pigeon"}},
 		`broker.bind: {topic: "", broker: "kafka"} is incomplete`:   {{Broker: "kafka"}},
 		`broker.bind: {topic: "a", broker: ""} is incomplete`:       {{Topic: "a"}},

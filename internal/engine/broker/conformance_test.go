@@ -22,15 +22,15 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// harness describes a broker to the tests that every broker must pass.
+// harness describes a broker to the tests that all brokers must pass.
 type harness struct {
 	config broker.Config
-	// produce publishes as another system would. It is nil if no other system
-	// can.
+	// produce publishes as another system would. It is nil if other systems cannot
+	// publish.
 	produce func(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign)
 	// durable brokers keep messages while no process is connected.
 	durable bool
-	// stableIDs says that a message without an id gets the same one with every
+	// stableIDs is true if a message without an ID gets the same one on each
 	// delivery.
 	stableIDs bool
 }
@@ -39,7 +39,7 @@ func kafkaHarness(address string) harness {
 	cfg := broker.DefaultConfig()
 	cfg.Kind = broker.Kafka
 	cfg.Kafka.Brokers = strings.Split(address, ",")
-	cfg.Kafka.Partitions = 4 // a test needs no more
+	cfg.Kafka.Partitions = 4 // enough for a test
 
 	return harness{config: cfg, produce: brokertest.ProduceKafka, durable: true, stableIDs: true}
 }
@@ -96,17 +96,17 @@ func (h harness) run(t *testing.T) {
 	t.Run("delivers with headers and key", func(t *testing.T) { t.Parallel(); h.delivers(t) })
 	t.Run("keeps order per key", func(t *testing.T) { t.Parallel(); h.ordersPerKey(t) })
 	t.Run("carries large messages", func(t *testing.T) { t.Parallel(); h.large(t) })
-	t.Run("publish reports messages that were not acknowledged", func(t *testing.T) { t.Parallel(); h.closes(t) })
+	t.Run("publish reports unacknowledged messages", func(t *testing.T) { t.Parallel(); h.closes(t) })
 
-	t.Run("serves several consumers of a topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
+	t.Run("serves several consumers per topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
 
 	if h.durable {
-		t.Run("redelivers what a consumer did not acknowledge", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
-		t.Run("lets others read along", func(t *testing.T) { t.Parallel(); h.tails(t) })
+		t.Run("redelivers unacknowledged messages", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
+		t.Run("supports tailing", func(t *testing.T) { t.Parallel(); h.tails(t) })
 	}
 
 	if h.produce != nil {
-		t.Run("accepts messages of foreign producers", func(t *testing.T) { t.Parallel(); h.foreign(t) })
+		t.Run("accepts messages from foreign producers", func(t *testing.T) { t.Parallel(); h.foreign(t) })
 	}
 }
 
@@ -129,7 +129,7 @@ func (h harness) open(tb testing.TB, topic string) *connection {
 	return &connection{Conn: conn}
 }
 
-// connection closes its subscribers too, as the router would.
+// connection also closes its subscribers, as the router does.
 type connection struct {
 	*broker.Conn
 
@@ -151,8 +151,8 @@ type received struct {
 	list []*message.Message
 }
 
-// consume subscribes and passes each message to handle, or acknowledges it if
-// handle is nil.
+// consume subscribes and passes each message to handle. If handle is nil, it
+// acknowledges them.
 func consume(tb testing.TB, conn *connection, topic string, handle func(*message.Message)) *received {
 	tb.Helper()
 
@@ -198,7 +198,7 @@ func (r *received) all() []*message.Message {
 	return slices.Clone(r.list)
 }
 
-// wait waits for n messages and returns them.
+// wait waits for n messages, then returns all received.
 func (r *received) wait(tb testing.TB, n int) []*message.Message {
 	tb.Helper()
 	pgtest.Eventually(tb, fmt.Sprintf("%d messages arrive", n), func() bool { return len(r.all()) >= n })
@@ -278,7 +278,7 @@ func (h harness) ordersPerKey(t *testing.T) {
 
 	for _, msg := range received.wait(t, keys*each) {
 		key := msg.Metadata[event.HeaderKey]
-		// Consumers of the same RabbitMQ queue do not keep order between them.
+		// Consumers of one RabbitMQ queue do not preserve order among themselves.
 		if h.config.Kind != broker.RabbitMQ && string(msg.Payload) != fmt.Sprint(next[key]) {
 			t.Fatalf("%s: got %s, expected %d", key, msg.Payload, next[key])
 		}
@@ -313,8 +313,8 @@ func (h harness) large(t *testing.T) {
 	}
 }
 
-// closes checks that Publish never reports success for a message that is lost: a
-// durable broker has the message afterwards, on others Publish fails.
+// closes checks that Publish never reports success for a lost message: a durable
+// broker still has the message, on others Publish fails.
 func (h harness) closes(t *testing.T) {
 	t.Helper()
 
@@ -346,13 +346,13 @@ func (h harness) closes(t *testing.T) {
 
 	switch {
 	case !h.durable && !errors.Is(err, broker.ErrClosed):
-		t.Errorf("got %v, expected an error: nobody acknowledged the message", err)
+		t.Errorf("got %v, expected an error: the message was not acknowledged", err)
 	case h.durable && err != nil:
 		t.Error(err)
 	}
 
 	if err := conn.Publisher().Publish(topic, newMessage("k", "2")); err == nil {
-		t.Error("a closed connection publishes")
+		t.Error("publishing on a closed connection succeeded")
 	}
 }
 
@@ -404,7 +404,7 @@ func (h harness) foreign(t *testing.T) {
 			if _, again := refused.LoadOrStore(string(msg.Payload), true); again {
 				msg.Ack()
 			} else {
-				msg.Nack() // so that each is delivered twice
+				msg.Nack() // so that each message is delivered twice
 			}
 		})
 	)
@@ -422,7 +422,7 @@ func (h harness) foreign(t *testing.T) {
 		ids[string(msg.Payload)] = append(ids[string(msg.Payload)], msg.UUID)
 
 		if string(msg.Payload) == "cloud" && (msg.Metadata[event.HeaderKey] == "forged" || msg.Metadata["x-millrace_key"] != "forged") {
-			t.Errorf("a foreign header passes for a reserved one: %v", msg.Metadata)
+			t.Errorf("a foreign header was taken for a reserved one: %v", msg.Metadata)
 		}
 	}
 
@@ -444,7 +444,7 @@ func (h harness) foreign(t *testing.T) {
 
 		stable := h.stableIDs || payload == "native"
 		if (got[0] == got[1]) != stable {
-			t.Errorf("%q has the ids %v", payload, got)
+			t.Errorf("%q got IDs %v", payload, got)
 		}
 	}
 }
@@ -473,7 +473,7 @@ func (h harness) survivesRestart(t *testing.T, server *brokertest.Server) {
 	server.Do("kill")
 
 	if err := conn.Publisher().Publish(topic, newMessage("k", "lost")); err == nil {
-		t.Error("publishing to a dead broker succeeds")
+		t.Error("publishing to a dead broker succeeded")
 	}
 
 	server.Do("start")
@@ -491,11 +491,11 @@ func (h harness) survivesRestart(t *testing.T, server *brokertest.Server) {
 	}
 
 	if err := conn.Close(); err != nil {
-		t.Log(err) // connections that died earlier may return errors
+		t.Log(err) // connections that were already dead may return errors
 	}
 }
 
-// tails reads along while a consumer gets every message.
+// tails checks that tailing does not take messages from a consumer.
 func (h harness) tails(t *testing.T) {
 	t.Helper()
 
@@ -522,12 +522,12 @@ func (h harness) tails(t *testing.T) {
 		})
 	}()
 
-	// Tail reads from the present; nobody says when that is.
+	// Tail starts at an unknown moment, so publish until it sees a message.
 	published := 0
 
 	for deadline := time.Now().Add(timeout); len(seen) == 0; published++ {
 		if time.Now().After(deadline) {
-			t.Fatal("tail has seen nothing")
+			t.Fatal("tail received nothing")
 		}
 
 		if err := conn.Publisher().Publish(topic, newMessage("k", `{"n":1}`)); err != nil {
@@ -541,7 +541,7 @@ func (h harness) tails(t *testing.T) {
 		t.Errorf("got %s with %v", msg.Payload, msg.Metadata)
 	}
 
-	received.wait(t, published) // the consumer misses none
+	received.wait(t, published) // the consumer gets all of them
 	cancel()
 
 	if err := <-ended; err != nil && ctx.Err() == nil {

@@ -25,13 +25,13 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// step is a payload that two consumers receive. Steps of a key are numbered.
+// step is a payload that two consumers receive. The steps of a key are numbered.
 type step struct {
 	ID     string `json:"id"`
 	Number int    `json:"number"`
 }
 
-// sharedTopic belongs to one process, since brokers keep topics.
+// sharedTopic is unique per process, because brokers keep topics.
 var sharedTopic = brokertest.Topic()
 
 func (step) Topic() string { return sharedTopic }
@@ -108,7 +108,7 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 	return e
 }
 
-// source is the broker as the router sees it.
+// source adapts a broker to the router.
 type source struct {
 	*broker.Conn
 
@@ -123,14 +123,14 @@ func (*source) Has(string) bool { return true }
 
 func (s *source) Subscribed() { s.subscribed() }
 
-// steps are what two consumers of a topic receive and apply.
+// steps sends and checks the messages that two consumers of a topic apply.
 type steps struct {
 	*testing.T
 
 	pool *pgxpool.Pool
-	// sent is how many steps each key has got.
+	// sent is how many steps have been sent per key.
 	sent int
-	// healed says that the failing consumer no longer fails.
+	// healed is true once the failing consumer no longer fails.
 	healed atomic.Bool
 }
 
@@ -157,7 +157,7 @@ func (s *steps) register(r *consumer.Router) {
 	consumer.On(r, "failing", write("failing", func(e step) bool { return e.ID == "key-0" && !s.healed.Load() }))
 }
 
-// send publishes further steps of every key.
+// send publishes further steps of all keys.
 func (s *steps) send() {
 	s.Helper()
 
@@ -179,7 +179,7 @@ func (s *steps) send() {
 	s.sent += stepsAtOnce
 }
 
-// wait waits until the consumers have applied so many steps.
+// wait waits until the consumers have applied the given numbers of steps.
 func (s *steps) wait(what string, steady, failing int) {
 	s.Helper()
 
@@ -190,8 +190,8 @@ func (s *steps) wait(what string, steady, failing int) {
 	pgtest.Eventually(s, what, func() bool { return count("steady") == steady && count("failing") == failing })
 }
 
-// shared proves that two consumers of a topic each apply every message once and
-// in order, while one of them fails, restarts and is paused.
+// shared checks that two consumers of a topic each apply every message once and in
+// order, while one of them fails, restarts and is paused.
 func (h harness) shared(t *testing.T) {
 	t.Helper()
 
@@ -202,7 +202,7 @@ func (h harness) shared(t *testing.T) {
 
 	e := h.start(t, s.pool, s.register)
 	s.send()
-	s.wait("only the key that fails waits", sharedKeys*s.sent, (sharedKeys-1)*s.sent)
+	s.wait("only the failing key waits", sharedKeys*s.sent, (sharedKeys-1)*s.sent)
 	e.stop()
 
 	e = h.start(t, s.pool, s.register)
@@ -229,11 +229,11 @@ func (h harness) shared(t *testing.T) {
 	e.stop()
 
 	if n := pgtest.Value[int](t, s.pool, `SELECT count(DISTINCT (consumer, id, number))::int FROM steps`); n != 2*sharedKeys*s.sent {
-		t.Errorf("%d different steps were applied, expected %d", n, 2*sharedKeys*s.sent)
+		t.Errorf("%d distinct steps were applied, expected %d", n, 2*sharedKeys*s.sent)
 	}
 
 	if h.config.Kind == broker.RabbitMQ {
-		return // it gives up order between the consumers of a queue
+		return // no ordering among the consumers of a queue
 	}
 
 	if n := pgtest.Value[int](t, s.pool, `

@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// outgoing returns the message whose wire format the golden files hold.
+// outgoing returns the message whose wire format is in the golden files.
 func outgoing() *message.Message {
 	msg := message.NewMessage("01890a5d-ac96-774b-bcce-b302099a8057", []byte(`{"order_id":"order_123"}`))
 	msg.Metadata = message.Metadata{
@@ -42,8 +42,7 @@ type wire struct {
 	Body       json.RawMessage   `json:"body"`
 }
 
-// golden compares a message with a file in testdata. With -update it writes
-// the file.
+// golden compares a message with a file in testdata, or writes the file with -update.
 func golden(tb testing.TB, name string, w wire) {
 	tb.Helper()
 

@@ -1,4 +1,4 @@
-// Package check words the mistakes in a configuration.
+// Package check builds the error messages of configuration checks.
 package check
 
 import (
@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Value returns an error that names a key, its value and what was expected,
-// unless ok. Never call it with a secret.
+// Value returns an error that names the key, its value and the expected value, unless
+// ok. Never call it with a secret.
 func Value(ok bool, key string, value any, expected string) error {
 	switch text, isText := value.(string); {
 	case ok:

@@ -54,8 +54,7 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 func (a *admission[P]) answer(ctx context.Context, units []*unit[event.Event[P]]) ([]error, error) {
 	answers := make([]error, len(units))
 
-	// No transaction: this result is only a hint, which Record checks again under
-	// locks.
+	// No transaction: the result is only a hint. Record checks it again under locks.
 	verdicts, err := inbox.Seen(ctx, a.router.pool, a.consumer, claimsOf(units))
 	if err != nil {
 		return nil, err

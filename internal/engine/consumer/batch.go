@@ -15,19 +15,19 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// ErrStopping ends the work on a message because the service stops. The
-// message is not acknowledged and will be delivered again.
+// ErrStopping aborts work on a message because the service is stopping. The message
+// is not acknowledged and will be redelivered.
 var ErrStopping = errors.New("the service is stopping")
 
-// unit is a message on its way through a batch. E is what the handler gets.
+// unit is a message in a batch. E is the type that the handler receives.
 type unit[E any] struct {
 	event E
 	from  *delivery
 	// verdict is what the inbox said about the message.
 	verdict inbox.Verdict
-	// blocked is true when the message waits behind others of its key.
+	// blocked is true if the message is blocked by an earlier one of its key.
 	blocked bool
-	// done receives exactly once: nil when the message is applied, now or earlier.
+	// done receives exactly one value: nil once the message has been applied.
 	done chan error
 }
 
@@ -90,10 +90,10 @@ func keysOf[E any](units []*unit[E]) []string {
 	return postgres.Column(units, func(u *unit[E]) string { return failed.WaitingKey(u.from.key) })
 }
 
-// batchHandler applies events in a transaction and returns what they cause.
+// batchHandler applies events in a transaction and returns the events to publish.
 type batchHandler[E any] func(ctx context.Context, tx pgx.Tx, events []E) ([]event.Outgoing, error)
 
-// applier applies batches of one consumer.
+// applier applies the batches of one consumer.
 type applier[E any] struct {
 	batches[E]
 
@@ -107,7 +107,7 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 	return a
 }
 
-// apply ends every unit.
+// apply completes all units.
 func (a *applier[E]) apply(units []*unit[E]) {
 	err := a.router.untilAvailable(func(ctx context.Context) error { return a.transact(ctx, units) })
 
@@ -123,14 +123,14 @@ func (a *applier[E]) apply(units []*unit[E]) {
 	case len(units) == 1:
 		finish(units, err)
 	default:
-		// One of them fails the batch: each gets a transaction of its own, in order.
+		// One unit fails the batch: run each in its own transaction, in order.
 		for i := range units {
 			a.apply(units[i : i+1])
 		}
 	}
 }
 
-// reject ends the units at fault and runs the rest together again.
+// reject completes the rejected units and runs the rest together again.
 func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
 	rest := make([]*unit[E], 0, len(units))
 
@@ -143,7 +143,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
 	}
 
 	switch {
-	case len(rest) == len(units): // indexes outside the batch: an error of the handler
+	case len(rest) == len(units): // indexes outside the batch: a handler bug
 		finish(rest, errors.New("handler rejected events that are not in its batch"))
 	case len(rest) > 0:
 		a.apply(rest)
@@ -228,8 +228,8 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 	return fresh, index, a.router.failed.Block(ctx, tx, postgres.Column(behind, func(u *unit[E]) failed.Entry { return u.from.failed(fate{}) }))
 }
 
-// reindex translates the indexes of a handler's rejections, which count the
-// fresh events, to those of the whole batch.
+// reindex translates the indexes of a handler's rejections from the fresh events to
+// the whole batch.
 func reindex(err error, index []int) error {
 	var rejected event.RejectSome
 	if !errors.As(err, &rejected) {
@@ -247,8 +247,8 @@ func reindex(err error, index []int) error {
 	return translated
 }
 
-// untilAvailable runs attempt until Postgres is available for it: a failure of the
-// infrastructure is never a message's fault. It gives up with ErrStopping.
+// untilAvailable runs attempt until Postgres is available for it: an infrastructure
+// failure is never a message's fault. It returns ErrStopping if the service stops.
 func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
 	for contention := 0; ; {
 		permit, err := r.postgres.Wait(r.working)
@@ -283,7 +283,7 @@ func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
 	}
 }
 
-// minContention bounds the wait after transactions collided for the first time.
+// minContention is the minimum wait after the first collision of transactions.
 const minContention = 20 * time.Millisecond
 
 func (r *Router) bounded(attempt func(ctx context.Context) error) error {

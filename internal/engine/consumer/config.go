@@ -9,43 +9,39 @@ import (
 	"github.com/millracehq/millrace/internal/engine/check"
 )
 
-// Config tunes the consumers.
+// Config configures the consumers.
 type Config struct {
-	// MaxBatch is how many messages share a transaction at most. Defaults to
-	// 256.
+	// MaxBatch is the maximum number of messages per transaction. Defaults to 256.
 	MaxBatch int `koanf:"max_batch"`
-	// ConcurrentBatches is how many transactions of one consumer run at once.
-	// Messages with the same key are never in two of them. With 1 batches are
-	// larger and take less CPU; more help where the database is far away.
-	// Defaults to 1.
+	// ConcurrentBatches is how many transactions a consumer runs at once. Messages
+	// with the same key are never in two of them. A value of 1 gives larger batches
+	// and uses less CPU; higher values help if the database is far away. Defaults to
+	// 1.
 	ConcurrentBatches int `koanf:"concurrent_batches"`
 	// HandlerTimeout bounds one attempt to apply a batch or to perform an
 	// effect. Defaults to 20s.
 	HandlerTimeout time.Duration `koanf:"handler_timeout"`
-	// Retries is how often a message whose handler failed is retried at once.
-	// Defaults to 3.
+	// Retries is how often a failed message is retried immediately. Defaults to 3.
 	Retries int `koanf:"retries"`
-	// RetryInterval is the pause before the first of these retries. Defaults to
-	// 50ms.
+	// RetryInterval is the delay before the first immediate retry. Defaults to 50ms.
 	RetryInterval time.Duration `koanf:"retry_interval"`
-	// ParkInterval is how long a message that still fails waits, and later
-	// messages of its key behind it. It doubles with each attempt. Defaults to
-	// 2s.
+	// ParkInterval is how long a message that still fails is parked, blocking later
+	// messages of its key. It doubles with each attempt. Defaults to 2s.
 	ParkInterval time.Duration `koanf:"park_interval"`
-	// ParkMaxInterval bounds how long a message waits between attempts. Defaults
-	// to 10m.
+	// ParkMaxInterval caps ParkInterval. Defaults to 10m.
 	ParkMaxInterval time.Duration `koanf:"park_max_interval"`
 	// ParkAttempts is how often a waiting message is retried before it is
 	// stopped. With 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
-	// PerTopic overrides the five above for single topics. Empty by default.
+	// PerTopic overrides the five settings above for individual topics. Empty by
+	// default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
-	// DrainTimeout bounds how long a stopping service waits for messages in
-	// hand. Keep it below the grace period of the container. Defaults to 15s.
+	// DrainTimeout bounds how long a stopping service waits for messages in flight.
+	// Keep it below the grace period of the container. Defaults to 15s.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
 }
 
-// TopicConfig overrides settings of Config for one topic. What is nil is not
+// TopicConfig overrides settings of Config for one topic. Nil fields are not
 // overridden.
 type TopicConfig struct {
 	Topic           string         `koanf:"topic"`
@@ -72,7 +68,7 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	_, err := c.perTopic()
 
@@ -80,7 +76,7 @@ func (c Config) Validate() error {
 		check.Value(c.MaxBatch >= 1 && c.MaxBatch <= 4096, "consumer.max_batch", c.MaxBatch, "1 to 4096"),
 		check.Value(c.ConcurrentBatches >= 1 && c.ConcurrentBatches <= 64, "consumer.concurrent_batches", c.ConcurrentBatches, "1 to 64"),
 		check.Value(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "consumer.handler_timeout", c.HandlerTimeout,
-			"more than 0s and at most 50s, to stay below Kafka's rebalance time-out"),
+			"more than 0s and at most 50s, to stay below Kafka's rebalance timeout"),
 		check.Value(c.DrainTimeout > 0, "consumer.drain_timeout", c.DrainTimeout, "more than 0s"),
 		c.validateRetries("consumer."),
 		err,
@@ -91,15 +87,15 @@ func (c Config) validateRetries(prefix string) error {
 	return errors.Join(
 		check.Value(c.Retries >= 0 && c.Retries <= 20, prefix+"retries", c.Retries, "0 to 20"),
 		check.Value(c.RetryInterval > 0 && c.RetryInterval <= maxRetryInterval, prefix+"retry_interval", c.RetryInterval,
-			"more than 0s and at most 2s: it holds a partition"),
+			"more than 0s and at most 2s, because it blocks a partition"),
 		check.Value(c.ParkInterval > 0, prefix+"park_interval", c.ParkInterval, "more than 0s"),
 		check.Value(c.ParkMaxInterval >= c.ParkInterval, prefix+"park_max_interval", c.ParkMaxInterval, "at least park_interval"),
 		check.Value(c.ParkAttempts >= 0, prefix+"park_attempts", c.ParkAttempts, "0 or more"),
 	)
 }
 
-// wait returns how long a message waits after failing attempts times, with jitter;
-// at least as long as the failure asked for.
+// wait returns how long a message waits after the given number of failed attempts.
+// The result has jitter and is at least the delay asked for by the error.
 func (c Config) wait(attempts int, asked time.Duration) time.Duration {
 	grown := c.ParkInterval << min(max(attempts-1, 0), 30)
 	if grown <= 0 || grown > c.ParkMaxInterval {

@@ -25,7 +25,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// note is a payload whose handler writes a row.
+// note is a payload whose handler inserts a row.
 type note struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
@@ -109,7 +109,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 	return r
 }
 
-// source is the broker as the router sees it.
+// source adapts a broker to the router.
 type source struct {
 	*broker.Conn
 
@@ -130,7 +130,7 @@ func (*source) Has(string) bool { return true }
 
 func (s *source) Subscribed() { s.subscribed() }
 
-// stop drains the router; a second call does nothing.
+// stop drains the router. It is idempotent.
 func (r *rig) stop() {
 	r.cancel()
 
@@ -165,15 +165,15 @@ func message(id, text string) event.Message {
 	}
 }
 
-// rest waits until every message has met its fate.
-func (r *rig) rest() {
+// settle waits until all messages have been applied or stopped.
+func (r *rig) settle() {
 	r.t.Helper()
-	pgtest.Eventually(r.t, "nothing is left to publish or to try again", func() bool {
+	pgtest.Eventually(r.t, "nothing is left to publish or retry", func() bool {
 		var left int
 
 		err := r.pool.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys)`).Scan(&left)
 
-		return err == nil && left == 0 // the connection may have been ended by the test
+		return err == nil && left == 0 // the test may have closed the connection
 	})
 }
 
@@ -223,7 +223,7 @@ func TestMessagesAreAppliedOnceAndInOrderPerKey(t *testing.T) {
 		r.send(a, b, a) // the third is a redelivery
 	}
 
-	r.rest()
+	r.settle()
 
 	for _, id := range []string{"a", "b"} {
 		if got := r.texts(id); got != strings.Join(want, " ") {
@@ -232,7 +232,7 @@ func TestMessagesAreAppliedOnceAndInOrderPerKey(t *testing.T) {
 	}
 }
 
-func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
+func TestABadMessageDoesNotFailOthersInItsBatch(t *testing.T) {
 	t.Parallel()
 
 	var calls atomic.Int32
@@ -272,7 +272,7 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 		{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)},
 		{ID: event.NewID(), Topic: "notes", Key: "of another system", Payload: []byte(`{"id":"u","text":1}`)}}
 	r.send(append(batch, bad...)...)
-	r.rest()
+	r.settle()
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes`); n != 30 {
 		t.Errorf("%d good messages were applied, expected 30", n)
@@ -295,14 +295,14 @@ func TestABadMessageDoesNotFailItsNeighbours(t *testing.T) {
 			t.Errorf("the entry differs from the message: %+v", e)
 		}
 
-		// What can be read of the payload orders it, as it orders good messages.
+		// Even a malformed payload gets its key from the fields that can be read.
 		if e.MessageID == bad[5].ID && e.Key != "u" {
-			t.Errorf("the entry has the key %q, expected that of its payload", e.Key)
+			t.Errorf("the entry has key %q, expected the key in its payload", e.Key)
 		}
 	}
 }
 
-func TestAFailureThatPassesIsNotStopped(t *testing.T) {
+func TestATransientFailureIsNotStopped(t *testing.T) {
 	t.Parallel()
 
 	var attempts atomic.Int32
@@ -317,14 +317,14 @@ func TestAFailureThatPassesIsNotStopped(t *testing.T) {
 		})
 	})
 	r.send(message("a", "1"))
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "1" || len(r.stopped()) != 0 {
 		t.Errorf("got %q and %v", got, r.stopped())
 	}
 }
 
-func TestRejectionsAreNotTriedAgain(t *testing.T) {
+func TestRejectionsAreNotRetried(t *testing.T) {
 	t.Parallel()
 
 	var attempts atomic.Int32
@@ -337,7 +337,7 @@ func TestRejectionsAreNotTriedAgain(t *testing.T) {
 		})
 	})
 	r.send(message("a", "1"))
-	r.rest()
+	r.settle()
 
 	if entries := r.stopped(); attempts.Load() != 1 || len(entries) != 1 || entries[0].Reason != event.ReasonRefused || entries[0].Error != "text: is not wanted" {
 		t.Errorf("%d attempts, %+v", attempts.Load(), entries)
@@ -351,24 +351,24 @@ func TestTheSameIDWithAnotherBodyIsStopped(t *testing.T) {
 	first, second := message("a", "first"), message("a", "second")
 	second.ID = first.ID
 	r.send(first)
-	r.rest()
+	r.settle()
 	r.send(second, first)
-	r.rest()
+	r.settle()
 
 	if entries := r.stopped(); r.texts("a") != "first" || len(entries) != 1 || entries[0].Reason != event.ReasonConflict {
 		t.Errorf("applied %q, stopped %+v", r.texts("a"), entries)
 	}
 }
 
-func TestTroubleOfPostgresStopsNoMessage(t *testing.T) {
+func TestPostgresFailuresStopNoMessage(t *testing.T) {
 	t.Parallel()
 
-	// The handler's own connection is ended in mid-transaction.
+	// Kill the handler's own connection mid-transaction.
 	var attempts atomic.Int32
 
 	r := start(t, newPool(t), func(router *consumer.Router) {
 		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
-			if attempts.Add(1) <= 5 { // more often than a handler's error is tried again
+			if attempts.Add(1) <= 5 { // more often than a handler error is retried
 				_, err := tx.Exec(ctx, `SELECT pg_terminate_backend(pg_backend_pid())`)
 
 				return nil, err
@@ -378,17 +378,17 @@ func TestTroubleOfPostgresStopsNoMessage(t *testing.T) {
 		})
 	})
 	r.send(message("a", "1"))
-	r.rest()
+	r.settle()
 	pgtest.KillBackends(t, r.pool)
 	r.send(message("a", "2"))
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "1 2" || len(r.stopped()) != 0 {
 		t.Errorf("got %q, stopped %+v", got, r.stopped())
 	}
 }
 
-func TestDrainFinishesWhatIsInHand(t *testing.T) {
+func TestDrainFinishesMessagesInFlight(t *testing.T) {
 	t.Parallel()
 
 	entered, leave := make(chan struct{}), make(chan struct{})
@@ -412,11 +412,11 @@ func TestDrainFinishesWhatIsInHand(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM outbox`); n != 0 {
-		t.Errorf("%d messages are left although they were applied", n)
+		t.Errorf("%d messages are left in the outbox after being applied", n)
 	}
 }
 
-func TestAnEffectIsNotPerformedForAMessageThatWasApplied(t *testing.T) {
+func TestAnEffectIsNotRepeatedForAnAppliedMessage(t *testing.T) {
 	t.Parallel()
 
 	var performed atomic.Int32
@@ -439,7 +439,7 @@ func TestAnEffectIsNotPerformedForAMessageThatWasApplied(t *testing.T) {
 			},
 			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
 				if performed.Add(1) == 1 {
-					return "", errors.New("the first call is lost")
+					return "", errors.New("the result of the first call is lost")
 				}
 
 				return "did " + e.Payload.Text, nil
@@ -462,9 +462,9 @@ func TestAnEffectIsNotPerformedForAMessageThatWasApplied(t *testing.T) {
 	})
 	first := message("a", "work")
 	r.send(first)
-	r.rest()
+	r.settle()
 	r.send(first, message("b", "skip"), message("c", "refuse"))
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a") + "|" + r.texts("b") + "|" + r.texts("c"); got != "did work|nothing|" {
 		t.Errorf("recorded %s", got)

@@ -21,34 +21,35 @@ import (
 	"github.com/millracehq/millrace/internal/engine/inbox"
 )
 
-// delivery is one message on its way to one consumer. It is set once, before the
-// first attempt, and then only read.
+// delivery is one message on its way to one consumer. It is immutable after
+// newDelivery.
 type delivery struct {
 	route *Route
 	msg   *message.Message
 	id    uuid.UUID
-	// entry is the failed message that is tried again, nil for one that a broker
-	// delivered.
+	// entry is the failed message being retried, or nil if a broker delivered the
+	// message.
 	entry *failed.Entry
 	// failures is how often it has failed before.
 	failures int
-	// shared says that other consumers receive the message too. It is parked while
-	// this consumer is suspended, so that they can continue.
+	// shared is true if other consumers receive the message too. The message is then
+	// parked while this consumer is suspended, so that the others can continue.
 	shared bool
-	// patience bounds how long the message is kept in hand while it cannot be
-	// tried.
-	patience time.Duration
-	// key orders the message. Of a payload at fault it is what could be read.
+	// maxWait bounds how long the message stays in memory while its consumer is
+	// suspended.
+	maxWait time.Duration
+	// key orders the message. For a malformed payload it holds whatever could be
+	// read.
 	key string
 	// claim is the message as the inbox knows it.
 	claim inbox.Entry
-	// apply is one attempt.
+	// apply makes one attempt.
 	apply func() error
 }
 
 // newDelivery decodes msg for a consumer.
 func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
-	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, patience: patienceBroker}
+	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, maxWait: maxWaitBroker}
 
 	if entry != nil {
 		d.failures = entry.Attempts
@@ -56,9 +57,9 @@ func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared
 
 	switch {
 	case shared:
-		d.patience = 0
+		d.maxWait = 0
 	case entry != nil || strings.HasPrefix(msg.Metadata.Get(event.HeaderOrigin), "embedded:"):
-		d.patience = patienceOutbox
+		d.maxWait = maxWaitOutbox
 	}
 
 	if _, err := protect(func() (struct{}, error) { return struct{}{}, route.open(d) }); err != nil {
@@ -68,14 +69,14 @@ func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared
 	return d
 }
 
-// headers are those that came with the message.
+// headers returns the message's original headers.
 func (d *delivery) headers() event.Headers { return event.Headers(d.msg.Metadata) }
 
-// blockable reports whether the message waits when its key does. One that is
-// tried again is the first of its key: it would be blocked by itself.
+// blockable reports whether a waiting key blocks the message. A message being retried
+// is the first of its key and would block itself.
 func (d *delivery) blockable() bool { return d.entry == nil }
 
-// failed returns the message as it is stored with a fate.
+// failed builds the entry to store for the message.
 func (d *delivery) failed(f fate) failed.Entry {
 	e := failed.Entry{
 		Consumer: d.route.Consumer, Topic: d.route.Topic, MessageID: d.id, Origin: d.msg.Metadata.Get(event.HeaderOrigin),
@@ -98,10 +99,10 @@ func (d *delivery) failed(f fate) failed.Entry {
 	return e
 }
 
-// outcome says what became of a message.
+// outcome is the result of a delivery.
 type outcome string
 
-// Outcomes. Only a returned message is not acknowledged.
+// Outcomes. All except returned acknowledge the message.
 const (
 	applied  outcome = "applied"
 	stopped  outcome = "stopped"
@@ -110,14 +111,14 @@ const (
 	returned outcome = "returned"
 )
 
-// fate is what became of a message, and why.
+// fate is the outcome of a delivery and the reason for it.
 type fate struct {
 	outcome outcome
 	// err is why the message was not applied.
 	err error
-	// attempts is how often it has failed by now.
+	// attempts counts the failed attempts so far.
 	attempts int
-	// wait is for how long it is parked.
+	// wait is how long the message is parked.
 	wait time.Duration
 }
 
@@ -133,23 +134,22 @@ func (r *Router) deliver(d *delivery) fate {
 	return f
 }
 
-// attempt tries a message, and tries it again at once if that fails, as often as
-// the policy of its topic says.
+// attempt tries a message, with the immediate retries that its topic's policy allows.
 func (r *Router) attempt(d *delivery) error {
-	if err := r.untilResumed(d); err != nil {
+	if err := r.awaitResume(d); err != nil {
 		return err
 	}
 
 	apply := middleware.Recoverer(func(*message.Message) ([]*message.Message, error) { return nil, d.apply() })
-	_, err := quickTries(r.configOf(d.route.Topic)).Middleware(apply)(d.msg)
+	_, err := quickRetries(r.configOf(d.route.Topic)).Middleware(apply)(d.msg)
 
 	return err
 }
 
-// errBlocked says of a message that it waits behind others of its key.
+// errBlocked reports that a message is blocked by an earlier one of its key.
 var errBlocked = errors.New("the message is blocked by an earlier one of its key")
 
-// decide returns the fate of a message by the error of its last attempt.
+// decide determines the fate of a message from the error of its last attempt.
 func (r *Router) decide(d *delivery, err error) fate {
 	switch {
 	case err == nil:
@@ -168,16 +168,16 @@ func (r *Router) decide(d *delivery, err error) fate {
 	switch {
 	case isRejection(err):
 	case f.attempts <= cfg.ParkAttempts:
-		f.outcome, f.wait = parked, cfg.wait(f.attempts, askedFor(err))
+		f.outcome, f.wait = parked, cfg.wait(f.attempts, retryAfter(err))
 	case cfg.ParkAttempts > 0:
-		f.err = event.RejectAs(reasonOf(err), fmt.Errorf("given up after %d attempts: %w", f.attempts, err))
+		f.err = event.RejectAs(reasonOf(err), fmt.Errorf("gave up after %d attempts: %w", f.attempts, err))
 	}
 
 	return f
 }
 
-// askedFor is how long the failure itself says to wait.
-func askedFor(err error) time.Duration {
+// retryAfter returns the delay that the error asks for.
+func retryAfter(err error) time.Duration {
 	if later, ok := errors.AsType[*event.LaterError](err); ok {
 		return later.After
 	}
@@ -185,8 +185,8 @@ func askedFor(err error) time.Duration {
 	return 0
 }
 
-// isReturn reports whether err gives the message back unacknowledged: it is not
-// the message's failure that the service stops or that its consumer is suspended.
+// isReturn reports whether err returns the message unacknowledged: the service is
+// stopping or the consumer is suspended, which is not the message's fault.
 func isReturn(err error) bool {
 	return errors.Is(err, ErrStopping) || errors.Is(err, ErrSuspended) || errors.Is(err, context.Canceled)
 }
@@ -197,8 +197,8 @@ func isRejection(err error) bool {
 	return rejected
 }
 
-// carryOut stores what a fate requires. It tries until Postgres takes it: a
-// message that is neither applied nor stored must not be acknowledged.
+// carryOut stores the fate in Postgres and retries until that succeeds: a message
+// that is neither applied nor stored must not be acknowledged.
 func (r *Router) carryOut(d *delivery, f fate) fate {
 	var err error
 
@@ -223,7 +223,7 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 	}
 }
 
-// report counts a fate and logs it, unless it is a good one.
+// report counts a fate, and logs it unless the message was applied.
 func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	log := func(level slog.Level, text string, attrs ...slog.Attr) {
 		attrs = append([]slog.Attr{slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID)}, attrs...)
@@ -246,31 +246,31 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	r.metrics.handle.WithLabelValues(d.route.Consumer).Observe(took.Seconds())
 }
 
-// receive is the handler of what a broker delivers on the topic of routes.
+// receive returns the handler of the messages on the topic of routes.
 func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 	return func(msg *message.Message) error {
 		if !r.gate.enter() {
-			// Stopping: keep the message until the subscription closes, so that it
-			// is not delivered again and again to a service that refuses it.
+			// Stopping: keep the message until the subscription closes, so that the
+			// broker does not redeliver it in a loop.
 			<-msg.Context().Done()
 
 			return ErrStopping
 		}
-		// It is in hand until the broker has its answer, which Watermill gives when
-		// this has returned.
+		// Watermill acknowledges after this function returns; the message is in
+		// flight until then.
 		defer func() { go r.leaveWhenAnswered(msg) }()
 
-		// The message outlives its subscription: how long it may take is up to
-		// Router.working and Config.HandlerTimeout.
+		// The message outlives its subscription. Router.working and
+		// Config.HandlerTimeout bound its processing instead.
 		msg.SetContext(context.WithoutCancel(msg.Context()))
 
 		return r.deliverAll(routes, msg)
 	}
 }
 
-// deliverAll takes a message through all consumers of its topic at once. Its
-// error returns the message to the broker because one of them could not settle
-// it. The inbox makes the next delivery harmless for the others.
+// deliverAll delivers a message to all consumers of its topic concurrently. It
+// returns an error, which returns the message to the broker, if any consumer could
+// not settle it. The inbox makes the redelivery harmless for the others.
 func (r *Router) deliverAll(routes []*Route, msg *message.Message) error {
 	fates := make([]fate, len(routes))
 
@@ -325,7 +325,7 @@ func reasonOf(err error) event.Reason {
 	}
 }
 
-// messageID is the id that the broker's marshaler found, always a UUID.
+// messageID returns the ID set by the broker's marshaler, which is always a UUID.
 func messageID(msg *message.Message) uuid.UUID {
 	id, err := uuid.Parse(msg.UUID)
 	if err != nil {
@@ -343,8 +343,8 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("handler panicked: %v\n%s", e.Value, e.Stack) }
 
-// protect turns a panic of fn into an error. Batches run in goroutines of their
-// own, where Watermill's Recoverer does not reach.
+// protect turns a panic in fn into an error. Batches run in their own goroutines,
+// which Watermill's Recoverer does not cover.
 func protect[T any](fn func() (T, error)) (result T, err error) {
 	defer func() {
 		if value := recover(); value != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// EraseFunc removes the personal data of a person from the tables of a domain
-// and returns how many rows it changed.
+// EraseFunc removes a person's data from the tables of a domain and returns the
+// number of rows changed.
 type EraseFunc func(ctx context.Context, tx pgx.Tx, subject string) (rows int64, err error)
 
 type eraser struct {
@@ -22,35 +22,34 @@ type eraser struct {
 	erase EraseFunc
 }
 
-// OnErase registers a function that Erase calls. Functions run in the order in
-// which they are registered, which is the order of their locks.
+// OnErase registers a function that Erase calls. Functions run in order of
+// registration, which is also their lock order.
 func (r *Router) OnErase(name string, erase EraseFunc) {
 	r.refuseAfterRun("erasure of " + name)
 	r.erasers = append(r.erasers, eraser{name: name, erase: erase})
 }
 
-// Erasure says what Erase removed.
+// Erasure reports what Erase removed.
 type Erasure struct {
 	Subject string `json:"erased"`
-	// Rows counts the rows that domains changed, by the name of the function.
+	// Rows counts the changed rows by the registered name of the domain.
 	Rows map[string]int64 `json:"rows"`
-	// Withdrawn counts messages that will be neither published nor retried.
+	// Withdrawn counts messages that will no longer be published or retried.
 	Withdrawn int64 `json:"withdrawn"`
-	// Emptied counts failed messages that lost their content.
+	// Emptied counts failed messages whose content was removed.
 	Emptied int64 `json:"emptied"`
 }
 
-// Erase removes the personal data of a person from the tables of all domains and
-// from the messages that Millrace keeps: those of payload types that implement
-// event.Personal. It can be repeated, and then removes what has come since, such
-// as a late message that failed because the person was erased. It does not reach
-// what was published.
+// Erase removes a person's data from the tables of all domains and from the stored
+// messages whose payload types implement event.Personal. It can be repeated to remove
+// data that arrived later, such as a late message that failed because the person had
+// been erased. It does not affect messages that were already published.
 func (r *Router) Erase(ctx context.Context, subject string, by activity.Actor) (Erasure, error) {
 	done := Erasure{Subject: subject, Rows: map[string]int64{}}
 
 	types, topics := r.personal()
 	about := func(payload []byte) bool {
-		// A malformed message may have the shape of another topic.
+		// A malformed message may resemble the payload of another topic.
 		for _, p := range types {
 			if event.SubjectOf(p, payload) == subject {
 				return true
@@ -61,7 +60,7 @@ func (r *Router) Erase(ctx context.Context, subject string, by activity.Actor) (
 	}
 
 	err := postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
-		// Handlers lock waiting keys before rows of their domain, so Erase does too.
+		// Handlers lock waiting keys before domain rows, so Erase does too.
 		withdrawn, emptied, err := failed.Erase(ctx, tx, subject, topics, about)
 		if err != nil {
 			return err
@@ -73,7 +72,7 @@ func (r *Router) Erase(ctx context.Context, subject string, by activity.Actor) (
 			}
 		}
 
-		// Only now, because a handler that held a lock may have added messages.
+		// Withdraw last, because a handler that held a lock may have added messages.
 		unpublished, err := outbox.Withdraw(ctx, tx, topics, func(key string, payload []byte) bool { return key == subject || about(payload) })
 		if err != nil {
 			return err
@@ -90,7 +89,7 @@ func (r *Router) Erase(ctx context.Context, subject string, by activity.Actor) (
 	return done, nil
 }
 
-// personal returns the payload types that carry personal data, and their topics.
+// personal returns the payload types with personal data, and their topics.
 func (r *Router) personal() (types []event.Personal, topics []string) {
 	for _, route := range r.routes {
 		for _, payload := range append([]event.Payload{route.Payload}, route.Publishes...) {

@@ -2,11 +2,11 @@ package consumer
 
 import "sync"
 
-// gate counts the messages in hand and, once closed, admits no more.
+// gate counts the messages in flight. Once closed it admits no more.
 type gate struct {
-	mu     sync.Mutex
-	closed bool
-	inHand sync.WaitGroup
+	mu       sync.Mutex
+	closed   bool
+	inFlight sync.WaitGroup
 }
 
 func (g *gate) enter() bool {
@@ -14,15 +14,15 @@ func (g *gate) enter() bool {
 	defer g.mu.Unlock()
 
 	if !g.closed {
-		g.inHand.Add(1)
+		g.inFlight.Add(1)
 	}
 
 	return !g.closed
 }
 
-func (g *gate) leave() { g.inHand.Done() }
+func (g *gate) leave() { g.inFlight.Done() }
 
-// close shuts the gate; the channel is closed once nothing is in hand.
+// close closes the gate. The returned channel is closed once no message is in flight.
 func (g *gate) close() <-chan struct{} {
 	g.mu.Lock()
 	g.closed = true
@@ -31,7 +31,7 @@ func (g *gate) close() <-chan struct{} {
 	empty := make(chan struct{})
 
 	go func() {
-		g.inHand.Wait()
+		g.inFlight.Wait()
 		close(empty)
 	}()
 

@@ -5,15 +5,15 @@ import (
 	"sync"
 )
 
-// group implements natural group commit: items that arrive during a run form the
-// next one. There is no timer, so a single item does not wait.
+// group implements natural group commit: items that arrive during a run form the next
+// batch. There is no timer, so a single item does not wait.
 type group[T any] struct {
 	// run handles a batch; it must not panic.
 	run func(batch []T)
-	// key orders items: those with the same key are never in two runs at once, and
+	// key orders items: items with the same key are never in two runs at once and
 	// keep their order of arrival.
 	key func(T) string
-	// maxBatch bounds a batch, maxRuns how many run at once.
+	// maxBatch bounds the size of a batch, maxRuns the number of concurrent runs.
 	maxBatch, maxRuns int
 
 	mu      sync.Mutex
@@ -26,7 +26,7 @@ func newGroup[T any](maxBatch, maxRuns int, key func(T) string, run func([]T)) *
 	return &group[T]{run: run, key: key, maxBatch: maxBatch, maxRuns: maxRuns, busy: make(map[string]struct{})}
 }
 
-// add adds an item to the next run and returns at once.
+// add adds an item to the next batch and returns immediately.
 func (g *group[T]) add(item T) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -40,8 +40,8 @@ func (g *group[T]) add(item T) {
 	}
 }
 
-// work runs batches until nothing is left that may run now. Items that wait for a
-// busy key are taken by the worker that frees the key.
+// work runs batches until none may run. When a worker frees a busy key, it also takes
+// the items that waited for that key.
 func (g *group[T]) work() {
 	var batch []T
 
@@ -57,9 +57,9 @@ func (g *group[T]) work() {
 	}
 }
 
-// gather lets goroutines add an item that are about to do so: those that the
-// previous batch released are runnable now and would miss this batch. It waits for
-// nothing else, so a single item costs two rounds of the scheduler.
+// gather yields to goroutines that are about to add an item: those released by the
+// previous batch are runnable now and would miss this one. It waits for nothing else,
+// so a single item costs two scheduler rounds.
 func (g *group[T]) gather() {
 	for before := -1; ; {
 		g.mu.Lock()
@@ -76,7 +76,7 @@ func (g *group[T]) gather() {
 	}
 }
 
-// take ends the previous batch and starts the next; an empty one ends the worker.
+// take ends the previous batch and starts the next. An empty batch ends the worker.
 func (g *group[T]) take(previous []T) []T {
 	g.mu.Lock()
 	defer g.mu.Unlock()

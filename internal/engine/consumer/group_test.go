@@ -13,7 +13,7 @@ type item struct {
 	n   int
 }
 
-func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyTwiceAtOnce(t *testing.T) {
+func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 	t.Parallel()
 
 	rapid.Check(t, func(t *rapid.T) {
@@ -38,7 +38,7 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyTwiceAtOnce(t *testing.T) {
 			mu.Lock()
 			for key := range keys {
 				if running[key]++; running[key] > 1 {
-					faults = append(faults, "two runs of "+key)
+					faults = append(faults, "concurrent runs of "+key)
 				}
 			}
 
@@ -82,7 +82,7 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyTwiceAtOnce(t *testing.T) {
 	})
 }
 
-func TestWhatArrivesDuringARunGoesTogether(t *testing.T) {
+func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -106,7 +106,7 @@ func TestWhatArrivesDuringARunGoesTogether(t *testing.T) {
 	proceed <- struct{}{}
 
 	if second := <-begun; first != 1 || second != 5 {
-		t.Errorf("batches of %d and %d, expected 1 and 5", first, second)
+		t.Errorf("got batches of %d and %d, expected 1 and 5", first, second)
 	}
 
 	proceed <- struct{}{}

@@ -16,12 +16,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// On registers a handler of single events. It runs in a transaction that it may
-// share with other messages, and may change things through tx only. An error rolls
-// everything back; see event.Reject for errors with a meaning.
+// On registers a handler of single events. The handler runs in a transaction that it
+// may share with other messages and must make changes only through tx. An error rolls
+// everything back; see event.Reject for errors with a special meaning.
 //
-// publishes has one value of each payload type that the handler may return. A
-// handler that returns an event on another topic fails.
+// publishes has one value of each payload type that the handler may return. A handler
+// that returns an event on another topic fails.
 func On[P event.Payload](r *Router, consumer string,
 	handle func(ctx context.Context, tx pgx.Tx, e event.Event[P]) ([]event.Outgoing, error), publishes ...event.Payload,
 ) {
@@ -45,10 +45,10 @@ func On[P event.Payload](r *Router, consumer string,
 	}, publishes...)
 }
 
-// OnBatch registers a handler that takes many events at once, for set-based
-// SQL. Events with the same key are in order of arrival. When some of them are
-// at fault it returns event.RejectSome; on any other error each event runs
-// alone. See On for publishes.
+// OnBatch registers a handler of event batches, for set-based SQL. Events with the
+// same key are in order of arrival. The handler returns event.RejectSome if some
+// events are at fault; on any other error each event is retried alone. See On for
+// publishes.
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]], publishes ...event.Payload) {
 	apply := newApplier(r, consumer, handle)
 
@@ -59,32 +59,32 @@ func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[ev
 	}, publishes)
 }
 
-// Effect is a handler that talks to the outside before its transaction.
+// Effect is a handler that calls an external system before its transaction.
 type Effect[P event.Payload, R any] struct {
 	// Admit checks a batch of events that are new to the inbox. For each it returns
-	// nil to proceed, event.ErrSkip to proceed without Perform, or why the event is
-	// rejected. What it reads may have changed by the time of Record. It may add to
-	// the payloads what Perform needs: Perform and Record see its changes to events.
-	// If it is nil, all events proceed.
+	// nil to proceed, event.ErrSkip to proceed without Perform, or the reason for
+	// rejection. The data it reads may have changed by the time Record runs. It may
+	// add data to the payloads; Perform and Record see the changed events. If nil,
+	// all events proceed.
 	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 	// Needs names the dependency that Perform uses for an event, or "" for none: the
 	// event waits while the dependency is unavailable. It may be nil.
 	Needs func(e event.Event[P]) string
-	// Perform does the work outside. It runs at least once, so it uses an
-	// idempotency key that depends on the event only. An event.LaterError reports
-	// that this event may succeed later, an event.UnavailableError that nothing can
-	// be done while a dependency is unavailable.
+	// Perform calls the external system. It may run more than once, so its
+	// idempotency key must depend only on the event. It returns an event.LaterError
+	// if this event may succeed later, and an event.UnavailableError if a dependency
+	// is unavailable.
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)
 	// Record stores the results in the transaction.
 	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
-	// Late receives a result that arrives after another delivery of the event, which
-	// was performed at the same time, has been applied: it may differ from the
-	// recorded one. If it is nil, such a result is dropped.
+	// Late receives the result of a concurrent delivery of an event that has already
+	// been applied, which may differ from the recorded one. If nil, such results are
+	// dropped.
 	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
 }
 
-// OnEffect registers a handler that talks to the outside. An event that is in
-// the inbox already is acknowledged without Perform. See On for publishes.
+// OnEffect registers a handler that calls an external system. An event that is
+// already in the inbox is acknowledged without Perform. See On for publishes.
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
@@ -117,7 +117,7 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 	}, publishes)
 }
 
-// perform does the work outside, and retries while the dependency is unavailable.
+// perform calls effect.Perform and retries while the dependency is unavailable.
 func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Event[P], d *delivery) (value R, err error) {
 	needs := ""
 	if effect.Needs != nil {
@@ -125,7 +125,7 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 	}
 
 	for {
-		attempt, err := r.untilWorth(d, needs)
+		attempt, err := r.awaitDependency(d, needs)
 		if err != nil {
 			return value, err
 		}
@@ -166,9 +166,9 @@ func (a *applier[E]) late(handle batchHandler[E], late E) error {
 	})
 }
 
-// retreat counts a failure against the dependency that is unavailable, which may
-// differ from the one that attempt is for, and waits. A message that other
-// consumers receive too does not wait for long: the error parks it.
+// retreat records a failure of the unavailable dependency, which may differ from the
+// dependency of attempt, and waits. A message with other consumers waits only
+// briefly: the error parks it.
 func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) error {
 	var wait time.Duration
 
@@ -191,7 +191,7 @@ func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.Unav
 	return nil
 }
 
-// register adds the route of payload type P: decode, then handle.
+// register adds a route that decodes payload type P and then calls handle.
 func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], *delivery) error, publishes []event.Payload) {
 	var zero P
 
@@ -220,7 +220,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 			d.apply = func() error { return handle(e, d) }
 
 			if d.key == "" {
-				d.key = e.ID.String() // no order wanted
+				d.key = e.ID.String() // unordered
 			}
 
 			return nil
@@ -228,8 +228,8 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 	})
 }
 
-// appendOutgoing stores what a handler returned. An event that the handler did not
-// declare, or whose payload is invalid, is the handler's failure.
+// appendOutgoing stores the events that a handler returned. An undeclared topic or an
+// invalid payload is the handler's failure.
 func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string, outgoing []event.Outgoing) error {
 	declared := r.routeOf(consumer).topics
 
@@ -247,8 +247,8 @@ func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string,
 	return nil
 }
 
-// NewAppend returns the function by which code outside handlers publishes events.
-// It refuses topics that the routing table does not have.
+// NewAppend returns a function that publishes events from code outside handlers. It
+// refuses topics that are not in the routing table.
 func NewAppend(r *Router) event.Append {
 	return func(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 		consumed, publishedOnly := r.Topics()

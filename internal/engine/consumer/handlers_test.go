@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// summary is what a writer publishes in these tests.
+// summary is the payload that the writer publishes in these tests.
 type summary struct {
 	Words int `json:"words"`
 }
@@ -37,7 +37,7 @@ func summarize(_ context.Context, _ pgx.Tx, e event.Event[note]) ([]event.Outgoi
 	return []event.Outgoing{e.Then(summary{Words: len(strings.Fields(e.Payload.Text))})}, nil
 }
 
-// failure returns the error with which the only message stopped.
+// failure returns the error of the only stopped message.
 func (r *rig) failure() string {
 	r.t.Helper()
 
@@ -46,7 +46,7 @@ func (r *rig) failure() string {
 	return r.stopped()[0].Error
 }
 
-func TestAHandlerFailsThatPublishesWhatItDidNotDeclare(t *testing.T) {
+func TestPublishingAnUndeclaredEventFails(t *testing.T) {
 	t.Parallel()
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", summarize) })
@@ -57,7 +57,7 @@ func TestAHandlerFailsThatPublishesWhatItDidNotDeclare(t *testing.T) {
 	}
 }
 
-func TestAHandlerFailsThatPublishesAnInvalidPayload(t *testing.T) {
+func TestPublishingAnInvalidPayloadFails(t *testing.T) {
 	t.Parallel()
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", summarize, summary{}) })
@@ -82,7 +82,7 @@ func TestRegisteringAHandlerAfterRunPanics(t *testing.T) {
 	consumer.On(r.router, "late", summarize)
 }
 
-func TestCodeOutsideHandlersPublishesOnKnownTopicsOnly(t *testing.T) {
+func TestCodeOutsideHandlersPublishesOnlyOnKnownTopics(t *testing.T) {
 	t.Parallel()
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })

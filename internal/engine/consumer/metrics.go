@@ -20,7 +20,7 @@ type metrics struct {
 
 func newMetrics(registry *prometheus.Registry) *metrics {
 	factory := promauto.With(registry)
-	// From 250 us, an idle transaction, to 64 s, longer than any time-out.
+	// From 250µs, an idle transaction, to 65s, longer than any timeout.
 	seconds := prometheus.ExponentialBuckets(0.00025, 2, 19)
 
 	return &metrics{
@@ -28,10 +28,10 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 			Name: "millrace_messages_total", Help: "Messages by outcome: applied, stopped, parked after a failure, blocked by an earlier message of their key, or returned to the broker.",
 		}, []string{"consumer", "topic", "outcome"}),
 		duplicates: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_duplicates_total", Help: "Deliveries that the inbox recognized as applied before.",
+			Name: "millrace_duplicates_total", Help: "Deliveries of messages that were already applied.",
 		}, []string{"consumer"}),
 		stopped: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_stopped_total", Help: "Messages that were stopped until an operator decides.",
+			Name: "millrace_stopped_total", Help: "Messages that were stopped and need an operator.",
 		}, []string{"topic", "reason"}),
 		handle: factory.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.", Buckets: seconds,
@@ -43,16 +43,16 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 			Name: "millrace_batch_seconds", Help: "Duration of a transaction.", Buckets: seconds,
 		}, []string{"consumer"}),
 		waitingKeys: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_failed_waiting_keys", Help: "Keys whose first message waits for its next attempt, counted up to 10000.",
+			Name: "millrace_failed_waiting_keys", Help: "Keys whose first message is waiting for its next attempt, counted up to 10000.",
 		}),
 		stoppedNow: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_failed_stopped", Help: "Stopped messages that wait for an operator, counted up to 10000.",
+			Name: "millrace_failed_stopped", Help: "Stopped messages that need an operator, counted up to 10000.",
 		}),
 		paused: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_consumers_paused", Help: "Consumers that operators have paused.",
+			Name: "millrace_consumers_paused", Help: "Consumers paused by operators.",
 		}),
 		unavailable: factory.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_postgres_retries_total", Help: "Attempts that failed because Postgres was unavailable or undecided.",
+			Name: "millrace_postgres_retries_total", Help: "Attempts that failed because Postgres was unavailable or the outcome was unknown.",
 		}),
 	}
 }

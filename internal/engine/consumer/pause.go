@@ -17,20 +17,21 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// ErrSuspended returns a message to where it came from because its consumer is
-// paused or waits for a dependency. The message will be delivered again.
-var ErrSuspended = errors.New("the consumer is paused or waits for a dependency")
+// ErrSuspended returns a message because its consumer is paused or waiting for a
+// dependency. The message will be redelivered.
+var ErrSuspended = errors.New("the consumer is paused or waiting for a dependency")
 
-// How long a message is kept in hand while its consumer is suspended. A message
-// from the outbox is soon returned: the relay, which then leaves it in the table,
-// needs its lanes for others. A broker's message may stay, since a broker delivers
-// a returned message again at once; RabbitMQ wants it back within 30 minutes.
+// Maximum time that a message stays in memory while its consumer is suspended.
+// Messages from the outbox are returned soon, because the relay needs its lanes for
+// others and then leaves them in the table. Messages from a broker may stay longer,
+// because the broker would redeliver them immediately. RabbitMQ requires an
+// acknowledgement within 30 minutes.
 const (
-	patienceOutbox = 2 * time.Second
-	patienceBroker = 10 * time.Minute
+	maxWaitOutbox = 2 * time.Second
+	maxWaitBroker = 10 * time.Minute
 )
 
-// Pause is a consumer that an operator paused.
+// Pause is an operator's pause of a consumer.
 type Pause struct {
 	Consumer string    `json:"consumer"`
 	Who      string    `json:"who"`
@@ -38,14 +39,14 @@ type Pause struct {
 	At       time.Time `json:"paused_at"`
 }
 
-// suspensions knows which consumers are suspended: paused by an operator, or
-// waiting for a dependency.
+// suspensions tracks the suspended consumers: paused by an operator or waiting for a
+// dependency.
 type suspensions struct {
 	mu     sync.Mutex
 	paused map[string]Pause
 	// resumed is closed and replaced when a consumer is resumed.
 	resumed chan struct{}
-	// needs are the dependencies that consumers have found unavailable.
+	// needs holds the dependencies that each consumer has found unavailable.
 	needs map[string][]*breaker.Breaker
 }
 
@@ -65,20 +66,20 @@ func (s *suspensions) set(pauses []Pause, logger *slog.Logger) {
 		s.paused[p.Consumer] = p
 
 		if _, was := before[p.Consumer]; !was {
-			logger.Warn("consumer is paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who), slog.String("why", p.Why))
+			logger.Warn("consumer paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who), slog.String("why", p.Why))
 		}
 	}
 
 	for consumer := range before {
 		if _, is := s.paused[consumer]; !is {
-			logger.Info("consumer is resumed", slog.String("consumer", consumer))
+			logger.Info("consumer resumed", slog.String("consumer", consumer))
 			close(s.resumed)
 			s.resumed = make(chan struct{})
 		}
 	}
 }
 
-func (s *suspensions) pausedNow(consumer string) (paused bool, resumed <-chan struct{}) {
+func (s *suspensions) isPaused(consumer string) (paused bool, resumed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
@@ -96,8 +97,7 @@ func (s *suspensions) need(consumer string, b *breaker.Breaker) {
 	}
 }
 
-// Suspended returns the consumers that take nothing now: those that are paused and
-// those that wait for a dependency.
+// Suspended returns the consumers that are paused or waiting for a dependency.
 func (r *Router) Suspended() []string {
 	s := r.suspensions
 
@@ -123,7 +123,7 @@ func (r *Router) consuming() []string {
 	return slices.DeleteFunc(r.consumers(), func(consumer string) bool { return slices.Contains(suspended, consumer) })
 }
 
-// SuspendedTopics returns the topics all of whose consumers are suspended.
+// SuspendedTopics returns the topics whose consumers are all suspended.
 func (r *Router) SuspendedTopics() []string {
 	suspended := r.Suspended()
 	if len(suspended) == 0 {
@@ -137,17 +137,17 @@ func (r *Router) SuspendedTopics() []string {
 	})
 }
 
-// State is what a consumer of this process does.
+// State is the state of a consumer in this process.
 type State struct {
 	Consumer string `json:"consumer"`
 	Topic    string `json:"topic"`
-	// Pause is set while an operator has paused it.
+	// Pause is set while the consumer is paused by an operator.
 	Pause *Pause `json:"pause,omitempty"`
-	// Waits names the dependencies that it waits for.
+	// Waits lists the dependencies that the consumer is waiting for.
 	Waits []string `json:"waits,omitempty"`
 }
 
-// States returns the state of each consumer, in order of the routing table.
+// States returns the state of each consumer, in the order of the routing table.
 func (r *Router) States() []State {
 	s := r.suspensions
 
@@ -176,21 +176,20 @@ func (r *Router) States() []State {
 	return states
 }
 
-// untilResumed waits while the consumer is paused, as long as the message may be
-// kept.
-func (r *Router) untilResumed(d *delivery) error {
-	paused, resumed := r.suspensions.pausedNow(d.route.Consumer)
+// awaitResume waits while the consumer is paused, for at most d.maxWait.
+func (r *Router) awaitResume(d *delivery) error {
+	paused, resumed := r.suspensions.isPaused(d.route.Consumer)
 	if !paused {
 		return nil
 	}
 
-	timeout := time.NewTimer(d.patience)
+	timeout := time.NewTimer(d.maxWait)
 	defer timeout.Stop()
 
 	for paused {
 		select {
 		case <-resumed:
-			paused, resumed = r.suspensions.pausedNow(d.route.Consumer)
+			paused, resumed = r.suspensions.isPaused(d.route.Consumer)
 		case <-timeout.C:
 			return ErrSuspended
 		case <-r.stopping.Done():
@@ -201,14 +200,14 @@ func (r *Router) untilResumed(d *delivery) error {
 	return nil
 }
 
-// untilWorth waits until a dependency is worth an attempt, as long as the message
-// may be kept. Nothing is needed if it has no name.
-func (r *Router) untilWorth(d *delivery, dependency string) (*breaker.Attempt, error) {
+// awaitDependency waits until a dependency may be tried, for at most d.maxWait. The
+// empty name means no dependency.
+func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attempt, error) {
 	if dependency == "" {
-		return nil, nil //nolint:nilnil // a nil attempt is for nothing
+		return nil, nil //nolint:nilnil // a nil attempt means no dependency
 	}
 
-	ctx, cancel := context.WithTimeout(r.stopping, d.patience)
+	ctx, cancel := context.WithTimeout(r.stopping, d.maxWait)
 	defer cancel()
 
 	attempt, err := r.dependencies.Get(dependency).Wait(ctx)
@@ -223,17 +222,16 @@ func (r *Router) untilWorth(d *delivery, dependency string) (*breaker.Attempt, e
 	}
 }
 
-// watchEvery is how soon a pause or its end reaches every replica.
-const watchEvery = time.Second
+// watchInterval is how quickly all replicas notice a pause or resume.
+const watchInterval = time.Second
 
-// lookTimeout bounds each of these short statements.
-const lookTimeout = 5 * time.Second
+// queryTimeout bounds each of these short statements.
+const queryTimeout = 5 * time.Second
 
-// watch follows the pauses until ctx ends. It closes seen once it knows them. It
-// also notices that Postgres is unavailable, or available again, while no message
-// does.
+// watch polls the pauses until ctx ends. It closes seen after the first successful
+// poll. It also detects whether Postgres is available while there are no messages.
 func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
-	ticker := time.NewTicker(watchEvery)
+	ticker := time.NewTicker(watchInterval)
 	defer ticker.Stop()
 
 	for {
@@ -242,7 +240,7 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 			return
 		}
 
-		switch err := r.look(ctx); {
+		switch err := r.refreshPauses(ctx); {
 		case err == nil:
 			attempt.Answered()
 
@@ -253,10 +251,10 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 		case ctx.Err() != nil:
 			attempt.Abandoned()
 		case postgres.IsUnavailable(err):
-			attempt.Failed(err) // the known pauses stay in force
+			attempt.Failed(err) // keep the known pauses
 		default:
 			attempt.Answered()
-			r.logger.Warn("could not read which consumers are paused", slog.Any("error", err))
+			r.logger.Warn("could not read the paused consumers", slog.Any("error", err))
 		}
 
 		if err := r.count(ctx); err != nil && ctx.Err() == nil {
@@ -271,8 +269,8 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 	}
 }
 
-func (r *Router) look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+func (r *Router) refreshPauses(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 
 	pauses, err := Pauses(ctx, r.pool)
@@ -287,9 +285,9 @@ func (r *Router) look(ctx context.Context) error {
 	return nil
 }
 
-// count measures the failed messages.
+// count updates the gauges of failed messages.
 func (r *Router) count(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 
 	waiting, stopped, err := r.failed.Count(ctx)
@@ -303,7 +301,7 @@ func (r *Router) count(ctx context.Context) error {
 	return nil
 }
 
-// Pauses returns the consumers that operators have paused.
+// Pauses returns the consumers paused by operators.
 func Pauses(ctx context.Context, db postgres.Querier) ([]Pause, error) {
 	pauses, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Pause],
 		`SELECT consumer, who, why, paused_at FROM paused_consumers ORDER BY consumer`)
@@ -314,15 +312,15 @@ func Pauses(ctx context.Context, db postgres.Querier) ([]Pause, error) {
 	return pauses, nil
 }
 
-// Pause stops a consumer on all replicas until Resume: within a second they take
-// no more of its messages. It reports whether the consumer was running.
+// Pause stops a consumer on all replicas until Resume. Replicas stop taking its
+// messages within a second. It reports whether the consumer was running.
 func (r *Router) Pause(ctx context.Context, consumer string, by activity.Actor) (changed bool, err error) {
 	return r.change(ctx, consumer, by, activity.Paused, `
 		INSERT INTO paused_consumers (consumer, who, why) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
 		consumer, event.Text(by.Who), event.Text(by.Why))
 }
 
-// Resume starts a paused consumer again. It reports whether it was paused.
+// Resume restarts a paused consumer. It reports whether the consumer was paused.
 func (r *Router) Resume(ctx context.Context, consumer string, by activity.Actor) (changed bool, err error) {
 	return r.change(ctx, consumer, by, activity.Resumed, `DELETE FROM paused_consumers WHERE consumer = $1`, consumer)
 }
@@ -344,7 +342,7 @@ func (r *Router) change(ctx context.Context, consumer string, by activity.Actor,
 		return activity.Record(ctx, tx, by, activity.Action{Action: kind, Subject: consumer})
 	})
 	if err != nil {
-		return false, fmt.Errorf("recording that consumer %s is %s: %w", consumer, kind, err)
+		return false, fmt.Errorf("recording that consumer %s was %s: %w", consumer, kind, err)
 	}
 
 	return changed, nil

@@ -17,12 +17,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
-// maxRetryInterval caps the intervals between quick tries: they hold a partition.
+// maxRetryInterval caps the delay between immediate retries, which block a partition.
 const maxRetryInterval = 2 * time.Second
 
-// quickTries returns Watermill's Retry. It asks for the interval twice per attempt
-// when ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
-func quickTries(c Config) middleware.Retry {
+// quickRetries returns Watermill's Retry. It asks for the interval twice per attempt if
+// ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
+func quickRetries(c Config) middleware.Retry {
 	return middleware.Retry{
 		MaxRetries:          c.Retries,
 		InitialInterval:     c.RetryInterval,
@@ -39,31 +39,31 @@ func quickTries(c Config) middleware.Retry {
 }
 
 const (
-	// minLease is for how long a key belongs to one replica, at least.
+	// minLease is the minimum duration of a key's lease.
 	minLease = time.Minute
-	// suspendedWait is how long a key waits whose consumer is suspended.
+	// suspendedWait is how long a key waits while its consumer is suspended.
 	suspendedWait = 5 * time.Second
-	// renewAfter is how old a lease is when it is renewed between two messages.
+	// renewAfter is the age at which a lease is renewed between two messages.
 	renewAfter = time.Second
-	// keysAtOnce is how many keys of a consumer are tried at once: a slow consumer
-	// leaves room for others.
+	// keysAtOnce limits the keys of a consumer retried at once, so that a slow
+	// consumer leaves room for others.
 	keysAtOnce = 32
 )
 
-// lease is for how long a key belongs to one replica: longer than a round of
-// attempts at a message takes.
+// lease returns how long a replica owns a key: longer than one round of attempts at a
+// message.
 func (r *Router) lease() time.Duration {
 	lease := minLease
 
 	for _, c := range append(slices.Collect(maps.Values(r.perTopic)), r.cfg) {
-		lease = max(lease, time.Duration(c.Retries+1)*(c.HandlerTimeout+maxRetryInterval)+patienceOutbox)
+		lease = max(lease, time.Duration(c.Retries+1)*(c.HandlerTimeout+maxRetryInterval)+maxWaitOutbox)
 	}
 
 	return lease
 }
 
-// retryWaiting tries waiting messages that are due, those of a key in order, until
-// ctx ends.
+// retryWaiting retries waiting messages that are due, in order per key, until ctx
+// ends.
 func (r *Router) retryWaiting(ctx context.Context) {
 	ticker := time.NewTicker(min(time.Second, max(r.cfg.ParkInterval/2, 10*time.Millisecond)))
 	defer ticker.Stop()
@@ -124,15 +124,15 @@ func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) (
 	return keys
 }
 
-// retryKey tries the messages of a key one after the other until one has to wait
-// again or none is left. It returns how many are no longer in the way of others.
+// retryKey retries the messages of a key in order until one is parked again or none
+// is left. It returns how many were settled or parked.
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var last int64
 
 	for leased := time.Now(); ; {
 		head, ok, err := r.headOf(key)
 		if !errors.Is(err, ErrStopping) && (err != nil || !ok || head.ID == last) {
-			return finished // the key is due again when the lease ends, is free, or waits again
+			return finished // the lease will expire, the key is free, or its message waits again
 		}
 
 		if err != nil || ctx.Err() != nil || head.Behind || !r.gate.enter() {
@@ -141,8 +141,8 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			return finished
 		}
 
-		// The lease is long enough for one message only. If it ended, the same messages
-		// would be tried more than once at the same time.
+		// The lease covers one message only. If it expired, another replica could
+		// retry the same messages concurrently.
 		if time.Since(leased) > renewAfter {
 			r.renew(ctx, key)
 
@@ -171,7 +171,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	}
 }
 
-// waitOf is how long a key waits whose message was returned.
+// waitOf returns how long a key waits after its message was returned.
 func waitOf(f fate) time.Duration {
 	if errors.Is(f.err, ErrStopping) {
 		return 0
@@ -180,8 +180,8 @@ func waitOf(f fate) time.Duration {
 	return suspendedWait
 }
 
-// headOf returns the first message of a key. It waits for Postgres: without an
-// answer the key would wait until the lease ends.
+// headOf returns the first message of a key. It waits for Postgres: if it gave up,
+// the key would wait until the lease expires.
 func (r *Router) headOf(key failed.Key) (head failed.Head, ok bool, err error) {
 	err = r.untilAvailable(func(ctx context.Context) (err error) {
 		head, ok, err = r.failed.Head(ctx, key, r.consuming())
@@ -192,7 +192,7 @@ func (r *Router) headOf(key failed.Key) (head failed.Head, ok bool, err error) {
 	return head, ok, err
 }
 
-// renew prolongs the lease of a key.
+// renew extends the lease of a key.
 func (r *Router) renew(ctx context.Context, key failed.Key) {
 	r.briefly(ctx, "could not renew the lease of a key", func(ctx context.Context) error { return r.failed.Renew(ctx, key, r.lease()) })
 }
@@ -204,7 +204,7 @@ func (r *Router) postpone(ctx context.Context, key failed.Key, wait time.Duratio
 
 // briefly runs a short statement, also when the service stops.
 func (r *Router) briefly(ctx context.Context, failure string, run func(ctx context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
 	defer cancel()
 
 	if err := run(ctx); err != nil {
@@ -212,8 +212,8 @@ func (r *Router) briefly(ctx context.Context, failure string, run func(ctx conte
 	}
 }
 
-// messageOf makes the message of a failed one. If it is applied under a new id,
-// the original is its cause.
+// messageOf builds the message of a failed entry. If it is applied under a new ID,
+// the original message is its cause.
 func messageOf(e failed.Entry) *message.Message {
 	msg := message.NewMessage(e.ApplyID().String(), e.Current())
 

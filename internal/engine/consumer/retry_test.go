@@ -24,7 +24,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// parking makes failed messages wait shortly, attempts times.
+// parking makes failed messages wait briefly, for the given number of attempts.
 func parking(attempts int) func(*consumer.Config) {
 	return func(c *consumer.Config) {
 		c.Retries, c.ParkInterval, c.ParkMaxInterval, c.ParkAttempts = 0, 20*time.Millisecond, 50*time.Millisecond, attempts
@@ -33,7 +33,7 @@ func parking(attempts int) func(*consumer.Config) {
 
 var errBroken = errors.New("it is broken")
 
-// breakable writes what it gets while works says so.
+// breakable writes a note if works returns true for it, and fails otherwise.
 func breakable(works func(note) bool) func(*consumer.Router) {
 	return func(router *consumer.Router) {
 		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
@@ -57,7 +57,7 @@ func (r *rig) waiting(key string) (list []failed.WaitingEntry) {
 	return list
 }
 
-func TestAFailedMessageKeepsTheOrderOfItsKeyAndBlocksNoOther(t *testing.T) {
+func TestAFailedMessageBlocksOnlyLaterMessagesOfItsKey(t *testing.T) {
 	t.Parallel()
 
 	var mended atomic.Bool
@@ -65,27 +65,27 @@ func TestAFailedMessageKeepsTheOrderOfItsKeyAndBlocksNoOther(t *testing.T) {
 	r := start(t, newPool(t), breakable(func(n note) bool { return n.Text != "1" || mended.Load() }), parking(1000))
 	r.send(message("a", "1"), message("a", "2"), message("a", "3"), message("b", "x"))
 
-	pgtest.Eventually(t, "the later messages of the key wait behind the first", func() bool {
+	pgtest.Eventually(t, "the later messages of the key are blocked", func() bool {
 		list := r.waiting("a")
 
 		return len(list) == 1 && list[0].Blocked == 2 && list[0].Attempts > 2 && list[0].Error == errBroken.Error()
 	})
 
 	if got := r.texts("b"); got != "x" {
-		t.Errorf("the other key has %q", got)
+		t.Errorf("the other key got %q", got)
 	}
 
 	r.send(message("a", "4"))
-	pgtest.Eventually(t, "one that comes now waits too", func() bool { return r.waiting("a")[0].Blocked == 3 })
+	pgtest.Eventually(t, "a new message of the key is blocked too", func() bool { return r.waiting("a")[0].Blocked == 3 })
 	mended.Store(true)
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "1 2 3 4" || len(r.stopped()) != 0 {
 		t.Errorf("applied %q, stopped %v", got, r.stopped())
 	}
 }
 
-func TestAttemptsSurviveARestartAndAfterTheLastOthersGoOn(t *testing.T) {
+func TestAttemptsSurviveARestartAndTheLastUnblocksOthers(t *testing.T) {
 	t.Parallel()
 
 	pool := newPool(t)
@@ -105,14 +105,14 @@ func TestAttemptsSurviveARestartAndAfterTheLastOthersGoOn(t *testing.T) {
 		pgtest.Eventually(t, "an attempt has failed", func() bool { list := second.waiting("a"); return list[0].Attempts == attempts })
 
 		if n, err := second.failed.RetryNow(t.Context(), failed.KeyFilter{Key: "a"}, activity.Actor{Who: "test", Why: "to see"}); n != 1 || err != nil {
-			t.Fatalf("%d keys are due now, %v", n, err)
+			t.Fatalf("made %d keys due: %v", n, err)
 		}
 	}
 
-	second.rest()
+	second.settle()
 
 	entries := second.stopped()
-	if len(entries) != 1 || entries[0].Error != "given up after 4 attempts: it is broken" || entries[0].Reason != event.ReasonFailed {
+	if len(entries) != 1 || entries[0].Error != "gave up after 4 attempts: it is broken" || entries[0].Reason != event.ReasonFailed {
 		t.Errorf("stopped %+v", entries)
 	}
 
@@ -130,7 +130,7 @@ func TestARejectionDoesNotBlockItsKey(t *testing.T) {
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) }, parking(1000))
 	r.send(message("a", "1"), message("a", ""), message("a", "3"))
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "1 3" || len(r.stopped()) != 1 {
 		t.Errorf("applied %q, stopped %v", got, r.stopped())
@@ -173,14 +173,14 @@ func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
 
 		return list[0].DueAt.After(first)
 	})
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "0 1 2 3 4 5 6 7" {
 		t.Errorf("applied %q", got)
 	}
 }
 
-func TestALeasedKeyIsTriedAlthoughItsConnectionIsLost(t *testing.T) {
+func TestALeasedKeyIsTriedDespiteALostConnection(t *testing.T) {
 	t.Parallel()
 
 	var works atomic.Bool
@@ -214,7 +214,7 @@ func TestALeasedKeyIsTriedAlthoughItsConnectionIsLost(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r.rest() // within less than a lease
+	r.settle() // sooner than the lease expires
 
 	if got := r.texts("a"); got != "1" {
 		t.Errorf("applied %q", got)
@@ -238,14 +238,14 @@ func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 
 	by := activity.Actor{Who: "test", Why: "not worth it"}
 	if err := r.failed.Skip(t.Context(), queue[1].ID, by); err == nil || !strings.Contains(err.Error(), "expected the first of its key") {
-		t.Errorf("the second was skipped: %v", err)
+		t.Errorf("skipping the second message did not fail as expected: %v", err)
 	}
 
 	if err := r.failed.Skip(t.Context(), queue[0].ID, by); err != nil {
 		t.Fatal(err)
 	}
 
-	r.rest()
+	r.settle()
 
 	entries := r.stopped()
 	if r.texts("a") != "2" || len(entries) != 1 || entries[0].Error != "skipped by test after 1 attempts: it is broken" || string(entries[0].Payload) != string(queue[0].Payload) {
@@ -253,7 +253,7 @@ func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 	}
 }
 
-// performing is an effect that fails as fail says, and writes what it did.
+// performing is an effect that fails with the error of fail, and writes a note.
 func performing(fail func(note) error, needs string, performed *atomic.Int32) func(*consumer.Router) {
 	return func(router *consumer.Router) {
 		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
@@ -276,7 +276,7 @@ func performing(fail func(note) error, needs string, performed *atomic.Int32) fu
 	}
 }
 
-func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
+func TestAnEffectIsRetriedAfterTheRequestedDelay(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -295,7 +295,7 @@ func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
 	}, "", &performed), parking(1000))
 	r.send(message("a", "1"), message("a", "2"), message("b", "x"))
 
-	pgtest.Eventually(t, "both of the key wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Blocked == 1 })
+	pgtest.Eventually(t, "both messages of the key wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Blocked == 1 })
 
 	if due := time.Until(r.waiting("a")[0].DueAt); due < 50*time.Minute {
 		t.Errorf("due in %s, expected an hour", due)
@@ -311,14 +311,14 @@ func TestAnEffectThatMaySucceedLaterIsTriedWhenTheOtherSideSays(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a") + "|" + r.texts("b"); got != "1 2|x" {
 		t.Errorf("applied %s", got)
 	}
 }
 
-func TestADependencyThatIsAwayPausesWhatNeedsItAndStopsNothing(t *testing.T) {
+func TestAnUnavailableDependencySuspendsOnlyItsConsumersAndStopsNoMessage(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -344,18 +344,18 @@ func TestADependencyThatIsAwayPausesWhatNeedsItAndStopsNothing(t *testing.T) {
 	}, parking(1))
 
 	var batch []event.Message
-	for i := range 400 { // more than there are lanes
+	for i := range 400 { // more than the number of lanes
 		batch = append(batch, message(fmt.Sprint("n", i), "x"))
 	}
 
 	r.send(batch...)
 	pgtest.Eventually(t, "the consumer is suspended", func() bool { return slices.Contains(r.router.Suspended(), "writer") })
 	r.send(event.Message{ID: event.NewID(), Topic: "others", Key: "o", Payload: []byte(`{"id":"o"}`)})
-	pgtest.Eventually(t, "what does not need it goes on", func() bool { return r.texts("o") == "other" })
+	pgtest.Eventually(t, "the other consumer continues", func() bool { return r.texts("o") == "other" })
 
 	tried := performed.Load()
 	if tried > 300 {
-		t.Errorf("%d attempts at a provider that is away", tried)
+		t.Errorf("%d attempts while the provider was unavailable", tried)
 	}
 
 	if states := r.router.States(); !slices.Equal(states[0].Waits, []string{"provider"}) || states[1].Waits != nil {
@@ -363,14 +363,14 @@ func TestADependencyThatIsAwayPausesWhatNeedsItAndStopsNothing(t *testing.T) {
 	}
 
 	away.Store(false)
-	r.rest()
+	r.settle()
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes WHERE text = 'x'`); n != 400 || len(r.stopped()) != 0 {
 		t.Errorf("%d were applied, stopped %v", n, r.stopped())
 	}
 }
 
-func TestFailuresAtOnceAreOneReasonToPause(t *testing.T) {
+func TestSimultaneousFailuresCauseOneDelay(t *testing.T) {
 	t.Parallel()
 
 	const messages = 20
@@ -410,7 +410,7 @@ func TestFailuresAtOnceAreOneReasonToPause(t *testing.T) {
 		r.send(message(fmt.Sprint("n", i), "x"))
 	}
 
-	pgtest.Eventually(t, "postgres is found to be there, after one pause", func() bool {
+	pgtest.Eventually(t, "postgres is available again after one delay", func() bool {
 		s := r.needs.Get(postgres.Dependency).State()
 		if s.RetryAt != nil && time.Until(*s.RetryAt) > 500*time.Millisecond {
 			t.Fatalf("the next attempt is in %s", time.Until(*s.RetryAt))
@@ -418,7 +418,7 @@ func TestFailuresAtOnceAreOneReasonToPause(t *testing.T) {
 
 		return s.Up && begun.Load() >= messages
 	})
-	r.rest()
+	r.settle()
 }
 
 // other is a payload of another topic.
@@ -430,7 +430,7 @@ func (other) Topic() string   { return "others" }
 func (o other) Key() string   { return o.ID }
 func (other) Validate() error { return nil }
 
-func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
+func TestAPausedConsumerTakesNoMessagesUntilResumed(t *testing.T) {
 	t.Parallel()
 
 	pool := newPool(t)
@@ -453,10 +453,10 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 	r.send(message("a", "1"))
 	r.stop()
 
-	// Another process knows of it before it takes the first message.
+	// Another process learns of the pause before it takes its first message.
 	later := startBlind(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
 	if p := later.router.States()[0].Pause; p == nil || p.Why != by.Why {
-		t.Errorf("it begins with pause %+v", p)
+		t.Errorf("it started with pause %+v", p)
 	}
 
 	if got := later.texts("a"); got != "" {
@@ -467,15 +467,14 @@ func TestAPausedConsumerTakesNothingUntilItIsResumed(t *testing.T) {
 		t.Fatalf("%t, %v", changed, err)
 	}
 
-	later.rest()
+	later.settle()
 
 	if got := later.texts("a"); got != "1" {
 		t.Errorf("applied %q", got)
 	}
 }
 
-// startBlind starts a router that cannot see for a while which consumers are
-// paused.
+// startBlind starts a router that cannot read the pauses for a while.
 func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router)) *rig {
 	t.Helper()
 
@@ -494,7 +493,7 @@ func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router
 	go func() {
 		defer close(released)
 
-		pgtest.Eventually(t, "it wants to see", func() bool {
+		pgtest.Eventually(t, "it tries to read the pauses", func() bool {
 			return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'paused_consumers'::regclass AND NOT granted)`)
 		})
 
@@ -508,13 +507,13 @@ func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router
 	select {
 	case <-released:
 	default:
-		t.Error("it began before it could see")
+		t.Error("it started before it could read the pauses")
 	}
 
 	return r
 }
 
-func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
+func TestOrderPerKeyHoldsUnderFailures(t *testing.T) {
 	t.Parallel()
 
 	const always = 1000
@@ -533,7 +532,7 @@ func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
 		want := map[string][]string{}
 
 		for i, key := range keys {
-			if failures[i] != always { // else it is given up
+			if failures[i] != always { // otherwise it is stopped
 				want[key] = append(want[key], fmt.Sprint(i))
 			}
 		}
@@ -563,7 +562,7 @@ func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
 			r.send(message(key, fmt.Sprint(i)))
 		}
 
-		r.rest()
+		r.settle()
 		r.stop()
 
 		for _, key := range []string{"a", "b", "c"} {
@@ -574,7 +573,7 @@ func TestOrderPerKeyHoldsWhateverFails(t *testing.T) {
 	})
 }
 
-func TestAResultThatComesAfterAnotherDeliveryIsNotDropped(t *testing.T) {
+func TestALateResultIsNotDropped(t *testing.T) {
 	t.Parallel()
 
 	pool := newPool(t)
@@ -591,7 +590,7 @@ func TestAResultThatComesAfterAnotherDeliveryIsNotDropped(t *testing.T) {
 	r := start(t, pool, func(router *consumer.Router) {
 		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
 			Perform: func(ctx context.Context, e event.Event[note]) (string, error) {
-				// Another replica was faster.
+				// Another replica applies the event first.
 				return "captured", postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
 					_, err := inbox.Claim(ctx, tx, "writer", []inbox.Entry{{ID: e.ID, Fingerprint: event.Fingerprint(m.Payload)}}, nil)
 
@@ -603,14 +602,14 @@ func TestAResultThatComesAfterAnotherDeliveryIsNotDropped(t *testing.T) {
 		})
 	})
 	r.send(m)
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "late captured" {
 		t.Errorf("got %q", got)
 	}
 }
 
-func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
+func TestASlowConsumerLeavesRoomForOthersToRetry(t *testing.T) {
 	t.Parallel()
 
 	var slow atomic.Bool
@@ -646,7 +645,7 @@ func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	pgtest.Eventually(t, "the slow consumer's are being tried", func() bool {
+	pgtest.Eventually(t, "the slow consumer's messages are being retried", func() bool {
 		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE consumer = 'other' AND due_at > now() AND due_at < now() + interval '20 minutes'`) >= 32
 	})
 
@@ -654,10 +653,10 @@ func TestASlowConsumerLeavesRoomForTheParkedMessagesOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	pgtest.Eventually(t, "another's message is applied", func() bool { return r.texts("a") == "1" })
+	pgtest.Eventually(t, "the other consumer's message is applied", func() bool { return r.texts("a") == "1" })
 }
 
-// requeue lets the stopped messages wait again.
+// requeue requeues all stopped messages.
 func (r *rig) requeue() {
 	r.t.Helper()
 
@@ -673,7 +672,7 @@ func (r *rig) requeue() {
 	}
 }
 
-func TestARequeuedMessageThatFailsAgainIsStoppedAfterItsQuickTries(t *testing.T) {
+func TestARequeuedMessageThatFailsAgainIsStoppedWithoutWaiting(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -683,7 +682,7 @@ func TestARequeuedMessageThatFailsAgainIsStoppedAfterItsQuickTries(t *testing.T)
 
 	r := start(t, newPool(t), breakable(func(n note) bool { attempts.Add(1); return n.Text != "1" || fixed.Load() }), parking(2))
 	r.send(message("a", "1"), message("a", "2"))
-	r.rest()
+	r.settle()
 
 	if entries := r.stopped(); len(entries) != 1 || entries[0].Attempts != 3 || entries[0].Deliveries != 1 {
 		t.Fatalf("got %+v", entries)
@@ -692,7 +691,7 @@ func TestARequeuedMessageThatFailsAgainIsStoppedAfterItsQuickTries(t *testing.T)
 	before := attempts.Load()
 
 	r.requeue()
-	r.rest()
+	r.settle()
 
 	entries := r.stopped()
 	if len(entries) != 1 || entries[0].Attempts != 4 || entries[0].Deliveries != 2 || attempts.Load() != before+1 {
@@ -706,7 +705,7 @@ func TestARequeuedMessageThatFailsAgainIsStoppedAfterItsQuickTries(t *testing.T)
 
 	fixed.Store(true)
 	r.requeue()
-	r.rest()
+	r.settle()
 
 	e, err := r.failed.Get(t.Context(), entries[0].ID)
 	if err != nil || e.State != failed.Resolved || e.Resolution != failed.Applied || r.texts("a") != "2 1" {
@@ -714,18 +713,18 @@ func TestARequeuedMessageThatFailsAgainIsStoppedAfterItsQuickTries(t *testing.T)
 	}
 }
 
-func TestAnIDThatWasUsedTwiceIsAppliedUnderANewIDCausedByTheOldOne(t *testing.T) {
+func TestAReusedIDIsAppliedUnderANewIDCausedByTheOldOne(t *testing.T) {
 	t.Parallel()
 
 	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
 	first, second := message("a", "first"), message("a", "second")
 	second.ID = first.ID
 	r.send(first)
-	r.rest()
+	r.settle()
 	r.send(second)
-	r.rest()
+	r.settle()
 	r.requeue()
-	r.rest()
+	r.settle()
 
 	if got := r.texts("a"); got != "first second" {
 		t.Errorf("applied %q", got)
@@ -749,7 +748,7 @@ func TestManyRequeuedMessagesAreAppliedInOrderWithoutWaitingForATick(t *testing.
 	for i := range 10 {
 		want = append(want, fmt.Sprint(i))
 
-		for key := range 100 { // more keys than are tried at once
+		for key := range 100 { // more keys than are retried at once
 			r.send(message(fmt.Sprint("k", key), fmt.Sprint(i)))
 		}
 	}
@@ -758,7 +757,7 @@ func TestManyRequeuedMessagesAreAppliedInOrderWithoutWaitingForATick(t *testing.
 	fixed.Store(true)
 
 	r.requeue()
-	r.rest()
+	r.settle()
 
 	for key := range 100 {
 		if got := r.texts(fmt.Sprint("k", key)); got != strings.Join(want, " ") {
@@ -767,7 +766,7 @@ func TestManyRequeuedMessagesAreAppliedInOrderWithoutWaitingForATick(t *testing.
 	}
 }
 
-func TestAnAttemptAtAWaitingMessageIsFinishedBeforeTheServiceStops(t *testing.T) {
+func TestDrainFinishesARunningRetry(t *testing.T) {
 	t.Parallel()
 
 	var second atomic.Bool
@@ -797,6 +796,6 @@ func TestAnAttemptAtAWaitingMessageIsFinishedBeforeTheServiceStops(t *testing.T)
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages`); n != 0 {
-		t.Errorf("%d messages still wait although they were applied", n)
+		t.Errorf("%d messages still wait after being applied", n)
 	}
 }

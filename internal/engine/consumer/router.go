@@ -1,8 +1,8 @@
-// Package consumer applies messages to Postgres exactly once in effect. It
-// sets up Watermill's router with its middleware and puts batches behind it:
-// messages that wait at the same time share a transaction.
+// Package consumer applies messages to Postgres with exactly-once effect. It sets up
+// Watermill's router with its middleware and adds batching: messages that arrive
+// together share a transaction.
 //
-// It knows no topic and no domain: handlers are registered with [On],
+// The package knows no topics and no domains. Handlers are registered with [On],
 // [OnBatch] and [OnEffect].
 package consumer
 
@@ -48,23 +48,23 @@ type Router struct {
 	gate         gate
 
 	// stopping is cancelled when shutdown begins: waiting messages are returned.
-	// working is cancelled when the drain runs out of time.
+	// working is cancelled when the drain times out.
 	stopping, working context.Context //nolint:containedctx // they are lifetimes, not requests
 	stop, abort       context.CancelFunc
 }
 
-// Route is one line of the routing table.
+// Route is one entry of the routing table.
 type Route struct {
-	// Consumer names the handler. The inbox knows the handler by this
-	// name, so it never changes.
+	// Consumer names the handler. The inbox identifies the handler by this name, so
+	// it must never change.
 	Consumer string
 	Topic    string
-	// Payload is a zero value of the type that the topic carries, Publishes
-	// one value of each type that the handler may return.
+	// Payload is a zero value of the topic's type. Publishes has one value of each
+	// type that the handler may return.
 	Payload   event.Payload
 	Publishes []event.Payload
-	// Check reports why a payload would be rejected before it reaches the
-	// handler, and the key that orders it, as far as that can be read.
+	// Check returns the error for which a payload would be rejected before reaching
+	// the handler, and its ordering key if it can be read.
 	Check func(payload []byte) (key string, err error)
 
 	// topics has those of Publishes.
@@ -127,8 +127,8 @@ func (r *Router) routeOf(consumer string) *Route {
 	return nil
 }
 
-// Check reports why a consumer would reject a payload before its handler sees it,
-// and its key.
+// Check returns the error for which a consumer would reject a payload before its
+// handler sees it, and the payload's key.
 func (r *Router) Check(consumer string, payload []byte) (key string, err error) {
 	route := r.routeOf(consumer)
 	if route == nil {
@@ -143,8 +143,8 @@ func (r *Router) consumers() []string {
 	return postgres.Column(r.routes, func(route *Route) string { return route.Consumer })
 }
 
-// Topics returns the topics that handlers consume, and those that they publish on
-// and none consumes.
+// Topics returns the topics that handlers consume, and the topics that they only
+// publish.
 func (r *Router) Topics() (consumed, publishedOnly []string) {
 	for _, route := range r.routes {
 		if !slices.Contains(consumed, route.Topic) {
@@ -180,32 +180,34 @@ func (r *Router) register(route Route) {
 	r.routes = append(r.routes, &route)
 }
 
-// refuseAfterRun panics if the router runs: it would ignore what is registered.
+// refuseAfterRun panics if the router is running, because it would ignore the
+// registration.
 func (r *Router) refuseAfterRun(what string) {
 	if r.running.Load() {
 		panic(what + " is registered after Run: register it in routes.go, before the service starts")
 	}
 }
 
-// closeTimeout bounds how long Watermill waits for its handlers; by then the
-// drain is over and none is left.
+// closeTimeout bounds how long Watermill waits for its handlers. The drain is over by
+// then, so none should be left.
 const closeTimeout = 5 * time.Second
 
-// Source is a broker as the router sees it.
+// Source adapts a broker to the router.
 type Source interface {
-	// Connect waits until the broker answers, or ctx ends.
+	// Connect waits until the broker answers or ctx ends.
 	Connect(ctx context.Context) error
 	// Has reports whether the source carries a topic.
 	Has(topic string) bool
-	// Subscriber returns the subscriber of a topic, after Connect.
+	// Subscriber returns the subscriber of a topic. Called after Connect.
 	Subscriber(topic string) (message.Subscriber, error)
-	// Subscribed is called once all consumers of the source are.
+	// Subscribed is called once all topics of the source are subscribed.
 	Subscribed()
 }
 
-// Run consumes until ctx ends and then drains: it takes no further message,
-// waits for those in hand and closes the subscriptions. Each source begins when
-// it is connected, whatever the others do; started is called once all are.
+// Run consumes until ctx ends and then drains: it takes no further messages, waits
+// for those in flight and closes the subscriptions. Each source starts as soon as it
+// is connected, independently of the others. Run calls started once all sources are
+// subscribed.
 func (r *Router) Run(ctx context.Context, sources []Source, started func()) error {
 	r.running.Store(true)
 
@@ -214,12 +216,12 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 		return fmt.Errorf("creating router: %w", err)
 	}
 
-	// The router's own context never ends: cancelling it would cancel the
-	// messages in hand. Close ends it, after the drain.
+	// The router's own context never ends: cancelling it would cancel the messages in
+	// flight. Close ends it after the drain.
 	result := make(chan error, 1)
 	go func() { result <- router.Run(context.WithoutCancel(ctx)) }()
 
-	// Likewise the subscriptions.
+	// The same applies to the subscriptions.
 	subscriptions, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
 	defer unsubscribe()
 
@@ -228,8 +230,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	unsubscribe()
 
 	if closeErr := router.Close(); closeErr != nil {
-		// Nothing is in hand any more: only connections are left to be closed,
-		// which the end of the process does too.
+		// No message is in flight any more. Only connections are left to close, and
+		// the end of the process closes them too.
 		r.logger.Warn("closing the subscriptions took too long", slog.Any("error", closeErr))
 
 		return err
@@ -272,7 +274,7 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 		}
 	})
 
-	// The drain waits for the messages that it has in hand.
+	// The drain waits for messages being retried.
 	var retrying sync.WaitGroup
 
 	retrying.Go(func() {
@@ -291,14 +293,14 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 	return err
 }
 
-// subscribe connects all sources at the same time and subscribes to the topics
-// of each as soon as it is there. ctx bounds the first, subscriptions end with
-// the second. Before seen is closed it is not known which consumers are paused,
-// so nothing is taken.
+// subscribe connects all sources concurrently and subscribes to the topics of each as
+// soon as it is connected. ctx bounds connecting; the subscriptions end with
+// subscriptions. It takes no messages before seen is closed, because the paused
+// consumers are unknown until then.
 func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}) error {
 	var (
 		group errgroup.Group
-		turn  sync.Mutex // the router starts handlers of one source at a time
+		turn  sync.Mutex // serializes starting handlers in the router
 	)
 
 	for _, ready := range []<-chan struct{}{router.Running(), seen} {
@@ -345,7 +347,7 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 	return group.Wait()
 }
 
-// drain lets no further message in and waits for those in hand.
+// drain closes the gate and waits for the messages in flight.
 func (r *Router) drain() {
 	r.stop()
 
@@ -354,7 +356,7 @@ func (r *Router) drain() {
 	select {
 	case <-done:
 	case <-time.After(r.cfg.DrainTimeout):
-		r.logger.Warn("messages were still in hand when the drain ran out of time; they will be delivered again")
+		r.logger.Warn("drain timed out with messages in flight; they will be redelivered")
 	}
 
 	r.abort()
@@ -362,6 +364,6 @@ func (r *Router) drain() {
 }
 
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// Watermill logs at Error what report logs with more context.
+	// Watermill logs errors that report logs with more context.
 	return telemetry.Watermill(logger, slog.LevelDebug)
 }

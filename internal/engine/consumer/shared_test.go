@@ -14,7 +14,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestAConsumerThatWaitsForADependencyDoesNotStopTheOtherOfItsTopic(t *testing.T) {
+func TestAConsumerWaitingForADependencyDoesNotStopAnotherOfItsTopic(t *testing.T) {
 	t.Parallel()
 
 	pool := newPool(t)

@@ -1,6 +1,5 @@
-// Package driver defines what an implementation of a broker provides, and
-// holds the code that the implementations share. It relates to package broker
-// as database/sql/driver relates to database/sql.
+// Package driver defines the interface that brokers implement and holds their shared
+// code. It relates to package broker as database/sql/driver does to database/sql.
 package driver
 
 import (
@@ -16,55 +15,55 @@ import (
 	"github.com/millracehq/millrace/internal/telemetry"
 )
 
-// Topic is a topic as a broker needs to know it.
+// Topic is a topic to declare on a broker.
 type Topic struct {
 	Name string
-	// Consumed says that this service consumes the topic.
+	// Consumed is true if this service consumes the topic.
 	Consumed bool
 }
 
-// Driver is one broker. New instances are not connected.
+// Driver is a connection to one broker. New drivers are not connected.
 type Driver interface {
-	// Connect reaches the broker and declares the topology. It may be called
+	// Connect connects to the broker and declares the topology. It may be called
 	// again after an error.
 	Connect(ctx context.Context, topics []Topic) error
 	// Publisher returns the publisher, after Connect.
 	Publisher() message.Publisher
-	// Subscriber returns a subscriber for one topic, after Connect. The caller
-	// closes it.
+	// Subscriber returns a subscriber for one topic. Call it after Connect; the
+	// caller closes the subscriber.
 	Subscriber(topic string) (message.Subscriber, error)
-	// Lanes is how many messages are worth publishing at once.
+	// Lanes returns how many messages to publish concurrently.
 	Lanes() int
 	Ping(ctx context.Context) error
 	Close() error
 }
 
-// Tailer is a driver whose broker lets others read along.
+// Tailer is a driver that can read messages without consuming them.
 type Tailer interface {
-	// Tail calls fn with each message that arrives on a topic from now on, until
-	// ctx ends or fn fails. It takes no message from a consumer. It needs no
+	// Tail calls fn with each message that arrives on a topic from now on, until ctx
+	// ends or fn fails. It takes no messages away from consumers and does not need
 	// Connect.
 	Tail(ctx context.Context, topic string, fn func(*message.Message) error) error
 }
 
-// ErrClosed reports that the connection was closed before the broker confirmed
-// the message. The broker may or may not have it.
+// ErrClosed reports that the connection closed before the broker confirmed the
+// message. The broker may or may not have stored it.
 var ErrClosed = errors.New("broker connection closed")
 
-// Identity is what a broker knows about a message besides headers and payload.
+// Identity is what a broker knows about a message beyond its headers and payload.
 type Identity struct {
 	// NativeID is the broker's own message id, if it has one.
 	NativeID string
 	Key      string
-	// Origin says where the message was read, for operators.
+	// Origin tells operators where the message was read.
 	Origin string
-	// Coordinates are the same for each delivery of the message and for no
-	// other message. Empty if the broker has none.
+	// Coordinates identify the message across redeliveries. Empty if the broker has
+	// none.
 	Coordinates string
 }
 
-// Received makes the message that the router gets. It renames headers from
-// outside that would pass for reserved ones.
+// Received builds the message that the router gets. It renames foreign headers that
+// would be mistaken for reserved ones.
 func Received(headers event.Headers, id Identity, payload []byte) *message.Message {
 	for name, value := range headers {
 		if strings.HasPrefix(name, event.ReservedPrefix) {
@@ -81,7 +80,7 @@ func Received(headers event.Headers, id Identity, payload []byte) *message.Messa
 	return msg
 }
 
-// Sent returns the headers that leave the process.
+// Sent returns the headers to send to the broker.
 func Sent(msg *message.Message) event.Headers {
 	headers := make(event.Headers, len(msg.Metadata)+1)
 
@@ -96,8 +95,8 @@ func Sent(msg *message.Message) event.Headers {
 	return headers
 }
 
-// WatermillLogger returns a logger for Watermill's publishers and subscribers.
-// They log at Error what they then recover from.
+// WatermillLogger returns a logger for Watermill's publishers and subscribers. They
+// log errors at level Error even when they recover from them.
 func WatermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
 	return telemetry.Watermill(logger, slog.LevelWarn)
 }

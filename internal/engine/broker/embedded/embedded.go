@@ -1,6 +1,6 @@
-// Package embedded is the broker that needs Postgres alone: Watermill's
-// GoChannel between the relay and the consumers of this process. The outbox is
-// the queue: a row stays there until its consumer has acknowledged the message.
+// Package embedded is a broker that needs only Postgres: Watermill's GoChannel
+// between the relay and the consumers of this process. The outbox is the queue: a row
+// stays there until its consumer acknowledges the message.
 package embedded
 
 import (
@@ -19,23 +19,23 @@ import (
 
 // Config tunes the broker.
 type Config struct {
-	// Lanes is how many messages are in hand at once. Defaults to 256.
+	// Lanes is how many messages are in flight at once. Defaults to 256.
 	Lanes int `koanf:"lanes"`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config { return Config{Lanes: 256} }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error { return check.Positive("broker.embedded.lanes", c.Lanes) }
 
 // Driver is the embedded broker.
 //
-// It does not use GoChannel's own BlockPublishUntilSubscriberAck: Publish would
-// hold the topic's mutex while it waits, which leaves one message in hand per
-// topic, and it would return nil when the subscription ends before the
-// acknowledgement. Instead each message carries a delivery through its context,
-// and Publish waits for that.
+// It does not use GoChannel's BlockPublishUntilSubscriberAck. With that option
+// Publish would hold the topic's mutex while it waits, which limits a topic to one
+// message in flight, and it would return nil if the subscription ended before the
+// acknowledgement. Instead each message carries a delivery in its context, and
+// Publish waits for that.
 type Driver struct {
 	cfg      Config
 	channel  *gochannel.GoChannel
@@ -44,7 +44,7 @@ type Driver struct {
 	stop     context.CancelFunc
 }
 
-// New returns a broker.
+// New returns an unconnected broker.
 func New(cfg Config, logger *slog.Logger) *Driver {
 	closing, stop := context.WithCancel(context.Background())
 
@@ -85,15 +85,15 @@ func (d *Driver) Close() error {
 	return d.channel.Close()
 }
 
-// delivery is a message between Publish and its consumer.
+// delivery tracks a message from Publish to its consumer.
 type delivery struct {
 	done chan error
-	// delivered is the message as the consumer has it.
+	// delivered is the message that the consumer received.
 	delivered atomic.Pointer[message.Message]
 }
 
-// resultAtClose returns the result of a delivery when the broker closes. An
-// acknowledgement that came before counts.
+// resultAtClose returns the result of a delivery when the broker closes. An earlier
+// acknowledgement still counts.
 func (d *delivery) resultAtClose() error {
 	if msg := d.delivered.Load(); msg != nil {
 		select {
@@ -112,8 +112,8 @@ var errNacked = errors.New("the consumer did not acknowledge the message")
 
 type publisher struct{ *Driver }
 
-// Publish waits until the consumer has acknowledged. It drops messages on a
-// topic that nobody consumes: no other process can read them here.
+// Publish waits until the consumer acknowledges the messages. It drops messages on
+// topics without a consumer, because no other process can read them.
 func (p publisher) Publish(topic string, messages ...*message.Message) error {
 	for _, msg := range messages {
 		if !p.consumed[topic] {
@@ -154,7 +154,7 @@ func (publisher) Close() error { return nil }
 
 type subscriber struct{ *Driver }
 
-// Subscribe forwards messages and reports to Publish what became of them.
+// Subscribe forwards messages and reports their acknowledgements to Publish.
 func (s subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	in, err := s.channel.Subscribe(ctx, topic)
 	if err != nil {
@@ -185,9 +185,9 @@ func (s subscriber) forward(msg *message.Message, out chan<- *message.Message) {
 	}
 }
 
-// report waits for the consumer's answer. A nacked message goes back to the
-// relay, which publishes it again later; GoChannel would redeliver it at once
-// and indefinitely.
+// report waits for the consumer's answer. A nacked message returns to the relay,
+// which publishes it again later. GoChannel would redeliver it immediately and
+// indefinitely.
 func (s subscriber) report(msg *message.Message, d *delivery) {
 	select {
 	case <-msg.Acked():
@@ -198,7 +198,7 @@ func (s subscriber) report(msg *message.Message, d *delivery) {
 	}
 }
 
-// Close ends all deliveries: the router closes its subscribers together.
+// Close ends all deliveries. The router closes all subscribers together.
 func (s subscriber) Close() error {
 	s.stop()
 

@@ -7,31 +7,32 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Config says how to reach Kafka.
+// Config configures the connection to Kafka.
 type Config struct {
 	// Brokers are host:port pairs. Defaults to 127.0.0.1:9092.
 	Brokers []string `koanf:"brokers"`
-	// Group is the prefix of consumer groups; the topic follows, as in
+	// Group is the prefix of consumer group names; the topic follows, as in
 	// "millrace.orders.created". Defaults to "millrace".
 	Group string `koanf:"group"`
-	// Prefix begins the names of all topics on this cluster, so that several
-	// environments can share it. Empty by default.
+	// Prefix is prepended to all topic names, so that several environments can share
+	// a cluster. Empty by default.
 	Prefix string `koanf:"prefix"`
-	// Partitions of the topics that the service creates. A partition has one
-	// message in hand, so this is the concurrency. Defaults to 64.
+	// Partitions is the partition count of topics that the service creates. Each
+	// partition has one message in flight, so this is the concurrency. Defaults to
+	// 64.
 	Partitions int32 `koanf:"partitions"`
-	// ReplicationFactor of the topics that the service creates. Defaults to 1.
+	// ReplicationFactor applies to topics that the service creates. Defaults to 1.
 	ReplicationFactor int16 `koanf:"replication_factor"`
 	// Lanes is how many messages are published at once. Defaults to 256.
 	Lanes int `koanf:"lanes"`
 	// TLS encrypts connections and verifies the brokers. Defaults to false.
 	TLS bool `koanf:"tls"`
-	// CAFile has the certificates that verify the brokers. Defaults to the
-	// system's roots.
+	// CAFile holds the certificates that verify the brokers. Defaults to the system's
+	// roots.
 	CAFile string `koanf:"ca_file"`
-	// User logs in by SASL SCRAM-SHA-512. Empty by default: no login.
+	// User is the SASL SCRAM-SHA-512 user name. Empty by default: no login.
 	User string `koanf:"user"`
-	// Password belongs to User. Empty by default.
+	// Password is the password of User. Empty by default.
 	Password postgres.Secret `koanf:"password"`
 }
 
@@ -40,7 +41,7 @@ func DefaultConfig() Config {
 	return Config{Brokers: []string{"127.0.0.1:9092"}, Group: "millrace", Partitions: 64, ReplicationFactor: 1, Lanes: 256}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	return errors.Join(
 		check.Positive("broker.kafka.partitions", c.Partitions),

@@ -1,5 +1,4 @@
-// Package kafka is the broker Kafka, through Watermill's publisher and
-// subscriber for it.
+// Package kafka connects to Kafka through Watermill's publisher and subscriber.
 package kafka
 
 import (
@@ -20,8 +19,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
-// maxMessageBytes lets large messages of other producers reach us, so that they
-// can be rejected where an operator sees them: 16 MiB.
+// maxMessageBytes (16 MiB) admits large messages from other producers, so that they
+// are rejected where an operator can see them.
 const maxMessageBytes = 16 << 20
 
 // Driver is a connection to Kafka.
@@ -74,7 +73,7 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	return nil
 }
 
-// createTopics creates the topics that do not exist.
+// createTopics creates missing topics.
 func (d *Driver) createTopics(client sarama.Client, topics []driver.Topic) error {
 	admin, err := sarama.NewClusterAdminFromClient(client)
 	if err != nil {
@@ -130,7 +129,7 @@ func (d *Driver) Subscriber(topic string) (message.Subscriber, error) {
 	return prefixedSubscriber{subscriber, d.cfg.Prefix}, err
 }
 
-// prefixedSubscriber reads a topic under the name that it has on the cluster.
+// prefixedSubscriber adds the topic prefix of the cluster.
 type prefixedSubscriber struct {
 	message.Subscriber
 
@@ -171,24 +170,24 @@ func (d *Driver) Close() error {
 	return errors.Join(d.pub.Close(), d.client.Close())
 }
 
-// sarama returns the settings of producers and consumers alike. The comments
-// say why a setting differs from the library's default.
+// sarama returns the settings of producers and consumers. Comments explain deviations
+// from the library's defaults.
 func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg := sarama.NewConfig()
 	cfg.ClientID = "millrace"
 	cfg.Version = sarama.V3_0_0_0 // idempotent producers, sticky groups
 
-	// Notice a dead broker soon: the relay and the consumers retry.
+	// Detect a dead broker quickly: the relay and the consumers retry.
 	cfg.Net.DialTimeout = 5 * time.Second
 	cfg.Net.ReadTimeout = 15 * time.Second
 	cfg.Net.WriteTimeout = 15 * time.Second
 
-	cfg.Producer.Return.Successes = true // a synchronous producer needs it
+	cfg.Producer.Return.Successes = true // required by the synchronous producer
 	cfg.Producer.RequiredAcks = sarama.WaitForAll
-	cfg.Producer.Idempotent = true // a repeated request is written once...
-	cfg.Net.MaxOpenRequests = 1    // ...which needs one request at a time
-	// Uncompressed: a plain install of some clients (aiokafka, and with it
-	// FastStream) has no codec. A topic's compression.type can override it.
+	cfg.Producer.Idempotent = true // a retried request is written once, ...
+	cfg.Net.MaxOpenRequests = 1    // ... which requires one request at a time
+	// Do not compress: clients such as aiokafka, and so FastStream, have no codec in
+	// a plain install. A topic's compression.type can override this.
 	cfg.Producer.Compression = sarama.CompressionNone
 	cfg.Producer.MaxMessageBytes = maxMessageBytes
 	cfg.Producer.Retry.Max = 5
@@ -219,12 +218,11 @@ func (d *Driver) secure(cfg *sarama.Config) (err error) {
 	return nil
 }
 
-// Marshaler translates between Kafka's records and messages. It accepts every
-// record: an error would make the subscriber redeliver the same record
-// indefinitely.
+// Marshaler converts between Kafka records and messages. It accepts all records: on
+// an error the subscriber would redeliver the same record indefinitely.
 type Marshaler struct{ prefix string }
 
-// Marshal makes the record. The key decides its partition.
+// Marshal builds a record. The key determines its partition.
 func (m Marshaler) Marshal(topic string, msg *message.Message) (*sarama.ProducerMessage, error) {
 	headers := driver.Sent(msg)
 	record := &sarama.ProducerMessage{
@@ -241,8 +239,8 @@ func (m Marshaler) Marshal(topic string, msg *message.Message) (*sarama.Producer
 	return record, nil
 }
 
-// Unmarshal makes the message. The id of a record that carries none is derived
-// from its coordinates, which are the same for each delivery.
+// Unmarshal builds a message. A record without an ID gets one derived from its
+// coordinates, which are the same on each delivery.
 func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, error) {
 	headers := make(event.Headers, len(record.Headers)+2)
 

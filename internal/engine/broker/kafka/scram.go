@@ -7,7 +7,7 @@ import (
 	"github.com/xdg-go/scram"
 )
 
-// scramClient adapts xdg-go/scram to sarama, which has no SCRAM of its own.
+// scramClient adapts xdg-go/scram to sarama, which has no SCRAM implementation.
 type scramClient struct{ conversation *scram.ClientConversation }
 
 func newSCRAM() sarama.SCRAMClient { return &scramClient{} }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Tail implements driver.Tailer. It reads every partition without a group.
+// Tail implements driver.Tailer. It reads all partitions without a consumer group.
 func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Message) error) (err error) {
 	cfg, err := d.sarama()
 	if err != nil {
@@ -32,7 +32,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 		return fmt.Errorf("reading the partitions of topic %s: %w", topic, err)
 	}
 
-	var one sync.Mutex // fn takes one message at a time
+	var one sync.Mutex // calls fn with one message at a time
 
 	readers, ctx := errgroup.WithContext(ctx)
 

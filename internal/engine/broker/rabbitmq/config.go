@@ -8,18 +8,18 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Config says how to reach RabbitMQ.
+// Config configures the connection to RabbitMQ.
 type Config struct {
-	// URL begins with amqp:// or, with TLS, amqps://. Defaults to
+	// URL starts with amqp://, or amqps:// for TLS. Defaults to
 	// amqp://guest:guest@127.0.0.1:5672/.
 	URL postgres.Secret `koanf:"url"`
-	// CAFile has the certificates that verify the server of an amqps:// URL.
+	// CAFile holds the certificates that verify the server of an amqps:// URL.
 	// Defaults to the system's roots.
 	CAFile string `koanf:"ca_file"`
-	// Exchange is where the service publishes. Defaults to "millrace".
+	// Exchange is the exchange that the service publishes to. Defaults to "millrace".
 	Exchange string `koanf:"exchange"`
-	// Consumers is how many messages of a queue are in hand at once. Defaults
-	// to 128.
+	// Consumers is how many messages of a queue are in flight at once. Defaults to
+	// 128.
 	Consumers int `koanf:"consumers"`
 	// Lanes is how many messages are published at once. Defaults to 128.
 	Lanes int `koanf:"lanes"`
@@ -30,9 +30,9 @@ func DefaultConfig() Config {
 	return Config{URL: "amqp://guest:guest@127.0.0.1:5672/", Exchange: "millrace", Consumers: 128, Lanes: 128}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
-	// The parser's error is left out: it would quote the password.
+	// Do not include the parser's error: it quotes the password.
 	u, err := url.Parse(string(c.URL))
 	valid := err == nil && (u.Scheme == "amqp" || u.Scheme == "amqps") && u.Host != ""
 
@@ -40,7 +40,7 @@ func (c Config) Validate() error {
 		check.Positive("broker.rabbitmq.consumers", c.Consumers),
 		check.Positive("broker.rabbitmq.lanes", c.Lanes),
 		check.That(valid, "broker.rabbitmq.url: not an AMQP address, expected amqp://user:password@host:5672/"),
-		check.That(c.CAFile == "" || !valid || u.Scheme == "amqps", "broker.rabbitmq.ca_file: has no effect unless broker.rabbitmq.url begins with amqps://"),
+		check.That(c.CAFile == "" || !valid || u.Scheme == "amqps", "broker.rabbitmq.ca_file: has no effect unless broker.rabbitmq.url starts with amqps://"),
 		check.That(c.Exchange != "", "broker.rabbitmq.exchange: must not be empty"),
 	)
 }

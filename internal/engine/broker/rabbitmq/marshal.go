@@ -14,24 +14,23 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// cloudEvents are the prefixes of CloudEvents attributes in AMQP (its binding
-// 1.0.2, section 3.1.3.1). We write the first and read both, and also Kafka's
-// ce_.
+// cloudEvents lists the prefixes of CloudEvents attributes in AMQP (AMQP binding
+// 1.0.2, section 3.1.3.1). We write the first and read both, as well as Kafka's ce_.
 var cloudEvents = []string{"cloudEvents:", "cloudEvents_"}
 
-// headerPartitionKey carries the key, for which AMQP has no property: the
-// CloudEvents extension for partitioning.
+// headerPartitionKey carries the key, because AMQP has no property for it. It is the
+// CloudEvents partitioning extension.
 const headerPartitionKey = event.CloudEventsPrefix + "partitionkey"
 
-// Marshaler translates between AMQP's messages and ours. It accepts every
-// message: RabbitMQ redelivers one that fails here at once and indefinitely.
+// Marshaler converts between AMQP messages and ours. It accepts all messages:
+// RabbitMQ would redeliver a message that fails here immediately and indefinitely.
 type Marshaler struct{}
 
 // errPhantom makes Watermill reconnect; see Unmarshal.
 var errPhantom = errors.New("the channel was closed")
 
-// Marshal makes a persistent AMQP message that has its id and correlation as
-// properties too.
+// Marshal builds a persistent AMQP message. Its ID and correlation ID are also set as
+// properties.
 func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
 	headers := make(amqp091.Table, len(msg.Metadata)+1)
 	for name, value := range driver.Sent(msg) {
@@ -57,12 +56,13 @@ func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
 	}, nil
 }
 
-// Unmarshal makes the message. One that carries no id gets a new one with every
-// delivery, because AMQP has nothing else to identify it; handlers then rely on
-// the aggregate's id.
+// Unmarshal builds a message. A message without an ID gets a new one on each
+// delivery, because AMQP offers nothing else to identify it. Handlers then rely on
+// the aggregate's ID.
 //
-// When the broker closes a channel, Watermill reads an empty delivery from it.
-// Unmarshal returns an error only for that: it makes Watermill reconnect.
+// When the broker closes a channel, Watermill reads an empty delivery from it. That
+// is the only case in which Unmarshal returns an error, which makes Watermill
+// reconnect.
 func (Marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) {
 	if delivery.Acknowledger == nil {
 		return nil, errPhantom
@@ -94,7 +94,7 @@ func (Marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) 
 	return driver.Received(headers, id, delivery.Body), nil
 }
 
-// text renders a header value of any AMQP type.
+// text formats a header value of any AMQP type.
 func text(value any) string {
 	switch v := value.(type) {
 	case nil:

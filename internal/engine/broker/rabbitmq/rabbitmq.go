@@ -1,5 +1,4 @@
-// Package rabbitmq is the broker RabbitMQ, through Watermill's publisher and
-// subscriber for it.
+// Package rabbitmq connects to RabbitMQ through Watermill's publisher and subscriber.
 package rabbitmq
 
 import (
@@ -20,12 +19,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
-// unconsumedTTL is how long the queue of a topic that is not consumed here
-// keeps messages, in milliseconds: 7 days.
+// unconsumedTTL is how long, in milliseconds, the queue of a topic that is not
+// consumed here keeps messages: 7 days.
 const unconsumedTTL = int64(7 * 24 * time.Hour / time.Millisecond)
 
-// prefetch has the next message at hand when one is acknowledged. Each
-// subscription still processes one at a time.
+// prefetch buffers messages so that the next one is ready after an acknowledgement.
+// Each subscription still processes one at a time.
 const prefetch = 4
 
 // Driver is a connection to RabbitMQ.
@@ -82,8 +81,8 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	return nil
 }
 
-// declare declares the whole topology before the first message is published:
-// RabbitMQ confirms and drops a message for a queue that does not exist.
+// declare declares the whole topology before the first message is published: RabbitMQ
+// confirms and then drops messages for queues that do not exist.
 func (d *Driver) declare(channel *amqp091.Channel) error {
 	unroutable := d.cfg.Exchange + ".unroutable"
 
@@ -139,13 +138,13 @@ func (d *Driver) declareQueue(channel *amqp091.Channel, topic driver.Topic) erro
 	return nil
 }
 
-// BuildTopology declares everything again whenever a subscription begins: the
-// broker may have lost it since.
+// BuildTopology redeclares everything at the start of each subscription, because the
+// broker may have lost it.
 func (d *Driver) BuildTopology(channel *amqp091.Channel, _, _ string, _ amqp.Config, _ watermill.LoggerAdapter) error {
 	return d.declare(channel)
 }
 
-// ExchangeDeclare is called by the publisher before the first message.
+// ExchangeDeclare is called by the publisher before its first message.
 func (d *Driver) ExchangeDeclare(channel *amqp091.Channel, _ string, _ amqp.Config) error {
 	return d.declareExchange(channel)
 }
@@ -159,7 +158,7 @@ func (d *Driver) config() (amqp.Config, error) {
 	}
 
 	if uri, err := amqp091.ParseURI(string(d.cfg.URL)); err == nil {
-		security.ServerName = uri.Host // else the client sets it, with a data race
+		security.ServerName = uri.Host // otherwise the client sets it, with a data race
 	}
 
 	return amqp.Config{
@@ -217,8 +216,8 @@ func (d *Driver) Close() error {
 	return d.pub.Close()
 }
 
-// fanIn merges n subscriptions into one. A single subscription has one message
-// in hand, whatever its prefetch.
+// fanIn merges n subscriptions into one. A single subscription has one message in
+// flight, whatever its prefetch.
 type fanIn struct {
 	*amqp.Subscriber
 
@@ -235,8 +234,8 @@ func (f *fanIn) Subscribe(ctx context.Context, topic string) (<-chan *message.Me
 		merged sync.WaitGroup
 	)
 
-	// Opening an AMQP channel takes several round trips. Opening them one after
-	// the other makes the start of a service with many topics slow.
+	// Opening an AMQP channel takes several round trips. Opening them sequentially
+	// slows the start of a service with many topics.
 	var opening errgroup.Group
 
 	opening.SetLimit(subscribeAtOnce)

@@ -31,11 +31,11 @@ func TestHeadersOfEveryTypeAreAccepted(t *testing.T) {
 	}
 }
 
-func TestTheEmptyDeliveryOfAClosedChannelIsRefused(t *testing.T) {
+func TestEmptyDeliveryOfAClosedChannelIsRejected(t *testing.T) {
 	t.Parallel()
 
 	if _, err := (rabbitmq.Marshaler{}).Unmarshal(amqp091.Delivery{}); err == nil {
-		t.Error("a delivery that cannot be answered became a message")
+		t.Error("an empty delivery became a message")
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
-// Tail implements driver.Tailer. It binds a queue of its own to the exchange, so it
-// does not see what others send to the queue of the topic directly.
+// Tail implements driver.Tailer. It binds its own queue to the exchange, so it does
+// not see messages that others send directly to the topic's queue.
 func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Message) error) error {
 	cfg, err := d.config()
 	if err != nil {
@@ -21,7 +21,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 	if err != nil {
 		return fmt.Errorf("reaching rabbitmq: %w", err)
 	}
-	defer conn.Close() //nolint:errcheck // nothing is left to lose
+	defer conn.Close() //nolint:errcheck // only reads
 
 	channel, err := conn.Channel()
 	if err != nil {
