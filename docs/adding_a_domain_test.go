@@ -1,4 +1,4 @@
-// Package docs_test proves that the code on the pages of documentation works.
+// Package docs_test proves that the code in the documentation works.
 package docs_test
 
 import (
@@ -30,12 +30,12 @@ func blocksOf(page string) []block {
 	return blocks
 }
 
-// path finds the names of files in a text.
+// path matches file names in a text.
 var path = regexp.MustCompile("`([a-z0-9_/]+\\.(?:go|sql))`")
 
-// apply carries out what a page prints in the repository at root: it creates the
-// files of Go and SQL blocks, adds the lines of diff blocks and returns the
-// commands of console blocks. A block belongs to the file last named before it.
+// apply follows a page in the repository at root: it creates the files of Go and
+// SQL blocks, adds the lines of diff blocks and returns the commands of console
+// blocks. A block belongs to the file last named before it.
 func apply(t *testing.T, root, page string) (commands []string) {
 	t.Helper()
 
@@ -73,7 +73,7 @@ func write(t *testing.T, file, text string) {
 	}
 }
 
-// insert adds the lines that a diff adds after the line that it shows.
+// insert adds the new lines of a diff after the line of context that it shows.
 func insert(t *testing.T, file, diff string) {
 	t.Helper()
 
@@ -93,8 +93,7 @@ func insert(t *testing.T, file, diff string) {
 	write(t, file, strings.Replace(string(source), context, context+added, 1))
 }
 
-// copyRepository returns a copy of the repository as it is, uncommitted changes
-// included.
+// copyRepository returns a copy of the working tree, including uncommitted changes.
 func copyRepository(t *testing.T) string {
 	t.Helper()
 
@@ -173,7 +172,7 @@ func TestTheExamplesOfAddingADomainWork(t *testing.T) {
 	run(t, root, "go", "tool", "-modfile=tools/go.mod", "golangci-lint", "run", "--allow-parallel-runners", "./internal/shop/warehouse/...", "./internal/shop/loyalty/...")
 }
 
-// TestTheReadmeShowsAnExampleOfThePage keeps the Go of README's section true.
+// TestTheReadmeShowsAnExampleOfThePage checks that README's Go is on the page.
 func TestTheReadmeShowsAnExampleOfThePage(t *testing.T) {
 	t.Parallel()
 

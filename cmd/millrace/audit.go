@@ -53,9 +53,9 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 	}, recorded, func(_ *options, flags *pflag.FlagSet) {
 		flags.StringSliceVar(&config.Only, "only", nil, "run only these checks, separated by commas")
 		flags.IntVar(&config.Limit, "limit", 20, "list at most this many violations per check; all are counted")
-		flags.DurationVar(&config.Older, "older", 15*time.Minute, "treat what has been in progress for longer as stuck")
-		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "read the payment gateway's record this far back")
-		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "allow each statement this long")
+		flags.DurationVar(&config.Older, "older", 15*time.Minute, "treat anything in progress for longer than this as stuck")
+		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "read this much of the payment gateway's record")
+		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
 		flags.BoolVar(&repair, "repair", false, "fix the violations that have only one safe fix")
 		flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
 	})

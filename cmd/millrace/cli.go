@@ -31,7 +31,7 @@ import (
 // directory. Other commands find it there when no database is configured.
 const devDir = ".local/postgres"
 
-// options are the flags that every command has, and those that many have.
+// options are the flags of all commands, and those that many commands share.
 type options struct {
 	file   string
 	url    string
@@ -39,8 +39,8 @@ type options struct {
 	level  string
 	json   bool
 
-	limit int            // see limited
-	by    activity.Actor // see recorded
+	limit int            // set by limited
+	by    activity.Actor // set by recorded
 }
 
 // load reads the configuration without validating it.
@@ -63,8 +63,8 @@ func (o *options) load() (config.Config, error) {
 	return cfg, nil
 }
 
-// beside returns the configuration of a command that works beside a running
-// service.
+// beside returns the configuration of a command that may run next to a running
+// service: few connections, and the Postgres of `millrace dev` by default.
 func (o *options) beside() (config.Config, error) {
 	cfg, err := o.load()
 	if err == nil && cfg.Postgres.URL == "" {
@@ -96,14 +96,14 @@ type call struct {
 	*options
 	*app.Service // nil if the command needs none
 
-	cfg  config.Config // that of the service
+	cfg  config.Config // of Service
 	ctx  context.Context
 	cmd  *cobra.Command
 	args []string
 }
 
-// command completes cmd: it runs fn. The usage line says how many arguments
-// there may be.
+// command returns cmd with fn as its implementation. The usage line defines how
+// many arguments it takes.
 func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
 	if cmd.Args == nil {
 		cmd.Args = arguments(cmd.Use)
@@ -120,7 +120,7 @@ func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...f
 	return cmd
 }
 
-// operation completes cmd: it runs fn with a service, which it releases.
+// operation is command for a fn that needs a service.
 func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
 	return command(opts, cmd, func(c *call) (err error) {
 		if c.cfg, err = opts.beside(); err != nil {
@@ -139,7 +139,7 @@ func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ..
 	}, flags...)
 }
 
-// query completes cmd: it prints what read returns, as JSON or by write.
+// query is operation for a command that prints the result of read.
 func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error), write func(io.Writer, T), flags ...flag) *cobra.Command {
 	return operation(opts, cmd, func(c *call) error {
 		value, err := read(c)
@@ -215,7 +215,7 @@ func arguments(use string) cobra.PositionalArgs {
 
 func (c *call) out() io.Writer { return c.cmd.OutOrStdout() }
 
-// print writes v as JSON, or lets text write it for people.
+// print writes v as JSON, or as text.
 func (c *call) print(v any, text func(w io.Writer)) error {
 	if c.json {
 		encoder := json.NewEncoder(c.out())
@@ -231,7 +231,7 @@ func (c *call) print(v any, text func(w io.Writer)) error {
 	return w.Flush()
 }
 
-// line writes each value as JSON on a line of its own.
+// line returns a function that writes a value as one line of JSON.
 func line[T any](c *call) func(T) error {
 	encoder := json.NewEncoder(c.out())
 	encoder.SetEscapeHTML(false)
@@ -239,7 +239,7 @@ func line[T any](c *call) func(T) error {
 	return func(v T) error { return encoder.Encode(v) }
 }
 
-// table writes a list below the names of its columns.
+// table returns a function that writes a list below the names of its columns.
 func table[T any](columns string, cells func(T) []any) func(io.Writer, []T) {
 	return func(w io.Writer, list []T) {
 		fmt.Fprintln(w, strings.ReplaceAll(columns, " ", "\t"))
@@ -260,7 +260,7 @@ func row(w io.Writer, cells ...any) {
 	fmt.Fprintln(w, strings.Join(texts, "\t"))
 }
 
-// maxCell is how many characters of a cell are shown.
+// maxCell is the maximum length of a cell in characters.
 const maxCell = 200
 
 func cell(v any) string {
@@ -280,7 +280,7 @@ func cell(v any) string {
 
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
 
-// oneLine keeps terminals safe from what a message may contain.
+// oneLine shortens s and removes control characters, which terminals interpret.
 func oneLine(s string, limit int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == utf8.RuneError {
@@ -297,7 +297,7 @@ func oneLine(s string, limit int) string {
 	return s
 }
 
-// Bounds of what a command shows.
+// Bounds of --limit and --days.
 const (
 	maxLimit = 100_000
 	maxDays  = 3660
@@ -321,7 +321,7 @@ func limited(o *options, flags *pflag.FlagSet) {
 	number(&o.limit, "limit", 20, maxLimit, "list at most this many")(o, flags)
 }
 
-// recorded adds the flags of commands whose operator is recorded.
+// recorded adds --by and --why to a command that records its operator.
 func recorded(o *options, flags *pflag.FlagSet) {
 	flags.StringVar(&o.by.Who, "by", osUser(), "record this name as the operator")
 	flags.StringVar(&o.by.Why, "why", "", "record this reason")

@@ -28,7 +28,7 @@ discard it. Every action is recorded with its operator, time and reason.`,
 		newFailedExport, newFailedWaiting, newFailedRetry, newFailedSkip)
 }
 
-// selection is the flags that select failed messages.
+// selection holds the flags that select failed messages.
 type selection struct {
 	operate.Selection
 
@@ -43,16 +43,15 @@ func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Reason, "reason", "", "select this reason: malformed, invalid, refused, conflict, too_large, handler_error or panic")
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
-	flags.Var((*moment)(&s.Since), "since", "select what failed since then: 2h or 2006-01-02T15:04:05Z")
-	flags.Var((*moment)(&s.Until), "until", "select what failed before then")
+	flags.Var((*moment)(&s.Since), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")
+	flags.Var((*moment)(&s.Until), "until", "select failures before this time")
 }
 
 func (s *selection) stateFlag(value string) flag {
 	return text(&s.state, "state", value, "select this state: waiting, stopped, resolved or all")
 }
 
-// failedQuery completes a command that prints something about the failed messages
-// that its flags select.
+// failedQuery is query for a command whose flags select failed messages.
 func failedQuery[T any](opts *options, cmd *cobra.Command, read func(*call, failed.Filter) (T, error), write func(io.Writer, T),
 	flags ...flag,
 ) *cobra.Command {
@@ -78,7 +77,7 @@ func (s *selection) filter(c *call) (failed.Filter, error) {
 	return f, c.Operator.Known(c.ctx, f)
 }
 
-// toActOn returns the filter of the flags and the arguments for an action. They
+// toActOn returns the filter that the flags and arguments of an action select. They
 // must name messages that exist and are stopped.
 func (s *selection) toActOn(c *call) (failed.Filter, error) {
 	ids, err := entryIDs(c.args)
@@ -144,8 +143,8 @@ func (m *moment) Set(text string) error {
 	return fmt.Errorf("expected a duration such as 2h or a time such as 2006-01-02T15:04:05Z")
 }
 
-// act completes a command that acts on the selected stopped messages. It prints
-// the outcome even if the action ended early.
+// act is operation for a command that acts on the selected stopped messages. It
+// prints the outcome even if the action ended early.
 func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace,
 	do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error), flags ...flag,
 ) *cobra.Command {
@@ -195,7 +194,7 @@ func writeOutcome(w io.Writer, done string, o failed.Outcome) {
 	}
 }
 
-// state is the state of an entry, and what more there is to say about it.
+// state returns the state of an entry, or its resolution, or "edited".
 func state(e failed.Entry) string {
 	switch {
 	case e.Resolution != "":
@@ -207,7 +206,7 @@ func state(e failed.Entry) string {
 	}
 }
 
-// printDiff prints what was changed in the payload of an entry, or none.
+// printDiff prints the changes to the payload of an entry, or none if there are none.
 func (c *call) printDiff(e failed.Entry, none string) error {
 	diff := failed.Diff(e)
 
@@ -222,7 +221,7 @@ func (c *call) printDiff(e failed.Entry, none string) error {
 		fmt.Fprintln(c.out(), none)
 	}
 
-	for line := range strings.Lines(diff) { // not a table: a payload has tabs
+	for line := range strings.Lines(diff) { // not a table, because payloads contain tabs
 		fmt.Fprintln(c.out(), oneLine(strings.TrimRight(line, "\r\n"), 4000))
 	}
 

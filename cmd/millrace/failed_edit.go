@@ -88,7 +88,7 @@ func (c *call) editFrom(name string, save func([]byte) error) error {
 	return save(compact(payload))
 }
 
-// editIn lets a person edit payload until it can be saved, or they give up. A
+// editIn lets the operator edit payload until it can be saved or they give up. A
 // draft that cannot be saved is kept.
 func (c *call) editIn(payload []byte, save func([]byte) error) error {
 	shown := failed.Pretty(payload)
@@ -110,7 +110,7 @@ func (c *call) editIn(payload []byte, save func([]byte) error) error {
 		}
 
 		if string(edited) == shown {
-			edited = payload // not even the spaces changed
+			edited = payload // unchanged, so keep the original white space
 		} else {
 			edited = compact(edited)
 		}
@@ -148,8 +148,8 @@ func writeDraft(text string) (name string, err error) {
 	return draft.Name(), nil
 }
 
-// compact removes the spaces that made JSON legible, and from other text the line
-// end that editors add.
+// compact removes the indentation of JSON. From other text it removes the final
+// newline, which editors add.
 func compact(text []byte) []byte {
 	if json.Valid(text) {
 		return failed.Compact(text)
@@ -158,8 +158,8 @@ func compact(text []byte) []byte {
 	return bytes.TrimSuffix(text, []byte("\n"))
 }
 
-// runEditor opens a file as git does, where the variable may hold arguments, and
-// returns its content afterwards.
+// runEditor opens a file in the editor and returns its content afterwards. Like
+// git, it allows arguments in the variable.
 func runEditor(name string) ([]byte, error) {
 	editor := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"), "vi")
 	cmd := exec.Command("sh", "-c", editor+` "$1"`, "sh", name) //nolint:gosec // the operator's own command, on the operator's machine

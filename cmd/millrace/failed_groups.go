@@ -8,7 +8,7 @@ import (
 
 func newFailedGroups(opts *options) *cobra.Command {
 	return failedQuery(opts, &cobra.Command{
-		Use: "groups", Short: "List the messages that failed for the same cause together, largest group first",
+		Use: "groups", Short: "Group failed messages by cause, largest group first",
 		Example: "  millrace failed groups --since 24h",
 	}, func(c *call, f failed.Filter) ([]failed.Group, error) {
 		return c.Failed.Groups(c.ctx, f, failed.GroupsAfter{}, c.limit)

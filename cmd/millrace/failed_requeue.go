@@ -12,15 +12,15 @@ func newFailedRequeue(opts *options) *cobra.Command {
 	var pace failed.Pace
 
 	return act(opts, &cobra.Command{
-		Use: "requeue [ID...]", Short: "Retry stopped messages in order of their arrival",
-		Long: `Retry stopped messages in the consumer that failed, and in no other, in order of
-their arrival per key. An edited message is sent as edited. Messages keep their
-ids, so none is applied twice.
+		Use: "requeue [ID...]", Short: "Retry stopped messages in order of arrival",
+		Long: `Retry stopped messages in order of arrival per key. Only the consumer that failed
+receives them, and edited messages are retried with the edited payload. Messages
+keep their ids, so none is applied twice.
 
 A message whose payload the consumer would reject is refused and stays stopped:
-edit or discard it. So is a message behind an older stopped one of its key, since
-order is kept; --out-of-order requeues it anyway. Ctrl-C stops between two
-messages; run the same command again to continue.`,
+edit or discard it. A message behind an older stopped one of its key is refused
+too, to keep the order; --out-of-order requeues it anyway. Ctrl-C stops between
+two messages; run the same command again to continue.`,
 		Example: `  millrace failed requeue 17 18
   millrace failed requeue --group 4be1a2c09f3d --rate 50 --why "fixed in 1.4.2"`,
 		PreRunE: func(*cobra.Command, []string) error {

@@ -17,7 +17,7 @@ func newFailedShow(opts *options) *cobra.Command {
 	var diff bool
 
 	return operation(opts, &cobra.Command{
-		Use: "show ID", Short: "Show a failed message as it arrived, why it failed, and what was done with it",
+		Use: "show ID", Short: "Show a failed message, why it failed, and what operators did with it",
 		Example: `  millrace failed show 17
   millrace failed show 17 --diff`,
 	}, func(c *call) error {
@@ -36,7 +36,7 @@ func newFailedShow(opts *options) *cobra.Command {
 		default:
 			return c.print(shown, func(w io.Writer) { writeEntry(w, shown) })
 		}
-	}, yes(&diff, "diff", "show only what was changed in the payload"))
+	}, yes(&diff, "diff", "show only the changes to the payload"))
 }
 
 func writeEntry(w io.Writer, e failed.Exported) {

@@ -189,7 +189,7 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 func TestFailedEditValidatesAndLetsEditAgain(t *testing.T) {
 	url, pool := stopped(t, `{"order":{"id":"o","product_id":"p","quantity":0,"total_amount":1}}`)
 
-	// The first time it makes it worse, the second time right.
+	// The first edit makes it worse, the second one fixes it.
 	editor(t, `[ "$1" = --wait ] || exit 9
 if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "$2"; else sed -i 's/"quantity": -1/"quantity": 3/' "$2"; fi`)
 

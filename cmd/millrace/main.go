@@ -1,4 +1,4 @@
-// Command millrace runs the service and works on what it keeps.
+// Command millrace runs the service and operates on its data.
 package main
 
 import (
@@ -17,7 +17,7 @@ var version = "dev"
 
 func main() {
 	stopping := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
+	if !signal.Ignored(syscall.SIGHUP) { // nohup ignores it
 		stopping = append(stopping, syscall.SIGHUP)
 	}
 
@@ -34,7 +34,7 @@ func main() {
 	}
 }
 
-// Errors of commands that have listed the messages.
+// Errors of commands that have already listed the messages.
 var (
 	errRejected = event.Errorf(operate.Rejected, "some messages were rejected and not published")
 	errRefused  = event.Errorf(operate.Rejected, "some messages were refused and stay stopped")

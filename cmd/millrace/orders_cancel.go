@@ -12,12 +12,12 @@ func newOrdersCancel(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "cancel ID", Short: "Request the cancellation of an order",
-		Long: `Request the cancellation of an order, whatever it is waiting for: the stock that
-it holds is released, and a payment is refunded. An order that has already ended
-stays as it is, and orders.cancel.refused is published.`,
+		Long: `Request the cancellation of an order: its stock is released, and its payment, if
+any, is refunded. An order that has already ended is not changed, and
+orders.cancel.refused is published.`,
 		Example: `  millrace orders cancel order_123 --reason "changed my mind"`,
 	}, func(c *call) error {
-		// The request may precede the order, but a person means one that exists.
+		// The event may precede its order, but an operator means one that exists.
 		if _, err := c.Orders.Show(c.ctx, c.args[0]); err != nil {
 			return err
 		}

@@ -30,11 +30,11 @@ func newPaymentsLedger(opts *options) *cobra.Command {
 
 		return c.writeLedger(from)
 	}, func(_ *options, flags *pflag.FlagSet) {
-		flags.DurationVar(&since, "since", 24*time.Hour, "go back this far; 0 lists everything")
+		flags.DurationVar(&since, "since", 24*time.Hour, "list captures of this last period; 0 lists all")
 	})
 }
 
-// writeLedger aligns a few hundred lines at a time: a ledger has no end.
+// writeLedger aligns a few hundred lines at a time, because ledgers are large.
 func (c *call) writeLedger(from time.Time) error {
 	const together = 500
 

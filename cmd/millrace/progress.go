@@ -12,10 +12,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// quietFor is how often progress is written where no person watches.
+// quietFor is the interval of progress lines if stderr is not a terminal.
 const quietFor = 5 * time.Second
 
-// showProgress shows a bar to people, and a line now and then to others.
+// showProgress shows a progress bar on a terminal, and lines elsewhere.
 func showProgress(what string) (progress func(at, total int64), done func()) {
 	if isatty.IsTerminal(os.Stderr.Fd()) {
 		bar := progressbar.NewOptions64(1, progressbar.OptionSetWriter(os.Stderr),
@@ -38,7 +38,7 @@ func showProgress(what string) (progress func(at, total int64), done func()) {
 	}, func() {}
 }
 
-// open opens a file, "-" for standard input, with a progress bar for people.
+// open opens a file, "-" for standard input, with a progress bar on a terminal.
 func open(name string) (io.ReadCloser, error) {
 	if name == "-" {
 		return watched(os.Stdin, -1), nil

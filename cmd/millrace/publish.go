@@ -15,8 +15,8 @@ import (
 // publishBatch is how many messages go into the outbox in one transaction.
 const publishBatch = 500
 
-// maxLine is the longest line that publish reads. It exceeds the limit of a
-// message, so that a message that is too large can be told from a broken file.
+// maxLine is the longest line that publish reads. It exceeds the size limit of a
+// message, to distinguish a large message from a broken file.
 const maxLine = 16 << 20
 
 func newPublish(opts *options) *cobra.Command {
@@ -54,7 +54,7 @@ published; each is listed with its line and the reason.`,
 	})
 }
 
-// publication is what publish did; it is also its JSON output.
+// publication is the result of publish, and its JSON output.
 type publication struct {
 	Topic     string      `json:"topic"`
 	Published int         `json:"published"`

@@ -11,10 +11,10 @@ import (
 
 func newStatus(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
-		Use: "status", Short: "Show what works, what is paused and why, and what is waiting",
+		Use: "status", Short: "Show dependencies, consumers and the number of pending messages",
 		Long: `Ask the service at http.addr for its dependencies and consumers, and Postgres for
-what is waiting. Exit code 1 if the service does not answer, or something is paused or
-unavailable.`,
+waiting messages. Exit code 1 if the service does not answer, or if anything is
+paused or unavailable.`,
 		Example: "  millrace status",
 	}, func(c *call) error {
 		status := c.Operator.Status(c.ctx, c.cfg.HTTP.Addr)

@@ -32,10 +32,10 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"millrace": main, "localpg": startPostgres})
 }
 
-// startPostgres starts a Postgres in a directory. It is a program of its own,
+// startPostgres starts a Postgres in a directory. It is a separate program,
 // because root starts Postgres as another user.
 func startPostgres() {
-	_ = os.Unsetenv("TMPDIR") // that of a script keeps this user out
+	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's
 
 	if _, err := localpg.Start(context.Background(), os.Args[1], nil, slog.New(slog.DiscardHandler)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -43,7 +43,7 @@ func startPostgres() {
 	}
 }
 
-// Each story in testdata/stories tells what an operator does and sees when
+// Each story in testdata/stories shows what an operator does and sees when
 // something fails, on the embedded broker and on Kafka. `make stories` prints
 // them. A story has the commands of testscript and those below.
 func TestStories(t *testing.T) {
@@ -54,26 +54,25 @@ func TestStories(t *testing.T) {
 		t.Fatalf("found no stories: %v", err)
 	}
 
-	slices.Reverse(files) // postgres_down begins first: it takes longest
+	slices.Reverse(files) // postgres_down takes longest, so it starts first
 
-	// Stories wait most of the time, so more of them go on at once than there are
-	// processors.
-	var told sync.WaitGroup
+	// Stories mostly wait, so more of them run at once than there are processors.
+	var brokers sync.WaitGroup
 
 	for _, kind := range []string{broker.Embedded, broker.Kafka} {
-		told.Go(func() {
+		brokers.Go(func() {
 			t.Run(kind, func(t *testing.T) {
 				var stories sync.WaitGroup
 
-				places := make(chan struct{}, 2)
+				slots := make(chan struct{}, 2)
 
 				for _, file := range files {
-					places <- struct{}{}
+					slots <- struct{}{}
 
 					stories.Go(func() {
-						defer func() { <-places }()
+						defer func() { <-slots }()
 
-						t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) { tell(t, kind, file) })
+						t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) { runStory(t, kind, file) })
 					})
 				}
 
@@ -82,10 +81,10 @@ func TestStories(t *testing.T) {
 		})
 	}
 
-	told.Wait()
+	brokers.Wait()
 }
 
-func tell(t *testing.T, kind, file string) {
+func runStory(t *testing.T, kind, file string) {
 	t.Helper()
 
 	s := &story{t: t, kind: kind, port: brokertest.FreePort(t), prefix: brokertest.Topic() + "."}
@@ -100,21 +99,21 @@ func tell(t *testing.T, kind, file string) {
 	})
 }
 
-// plain runs a script as the test itself, not as a subtest: its name is told
-// already.
+// plain runs a script as the test itself instead of a subtest, whose name would
+// repeat the test's.
 type plain struct{ *testing.T }
 
 func (p plain) Run(_ string, f func(testscript.T)) { f(p) }
 func (plain) Parallel()                            {}
 func (plain) Verbose() bool                        { return testing.Verbose() }
 
-// story is what runs while a script does.
+// story holds what a running script uses.
 type story struct {
 	t      *testing.T
 	kind   string
 	port   string
 	prefix string
-	// variables are the names of those that programs are to have.
+	// variables are the names of the environment variables passed to programs.
 	variables []string
 	service   *exec.Cmd
 	log       string
@@ -125,7 +124,7 @@ type story struct {
 }
 
 func (s *story) setup(env *testscript.Env) error {
-	env.Defer(s.end) // while the directory is there
+	env.Defer(s.end) // before the directory is removed
 
 	url := pgtest.URL(s.t)
 	s.log = filepath.Join(env.WorkDir, "service.log")
@@ -167,9 +166,9 @@ func (s *story) end() {
 	}
 }
 
-// serve [NAME=VALUE...] starts the service and waits until it is ready; what is
-// set stays set for all that follows. `serve stop` drains it, `serve kill` kills
-// it as kill -9 does.
+// serve [NAME=VALUE...] starts the service and waits until it is ready. The
+// variables stay set for later commands. `serve stop` drains the service, `serve
+// kill` sends SIGKILL.
 func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 1 && (args[0] == "stop" || args[0] == "kill") {
 		signal := syscall.SIGTERM
@@ -214,7 +213,7 @@ func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func (s *story) command(ts *testscript.TestScript, args ...string) *exec.Cmd {
-	// The script's PATH has the program under test.
+	// The script's PATH contains the program under test.
 	path := args[0]
 
 	for dir := range strings.SplitSeq(ts.Getenv("PATH"), string(os.PathListSeparator)) {
@@ -235,11 +234,11 @@ func (s *story) command(ts *testscript.TestScript, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// patience is how long a story waits for what is to come.
+// patience is how long a story waits for an expected result.
 const patience = 90 * time.Second
 
 // eventually REGEXP COMMAND... runs a program, sql or get until its output
-// matches, and prints what it says then.
+// matches, and prints that output.
 func (s *story) eventually(ts *testscript.TestScript, _ bool, args []string) {
 	wanted, err := regexp.Compile("(?ms)" + args[0])
 	ts.Check(err)
@@ -253,10 +252,10 @@ func (s *story) eventually(ts *testscript.TestScript, _ bool, args []string) {
 		case "get":
 			out, err = s.fetch(args[2])
 		default:
-			var said []byte
+			var output []byte
 
-			said, err = s.command(ts, args[1:]...).CombinedOutput()
-			out = string(said)
+			output, err = s.command(ts, args[1:]...).CombinedOutput()
+			out = string(output)
 		}
 
 		if wanted.MatchString(out) {
@@ -264,15 +263,15 @@ func (s *story) eventually(ts *testscript.TestScript, _ bool, args []string) {
 		}
 
 		if time.Now().After(deadline) {
-			ts.Fatalf("waited in vain for %q from %v; it says (%v):\n%s", args[0], args[1:], err, out)
+			ts.Fatalf("no %q from %v in time; the last output is (%v):\n%s", args[0], args[1:], err, out)
 		}
 	}
 
 	fmt.Fprint(ts.Stdout(), out)
 }
 
-// note NAME REGEXP keeps what the parentheses match in the last output, as a
-// variable.
+// note NAME REGEXP sets a variable to what the group of REGEXP matches in the last
+// output.
 func (*story) note(ts *testscript.TestScript, _ bool, args []string) {
 	found := regexp.MustCompile("(?m)" + args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
 	if found == nil {
@@ -282,8 +281,8 @@ func (*story) note(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
-// lines FILE COUNT TEMPLATE writes lines: in each {i} is its number, and {i%N}
-// the remainder.
+// lines FILE COUNT TEMPLATE writes lines from a template, in which {i} is the
+// number of the line and {i%N} its remainder.
 func (s *story) lines(ts *testscript.TestScript, _ bool, args []string) {
 	count, err := strconv.Atoi(args[1])
 	ts.Check(err)
@@ -304,9 +303,9 @@ func (s *story) lines(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text.String()), 0o600))
 }
 
-// load TOPIC FILE COUNT publishes the lines of a file, COUNT a second, while the
-// story runs: to Kafka itself as any producer does, or through the outbox,
-// again and again until it is taken. `load end` waits until all are published.
+// load TOPIC FILE COUNT publishes the lines of a file, COUNT per second, while the
+// story runs: directly to Kafka, as any producer does, or through the outbox, with
+// retries. `load end` waits until all are published.
 func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
 	if args[0] == "end" {
 		<-s.loaded
@@ -319,7 +318,7 @@ func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
 	count, err := strconv.Atoi(args[2])
 	ts.Check(err)
 
-	// The script is another goroutine's from here on.
+	// The goroutine below must not use ts.
 	cmd := s.command(ts, "millrace", "publish", topic, "--file", "-")
 	publish := func(part []string) { s.publish(cmd, part) }
 
@@ -340,7 +339,7 @@ func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
 			publish(part)
 
 			next = next.Add(time.Second)
-			time.Sleep(time.Until(next)) // not at all, to catch up
+			time.Sleep(time.Until(next)) // returns at once if late
 		}
 	}()
 }
@@ -372,7 +371,7 @@ func (s *story) publish(like *exec.Cmd, lines []string) {
 	}
 }
 
-// sql STATEMENTS, or sql FILE.sql, runs statements and prints what they find.
+// sql STATEMENTS, or sql FILE.sql, runs statements and prints the rows.
 func (*story) sql(ts *testscript.TestScript, _ bool, args []string) {
 	statements := args[0]
 	if strings.HasSuffix(statements, ".sql") {
@@ -407,7 +406,7 @@ func runSQL(ts *testscript.TestScript, statements string) (string, error) {
 	return out.String(), nil
 }
 
-// get PATH asks the service by HTTP.
+// get PATH prints the service's response to a GET.
 func (s *story) get(ts *testscript.TestScript, _ bool, args []string) {
 	out, err := s.fetch(args[0])
 	ts.Check(err)
@@ -431,8 +430,8 @@ func (s *story) fetch(path string) (string, error) {
 	return string(body), err
 }
 
-// postgres up starts a server of the story's own, down ends it, and `up SPAN`
-// starts it again when it has been down for so long.
+// `postgres up` starts a separate server for the story, `postgres down` stops it,
+// and `postgres up SPAN` restarts it once it has been down for that long.
 func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
 	switch {
 	case args[0] == "down":
@@ -443,10 +442,10 @@ func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
 	case len(args) == 2:
 		span, err := time.ParseDuration(args[1])
 		ts.Check(err)
-		time.Sleep(time.Until(s.downSince.Add(span))) // it is the time that matters here
+		time.Sleep(time.Until(s.downSince.Add(span))) // the story needs this much time to pass
 	default:
-		// Its user, who is not root, must get to the directory, which those of
-		// the testing package do not allow.
+		// Postgres does not run as root, and other users cannot enter the
+		// directories of the testing package.
 		home, err := os.MkdirTemp("", "millrace-story-*")
 		ts.Check(err)
 		ts.Check(os.Chmod(home, 0o755))

@@ -10,9 +10,9 @@ import (
 
 func newTail(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
-		Use: "tail TOPIC", Short: "Print the messages that pass on a topic until Ctrl-C",
-		Long: `Print the messages that pass on a topic from now on, until Ctrl-C; with --json, one
-object per line. Consumers still receive every message: the command reads Kafka
+		Use: "tail TOPIC", Short: "Print the messages of a topic as they arrive, until Ctrl-C",
+		Long: `Print the messages that arrive on a topic from now on, until Ctrl-C; with --json,
+one object per line. Consumers still receive every message: the command reads Kafka
 without a consumer group, and RabbitMQ through a queue of its own. On the embedded
 broker it asks the service at http.addr for the messages that it delivers.`,
 		Example: `  millrace tail orders.created

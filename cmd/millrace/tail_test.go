@@ -63,7 +63,7 @@ func TestTailShowsWhatPasses(t *testing.T) {
 		}
 	}()
 
-	// Tail reads from the present; nobody says when that is.
+	// tail reads from its start, but does not report when that is.
 	var got *operate.Passing
 
 	for deadline := time.Now().Add(30 * time.Second); got == nil && time.Now().Before(deadline); {

@@ -39,7 +39,7 @@ func writeUpkeep(w io.Writer, done operate.Upkeep) {
 	}
 }
 
-// describe says in a line which transaction is open.
+// describe identifies an open transaction in one line.
 func describe(t upkeep.Transaction) string {
 	return fmt.Sprintf("%s %q, pid %d, %s, on %s, open for %s", t.Kind, oneLine(t.Name, 64), t.PID, t.State, t.Database, t.Age.Round(time.Second))
 }

@@ -18,8 +18,8 @@ events. Do not restore older backups of the keys (table user_keys).
 
 Notifications to the user are deleted, waiting messages about the user are
 withdrawn, and failed messages lose their content. Run the command again if a
-late message about the user fails. It does not reach tracked events (they expire
-after analytics.retention), brokers or other systems.`,
+late message about the user fails. The command does not reach tracked events (they
+expire after analytics.retention), brokers or other systems.`,
 		Example: "  millrace users erase alice",
 	}, func(c *call) (consumer.Erasure, error) { return c.Router.Erase(c.ctx, c.args[0], c.by) },
 		func(w io.Writer, done consumer.Erasure) {

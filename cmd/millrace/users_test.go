@@ -8,7 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// What the commands of the guide's parts say, beside a running service.
+// The commands of the guide's parts, next to a running service.
 func TestTheCommandsOfTheGuide(t *testing.T) {
 	t.Parallel()
 
@@ -23,7 +23,7 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 	s.Messages("user.updated", 1)
 	s.Messages("analytics.track", 1)
 	s.WaitUntilIdle()
-	pgtest.Eventually(t, "the projection follows", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
+	pgtest.Eventually(t, "the projection catches up", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
 
 	for _, c := range []struct {
 		args string

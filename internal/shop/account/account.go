@@ -24,8 +24,8 @@ type Accounts struct {
 // New returns the handlers.
 func New(users *user.Service) *Accounts { return &Accounts{users: users} }
 
-// Create creates users and welcomes them. It accepts a user who exists already
-// with the same profile and rejects one who exists with another.
+// Create creates users and welcomes them. It accepts a user who already exists
+// with the same profile and rejects one who exists with a different profile.
 func (a *Accounts) Create(ctx context.Context, tx pgx.Tx, events []event.Event[UserCreated]) ([]event.Outgoing, error) {
 	return apply(ctx, a, tx, events, func(p UserCreated) event.Payload { return p })
 }

@@ -195,7 +195,7 @@ func (l LegacyEvent) Key() string {
 }
 
 // Subject implements event.Personal. It also reads the id under its old name,
-// which a message that has both keeps.
+// because Transform keeps both names if a message has both.
 func (l LegacyEvent) Subject() string {
 	old, _ := l.fields.text("userId")
 

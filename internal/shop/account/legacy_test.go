@@ -53,7 +53,7 @@ func TestValidateRequiresUserAndAction(t *testing.T) {
 	t.Parallel()
 
 	for _, c := range []struct{ text, says string }{
-		{`{"user_id":"1","action":"delete"}`, ""}, // which actions there are is for Process to say
+		{`{"user_id":"1","action":"delete"}`, ""}, // Process, not Validate, checks which action it is
 		{`{}`, "action: is missing, expected create or update; user_id: is missing"},
 		{`{"user_id":1,"action":"create"}`, "user_id: is not a JSON string"},
 		{`{"user_id":null,"action":"create"}`, "user_id: is not a JSON string"},
@@ -147,7 +147,7 @@ func FuzzLegacy(f *testing.F) {
 		var rejection *event.RejectError
 		if err != nil {
 			if !errors.As(err, &rejection) || err.Error() == "" {
-				t.Errorf("not a rejection with a text: %v", err)
+				t.Errorf("not a rejection with a message: %v", err)
 			}
 
 			return
@@ -159,13 +159,13 @@ func FuzzLegacy(f *testing.F) {
 
 		again := Transform(payload.fields)
 		if diff := cmp.Diff(payload.fields, again); diff != "" {
-			t.Errorf("transforming twice is not as once: %s", diff)
+			t.Errorf("transforming twice differs from transforming once: %s", diff)
 		}
 	})
 }
 
-// One value that the table users cannot hold would stop the projection for
-// everybody: what is accepted can be stored.
+// A value that the table users cannot hold would stop the projection for all
+// users, so everything that is accepted must be storable.
 func TestWhatIsAcceptedCanBeStored(t *testing.T) {
 	t.Parallel()
 
@@ -186,7 +186,7 @@ func TestWhatIsAcceptedCanBeStored(t *testing.T) {
 		}
 
 		if err == nil && stored != nil {
-			t.Errorf("%.40s is accepted, and Postgres says %v", value, stored)
+			t.Errorf("%.40s is accepted, but Postgres reports %v", value, stored)
 		}
 	}
 

@@ -31,7 +31,7 @@ const (
 	maxValue      = 8 << 10 // bytes of a value
 )
 
-// UserCreated asks for a user.
+// UserCreated requests a new user.
 type UserCreated struct {
 	User NewUser `json:"user"`
 }
@@ -64,7 +64,7 @@ func (p UserCreated) Validate() error {
 	)
 }
 
-// UserUpdated asks to change fields of a user.
+// UserUpdated requests changes to fields of a user.
 type UserUpdated struct {
 	UserID  string      `json:"user_id"`
 	Updates user.Update `json:"updates"`
@@ -98,7 +98,7 @@ func (p UserUpdated) Validate() error {
 	return errors.Join(append(errs, checkProperties("updates.", u.Properties))...)
 }
 
-// ProfileUpdated has the fields of a user that changed, with their new values.
+// ProfileUpdated holds the fields of a user that changed, with their new values.
 type ProfileUpdated struct {
 	UserID  string          `json:"user_id"`
 	Changes user.Properties `json:"changes"`
@@ -145,7 +145,7 @@ func checkEmail(field, email string) error {
 }
 
 // checkProperties reports properties that are too many, too large or not storable
-// as jsonb, in order of their names.
+// as jsonb, in order of name.
 func checkProperties(prefix string, properties user.Properties) error {
 	if len(properties) > maxProperties {
 		return fmt.Errorf("%sproperties: has %d fields beyond name and email, expected at most %d", prefix, len(properties), maxProperties)

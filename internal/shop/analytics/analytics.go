@@ -243,7 +243,7 @@ func (s *Service) Top(ctx context.Context, days, limit int) ([]Count, error) {
 	return counts, nil
 }
 
-// Day is how often one event, or any, occurred on a day (UTC).
+// Day is how often one event, or all together, occurred on a day (UTC).
 type Day struct {
 	Day   time.Time `json:"day"`
 	Count int64     `json:"count"`

@@ -79,7 +79,7 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 	add("view", now.AddDate(0, 0, -1), 2)
 	add("view", now.AddDate(-20, 0, 0), 1)
 
-	for range 2 { // counts add up
+	for range 2 { // counts accumulate
 		err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
 			_, err := s.Track(t.Context(), tx, events)
 
@@ -100,7 +100,7 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 		t.Errorf("daily: got %v, %v", daily, err)
 	}
 
-	// A week later, what is past its retention is gone, and the counts are not.
+	// A week later expired events are gone, but the counts remain.
 	if _, err := s.Clean(t.Context(), now.AddDate(0, 0, 7)); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, pool, `SELECT sum(count)::int FROM analytics_daily`); n != 22 {
-		t.Errorf("the counts say %d", n)
+		t.Errorf("the counts add up to %d", n)
 	}
 }
 
@@ -126,7 +126,7 @@ func FuzzTracked(f *testing.F) {
 
 		var rejection *event.RejectError
 		if err != nil && (!errors.As(err, &rejection) || err.Error() == "") {
-			t.Errorf("not a rejection with a text: %v", err)
+			t.Errorf("not a rejection with a message: %v", err)
 		}
 
 		if err == nil && (tracked.Event == "" || tracked.Timestamp.Year() < 1970 || tracked.Timestamp.Year() > 9998) {

@@ -10,8 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// New returns an auditor of the shop in the database of pool and of the record
-// of gateway.
+// New returns an auditor of the shop's database and of the gateway's record.
 func New(pool *pgxpool.Pool, gateway payment.Gateway) *invariant.Auditor {
 	return invariant.New(pool, orders(), contents(), products(), transactions(), captures(gateway), users(), effects())
 }

@@ -44,8 +44,8 @@ func (l *ledger) Ledger(_ context.Context, since time.Time, fn func(payment.Entr
 }
 
 // healthy runs orders, users and a bad message through the service until all are
-// processed, and returns the database with a gateway that agrees. Everything is
-// dated a day back.
+// processed, and returns the database with a gateway that agrees. It backdates
+// everything by a day.
 func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 	t.Helper()
 
@@ -83,7 +83,7 @@ func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 		t.Fatalf("the gateway has %v, %v", gateway.entries, err)
 	}
 
-	pgtest.Eventually(t, "the projection has followed", func() bool {
+	pgtest.Eventually(t, "the projection catches up", func() bool {
 		return apptest.Value[bool](s, `SELECT coalesce((SELECT position FROM projections) >= max(position) AND (SELECT count(*) FROM users) = 1, false) FROM events`)
 	})
 	s.Stop()
@@ -275,7 +275,7 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 			corrupt: `UPDATE failed_messages SET payload = 'edited'`,
 		},
 		{
-			name: "a key waits for nothing", want: "waiting", id: "c k",
+			name: "a waiting key has no waiting message", want: "waiting", id: "c k",
 			corrupt: `INSERT INTO failed_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
 		},
 	} {
@@ -463,7 +463,7 @@ func TestAnAuditBlocksNeitherWritersNorProjections(t *testing.T) {
 
 		if ids := pgtest.Value[int](t, pool, `
 			SELECT count(backend_xid)::int FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); ids > 0 {
-			t.Error("the audit has a transaction id, which readers of all events wait for")
+			t.Error("the audit has a transaction id, so readers of all events wait for it")
 		}
 	}})
 }
@@ -473,7 +473,7 @@ func TestARefundedSecondCaptureIsNotAViolation(t *testing.T) {
 
 	pool, gateway := healthy(t)
 
-	// Package fulfilment records superfluous captures so: the payment is the first
+	// Package fulfilment records superfluous captures this way: the payment is the first
 	// capture, the others are in the stream only.
 	execute(t, pool, `
 		INSERT INTO events (stream, version, type, data, message_id)

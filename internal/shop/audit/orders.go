@@ -111,8 +111,8 @@ func orders() invariant.Source {
 			{
 				Name:  "in-flight",
 				Means: "Every order is in a final state, or in progress, or has a stopped message.",
-				Advice: "Look at the order with `millrace orders show ID` and at its messages with `millrace trace`. If its topic has a backlog on the broker, wait. " +
-					"Otherwise publish the message again that should have followed: a message that was applied is not applied twice.",
+				Advice: "Inspect the order with `millrace orders show ID` and its messages with `millrace trace`. If its topic has a backlog on the broker, wait. " +
+					"Otherwise publish the missing follow-up message again: no message is applied twice.",
 				Fault: `CASE WHEN status IN ('created', 'inventory_reserved', 'paid') AND old AND NOT pending
 					THEN format('has been %s for too long, and no message about it is pending', status) END`,
 			},
@@ -140,7 +140,7 @@ func orders() invariant.Source {
 					WHEN types & ` + terminal + ` <> 0 AND types & ` + bits("OrderPaid", "InventoryReserved") + ` <> 0 AND folded IN ('created', 'inventory_reserved', 'paid') THEN 'continued after its end'
 					WHEN types & ` + bits("OrderPaid", "PaymentFailed") + ` <> 0 AND types & ` + reserved + ` = 0 THEN 'was charged, but stock was never reserved'
 					WHEN types & ` + bits("OrderCompleted") + ` <> 0 AND types & ` + paid + ` = 0 THEN 'was completed, but never paid'
-					WHEN types & ` + bits("InventoryUnavailable") + ` <> 0 AND types & ` + reserved + ` <> 0 THEN 'both got stock and got none'
+					WHEN types & ` + bits("InventoryUnavailable") + ` <> 0 AND types & ` + reserved + ` <> 0 THEN 'both has stock and lacks it'
 					WHEN refunded > paid THEN 'was refunded more often than it was paid'
 					WHEN types & ` + bits("PaymentRefunded", "PaymentCapturedLate") + ` = ` + refunded + ` AND coalesce(refunds, 0) = 0 THEN 'was refunded, but its payment is not marked as refunded'
 					WHEN types & ` + refunded + ` = 0 AND refunds > 0 THEN 'has a refunded payment, but no refund in its history' END`,
@@ -154,7 +154,7 @@ func orders() invariant.Source {
 					WHEN status IS NULL AND stream_version IS NOT NULL THEN 'has a stream but no row'
 					WHEN status IS NOT NULL AND stream_version IS NULL THEN 'has a row but no stream'
 					WHEN types & ` + bits("OrderCreated") + ` = 0 THEN 'has a stream that does not begin with OrderCreated'
-					WHEN status <> folded THEN format('is %s, but %s by its stream', status, folded)
+					WHEN status <> folded THEN format('is %s, but its stream says %s', status, folded)
 					WHEN version <> stream_version THEN format('is at version %s, but its stream at %s', version, stream_version) END`,
 				Repair: repairOrder,
 			},
@@ -177,7 +177,7 @@ func contents() invariant.Source {
 			Fault: `CASE
 				WHEN (data ->> 'total_amount')::numeric <> total_amount OR data ->> 'currency' <> currency
 					THEN format('has the total %s %s, but was created with %s %s', trim_scale(total_amount), currency, data ->> 'total_amount', data ->> 'currency')
-				WHEN data -> 'lines' <> lines THEN 'has other lines than it was created with' END`,
+				WHEN data -> 'lines' <> lines THEN 'has different lines than it was created with' END`,
 		}},
 	}
 }

@@ -23,7 +23,7 @@ func transactions() invariant.Source {
 		Checks: []invariant.Check{{
 			Name:   "transactions",
 			Means:  "A capture pays for one order.",
-			Advice: "Ask the payment provider which of the orders the capture belongs to; the other was delivered without a payment.",
+			Advice: "Ask the payment provider which order the capture belongs to; the other was delivered without a payment.",
 			Fault:  `format('pays for %s orders, among them %s and %s', uses, first, last)`,
 		}},
 	}
@@ -73,7 +73,7 @@ const ledgerChunk = 5000
 // table. It does so in short transactions before the snapshot: a snapshot that
 // writes has a transaction id, which projections wait for.
 func loadLedger(ctx context.Context, conn *pgx.Conn, gateway payment.Gateway, last time.Duration) error {
-	// The time precedes the reading: the record need not have later captures.
+	// Taken before reading: the copy may lack later captures.
 	_, err := conn.Exec(ctx, `
 		CREATE TEMPORARY TABLE audit_ledger (
 			order_id text NOT NULL, transaction_id text NOT NULL, amount text NOT NULL, currency text NOT NULL,

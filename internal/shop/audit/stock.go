@@ -39,7 +39,7 @@ func products() invariant.Source {
 			},
 			{
 				Name:   "reservations",
-				Means:  "Reserved stock is what orders in state inventory_reserved or paid hold; sold stock is what completed orders received.",
+				Means:  "Reserved stock matches the orders in state inventory_reserved or paid; sold stock matches the completed orders.",
 				Advice: "`--repair` sums up the orders under the lock of the product's row, and sets reserved, sold and available.",
 				Fault: `CASE
 					WHEN supplied IS NULL THEN format('is in orders (%s reserved, %s sold), but not in stock', open, completed)
@@ -51,9 +51,9 @@ func products() invariant.Source {
 	}
 }
 
-// repairStock sums up the orders of a product. Every change of reserved or sold
-// stock updates the product's row in the same transaction, so the orders that
-// this one sees while it holds the row match the row.
+// repairStock sums up the orders of a product. Each change of reserved or sold
+// stock updates the product's row in the same transaction, so the orders visible
+// while this one holds the row match the row.
 func repairStock(ctx context.Context, tx pgx.Tx, id string) (string, error) {
 	var supplied, available, reserved, sold, open, completed int64
 
@@ -67,7 +67,7 @@ func repairStock(ctx context.Context, tx pgx.Tx, id string) (string, error) {
 		return "", err
 	}
 
-	// A statement of its own, so that its snapshot is later than the lock.
+	// A separate statement, so that its snapshot is taken after the lock.
 	err = tx.QueryRow(ctx, `
 		SELECT coalesce(open, 0)::bigint, coalesce(completed, 0)::bigint
 		FROM (SELECT `+ordered+` AND l.product_id = $1) AS o`, id).Scan(&open, &completed)

@@ -27,9 +27,8 @@ type batch struct {
 	outgoing []event.Outgoing
 }
 
-// open locks the orders with these ids until the transaction ends. It loads the
-// captures of orders that do not wait for their payment: an order that does, as
-// most do, has none.
+// open locks the orders with these ids until the transaction ends. It loads their
+// captures, except for orders that wait for their payment: these have none.
 func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, error) {
 	b, err := p.openWithoutCaptures(ctx, tx, ids)
 	if err != nil {
@@ -47,8 +46,8 @@ func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, er
 	return b, p.orders.Recall(ctx, tx, b.orders, captured)
 }
 
-// openWithoutCaptures is open for a command that neither reads nor refunds
-// captures. It saves reading the streams of paid orders.
+// openWithoutCaptures is open for commands that neither read nor refund captures.
+// It avoids reading the streams of paid orders.
 func (p *Process) openWithoutCaptures(ctx context.Context, tx pgx.Tx, ids []string) (*batch, error) {
 	orders, err := p.orders.Lock(ctx, tx, ids)
 	if err != nil {
@@ -59,7 +58,7 @@ func (p *Process) openWithoutCaptures(ctx context.Context, tx pgx.Tx, ids []stri
 }
 
 // apply decides on each event, saves the decisions and returns the events that
-// follow. command may return nil: then there is nothing to decide.
+// follow. If command returns nil, there is nothing to decide.
 func apply[E message](ctx context.Context, tx pgx.Tx, b *batch, events []E, command func(e E) Command) ([]event.Outgoing, error) {
 	b.changes = make([]order.Change, 0, len(events))
 	b.outgoing = make([]event.Outgoing, 0, len(events))
@@ -113,8 +112,8 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 
 	for _, r := range d.Refunds {
 		out := meta.Then(r)
-		// The id depends on the capture alone, so it is refunded once whatever
-		// asks for the refund.
+		// The id depends on the capture alone, so several requests refund it
+		// once.
 		out.ID = event.ForeignID(TopicRefundRequested, r.OrderID, r.TransactionID)
 		b.outgoing = append(b.outgoing, out)
 	}
@@ -122,9 +121,9 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 	return nil
 }
 
-// classifyNotFound rejects commands about a missing order that cannot arrive
-// before it, because the order itself causes them. Other commands come on
-// topics of their own and may overtake the order.
+// classifyNotFound rejects commands that a missing order would itself have
+// caused, because these cannot arrive before it. Other commands arrive on their
+// own topics and may overtake the order.
 func classifyNotFound(c Command, err error) error {
 	if event.KindOf(err) != event.NotFound {
 		return err
@@ -141,7 +140,7 @@ func classifyNotFound(c Command, err error) error {
 // notYetCreated is the error of a message that may have overtaken its order.
 // It is retried.
 func notYetCreated(err error) error {
-	return fmt.Errorf("order_id: %w yet, expected %s before", err, TopicOrderCreated)
+	return fmt.Errorf("order_id: %w yet, expected %s first", err, TopicOrderCreated)
 }
 
 // addPayments collects payments and refunds from the events of a decision.

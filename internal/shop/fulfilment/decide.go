@@ -12,9 +12,9 @@ import (
 )
 
 // Decide is the order process: it returns what follows from a command to an
-// order in its present state. It does no I/O. An order with the empty status does
-// not exist. The order has its captures loaded (order.Service.Recall) unless it
-// waits for its payment, or the command is Place or Complete.
+// order in its current state. It does no I/O. An order with the empty status does
+// not exist. The caller has loaded the captures (order.Service.Recall), unless the
+// order waits for its payment or the command is Place or Complete.
 //
 // Its errors are [order.NotFound], or rejections of the command.
 func Decide(o order.Order, c Command) (Decision, error) {
@@ -37,14 +37,14 @@ type Decision struct {
 	// Events go into the order's stream. Those about money also go into the
 	// payments table.
 	Events []eventstore.Data
-	// Stock says what happens to the stock of all lines.
+	// Stock is the movement of the stock of all lines.
 	Stock Stock
-	// Refunds asks for captures to be refunded.
+	// Refunds are requests to refund captures.
 	Refunds []RefundRequested
-	// Publish has the payloads to publish.
+	// Publish holds the payloads to publish.
 	Publish []event.Payload
 
-	err error // the first rejection of the command; nothing else follows then
+	err error // the first rejection of the command; if set, nothing else applies
 }
 
 // Stock is a movement of an order's stock.
@@ -58,18 +58,18 @@ const (
 	SellStock    Stock = "sell"
 )
 
-// Command is a request to an order, or news about its payment.
+// Command is a request about an order, or news about its payment.
 type Command interface{ decide(d *Decision) }
 
 // Commands.
 type (
-	// Place asks for an order.
+	// Place requests a new order.
 	Place struct {
 		Asked order.Order
-		// Short is what is missing; nil when stock is there for all lines.
+		// Short is the shortage; nil if all lines are in stock.
 		Short *inventory.Shortage
 	}
-	// Settle has the outcome of a charge, from the gateway's answer or from a
+	// Settle carries the outcome of a charge, from the gateway's answer or from a
 	// provider's report. The zero outcome means that there was no charge.
 	Settle struct {
 		payment.Outcome
@@ -131,7 +131,7 @@ func (d *Decision) releaseStock() {
 	}
 }
 
-// refund asks for a refund of a capture.
+// refund requests a refund of a capture.
 func (d *Decision) refund(transactionID string) {
 	total := d.Order.Total
 	d.Refunds = append(d.Refunds, RefundRequested{
@@ -163,7 +163,7 @@ func (c Place) decide(d *Decision) {
 	if d.Order.Status != "" {
 		if !d.Order.Same(c.Asked) {
 			d.err = event.RejectAs(event.ReasonConflict,
-				fmt.Errorf("order.id: %s exists with another body, expected a new id or the same order", id))
+				fmt.Errorf("order.id: %s exists with a different body, expected a new id or the same order", id))
 		}
 
 		return
@@ -211,7 +211,7 @@ func (c Settle) decide(d *Decision) {
 // has it refunded.
 func (d *Decision) addCapture(transactionID string, attempt int) {
 	if attempt == 1 {
-		attempt = 0 // the stream leaves the first attempt out
+		attempt = 0 // the stream omits the number of the first attempt
 	}
 
 	switch _, known := d.Order.Capture(transactionID); {

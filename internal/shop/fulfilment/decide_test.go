@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// What an order is asked or told, by the name that the table below has for it.
+// The commands by the names that the table below uses.
 var (
 	asked    = order.Order{ID: "o", Total: money.MustParse("10"), Currency: "USD", Lines: []order.Line{{ProductID: "p", Quantity: 2}}}
 	captured = payment.Outcome{TransactionID: "t"}
@@ -63,7 +63,7 @@ func after(tb testing.TB, story string) order.Order {
 	return o
 }
 
-// render says a decision in a line: events -> state [stock] refunds ! messages.
+// render shows a decision in one line: events -> state [stock] refunds ! messages.
 func render(d fulfilment.Decision, err error) string {
 	if _, rejected := errors.AsType[*event.RejectError](err); rejected {
 		return "rejected: " + err.Error()
@@ -110,7 +110,7 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"cancel": "error: there is no order o", "expire": "error: there is no order o", "refunded": "error: there is no order o",
 		},
 		"place": {
-			"place": "-> inventory_reserved", "place other": "rejected: order.id: o exists with another body, expected a new id or the same order",
+			"place": "-> inventory_reserved", "place other": "rejected: order.id: o exists with a different body, expected a new id or the same order",
 			"captured": "OrderPaid -> paid ! orders.completed", "captured less": "rejected: amount: is 9, expected the order's total 10",
 			"declined": "PaymentFailed -> payment_failed [release] ! orders.rejected", "not charged": "-> inventory_reserved",
 			"complete":         "rejected: order_id: order o is inventory_reserved: OrderCompleted cannot follow",
@@ -129,7 +129,7 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"refunded":       "OrderCancelled PaymentRefunded -> cancelled [release] ! orders.cancelled ! payments.refunded",
 			"refunded again": "PaymentCapturedLate PaymentRefunded -> paid ! payments.refunded",
 		},
-		"place; captured; captured again": { // the second is on its way back
+		"place; captured; captured again": { // the second refund is already requested
 			"cancel": "OrderCancelled -> cancelled [release] refund t of 10 USD (cancelled) ! orders.cancelled", "captured again": "-> paid",
 			"refunded again": "PaymentRefunded -> paid ! payments.refunded", "complete": "OrderCompleted -> completed [sell]",
 		},

@@ -15,9 +15,9 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// This file has the ends of an order other than a sale: it is cancelled, it
-// expires, or its money is refunded. The gateway is asked first about an order
-// that may have been charged.
+// This file handles orders that end without a sale: they are cancelled, expire,
+// or have their money refunded. Before an order that may have been charged ends,
+// the gateway is asked about the charge.
 
 // AdmitCancel asks the gateway about orders that wait for their payment. The
 // request may overtake its order; then it fails and is retried.
@@ -88,7 +88,7 @@ func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Q
 // errNotAsked reports a bug: no order returns to waiting for its payment.
 var errNotAsked = errors.New("the order waits for its payment and the gateway was not asked")
 
-// endUnpaid applies commands with what the gateway knew. The gateway was not
+// endUnpaid applies commands with the gateway's answers. The gateway was not
 // asked about orders that did not wait for their payment.
 func endUnpaid[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []event.Effected[P, payment.Outcome],
 	command func(p P, found payment.Outcome) Command,

@@ -44,8 +44,8 @@ const (
 )
 
 // Sweeper finds orders that are unpaid after the payment timeout and publishes
-// ExpiryDue for each. A delayed message per order would do the same, but most
-// orders are paid and would need none.
+// ExpiryDue for each. A delayed message per order would do the same, but would be
+// wasted on most orders, which are paid.
 type Sweeper struct {
 	cfg    Config
 	pool   *pgxpool.Pool
@@ -75,7 +75,7 @@ func (s *Sweeper) Run(ctx context.Context) {
 		case err != nil && !failing:
 			s.logger.Warn("sweeping unpaid orders failed; retrying", slog.Any("error", err))
 		case err == nil && failing:
-			s.logger.Info("sweeping unpaid orders works again")
+			s.logger.Info("sweeping unpaid orders recovered")
 		}
 
 		failing = err != nil
@@ -86,8 +86,8 @@ func (s *Sweeper) Run(ctx context.Context) {
 	}
 }
 
-// Sweep reads all orders that are due once. An unpaid order gets one message
-// however often it is read, because the message's id depends on the order alone.
+// Sweep reads all due orders once. An unpaid order gets one message even if it is
+// read several times, because the message's id depends on the order alone.
 func (s *Sweeper) Sweep(ctx context.Context) error {
 	var from *position
 
@@ -101,7 +101,7 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	}
 }
 
-// position is the position of an order in order of creation.
+// position is an order's position by time of creation.
 type position struct {
 	CreatedAt time.Time
 	ID        string
@@ -129,7 +129,7 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 		}
 
 		if from == nil {
-			// A payment timeout beyond maxCommitDelay leaves no order unseen.
+			// With a payment timeout above maxCommitDelay, no order is missed.
 			from = &position{CreatedAt: cursor.Add(-max(0, maxCommitDelay-s.cfg.PaymentTimeout))}
 		}
 

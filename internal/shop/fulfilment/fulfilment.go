@@ -29,8 +29,8 @@ func NewProcess(orders *order.Service, stock *inventory.Service, gateway payment
 }
 
 // Place creates orders and reserves the stock of all their lines, or of none. It
-// accepts an order that exists already with the same body and rejects one that
-// exists with another.
+// accepts an order that already exists with the same body and rejects one that
+// exists with a different body.
 func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCreated]) ([]event.Outgoing, error) {
 	orders, err := p.orders.Find(ctx, tx, keys(events))
 	if err != nil {
@@ -49,8 +49,8 @@ func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[Ord
 	})
 }
 
-// allocate returns the shortages of new orders by id. Of events with the same id
-// it considers the first.
+// allocate returns the shortages of new orders by id. It considers the first of
+// several events with the same id.
 func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]order.Order, events []event.Event[OrderCreated]) (map[string]*inventory.Shortage, error) {
 	var (
 		ids     = make([]string, 0, len(events))

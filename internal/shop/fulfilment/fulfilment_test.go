@@ -203,7 +203,7 @@ func TestAnOrderIDIsUsedOnce(t *testing.T) {
 	_, err = run(s, s.process.Place, same, other)
 
 	var rejected event.RejectSome
-	if !errors.As(err, &rejected) || len(rejected) != 1 || !strings.Contains(rejected[1].Error(), "order.id: o exists with another body") {
+	if !errors.As(err, &rejected) || len(rejected) != 1 || !strings.Contains(rejected[1].Error(), "order.id: o exists with a different body") {
 		t.Errorf("another body: %v", err)
 	}
 
@@ -260,7 +260,7 @@ func TestAnOrderThatIsNotPaidCannotBeCompleted(t *testing.T) {
 	expect(t, rejected[1].Error(), "order_id: there is no order x")
 }
 
-// placed makes an order that waits for its payment, and returns the request.
+// placed creates an order that waits for its payment, and returns the request.
 func (s *shop) placed(tb testing.TB, id string) event.Event[fulfilment.PaymentRequested] {
 	tb.Helper()
 
@@ -334,10 +334,10 @@ func TestNewsMayOvertakeTheirOrder(t *testing.T) {
 
 	for _, err := range []error{verdicts[0], some[0]} {
 		if _, rejected := errors.AsType[*event.RejectError](err); rejected {
-			t.Errorf("%v: is a rejection, expected an error that is tried again", err)
+			t.Errorf("%v: is a rejection, expected an error that is retried", err)
 		}
 
-		expect(t, err.Error(), "order_id: there is no order o yet, expected orders.created before")
+		expect(t, err.Error(), "order_id: there is no order o yet, expected orders.created first")
 	}
 }
 
@@ -388,11 +388,11 @@ func TestARefundGoesToTheRightCapture(t *testing.T) {
 	expect(t, admit("cancelled", "t2", "10"), event.ErrSkip.Error())
 	expect(t, s.status("cancelled"), "cancelled v5: OrderCreated InventoryReserved OrderPaid OrderCancelled PaymentRefunded")
 
-	// What the provider refuses for good is stopped, with its words.
+	// A final refusal stops the message, with the provider's reason.
 	refusing := fulfilment.NewProcess(s.orders, s.stock, newGateway())
 
 	_, err = refusing.Refund(t.Context(), refund)
-	if _, rejected := errors.AsType[*event.RejectError](err); !rejected || !strings.Contains(err.Error(), "the payment provider refuses: there is no capture t2") {
+	if _, rejected := errors.AsType[*event.RejectError](err); !rejected || !strings.Contains(err.Error(), "the payment provider refused: there is no capture t2") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -469,8 +469,8 @@ func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
 	sweep(13 * time.Minute)
 	expect(t, asked(), `{"order_id":"due"} {"order_id":"young"}`)
 
-	// With a short time-out an order may become visible after the sweep has
-	// passed its place: it is found all the same, under one id.
+	// With a short timeout an order may become visible after the sweep has passed
+	// its position. The sweep still finds it, under one id.
 	s.placed(t, "late")
 	age("4 minutes", "late")
 	sweep(time.Second)
@@ -502,10 +502,10 @@ func TestTheSweepReadsManyOrdersPageByPage(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, s.pool, `SELECT count(DISTINCT key) FROM outbox`); n != 200 {
-		t.Errorf("%d orders are asked to expire, expected 200", n)
+		t.Errorf("%d orders are due, expected 200", n)
 	}
 
 	if total := pgtest.Value[int](t, s.pool, `SELECT count(*) FROM outbox`); total != 200 {
-		t.Errorf("%d messages, expected one an order", total)
+		t.Errorf("%d messages, expected one per order", total)
 	}
 }

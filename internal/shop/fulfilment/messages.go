@@ -35,7 +35,7 @@ const (
 	maxReason = 500 // bytes
 )
 
-// OrderCreated asks for an order. It has one product, or several items.
+// OrderCreated requests a new order. It has one product, or several items.
 type OrderCreated struct {
 	Order NewOrder `json:"order"`
 }
@@ -108,7 +108,7 @@ func (o NewOrder) lines() []order.Line {
 	return lines
 }
 
-// PaymentRequested asks to charge an order.
+// PaymentRequested requests a charge for an order.
 type PaymentRequested struct {
 	OrderID  string        `json:"order_id"`
 	Amount   *money.Amount `json:"amount"`
@@ -154,7 +154,7 @@ type OrderRejected struct {
 	OrderID string `json:"order_id"`
 	// Reason is the order's final status.
 	Reason order.Status `json:"reason"`
-	// Detail is for people.
+	// Detail explains the rejection to people.
 	Detail string `json:"detail"`
 }
 
@@ -167,10 +167,10 @@ func (p OrderRejected) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderRejected) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// CancelRequested asks to cancel an order.
+// CancelRequested requests the cancellation of an order.
 type CancelRequested struct {
 	OrderID string `json:"order_id"`
-	// Reason is for people.
+	// Reason explains the cancellation to people.
 	Reason string `json:"reason,omitempty"`
 
 	// charge is set by AdmitCancel: the charge to look up.
@@ -228,7 +228,7 @@ func (p OrderCancelled) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderCancelled) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// ExpiryDue says that an order's time to be paid is over; see Sweeper.
+// ExpiryDue says that the time to pay for an order is over; see Sweeper.
 type ExpiryDue struct {
 	OrderID string `json:"order_id"`
 
@@ -259,7 +259,7 @@ func (p OrderExpired) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderExpired) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// RefundRequested asks for a full refund of a capture.
+// RefundRequested requests a full refund of a capture.
 type RefundRequested struct {
 	OrderID       string        `json:"order_id"`
 	TransactionID string        `json:"transaction_id"`

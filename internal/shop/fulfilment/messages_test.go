@@ -182,7 +182,7 @@ func FuzzRestocked(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) { roundTrip[inventory.Restocked](t, data) })
 }
 
-// roundTrip checks that what is accepted can be encoded and is accepted again.
+// roundTrip checks that an accepted payload can be encoded and is accepted again.
 func roundTrip[P event.Payload](t *testing.T, data []byte) {
 	t.Helper()
 

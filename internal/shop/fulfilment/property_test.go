@@ -21,7 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Each part runs 100 stories: rapid's own number.
+// Each part runs 100 stories, rapid's default.
 const (
 	partsInMemory   = 100
 	partsOnPostgres = 4
@@ -34,7 +34,7 @@ func TestTheProcessKeepsItsInvariantsInAnyStory(t *testing.T) {
 		t.Run(strconv.Itoa(part), func(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(t *rapid.T) {
-				tell(t, "", func(stock map[string]int64, g *gateway) floor { return newDesk(stock, g) })
+				runStory(t, "", func(stock map[string]int64, g *gateway) backend { return newMemoryBackend(stock, g) })
 			})
 		})
 	}
@@ -54,20 +54,20 @@ func TestTheHandlersKeepTheInvariantsInAnyStory(t *testing.T) {
 				stories++
 				prefix := fmt.Sprintf("s%d-", stories)
 
-				tell(rt, prefix, func(stock map[string]int64, g *gateway) floor {
+				runStory(rt, prefix, func(stock map[string]int64, g *gateway) backend {
 					if err := s.stock.Seed(context.Background(), stock); err != nil {
 						rt.Fatal(err)
 					}
 
-					return &hall{shop: s, prefix: prefix, process: fulfilment.NewProcess(s.orders, s.stock, g)}
+					return &postgresBackend{shop: s, prefix: prefix, process: fulfilment.NewProcess(s.orders, s.stock, g)}
 				})
 			})
 		})
 	}
 }
 
-// desk is a floor in memory: Decide on maps.
-type desk struct {
+// memoryBackend runs Decide on maps.
+type memoryBackend struct {
 	gateway *gateway
 	known   map[string]order.Order
 	history map[string][]eventstore.Data
@@ -76,8 +76,8 @@ type desk struct {
 	inbox   map[uuid.UUID]bool
 }
 
-func newDesk(stock map[string]int64, g *gateway) *desk {
-	d := &desk{
+func newMemoryBackend(stock map[string]int64, g *gateway) *memoryBackend {
+	d := &memoryBackend{
 		gateway: g, known: map[string]order.Order{}, history: map[string][]eventstore.Data{},
 		stock: map[string]*inventory.Stock{}, rows: map[string]paid{}, inbox: map[uuid.UUID]bool{},
 	}
@@ -88,7 +88,7 @@ func newDesk(stock map[string]int64, g *gateway) *desk {
 	return d
 }
 
-func (d *desk) deliver(m event.Outgoing) *steps {
+func (d *memoryBackend) deliver(m event.Outgoing) *steps {
 	switch p := m.Payload.(type) {
 	case inventory.Restocked:
 		return &steps{record: d.once(m, func() ([]event.Outgoing, error) { return nil, d.restock(p) })}
@@ -113,8 +113,8 @@ func (d *desk) deliver(m event.Outgoing) *steps {
 	}
 }
 
-// once is a transaction with the inbox: a message counts once.
-func (d *desk) once(m event.Outgoing, apply func() ([]event.Outgoing, error)) func(commit bool) ([]event.Outgoing, error) {
+// once stands for a transaction with the inbox: it applies a message once.
+func (d *memoryBackend) once(m event.Outgoing, apply func() ([]event.Outgoing, error)) func(commit bool) ([]event.Outgoing, error) {
 	return func(commit bool) ([]event.Outgoing, error) {
 		if !commit {
 			return nil, errLost
@@ -131,11 +131,11 @@ func (d *desk) once(m event.Outgoing, apply func() ([]event.Outgoing, error)) fu
 	}
 }
 
-func (d *desk) plain(m event.Outgoing, command func() fulfilment.Command) *steps {
+func (d *memoryBackend) plain(m event.Outgoing, command func() fulfilment.Command) *steps {
 	return &steps{record: d.once(m, func() ([]event.Outgoing, error) { return d.apply(m, command()) })}
 }
 
-func (d *desk) charge(m event.Outgoing, p fulfilment.PaymentRequested) *steps {
+func (d *memoryBackend) charge(m event.Outgoing, p fulfilment.PaymentRequested) *steps {
 	var (
 		late    bool
 		outcome payment.Outcome
@@ -163,7 +163,7 @@ func (d *desk) charge(m event.Outgoing, p fulfilment.PaymentRequested) *steps {
 	}
 }
 
-func (d *desk) ask(m event.Outgoing, command func(payment.Outcome) fulfilment.Command) *steps {
+func (d *memoryBackend) ask(m event.Outgoing, command func(payment.Outcome) fulfilment.Command) *steps {
 	var found payment.Outcome
 
 	id := m.Payload.Key()
@@ -185,7 +185,7 @@ func (d *desk) ask(m event.Outgoing, command func(payment.Outcome) fulfilment.Co
 	}
 }
 
-func (d *desk) refund(m event.Outgoing, p fulfilment.RefundRequested) *steps {
+func (d *memoryBackend) refund(m event.Outgoing, p fulfilment.RefundRequested) *steps {
 	var id string
 
 	return &steps{
@@ -224,7 +224,7 @@ func reported(p payment.Reported) fulfilment.Command {
 	}
 }
 
-func (d *desk) place(asked fulfilment.NewOrder) fulfilment.Command {
+func (d *memoryBackend) place(asked fulfilment.NewOrder) fulfilment.Command {
 	o := order.Order{ID: asked.ID, Total: *asked.TotalAmount, Currency: asked.Currency}
 	demand, available := inventory.Demand{}, map[string]int64{}
 
@@ -240,7 +240,7 @@ func (d *desk) place(asked fulfilment.NewOrder) fulfilment.Command {
 	return fulfilment.Place{Asked: o, Short: inventory.Allocate(available, []inventory.Demand{demand})[0]}
 }
 
-func (d *desk) restock(p inventory.Restocked) error {
+func (d *memoryBackend) restock(p inventory.Restocked) error {
 	if d.stock[p.ProductID] == nil {
 		d.stock[p.ProductID] = &inventory.Stock{ProductID: p.ProductID}
 	}
@@ -251,8 +251,8 @@ func (d *desk) restock(p inventory.Restocked) error {
 	return nil
 }
 
-// apply carries a decision out, and looks after the stock at once.
-func (d *desk) apply(m event.Outgoing, c fulfilment.Command) ([]event.Outgoing, error) {
+// apply carries out a decision and checks the stock.
+func (d *memoryBackend) apply(m event.Outgoing, c fulfilment.Command) ([]event.Outgoing, error) {
 	id := m.Payload.Key()
 
 	o, exists := d.known[id]
@@ -290,7 +290,7 @@ func (d *desk) apply(m event.Outgoing, c fulfilment.Command) ([]event.Outgoing, 
 	return outgoing, nil
 }
 
-func (d *desk) move(decision fulfilment.Decision) error {
+func (d *memoryBackend) move(decision fulfilment.Decision) error {
 	for _, line := range decision.Order.Lines {
 		stock, n := d.stock[line.ProductID], line.Quantity
 
@@ -316,14 +316,14 @@ func (d *desk) move(decision fulfilment.Decision) error {
 		}
 
 		if stock.Available < 0 || stock.Reserved != held || stock.Supplied != stock.Available+stock.Reserved+stock.Sold {
-			return fmt.Errorf("stock is %+v and orders hold %d", *stock, held)
+			return fmt.Errorf("stock is %+v, but orders hold %d", *stock, held)
 		}
 	}
 
 	return nil
 }
 
-func (d *desk) note(id string, data eventstore.Data) {
+func (d *memoryBackend) note(id string, data eventstore.Data) {
 	row := d.rows[id]
 
 	switch data := data.(type) {
@@ -344,7 +344,7 @@ func (d *desk) note(id string, data eventstore.Data) {
 	d.rows[id] = row
 }
 
-func (d *desk) orders(s *story) map[string]order.Order {
+func (d *memoryBackend) orders(s *story) map[string]order.Order {
 	for id, o := range d.known {
 		folded := order.Order{ID: id}
 
@@ -363,7 +363,7 @@ func (d *desk) orders(s *story) map[string]order.Order {
 	return d.known
 }
 
-func (d *desk) levels(*story) map[string]inventory.Stock {
+func (d *memoryBackend) levels(*story) map[string]inventory.Stock {
 	levels := map[string]inventory.Stock{}
 	for product, stock := range d.stock {
 		levels[product] = *stock
@@ -372,17 +372,17 @@ func (d *desk) levels(*story) map[string]inventory.Stock {
 	return levels
 }
 
-func (d *desk) payments(*story) map[string]paid { return d.rows }
+func (d *memoryBackend) payments(*story) map[string]paid { return d.rows }
 
-// hall is the floor of the real handlers, with inbox and transactions.
-type hall struct {
+// postgresBackend runs the real handlers, with inbox and transactions.
+type postgresBackend struct {
 	*shop
 
 	prefix  string
 	process *fulfilment.Process
 }
 
-func (h *hall) deliver(m event.Outgoing) *steps {
+func (h *postgresBackend) deliver(m event.Outgoing) *steps {
 	p := h.process
 
 	switch m.Payload.(type) {
@@ -407,7 +407,7 @@ func (h *hall) deliver(m event.Outgoing) *steps {
 	}
 }
 
-// received is a message as it comes from a broker.
+// received encodes and decodes a message, as if it came from a broker.
 func received[P event.Payload](m event.Outgoing) (e event.Event[P], entry inbox.Entry, err error) {
 	data, err := event.Encode(m.Payload)
 	if err != nil {
@@ -421,8 +421,8 @@ func received[P event.Payload](m event.Outgoing) (e event.Event[P], entry inbox.
 
 var errRolledBack = errors.New("rolled back")
 
-// transact is a transaction with the inbox, as the consumer makes it.
-func transact[E any](h *hall, topic string, entry inbox.Entry, e E, commit bool,
+// transact runs record in a transaction with the inbox, as the consumer does.
+func transact[E any](h *postgresBackend, topic string, entry inbox.Entry, e E, commit bool,
 	record func(context.Context, pgx.Tx, []E) ([]event.Outgoing, error),
 ) (outgoing []event.Outgoing, err error) {
 	ctx := context.Background()
@@ -446,7 +446,7 @@ func transact[E any](h *hall, topic string, entry inbox.Entry, e E, commit bool,
 	return outgoing, err
 }
 
-func handled[P event.Payload](h *hall, m event.Outgoing,
+func handled[P event.Payload](h *postgresBackend, m event.Outgoing,
 	record func(context.Context, pgx.Tx, []event.Event[P]) ([]event.Outgoing, error),
 ) *steps {
 	e, entry, err := received[P](m)
@@ -460,7 +460,7 @@ func handled[P event.Payload](h *hall, m event.Outgoing,
 	}}
 }
 
-func effected[P event.Payload, R any](h *hall, m event.Outgoing,
+func effected[P event.Payload, R any](h *postgresBackend, m event.Outgoing,
 	admit func(context.Context, postgres.Querier, []event.Event[P]) ([]error, error),
 	perform func(context.Context, event.Event[P]) (R, error),
 	record func(context.Context, pgx.Tx, []event.Effected[P, R]) ([]event.Outgoing, error),
@@ -500,7 +500,7 @@ func effected[P event.Payload, R any](h *hall, m event.Outgoing,
 	}
 }
 
-func (h *hall) orders(s *story) map[string]order.Order {
+func (h *postgresBackend) orders(s *story) map[string]order.Order {
 	folded := map[string]order.Order{}
 
 	for _, p := range s.plans {
@@ -520,7 +520,7 @@ func (h *hall) orders(s *story) map[string]order.Order {
 	return folded
 }
 
-func (h *hall) levels(s *story) map[string]inventory.Stock {
+func (h *postgresBackend) levels(s *story) map[string]inventory.Stock {
 	levels := map[string]inventory.Stock{}
 
 	for product := range s.stock {
@@ -537,7 +537,7 @@ func (h *hall) levels(s *story) map[string]inventory.Stock {
 	return levels
 }
 
-func (h *hall) payments(s *story) map[string]paid {
+func (h *postgresBackend) payments(s *story) map[string]paid {
 	rows, err := h.pool.Query(context.Background(), `
 		SELECT order_id, status, coalesce(transaction_id, ''), coalesce(refund_id, '') FROM payments WHERE starts_with(order_id, $1)`, h.prefix)
 	if err != nil {

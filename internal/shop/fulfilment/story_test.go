@@ -17,45 +17,44 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// A story is a run of the process in which whatever can happen does, at any
-// time: messages come twice, late and before their order; deliveries stop half
-// way; the provider's answers are lost, or late, or come by webhook alone. In
-// the end everything is delivered, and the invariants must hold.
+// A story is a random run of the process: messages arrive twice, late or before
+// their order; deliveries stop halfway; the provider's answers are lost, late or
+// arrive only by webhook. In the end everything is delivered, and the invariants
+// must hold.
 type story struct {
 	*rapid.T
 
-	floor   floor
-	gateway *gateway
-	plans   []plan
-	created map[string]bool
-	stock   map[string]int64 // all that was ever supplied
-	mail    []*mail
-	hand    []*delivery
-	refused int // orders with an id that was taken
+	backend    backend
+	gateway    *gateway
+	plans      []plan
+	created    map[string]bool
+	stock      map[string]int64 // everything ever supplied
+	messages   []*queued
+	deliveries []*delivery
+	refused    int // orders whose id was taken
 }
 
-// floor is where messages are handled: the handlers on Postgres, or Decide on
-// maps.
-type floor interface {
-	// deliver returns the steps to handle a message, nil if nobody consumes it.
+// backend handles messages: the handlers on Postgres, or Decide on maps.
+type backend interface {
+	// deliver returns the steps that handle a message, nil if it has no consumer.
 	deliver(m event.Outgoing) *steps
-	// orders returns the folds of all streams, after comparing them with the state.
+	// orders compares the fold of each stream with the state and returns the folds.
 	orders(s *story) map[string]order.Order
 	levels(s *story) map[string]inventory.Stock
 	payments(s *story) map[string]paid
 }
 
-// steps are those of an effect; a batch handler has the last only.
+// steps are the steps of an effect. A batch handler has only the last one.
 type steps struct {
 	admit   func() (proceed bool, err error)
 	perform func() error
 	record  func(commit bool) ([]event.Outgoing, error)
 }
 
-// paid is what the payments say of an order.
+// paid is an order's row in payments.
 type paid struct{ status, transactionID, refundID string }
 
-// plan is an order to be.
+// plan is an order that a story places.
 type plan struct {
 	id    string
 	lines []order.Line
@@ -71,29 +70,27 @@ func (p plan) message(total money.Amount) event.Outgoing {
 	return event.Start(fulfilment.OrderCreated{Order: body})
 }
 
-// mail is a message in the broker.
-type mail struct {
+// queued is a message on the broker.
+type queued struct {
 	event.Outgoing
 
-	taken, done bool
-	// givenUp says that it is stopped.
-	givenUp bool
+	taken, done, stopped bool
 }
 
-// delivery is a message in hand, with the steps that are left.
+// delivery is a message being handled, with its remaining steps.
 type delivery struct {
 	*steps
 
-	mail *mail
+	queued *queued
 }
 
-// tell runs a story; prefix keeps the ids of stories apart.
-func tell(t *rapid.T, prefix string, open func(stock map[string]int64, g *gateway) floor) {
+// runStory runs a story. The prefix makes its ids unique.
+func runStory(t *rapid.T, prefix string, open func(stock map[string]int64, g *gateway) backend) {
 	s := &story{T: t, created: map[string]bool{}, stock: map[string]int64{}, gateway: newGateway()}
 	s.gateway.fate = func(fates ...string) string { return rapid.SampledFrom(fates).Draw(t, "fate") }
 
 	products := []string{prefix + "p0", prefix + "p1", prefix + "p2"}
-	for _, product := range products[:2] { // the third is not known until it comes
+	for _, product := range products[:2] { // the third is unknown until it is restocked
 		s.stock[product] = int64(rapid.IntRange(0, 5).Draw(t, "stock"))
 	}
 
@@ -108,31 +105,31 @@ func tell(t *rapid.T, prefix string, open func(stock map[string]int64, g *gatewa
 		s.plans = append(s.plans, p)
 	}
 
-	s.floor = open(s.stock, s.gateway)
+	s.backend = open(s.stock, s.gateway)
 
 	for range rapid.IntRange(5, 60).Draw(t, "length") {
-		s.happen()
+		s.randomStep()
 	}
 
 	s.settle()
 	s.check()
 }
 
-// happen lets one thing happen. Work on messages is the most frequent.
-func (s *story) happen() {
+// randomStep takes one random step, most often work on a message.
+func (s *story) randomStep() {
 	p := pick(s, "order", s.plans)
 
 	switch rapid.SampledFrom([]string{
-		"begin", "begin", "begin", "go on", "go on", "go on", "go on", "go on", "go on",
+		"begin", "begin", "begin", "advance", "advance", "advance", "advance", "advance", "advance",
 		"create", "create", "create other", "cancel", "expire", "charge again", "restock", "webhook", "capture", "redeliver", "crash",
 	}).Draw(s.T, "event") {
 	case "begin":
 		if waiting := s.waiting(); len(waiting) > 0 {
 			s.begin(pick(s, "mail", waiting))
 		}
-	case "go on":
-		if len(s.hand) > 0 {
-			s.goOn(rapid.IntRange(0, len(s.hand)-1).Draw(s.T, "delivery"), rapid.IntRange(0, 9).Draw(s.T, "commit") > 0)
+	case "advance":
+		if len(s.deliveries) > 0 {
+			s.advance(rapid.IntRange(0, len(s.deliveries)-1).Draw(s.T, "delivery"), rapid.IntRange(0, 9).Draw(s.T, "commit") > 0)
 		}
 	case "create":
 		s.create(p)
@@ -159,53 +156,53 @@ func (s *story) happen() {
 		if len(s.gateway.news) > 0 {
 			s.publish(event.Start(pick(s, "news", s.gateway.news)))
 		}
-	case "capture": // of a charge whose answer never came
+	case "capture": // of a charge whose answer was lost
 		for _, report := range s.gateway.capturePending() {
 			s.publish(event.Start(report))
 		}
 	case "redeliver":
-		if len(s.mail) > 0 {
-			m := pick(s, "mail", s.mail)
-			m.done = m.done && m.taken // in hand: not twice at once
+		if len(s.messages) > 0 {
+			m := pick(s, "mail", s.messages)
+			m.done = m.done && m.taken // not while it is being handled
 		}
 	case "crash":
-		for _, d := range s.hand {
-			d.mail.taken = false
+		for _, d := range s.deliveries {
+			d.queued.taken = false
 		}
 
-		s.hand = nil
+		s.deliveries = nil
 	}
 }
 
-// pick chooses by index: a short draw to read when a story fails.
+// pick chooses by index, which keeps the draws of a failed story short.
 func pick[E any](s *story, what string, from []E) E {
 	return from[rapid.IntRange(0, len(from)-1).Draw(s.T, what)]
 }
 
-// create publishes an order, for the first time or once more. The one with
-// another body must not come first.
+// create publishes an order, for the first time or again. The first publication
+// is delivered at once, because the one with a different body must not precede it.
 func (s *story) create(p plan) {
 	s.publish(p.message(p.total))
 
 	if !s.created[p.id] {
 		s.created[p.id] = true
-		s.deliver(s.mail[len(s.mail)-1])
+		s.deliver(s.messages[len(s.messages)-1])
 	}
 }
 
-// begun reports whether the order exists: what only the service itself
-// publishes does not come before.
+// begun reports whether the order exists. Messages that only the service itself
+// publishes do not precede it.
 func (s *story) begun(id string) bool { return s.created[id] }
 
 func (s *story) publish(messages ...event.Outgoing) {
 	for _, m := range messages {
-		s.mail = append(s.mail, &mail{Outgoing: m})
+		s.messages = append(s.messages, &queued{Outgoing: m})
 	}
 }
 
-func (s *story) waiting() []*mail {
-	var list []*mail
-	for _, m := range s.mail {
+func (s *story) waiting() []*queued {
+	var list []*queued
+	for _, m := range s.messages {
 		if !m.done && !m.taken {
 			list = append(list, m)
 		}
@@ -214,8 +211,8 @@ func (s *story) waiting() []*mail {
 	return list
 }
 
-func (s *story) begin(m *mail) {
-	work := s.floor.deliver(m.Outgoing)
+func (s *story) begin(m *queued) {
+	work := s.backend.deliver(m.Outgoing)
 	if work == nil {
 		m.done = true
 
@@ -223,12 +220,12 @@ func (s *story) begin(m *mail) {
 	}
 
 	m.taken = true
-	s.hand = append(s.hand, &delivery{mail: m, steps: work})
+	s.deliveries = append(s.deliveries, &delivery{queued: m, steps: work})
 }
 
-// goOn takes a delivery a step further.
-func (s *story) goOn(at int, commit bool) {
-	d := s.hand[at]
+// advance performs the next step of a delivery.
+func (s *story) advance(at int, commit bool) {
+	d := s.deliveries[at]
 
 	switch {
 	case d.admit != nil:
@@ -240,27 +237,27 @@ func (s *story) goOn(at int, commit bool) {
 		}
 
 		if err != nil {
-			s.end(at, err)
+			s.finish(at, err)
 		}
 	case d.perform != nil:
 		err := d.perform()
 		d.perform = nil
 
 		if err != nil {
-			s.end(at, err)
+			s.finish(at, err)
 		}
 	default:
 		outgoing, err := d.record(commit)
 		s.publish(outgoing...)
-		s.end(at, err)
+		s.finish(at, err)
 	}
 }
 
-// end puts a message down: it is done, at fault, or comes again.
-func (s *story) end(at int, err error) {
-	m := s.hand[at].mail
+// finish ends a delivery: its message is done, rejected or delivered again.
+func (s *story) finish(at int, err error) {
+	m := s.deliveries[at].queued
 	m.taken = false
-	s.hand = slices.Delete(s.hand, at, at+1)
+	s.deliveries = slices.Delete(s.deliveries, at, at+1)
 
 	rejection, rejected := errors.AsType[*event.RejectError](err)
 	if some, ok := errors.AsType[event.RejectSome](err); ok {
@@ -273,20 +270,20 @@ func (s *story) end(at int, err error) {
 
 	m.done = err == nil || rejected
 
-	// A charge whose answer does not come may end up stopped.
+	// A charge that gets no answer may end up stopped.
 	if p, isCharge := m.Payload.(fulfilment.PaymentRequested); isCharge && p.Attempt < 2 && err != nil {
-		m.givenUp = m.givenUp || s.gateway.fate("try again", "give up") == "give up"
-		m.done = m.done || m.givenUp
+		m.stopped = m.stopped || s.gateway.fate("waiting", "stopped") == "stopped"
+		m.done = m.done || m.stopped
 	}
 }
 
-// deliver takes a message to its end.
-func (s *story) deliver(m *mail) {
-	for at := len(s.hand); !m.done; {
+// deliver handles a message until it is done.
+func (s *story) deliver(m *queued) {
+	for at := len(s.deliveries); !m.done; {
 		s.begin(m)
 
-		for len(s.hand) > at {
-			s.goOn(at, true)
+		for len(s.deliveries) > at {
+			s.advance(at, true)
 		}
 
 		if !m.done && !s.created[m.Payload.Key()] {
@@ -295,15 +292,15 @@ func (s *story) deliver(m *mail) {
 	}
 }
 
-// settle delivers everything, without further faults.
+// settle delivers everything without further faults.
 func (s *story) settle() {
 	s.gateway.fate = func(fates ...string) string { return fates[0] }
 
-	for _, d := range s.hand {
-		d.mail.taken = false
+	for _, d := range s.deliveries {
+		d.queued.taken = false
 	}
 
-	s.hand = nil
+	s.deliveries = nil
 
 	for _, p := range s.plans {
 		if !s.created[p.id] {
@@ -316,11 +313,11 @@ func (s *story) settle() {
 	}
 
 	s.deliverAll()
-	s.giveIn()
+	s.expireStopped()
 
-	// What the provider has to tell comes at some time, also what is known.
+	// The provider's reports may arrive at any time, even if they are no longer news.
 	for _, report := range s.gateway.news {
-		if rapid.Bool().Draw(s.T, "told") {
+		if rapid.Bool().Draw(s.T, "reported") {
 			s.publish(event.Start(report))
 		}
 	}
@@ -328,21 +325,21 @@ func (s *story) settle() {
 	s.deliverAll()
 }
 
-// giveIn ends orders whose payment request is stopped: they expire.
-// When they have ended already, or there is a second charge, only the request
-// itself finds out what the provider did: somebody requeues it.
-func (s *story) giveIn() {
-	orders := s.floor.orders(s)
+// expireStopped expires orders whose payment request is stopped. If an order has
+// already ended or has a second charge, only the request itself can find out what
+// the provider did, so it is requeued.
+func (s *story) expireStopped() {
+	orders := s.backend.orders(s)
 	several := map[string]bool{}
 
-	for _, m := range s.mail {
+	for _, m := range s.messages {
 		if p, isCharge := m.Payload.(fulfilment.PaymentRequested); isCharge && p.Attempt > 1 {
 			several[p.OrderID] = true
 		}
 	}
 
-	for _, m := range s.mail {
-		if id := m.Payload.Key(); m.givenUp && (several[id] || orders[id].Status.Terminal()) {
+	for _, m := range s.messages {
+		if id := m.Payload.Key(); m.stopped && (several[id] || orders[id].Status.Terminal()) {
 			m.done = false
 		}
 	}
@@ -362,7 +359,7 @@ func (s *story) deliverAll() {
 		}
 
 		if rounds == 100 {
-			s.Fatalf("%d messages never end, the first is %s %+v", len(waiting), waiting[0].Payload.Topic(), waiting[0].Payload)
+			s.Fatalf("%d messages are never done, the first is %s %+v", len(waiting), waiting[0].Payload.Topic(), waiting[0].Payload)
 		}
 
 		for _, m := range waiting {
@@ -371,10 +368,10 @@ func (s *story) deliverAll() {
 	}
 }
 
-// check checks the invariants at rest.
+// check checks the invariants once everything is delivered.
 func (s *story) check() {
-	orders := s.floor.orders(s)
-	payments := s.floor.payments(s)
+	orders := s.backend.orders(s)
+	payments := s.backend.payments(s)
 	sold := map[string]int64{}
 
 	if len(orders) != len(s.plans) {
@@ -397,7 +394,7 @@ func (s *story) check() {
 		}
 	}
 
-	levels := s.floor.levels(s)
+	levels := s.backend.levels(s)
 	for product, supplied := range s.stock {
 		want := inventory.Stock{ProductID: product, Supplied: supplied, Available: supplied - sold[product], Sold: sold[product]}
 		if got := levels[product]; got != want && supplied > 0 {
@@ -406,8 +403,8 @@ func (s *story) check() {
 	}
 }
 
-// checkMoney compares the order with the provider's own record: what is
-// completed has paid once, and nobody else has paid anything.
+// checkMoney compares the order with the provider's own record: a completed order
+// has paid once, all others have paid nothing.
 func (s *story) checkMoney(o order.Order, row paid) {
 	kept := 0
 
@@ -418,7 +415,7 @@ func (s *story) checkMoney(o order.Order, row paid) {
 
 		noted, known := o.Capture(c.outcome.TransactionID)
 		if !known || noted.RefundID != c.refundID {
-			s.Fatalf("%s is %s: the provider captured %s and refunded %q, the stream says %+v", o.ID, o.Status, c.outcome.TransactionID, c.refundID, o.Captures)
+			s.Fatalf("%s is %s: the provider captured %s and refunded %q, but the stream has %+v", o.ID, o.Status, c.outcome.TransactionID, c.refundID, o.Captures)
 		}
 
 		if c.refundID == "" {
@@ -444,11 +441,11 @@ func (s *story) checkMoney(o order.Order, row paid) {
 	}
 }
 
-// checkMessages counts what was published about the order.
+// checkMessages counts the messages published about the order.
 func (s *story) checkMessages(o order.Order) {
 	published, asked := map[string]int{}, map[string]int{}
 
-	for _, m := range s.mail {
+	for _, m := range s.messages {
 		if m.Payload.Key() == o.ID && m.Causation != [16]byte{} {
 			published[m.Payload.Topic()]++
 		}
@@ -476,7 +473,7 @@ func (s *story) checkMessages(o order.Order) {
 
 	for _, c := range o.Captures {
 		if asked[c.TransactionID] > 1 {
-			s.Fatalf("the refund of %s was asked for %d times", c.TransactionID, asked[c.TransactionID])
+			s.Fatalf("the refund of %s was requested %d times", c.TransactionID, asked[c.TransactionID])
 		}
 
 		if c.RefundID != "" {
@@ -492,9 +489,9 @@ func (s *story) checkMessages(o order.Order) {
 // gateway is a payment provider with a ledger of its own, whose answers may be
 // lost. It captures and refunds once per key.
 type gateway struct {
-	payment.Gateway // for Entries, which no story calls
+	payment.Gateway // for Entries, which stories do not call
 
-	// fate chooses what happens to a request; the first is what should.
+	// fate chooses the result of a request; the first is the good one.
 	fate    func(fates ...string) string
 	charges map[string]*charge
 	keys    []string
@@ -521,7 +518,7 @@ func (g *gateway) Charge(_ context.Context, request payment.Charge) (payment.Out
 
 	c, known := g.charges[key]
 	if known && c.outcome == (payment.Outcome{}) {
-		return payment.Outcome{}, errLost // it is still at it
+		return payment.Outcome{}, errLost // still in progress
 	}
 
 	fate := "captured"
@@ -567,7 +564,7 @@ func (g *gateway) capture(key string) payment.Reported {
 	return report
 }
 
-// capturePending captures what the provider was still at, and reports it.
+// capturePending captures the charges in progress and reports them.
 func (g *gateway) capturePending() (reports []payment.Reported) {
 	for _, key := range g.keys {
 		if g.charges[key].outcome == (payment.Outcome{}) {

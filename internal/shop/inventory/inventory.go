@@ -18,16 +18,15 @@ import (
 // Demand is the quantities of an order, by product.
 type Demand map[string]int64
 
-// Shortage is a product of which an order requests more than is available.
+// Shortage is a product whose requested quantity exceeds the available stock.
 type Shortage struct {
 	ProductID            string
 	Requested, Available int64
 }
 
-// Allocate decides, in order, which demands the available stock can meet, each
-// as a whole or not at all. It subtracts the quantities of a demand that is met
-// from available, and returns nil for it. A product that is missing in
-// available counts as 0.
+// Allocate decides, in order, which demands the available stock can meet in full.
+// For a demand that is met it subtracts the quantities from available and returns
+// nil. A product missing from available counts as 0.
 func Allocate(available map[string]int64, demands []Demand) []*Shortage {
 	shortages := make([]*Shortage, len(demands))
 
@@ -67,7 +66,7 @@ type Service struct {
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
 // Lock returns the available stock of the demanded products, and locks their
-// rows until tx ends. Products that do not exist are missing in the result.
+// rows until tx ends. Products that do not exist are missing from the result.
 func (s *Service) Lock(ctx context.Context, tx pgx.Tx, demands []Demand) (available map[string]int64, err error) {
 	products, _ := sum(demands)
 
@@ -100,8 +99,8 @@ func (s *Service) Sell(ctx context.Context, tx pgx.Tx, demands []Demand) error {
 	return move(ctx, tx, demands, `reserved = reserved - m.quantity, sold = sold + m.quantity`)
 }
 
-// move changes each product once, by the sum of the demands. Rows are locked in
-// order of id first, so two transactions cannot deadlock.
+// move changes each product once, by the sum of the demands. It first locks the
+// rows in id order, so two transactions cannot deadlock.
 func move(ctx context.Context, tx pgx.Tx, demands []Demand, change string) error {
 	if len(demands) == 0 {
 		return nil
@@ -124,7 +123,7 @@ func move(ctx context.Context, tx pgx.Tx, demands []Demand, change string) error
 	return nil
 }
 
-// sum adds up demands by product, in order of id.
+// sum totals the demands by product, in id order.
 func sum(demands []Demand) (products []string, quantities []int64) {
 	total := make(Demand)
 
@@ -145,7 +144,7 @@ func (s *Service) Restock(ctx context.Context, tx pgx.Tx, events []event.Event[R
 		return Demand{e.Payload.ProductID: *e.Payload.Quantity}
 	}))
 
-	// In order of id, like all row locks.
+	// In id order, like all row locks.
 	_, err := tx.Exec(ctx, insertStock+` ON CONFLICT (product_id) DO UPDATE
 		SET supplied = stock.supplied + excluded.supplied, available = stock.available + excluded.available`, products, quantities)
 	if err != nil {
@@ -155,8 +154,7 @@ func (s *Service) Restock(ctx context.Context, tx pgx.Tx, events []event.Event[R
 	return nil, nil
 }
 
-// Seed creates products with an initial stock. Products that exist are not
-// changed.
+// Seed creates products with an initial stock. Existing products are unchanged.
 func (s *Service) Seed(ctx context.Context, initial map[string]int64) error {
 	products, quantities := sum([]Demand{initial})
 
@@ -183,12 +181,12 @@ type Stock struct {
 
 const selectStock = `SELECT product_id, supplied, available, reserved, sold FROM stock`
 
-// List returns the stock of the given products, or of all, by id.
+// List returns the stock of the given products, or of all, in id order.
 func (s *Service) List(ctx context.Context, products ...string) ([]Stock, error) {
 	return s.list(ctx, ` WHERE cardinality($1::text[]) = 0 OR product_id = ANY($1) ORDER BY product_id`, append([]string{}, products...))
 }
 
-// Page returns up to limit products after the given id, by id.
+// Page returns up to limit products after the given id, in id order.
 func (s *Service) Page(ctx context.Context, after string, limit int) ([]Stock, error) {
 	return s.list(ctx, ` WHERE product_id > $1 ORDER BY product_id LIMIT $2`, after, limit)
 }

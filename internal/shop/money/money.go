@@ -34,8 +34,8 @@ func Parse(text string) (Amount, error) {
 		return Amount{}, fmt.Errorf("is %q, expected a decimal number such as 99.99", text)
 	}
 
-	// The exponent is checked before anything is computed: 1e1000000000 is short
-	// text and does not fit into memory.
+	// Check the exponent before computing anything: 1e1000000000 is short as text
+	// but does not fit into memory.
 	if exponent := d.Exponent(); exponent > maxIntegerDigits || exponent < -maxText {
 		return Amount{}, fmt.Errorf("is %s, out of range", text)
 	}
@@ -61,7 +61,7 @@ func (a *Amount) UnmarshalJSON(data []byte) error {
 // MarshalJSON writes a number.
 func (a Amount) MarshalJSON() ([]byte, error) { return []byte(a.String()), nil }
 
-// Equal reports whether both are the same number, whatever their notation.
+// Equal reports whether both are the same number, regardless of notation.
 func (a Amount) Equal(b Amount) bool { return a.Decimal.Equal(b.Decimal) }
 
 // Check validates an amount in a currency: the currency must exist, and the

@@ -25,7 +25,7 @@ type Config struct {
 
 // EmailConfig configures the mail server.
 type EmailConfig struct {
-	// Host is the SMTP server. Without one e-mails are written to the log, which
+	// Host is the SMTP server. Without one, e-mails are written to the log, which
 	// is meant for development. Defaults to none.
 	Host string `koanf:"host"`
 	// Port defaults to 587.
@@ -44,13 +44,13 @@ type EmailConfig struct {
 
 // WebhookConfig configures the receiver of webhooks.
 type WebhookConfig struct {
-	// URL receives webhooks. Without one the channel is refused. Defaults to
-	// none.
+	// URL receives webhooks. Without one, the webhook channel is refused.
+	// Defaults to none.
 	URL string `koanf:"url"`
 	// Secret signs webhooks: whsec_ and then 24 to 64 bytes in base64.
 	Secret postgres.Secret `koanf:"secret"`
-	// AllowNetworks are networks, such as 10.0.0.0/8, that may be reached
-	// although they are not public. Defaults to none.
+	// AllowNetworks lists non-public networks that webhooks may reach, such as
+	// 10.0.0.0/8. Defaults to none.
 	AllowNetworks []string `koanf:"allow_networks"`
 }
 

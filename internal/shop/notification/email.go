@@ -86,7 +86,7 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer str
 	}
 
 	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
-		// The server accepted the e-mail, even if the connection broke later.
+		// The server accepted the e-mail, even if the connection failed later.
 		if msg.IsDelivered() {
 			return msg.ServerResponse(), nil
 		}

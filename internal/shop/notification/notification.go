@@ -94,7 +94,7 @@ type Service struct {
 	logger    *slog.Logger
 }
 
-// NewService returns a service that has not connected yet.
+// NewService returns a service. It does not connect yet.
 func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slog.Logger) (s *Service, err error) {
 	s = &Service{retention: cfg.Retention, pool: pool, directory: directory, logger: logger.With(slog.String("component", "notification"))}
 
@@ -249,7 +249,7 @@ type Entry struct {
 }
 
 // List returns up to limit notifications, newest first. An empty userID selects
-// those of all users.
+// all users.
 func (s *Service) List(ctx context.Context, userID string, limit int) ([]Entry, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Entry], `
 		SELECT message_id, user_id, channel, status, answer, sent_at FROM notifications

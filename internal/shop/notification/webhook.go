@@ -63,7 +63,7 @@ func newWebhook(cfg WebhookConfig) (*webhook, error) {
 }
 
 // checkAddress refuses to dial an address that is neither public nor allowed.
-// It runs after names are resolved.
+// It runs after name resolution.
 func checkAddress(address string, allowed []netip.Prefix) error {
 	target, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -85,9 +85,9 @@ func checkAddress(address string, allowed []netip.Prefix) error {
 	return nil
 }
 
-// notPublic are networks that net/netip considers global and that are not
-// public, according to IANA's registries of special-purpose addresses. Those of
-// IPv6 embed IPv4 addresses.
+// notPublic lists networks that net/netip considers global although IANA's
+// special-purpose address registries do not. The IPv6 networks embed IPv4
+// addresses.
 var notPublic = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),      // this host
 	netip.MustParsePrefix("100.64.0.0/10"),  // carrier-grade NAT: RFC 6598

@@ -78,7 +78,7 @@ func (o Order) Capture(transactionID string) (found Capture, known bool) {
 	return Capture{}, false
 }
 
-// Same reports whether two orders ask for the same thing.
+// Same reports whether two orders request the same purchase.
 func (o Order) Same(other Order) bool {
 	return o.ID == other.ID && o.Currency == other.Currency && o.Total.Equal(other.Total) && slices.Equal(o.Lines, other.Lines)
 }

@@ -25,10 +25,10 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
-// NotFound is the error of an order that does not exist.
+// NotFound returns the error for an order that does not exist.
 func NotFound(id string) error { return event.Missing("order", id) }
 
-// Change is an order after new events.
+// Change is an order after new events, with those events.
 type Change struct {
 	Order  Order
 	Events []eventstore.Data
@@ -93,10 +93,10 @@ func (s *Service) Recall(ctx context.Context, db postgres.Querier, orders map[st
 	return nil
 }
 
-// noSnapshots matches no snapshot: the streams of orders are short.
+// noSnapshots matches no snapshot: order streams are too short to need one.
 const noSnapshots = 0
 
-// Insert stores new orders with their events. An id that exists violates the
+// Insert stores new orders with their events. A duplicate id violates the
 // primary key.
 func (s *Service) Insert(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	if len(changes) == 0 {
@@ -120,14 +120,13 @@ func (s *Service) Insert(ctx context.Context, tx pgx.Tx, changes []Change) error
 }
 
 func encodedLines(c Change) string {
-	data, _ := json.Marshal(c.Order.Lines) // strings and integers cannot fail
+	data, _ := json.Marshal(c.Order.Lines) // encoding strings and integers cannot fail
 
 	return string(data)
 }
 
-// Update stores changes of orders that the caller has locked, with their
-// events. An order may have several changes, in the order of their events; they
-// need not be adjacent.
+// Update stores changes to orders that the caller has locked, with their events.
+// Several changes to one order must be in event order, but need not be adjacent.
 func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	if len(changes) == 0 {
 		return nil

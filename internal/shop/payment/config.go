@@ -31,7 +31,7 @@ type Config struct {
 // SimulatedConfig configures the simulated gateway. A rate is the fraction of
 // requests, from 0 to 1, that it applies to.
 type SimulatedConfig struct {
-	// Ledger keeps a record of charges and refunds in Postgres. Without one the
+	// Ledger keeps a record of charges and refunds in Postgres. Without it, the
 	// gateway computes its answer from the request and never fails, which is
 	// meant for benchmarks. Defaults to true.
 	Ledger bool `koanf:"ledger"`

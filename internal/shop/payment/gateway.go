@@ -25,7 +25,7 @@ type Charge struct {
 func (c Charge) attempt() int { return max(c.Attempt, 1) }
 
 // IdempotencyKey is the same for each request of one attempt to charge an
-// order, so that a gateway charges once however often it is asked.
+// order, so repeated requests charge once.
 func (c Charge) IdempotencyKey() string {
 	return "millrace-charge-" + c.OrderID + "-" + strconv.Itoa(c.attempt())
 }
@@ -88,10 +88,10 @@ type Entry struct {
 	At       time.Time    `json:"at"`
 }
 
-// RefusedError is a final refusal of the provider.
+// RefusedError is a final refusal by the provider.
 type RefusedError struct{ Reason string }
 
-func (e *RefusedError) Error() string { return "the payment provider refuses: " + e.Reason }
+func (e *RefusedError) Error() string { return "the payment provider refused: " + e.Reason }
 
 // ErrUnknown means that the provider may or may not have done what it was
 // asked to do: no answer arrived, or an answer that does not say. Repeating the
@@ -115,7 +115,7 @@ func unrecorded(err error) error {
 	return err
 }
 
-// TopicReported carries what a provider reports on its own.
+// TopicReported carries the outcomes that providers report by webhook.
 const TopicReported = "payments.reported"
 
 // Report is an outcome that the provider reports by webhook.
@@ -128,7 +128,7 @@ const (
 	ReportRefunded Report = "refunded"
 )
 
-// Reported is a message of the provider about a payment. It may arrive before,
+// Reported is a provider's message about a payment. It may arrive before,
 // after or instead of the response to the request.
 type Reported struct {
 	OrderID string `json:"order_id"`

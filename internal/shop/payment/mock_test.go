@@ -19,12 +19,12 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// stripeMock runs stripe-mock, which knows Stripe's OpenAPI description and
-// refuses what does not follow it. It keeps no state: its answers are examples.
+// stripeMock runs stripe-mock, which refuses requests that violate Stripe's OpenAPI
+// description. It is stateless: its answers are examples.
 func stripeMock(tb testing.TB) *url.URL {
 	tb.Helper()
 
-	// With -n the command builds the program and prints where it is.
+	// With -n the command builds the program and prints its path.
 	path, err := exec.CommandContext(tb.Context(), "go", "tool", "-modfile=../../../tools/stripe-mock/go.mod", "-n", "stripe-mock").Output()
 	if err != nil {
 		tb.Fatalf("building stripe-mock: %v", err)
@@ -47,7 +47,7 @@ func stripeMock(tb testing.TB) *url.URL {
 		tb.Fatalf("starting stripe-mock: %v", err)
 	}
 
-	tb.Cleanup(func() { _ = mock.Wait() }) // the test's context ends it
+	tb.Cleanup(func() { _ = mock.Wait() }) // the test's context stops it
 
 	pgtest.Eventually(tb, "stripe-mock listens", func() bool {
 		conn, err := net.DialTimeout("tcp", address, time.Second)

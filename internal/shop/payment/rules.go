@@ -12,7 +12,7 @@ import (
 type Action string
 
 // Actions. A request that is answered with timeout or error changes nothing;
-// "charge then" and "refund then" do what was asked and lose the answer.
+// "charge then" and "refund then" carry out the request and lose the answer.
 const (
 	actionCapture           Action = "capture"
 	actionDecline           Action = "decline"
@@ -27,19 +27,19 @@ var actions = []Action{actionCapture, actionDecline, actionTimeout, actionError,
 
 // Rule says how the simulated gateway answers requests about some orders.
 type Rule struct {
-	// Order is the id of an order, or the beginning of ids and a star.
+	// Order is an order id, or an id prefix followed by *.
 	Order string `koanf:"order"`
 	// Action is the answer to a request.
 	Action Action `koanf:"action"`
-	// Times is how many requests of an order are answered so. Capture and
-	// decline apply to all. Defaults to 1.
+	// Times is how many requests per order get this answer. Capture and decline
+	// apply to all. Defaults to 1.
 	Times int `koanf:"times"`
 }
 
 func (r Rule) validate() error {
 	switch {
 	case r.Order == "":
-		return fmt.Errorf("payment.simulated.rules: order is missing in %+v, expected an id, or the beginning of ids and a star", r)
+		return fmt.Errorf("payment.simulated.rules: order is missing in %+v, expected an id, or an id prefix followed by *", r)
 	case !slices.Contains(actions, r.Action):
 		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %v", r.Action, r.Order, actions)
 	case r.Times < 0:

@@ -17,9 +17,9 @@ import (
 )
 
 // Simulated is a gateway for development and tests. It captures every amount
-// above zero without calling anyone, and fails as configured. Its record is a
-// table that only it writes, outside the transactions of the service: the
-// record survives crashes and is shared by all replicas.
+// above zero without calling a provider, and fails as configured. Its record is a
+// table that only it writes, outside the service's transactions, so the record
+// survives crashes. All replicas share it.
 type Simulated struct {
 	cfg  SimulatedConfig
 	pool *pgxpool.Pool // nil without a record
@@ -68,9 +68,9 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 }
 
 // record enters a request into the ledger and returns the outcome of the charge
-// and the number of requests for it. The first requests, as many as unanswered
-// says, charge nothing. The statement commits on its own: the record stands
-// whatever happens to the caller.
+// and the number of requests for it. The first unanswered requests charge
+// nothing. The statement commits on its own, so the record stays even if the
+// caller fails.
 func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int) (outcome Outcome, requests int, err error) {
 	var sameAmount bool
 
@@ -93,7 +93,7 @@ func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, u
 		return Outcome{}, 0, unrecorded(fmt.Errorf("recording a charge in the ledger: %w", err))
 	case !sameAmount:
 		return Outcome{}, 0, event.RejectAs(event.ReasonConflict, fmt.Errorf(
-			"amount: is %s %s, expected that of the first request for attempt %d at order %s", charge.Amount, charge.Currency, charge.attempt(), charge.OrderID))
+			"amount: is %s %s, expected the amount of the first request for attempt %d of order %s", charge.Amount, charge.Currency, charge.attempt(), charge.OrderID))
 	default:
 		return outcome, requests, nil
 	}
@@ -173,7 +173,7 @@ const selectEntries = `
 	SELECT order_id, transaction_id, amount::text, currency, refunded::text, settled_at, idempotency_key FROM gateway_ledger
 	WHERE transaction_id IS NOT NULL AND `
 
-// keyedEntry is an Entry with the key that pages continue after.
+// keyedEntry is an Entry with its key, after which the next page starts.
 type keyedEntry struct {
 	Entry
 
@@ -186,7 +186,7 @@ func (s *Simulated) Ledger(ctx context.Context, since time.Time, fn func(Entry) 
 		return nil
 	}
 
-	// In pages: one long query would hold back vacuum while fn works.
+	// In pages, because one long query would hold back vacuum while fn runs.
 	for last := (keyedEntry{Entry: Entry{At: since}}); ; {
 		page, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[keyedEntry], selectEntries+`(settled_at, idempotency_key) > ($1, $2)
 			ORDER BY settled_at, idempotency_key LIMIT $3`, last.At, last.Key, ledgerPage)

@@ -56,7 +56,7 @@ func TestTheSimulatedGatewayFollowsRules(t *testing.T) {
 		order    string
 		failures int
 		declined string
-		charged  bool // by the first request, although it fails
+		charged  bool // charged by the first request, although it fails
 	}{
 		{"fine", 0, "", false},
 		{"declined-1", 0, "the card was declined", false},
@@ -150,7 +150,7 @@ func TestTheSimulatedGatewayFailsAtRandomAndChargesOnce(t *testing.T) {
 	}
 
 	if failures == 0 || captured == 0 || captured == orders {
-		t.Errorf("%d failures, %d of %d captured: that is not random", failures, captured, orders)
+		t.Errorf("%d failures, %d of %d captured: not random", failures, captured, orders)
 	}
 
 	if entries := pgtest.Value[int](t, pool, `SELECT count(*) FROM gateway_ledger WHERE transaction_id IS NOT NULL`); entries != captured {

@@ -51,7 +51,7 @@ func newStripe(cfg StripeConfig, pool *pgxpool.Pool) *Stripe {
 	}
 }
 
-// Metadata of intents and refunds. The source separates them from those of
+// Metadata of intents and refunds. The source distinguishes them from those of
 // other systems in the same account.
 const (
 	metaSource  = "source"
@@ -59,7 +59,7 @@ const (
 	metaAttempt = "attempt"
 )
 
-// progress is how far an intent has come.
+// progress is the stage that an intent has reached.
 type progress int
 
 const (
@@ -172,7 +172,7 @@ func (s *Stripe) create(ctx context.Context, charge Charge, units int64) (id str
 			Amount:        new(units),
 			Currency:      stripe.String(strings.ToLower(charge.Currency)),
 			PaymentMethod: stripe.String(s.method),
-			// No customer is present whom a bank could redirect.
+			// No customer is present for a bank to redirect.
 			AutomaticPaymentMethods: &stripe.PaymentIntentCreateAutomaticPaymentMethodsParams{
 				Enabled: new(true), AllowRedirects: stripe.String("never"),
 			},

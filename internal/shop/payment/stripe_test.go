@@ -49,8 +49,8 @@ func chargeFor(orderID string) payment.Charge {
 	return payment.Charge{OrderID: orderID, Attempt: 1, Amount: money.MustParse("99.99"), Currency: "USD"}
 }
 
-// expectRetryable fails the test unless err allows to repeat the request, and
-// returns how long to wait before.
+// expectRetryable fails the test unless err permits a retry, and returns the
+// delay before it.
 func expectRetryable(tb testing.TB, err error) time.Duration {
 	tb.Helper()
 

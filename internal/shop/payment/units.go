@@ -11,12 +11,11 @@ import (
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
-// Currencies whose unit at Stripe is not a hundredth, from Stripe's lists. Its
-// units are those of ISO 4217, except that ISK and UGX, which have no decimals
-// any more, are still counted in hundredths. The tables of
-// golang.org/x/text/currency are CLDR's and must not be used here: they have the
-// usual printed form, which for IDR, COP, ALL and others has no decimals, so an
-// order would be charged a hundredth of its price.
+// Currencies that Stripe does not count in hundredths, from its documentation.
+// Stripe follows ISO 4217, except that it still counts ISK and UGX in hundredths,
+// although they no longer have decimals. Do not use golang.org/x/text/currency
+// here: its CLDR tables describe the printed form, which has no decimals for IDR,
+// COP, ALL and others, so an order would be charged a hundredth of its price.
 var (
 	wholeUnits = strings.Fields("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF")
 	// thousandths must end in 0, so that every bank accepts them.

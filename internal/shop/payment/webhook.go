@@ -29,8 +29,8 @@ const WebhookPattern = "POST /webhooks/stripe"
 const (
 	maxWebhook     = 256 << 10 // bytes; Stripe's events have a few thousand
 	webhookTimeout = 8 * time.Second
-	// claimRetention is longer than a provider repeats an event, on its own or
-	// on request.
+	// claimRetention exceeds the time in which a provider may resend an event,
+	// automatically or on request.
 	claimRetention = 30 * 24 * time.Hour
 )
 
@@ -56,13 +56,13 @@ func NewWebhook(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logge
 		logger:    logger,
 		received: promauto.With(registry).NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_provider_webhooks_total",
-			Help: "Webhooks of payment providers by outcome: published, duplicate, ignored, foreign, refused or failed.",
+			Help: "Payment provider webhooks by outcome: published, duplicate, ignored, foreign, refused or failed.",
 		}, []string{"provider", "type", "outcome"}),
 	}
 }
 
-// Enabled reports whether a secret is configured. Without one no webhook can be
-// verified, so none may be served.
+// Enabled reports whether a secret is configured. Without one, webhooks cannot be
+// verified and must not be served.
 func (h *Webhook) Enabled() bool { return len(h.secrets) > 0 }
 
 // webhookOutcome is the result of a webhook, as counted by the metric.
@@ -71,7 +71,7 @@ type webhookOutcome string
 const (
 	webhookPublished webhookOutcome = "published"
 	webhookDuplicate webhookOutcome = "duplicate"
-	webhookIgnored   webhookOutcome = "ignored" // of a type that does not matter here
+	webhookIgnored   webhookOutcome = "ignored" // of a type that Millrace ignores
 	webhookForeign   webhookOutcome = "foreign" // about a payment that Millrace did not make
 	webhookRefused   webhookOutcome = "refused" // not verified, too large or unreadable
 	webhookFailed    webhookOutcome = "failed"  // Postgres failed; Stripe tries again
@@ -96,7 +96,7 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.logger.Warn("webhook not accepted", slog.String("provider", gatewayStripe), slog.String("outcome", string(outcome)), slog.Any("error", err))
 	}
 
-	// The body does not say why: a sender that cannot sign need not know.
+	// The body gives no reason: a sender that cannot sign need not know it.
 	http.Error(w, http.StatusText(status), status)
 }
 
@@ -136,7 +136,7 @@ func (h *Webhook) receive(w http.ResponseWriter, r *http.Request) (kind stripe.E
 }
 
 // verify accepts a signature by any of the secrets. The event's API version may
-// differ from the library's: the fields that are read here are the same in all.
+// differ from the library's: the fields read here are the same in all versions.
 func (h *Webhook) verify(body []byte, signature string) (e stripe.Event, err error) {
 	for _, secret := range h.secrets {
 		e, err = webhook.ConstructEventWithOptions(body, signature, secret, webhook.ConstructEventOptions{
@@ -162,7 +162,7 @@ func (h *Webhook) publish(ctx context.Context, eventID string, report report) (o
 	outcome = webhookPublished
 
 	err = postgres.InTx(ctx, h.pool, func(tx pgx.Tx) error {
-		// A refund that a person made names its intent; the intent's order is here.
+		// A manual refund names only its intent, so find the order by intent.
 		if report.OrderID == "" {
 			err := tx.QueryRow(ctx, `SELECT order_id, attempt FROM stripe_intents WHERE intent_id = $1`, report.intent).
 				Scan(&report.OrderID, &report.Attempt)
@@ -210,7 +210,7 @@ func claimEvent(ctx context.Context, tx pgx.Tx, id string) (fresh bool, err erro
 		)
 		INSERT INTO provider_events (provider, event_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, gatewayStripe, id, claimRetention)
 	if err != nil {
-		return false, fmt.Errorf("claiming a provider's event: %w", err)
+		return false, fmt.Errorf("claiming a provider event: %w", err)
 	}
 
 	return tag.RowsAffected() > 0, nil
@@ -223,7 +223,7 @@ type report struct {
 	intent string
 }
 
-// reportOf translates an event; relevant is false if it does not matter here. The
+// reportOf translates an event; relevant is false if Millrace ignores it. The
 // order id is empty if the event does not contain it.
 func reportOf(e stripe.Event) (r report, relevant bool, err error) {
 	switch e.Type {

@@ -109,7 +109,7 @@ func (r *receiver) published() []payment.Reported {
 	return reports
 }
 
-// counted returns how many webhooks had an outcome.
+// counted returns the number of webhooks with an outcome.
 func (r *receiver) counted(outcome string) (n float64) {
 	r.tb.Helper()
 

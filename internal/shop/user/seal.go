@@ -101,8 +101,7 @@ func (k keyring) record(data eventstore.Data) (eventstore.Data, error) {
 	return k.seal(data.EventType(), data)
 }
 
-// decode returns a stored event as it was before record. For an erased user only
-// the type is left.
+// decode reverses record. For an erased user only the event type remains.
 func (k keyring) decode(e eventstore.Event) (eventstore.Data, error) {
 	if e.Type != (Erased{}).EventType() {
 		plain, err := k.open(e.Type, e.Data)

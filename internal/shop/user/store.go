@@ -35,7 +35,7 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(cfg Config, pool *pgxpool.Pool) *Service { return &Service{cfg: cfg, pool: pool} }
 
-// NotFound is the error of a user who does not exist.
+// NotFound returns the error for a user who does not exist.
 func NotFound(id string) error { return event.Missing("user", id) }
 
 // Session holds the users of a transaction: it loads and locks them, and saves
@@ -49,7 +49,7 @@ type Session struct {
 }
 
 // Open locks the users with these ids until the transaction ends and folds their
-// streams. It gives new users among created a key.
+// streams. It creates a key for each new user among created.
 func (s *Service) Open(ctx context.Context, tx pgx.Tx, ids, created []string) (*Session, error) {
 	if err := addKeys(ctx, tx, created); err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func addKeys(ctx context.Context, tx pgx.Tx, ids []string) error {
 		INSERT INTO user_keys (user_id, key) SELECT * FROM unnest($1::text[], $2::bytea[]) AS k (id, key) ORDER BY id
 		ON CONFLICT DO NOTHING`, ids, postgres.Column(ids, func(string) []byte { return newKey() }))
 	if err != nil {
-		return fmt.Errorf("adding keys of users: %w", err)
+		return fmt.Errorf("creating keys of users: %w", err)
 	}
 
 	return nil
@@ -105,7 +105,7 @@ func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string
 	return rings, nil
 }
 
-// load returns the keys of users, read with sql, and the folds of their streams.
+// load reads the keys of users with sql, and folds their streams.
 func load(ctx context.Context, db postgres.Querier, sql string, ids []string) (rings map[string]keyring, users map[string]User, err error) {
 	if rings, err = loadKeys(ctx, db, sql, ids); err != nil {
 		return nil, nil, err
@@ -158,7 +158,7 @@ func fold(ring keyring, stream eventstore.Stream) (User, error) {
 	return u, nil
 }
 
-// User returns the state of a user; one that does not exist has version 0.
+// User returns the state of a user. A user who does not exist has version 0.
 func (s *Session) User(id string) User {
 	if u, ok := s.users[id]; ok {
 		return u
@@ -186,7 +186,7 @@ func (s *Session) Record(id string, messageID uuid.UUID, events []eventstore.Dat
 	return nil
 }
 
-// Miss records that a message was about a user who does not exist.
+// Miss records a message about a user who does not exist.
 func (s *Session) Miss(id string, messageID uuid.UUID) { s.misses[messageID] = id }
 
 // Save stores the recorded events and misses.
@@ -270,9 +270,9 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 }
 
 // Erase makes the personal data of a user unreadable: in tx it destroys the key
-// and everything derived from the data. The stream keeps its versions. It returns
-// how many users it erased: none if the user is erased already. The error is
-// [NotFound] if there is no such user.
+// and everything derived from the data. The stream keeps its versions. Erase
+// returns the number of users erased, 0 if the user was erased before. The error
+// is [NotFound] if there is no such user.
 func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string) (users int64, err error) {
 	session, err := s.Open(ctx, tx, []string{id}, nil)
 	if err != nil {
@@ -298,8 +298,8 @@ func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string) (users int64,
 		return 0, err
 	}
 
-	// The projection does the same a moment later, but the caller must not read the
-	// data until then.
+	// The projection does the same a moment later, but nobody may read the data
+	// in between.
 	_, err = tx.Exec(ctx, `UPDATE users SET erased = true, name = NULL, email = NULL, properties = '{}' WHERE id = $1`, id)
 	if err != nil {
 		return 0, fmt.Errorf("erasing user %s: %w", id, err)
@@ -328,8 +328,7 @@ type Details struct {
 	History []Entry `json:"history"`
 }
 
-// Show returns a user with its history from the event store, or a
-// [NotFound].
+// Show returns a user with its history from the event store, or [NotFound].
 func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	rings, err := loadKeys(ctx, s.pool, selectKeys, []string{id})
 	if err != nil {

@@ -28,7 +28,7 @@ type User struct {
 	Name       string     `json:"name"`
 	Email      string     `json:"email"`
 	Properties Properties `json:"properties"`
-	// Erased says that only the version is left.
+	// Erased means that only the version remains.
 	Erased bool `json:"erased"`
 }
 
@@ -49,23 +49,23 @@ type (
 		Email      string     `json:"email"`
 		Properties Properties `json:"properties,omitempty"`
 	}
-	// EmailUpdated says that the e-mail address changed.
+	// EmailUpdated records a new e-mail address.
 	EmailUpdated struct {
 		UserID   string `json:"user_id"`
 		NewEmail string `json:"new_email"`
 	}
-	// NameUpdated says that the name changed.
+	// NameUpdated records a new name.
 	NameUpdated struct {
 		UserID  string `json:"user_id"`
 		NewName string `json:"new_name"`
 	}
-	// PropertiesUpdated has the properties that changed. A null value removes a
+	// PropertiesUpdated records the properties that changed. A null value removes a
 	// property.
 	PropertiesUpdated struct {
 		UserID  string     `json:"user_id"`
 		Changed Properties `json:"changed"`
 	}
-	// Erased says that the personal data in all earlier events is unreadable.
+	// Erased records that the personal data in all earlier events is unreadable.
 	Erased struct{}
 )
 
@@ -134,7 +134,7 @@ type Profile struct {
 	Properties Properties
 }
 
-// Update has the fields to change. Nil means unchanged. Fields other than name
+// Update holds the fields to change. Nil means unchanged. Fields other than name
 // and e-mail address are properties; null removes one.
 type Update struct {
 	Name       *string    `json:"name,omitempty"`
@@ -143,8 +143,8 @@ type Update struct {
 }
 
 // Create returns the event that creates the user, or none if the same user
-// exists already. It rejects the id of an erased user or of one with another
-// profile.
+// already exists. It rejects an id that belongs to an erased user or to one with
+// a different profile.
 func (u User) Create(p Profile) ([]eventstore.Data, error) {
 	switch {
 	case u.Erased:
@@ -155,12 +155,12 @@ func (u User) Create(p Profile) ([]eventstore.Data, error) {
 		return nil, nil
 	default:
 		return nil, event.RejectAs(event.ReasonConflict,
-			fmt.Errorf("user.id: user %s exists with another name, e-mail address or properties, expected a new id", u.ID))
+			fmt.Errorf("user.id: user %s exists with a different name, e-mail address or properties, expected a new id", u.ID))
 	}
 }
 
-// Update returns the events of an update of an existing user. Unchanged fields
-// cause none.
+// Update returns the events that update an existing user. Unchanged fields cause
+// none.
 func (u User) Update(change Update) []eventstore.Data {
 	var events []eventstore.Data
 

@@ -122,14 +122,14 @@ func TestASealFitsOneUserAndOneType(t *testing.T) {
 	}
 
 	if _, err := ring.open("UserNameUpdated", data); err == nil {
-		t.Error("a seal of one type opens as another")
+		t.Error("data sealed as one type opens as another")
 	}
 
 	other := ring
 	other.id = "b"
 
 	if _, err := other.open("UserCreated", data); err == nil {
-		t.Error("a seal of one user opens as another's")
+		t.Error("data sealed for one user opens as another's")
 	}
 }
 
@@ -198,7 +198,7 @@ func TestErasureLeavesNothingToRead(t *testing.T) {
 	go func() { defer close(done); projector.Run(ctx) }()
 
 	t.Cleanup(func() { cancel(); <-done })
-	pgtest.Eventually(t, "the projection follows", func() bool {
+	pgtest.Eventually(t, "the projection catches up", func() bool {
 		return pgtest.Value[int](t, s.pool, `SELECT count(*) FROM users WHERE email = 'b@x.org' AND version = 2`) == 1
 	})
 
@@ -224,7 +224,7 @@ func TestErasureLeavesNothingToRead(t *testing.T) {
 		t.Errorf("got %+v, %v", details, err)
 	}
 
-	pgtest.Eventually(t, "the projection has seen the erasure", func() bool {
+	pgtest.Eventually(t, "the projection applies the erasure", func() bool {
 		return pgtest.Value[int](t, s.pool, `SELECT count(*) FROM users WHERE erased AND version = 3`) == 1
 	})
 
@@ -234,11 +234,11 @@ func TestErasureLeavesNothingToRead(t *testing.T) {
 
 	for _, table := range []string{"events", "users", "snapshots", "user_keys"} {
 		if n := pgtest.Value[int](t, s.pool, `SELECT count(*) FROM `+table+` AS x WHERE x::text ~ 'Alice|x\.org|Berlin'`); n != 0 {
-			t.Errorf("%d rows of %s still tell", n, table)
+			t.Errorf("%d rows of %s still contain personal data", n, table)
 		}
 	}
 
 	if n := pgtest.Value[int](t, s.pool, `SELECT count(*) FROM user_keys WHERE key IS NULL`); n != 1 {
-		t.Error("the key is still there")
+		t.Error("the key still exists")
 	}
 }
