@@ -7,14 +7,14 @@ import (
 	"unicode/utf8"
 )
 
-// MaxID is the maximum length of an id in a payload, in bytes.
+// MaxID is the maximum length of an ID in a payload, in bytes.
 const MaxID = 200
 
-// CheckID validates an id in the field at path.
+// CheckID validates the ID in the field at path.
 func CheckID(path, id string) error {
 	switch {
 	case id == "":
-		return fmt.Errorf("%s: is missing, expected a text of 1 to %d bytes", path, MaxID)
+		return fmt.Errorf("%s: is missing, expected 1 to %d bytes of text", path, MaxID)
 	case len(id) > MaxID:
 		return fmt.Errorf("%s: has %d bytes, expected at most %d", path, len(id), MaxID)
 	case !Printable(id):

@@ -20,9 +20,9 @@ const (
 	MaxDepth = 64
 )
 
-// Decode parses and validates the JSON payload of a message. Unknown fields
-// are ignored; names are case-sensitive and must not repeat. Its errors are
-// rejections (see [Reject]) that name the field and the expected value.
+// Decode parses and validates the JSON payload of a message. It ignores unknown
+// fields. Field names are case-sensitive and must not repeat. Errors are rejections
+// (see [Reject]) that name the field and the expected value.
 func Decode[P Payload](data []byte) (P, error) {
 	var p P
 
@@ -81,8 +81,8 @@ func checkShape(data []byte) error {
 	return nil
 }
 
-// depth returns the nesting of data, counting up to MaxDepth+1. Its result for
-// malformed JSON does not matter: the decoder refuses that.
+// depth returns the nesting depth of data, counting up to MaxDepth+1. The result is
+// meaningless for malformed JSON, which the decoder rejects anyway.
 func depth(data []byte) int {
 	var level, deepest int
 
@@ -106,14 +106,14 @@ func depth(data []byte) int {
 	return deepest
 }
 
-// Bounds of a number in jsonb, far below those of Postgres: numeric has at most
-// 131072 digits before the point and 16383 after it.
+// Limits of a number in jsonb, well within Postgres's: numeric has at most 131072
+// digits before the decimal point and 16383 after it.
 const (
 	maxDigits   = 1000
 	maxExponent = 1000
 )
 
-// CheckStorable returns an error if Postgres cannot store valid JSON as jsonb: if
+// CheckStorable returns an error if Postgres cannot store valid JSON as jsonb because
 // it contains U+0000 or absurdly large numbers. Call it before storing JSON from a
 // message; otherwise the statement fails for the whole batch.
 func CheckStorable(data []byte) error {
@@ -123,7 +123,7 @@ func CheckStorable(data []byte) error {
 		switch c := data[i]; {
 		case inString && c == '\\':
 			if bytes.HasPrefix(data[i:], []byte(`\u0000`)) {
-				return errors.New("has the character U+0000, expected none")
+				return errors.New("contains the character U+0000")
 			}
 
 			i++ // skip the escaped character
@@ -133,7 +133,7 @@ func CheckStorable(data []byte) error {
 		case c >= '0' && c <= '9':
 			number := numberAt(data[i:])
 			if !fits(number) {
-				return fmt.Errorf("has a number of %.20s..., expected at most %d digits and exponents from -%d to %d",
+				return fmt.Errorf("contains the number %.20s..., expected at most %d digits and exponents from -%d to %d",
 					number, maxDigits, maxExponent, maxExponent)
 			}
 
@@ -144,7 +144,7 @@ func CheckStorable(data []byte) error {
 	return nil
 }
 
-// numberAt returns the number at the beginning of data, without its sign.
+// numberAt returns the number at the start of data, without its sign.
 func numberAt(data []byte) []byte {
 	end := bytes.IndexFunc(data, func(r rune) bool { return !strings.ContainsRune("0123456789.eE+-", r) })
 	if end < 0 {
@@ -173,7 +173,7 @@ func fits(number []byte) bool {
 	return err == nil && n >= -maxExponent && n <= maxExponent
 }
 
-// explain converts a decoder's error to one that names the field and the expected
+// explain converts a decoder error to one that names the field and the expected
 // value.
 func explain(err error) error {
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
@@ -193,7 +193,7 @@ func explain(err error) error {
 	return fmt.Errorf("payload: not valid JSON: %w", err)
 }
 
-// path renders a JSON pointer as Validate names fields: order.items[0].quantity.
+// path formats a JSON pointer the way Validate names fields: order.items[0].quantity.
 func path(p jsontext.Pointer) string {
 	var b strings.Builder
 
@@ -239,7 +239,7 @@ func typeName(t reflect.Type) string {
 		return "another type"
 	}
 
-	switch t.Kind() { //nolint:exhaustive // the others have a common name
+	switch t.Kind() { //nolint:exhaustive // the remaining kinds share a name
 	case reflect.Int, reflect.Int32, reflect.Int64:
 		return "a whole number"
 	case reflect.String:
@@ -255,7 +255,7 @@ func typeName(t reflect.Type) string {
 	}
 }
 
-// flatten renders joined errors on one line.
+// flatten formats joined errors on one line.
 func flatten(err error) error {
 	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 }

@@ -5,31 +5,31 @@ import (
 	"fmt"
 )
 
-// Kind says why a request cannot be fulfilled. Package operate maps kinds to
+// Kind classifies why a request cannot be fulfilled. Package operate maps kinds to
 // exit codes and HTTP statuses.
 type Kind string
 
 // Kinds of errors.
 const (
 	NotFound Kind = "not-found" // the named thing does not exist
-	Unknown  Kind = "unknown"   // a name outside a fixed set: a typing error
-	Conflict Kind = "conflict"  // the state of the thing does not allow it
-	Changed  Kind = "changed"   // the thing has changed since the caller read it
-	Invalid  Kind = "invalid"   // the request contradicts itself or lacks something
+	Unknown  Kind = "unknown"   // a name outside a fixed set, probably a typo
+	Conflict Kind = "conflict"  // the current state does not allow it
+	Changed  Kind = "changed"   // changed since the caller read it
+	Invalid  Kind = "invalid"   // the request is contradictory or incomplete
 )
 
-// Error is a request that cannot be fulfilled, as opposed to one that failed.
+// Error reports a request that cannot be fulfilled, as opposed to one that failed.
 type Error struct {
 	Kind Kind
-	// What is the sort of thing, Name the one that was asked for.
+	// What is the type of the thing, Name the requested name.
 	What, Name string
-	// Known lists the names that exist, if they form a fixed set.
+	// Known lists the valid names, if they form a fixed set.
 	Known []string
-	// Message is the whole text, or empty for the standard one.
+	// Message replaces the standard text unless empty.
 	Message string
 }
 
-// Missing returns a NotFound error: there is no order order_123.
+// Missing returns a NotFound error, such as "there is no order order_123".
 func Missing(what, name string) *Error { return &Error{Kind: NotFound, What: what, Name: name} }
 
 // UnknownName returns an Unknown error that names the closest known name.
@@ -37,7 +37,7 @@ func UnknownName(what, name string, known []string) *Error {
 	return &Error{Kind: Unknown, What: what, Name: name, Known: known}
 }
 
-// Errorf returns an error of a kind with a text of its own.
+// Errorf returns an error of the given kind with a custom message.
 func Errorf(kind Kind, format string, args ...any) *Error {
 	return &Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
 }
@@ -69,11 +69,11 @@ func (e *Error) Error() string {
 	return text
 }
 
-// maxTypos is how many letters a suggested name may differ by.
+// maxTypos is the maximum edit distance of a suggested name.
 const maxTypos = 2
 
-// closest returns the name that differs from the given one by the fewest
-// letters, or "" if none is close.
+// closest returns the known name with the smallest edit distance, or "" if none is
+// close.
 func closest(name string, known []string) string {
 	best, found := min(maxTypos, len(name)/2)+1, ""
 
@@ -86,7 +86,7 @@ func closest(name string, known []string) string {
 	return found
 }
 
-// distance is the Levenshtein distance in bytes.
+// distance returns the Levenshtein distance in bytes.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -8,7 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-func TestErrorsSayWhatIsMissingAndWhatWasMeant(t *testing.T) {
+func TestErrorsSuggestTheClosestName(t *testing.T) {
 	t.Parallel()
 
 	known := []string{"orders.created", "orders.completed", "user.created"}

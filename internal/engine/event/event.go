@@ -1,8 +1,8 @@
-// Package event has the types that every other package shares: messages, decoded
-// events, and what handlers return.
+// Package event defines the types that all other packages share: messages, decoded
+// events, and the results of handlers.
 //
-// It does no I/O. Its imports are the standard library, a JSON codec, uuid and,
-// for the signature of Append, pgx.
+// It does no I/O. It imports only the standard library, a JSON codec, uuid and, for
+// the signature of Append, pgx.
 package event
 
 import (
@@ -14,22 +14,21 @@ import (
 
 // Payload is the body of an event. A payload type belongs to exactly one topic.
 type Payload interface {
-	// Topic names the topic that carries this type.
+	// Topic returns the topic that carries this type.
 	Topic() string
-	// Key is the id of the aggregate that the event concerns. Messages with the
+	// Key returns the ID of the aggregate that the event concerns. Messages with the
 	// same key are applied and published in order.
 	Key() string
-	// Validate reports everything that is wrong with the payload, each error
-	// beginning with the path of its field ("order.quantity: ...").
+	// Validate reports all errors in the payload. Each starts with the path of its
+	// field ("order.quantity: ...").
 	Validate() error
 }
 
 // Meta identifies a message and its place in a conversation.
 type Meta struct {
-	// ID identifies the message: deliveries with the same ID are the same
-	// message.
+	// ID identifies the message: deliveries with the same ID are the same message.
 	ID uuid.UUID
-	// Correlation is the ID of the message that began the conversation.
+	// Correlation is the ID of the message that started the conversation.
 	Correlation uuid.UUID
 	// Causation is the ID of the message whose handling caused this one, or
 	// the zero UUID for the first message of a conversation.
@@ -45,22 +44,22 @@ type Event[P Payload] struct {
 	Payload P
 }
 
-// Outgoing is an event that a handler causes. It is appended to the outbox in
-// the handler's transaction and published after the commit.
+// Outgoing is an event that a handler publishes. It is appended to the outbox in the
+// handler's transaction and published after the commit.
 type Outgoing struct {
 	Meta
 
 	Payload Payload
-	// Delay postpones publication by at least this long after the commit.
+	// Delay postpones publication until at least this long after the commit.
 	Delay time.Duration
 }
 
-// Then returns the event with payload p caused by e.
+// Then returns an event with payload p, caused by e.
 func (e Event[P]) Then(p Payload) Outgoing {
 	return e.Meta.Then(p)
 }
 
-// Then returns the event with payload p caused by the message m.
+// Then returns an event with payload p, caused by message m.
 func (m Meta) Then(p Payload) Outgoing {
 	return Outgoing{
 		Meta:    Meta{ID: NewID(), Correlation: m.Correlation, Causation: m.ID, Trace: m.Trace},
@@ -75,10 +74,10 @@ func Start(p Payload) Outgoing {
 	return Outgoing{Meta: Meta{ID: id, Correlation: id}, Payload: p}
 }
 
-// AggregateID returns the key of the payload, the id of the aggregate.
+// AggregateID returns the payload's key, the ID of the aggregate.
 func (e Event[P]) AggregateID() string { return e.Payload.Key() }
 
-// Effected is an event with the result of its effect.
+// Effected is an event together with the result of its effect.
 type Effected[P Payload, R any] struct {
 	Event[P]
 
@@ -89,5 +88,5 @@ type Effected[P Payload, R any] struct {
 // ErrSkip reports that an event needs no effect; see consumer.Effect.
 var ErrSkip = errors.New("no effect needed")
 
-// Identity returns the ids of e.
+// Identity returns the IDs of e.
 func (e Event[P]) Identity() Meta { return e.Meta }

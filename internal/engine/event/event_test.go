@@ -32,7 +32,7 @@ func (t thing) Validate() error {
 	return nil
 }
 
-func TestDecodeSaysWhatIsWrongAndWhere(t *testing.T) {
+func TestDecodeErrorsNameTheFieldAndTheMistake(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {
@@ -102,7 +102,7 @@ func TestHeadersSurviveJSONByteForByte(t *testing.T) {
 	}
 }
 
-func TestMessagesOfOtherProducersHaveAStableID(t *testing.T) {
+func TestForeignMessagesGetAStableID(t *testing.T) {
 	t.Parallel()
 
 	const own = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -115,28 +115,28 @@ func TestMessagesOfOtherProducersHaveAStableID(t *testing.T) {
 
 	cloud := event.Headers{event.HeaderID: "1", event.HeaderSource: "shop"}
 	if identify(cloud, "", "a") != identify(cloud, "n", "b") {
-		t.Error("a CloudEvents id depends on more than id and source")
+		t.Error("a CloudEvents ID depends on more than id and source")
 	}
 
 	if identify(cloud, "", "") == identify(event.Headers{event.HeaderID: "1", event.HeaderSource: "till"}, "", "") {
-		t.Error("two sources share a CloudEvents id")
+		t.Error("two sources share a CloudEvents ID")
 	}
 
 	if identify(nil, "n-1", "a") != identify(nil, "n-1", "b") || identify(nil, own, "").String() != own {
-		t.Error("a native id is not kept")
+		t.Error("the native ID was not kept")
 	}
 
 	first, again := identify(nil, "", "kafka:t/0@1"), identify(nil, "", "kafka:t/0@1")
 	if first != again || first == identify(nil, "", "kafka:t/0@2") {
-		t.Error("coordinates do not identify")
+		t.Error("coordinates do not identify the message")
 	}
 
 	if one, other := identify(nil, "", ""), identify(nil, "", ""); one == other {
-		t.Error("a message without any identity shares its id")
+		t.Error("messages without any identity share an ID")
 	}
 
 	if identify(event.Headers{event.HeaderWatermillID: "{" + own + "}"}, "", "").Version() != 5 {
-		t.Error("another spelling of a UUID passes for the UUID")
+		t.Error("a non-canonical UUID was taken for the canonical one")
 	}
 }
 
@@ -155,7 +155,7 @@ func TestFollowingEventsKeepTheConversation(t *testing.T) {
 	}
 
 	if seconds, _ := second.ID.Time().UnixTime(); time.Since(time.Unix(seconds, 0)) > time.Minute {
-		t.Errorf("the id was made at %d", seconds)
+		t.Errorf("the ID has the time %d", seconds)
 	}
 }
 
@@ -169,7 +169,7 @@ func FuzzDecode(f *testing.F) {
 
 		var rejection *event.RejectError
 		if err != nil && (!errors.As(err, &rejection) || err.Error() == "") {
-			t.Errorf("not a rejection with a text: %v", err)
+			t.Errorf("not a rejection with a message: %v", err)
 		}
 	})
 }

@@ -8,14 +8,14 @@ import (
 	"unicode/utf8"
 )
 
-// binaryValue is the JSON form of a header value that is not text.
+// binaryValue is the JSON form of a non-text header value.
 type binaryValue struct {
 	Base64 string `json:"base64"`
 }
 
-// MarshalJSON renders the headers as an object of strings. Values that Postgres
-// cannot store as a JSON string (not UTF-8, or with a NUL) are rendered as
-// {"base64": "..."}; such names are quoted.
+// MarshalJSON encodes the headers as an object of strings. Values that Postgres
+// cannot store as a JSON string (invalid UTF-8, or containing NUL) become {"base64":
+// "..."}; names like that are quoted.
 func (h Headers) MarshalJSON() ([]byte, error) {
 	object := make(map[string]any, len(h))
 

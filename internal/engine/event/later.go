@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// maxRetryAfter bounds the wait that another system may ask for.
+// maxRetryAfter caps the delay that another system may ask for.
 const maxRetryAfter = time.Hour
 
-// RetryAfter parses the Retry-After header, in seconds or as a date (RFC 9110,
-// section 10.2.3), for Later. It returns at most an hour, and 0 if the value is
+// RetryAfter parses a Retry-After header, in seconds or as a date (RFC 9110, section
+// 10.2.3), for use with Later. It returns at most an hour, and 0 if the value is
 // missing or invalid.
 func RetryAfter(value string) time.Duration {
 	if seconds, err := strconv.Atoi(value); err == nil {

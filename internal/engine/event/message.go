@@ -13,8 +13,7 @@ import (
 type Message struct {
 	ID    uuid.UUID
 	Topic string
-	// Key orders messages: those with the same key are processed one after the
-	// other.
+	// Key orders messages: messages with the same key are processed in sequence.
 	Key     string
 	Headers Headers
 	Payload []byte
@@ -24,11 +23,11 @@ type Message struct {
 // necessarily UTF-8.
 type Headers map[string]string
 
-// CloudEventsPrefix begins the names of CloudEvents attributes among headers.
+// CloudEventsPrefix is the prefix of CloudEvents attributes among the headers.
 const CloudEventsPrefix = "ce_"
 
-// Headers that Millrace reads and writes. The first is Watermill's own; the ce_
-// names are the binary content mode of CloudEvents 1.0.
+// Headers that Millrace reads and writes. The first is Watermill's. The ce_ names
+// follow the binary content mode of CloudEvents 1.0.
 const (
 	HeaderWatermillID = "_watermill_message_uuid"
 	HeaderID          = "ce_id"
@@ -43,42 +42,41 @@ const (
 	HeaderTraceParent = "traceparent"
 )
 
-// Source is the CloudEvents source of every message that Millrace publishes.
+// Source is the CloudEvents source of all messages that Millrace publishes.
 const Source = "millrace"
 
-// ReservedPrefix begins the names of headers that exist only inside the process:
+// ReservedPrefix is the prefix of headers that exist only inside the process:
 // subscribers add them, publishers do not send them.
 const ReservedPrefix = "millrace_"
 
 // Reserved headers.
 const (
 	// HeaderKey carries the key between the relay, the broker's marshaler and the
-	// consumer. The marshaler translates it to the broker's own form of a key.
+	// consumer. The marshaler converts it to the broker's native key.
 	HeaderKey = ReservedPrefix + "key"
-	// HeaderOrigin says where a message was read, for example
+	// HeaderOrigin records where a message was read, for example
 	// "kafka:orders.created/3@42".
 	HeaderOrigin = ReservedPrefix + "origin"
 )
 
-// namespace is the UUIDv5 namespace of ids that are derived.
+// namespace is the UUIDv5 namespace of derived IDs.
 var namespace = uuid.MustParse("4f2c5f0e-4f6d-5d0c-9a55-6d1a3a3f5c11")
 
-// NewID returns a new message id: a UUIDv7, so ids sort by time of creation.
+// NewID returns a new message ID. It is a UUIDv7, so IDs sort by creation time.
 func NewID() uuid.UUID {
 	return uuid.Must(uuid.NewV7())
 }
 
-// ForeignID derives a message id from the id that another system assigned. The
-// same parts always give the same id.
+// ForeignID derives a message ID from the ID that another system assigned. The same
+// parts always give the same ID.
 func ForeignID(parts ...string) uuid.UUID {
 	return uuid.NewSHA1(namespace, []byte(strings.Join(parts, "\x00")))
 }
 
-// IdentifyMessage finds the id of a message by its headers, in this order:
-// Watermill's header, ce_id with ce_source, nativeID (the AMQP message_id).
-// Without any of them the id is derived from coordinates, which must be the same
-// for each delivery of the message and for no other message. If they are empty
-// too, the id is random.
+// IdentifyMessage determines the ID of a message from, in this order, Watermill's
+// header, ce_id with ce_source, and nativeID (the AMQP message_id). Without any of
+// them it derives the ID from coordinates, which must be unique to the message and
+// stable across redeliveries. If those are empty too, the ID is random.
 func IdentifyMessage(h Headers, nativeID, coordinates string) uuid.UUID {
 	if id := h[HeaderWatermillID]; id != "" {
 		return parseOrDerive(id, "watermill")
@@ -98,8 +96,8 @@ func IdentifyMessage(h Headers, nativeID, coordinates string) uuid.UUID {
 	}
 }
 
-// MetaOf reads the message's place in its conversation from its headers. It
-// ignores values that are not UUIDs or not a traceparent.
+// MetaOf reads the message's place in its conversation from its headers. It ignores
+// malformed values.
 func MetaOf(id uuid.UUID, h Headers) Meta {
 	meta := Meta{ID: id, Correlation: id}
 
@@ -122,11 +120,11 @@ func MetaOf(id uuid.UUID, h Headers) Meta {
 	return meta
 }
 
-// traceParent matches a valid header (W3C Trace Context, section 3.2).
+// traceParent matches a valid traceparent header (W3C Trace Context, section 3.2).
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 func parseOrDerive(id, kind string) uuid.UUID {
-	if len(id) == 36 { // only the canonical form: other spellings are different ids
+	if len(id) == 36 { // only the canonical form: other spellings are different IDs
 		if parsed, err := uuid.Parse(id); err == nil && parsed.String() == id {
 			return parsed
 		}
@@ -135,10 +133,10 @@ func parseOrDerive(id, kind string) uuid.UUID {
 	return ForeignID(kind, id)
 }
 
-// Fingerprint returns the first 8 bytes of the payload's SHA-256. It distinguishes
-// a redelivery from another message with the same id.
+// Fingerprint returns the first 8 bytes of the payload's SHA-256. It distinguishes a
+// redelivery from a different message with the same ID.
 func Fingerprint(payload []byte) int64 {
 	sum := sha256.Sum256(payload)
 
-	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // all 64 bits are wanted, as a signed bigint
+	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // keeps all 64 bits, as a signed bigint
 }

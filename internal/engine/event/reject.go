@@ -9,19 +9,19 @@ import (
 // messages.
 type Reason string
 
-// Reasons for which a message is stopped.
+// Reasons for stopping a message.
 const (
 	ReasonTooLarge  Reason = "too_large"     // larger than MaxPayload
 	ReasonMalformed Reason = "malformed"     // not JSON, or of the wrong shape
 	ReasonInvalid   Reason = "invalid"       // a field is missing or out of range
-	ReasonRefused   Reason = "refused"       // a rule of the domain forbids it
-	ReasonConflict  Reason = "conflict"      // another body was applied under its id
+	ReasonRefused   Reason = "refused"       // a domain rule forbids it
+	ReasonConflict  Reason = "conflict"      // another payload was applied under its ID
 	ReasonFailed    Reason = "handler_error" // the handler kept failing
 	ReasonPanicked  Reason = "panic"         // the handler panicked
 )
 
-// RejectError marks an error as the message's own fault. Retrying cannot help, so
-// the message is stopped at once.
+// RejectError marks an error as the message's own fault. A retry cannot help, so the
+// message is stopped immediately.
 type RejectError struct {
 	Reason Reason
 	Err    error
@@ -31,17 +31,16 @@ func (e *RejectError) Error() string { return e.Err.Error() }
 
 func (e *RejectError) Unwrap() error { return e.Err }
 
-// Reject marks err as a refusal by a rule of the domain.
+// Reject marks err as a refusal by a domain rule.
 func Reject(err error) error { return RejectAs(ReasonRefused, err) }
 
 // RejectAs marks err as the message's own fault, for the given reason.
 func RejectAs(reason Reason, err error) error { return &RejectError{Reason: reason, Err: err} }
 
-// LaterError reports that a message may succeed later, for example because a
-// provider was busy. The message waits for another attempt and blocks later
-// messages of its key.
+// LaterError reports that a message may succeed later, for example because a provider
+// was busy. The message is parked and blocks later messages of its key.
 type LaterError struct {
-	// After is the minimum wait; with 0 the consumer decides.
+	// After is the minimum wait. If 0, the consumer decides.
 	After time.Duration
 	Err   error
 }
@@ -53,9 +52,9 @@ func (e *LaterError) Unwrap() error { return e.Err }
 // Later marks err as temporary.
 func Later(after time.Duration, err error) error { return &LaterError{After: after, Err: err} }
 
-// UnavailableError reports that an effect could not be attempted, or has an
-// unknown outcome, because a dependency is unavailable. Consumers that need the
-// dependency wait for it, and the message is retried indefinitely.
+// UnavailableError reports that an effect could not be attempted, or that its outcome
+// is unknown, because a dependency is unavailable. Consumers that need the dependency
+// wait for it, and the message is retried indefinitely.
 type UnavailableError struct {
 	// Dependency is the name of the dependency in logs and metrics.
 	Dependency string
@@ -66,14 +65,14 @@ func (e *UnavailableError) Error() string { return e.Dependency + " is unavailab
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
 
-// Unavailable marks err as the failure of a dependency.
+// Unavailable marks err as a failure of a dependency.
 func Unavailable(dependency string, err error) error {
 	return &UnavailableError{Dependency: dependency, Err: err}
 }
 
-// RejectSome is returned by a batch handler to reject some events, by their index
-// in the batch. The transaction is rolled back, those events are rejected and the
-// others run again together.
+// RejectSome is returned by a batch handler to reject some events, by index in the
+// batch. The transaction is rolled back, those events are rejected and the rest run
+// again together.
 type RejectSome map[int]error
 
 func (r RejectSome) Error() string {
@@ -85,7 +84,7 @@ func (r RejectSome) Error() string {
 	return errors.Join(errs...).Error()
 }
 
-// Err returns r as an error, or nil if it rejects no event.
+// Err returns r as an error, or nil if r is empty.
 func (r RejectSome) Err() error {
 	if len(r) == 0 {
 		return nil

@@ -15,14 +15,14 @@ import (
 // horizonPoll is how often Horizon checks whether older transactions have ended.
 const horizonPoll = 2 * time.Millisecond
 
-// Horizon returns a position up to which no further event can appear. Positions
-// are assigned before their transactions commit, so a reader that relied on the
-// highest visible position would skip events that commit late.
+// Horizon returns a position below which no further event can appear. Positions are
+// assigned before their transactions commit, so a reader that relied on the highest
+// visible position would skip events that commit late.
 //
-// It reads the highest assigned position, takes a transaction id, and waits until
-// all transactions with lower ids have ended: a transaction gets its id before
-// its first position (see Append). The wait lasts as long as the oldest writing
-// transaction of the server, so Horizon must not be called inside one.
+// It reads the highest assigned position, takes a transaction ID, and waits until all
+// transactions with lower IDs have ended: a transaction gets its ID before its first
+// position (see Append). The wait lasts as long as the oldest writing transaction on
+// the server, so do not call Horizon inside one.
 func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	var (
 		high int64
@@ -36,7 +36,7 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	}
 
 	if err := pool.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&mark); err != nil {
-		return 0, fmt.Errorf("taking a transaction id: %w", err)
+		return 0, fmt.Errorf("taking a transaction ID: %w", err)
 	}
 
 	for {
@@ -55,9 +55,9 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	}
 }
 
-// ReadAll returns the events of at most limit positions above after, up to the
+// ReadAll returns the events in at most limit positions above after, up to the
 // horizon, in order. It also returns the position to continue from, which is the
-// horizon when no event is left.
+// horizon once no events are left.
 func ReadAll(ctx context.Context, db postgres.Querier, after, horizon int64, limit int) (events []Event, next int64, err error) {
 	next = min(horizon, after+int64(limit))
 	if next <= after {

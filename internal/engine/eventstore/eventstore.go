@@ -16,22 +16,22 @@ import (
 
 // Data is the body of an event in a stream.
 type Data interface {
-	// EventType names the type in the store. It never changes.
+	// EventType is the stored name of the type. It must never change.
 	EventType() string
 }
 
 // Record is an event to append to a stream.
 type Record struct {
 	Stream string
-	// Version is that of the last event in the stream plus one.
+	// Version is the version of the stream's last event plus one.
 	Version int
 	Data    Data
 	// MessageID is the message whose handling caused the event.
 	MessageID uuid.UUID
 }
 
-// ConflictError reports that a stream is not at the expected version because
-// another writer was faster. Load the stream again and decide again.
+// ConflictError reports that a stream is not at the expected version because another
+// writer was faster. Reload the stream and decide again.
 type ConflictError struct {
 	Stream   string
 	Expected int
@@ -42,10 +42,9 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("stream %s is at version %d, expected %d", e.Stream, e.Actual, e.Expected)
 }
 
-// Append stores the records in tx. If a stream is not at the version before its
-// first record, Append returns a ConflictError and tx must be rolled back. Records
-// of one stream must be in order. Sort the streams to avoid deadlocks with other
-// writers.
+// Append stores the records in tx. It returns a ConflictError if a stream is not at
+// the version before its first record; tx must then be rolled back. Records of a
+// stream must be in order. Sort the streams to avoid deadlocks with other writers.
 func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	if len(records) == 0 {
 		return nil
@@ -67,15 +66,15 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 			return fmt.Errorf("encoding event %s: %w", r.Data.EventType(), err)
 		}
 
-		streams[i], versions[i] = r.Stream, int32(r.Version) //nolint:gosec // a stream has few events
+		streams[i], versions[i] = r.Stream, int32(r.Version) //nolint:gosec // streams are short
 		types[i], bodies[i], messages[i] = r.Data.EventType(), string(body), r.MessageID
 		schemas[i] = schemaOf(r.Data)
 		follows[i] = r.Version == 1 || i > 0 && records[i-1].Stream == r.Stream && records[i-1].Version == r.Version-1
 	}
 
-	// The first condition assigns the transaction its id before its first
-	// position; Horizon relies on that. The second prevents gaps in a stream. The
-	// primary key refuses versions that exist.
+	// The first condition assigns the transaction's ID before its first position,
+	// which Horizon relies on. The second prevents gaps in a stream. The primary key
+	// rejects existing versions.
 	tag, err := tx.Exec(ctx, `
 		INSERT INTO events (stream, version, type, data, message_id, schema)
 		SELECT stream, version, type, data, message_id, schema
@@ -96,7 +95,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	return nil
 }
 
-// conflict finds the stream to which another writer has appended.
+// conflict finds the stream that another writer has appended to.
 func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
 	for i, first := range records {
 		if i > 0 && records[i-1].Stream == first.Stream {
@@ -105,7 +104,7 @@ func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
 
 		var actual int
 
-		// Ignore what this transaction wrote itself.
+		// Ignore rows written by this transaction.
 		err := tx.QueryRow(ctx, `
 			SELECT coalesce(max(version), 0) FROM events
 			WHERE stream = $1 AND xmin <> pg_current_xact_id()::xid`, first.Stream).Scan(&actual)
@@ -121,7 +120,7 @@ func conflict(ctx context.Context, tx pgx.Tx, records []Record) error {
 	return fmt.Errorf("appending events: the versions of a stream among %d records are not consecutive", len(records))
 }
 
-// Event is an event as it was stored.
+// Event is a stored event.
 type Event struct {
 	Stream     string          `json:"stream"`
 	Version    int             `json:"version"`
@@ -135,8 +134,8 @@ type Event struct {
 
 const columns = `e.stream, e.version, e.position, e.type, e.schema, e.data, e.message_id, e.recorded_at`
 
-// Read returns the events of a stream in order, or none if the stream does not
-// exist.
+// Read returns the events of a stream in order. It returns none if the stream does
+// not exist.
 func Read(ctx context.Context, db postgres.Querier, stream string) ([]Event, error) {
 	events, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Event],
 		`SELECT `+columns+` FROM events e WHERE stream = $1 ORDER BY version`, stream)

@@ -36,7 +36,7 @@ func appendTo(pool *pgxpool.Pool, records ...eventstore.Record) error {
 	})
 }
 
-func TestVersionsFollowOnEachOther(t *testing.T) {
+func TestVersionsAreConsecutive(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -73,7 +73,7 @@ func TestVersionsFollowOnEachOther(t *testing.T) {
 	}
 }
 
-func TestOfTwoWritersOneWins(t *testing.T) {
+func TestOneOfTwoConcurrentWritersWins(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -101,7 +101,7 @@ func TestOfTwoWritersOneWins(t *testing.T) {
 	}
 }
 
-func TestAReaderOfAllSkipsNoLateCommit(t *testing.T) {
+func TestReadAllSkipsNoLateCommit(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -132,7 +132,7 @@ func TestAReaderOfAllSkipsNoLateCommit(t *testing.T) {
 	select {
 	case at := <-horizon:
 		t.Fatalf("the horizon is %d while a lower position is open", at)
-	case <-time.After(50 * time.Millisecond): // it may come too early only
+	case <-time.After(50 * time.Millisecond): // too early is the only failure
 	}
 
 	if err := late.Commit(t.Context()); err != nil {
@@ -152,7 +152,7 @@ type renamed struct {
 func (renamed) EventType() string  { return "Renamed" }
 func (renamed) SchemaVersion() int { return 3 }
 
-func TestOldShapesAreUpcast(t *testing.T) {
+func TestOldSchemasAreUpcast(t *testing.T) {
 	t.Parallel()
 
 	types := eventstore.Types{}
@@ -178,15 +178,15 @@ func TestOldShapesAreUpcast(t *testing.T) {
 	}
 
 	if _, err := types.Decode(eventstore.Event{Type: "Renamed", Schema: 4}); err == nil {
-		t.Error("a newer shape is decoded")
+		t.Error("a newer schema was decoded")
 	}
 
 	if _, err := types.Decode(eventstore.Event{Type: "Other", Schema: 1}); err == nil {
-		t.Error("an unknown type is decoded")
+		t.Error("an unknown type was decoded")
 	}
 }
 
-func TestASnapshotStandsForTheEventsBefore(t *testing.T) {
+func TestASnapshotReplacesEarlierEvents(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -206,7 +206,7 @@ func TestASnapshotStandsForTheEventsBefore(t *testing.T) {
 	}
 
 	save(2)
-	save(1) // a late one does not replace a newer one
+	save(1) // a late snapshot does not replace a newer one
 
 	loaded, err := eventstore.Load(t.Context(), pool, []string{"a", "b", "c"}, 1)
 	if err != nil {
@@ -231,7 +231,7 @@ func TestASnapshotStandsForTheEventsBefore(t *testing.T) {
 	}
 }
 
-// totals is a projection that shows every gap and every double.
+// totals is a projection that reveals gaps and duplicates.
 func totals(t *testing.T, pool *pgxpool.Pool) (*eventstore.Projector, func()) {
 	t.Helper()
 
@@ -275,7 +275,7 @@ func totals(t *testing.T, pool *pgxpool.Pool) (*eventstore.Projector, func()) {
 	return projector, stop
 }
 
-func TestAProjectionIsRebuiltWhileTrafficFlows(t *testing.T) {
+func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -299,8 +299,8 @@ func TestAProjectionIsRebuiltWhileTrafficFlows(t *testing.T) {
 		return pgtest.Value[int](t, pool, `SELECT coalesce(sum(version), 0)::int FROM totals`) == writers*each
 	}
 
-	// The table is damaged, as by a bug of a projection that has been fixed.
-	pgtest.Eventually(t, "the projection has begun", func() bool {
+	// Damage the table, as a since-fixed bug in the projection might have done.
+	pgtest.Eventually(t, "the projection has started", func() bool {
 		return pgtest.Value[int](t, pool, `SELECT count(*) FROM totals`) > 0
 	})
 
@@ -324,11 +324,11 @@ func TestAProjectionIsRebuiltWhileTrafficFlows(t *testing.T) {
 	}
 
 	if last == 0 {
-		t.Error("no progress was shown")
+		t.Error("no progress was reported")
 	}
 
 	writing.Wait()
-	pgtest.Eventually(t, "the projection has all", settled)
+	pgtest.Eventually(t, "the projection is up to date", settled)
 
 	if n := pgtest.Value[int](t, pool, `SELECT count(*) FROM totals WHERE version <> $1 OR total <> $2`, each, each*(each-1)/2); n != 0 {
 		t.Errorf("%d totals are wrong", n)
@@ -344,13 +344,13 @@ func TestAProjectionIsRebuiltWhileTrafficFlows(t *testing.T) {
 	}
 }
 
-func TestARebuiltTableIsAsItsPredecessor(t *testing.T) {
+func TestARebuiltTableKeepsItsProperties(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
 	projector, _ := totals(t, pool)
 
-	// Who reads the table, and how it is stored, is an operator's decision.
+	// Operators decide on privileges and storage parameters.
 	_, err := pool.Exec(t.Context(), `
 		ALTER TABLE totals SET (fillfactor = 70, autovacuum_vacuum_threshold = 7);
 		COMMENT ON TABLE totals IS 'The operator''s own';

@@ -14,41 +14,42 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Projection keeps tables that are derived from events.
+// Projection maintains tables derived from events.
 type Projection struct {
-	// Name identifies the projection and never changes. It is a plain SQL
-	// identifier, and so are the names of the tables.
+	// Name identifies the projection and must never change. It must be a plain SQL
+	// identifier, as must the table names.
 	Name string
-	// Tables are in schema public. Only the projection writes to them.
+	// Tables lists the projection's tables in schema public. Only the projection
+	// writes to them.
 	Tables []string
-	// Apply applies events, in order, in tx. It names its tables without a
-	// schema, because a rebuild runs it on tables of the same shape in another.
+	// Apply applies events, in order, in tx. It must not qualify its tables with a
+	// schema, because a rebuild runs it on copies in another schema.
 	Apply func(ctx context.Context, tx pgx.Tx, events []Event) error
 }
 
-// Pace of projections.
+// Batch sizes and delays.
 const (
-	followBatch  = 1000 // positions in one transaction while following
-	rebuildBatch = 5000 // positions in one transaction while rebuilding
+	followBatch  = 1000 // positions per transaction while following
+	rebuildBatch = 5000 // positions per transaction while rebuilding
 	followPoll   = 200 * time.Millisecond
 	maxPause     = 5 * time.Second // after failures
 )
 
-// Projector keeps projections up to date. Several processes may run one: a row
-// lock lets one at a time apply events.
+// Projector keeps projections up to date. Several processes may run one: a row lock
+// ensures that only one at a time applies events.
 type Projector struct {
 	pool        *pgxpool.Pool
 	projections []Projection
 	logger      *slog.Logger
 }
 
-// NewProjector returns a projector that does nothing until Run.
+// NewProjector returns a projector. Call Run to start it.
 func NewProjector(pool *pgxpool.Pool, projections []Projection, logger *slog.Logger) *Projector {
 	return &Projector{pool: pool, projections: projections, logger: logger.With(slog.String("component", "projections"))}
 }
 
 // Run follows the events until ctx ends. It logs a failure once and retries
-// indefinitely: a projection skips nothing.
+// indefinitely, because a projection must not skip events.
 func (p *Projector) Run(ctx context.Context) {
 	wait := followPoll
 	failing := false
@@ -64,7 +65,7 @@ func (p *Projector) Run(ctx context.Context) {
 
 			failing, wait = true, min(2*wait, maxPause)
 		case failing:
-			p.logger.Info("projections are updated again")
+			p.logger.Info("updating projections succeeded again")
 
 			failing, wait = false, followPoll
 		}
@@ -75,8 +76,8 @@ func (p *Projector) Run(ctx context.Context) {
 	}
 }
 
-// follow applies one batch to each projection. more is true if one of them has
-// not reached the horizon.
+// follow applies one batch to each projection. more is true if any projection is
+// still below the horizon.
 func (p *Projector) follow(ctx context.Context) (more bool, err error) {
 	behind, err := p.behind(ctx)
 	if err != nil || !behind {
@@ -99,9 +100,9 @@ func (p *Projector) follow(ctx context.Context) (more bool, err error) {
 	return more, errors.Join(errs...)
 }
 
-// behind inserts the rows of new projections and reports whether any projection
-// has events to apply. Without them follow must not call Horizon, which takes a
-// transaction id.
+// behind inserts the rows of new projections and reports whether any projection has
+// events to apply. If none has, follow must not call Horizon, which takes a
+// transaction ID.
 func (p *Projector) behind(ctx context.Context) (behind bool, err error) {
 	err = p.pool.QueryRow(ctx, `
 		SELECT count(*) < $2 OR coalesce(bool_or(position < (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_position_seq)), true)
@@ -126,7 +127,7 @@ func (p *Projector) names() []string {
 	return postgres.Column(p.projections, func(projection Projection) string { return projection.Name })
 }
 
-// step applies one batch and stores the position in one transaction. If another
+// step applies one batch and stores the new position in one transaction. If another
 // process holds the projection, it reports the horizon as reached.
 func (p *Projector) step(ctx context.Context, projection Projection, horizon int64) (reached int64, err error) {
 	err = postgres.InTx(ctx, p.pool, func(tx pgx.Tx) error {
@@ -175,7 +176,8 @@ func move(ctx context.Context, tx pgx.Tx, name string, position int64) error {
 type Status struct {
 	Name     string `json:"name"`
 	Position int64  `json:"position"`
-	// Behind is how many positions are left, an upper bound of the events.
+	// Behind is the number of remaining positions, an upper bound for the number of
+	// events.
 	Behind    int64      `json:"behind"`
 	UpdatedAt time.Time  `json:"updated_at"`
 	RebuiltAt *time.Time `json:"rebuilt_at"`

@@ -12,10 +12,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Rebuild fills new tables of a projection from the first event on, in a schema
-// of their own, and then swaps them with the live ones in one transaction. The
-// live tables stay in use meanwhile. It calls progress after each batch with the
-// position reached and the last one.
+// Rebuild fills new tables of a projection from the first event, in a separate
+// schema, and then swaps them with the live ones in one transaction. The live tables
+// stay in use meanwhile. After each batch it calls progress with the current position
+// and the last one.
 func (p *Projector) Rebuild(ctx context.Context, name string, progress func(done, total int64)) error {
 	for _, projection := range p.projections {
 		if projection.Name == name {
@@ -31,7 +31,7 @@ func (p *Projector) Rebuild(ctx context.Context, name string, progress func(done
 }
 
 func (p *Projector) rebuild(ctx context.Context, projection Projection, progress func(done, total int64)) error {
-	if _, err := p.behind(ctx); err != nil { // it inserts the row that finish locks
+	if _, err := p.behind(ctx); err != nil { // inserts the row that finish locks
 		return err
 	}
 
@@ -106,8 +106,8 @@ func (r *rebuild) prepare(ctx context.Context, pool *pgxpool.Pool) error {
 	})
 }
 
-// copyProperties returns the statements that copy to a table what LIKE leaves
-// out: storage parameters, comment and privileges.
+// copyProperties returns statements that copy what LIKE omits: storage parameters,
+// comment and privileges.
 func copyProperties(ctx context.Context, tx pgx.Tx, from, to string) ([]string, error) {
 	statements, err := postgres.Collect(ctx, tx, pgx.RowTo[string], `
 		SELECT format('ALTER TABLE %s SET (%s)', $2::text, array_to_string(reloptions, ', '))

@@ -10,25 +10,23 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Snapshot is the state of a stream at a version. It saves reading the stream
-// from the beginning and can be deleted at any time.
+// Snapshot is the state of a stream at a version. It avoids reading the stream from
+// the start and can be deleted at any time.
 type Snapshot struct {
 	Stream  string
 	Version int
-	// Schema is the version of the shape of Data. Load ignores snapshots of
-	// another schema.
+	// Schema is the schema version of Data. Load ignores snapshots of other versions.
 	Schema int
 	Data   json.RawMessage
 }
 
-// Stream is the snapshot of a stream, if it has one, and the events after it.
+// Stream is a stream's snapshot, if it has one, and the events after it.
 type Stream struct {
 	Snapshot *Snapshot
 	Events   []Event
 }
 
-// Load returns those of the streams that exist. It ignores snapshots of another
-// schema.
+// Load returns the streams that exist. It ignores snapshots of other schema versions.
 func Load(ctx context.Context, db postgres.Querier, streams []string, schema int) (map[string]Stream, error) {
 	loaded := make(map[string]Stream, len(streams))
 
@@ -46,7 +44,7 @@ func Load(ctx context.Context, db postgres.Querier, streams []string, schema int
 
 	for i, stream := range streams {
 		if s := loaded[stream].Snapshot; s != nil {
-			after[i] = int32(s.Version) //nolint:gosec // a stream has few events
+			after[i] = int32(s.Version) //nolint:gosec // streams are short
 		}
 	}
 
@@ -69,7 +67,7 @@ func Load(ctx context.Context, db postgres.Querier, streams []string, schema int
 	return loaded, nil
 }
 
-// SaveSnapshots stores snapshots in tx. They replace older ones.
+// SaveSnapshots stores snapshots in tx, replacing older ones.
 func SaveSnapshots(ctx context.Context, tx pgx.Tx, snapshots []Snapshot) error {
 	batch := &pgx.Batch{}
 	for _, s := range snapshots {
@@ -88,7 +86,7 @@ func SaveSnapshots(ctx context.Context, tx pgx.Tx, snapshots []Snapshot) error {
 	return nil
 }
 
-// DropSnapshot deletes the snapshot of a stream, if there is one.
+// DropSnapshot deletes the snapshot of a stream, if any.
 func DropSnapshot(ctx context.Context, tx pgx.Tx, stream string) error {
 	if _, err := tx.Exec(ctx, `DELETE FROM snapshots WHERE stream = $1`, stream); err != nil {
 		return fmt.Errorf("dropping snapshot of %s: %w", stream, err)

@@ -11,8 +11,8 @@ type Upcaster func(old json.RawMessage) (json.RawMessage, error)
 // Types decodes stored events into their Go types.
 type Types map[string]func(e Event) (Data, error)
 
-// Register adds the type D. upcasters[i] converts schema version i+1 to i+2; a
-// type that never changed needs none. With upcasters, D must have a method
+// Register adds the type D. upcasters[i] converts schema version i+1 to i+2; a type
+// that has never changed needs none. With upcasters, D must have a method
 // SchemaVersion that returns the current version.
 func Register[D Data](types Types, upcasters ...Upcaster) {
 	var zero D
@@ -58,7 +58,7 @@ func (t Types) Decode(e Event) (Data, error) {
 
 func schemaOf(data Data) int16 {
 	if versioned, ok := data.(interface{ SchemaVersion() int }); ok {
-		return int16(versioned.SchemaVersion()) //nolint:gosec // a handful
+		return int16(versioned.SchemaVersion()) //nolint:gosec // versions are small
 	}
 
 	return 1

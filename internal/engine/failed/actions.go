@@ -15,12 +15,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Check reports why consumer would reject a payload before its handler sees it,
-// and the key that orders it.
+// Check returns the error for which consumer would reject a payload before its
+// handler sees it, and the payload's ordering key.
 type Check func(consumer string, payload []byte) (key string, err error)
 
 // ErrNoReason reports a discard without a reason.
-var ErrNoReason = event.Errorf(event.Invalid, "why: is missing, expected the reason of the discard")
+var ErrNoReason = event.Errorf(event.Invalid, "why: is missing, expected the reason for the discard")
 
 // Actable returns a Conflict error unless the entry is stopped.
 func (e Entry) Actable() error {
@@ -28,25 +28,25 @@ func (e Entry) Actable() error {
 		return nil
 	}
 
-	return event.Errorf(event.Conflict, "message %d is %s already, expected a stopped one", e.ID, cmp.Or(string(e.Resolution), string(e.State)))
+	return event.Errorf(event.Conflict, "message %d is already %s, expected a stopped one", e.ID, cmp.Or(string(e.Resolution), string(e.State)))
 }
 
 // ChangedError reports an entry that has changed since the caller read it.
 func ChangedError(id int64) error {
-	return event.Errorf(event.Changed, "message %d has changed meanwhile: look at it again", id)
+	return event.Errorf(event.Changed, "message %d has changed in the meantime: check it again", id)
 }
 
-// Actions returns what was done with an entry, in order.
+// Actions returns the operator actions on an entry, in order.
 func (s *Store) Actions(ctx context.Context, id int64) ([]activity.Action, error) {
 	found, err := activity.Of(ctx, s.pool, []int64{id})
 
 	return found[id], err
 }
 
-// Edit sets the payload with which a stopped entry is requeued; the original
-// stays. A payload that check refuses is not stored: the error is the rejection.
-// With a revision other than 0 the entry must still have it. Nothing is recorded
-// when the payload does not change.
+// Edit sets the payload that a stopped entry is requeued with. The original is kept.
+// If check rejects the payload, Edit returns the rejection and stores nothing. A
+// nonzero revision must match the entry's. Edit records nothing if the payload does
+// not change.
 func (s *Store) Edit(ctx context.Context, id int64, revision int, payload []byte, by activity.Actor, check Check) (e Entry, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		e, err = get(ctx, tx, id, ` FOR UPDATE`)
@@ -68,7 +68,7 @@ func (s *Store) Edit(ctx context.Context, id int64, revision int, payload []byte
 			return nil
 		}
 
-		var edited []byte // NULL when it is the original again
+		var edited []byte // NULL if the payload is the original again
 		if !bytes.Equal(payload, e.Payload) {
 			edited = payload
 		}
@@ -86,8 +86,8 @@ func (s *Store) Edit(ctx context.Context, id int64, revision int, payload []byte
 	return e, err
 }
 
-// Discard resolves the stopped entries that f selects. Nothing is deleted. It
-// works in chunks as Requeue does.
+// Discard resolves the stopped entries selected by f. It deletes nothing. Like
+// Requeue it works in chunks.
 func (s *Store) Discard(ctx context.Context, f Filter, by activity.Actor, pace Pace) (Outcome, error) {
 	switch {
 	case by.Who == "":
@@ -118,40 +118,41 @@ func (s *Store) Discard(ctx context.Context, f Filter, by activity.Actor, pace P
 
 func idsOf(list []Entry) []int64 { return postgres.Column(list, func(e Entry) int64 { return e.ID }) }
 
-// Pace bounds and follows an action on many entries.
+// Pace limits and reports an action on many entries.
 type Pace struct {
-	// PerSecond is how many entries are taken a second, at most; 0 is unlimited.
+	// PerSecond is the maximum number of entries per second; 0 is unlimited.
 	PerSecond int
-	// Limit is how many entries are looked at, at most; 0 is unlimited.
+	// Limit is the maximum number of entries examined; 0 is unlimited.
 	Limit int
-	// DryRun only reports what would be done.
+	// DryRun only reports what the action would do.
 	DryRun bool
-	// OutOfOrder also requeues entries that have older stopped ones of their key.
+	// OutOfOrder also requeues entries with older stopped entries of their key.
 	OutOfOrder bool
-	// Progress is called after each step; it may be nil.
+	// Progress is called after each step, unless nil.
 	Progress func(done, total int)
 }
 
-// Outcome is what an action did, even if it ended early.
+// Outcome is the result of an action, even if it ended early.
 type Outcome struct {
-	// Selected is how many stopped entries there were to act on.
+	// Selected is the number of stopped entries selected.
 	Selected int `json:"selected"`
 	Done     int `json:"done"`
-	// Refused is how many stay stopped; Refusals says why, for the first 100.
+	// Refused counts entries that stay stopped; Refusals gives the reasons for the
+	// first 100.
 	Refused  int       `json:"refused"`
 	Refusals []Refusal `json:"refusals"`
 	DryRun   bool      `json:"dry_run,omitempty"`
-	// Last is the id of the last entry that was looked at.
+	// Last is the ID of the last entry examined.
 	Last int64 `json:"last,omitempty"`
 }
 
-// Refusal is why an entry was not requeued.
+// Refusal is the reason why an entry was not requeued.
 type Refusal struct {
 	ID    int64  `json:"id"`
 	Error string `json:"error"`
 }
 
-// maxRefusals bounds the refusals of an outcome.
+// maxRefusals caps the refusals of an outcome.
 const maxRefusals = 100
 
 func (o *Outcome) refuse(id int64, err error) {
@@ -160,23 +161,22 @@ func (o *Outcome) refuse(id int64, err error) {
 	}
 }
 
-// chunkSize is how many entries are taken in one transaction.
+// chunkSize is how many entries are processed per transaction.
 const chunkSize = 100
 
-// chunkTimeout bounds one transaction, which the end of the caller's context
-// does not cancel.
+// chunkTimeout bounds one transaction, which ignores the end of the caller's context.
 const chunkTimeout = 30 * time.Second
 
 type step func(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error
 
-// inChunks runs step on the stopped entries that f selects now, oldest first and
-// locked, in chunks of a transaction each.
+// inChunks locks the currently stopped entries selected by f and runs step on them,
+// oldest first, with one transaction per chunk.
 func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (Outcome, error) {
 	f.State = Stopped
 	outcome := Outcome{Refusals: []Refusal{}, DryRun: pace.DryRun}
 	where, args := f.where()
 
-	// Entries that are added during this run are not part of it.
+	// Ignore entries added during this run.
 	var newest int64
 
 	err := s.pool.QueryRow(ctx, `SELECT count(*), coalesce(max(id), 0) FROM failed_messages WHERE `+where, args...).Scan(&outcome.Selected, &newest)
@@ -201,7 +201,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 		n := min(size, left)
 
 		if err := limiter.WaitN(ctx, n); err != nil {
-			return outcome, fmt.Errorf("stopped before the end: %w", cmp.Or(ctx.Err(), err))
+			return outcome, fmt.Errorf("interrupted: %w", cmp.Or(ctx.Err(), err))
 		}
 
 		next := outcome
@@ -211,7 +211,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 			return outcome, err
 		}
 
-		if len(taken) == 0 { // another operator was quicker
+		if len(taken) == 0 { // another operator was faster
 			break
 		}
 
@@ -227,7 +227,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 	return outcome, nil
 }
 
-// chunk runs step once, completely or not at all.
+// chunk runs step once, atomically.
 func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step, outcome *Outcome) (list []Entry, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
 	defer cancel()
@@ -238,8 +238,8 @@ func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step,
 		if !dry {
 			lock = ` FOR UPDATE`
 
-			// Operators take turns, so neither overtakes the other with a key that
-			// both requeue, and none waits for rows in a circle.
+			// Serialize operators: otherwise one could overtake the other on a shared
+			// key, or they could deadlock on rows.
 			if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
 				return err
 			}
@@ -258,15 +258,15 @@ func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step,
 	return list, err
 }
 
-// Exported is an entry with what was done with it.
+// Exported is an entry with the actions on it.
 type Exported struct {
 	Entry
 
 	Actions []activity.Action `json:"actions"`
 }
 
-// Export calls fn with the entries that f selects, oldest first, and what was
-// done with each. It holds at most a chunk at a time, and no transaction.
+// Export calls fn with the entries selected by f and the actions on each, oldest
+// first. It holds at most one chunk in memory, and no transaction.
 func (s *Store) Export(ctx context.Context, f Filter, fn func(Exported) error) error {
 	for {
 		list, err := s.list(ctx, columns, f, `ORDER BY id`, chunkSize)

@@ -11,13 +11,12 @@ import (
 	"github.com/pmezard/go-difflib/difflib"
 )
 
-// maxDiff is the maximum number of lines that are compared: the time grows with
-// their square.
+// maxDiff is the maximum number of lines to compare: the time grows quadratically.
 const maxDiff = 10_000
 
-// Diff returns what an operator changed in the payload of e as a unified diff, empty
-// if nothing. JSON is indented and then compared line by line, so that changes of
-// white space do not show.
+// Diff returns an operator's changes to the payload of e as a unified diff, or "" if
+// there are none. JSON is indented before comparing line by line, so that whitespace
+// changes do not show.
 func Diff(e Entry) string {
 	from, to := difflib.SplitLines(Pretty(e.Payload)), difflib.SplitLines(Pretty(e.Current()))
 	if len(from) > maxDiff || len(to) > maxDiff {
@@ -30,8 +29,8 @@ func Diff(e Entry) string {
 	return text
 }
 
-// Pretty renders a payload for people: JSON indented, other text unchanged, and
-// binary data quoted line by line.
+// Pretty formats a payload for people: JSON is indented, binary data is quoted line
+// by line, and other text is unchanged.
 func Pretty(payload []byte) string {
 	var b bytes.Buffer
 	if json.Indent(&b, payload, "", "  ") == nil {
@@ -50,7 +49,7 @@ func Pretty(payload []byte) string {
 	return strings.Join(quoted, "\n")
 }
 
-// Compact reverses Pretty for JSON; other text is returned unchanged.
+// Compact reverses Pretty for JSON. It returns other text unchanged.
 func Compact(payload []byte) []byte {
 	var b bytes.Buffer
 	if json.Compact(&b, payload) != nil {

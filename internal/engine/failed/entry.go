@@ -1,8 +1,8 @@
-// Package failed keeps the messages that did not go through, with their original
-// bytes and headers. A waiting message has a next attempt due, or is blocked by
-// an earlier message of its key. A stopped message needs an operator, who edits,
-// requeues or discards it. A stopped message that was applied after a requeue, or
-// discarded, is resolved.
+// Package failed stores the messages that did not go through, with their original
+// bytes and headers. A waiting message has a next attempt due, or is blocked by an
+// earlier message of its key. A stopped message needs an operator to edit, requeue or
+// discard it. A resolved message was stopped and then applied after a requeue, or
+// discarded.
 package failed
 
 import (
@@ -22,25 +22,25 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Config tunes the store of failed messages.
+// Config configures the store of failed messages.
 type Config struct {
-	// Retention is how long a resolved message is kept. Defaults to 0, which
-	// keeps it indefinitely. Waiting and stopped messages always stay.
+	// Retention is how long a resolved message is kept. Defaults to 0, which keeps it
+	// indefinitely. Waiting and stopped messages are always kept.
 	Retention time.Duration `koanf:"retention"`
-	// Release is the version of the program, which failed messages carry. The
-	// program sets it; it is not a configuration key.
+	// Release is the version of the program, stored with failed messages. The program
+	// sets it; it is not a configuration key.
 	Release string `koanf:"-"`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config { return Config{Release: "dev"} }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	return check.Value(c.Retention == 0 || c.Retention >= time.Hour, "failed.retention", c.Retention, "at least 1h, or 0 for no limit")
 }
 
-// State is what happens to a failed message next.
+// State is the state of a failed message.
 type State string
 
 // States.
@@ -50,7 +50,7 @@ const (
 	Resolved State = "resolved"
 )
 
-// Resolution is how a stopped message ended.
+// Resolution is how a stopped message was resolved.
 type Resolution string
 
 // Resolutions.
@@ -61,7 +61,7 @@ const (
 
 // Entry is a failed message.
 type Entry struct {
-	// ID is the order of arrival: the lowest waiting id of a key is tried.
+	// ID gives the order of arrival: the lowest waiting ID of a key is tried first.
 	ID        int64         `json:"id"`
 	State     State         `json:"state"`
 	Consumer  string        `json:"consumer"`
@@ -71,43 +71,43 @@ type Entry struct {
 	Key       string        `json:"key"`
 	Headers   event.Headers `json:"headers"`
 	Payload   []byte        `json:"payload"`
-	// Reason and Error say why the last attempt failed. They are empty for a
-	// message that is only blocked.
+	// Reason and Error describe the last failure. They are empty for a message that
+	// is only blocked.
 	Reason event.Reason `json:"reason,omitempty"`
 	Error  string       `json:"error,omitempty"`
-	// Deliveries is how often the message was stopped.
+	// Deliveries counts how often the message was stopped.
 	Deliveries int `json:"deliveries"`
-	// Attempts is how often it failed in all.
+	// Attempts counts all failed attempts.
 	Attempts int       `json:"attempts"`
 	FirstAt  time.Time `json:"first_at"`
 	LastAt   time.Time `json:"last_at"`
-	// TriedAt is when the last attempt failed, nil for a message that has not been
-	// tried: it is blocked, or was requeued.
+	// TriedAt is the time of the last failed attempt. It is nil if the message has
+	// not been tried since it was blocked or requeued.
 	TriedAt *time.Time `json:"tried_at,omitempty"`
-	// FirstRelease and LastRelease are the versions of the program in which it
-	// failed first and last.
+	// FirstRelease and LastRelease are the program versions of the first and last
+	// failure.
 	FirstRelease string `json:"first_release"`
 	LastRelease  string `json:"last_release"`
-	// Group is equal for messages that failed for the same cause, which is the
-	// error without its values.
+	// Group identifies messages that failed for the same cause, which is the error
+	// without its variable values.
 	Group string `json:"group,omitempty"`
 	Cause string `json:"cause,omitempty"`
-	// Revision grows with every change.
+	// Revision increases with each change.
 	Revision int `json:"revision"`
-	// Edited is the payload after an operator edited it, nil if nobody has.
+	// Edited is the payload set by an operator, or nil.
 	Edited []byte `json:"edited,omitempty"`
 	// Resolution is set once the message is resolved.
 	Resolution Resolution `json:"resolution,omitempty"`
 	ResolvedAt *time.Time `json:"resolved_at,omitempty"`
-	// AppliedAs is the id under which the message is applied, if its own id was
-	// applied with another body.
+	// AppliedAs is the ID under which the message is applied, if another payload was
+	// applied under its own ID.
 	AppliedAs *uuid.UUID `json:"applied_as,omitempty"`
 }
 
 const columns = `id, state, consumer, topic, message_id, origin, key, headers, payload, reason, error, deliveries, attempts,
 	first_at, last_at, tried_at, first_release, last_release, group_id, cause, revision, edited, coalesce(resolution, ''), resolved_at, applied_as`
 
-// Current is the payload that is applied: the edited one, if there is one.
+// Current returns the payload to apply: the edited one, if any.
 func (e Entry) Current() []byte {
 	if e.Edited != nil {
 		return e.Edited
@@ -116,7 +116,7 @@ func (e Entry) Current() []byte {
 	return e.Payload
 }
 
-// ApplyID is the id under which the message is applied.
+// ApplyID returns the ID under which the message is applied.
 func (e Entry) ApplyID() uuid.UUID {
 	if e.AppliedAs != nil {
 		return *e.AppliedAs
@@ -125,17 +125,17 @@ func (e Entry) ApplyID() uuid.UUID {
 	return e.MessageID
 }
 
-// Key names the messages of a consumer that wait for each other.
+// Key identifies messages of a consumer that must be applied in order.
 type Key struct {
 	Consumer string
 	Key      string
 }
 
-// maxKey bounds a key in failed_keys, in bytes: an index entry is smaller than a
-// page.
+// maxKey is the maximum length of a key in failed_keys, in bytes: an index entry must
+// fit in a page.
 const maxKey = 1000
 
-// WaitingKey is a key as failed_keys stores it.
+// WaitingKey returns a key as failed_keys stores it.
 func WaitingKey(key string) string {
 	key = event.Text(key)
 	if len(key) <= maxKey {
@@ -147,33 +147,33 @@ func WaitingKey(key string) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// maxError bounds the stored text of an error, in bytes.
+// maxError is the maximum length of a stored error, in bytes.
 const maxError = 4096
 
-// Store is the failed messages.
+// Store provides access to the failed messages.
 type Store struct {
 	cfg  Config
 	pool *pgxpool.Pool
 }
 
-// NewStore returns the store on pool.
+// NewStore returns a store on pool.
 func NewStore(cfg Config, pool *pgxpool.Pool) *Store { return &Store{cfg: cfg, pool: pool} }
 
-// Release is the version of the program.
+// Release returns the version of the program.
 func (s *Store) Release() string { return s.cfg.Release }
 
-// List returns the newest entries, at most limit.
+// List returns at most limit entries, newest first.
 func (s *Store) List(ctx context.Context, f Filter, limit int) ([]Entry, error) {
 	return s.list(ctx, columns, f, `ORDER BY id DESC`, limit)
 }
 
-// Summaries is List without headers and payloads, which may be large. Edited is
-// empty but not nil where there is one.
+// Summaries is List without headers and payloads, which may be large. Edited is empty
+// but not nil for edited entries.
 func (s *Store) Summaries(ctx context.Context, f Filter, limit int) ([]Entry, error) {
 	return s.list(ctx, summary, f, `ORDER BY id DESC`, limit)
 }
 
-// summary is columns without what may be large.
+// summary is columns without the potentially large ones.
 var summary = strings.NewReplacer(
 	" headers,", " '{}'::jsonb,", " payload,", " ''::bytea,", " edited,", " CASE WHEN edited IS NOT NULL THEN ''::bytea END,",
 ).Replace(columns)
@@ -193,7 +193,7 @@ func entries(ctx context.Context, db postgres.Querier, sql string, args ...any) 
 	return list, nil
 }
 
-// Get returns one entry.
+// Get returns the entry with the given ID.
 func (s *Store) Get(ctx context.Context, id int64) (Entry, error) {
 	return get(ctx, s.pool, id, ``)
 }
@@ -211,10 +211,10 @@ func get(ctx context.Context, db postgres.Querier, id int64, lock string) (Entry
 	return list[0], nil
 }
 
-// maxCount bounds Count: beyond it the exact number does not matter.
+// maxCount caps Count: above it, the exact number does not matter.
 const maxCount = 10_000
 
-// Count returns how many keys wait and how many messages are stopped, each up to
+// Count returns the number of waiting keys and stopped messages, each counted up to
 // 10,000.
 func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err error) {
 	err = s.pool.QueryRow(ctx, `
@@ -227,11 +227,10 @@ func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err erro
 	return waitingKeys, stopped, nil
 }
 
-// expireBatch is how many entries are deleted in one transaction.
+// expireBatch is how many entries are deleted per transaction.
 const expireBatch = 1000
 
-// Expire deletes resolved messages that are past their retention, with the
-// actions on them.
+// Expire deletes resolved messages past their retention, with the actions on them.
 func (s *Store) Expire(ctx context.Context) (deleted int64, err error) {
 	if s.cfg.Retention == 0 {
 		return 0, nil
@@ -262,17 +261,17 @@ func (s *Store) Expire(ctx context.Context) (deleted int64, err error) {
 	}
 }
 
-// Erase removes the personal data of key from the messages of topics: waiting
-// ones are deleted, others lose their content but stay, since an operator may
-// still have to decide on them. A message is about key if it has that key or
-// about says so of its payload.
+// Erase removes the personal data of key from messages on topics. Waiting messages
+// are deleted. Others lose their content but remain, because an operator may still
+// have to act on them. A message concerns key if it has that key or about returns
+// true for its payload.
 func Erase(ctx context.Context, tx pgx.Tx, key string, topics []string, about func(payload []byte) bool) (withdrawn, blanked int64, err error) {
-	// Erase takes turns with operators, who lock messages before keys.
+	// Serialize with operators, who lock messages before keys.
 	if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
 		return 0, 0, err
 	}
 
-	// The keys are locked before the caller locks anything else, as consumers do.
+	// Lock the keys before the caller locks anything else, as consumers do.
 	_, err = tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE key = $1
 		AND EXISTS (SELECT FROM failed_messages m WHERE m.state = 'waiting' AND m.consumer = k.consumer AND m.waiting_key = k.key AND m.topic = ANY($2))
@@ -289,8 +288,8 @@ func Erase(ctx context.Context, tx pgx.Tx, key string, topics []string, about fu
 	return erase(ctx, tx, ids)
 }
 
-// concerned returns the ids of the messages on topics that match selects by their
-// key and one of their payloads. It holds one message at a time.
+// concerned returns the IDs of messages on topics whose key and one of whose payloads
+// satisfy match. It holds one message in memory at a time.
 func concerned(ctx context.Context, tx pgx.Tx, topics []string, match func(key string, payload []byte) bool) (ids []int64, err error) {
 	rows, err := tx.Query(ctx, `
 		SELECT id, key, payload, edited FROM failed_messages WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL) ORDER BY id`, topics)
@@ -319,7 +318,7 @@ func concerned(ctx context.Context, tx pgx.Tx, topics []string, match func(key s
 }
 
 func erase(ctx context.Context, tx pgx.Tx, ids []int64) (withdrawn, blanked int64, err error) {
-	// An attempt that ends locks the key first and then the message.
+	// Finished attempts lock the key before the message, so do the same.
 	_, err = tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE EXISTS (
 			SELECT FROM failed_messages m WHERE m.id = ANY($1) AND m.state = 'waiting' AND m.consumer = k.consumer AND m.waiting_key = k.key)

@@ -23,7 +23,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// note is what the consumer "writer" takes.
+// note is the payload of the consumer "writer".
 type note struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
@@ -42,7 +42,7 @@ func (n note) Validate() error {
 
 func check(consumer string, payload []byte) (string, error) {
 	if consumer != "writer" {
-		return "", fmt.Errorf("there is no consumer %s any more", consumer)
+		return "", fmt.Errorf("consumer %s no longer exists", consumer)
 	}
 
 	n, err := event.Decode[note](payload)
@@ -50,7 +50,7 @@ func check(consumer string, payload []byte) (string, error) {
 	return n.ID, err
 }
 
-var alice = activity.Actor{Who: "alice", Why: "it is mended"}
+var alice = activity.Actor{Who: "alice", Why: "it is fixed"}
 
 func body(key, text string) []byte { return fmt.Appendf(nil, `{"id":%q,"text":%q}`, key, text) }
 
@@ -62,7 +62,7 @@ func entry(key, text string) failed.Entry {
 	}
 }
 
-// rig is a store with a database of its own.
+// rig is a store with its own database.
 type rig struct {
 	*failed.Store
 
@@ -78,7 +78,7 @@ func newRig(t *testing.T) rig {
 	return rig{Store: failed.NewStore(failed.Config{Release: "1.0"}, pool), t: t, pool: pool}
 }
 
-// add stores entries and returns the id of the last.
+// add stores entries and returns the ID of the last.
 func (r rig) add(entries ...failed.Entry) int64 {
 	r.t.Helper()
 
@@ -113,7 +113,7 @@ func (r rig) requeue(f failed.Filter) failed.Outcome {
 	return outcome
 }
 
-// sent is a message that waits, as its consumer would get it.
+// sent is a waiting message as its consumer would receive it.
 type sent struct {
 	Key      string
 	Entry    failed.Entry
@@ -121,7 +121,7 @@ type sent struct {
 	Payload  string
 }
 
-// waiting returns the messages that wait, in order of arrival.
+// waiting returns the waiting messages in order of arrival.
 func (r rig) waiting() (list []sent) {
 	r.t.Helper()
 
@@ -140,8 +140,8 @@ func (r rig) waiting() (list []sent) {
 	return list
 }
 
-// apply does what the retry loop does for a consumer that takes everything: it
-// leases the keys that are due and finishes their messages, which it returns.
+// apply imitates a retry loop whose attempts all succeed: it leases the due keys,
+// finishes their messages and returns them.
 func (r rig) apply() (list []sent) {
 	r.t.Helper()
 
@@ -171,7 +171,7 @@ func (r rig) apply() (list []sent) {
 	return list
 }
 
-// history says what was done with an entry.
+// history lists the actions on an entry.
 func (r rig) history(id int64) string {
 	r.t.Helper()
 
@@ -188,7 +188,7 @@ func (r rig) history(id int64) string {
 	return strings.Join(done, "; ")
 }
 
-// claim applies a message, as far as the inbox knows.
+// claim marks a message as applied in the inbox.
 func (r rig) claim(id uuid.UUID, payload []byte) {
 	r.t.Helper()
 
@@ -202,7 +202,7 @@ func (r rig) claim(id uuid.UUID, payload []byte) {
 	}
 }
 
-func TestAMessageWithoutABodyIsStoredToo(t *testing.T) {
+func TestAMessageWithoutABodyIsStored(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -214,7 +214,7 @@ func TestAMessageWithoutABodyIsStoredToo(t *testing.T) {
 	}
 }
 
-func TestSummariesLeaveOutWhatMayBeLarge(t *testing.T) {
+func TestSummariesOmitLargeFields(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -236,14 +236,14 @@ func TestSummariesLeaveOutWhatMayBeLarge(t *testing.T) {
 	}
 }
 
-func TestFiltersNarrowDown(t *testing.T) {
+func TestFilters(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
 	first := entry("a", "x")
 	second := entry("b", "x")
 	second.Consumer, second.Topic, second.Reason, second.Error = "other", "others", event.ReasonInvalid, "text: is missing"
-	third := entry("\x00\xff", "x") // a key that is no text
+	third := entry("\x00\xff", "x") // a key that is not text
 	r.add(first, second, third)
 
 	if _, err := r.Discard(t.Context(), failed.Filter{IDs: []int64{3}}, alice, failed.Pace{}); err != nil {
@@ -295,7 +295,7 @@ func TestFiltersNarrowDown(t *testing.T) {
 	}
 }
 
-func TestCauseIsTheSameForTheSameMistake(t *testing.T) {
+func TestCauseIgnoresVariableValues(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {
@@ -355,7 +355,7 @@ func TestCauseIsTheSameForTheSameMistake(t *testing.T) {
 
 			switch {
 			case c.want == "" && one == other:
-				t.Errorf("both are %q", one)
+				t.Errorf("both causes are %q", one)
 			case c.want != "" && (one != c.want || other != c.want):
 				t.Errorf("got %q and %q, expected %q", one, other, c.want)
 			}
@@ -369,12 +369,12 @@ func FuzzCause(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text, key, payload string) {
 		cause := failed.Cause(failed.Entry{Error: text, Key: key, Payload: []byte(payload), Reason: event.ReasonPanicked})
 		if len(cause) > 300 || event.Text(cause) != cause || strings.Contains(cause, "\n") {
-			t.Errorf("%q is no cause", cause)
+			t.Errorf("%q is not a valid cause", cause)
 		}
 	})
 }
 
-func TestGroupsCountWhatFailedForTheSameCause(t *testing.T) {
+func TestGroupsCountMessagesByCause(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -398,7 +398,7 @@ func TestGroupsCountWhatFailedForTheSameCause(t *testing.T) {
 
 	next, err := r.Groups(t.Context(), failed.Filter{}, failed.GroupsAfter{Entries: g.Entries, ID: g.ID}, 10)
 	if err != nil || len(next) != 1 || next[0].ID != groups[1].ID {
-		t.Errorf("behind the first: %+v, %v", next, err)
+		t.Errorf("after the first: %+v, %v", next, err)
 	}
 
 	counts, err := r.CountBy(t.Context(), failed.Filter{}, "release", 10)
@@ -435,11 +435,11 @@ func TestRequeueKeepsTheOrderOfArrivalPerKey(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE resolution = 'applied'`); n != 350 {
-		t.Errorf("%d are resolved", n)
+		t.Errorf("%d entries are resolved", n)
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 {
-		t.Errorf("%d keys still wait", n)
+		t.Errorf("%d keys are still waiting", n)
 	}
 
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -447,7 +447,7 @@ func TestRequeueKeepsTheOrderOfArrivalPerKey(t *testing.T) {
 	}
 }
 
-func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
+func TestConcurrentRequeuesTakeEachEntryOnceAndInOrder(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -476,7 +476,7 @@ func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
 		})
 	}
 
-	// The retry loop runs meanwhile.
+	// The retry loop runs concurrently.
 	var applied []sent
 
 	requeued := make(chan struct{})
@@ -505,7 +505,7 @@ func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
 		}
 
 		if before, ok := last[m.Key]; ok && before >= n {
-			t.Fatalf("of key %s, %d comes after %d", m.Key, n, before)
+			t.Fatalf("key %s: %d comes after %d", m.Key, n, before)
 		}
 
 		last[m.Key] = n
@@ -520,7 +520,7 @@ func TestTwoOperatorsRequeueEachEntryOnceAndInOrder(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
+func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -532,22 +532,22 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 	o := r.requeue(failed.Filter{})
 	want := []failed.Refusal{
 		{ID: 1, Error: "text: is missing"},
-		{ID: 2, Error: "is behind message 1 of the same key, which stays stopped: edit, requeue or discard that first"},
-		{ID: 3, Error: "there is no consumer retired any more"},
+		{ID: 2, Error: "is blocked by message 1 of the same key, which stays stopped: edit, requeue or discard that first"},
+		{ID: 3, Error: "consumer retired no longer exists"},
 	}
 
 	if diff := cmp.Diff(want, o.Refusals); diff != "" || o.Done != 1 || o.Refused != 3 || o.Selected != 4 {
 		t.Errorf("got %+v: %s", o, diff)
 	}
 
-	// By its id too, whatever else is selected.
+	// Selecting only its ID does not help.
 	if o := r.requeue(failed.Filter{IDs: []int64{2}}); o.Done != 0 || o.Refused != 1 {
-		t.Errorf("behind an open entry: %+v", o)
+		t.Errorf("blocked by a stopped entry: %+v", o)
 	}
 
 	_, err := r.Edit(t.Context(), 1, 0, []byte(`{"id":"z"}`), alice, check)
 	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Error() != "text: is missing" || r.get(1).Edited != nil {
-		t.Errorf("a bad edit: %v", err)
+		t.Errorf("an invalid edit: %v", err)
 	}
 
 	mended, err := r.Edit(t.Context(), 1, 1, body("z", "mended"), alice, check)
@@ -556,11 +556,11 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 	}
 
 	if _, err := r.Edit(t.Context(), 1, 1, body("z", "again"), alice, check); event.KindOf(err) != event.Changed {
-		t.Errorf("an edit of what was changed: %v", err)
+		t.Errorf("an edit with an old revision: %v", err)
 	}
 
 	if _, err := r.Edit(t.Context(), 1, 2, body("z", "mended"), alice, check); err != nil || r.get(1).Revision != 2 {
-		t.Errorf("the same edit again: %v, %+v", err, r.get(1))
+		t.Errorf("a repeated edit: %v, %+v", err, r.get(1))
 	}
 
 	if o := r.requeue(failed.Filter{Topic: "notes", Consumer: "writer"}); o.Done != 2 || o.Refused != 0 {
@@ -576,16 +576,16 @@ func TestWhatCannotBeDecodedIsRefusedUntilItIsMended(t *testing.T) {
 		t.Errorf("sent %+v", m)
 	}
 
-	if got := r.history(1); got != "edited by alice: it is mended; requeued by alice: it is mended" {
+	if got := r.history(1); got != "edited by alice: it is fixed; requeued by alice: it is fixed" {
 		t.Errorf("history: %s", got)
 	}
 
 	if _, err := r.Edit(t.Context(), 1, 0, body("z", "late"), alice, check); event.KindOf(err) != event.Conflict {
-		t.Errorf("an edit of what is requeued: %v", err)
+		t.Errorf("an edit of a requeued entry: %v", err)
 	}
 }
 
-func TestOutOfOrderIsAChoice(t *testing.T) {
+func TestOutOfOrderIsOptional(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -597,7 +597,7 @@ func TestOutOfOrderIsAChoice(t *testing.T) {
 	}
 }
 
-func TestPartsOfARunKeepTheOrderTogether(t *testing.T) {
+func TestConsecutivePartialRunsKeepTheOrder(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -614,7 +614,7 @@ func TestPartsOfARunKeepTheOrderTogether(t *testing.T) {
 	}
 }
 
-func TestAnIdThatWasAppliedWithAnotherBodyIsReplaced(t *testing.T) {
+func TestAnIDAppliedWithAnotherBodyIsReplaced(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -630,7 +630,7 @@ func TestAnIdThatWasAppliedWithAnotherBodyIsReplaced(t *testing.T) {
 		t.Fatalf("sent %+v for %s", first, e.MessageID)
 	}
 
-	// It fails under the new id: the entry is open again, and keeps that id.
+	// When it fails under the new ID, the entry is stopped again and keeps that ID.
 	again := first
 	again.Reason, again.Error = event.ReasonFailed, "no luck"
 	r.add(again)
@@ -650,7 +650,7 @@ func TestAnIdThatWasAppliedWithAnotherBodyIsReplaced(t *testing.T) {
 	}
 }
 
-func TestWhatFailsAgainOpensItsEntryAgain(t *testing.T) {
+func TestAnotherFailureReopensTheEntry(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -668,7 +668,7 @@ func TestWhatFailsAgainOpensItsEntryAgain(t *testing.T) {
 		t.Fatalf("got %+v", got)
 	}
 
-	// The entry fails again, by its id.
+	// The entry fails again; it is found by its ID.
 	later := rig{Store: failed.NewStore(failed.Config{Release: "1.1"}, r.pool), t: t, pool: r.pool}
 	again := r.get(id)
 	again.Reason, again.Error, again.Attempts = event.ReasonFailed, "no luck", 9
@@ -680,7 +680,7 @@ func TestWhatFailsAgainOpensItsEntryAgain(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 
-	if got := r.history(id); got != "edited by alice: it is mended; requeued by alice: it is mended; reopened by millrace: no luck" {
+	if got := r.history(id); got != "edited by alice: it is fixed; requeued by alice: it is fixed; reopened by millrace: no luck" {
 		t.Errorf("history: %s", got)
 	}
 
@@ -701,7 +701,7 @@ func TestDiscardNeedsAReasonAndIsFinal(t *testing.T) {
 	}
 
 	if _, err := r.Discard(t.Context(), failed.Filter{}, activity.Actor{Why: "because"}, failed.Pace{}); !errors.Is(err, activity.ErrNoActor) {
-		t.Errorf("by nobody: %v", err)
+		t.Errorf("without an actor: %v", err)
 	}
 
 	if o, err := r.Discard(t.Context(), failed.Filter{}, alice, failed.Pace{DryRun: true}); err != nil || o.Done != 1 || r.get(id).State != failed.Stopped {
@@ -720,7 +720,7 @@ func TestDiscardNeedsAReasonAndIsFinal(t *testing.T) {
 	}
 }
 
-func TestAnActionThatCannotBeRecordedIsNotDone(t *testing.T) {
+func TestAnActionThatCannotBeRecordedIsRolledBack(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -736,7 +736,7 @@ func TestAnActionThatCannotBeRecordedIsNotDone(t *testing.T) {
 
 	for name, err := range map[string]error{"requeue": requeueErr, "discard": discardErr, "edit": editErr} {
 		if err == nil {
-			t.Errorf("%s: was done", name)
+			t.Errorf("%s took effect", name)
 		}
 	}
 
@@ -745,7 +745,7 @@ func TestAnActionThatCannotBeRecordedIsNotDone(t *testing.T) {
 	}
 }
 
-func TestADryRunTellsAndDoesNothing(t *testing.T) {
+func TestADryRunChangesNothing(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -762,7 +762,7 @@ func TestADryRunTellsAndDoesNothing(t *testing.T) {
 	}
 }
 
-func TestARunStopsBetweenChunksAndKeepsItsPace(t *testing.T) {
+func TestARunStopsBetweenChunksAndIsPaced(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -782,7 +782,7 @@ func TestARunStopsBetweenChunksAndKeepsItsPace(t *testing.T) {
 		}
 
 		if done == 10 {
-			cancel() // while the next ten wait for their second
+			cancel() // while the next ten are delayed
 		}
 	}}, check)
 
@@ -801,7 +801,7 @@ func TestARunStopsBetweenChunksAndKeepsItsPace(t *testing.T) {
 	}
 }
 
-func TestExpireDeletesOldResolvedEntriesAlone(t *testing.T) {
+func TestExpireDeletesOnlyOldResolvedEntries(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -833,7 +833,7 @@ func TestExpireDeletesOldResolvedEntriesAlone(t *testing.T) {
 	}
 }
 
-func TestDiffShowsTheLinesOfJSON(t *testing.T) {
+func TestDiffComparesJSONByLine(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {

@@ -9,8 +9,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Filter selects entries. The zero value selects all; every field that is set
-// narrows it down.
+// Filter selects entries. The zero value selects all. An entry must match all fields
+// that are set.
 type Filter struct {
 	IDs        []int64
 	Group      string
@@ -21,24 +21,23 @@ type Filter struct {
 	MessageID  uuid.UUID
 	State      State
 	Resolution Resolution
-	// Since and Until bound the time at which a message failed last:
-	// Since <= t < Until.
+	// Since and Until bound the time of the last failure: Since <= t < Until.
 	Since, Until time.Time
-	// Before and After bound the id, both exclusive: the cursor of a page.
+	// Before and After bound the ID, both exclusive: the cursor of a page.
 	Before, After int64
-	// Revision selects an entry only if nobody has changed it since.
+	// Revision selects an entry only if it has not changed since.
 	Revision int
 }
 
-// Selective reports whether f leaves anything out, apart from what its state, its
-// resolution and the cursor of a page leave out.
+// Selective reports whether f has any criteria other than its state, resolution and
+// page cursor.
 func (f Filter) Selective() bool {
 	return f.IDs != nil || f.Group != "" || f.Topic != "" || f.Consumer != "" || f.Reason != "" || f.Key != "" ||
 		f.MessageID != uuid.Nil || !f.Since.IsZero() || !f.Until.IsZero()
 }
 
-// where returns the condition for f, which is never NULL, and its arguments,
-// which follow args.
+// where returns the condition for f, which is never NULL, and its arguments appended
+// to args.
 func (f Filter) where(args ...any) (string, []any) {
 	w := postgres.Where{Args: args}
 
@@ -53,7 +52,8 @@ func (f Filter) where(args ...any) (string, []any) {
 		w.And(c.value != "", c.condition, event.Text(c.value))
 	}
 
-	// Not as arguments, or the plan of any state could not use the index of one.
+	// Use literals here: with parameters, a generic plan could not use the partial
+	// indexes.
 	w.And(f.State == Waiting, "state = 'waiting' AND waiting_key IS NOT NULL")
 	w.And(f.State == Stopped, "state = 'stopped'")
 	w.And(f.State != "" && f.State != Waiting && f.State != Stopped, "state = $?", string(f.State))

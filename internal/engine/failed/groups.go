@@ -20,37 +20,38 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Group is the entries that failed for the same cause.
+// Group is a set of entries that failed for the same cause.
 type Group struct {
 	ID       string       `json:"id"`
 	Consumer string       `json:"consumer"`
 	Topic    string       `json:"topic"`
 	Reason   event.Reason `json:"reason"`
-	// Cause is the error without its values, Error the one of the newest entry.
+	// Cause is the error without its variable values. Error is the full error of the
+	// newest entry.
 	Cause   string    `json:"cause"`
 	Error   string    `json:"error"`
 	Entries int       `json:"entries"`
 	Keys    int       `json:"keys"`
 	FirstAt time.Time `json:"first_at"`
 	LastAt  time.Time `json:"last_at"`
-	// FirstRelease and LastRelease are the versions of the program in which it
-	// occurred first and last.
+	// FirstRelease and LastRelease are the program versions of the first and last
+	// occurrence.
 	FirstRelease string `json:"first_release"`
 	LastRelease  string `json:"last_release"`
 }
 
-// GroupsAfter is the last group of a page: the next page begins after it.
+// GroupsAfter is the cursor of a page: the last group of the previous page.
 type GroupsAfter struct {
 	Entries int
 	ID      string
 }
 
-// Groups returns the groups of the entries that f selects, the largest first, at
-// most limit, starting after the given one.
+// Groups returns at most limit groups of the entries selected by f, largest first,
+// starting after the given group.
 func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit int) ([]Group, error) {
 	where, args := f.where(after.Entries, after.ID, limit)
 
-	// Errors are long, so only ids are aggregated.
+	// Aggregate only the IDs, because errors are long.
 	groups, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Group], `
 		WITH groups AS (
 			SELECT group_id, count(*) AS entries, count(DISTINCT key) AS keys, min(first_at) AS first_at, max(last_at) AS last_at,
@@ -71,7 +72,7 @@ func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit i
 	return groups, nil
 }
 
-// Count is how many entries share a value.
+// Count is the number of entries that share a value.
 type Count struct {
 	Value   string    `json:"value"`
 	Entries int       `json:"entries"`
@@ -80,13 +81,13 @@ type Count struct {
 	LastAt  time.Time `json:"last_at"`
 }
 
-// countable are the columns by which entries are counted.
+// countable maps the values that entries can be counted by to columns.
 var countable = map[string]string{
 	"topic": "topic", "consumer": "consumer", "reason": "reason", "key": "key", "release": "last_release",
 }
 
-// CountBy counts the entries that f selects by topic, consumer, reason, key or
-// release. The largest counts come first, at most limit.
+// CountBy counts the entries selected by f by topic, consumer, reason, key or
+// release. It returns at most limit counts, largest first.
 func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]Count, error) {
 	column, ok := countable[by]
 	if !ok {
@@ -105,30 +106,30 @@ func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]
 	return counts, nil
 }
 
-// groupOf returns the id of a group. Entries carry it, so it never changes.
+// groupOf returns the ID of a group. Entries store it, so it must never change.
 func groupOf(consumer string, reason event.Reason, cause string) string {
 	sum := sha256.Sum256([]byte(consumer + "\x01" + string(reason) + "\x01" + cause))
 
 	return hex.EncodeToString(sum[:6])
 }
 
-// maxCause bounds a cause, in bytes.
+// maxCause is the maximum length of a cause, in bytes.
 const maxCause = 300
 
-// taken finds the values in an error. It also matches names of the schema and
-// SQLSTATE codes, which Cause keeps.
+// taken matches the values in an error. It also matches schema names and SQLSTATE
+// codes, which Cause keeps.
 var taken = regexp.MustCompile(`(?:relation|constraint|column|table|function|index|type|operator|schema) "[^"]*"|SQLSTATE [0-9A-Z]{5}` +
 	`|"(?:[^"\\]|\\.)*"|\B'[^']*'\B` + // quoted
 	`|\w+://[^\s"']+|[^\s"'<>(]+@[^\s"'<>)]+` + // addresses
 	`|[\pL\pN_-]*\pN[\pL\pN_+-]*(?:[.:][\pL\pN_+-]*\pN[\pL\pN_+-]*)*`) // with a digit: ids, numbers, times
 
-// lists finds lists of values, which count as one value.
+// lists matches lists of values, which Cause replaces as one value.
 var lists = regexp.MustCompile(`\?(?:(?:,|;| and| or)? \?)+`)
 
-// Cause is the first line of an entry's error without its values: quoted text,
-// addresses, words with digits, and the identifiers in the message itself. For a
-// panic it names the function but not the line, so that the cause is the same in
-// the next release.
+// Cause returns the first line of an entry's error without its variable values:
+// quoted text, addresses, words with digits, and identifiers of the message itself.
+// For a panic it includes the function but not the line, so that the cause stays the
+// same in the next release.
 func Cause(e Entry) string {
 	line, rest, _ := strings.Cut(e.Error, "\n")
 	line = line[:min(len(line), maxError)]
@@ -163,13 +164,12 @@ func Cause(e Entry) string {
 	return line
 }
 
-// minIdentifier is the minimum length of an identifier: a shorter one may be a word
-// of the error.
+// minIdentifier is the minimum length of an identifier: a shorter one could be an
+// ordinary word of the error.
 const minIdentifier = 3
 
-// identifiers returns the identifiers of a message that occur in its error: the key,
-// and the values in the payload whose name is id or ends in _id. The longest come
-// first.
+// identifiers returns the identifiers of a message that occur in its error, longest
+// first: the key, and payload values whose name is id or ends in _id.
 func identifiers(e Entry, line string) []string {
 	var found []string
 
@@ -208,7 +208,7 @@ func collect(value any, named bool, add func(id string)) {
 	}
 }
 
-// takeOut replaces id where it is a whole word.
+// takeOut replaces id where it occurs as a whole word.
 func takeOut(text, id string) string {
 	var b strings.Builder
 
@@ -238,8 +238,8 @@ func inWord(r rune) bool {
 	return r != utf8.RuneError && (unicode.IsLetter(r) || unicode.IsDigit(r) || r == '_' || r == '-')
 }
 
-// panickedIn returns the function that panicked, from a stack as debug.Stack prints
-// it: the first one below the call of panic that is not the runtime's.
+// panickedIn returns the function that panicked, given a stack printed by
+// debug.Stack: the first function below the call of panic that is not in the runtime.
 func panickedIn(stack string) string {
 	panicking := false
 

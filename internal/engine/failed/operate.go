@@ -12,18 +12,18 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// WaitingEntry is the first message of a key that waits, with what it blocks.
+// WaitingEntry is the first message of a waiting key.
 type WaitingEntry struct {
 	Entry
 
 	DueAt time.Time `json:"due_at"`
-	// Blocked is how many later messages of the key wait behind it.
+	// Blocked is the number of later messages of the key that it blocks.
 	Blocked int `json:"blocked"`
 }
 
-// KeyFilter selects keys that wait. The zero value selects all.
+// KeyFilter selects waiting keys. The zero value selects all.
 type KeyFilter struct {
-	// ID is that of a message that waits for the key.
+	// ID is the ID of a message waiting for the key.
 	ID       int64
 	Consumer string
 	Key      string
@@ -36,8 +36,8 @@ func (f KeyFilter) args(more ...any) []any {
 	return append([]any{f.ID, f.Consumer, WaitingKey(f.Key)}, more...)
 }
 
-// WaitingKeys returns the first messages of the keys that wait, in order of their
-// due time, at most limit.
+// WaitingKeys returns the first messages of at most limit waiting keys, in order of
+// due time.
 func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]WaitingEntry, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[WaitingEntry], `
 		SELECT `+columns+`, due_at, blocked FROM (
@@ -58,8 +58,8 @@ func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]Wait
 
 func notWaiting(id int64) error { return event.Missing("waiting message", fmt.Sprint(id)) }
 
-// Queue returns the messages that wait for the same key as the one with an id, in
-// order.
+// Queue returns, in order, the waiting messages that share a key with the given
+// message.
 func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
 	list, err := entries(ctx, s.pool, `
 		SELECT `+columns+` FROM failed_messages
@@ -71,10 +71,10 @@ func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
 	return list, err
 }
 
-// RetryNow makes the selected keys due now and returns how many there are.
+// RetryNow makes the selected keys due now and returns their number.
 func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (n int64, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-		// Of two operators that lock many keys, each could wait for the other.
+		// Serialize operators: two that lock many keys could deadlock.
 		if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
 			return err
 		}
@@ -95,8 +95,9 @@ func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (n
 	return n, err
 }
 
-// Skip stops the first message of a key, by its id; the next message of the key
-// is due. A message that is not the first is refused: the order would be lost.
+// Skip stops the first message of a key, given its ID; the next message of the key
+// becomes due. It refuses any other message, because skipping it would break the
+// order.
 func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
 	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		k, waits, err := lockKeyOf(ctx, tx, id)
@@ -115,7 +116,7 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
 		switch {
 		case err != nil:
 			return err
-		case len(list) == 0 || list[0].ID > id: // it ended before the key was locked
+		case len(list) == 0 || list[0].ID > id: // settled before the key was locked
 			return notWaiting(id)
 		case list[0].ID < id:
 			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, list[0].ID, list[0].Key)

@@ -14,16 +14,16 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Requeue makes the stopped entries that f selects wait with their due time now,
-// so that they are tried by the consumer in which they failed, and by no other,
-// in the order of arrival per key, whatever the consumers. What check refuses
-// stays stopped, and so does an entry behind an older stopped one of its key that
-// is not requeued with it: order per key is kept. Messages keep their ids and
-// headers, so none is applied twice; one whose id was applied with another body
-// gets a new id, caused by the old one.
+// Requeue makes the stopped entries selected by f wait with their due time now. They
+// are retried by the consumer in which they failed, and by no other, in order of
+// arrival per key across consumers. Entries that check rejects stay stopped, and so
+// do entries with an older stopped entry of the same key that is not requeued with
+// them: order per key is kept. Messages keep their IDs and headers, so none is
+// applied twice. If another payload was applied under a message's ID, the message
+// gets a new ID, caused by the old one.
 //
-// It works in chunks of a transaction each. When ctx ends it stops between two of
-// them; the outcome says how far it got.
+// Requeue uses one transaction per chunk. When ctx ends it stops between two chunks;
+// the outcome reports its progress.
 func (s *Store) Requeue(ctx context.Context, f Filter, by activity.Actor, pace Pace, check Check) (Outcome, error) {
 	if by.Who == "" {
 		return Outcome{}, activity.ErrNoActor
@@ -34,13 +34,13 @@ func (s *Store) Requeue(ctx context.Context, f Filter, by activity.Actor, pace P
 	return s.inChunks(ctx, f, pace, r.chunk)
 }
 
-// requeue is one run of Requeue.
+// requeue is the state of one Requeue call.
 type requeue struct {
 	filter Filter
 	by     activity.Actor
 	pace   Pace
 	check  Check
-	// refused has the first entry of a key that stays stopped in this run.
+	// refused maps a key to its first entry that stays stopped in this run.
 	refused map[Key]int64
 }
 
@@ -76,7 +76,7 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 			continue
 		}
 
-		if verdicts[e.ID] == inbox.Conflict { // the id belongs to another body, which was applied
+		if verdicts[e.ID] == inbox.Conflict { // another payload was applied under this ID
 			id := event.NewID()
 			e.AppliedAs = &id
 		}
@@ -100,15 +100,15 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 	}
 
 	if before := cmp.Or(r.refused[Key{e.Consumer, e.Key}], older); before != 0 {
-		return event.Errorf(event.Conflict, "is behind message %d of the same key, which stays stopped: edit, requeue or discard that first", before)
+		return event.Errorf(event.Conflict, "is blocked by message %d of the same key, which stays stopped: edit, requeue or discard that first", before)
 	}
 
 	return nil
 }
 
-// older returns for each entry an older stopped one of its key that is not in
-// this run: it is not selected, or a previous run, which this one continues, has
-// left it.
+// older returns, for each entry, an older stopped entry of its key that is not part
+// of this run: f does not select it, or the previous run that this one continues left
+// it stopped.
 func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]int64, error) {
 	if r.pace.OutOfOrder {
 		return map[int64]int64{}, nil
@@ -130,14 +130,14 @@ func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64
 		) AS o
 		GROUP BY e.id`, args...)
 	if err != nil {
-		return nil, fmt.Errorf("looking for older failed messages: %w", err)
+		return nil, fmt.Errorf("finding older failed messages: %w", err)
 	}
 
 	return found, nil
 }
 
-// seen returns what each payload is to the inbox, under the id with which it
-// would be applied.
+// seen returns the inbox verdict on each payload under the ID that it would be
+// applied with.
 func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict, error) {
 	verdicts := make(map[int64]inbox.Verdict, len(list))
 
@@ -162,7 +162,7 @@ func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict
 	return verdicts, nil
 }
 
-// release makes entries wait for keys, and the keys due if the entries are the
+// release makes entries wait for their keys, and makes a key due if the entry is its
 // first.
 func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by activity.Actor) error {
 	ids := idsOf(list)

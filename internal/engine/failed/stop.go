@@ -12,10 +12,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// insert adds e in a state, unless the message is here already.
+// insert adds e in the given state, unless the message is already stored.
 func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state State) (stored bool, err error) {
 	payload := e.Payload
-	if payload == nil { // a tombstone of Kafka; nil would be NULL
+	if payload == nil { // a Kafka tombstone; nil would become NULL
 		payload = []byte{}
 	}
 
@@ -40,7 +40,7 @@ func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state S
 
 func storedError(e Entry) string { return event.Text(e.Error[:min(len(e.Error), maxError)]) }
 
-// causeOf returns the cause and the group of a message that failed.
+// causeOf returns the cause and the group of a failed message.
 func causeOf(e Entry) (cause, group string) {
 	if e.Error == "" {
 		return "", ""
@@ -51,12 +51,12 @@ func causeOf(e Entry) (cause, group string) {
 	return cause, groupOf(e.Consumer, e.Reason, cause)
 }
 
-// Stop stores e as stopped; the store sets its id, group, counts, times and
-// releases. A message that is here already counts in its row: it was redelivered
-// before its acknowledgement, or requeued and failed again, which is recorded as
-// reopened. A discarded message stays discarded. Nothing is stored for a message
-// with an id that has changed since e was read: an operator, another replica or an
-// erasure has decided on it.
+// Stop stores e as stopped and sets its ID, group, counts, times and releases. If the
+// message is already stored, its row is updated: the message was redelivered before
+// its acknowledgement, or it was requeued and failed again, which is recorded as
+// reopened. A discarded message stays discarded. If e has an ID and has changed since
+// it was read, Stop stores nothing: an operator, another replica or an erasure has
+// already decided on it.
 func (s *Store) Stop(ctx context.Context, e Entry) error {
 	if e.ID == 0 {
 		stored, err := s.insert(ctx, s.pool, e, Stopped)
@@ -73,7 +73,7 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 				return fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
 			}
 
-			e.Revision = 0 // a delivery by a broker stops it as it is
+			e.Revision = 0 // a broker delivery stops the row at any revision
 		}
 
 		k, waits, err := lockKeyOf(ctx, tx, e.ID)
@@ -86,7 +86,7 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 			return err
 		}
 
-		if key != nil && !waits { // it was requeued between these two statements
+		if key != nil && !waits { // requeued between these two statements
 			k, waits = Key{Consumer: e.Consumer, Key: *key}, true
 		}
 
@@ -107,9 +107,9 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 	})
 }
 
-// stop sets the row with the id of e to stopped, if it has the revision of e or e
-// has none. It reports whether an operator had decided on it before, and the key
-// for which it waited, which the caller frees.
+// stop stops the row with the ID of e, if it has the revision of e or e has none. It
+// reports whether an operator had decided on the message before, and returns the key
+// that it waited for, which the caller must free.
 func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, key *string, err error) {
 	cause, group := causeOf(e)
 
@@ -134,5 +134,5 @@ func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, ke
 	return reopened, key, nil
 }
 
-// subjectOf names a message in the record of actions.
+// subjectOf names a message in the action log.
 func subjectOf(e Entry) string { return e.Consumer + " " + e.Key }

@@ -14,10 +14,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// QueueWaiting adds a query to batch for those of the keys that wait; see
-// WaitingKey. The result is filled when the batch runs. Their rows stay locked
-// until the transaction ends, so that none of them is freed before messages are
-// blocked behind it.
+// QueueWaiting adds a query to batch that finds which of the keys are waiting; see
+// WaitingKey. The result is filled when the batch runs. The rows stay locked until
+// the transaction ends, so that no key is freed before messages are blocked by it.
 func QueueWaiting(batch *pgx.Batch, consumer string, keys []string) (waiting map[string]bool) {
 	waiting = map[string]bool{}
 
@@ -39,8 +38,8 @@ func QueueWaiting(batch *pgx.Batch, consumer string, keys []string) (waiting map
 	return waiting
 }
 
-// Block makes messages wait behind those that wait for the same keys. A message
-// that is here already stays as it is. The caller holds the keys; see
+// Block stores messages as blocked by the waiting messages of their keys. A message
+// that is already stored is not changed. The caller must hold the keys; see
 // QueueWaiting.
 func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	for _, e := range list {
@@ -52,8 +51,8 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	return nil
 }
 
-// BlockAlone is Block for one message, in a transaction of its own. It returns
-// false when its key no longer waits.
+// BlockAlone is Block for one message, in its own transaction. It returns false if
+// the key is no longer waiting.
 func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
@@ -71,18 +70,18 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 	return blocked, err
 }
 
-// Park makes e, which failed e.Attempts times and last with e.Error, wait for its
-// next attempt. A message with an id waits already: its next attempt is put off,
-// unless the message has changed since e was read.
-// A message that is here without waiting stays as it is: an operator decides, or
-// has decided.
+// Park stores e, which has failed e.Attempts times and most recently with e.Error, as
+// waiting for its next attempt. A message with an ID is already waiting: Park
+// postpones its next attempt, unless the message has changed since e was read. A
+// stored message that is not waiting is not changed, because its fate is an
+// operator's decision.
 func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
 	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		if e.ID != 0 {
 			return s.parkAgain(ctx, tx, e, wait)
 		}
 
-		// A key that waits already is locked and stays as it is: without the lock
+		// A key that is already waiting is locked but not changed: without the lock
 		// it could be freed before the message is stored.
 		k := Key{Consumer: e.Consumer, Key: WaitingKey(e.Key)}
 
@@ -105,7 +104,7 @@ func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
 func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Duration) error {
 	k, waits, err := lockKeyOf(ctx, tx, e.ID)
 	if err != nil || !waits {
-		return err // it was skipped, withdrawn or ended by another replica: what it blocked need not wait
+		return err // skipped, withdrawn or settled by another replica: the messages that it blocked need not wait
 	}
 
 	cause, group := causeOf(e)
@@ -120,10 +119,10 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	}
 
 	if tag.RowsAffected() == 0 {
-		return nil // what changed it has set its due time too
+		return nil // whoever changed it also set the due time
 	}
 
-	// A message that was requeued in front of it meanwhile is due.
+	// A message that was requeued ahead of it in the meantime stays due.
 	_, err = tx.Exec(ctx, `
 		UPDATE failed_keys SET due_at = clock_timestamp() + $4 * interval '1 second' WHERE consumer = $1 AND key = $2
 		AND $3 = (SELECT min(id) FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting')`,
@@ -151,8 +150,8 @@ func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration
 	return nil
 }
 
-// Renew prolongs the lease of a key to now + lease, unless the key is due: a message
-// was requeued in front, or the lease has ended.
+// Renew extends the lease of a key to now + lease, unless the key is due: a message
+// was requeued ahead, or the lease has expired.
 func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'
@@ -165,8 +164,8 @@ func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 	return nil
 }
 
-// lockKeyOf locks the key for which the message with an id waits. A transaction
-// that is about to block messages behind it commits before this returns.
+// lockKeyOf locks the key that a message is waiting for. Transactions that are about
+// to block messages by the key commit before it returns.
 func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err error) {
 	err = tx.QueryRow(ctx, `
 		SELECT k.consumer, k.key FROM failed_keys k JOIN failed_messages m ON m.consumer = k.consumer AND m.waiting_key = k.key
@@ -182,7 +181,7 @@ func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err
 	return k, true, nil
 }
 
-// free deletes a key for which no message waits any more.
+// free deletes a key that no message is waiting for.
 func free(ctx context.Context, tx pgx.Tx, k Key) error {
 	batch := &pgx.Batch{}
 	batch.Queue(`SELECT FROM failed_keys WHERE consumer = $1 AND key = $2 FOR UPDATE`, k.Consumer, k.Key)
@@ -198,15 +197,15 @@ func free(ctx context.Context, tx pgx.Tx, k Key) error {
 	return nil
 }
 
-// Finish ends the wait of e, which was applied. It is deleted, or resolved if it
-// was ever stopped. The next message of its key is the first then; without one the
-// key is free. A message that was edited since e was read continues to wait: what
-// was applied is not what it is now.
+// Finish ends the wait of e, which was applied. It deletes the message, or resolves
+// it if it was ever stopped. The next message of the key becomes the first; without
+// one the key is freed. A message that was edited since e was read continues to wait,
+// because its new payload has not been applied.
 func (s *Store) Finish(ctx context.Context, e Entry) error {
 	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		k, waits, err := lockKeyOf(ctx, tx, e.ID)
 		if err != nil || !waits {
-			return err // another replica has ended it, or it was withdrawn or skipped
+			return err // settled by another replica, withdrawn or skipped
 		}
 
 		const applied = `id = $1 AND state = 'waiting' AND edited IS NOT DISTINCT FROM $2 AND applied_as IS NOT DISTINCT FROM $3`
@@ -226,9 +225,8 @@ func (s *Store) Finish(ctx context.Context, e Entry) error {
 	})
 }
 
-// Lease returns keys that are due, of each consumer at most as many as room says,
-// and moves their due time ahead by lease: if the caller vanishes, they are due
-// again.
+// Lease returns due keys, at most room[consumer] of each consumer, and advances their
+// due time by lease. If the caller dies, they become due again.
 func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Duration) ([]Key, error) {
 	consumers := slices.Sorted(maps.Keys(room))
 	limits := postgres.Column(consumers, func(consumer string) int64 { return int64(room[consumer]) })
@@ -253,14 +251,14 @@ func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Durat
 type Head struct {
 	Entry
 
-	// Behind is true when both this message and an earlier one of the same key in
-	// another consumer were requeued, and the earlier one has not been tried since.
-	// What was requeued together is tried in the order of arrival.
+	// Behind is true if this message was requeued together with an earlier message of
+	// the same key in another consumer that has not been tried since. Messages that
+	// were requeued together are tried in order of arrival.
 	Behind bool
 }
 
-// Head returns the first message of a key; ok is false when none waits. Messages of
-// consumers that are not running hold up no others.
+// Head returns the first message of a key; ok is false if none is waiting. Messages
+// of consumers that are not running block no others.
 func (s *Store) Head(ctx context.Context, k Key, running []string) (h Head, ok bool, err error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
 		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (

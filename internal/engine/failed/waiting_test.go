@@ -27,7 +27,7 @@ func newStore(t *testing.T) (*failed.Store, *pgxpool.Pool) {
 	return failed.NewStore(failed.DefaultConfig(), pool), pool
 }
 
-// broken is a message of key k that failed once.
+// broken returns a message with key k that has failed once.
 func broken() failed.Entry {
 	return failed.Entry{
 		Consumer: "writer", Topic: "notes", Key: "k", MessageID: event.NewID(), Headers: event.Headers{},
@@ -35,7 +35,7 @@ func broken() failed.Entry {
 	}
 }
 
-// park parks a message and returns it with its id.
+// park parks a message and returns it with its ID.
 func park(t *testing.T, s *failed.Store, m failed.Entry, wait time.Duration) failed.Entry {
 	t.Helper()
 
@@ -57,7 +57,7 @@ func TestAMessageIsParkedWhileItsKeyIsBeingFreed(t *testing.T) {
 	s, pool := newStore(t)
 	first := park(t, s, broken(), 0)
 
-	// What Finish does, in slow motion.
+	// Do what Finish does, step by step.
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestAMessageIsParkedWhileItsKeyIsBeingFreed(t *testing.T) {
 	second, done := broken(), make(chan error, 1)
 	go func() { done <- s.Park(t.Context(), second, time.Hour) }()
 
-	pgtest.Eventually(t, "the second waits for the key", func() bool {
+	pgtest.Eventually(t, "the second message waits for the key", func() bool {
 		return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
 	})
 
@@ -91,12 +91,12 @@ func TestAMessageIsParkedWhileItsKeyIsBeingFreed(t *testing.T) {
 	}
 }
 
-func TestAnAttemptThatEndsAfterItsMessageWasSkippedHoldsNoOther(t *testing.T) {
+func TestAnAttemptAtASkippedMessageBlocksNoOther(t *testing.T) {
 	t.Parallel()
 
 	s, _ := newStore(t)
 	first := park(t, s, broken(), 0)
-	park(t, s, broken(), 0) // behind it
+	park(t, s, broken(), 0) // blocked by it
 
 	if err := s.Skip(t.Context(), first.ID, activity.Actor{Who: "test"}); err != nil {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestAnAttemptThatEndsAfterItsMessageWasSkippedHoldsNoOther(t *testing.T) {
 
 	first.Attempts++
 
-	if err := s.Park(t.Context(), first, time.Hour); err != nil { // the attempt was under way meanwhile
+	if err := s.Park(t.Context(), first, time.Hour); err != nil { // the attempt was running meanwhile
 		t.Fatal(err)
 	}
 
@@ -114,7 +114,7 @@ func TestAnAttemptThatEndsAfterItsMessageWasSkippedHoldsNoOther(t *testing.T) {
 	}
 }
 
-func TestARequeuedMessageGoesBeforeThoseThatWaitAndIsDueNow(t *testing.T) {
+func TestARequeuedMessageIsDueNowAndFirstOfItsKey(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -130,7 +130,7 @@ func TestARequeuedMessageGoesBeforeThoseThatWaitAndIsDueNow(t *testing.T) {
 	second := r.waiting()[0].Entry
 	r.requeue(failed.Filter{IDs: []int64{1}})
 
-	// An attempt at the second one that was under way puts only itself off.
+	// A running attempt at the second message postpones only that message.
 	second.Attempts++
 	if err := r.Park(t.Context(), second, time.Hour); err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestARequeuedMessageGoesBeforeThoseThatWaitAndIsDueNow(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE id <> 1`); n != 0 {
-		t.Errorf("a message that was never stopped is still here")
+		t.Errorf("a message that was never stopped is still stored")
 	}
 }
 
@@ -165,7 +165,7 @@ func TestALeaseIsRenewedUnlessTheKeyIsDue(t *testing.T) {
 		t.Errorf("due in %s, %v", due(), err)
 	}
 
-	// A message that was requeued in front made it due.
+	// A message requeued ahead of it made it due.
 	if err := errors.Join(s.Postpone(t.Context(), k, 0), s.Renew(t.Context(), k, time.Hour)); err != nil || due() > time.Minute {
 		t.Errorf("due in %s, %v", due(), err)
 	}
@@ -189,7 +189,7 @@ func TestARequeuedMessageDoesNotMakeAnEarlierOneOfItsKeyDue(t *testing.T) {
 	}
 }
 
-func TestAMessageThatIsStoppedAlreadyIsNotParked(t *testing.T) {
+func TestAStoppedMessageIsNotParked(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -201,16 +201,16 @@ func TestAMessageThatIsStoppedAlreadyIsNotParked(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(id).State != failed.Stopped {
-		t.Errorf("%d keys wait; %+v", n, r.get(id))
+		t.Errorf("%d keys are waiting; %+v", n, r.get(id))
 	}
 }
 
-func TestAKeyThatIsTooLongForAnIndexWaitsToo(t *testing.T) {
+func TestAKeyTooLongForAnIndexCanWait(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
 
-	var key strings.Builder // it must not compress well
+	var key strings.Builder // must not compress well
 	for key.Len() < 20_000 {
 		key.WriteString(event.NewID().String())
 	}
@@ -228,7 +228,7 @@ func TestAKeyThatIsTooLongForAnIndexWaitsToo(t *testing.T) {
 	}
 }
 
-func TestAMessageThatWaitsIsStoppedInItsRow(t *testing.T) {
+func TestAWaitingMessageIsStoppedInItsRow(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -253,7 +253,7 @@ func TestAMessageThatWaitsIsStoppedInItsRow(t *testing.T) {
 	}
 }
 
-func TestWhatWasRequeuedIsTriedInTheOrderOfArrivalAcrossConsumers(t *testing.T) {
+func TestRequeuedMessagesAreTriedInOrderOfArrivalAcrossConsumers(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -277,11 +277,11 @@ func TestWhatWasRequeuedIsTriedInTheOrderOfArrivalAcrossConsumers(t *testing.T) 
 	}
 
 	if behind("writer", running) || !behind("reader", running) {
-		t.Error("the second is to be tried before the first")
+		t.Error("the second message is tried before the first")
 	}
 
 	if behind("reader", []string{"reader"}) {
-		t.Error("the second waits for a consumer that is paused")
+		t.Error("the second message waits for a paused consumer")
 	}
 
 	tried := r.get(1)
@@ -292,11 +292,11 @@ func TestWhatWasRequeuedIsTriedInTheOrderOfArrivalAcrossConsumers(t *testing.T) 
 	}
 
 	if behind("reader", running) {
-		t.Error("the second waits for the next attempt at the first")
+		t.Error("the second message waits for the next attempt at the first")
 	}
 }
 
-func TestAKeyIsFreedByAnIndexHoweverManyMessagesAreStopped(t *testing.T) {
+func TestFreeingAKeyUsesAnIndex(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -311,7 +311,7 @@ func TestAKeyIsFreedByAnIndexHoweverManyMessagesAreStopped(t *testing.T) {
 		}
 	}
 
-	// What the foreign key asks when the row of a key is deleted.
+	// This is the foreign key's query when the row of a key is deleted.
 	rows, err := r.pool.Query(t.Context(), `
 		EXPLAIN SELECT 1 FROM ONLY failed_messages x WHERE 'writer' = consumer AND 'k' = waiting_key FOR KEY SHARE OF x`)
 	if err != nil {
@@ -324,7 +324,7 @@ func TestAKeyIsFreedByAnIndexHoweverManyMessagesAreStopped(t *testing.T) {
 	}
 }
 
-func TestAnAttemptThatEndsAfterItsMessageWasEditedDoesNotDecideOnIt(t *testing.T) {
+func TestAnAttemptAtAnEditedMessageHasNoEffect(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -332,7 +332,7 @@ func TestAnAttemptThatEndsAfterItsMessageWasEditedDoesNotDecideOnIt(t *testing.T
 	m.Payload = body("k", "1")
 	tried := park(t, r.Store, m, 0)
 
-	// While an attempt is under way, an operator skips, edits and requeues it.
+	// While an attempt is running, an operator skips, edits and requeues the message.
 	if err := r.Skip(t.Context(), tried.ID, alice); err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +361,7 @@ func TestAnAttemptThatEndsAfterItsMessageWasEditedDoesNotDecideOnIt(t *testing.T
 	}
 }
 
-func TestAnAttemptThatFailsAfterAnotherReplicaAppliedTheMessageDoesNotStopIt(t *testing.T) {
+func TestAFailedAttemptDoesNotStopAMessageAppliedByAnotherReplica(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -380,14 +380,14 @@ func TestAnAttemptThatFailsAfterAnotherReplicaAppliedTheMessageDoesNotStopIt(t *
 	}
 }
 
-func TestAMessageThatIsRequeuedWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
+func TestRequeueingAMessageWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
 	e := entry("k", "1")
 	r.add(e)
 
-	// What Requeue does, in slow motion.
+	// Do what Requeue does, step by step.
 	tx, err := r.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -399,7 +399,7 @@ func TestAMessageThatIsRequeuedWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 	}
 
 	done := make(chan error, 1)
-	go func() { done <- r.Stop(t.Context(), e) }() // the broker delivered it again
+	go func() { done <- r.Stop(t.Context(), e) }() // the broker redelivered it
 
 	pgtest.Eventually(t, "the second delivery waits for the row", func() bool {
 		return pgtest.Value[bool](t, r.pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
@@ -419,7 +419,7 @@ func TestAMessageThatIsRequeuedWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(1).State != failed.Stopped {
-		t.Errorf("%d keys wait for a message that is %s", n, r.get(1).State)
+		t.Errorf("%d keys are waiting, but the message is %s", n, r.get(1).State)
 	}
 }
 
@@ -497,6 +497,6 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 	if n := pgtest.Value[int](t, r.pool, `
 		SELECT count(*)::int FROM failed_keys k WHERE NOT EXISTS (
 			SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting')`); n != 0 {
-		t.Errorf("%d keys wait for nothing", n)
+		t.Errorf("%d keys have no waiting message", n)
 	}
 }

@@ -1,6 +1,6 @@
-// Package inbox remembers which messages have been applied. A claim is made in
-// the transaction that applies the message: it exists exactly when the effects
-// do, which is what makes a redelivery harmless.
+// Package inbox records which messages have been applied. A message is claimed in the
+// transaction that applies it, so the claim exists exactly if the effects do. This
+// makes redeliveries harmless.
 package inbox
 
 import (
@@ -25,26 +25,26 @@ type Entry struct {
 	Correlation, Causation uuid.UUID
 }
 
-// Verdict is what the inbox knows about a message.
+// Verdict is the inbox's answer about a message.
 type Verdict int
 
 const (
 	// Fresh means that the message is new: apply it.
 	Fresh Verdict = iota
-	// Duplicate means that the message was applied before: acknowledge it.
+	// Duplicate means that the message was already applied: acknowledge it.
 	Duplicate
-	// Conflict means that another payload was applied under the same id.
+	// Conflict means that another payload was applied under the same ID.
 	Conflict
 )
 
-// ErrConflict rejects a message whose id was used with another body.
+// ErrConflict rejects a message whose ID was used with another payload.
 var ErrConflict = event.RejectAs(event.ReasonConflict,
-	errors.New("message id: was used before with another payload"))
+	errors.New("message id: was already used with another payload"))
 
-// Claim records the entries for consumer in tx and returns one verdict for
-// each. It waits for a concurrent transaction that claims the same message.
-// Of several equal entries the first is fresh. The statements in along, if it
-// is not nil, run first, in the same round trip.
+// Claim records the entries for consumer in tx and returns one verdict for each. It
+// waits for concurrent transactions that claim the same message. Of several equal
+// entries only the first is fresh. The statements in along, if not nil, run first, in
+// the same round trip.
 func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, along *pgx.Batch) ([]Verdict, error) {
 	if along == nil {
 		along = &pgx.Batch{}
@@ -66,7 +66,7 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, alo
 		}
 	}
 
-	// Sorted, so that two transactions that claim the same ids never deadlock.
+	// Sort, so that transactions that claim the same IDs never deadlock.
 	var claimed []uuid.UUID
 
 	along.Queue(`
@@ -111,7 +111,7 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, alo
 	return verdicts, nil
 }
 
-// Unclaim removes claims of the same transaction whose messages are not applied
+// Unclaim removes claims made in this transaction for messages that were not applied
 // after all.
 func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) error {
 	ids, days := columns(entries)
@@ -120,13 +120,13 @@ func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) e
 		DELETE FROM inbox i USING unnest($2::uuid[], $3::date[]) AS e (id, day)
 		WHERE i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
 	if err != nil {
-		return fmt.Errorf("taking back claims: %w", err)
+		return fmt.Errorf("removing claims: %w", err)
 	}
 
 	return nil
 }
 
-// Seen returns the verdict that Claim would give now, without claiming.
+// Seen returns the verdicts that Claim would give now, without claiming.
 func Seen(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) ([]Verdict, error) {
 	seen, err := fingerprints(ctx, db, consumer, entries)
 	if err != nil {
@@ -176,9 +176,9 @@ func columns(entries []Entry) (ids []uuid.UUID, days []time.Time) {
 	return ids, days
 }
 
-// Day returns the UTC day of the partition that holds id: the day inside a
-// UUIDv7 (RFC 9562, section 5.7), 1970-01-01 for any other id. It depends on
-// the id alone, never on a clock.
+// Day returns the UTC day of the partition that holds id: the day in a UUIDv7 (RFC
+// 9562, section 5.7), 1970-01-01 for any other ID. It depends only on the ID, never
+// on a clock.
 func Day(id uuid.UUID) time.Time {
 	if id.Version() != 7 {
 		return time.Unix(0, 0).UTC()
@@ -189,6 +189,6 @@ func Day(id uuid.UUID) time.Time {
 		millis = millis<<8 | int64(b)
 	}
 
-	// 48 bits of milliseconds reach the year 10889, within Postgres' range.
+	// 48 bits of milliseconds reach the year 10889, within Postgres's range.
 	return time.UnixMilli(millis).UTC().Truncate(24 * time.Hour)
 }

@@ -46,10 +46,10 @@ func TestClaim(t *testing.T) {
 		entries  []inbox.Entry
 		want     []inbox.Verdict
 	}{
-		{"new messages are fresh, the second of two is not", "c", []inbox.Entry{a, b, a}, []inbox.Verdict{inbox.Fresh, inbox.Fresh, inbox.Duplicate}},
+		{"new messages are fresh, a repetition is not", "c", []inbox.Entry{a, b, a}, []inbox.Verdict{inbox.Fresh, inbox.Fresh, inbox.Duplicate}},
 		{"a redelivery is a duplicate", "c", []inbox.Entry{b, a}, []inbox.Verdict{inbox.Duplicate, inbox.Duplicate}},
 		{"another payload under the same id is a conflict", "c", []inbox.Entry{otherA}, []inbox.Verdict{inbox.Conflict}},
-		{"consumers do not share", "d", []inbox.Entry{a}, []inbox.Verdict{inbox.Fresh}},
+		{"consumers do not share claims", "d", []inbox.Entry{a}, []inbox.Verdict{inbox.Fresh}},
 	} {
 		if diff := cmp.Diff(step.want, claim(t, pool, step.consumer, step.entries...)); diff != "" {
 			t.Errorf("%s: %s", step.name, diff)
@@ -57,7 +57,7 @@ func TestClaim(t *testing.T) {
 	}
 }
 
-func TestClaimOfARolledBackTransactionIsNone(t *testing.T) {
+func TestARolledBackClaimDoesNotCount(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -112,12 +112,12 @@ func TestConcurrentClaimsOfAMessageHaveOneWinner(t *testing.T) {
 	}
 }
 
-func TestARedeliveryAfterMidnightMeetsItsPartition(t *testing.T) {
+func TestARedeliveryAfterMidnightFindsItsPartition(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
 	ctx := t.Context()
-	// An id from far ahead: its day has no partition yet.
+	// An ID from the distant future: its day has no partition yet.
 	id := uuid.MustParse("01f0a5d0-0000-7000-8000-000000000001")
 	day := inbox.Day(id)
 
@@ -144,7 +144,7 @@ func TestARedeliveryAfterMidnightMeetsItsPartition(t *testing.T) {
 	}
 }
 
-func TestDayDependsOnTheIDAlone(t *testing.T) {
+func TestDayDependsOnlyOnTheID(t *testing.T) {
 	t.Parallel()
 
 	if got := inbox.Day(uuid.MustParse("01890a5d-ac96-774b-bcce-b302099a8057")); got.Format(time.DateOnly) != "2023-06-30" {

@@ -14,19 +14,19 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// idOf returns a UUIDv7 of a time.
+// idOf returns a UUIDv7 with the given time.
 func idOf(at time.Time) uuid.UUID {
 	id := event.NewID()
 	millis := at.UnixMilli()
 
 	for i := range 6 {
-		id[i] = byte(millis >> (40 - 8*i)) //nolint:gosec // that byte of it
+		id[i] = byte(millis >> (40 - 8*i)) //nolint:gosec // takes that byte
 	}
 
 	return id
 }
 
-func TestPartitionsGoWithTheirRetentionAndNotBefore(t *testing.T) {
+func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -51,7 +51,7 @@ func TestPartitionsGoWithTheirRetentionAndNotBefore(t *testing.T) {
 	messages := []message{
 		{created: 10 * day, applied: 10 * day},
 		{created: 9 * day, applied: 9 * day},
-		// It was long on its way, and so is remembered for longer.
+		// It was applied long after its creation and so is kept longer.
 		{created: 11 * day, applied: day, kept: true},
 		{created: 6 * day, applied: 6 * day, kept: true},
 		{kept: true},
@@ -82,7 +82,7 @@ func TestPartitionsGoWithTheirRetentionAndNotBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Of the days 8 to 12 days ago one has a message that was applied later.
+	// One of the days 8 to 12 days ago has a message that was applied later.
 	if dropped != 4 || partitions() != all-4 {
 		t.Errorf("dropped %d, %d of %d are left", dropped, partitions(), all)
 	}
@@ -100,7 +100,7 @@ func TestPartitionsGoWithTheirRetentionAndNotBefore(t *testing.T) {
 	}
 }
 
-func TestNobodyWaitsForAPartitionToBeDropped(t *testing.T) {
+func TestDroppingAPartitionBlocksNoReaders(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -123,15 +123,15 @@ func TestNobodyWaitsForAPartitionToBeDropped(t *testing.T) {
 	started := time.Now()
 
 	if _, err := inbox.Partitions.Drop(ctx, pool, now.AddDate(0, 0, -1)); !postgres.IsUnavailable(err) {
-		t.Errorf("got %v, expected a time-out", err)
+		t.Errorf("got %v, expected a timeout", err)
 	}
 
 	if err := inbox.Partitions.Ensure(ctx, pool, now.AddDate(0, 0, 30)); !postgres.IsUnavailable(err) {
-		t.Errorf("got %v, expected a time-out", err)
+		t.Errorf("got %v, expected a timeout", err)
 	}
 
 	if took := time.Since(started); took > 5*time.Second {
-		t.Errorf("others would have stood behind it for %s", took)
+		t.Errorf("it would have blocked others for %s", took)
 	}
 
 	claim(t, pool, "c", inbox.Entry{ID: event.NewID()})
@@ -150,7 +150,7 @@ func TestOldRowsAreFoundOnEveryPage(t *testing.T) {
 
 	pool := pgtest.New(t)
 
-	// More pages than are searched at once.
+	// More pages than are scanned at once.
 	_, err := pool.Exec(t.Context(), `
 		INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at)
 		SELECT 'c', gen_random_uuid(), '1970-01-01', n, now() - n % 2 * interval '10 days' FROM generate_series(1, 40000) AS n`)
@@ -164,7 +164,7 @@ func TestOldRowsAreFoundOnEveryPage(t *testing.T) {
 	}
 }
 
-func TestRetentionHasAFloor(t *testing.T) {
+func TestRetentionHasAMinimum(t *testing.T) {
 	t.Parallel()
 
 	for retention, valid := range map[time.Duration]bool{0: false, time.Minute: false, time.Hour: true, inbox.DefaultConfig().Retention: true} {

@@ -1,10 +1,10 @@
 package invariant
 
-// Pending is a query of the keys with unfinished work: a message in the outbox,
-// a message that waits for another attempt, or one that a person must decide.
+// Pending selects the keys with unfinished work: a message in the outbox, a waiting
+// message or a stopped one.
 const Pending = `SELECT key FROM outbox UNION SELECT key FROM failed_messages WHERE state <> 'resolved'`
 
-// engine returns the checks of the engine's own tables.
+// engine returns the checks of the engine's tables.
 func engine() []Source {
 	return []Source{
 		{
@@ -15,8 +15,8 @@ func engine() []Source {
 				GROUP BY stream HAVING count(*) <> max(version) OR min(version) <> 1`,
 			Checks: []Check{{
 				Name:   "streams",
-				Means:  "The versions of every stream are 1..n without gaps.",
-				Advice: "Events are missing: restore them from a backup. Until then the aggregate cannot be folded from its beginning.",
+				Means:  "The versions of a stream are 1..n without gaps.",
+				Advice: "Events are missing: restore them from a backup. Until then the aggregate cannot be rebuilt from its first event.",
 				Fault:  `format('has %s events with versions %s to %s', events, low, high)`,
 			}},
 		},
@@ -29,9 +29,9 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "projections",
 				Means:  "Projections follow the events.",
-				Advice: "Look for `updating projections failed` in the log, and for old transactions with `millrace status`: a projection waits for them.",
+				Advice: "Check the log for `updating projections failed`, and `millrace status` for old transactions, which block projections.",
 				Fault: `CASE WHEN next_at < now() - @older::interval
-					THEN format('stopped at position %s; the next event is of %s', position, to_char(next_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
+					THEN format('stopped at position %s; the next event is from %s', position, to_char(next_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
 			}},
 		},
 		{
@@ -43,11 +43,12 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "outbox",
 				Means:  "Messages that are due are published.",
-				Advice: "Look at `/readyz` and in the log (`publishing fails`) for the reason; `millrace consumers list` shows paused consumers. Messages are published on their own once the broker accepts them.",
+				Advice: "Check `/readyz` and the log (`publishing fails`) for the reason; `millrace consumers list` shows paused consumers. Messages are published automatically once the broker accepts them.",
 				Fault: `CASE
 					WHEN available_at IS NULL THEN format('to %s: waits since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
 					ELSE format('to %s: was due at %s', topic, to_char(available_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
-				// A message that was scheduled long ago is as old when it becomes due.
+				// Confirm in a second query, because a message scheduled long ago
+				// already looks old when it becomes due.
 				Confirm: `SELECT seq::text FROM outbox WHERE seq = ANY($1::text[]::bigint[])`,
 			}},
 		},
@@ -63,7 +64,7 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "inbox",
 				Means:  "A message has one inbox row per consumer, in the partition of its id.",
-				Advice: "A row in another partition does not prevent its message from being applied again. Delete it if the right partition has the row too; otherwise move it.",
+				Advice: "A row in another partition does not prevent its message from being applied again. Delete it if the correct partition also has the row; otherwise move it.",
 				Fault:  `CASE WHEN day <> day_of_id THEN format('is in the partition of %s, but its id belongs to %s', day, day_of_id) END`,
 			}},
 		},
@@ -76,8 +77,8 @@ func engine() []Source {
 				FROM failed_messages`,
 			Checks: []Check{{
 				Name:   "failed",
-				Means:  "Failed messages have the bytes and headers that they arrived with, unless they were erased.",
-				Advice: "Do not requeue the message: ask the producer to send the message again.",
+				Means:  "Failed messages have their original bytes and headers, unless they were erased.",
+				Advice: "Do not requeue the message: ask the producer to resend it.",
 				Fault: `CASE
 					WHEN fingerprint <> payload_fingerprint AND NOT erased THEN 'its payload has changed since it arrived'
 					WHEN headers <> 'object' THEN 'its headers are not an object' END`,
@@ -94,12 +95,12 @@ func engine() []Source {
 					ON p.consumer = k.consumer AND p.key = k.key`,
 			Checks: []Check{{
 				Name:   "waiting",
-				Means:  "Every waiting key has a waiting message, every waiting message a key, and none is overdue.",
-				Advice: "Look at it with `millrace failed waiting`, and retry it now with `millrace failed retry`. If keys stay overdue, no running service has their consumer.",
+				Means:  "Each waiting key has a waiting message, each waiting message has a key, and no key is overdue.",
+				Advice: "Inspect the key with `millrace failed waiting` and retry it with `millrace failed retry`. If keys stay overdue, no running service has their consumer.",
 				Fault: `CASE
 					WHEN waiting IS NULL THEN 'is blocked, but no message waits'
 					WHEN due_at IS NULL THEN 'has waiting messages that nothing retries'
-					WHEN due_at < now() - @older::interval AND NOT paused THEN 'is due since ' || to_char(due_at, 'YYYY-MM-DD HH24:MI:SS') END`,
+					WHEN due_at < now() - @older::interval AND NOT paused THEN 'has been due since ' || to_char(due_at, 'YYYY-MM-DD HH24:MI:SS') END`,
 			}},
 		},
 	}

@@ -1,9 +1,8 @@
-// Package invariant checks, on a live database, what must hold whatever has
-// happened: the invariants that no constraint can express because they concern
-// several tables, time, or another system. It reports violations and, where
-// there is one safe answer, repairs them on request.
+// Package invariant checks a live database for invariants that no constraint can
+// express because they span several tables, time, or another system. It reports
+// violations and, where there is one safe fix, repairs them on request.
 //
-// It does not replace monitoring: it reads whole tables. The engine's own
+// It does not replace monitoring, because it reads whole tables. The engine's own
 // checks are in engine.go; a business adds its own.
 package invariant
 
@@ -24,28 +23,28 @@ import (
 // Check is one invariant.
 type Check struct {
 	Name string
-	// Means states the invariant, Advice what to do about violations.
+	// Means states the invariant. Advice explains how to handle violations.
 	Means, Advice string
-	// Fault is an SQL expression over a row of the source: a text that describes
-	// the violation, or NULL.
+	// Fault is an SQL expression over a row of the source. It describes the
+	// violation, or is NULL.
 	Fault string
-	// Confirm is a query that returns those of the ids $1 that still violate the
+	// Confirm is a query that returns those of the IDs $1 that still violate the
 	// invariant. It is set for checks that can see work in progress.
 	Confirm string
-	// Repair repairs one violation and says what it did, or returns "" if the
+	// Repair repairs one violation and describes the repair, or returns "" if the
 	// violation is gone. It returns an error made by Refuse if a person has to
-	// decide. It is nil for checks without a safe answer.
+	// decide. It is nil for checks without a safe repair.
 	Repair func(ctx context.Context, tx pgx.Tx, id string) (what string, err error)
 }
 
-// Source is a set of rows that is read once for all of its checks.
+// Source is a set of rows that is read once for all its checks.
 type Source struct {
-	// Name says what the rows are: orders.
+	// Name describes the rows, such as "orders".
 	Name string
-	// Prepare runs before the snapshot, to load other systems' records into
+	// Prepare runs before the snapshot to load records of other systems into
 	// temporary tables. It may be nil.
 	Prepare func(ctx context.Context, conn *pgx.Conn, options Options) error
-	// Count is a query for the number of examined rows.
+	// Count is a query for the number of rows examined.
 	Count string
 	// Rows is a query for rows with an id of type text. Its parameters are
 	// @older, @retention and @ledger; see Options.
@@ -53,20 +52,20 @@ type Source struct {
 	Checks []Check
 }
 
-// Options select checks and bound them.
+// Options selects and limits the checks.
 type Options struct {
 	// Only names the checks to run. Defaults to all.
 	Only []string
-	// Limit is how many violations of a check are listed; all are counted.
-	// Defaults to 20.
+	// Limit is how many violations are listed per check. All are counted. Defaults to
+	// 20.
 	Limit int
 	// Older is how long work may be in progress before it counts as stuck.
 	// Defaults to 15m.
 	Older time.Duration
-	// Retention is the retention of the inbox, which does not know older
-	// messages. Defaults to 168h.
+	// Retention is the retention of the inbox, which does not know older messages.
+	// Defaults to 168h.
 	Retention time.Duration
-	// Ledger is how far back records of other systems are read. Defaults to 720h.
+	// Ledger is how far back to read records of other systems. Defaults to 720h.
 	Ledger time.Duration
 	// Timeout bounds each statement. Defaults to 5m.
 	Timeout time.Duration
@@ -90,9 +89,9 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Violation is one row that violates an invariant.
+// Violation is a row that violates an invariant.
 type Violation struct {
-	// ID identifies it: an order, a product, a stream, a row.
+	// ID identifies the row, such as an order, a product or a stream.
 	ID string `json:"id"`
 	// Detail describes the violation.
 	Detail string `json:"detail"`
@@ -103,13 +102,13 @@ type Result struct {
 	Name string `json:"name"`
 	// Means states the invariant.
 	Means string `json:"means"`
-	// Examined is how many of What were examined.
+	// Examined is the number of rows of What that were examined.
 	Examined   int64  `json:"examined"`
 	What       string `json:"what"`
 	Violations int64  `json:"violations"`
-	// First are the first violations, by id.
+	// First lists the first violations, by ID.
 	First []Violation `json:"first,omitempty"`
-	// Advice is what to do about violations.
+	// Advice explains how to handle violations.
 	Advice string `json:"advice"`
 }
 
@@ -155,7 +154,7 @@ type Auditor struct {
 	sources []Source
 }
 
-// New returns an auditor with the given sources and the engine's own.
+// New returns an auditor for the given sources and the engine's own.
 func New(pool *pgxpool.Pool, sources ...Source) *Auditor {
 	return &Auditor{pool: pool, sources: append(sources, engine()...)}
 }
@@ -173,7 +172,7 @@ func (a *Auditor) Names() []string {
 	return names
 }
 
-// selected returns the sources with only the named checks, or with all.
+// selected returns the sources with only the named checks, or all if none is named.
 func (a *Auditor) selected(only []string) ([]Source, error) {
 	known := a.Names()
 

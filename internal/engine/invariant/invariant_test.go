@@ -16,8 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// numbers is a source with a table of its own, which must have positive and
-// even numbers.
+// numbers is a source with its own table, whose numbers must be positive and even.
 func numbers(t *testing.T, pool *pgxpool.Pool) invariant.Source {
 	t.Helper()
 	execute(t, pool, `CREATE TABLE numbers (n int PRIMARY KEY); INSERT INTO numbers VALUES (-2), (1), (2), (3)`)
@@ -100,7 +99,7 @@ func TestRepair(t *testing.T) {
 	auditor := invariant.New(pool, numbers(t, pool))
 	report := run(t, auditor, invariant.Options{})
 
-	execute(t, pool, `DELETE FROM numbers WHERE n = 3`) // its violation is gone when it is repaired
+	execute(t, pool, `DELETE FROM numbers WHERE n = 3`) // so its violation is gone before the repair
 
 	want := []invariant.Repair{{Check: "positive", ID: "-2", Refused: "it might be needed"}, {Check: "even", ID: "1", What: "removed"}}
 

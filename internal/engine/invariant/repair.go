@@ -12,12 +12,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Repair is one violation that was repaired, or would be.
+// Repair is a violation that was repaired, or would be in a dry run.
 type Repair struct {
 	Check string `json:"check"`
 	ID    string `json:"id"`
 	What  string `json:"what"`
-	// Refused is why the violation was not repaired.
+	// Refused is the reason why the violation was not repaired.
 	Refused string `json:"refused,omitempty"`
 }
 
@@ -25,16 +25,15 @@ type refusedError struct{ why string }
 
 func (e *refusedError) Error() string { return e.why }
 
-// Refuse returns the error of a repair that a person has to decide.
+// Refuse returns the error for a repair that needs a person's decision.
 func Refuse(why string) error { return &refusedError{why: why} }
 
-// errDryRun rolls back a repair.
+// errDryRun rolls back the transaction of a repair.
 var errDryRun = errors.New("dry run")
 
-// Repair repairs the violations that report lists and that have one safe
-// answer. Each is checked again under a lock and repaired in a transaction of
-// its own, which also records who repaired it and why. A dry run changes nothing
-// and returns the same.
+// Repair repairs the violations listed in report that have a safe repair. Each is
+// rechecked under a lock and repaired in its own transaction, which also records the
+// actor. A dry run returns the same but changes nothing.
 func (a *Auditor) Repair(ctx context.Context, report Report, by activity.Actor, dry bool) ([]Repair, error) {
 	var repairs []Repair
 

@@ -17,18 +17,18 @@ import (
 
 const (
 	closeTimeout = 2 * time.Second
-	// confirmAfter is how long after the snapshot a violation is confirmed.
+	// confirmAfter is the delay between the snapshot and the confirmation of
+	// violations.
 	confirmAfter = 3 * time.Second
-	// maxListed bounds the violations of a check that are kept in memory.
+	// maxListed caps the violations of a check kept in memory.
 	maxListed = 10_000
 )
 
-// Run checks everything in one snapshot. It blocks nobody: its only lock is
-// ACCESS SHARE, and it takes no transaction id, so readers of all events do not
-// wait for it. Like any transaction it holds back vacuum.
+// Run runs all checks in one snapshot. It blocks nobody: its only lock is ACCESS
+// SHARE, and it takes no transaction ID, so event readers do not wait for it. Like
+// any transaction it delays vacuum.
 //
-// Violations are not an error; see Report.Err. A check that does not exist is an
-// Unknown error.
+// Violations are not an error; see Report.Err. An unknown check is an Unknown error.
 func (a *Auditor) Run(ctx context.Context, options Options) (Report, error) {
 	sources, err := a.selected(options.Only)
 	if err != nil {
@@ -40,7 +40,7 @@ func (a *Auditor) Run(ctx context.Context, options Options) (Report, error) {
 		return Report{}, fmt.Errorf("connecting for the audit: %w", err)
 	}
 
-	// The connection is closed, not returned to the pool, which drops temporary
+	// Close the connection instead of returning it to the pool, to drop the temporary
 	// tables.
 	conn := pooled.Hijack()
 	defer func() {
@@ -68,12 +68,12 @@ type run struct {
 	sources []Source
 	conn    *pgx.Conn
 	at      time.Time
-	// results are the results by the name of the check.
+	// results holds the results by check name.
 	results map[string]*Result
 }
 
-// prepare runs before the snapshot. What another system does after its record
-// was read is newer than the record.
+// prepare loads records of other systems before the snapshot, so our own data is
+// never older than a record.
 func (r *run) prepare(ctx context.Context) error {
 	for _, s := range r.sources {
 		if s.Prepare == nil {
@@ -94,7 +94,7 @@ func (r *run) prepare(ctx context.Context) error {
 func (r *run) snapshot(ctx context.Context) error {
 	tx, err := r.conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
-		return fmt.Errorf("beginning the audit: %w", err)
+		return fmt.Errorf("starting the audit: %w", err)
 	}
 
 	defer func() {
@@ -104,8 +104,8 @@ func (r *run) snapshot(ctx context.Context) error {
 		_ = tx.Rollback(rollbackCtx)
 	}()
 
-	// The lock timeout lets exclusive locks go first, such as those for dropping
-	// a partition. Hashes of a million orders fit into this work_mem.
+	// The lock timeout lets exclusive locks go first, such as those for dropping a
+	// partition. This work_mem fits the hashes of a million orders.
 	_, err = tx.Exec(ctx, fmt.Sprintf(
 		`SET LOCAL statement_timeout = %d; SET LOCAL lock_timeout = '2s'; SET LOCAL work_mem = '96MB'; SET LOCAL jit = off`,
 		r.options.Timeout.Milliseconds()))
@@ -128,13 +128,13 @@ func (r *run) snapshot(ctx context.Context) error {
 	return nil
 }
 
-// Codes of Postgres for a schema that is out of date.
+// Postgres error codes for an outdated schema.
 const (
 	undefinedColumn = "42703"
 	undefinedTable  = "42P01"
 )
 
-// migrateHint adds the remedy to an error about a missing table or column.
+// migrateHint adds the fix to an error about a missing table or column.
 func migrateHint(err error) error {
 	pgErr, _ := errors.AsType[*pgconn.PgError](err)
 	if pgErr != nil && (pgErr.Code == undefinedTable || pgErr.Code == undefinedColumn) {
@@ -197,8 +197,8 @@ func (r *Result) add(v Violation) {
 	}
 }
 
-// confirm checks violations again a moment later, outside the snapshot: what
-// has gone by then was in progress.
+// confirm rechecks violations a moment later, outside the snapshot: those that are
+// gone were work in progress.
 func (r *run) confirm(ctx context.Context) error {
 	for _, s := range r.sources {
 		for _, c := range s.Checks {

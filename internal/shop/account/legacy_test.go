@@ -122,9 +122,9 @@ func TestUsersAreValidated(t *testing.T) {
 		{`{"user":{"id":"1","name":"A","email":"a@x.org\nBcc: b@x.org"}}`, "user.email: is not"},
 		{`{"user":{"id":"1","name":"A","email":"` + strings.Repeat("a", 250) + `@x.org"}}`, "user.email: has 256 bytes"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"` + strings.Repeat("x", 9000) + `"}}`, "user.x: has 9002 bytes"},
-		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\u0000b"}}`, "user.x: has the character U+0000"},
+		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\u0000b"}}`, "user.x: contains the character U+0000"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":"a\\u0000b"}}`, ""},
-		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":[{"y":-1e400000}]}}`, "user.x: has a number of 1e400000"},
+		{`{"user":{"id":"1","name":"A","email":"a@x.org","x":[{"y":-1e400000}]}}`, "user.x: contains the number 1e400000"},
 		{`{"user":{"id":"1","name":"A","email":"a@x.org","` + strings.Repeat("x", 65) + `":1}}`, "is not a property name"},
 	} {
 		_, err := event.Decode[UserCreated]([]byte(c.text))

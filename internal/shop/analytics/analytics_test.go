@@ -44,8 +44,8 @@ func TestBadEventsSayWhatIsWrong(t *testing.T) {
 		{`{"event":"e","timestamp":-1}`, "timestamp: is out of range"},
 		{`{"event":"e","timestamp":1e300}`, "timestamp: is out of range"},
 		{`{"event":"e","timestamp":1,"properties":[1]}`, "properties: is not an object"},
-		{`{"event":"e","timestamp":1,"properties":{"a":"\u0000"}}`, "properties: has the character U+0000"},
-		{`{"event":"e","timestamp":1,"properties":{"a":1e999999}}`, "properties: has a number of 1e999999"},
+		{`{"event":"e","timestamp":1,"properties":{"a":"\u0000"}}`, "properties: contains the character U+0000"},
+		{`{"event":"e","timestamp":1,"properties":{"a":1e999999}}`, "properties: contains the number 1e999999"},
 		{`{"event":"` + strings.Repeat("e", 201) + `","timestamp":1}`, "event: has 201 characters"},
 	} {
 		_, err := event.Decode[analytics.Tracked]([]byte(c.text))
