@@ -8,10 +8,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/invariant"
 )
 
-// maxRepairs is how many violations of a check are repaired in one run.
+// maxRepairs is the maximum number of violations per check to repair in one run.
 const maxRepairs = 10_000
 
-// Audit is what an audit found and repaired.
+// Audit is the result of an audit.
 type Audit struct {
 	invariant.Report
 
@@ -19,8 +19,8 @@ type Audit struct {
 	Repairs []invariant.Repair `json:"repairs,omitempty"`
 }
 
-// Audit checks invariants. With repair it fixes the violations that have only one
-// safe fix and checks again, or with dry only reports what it would fix.
+// Audit checks invariants. With repair it repairs the violations that have a safe fix
+// and checks again; with dry it only reports what it would repair.
 func (o *Operator) Audit(ctx context.Context, options invariant.Options, repair, dry bool, by activity.Actor) (out Audit, err error) {
 	if dry && !repair {
 		return out, event.Errorf(event.Invalid, "--dry-run requires --repair")

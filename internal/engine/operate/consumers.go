@@ -11,7 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Consumers returns the consumers with the pauses that Postgres has.
+// Consumers returns the consumers with the pauses stored in Postgres.
 func (o *Operator) Consumers(ctx context.Context) ([]consumer.State, error) {
 	pauses, err := consumer.Pauses(ctx, o.Pool)
 	if err != nil {
@@ -31,11 +31,11 @@ func (o *Operator) Consumers(ctx context.Context) ([]consumer.State, error) {
 	return states, nil
 }
 
-// Topics returns the topics that are consumed or published here.
+// Topics returns the topics that the service consumes or publishes.
 func (o *Operator) Topics() []string { return slices.Concat(o.Router.Topics()) }
 
-// KnownTopic returns an Unknown error unless the topic is consumed or published
-// here.
+// KnownTopic returns an Unknown error unless the service consumes or publishes the
+// topic.
 func (o *Operator) KnownTopic(topic string) error {
 	if known := o.Topics(); !slices.Contains(known, topic) {
 		return event.UnknownName("topic", topic, known)
@@ -44,12 +44,12 @@ func (o *Operator) KnownTopic(topic string) error {
 	return nil
 }
 
-// Paused says who paused a consumer, since when and why.
+// Paused formats who paused a consumer, since when and why.
 func Paused(p consumer.Pause, stamp func(time.Time) string) string {
 	return fmt.Sprintf("paused by %s since %s: %s", p.Who, stamp(p.At), p.Why)
 }
 
-// Describe says in a line what a consumer does: running, paused or waiting.
+// Describe formats the state of a consumer on one line: running, paused or waiting.
 func Describe(s consumer.State, stamp func(time.Time) string) string {
 	switch {
 	case s.Pause != nil:

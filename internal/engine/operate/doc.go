@@ -1,5 +1,6 @@
-// Package operate is what an operator can do, once: the command line and the
-// HTTP API are thin over it. What is exactly a method of a store stays there.
+// Package operate implements the actions of an operator. The command line and the
+// HTTP API are thin layers over it. Actions that are a single method call on a store
+// are not repeated here.
 package operate
 
 import (
@@ -16,8 +17,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
-// Operator carries out what an operator asks for. It works beside a running
-// service and inside one.
+// Operator performs an operator's actions. It works inside a running service or
+// beside one.
 type Operator struct {
 	Pool         *pgxpool.Pool
 	Router       *consumer.Router
@@ -26,12 +27,12 @@ type Operator struct {
 	Failed       *failed.Store
 	Projector    *eventstore.Projector
 	Auditor      *invariant.Auditor
-	// Retention is that of the inbox.
+	// Retention is the retention of the inbox.
 	Retention time.Duration
 	Brokers   *broker.Set
-	// Tap has the messages that pass through this process.
+	// Tap records the messages that pass through this process.
 	Tap Tap
-	// StartedAt is when the service began to run; zero in a process that only
-	// works beside one.
+	// StartedAt is the start time of the service. It is zero in a process that is not
+	// the service.
 	StartedAt time.Time
 }

@@ -10,13 +10,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 )
 
-// Pace of reading all events.
+// Batch size and delay of reading all events.
 const (
 	eventBatch  = 1000
 	followEvery = 250 * time.Millisecond
 )
 
-// Stream returns the events of a stream, which has at least one.
+// Stream returns the events of a stream, or an error if it has none.
 func (o *Operator) Stream(ctx context.Context, name string) ([]eventstore.Event, error) {
 	events, err := eventstore.Read(ctx, o.Pool, name)
 	if err == nil && len(events) == 0 {
@@ -26,8 +26,8 @@ func (o *Operator) Stream(ctx context.Context, name string) ([]eventstore.Event,
 	return events, err
 }
 
-// EventPage returns the events of at most limit positions after a position, and
-// the position to continue after.
+// EventPage returns the events in at most limit positions after the given one, and
+// the position to continue from.
 func (o *Operator) EventPage(ctx context.Context, after int64, limit int) (events []eventstore.Event, next int64, err error) {
 	horizon, err := eventstore.Horizon(ctx, o.Pool)
 	if err != nil {
@@ -37,8 +37,8 @@ func (o *Operator) EventPage(ctx context.Context, after int64, limit int) (event
 	return eventstore.ReadAll(ctx, o.Pool, after, horizon, limit)
 }
 
-// Events gives each event after a position to fn, in order. With follow it
-// waits for more until ctx ends, which is no error.
+// Events calls fn with each event after a position, in order. With follow it waits
+// for more events until ctx ends, which is not an error.
 func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn func(eventstore.Event) error) error {
 	for {
 		horizon, err := eventstore.Horizon(ctx, o.Pool)
@@ -49,7 +49,7 @@ func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn f
 
 		switch {
 		case follow && ctx.Err() != nil:
-			return nil //nolint:nilerr // ctx ends what follows
+			return nil //nolint:nilerr // the end of ctx is the normal end
 		case err != nil || !follow:
 			return err
 		}

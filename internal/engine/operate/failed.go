@@ -15,8 +15,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Selection selects failed messages. It is the flags of a command, the query of a
-// list and the body of a request.
+// Selection selects failed messages. It serves as the flags of a command, the query
+// of a list and the body of a request.
 type Selection struct {
 	Group     string    `query:"group" json:"group,omitempty" maxLength:"64"`
 	Topic     string    `query:"topic" json:"topic,omitempty" maxLength:"250"`
@@ -28,11 +28,11 @@ type Selection struct {
 	Until     time.Time `query:"until" json:"until,omitzero" doc:"Only messages that failed before this time."`
 }
 
-// anyState selects messages in every state.
+// anyState selects messages in all states.
 const anyState = "all"
 
-// Filter returns the filter of messages in a state: waiting, stopped, resolved or
-// all.
+// Filter returns a filter for messages in the given state: waiting, stopped, resolved
+// or all.
 func (s Selection) Filter(state string) (failed.Filter, error) {
 	f := failed.Filter{
 		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since, Until: s.Until,
@@ -60,8 +60,8 @@ func (s Selection) Filter(state string) (failed.Filter, error) {
 	return f, nil
 }
 
-// ToActOn returns the filter of stopped messages for an action. It refuses to
-// select everything by accident.
+// ToActOn returns a filter for the stopped messages to act on. It refuses to select
+// everything by accident.
 func (s Selection) ToActOn(ids []int64, all bool) (failed.Filter, error) {
 	f, err := s.Filter(string(failed.Stopped))
 	f.IDs = ids
@@ -76,7 +76,7 @@ func (s Selection) ToActOn(ids []int64, all bool) (failed.Filter, error) {
 func selected(some, all bool) error {
 	switch {
 	case !some && !all:
-		return event.Errorf(event.Invalid, "nothing is selected: name ids or a filter, or select all")
+		return event.Errorf(event.Invalid, "nothing is selected: specify ids or a filter, or select all")
 	case some && all:
 		return event.Errorf(event.Invalid, "all cannot be combined with ids or a filter")
 	default:
@@ -84,8 +84,8 @@ func selected(some, all bool) error {
 	}
 }
 
-// Known returns an Unknown error if f names a group, topic or consumer that
-// neither exists nor has a failed message.
+// Known returns an Unknown error if f names a group, topic or consumer that neither
+// exists nor has failed messages.
 func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
 	for _, c := range []struct {
 		what, name string
@@ -113,7 +113,7 @@ func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
 	return nil
 }
 
-// Actable returns an error unless all these messages exist and are stopped.
+// Actable returns an error unless all given messages exist and are stopped.
 func (o *Operator) Actable(ctx context.Context, ids []int64) error {
 	for _, id := range ids {
 		e, err := o.Failed.Get(ctx, id)
@@ -129,7 +129,7 @@ func (o *Operator) Actable(ctx context.Context, ids []int64) error {
 	return nil
 }
 
-// Exported returns a failed message with what was done with it.
+// Exported returns a failed message with the actions on it.
 func (o *Operator) Exported(ctx context.Context, id int64) (failed.Exported, error) {
 	e, err := o.Failed.Get(ctx, id)
 	if err != nil {
@@ -141,7 +141,7 @@ func (o *Operator) Exported(ctx context.Context, id int64) (failed.Exported, err
 	return failed.Exported{Entry: e, Actions: append([]activity.Action{}, actions...)}, err
 }
 
-// ActOnOne runs an action on a stopped message, unless it has changed since e was
+// ActOnOne runs an action on one stopped message, unless it has changed since e was
 // read.
 func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed.Filter) (failed.Outcome, error)) (failed.Entry, error) {
 	if err := e.Actable(); err != nil {
@@ -154,7 +154,7 @@ func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed
 	case err != nil:
 		return e, err
 	case outcome.Refused > 0:
-		return e, event.Errorf(event.Conflict, "message %d is refused: %s", e.ID, outcome.Refusals[0].Error)
+		return e, event.Errorf(event.Conflict, "message %d was refused: %s", e.ID, outcome.Refusals[0].Error)
 	case outcome.Done == 0:
 		return e, failed.ChangedError(e.ID)
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
-func TestErrorsHaveOneMeaningOutside(t *testing.T) {
+func TestOutcomesOfErrors(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {
@@ -71,7 +71,7 @@ func TestASelectionRefusesToSelectEverythingByAccident(t *testing.T) {
 	}
 }
 
-func TestATapKeepsWhatPassesBetweenTwoReads(t *testing.T) {
+func TestATapKeepsMessagesBetweenReads(t *testing.T) {
 	t.Parallel()
 
 	var tap operate.Tap
@@ -82,7 +82,7 @@ func TestATapKeepsWhatPassesBetweenTwoReads(t *testing.T) {
 		}
 	}
 
-	pass(3) // nobody reads yet
+	pass(3) // before the first read
 
 	start := tap.After(t.Context(), "t", -1, 0)
 	if len(start.Messages) != 0 || start.Next != 0 {

@@ -17,15 +17,15 @@ const (
 	ExitRejected = 4
 )
 
-// Outcome is how an error reaches people.
+// Outcome is how an error is presented to users.
 type Outcome struct {
-	// Name is the last part of the type of a problem (RFC 9457).
+	// Name is the last part of the problem type (RFC 9457).
 	Name string
-	// Exit is the exit code of a command, Status that of an HTTP response.
+	// Exit is the exit code of a command, Status the HTTP status.
 	Exit, Status int
 }
 
-// outcomes is the one table of what errors mean outside.
+// outcomes maps error kinds to outcomes.
 var outcomes = map[event.Kind]Outcome{
 	event.NotFound: {Exit: ExitNotFound, Status: http.StatusNotFound},
 	event.Unknown:  {Exit: ExitUsage, Status: http.StatusNotFound},
@@ -37,14 +37,14 @@ var outcomes = map[event.Kind]Outcome{
 	internal:       {Exit: ExitFailure, Status: http.StatusInternalServerError},
 }
 
-// Kinds that most errors do not carry themselves.
+// Kinds that are assigned to errors without one.
 const (
-	Rejected    event.Kind = "rejected"    // a consumer would reject the payload, or a message was refused
-	unavailable event.Kind = "unavailable" // the database cannot be reached, or is too slow
+	Rejected    event.Kind = "rejected"    // a payload or message was rejected
+	unavailable event.Kind = "unavailable" // the database is unreachable or too slow
 	internal    event.Kind = "internal"    // anything else
 )
 
-// OutcomeOf returns what err means outside.
+// OutcomeOf returns the outcome of err.
 func OutcomeOf(err error) Outcome {
 	kind := event.KindOf(err)
 

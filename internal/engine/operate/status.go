@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
-// Process is what a running service knows about itself.
+// Process is the state of a running service as seen by itself.
 type Process struct {
 	StartedAt    time.Time        `json:"started_at"`
 	Brokers      string           `json:"brokers"`
@@ -21,21 +21,21 @@ type Process struct {
 	Consumers    []consumer.State `json:"consumers"`
 }
 
-// Process returns what this process knows about itself.
+// Process returns the state of this process.
 func (o *Operator) Process() Process {
 	return Process{
 		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers.Kinds(), Dependencies: o.Dependencies.States(), Consumers: o.Router.States(),
 	}
 }
 
-// ServeHTTP answers with what this process knows about itself.
+// ServeHTTP writes the state of this process.
 func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 
-	_ = json.NewEncoder(w).Encode(o.Process()) // the client is gone
+	_ = json.NewEncoder(w).Encode(o.Process()) // fails only if the client is gone
 }
 
-// Troubles says by name what does not work at present, and why.
+// Troubles returns what is not working, and why, by name.
 func (p Process) Troubles() map[string]string {
 	troubles := make(map[string]string)
 	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -55,10 +55,10 @@ func (p Process) Troubles() map[string]string {
 	return troubles
 }
 
-// Facts are what Postgres knows, whether or not a service runs.
+// Facts is the state stored in Postgres, which does not depend on a running service.
 type Facts struct {
-	// OutboxDue counts the messages to publish now, OutboxScheduled those for
-	// later. OldestDue is when the oldest of the former was written.
+	// OutboxDue counts the messages due for publishing, OutboxScheduled those
+	// scheduled for later. OldestDue is the creation time of the oldest due message.
 	OutboxDue       int64      `json:"outbox_due"`
 	OldestDue       *time.Time `json:"oldest_due,omitempty"`
 	OutboxScheduled int64      `json:"outbox_scheduled"`
@@ -69,7 +69,7 @@ type Facts struct {
 	Paused []consumer.Pause `json:"paused_consumers"`
 }
 
-// Facts asks Postgres.
+// Facts reads the facts from Postgres.
 func (o *Operator) Facts(ctx context.Context) (f Facts, err error) {
 	err = o.Pool.QueryRow(ctx, `
 		SELECT (SELECT count(*) FROM outbox WHERE available_at IS NULL),
@@ -89,21 +89,21 @@ func (o *Operator) Facts(ctx context.Context) (f Facts, err error) {
 
 // Status is the state of a service and its database.
 type Status struct {
-	// Service is nil if the service does not answer; Unreachable says why.
+	// Service is nil if the service does not respond; Unreachable is the reason.
 	Service     *Process `json:"service,omitempty"`
 	Unreachable string   `json:"unreachable,omitempty"`
-	// Database is nil if Postgres does not answer; Away says why.
+	// Database is nil if Postgres does not respond; Away is the reason.
 	Database *Facts `json:"database,omitempty"`
 	Away     string `json:"database_unreachable,omitempty"`
-	// Transaction has been open for long and holds back vacuum.
+	// Transaction is a long-running transaction that holds back vacuum.
 	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
 }
 
-// errTroubled says that a status is not as it should be.
+// errTroubled reports an unhealthy status.
 var errTroubled = errors.New("something is paused or unavailable; see above")
 
-// Status asks the service at addr and Postgres. What does not answer is part
-// of the status.
+// Status queries the service at addr and Postgres. A failure of either is part of the
+// status.
 func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 	process := &Process{}
 	if err := ask(ctx, addr, "/statusz", 0, process); err != nil {
@@ -137,10 +137,11 @@ func (s Status) Err() error {
 	}
 }
 
-// askTimeout bounds a request to a running service, beyond what the service waits.
+// askTimeout bounds a request to a running service, not counting the time that the
+// service waits.
 const askTimeout = 3 * time.Second
 
-// ask reads a path of the service at addr, which may wait before it responds.
+// ask sends a GET request to the service at addr, which may wait before it responds.
 func ask(ctx context.Context, addr, path string, wait time.Duration, response any) error {
 	ctx, cancel := context.WithTimeout(ctx, wait+askTimeout)
 	defer cancel()
@@ -152,9 +153,9 @@ func ask(ctx context.Context, addr, path string, wait time.Duration, response an
 
 	got, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return fmt.Errorf("no service answers at http.addr %s: %w", addr, err)
+		return fmt.Errorf("no service responds at http.addr %s: %w", addr, err)
 	}
-	defer got.Body.Close() //nolint:errcheck // it is only read
+	defer got.Body.Close() //nolint:errcheck // only read from
 
 	if err := json.NewDecoder(got.Body).Decode(response); err != nil || got.StatusCode != http.StatusOK {
 		return fmt.Errorf("unexpected response from the program at http.addr %s: %s", addr, got.Status)

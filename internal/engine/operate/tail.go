@@ -16,16 +16,16 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Passing is a message that passes on a topic.
+// Passing is a message seen on a topic.
 type Passing struct {
 	Topic         string    `json:"topic"`
 	MessageID     string    `json:"message_id"`
 	CorrelationID string    `json:"correlation_id,omitempty"`
 	Key           string    `json:"key"`
 	At            time.Time `json:"at"`
-	// Origin says where the message was read.
+	// Origin is where the message was read.
 	Origin string `json:"origin,omitempty"`
-	// Payload is the payload if it is UTF-8, else Base64 is.
+	// Payload is the payload if it is valid UTF-8; otherwise Base64 is set.
 	Payload string `json:"payload,omitempty"`
 	Base64  []byte `json:"base64,omitempty"`
 }
@@ -45,9 +45,9 @@ func passing(topic string, msg *message.Message) Passing {
 	return p
 }
 
-// Tail calls fn with each message that passes on a topic from now on, until ctx
-// ends, which is not an error. Kafka and RabbitMQ let anyone read along; on the
-// embedded broker messages do not leave the service, so the one at addr is asked.
+// Tail calls fn with each new message on a topic until ctx ends, which is not an
+// error. Kafka and RabbitMQ can be read directly. Messages on the embedded broker do
+// not leave the service, so Tail asks the service at addr.
 func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing) error) error {
 	var err error
 
@@ -64,7 +64,7 @@ func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing
 	}
 
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // that is how it ends
+		return nil //nolint:nilerr // the normal end
 	}
 
 	return err
@@ -73,8 +73,8 @@ func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing
 // Passed is the part of a tap after a position.
 type Passed struct {
 	Messages []Passing `json:"messages" nullable:"false"`
-	Next     int64     `json:"next" doc:"Send this as after to continue."`
-	Lost     int64     `json:"lost,omitempty" doc:"How many messages passed too fast to be kept."`
+	Next     int64     `json:"next" doc:"Pass this as after to continue."`
+	Lost     int64     `json:"lost,omitempty" doc:"Number of messages that were lost because they arrived faster than they were read."`
 }
 
 func tailService(ctx context.Context, addr, topic string, fn func(Passing) error) error {
@@ -98,15 +98,15 @@ func tailService(ctx context.Context, addr, topic string, fn func(Passing) error
 	}
 }
 
-// Bounds of a tap.
+// Limits of a tap.
 const (
 	tapSize  = 1000             // messages kept per topic
 	tapLives = 30 * time.Second // without a reader
-	tapWait  = 10 * time.Second // between two requests
+	tapWait  = 10 * time.Second // between requests
 )
 
-// Tap keeps the last messages of the topics that somebody reads. While nobody does,
-// a message costs one atomic read.
+// Tap keeps the latest messages of topics that have a reader. Without a reader, a
+// message costs one atomic read.
 type Tap struct {
 	active atomic.Bool
 	mu     sync.Mutex
@@ -115,13 +115,13 @@ type Tap struct {
 
 type tapped struct {
 	messages []Passing
-	// count is how many messages passed in all.
+	// count is the total number of messages seen.
 	count   int64
 	until   time.Time
 	arrived chan struct{}
 }
 
-// Passed adds a message of a topic.
+// Passed records a message on a topic.
 func (t *Tap) Passed(topic string, msg *message.Message) {
 	if !t.active.Load() {
 		return
@@ -154,8 +154,8 @@ func (t *Tap) Passed(topic string, msg *message.Message) {
 	tap.arrived = make(chan struct{})
 }
 
-// After returns the messages of a topic after a position; -1 is the present. It
-// waits for the next one if there is none.
+// After returns the messages on a topic after a position; -1 is the present. It waits
+// for the next message if there is none.
 func (t *Tap) After(ctx context.Context, topic string, after int64, wait time.Duration) Passed {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

@@ -22,8 +22,8 @@ func (o *Operator) Trace(ctx context.Context, id string) ([]*trace.Message, erro
 	return roots, err
 }
 
-// nameTopics fills in the topics of what the inbox knows by consumer only. A
-// consumer that no longer exists stands for its topic.
+// nameTopics fills in the topics of messages for which the inbox has only the
+// consumer. If the consumer no longer exists, its name replaces the topic.
 func (o *Operator) nameTopics(messages []*trace.Message) {
 	for _, m := range messages {
 		if m.Topic == "" {

@@ -8,52 +8,52 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Pace of marks.
+// Intervals between marks.
 const (
-	// markEvery is how often a mark is taken while there is something to read.
+	// markEvery is the interval between marks while there are rows to read.
 	markEvery = 200 * time.Millisecond
-	// fullShare bounds the cost of reading from the beginning: the next such read
-	// comes after this many times the duration of the last.
+	// fullShare limits the cost of full reads: the next one starts after this many
+	// times the duration of the last.
 	fullShare = 20
 )
 
-// mark lets reads begin where there may be something to find. While a transaction
-// stays open anywhere, the index keeps an entry for each row that was deleted
-// since it began, and a read from the beginning passes over all of them.
+// mark lets reads start near the first unread row. While a transaction stays open
+// anywhere, the index keeps an entry for each row deleted since it began, and a read
+// from the start scans all of them.
 //
-// It is not a cursor. A later row of a key would overtake a row that is found too
-// late, so low is a sequence number up to which no row can appear any more: all
-// transactions that were given such a number have ended, a read has found what
-// they left, and the queue has all of it in hand. When the queue returns rows, a
-// key backs off or a topic is suspended, reads begin at the beginning again.
+// It is not a cursor: if a row is found too late, a later row of its key overtakes
+// it. So low is a sequence number below which no new row can appear: all transactions
+// that were assigned such a number have ended, a read has found their rows, and the
+// queue has accepted all of them. When the queue returns rows, a key backs off or a
+// topic is suspended, reads start over.
 type mark struct {
 	low int64
-	// returns is queue.returns when low became valid.
+	// returns is the value of queue.returns when low became valid.
 	returns int
 
-	// high was assigned when transaction xid began: it becomes low when all
-	// transactions up to xid have ended. 0 means none.
+	// high was assigned when transaction xid began. It becomes low once all
+	// transactions up to xid have ended. 0 means no mark is pending.
 	high, xid int64
 
 	marked    time.Time
 	fullAt    time.Time
 	fullAfter time.Duration
-	// full is true while a read from the beginning is under way.
+	// full is true during a full read.
 	full bool
 }
 
-// reset makes the next read begin at the beginning.
+// reset makes the next read a full read.
 func (m *mark) reset() { *m = mark{marked: m.marked} }
 
-// begin returns the sequence number after which the next read begins.
+// begin returns the sequence number that the next read starts after.
 func (m *mark) begin(next want, suspended bool, atLeast time.Duration) int64 {
 	if suspended || len(next.backingOff) > 0 || next.returns != m.returns {
 		m.reset()
 		m.returns = next.returns
 	}
 
-	// Scheduled rows come due with an old number. Their order among others does
-	// not matter, but they must be found.
+	// Scheduled rows become due with an old number. Their order does not matter, but
+	// they must be found.
 	m.full = m.low == 0 || time.Since(m.fullAt) >= max(atLeast, m.fullAfter)
 	if m.full {
 		m.fullAt = time.Now()
@@ -64,8 +64,8 @@ func (m *mark) begin(next want, suspended bool, atLeast time.Duration) int64 {
 	return m.low
 }
 
-// end takes the result of a read into account. xmin is from a snapshot before that
-// of the read; kept says that the queue took every row.
+// end processes the result of a read. xmin is from a snapshot before the read. kept
+// is true if the queue accepted all rows.
 func (m *mark) end(next want, rows []row, xmin int64, kept bool) {
 	if m.full {
 		m.fullAfter = fullShare * time.Since(m.fullAt)
@@ -78,8 +78,8 @@ func (m *mark) end(next want, rows []row, xmin int64, kept bool) {
 	}
 }
 
-// take starts a new mark, if it is time for one and none is under way. An idle
-// relay starts none.
+// take starts a new mark if one is due and none is pending. An idle relay starts
+// none.
 func (m *mark) take(ctx context.Context, conn *pgx.Conn) error {
 	if m.high > 0 || time.Since(m.marked) < markEvery {
 		return nil
@@ -90,8 +90,8 @@ func (m *mark) take(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
-	// First the number, then the transaction: a transaction with a number up to
-	// this one had its id before; see rows.insert.
+	// Read the number before the transaction ID: a transaction with a number up to
+	// this one already had its ID; see rows.insert.
 	var high, xid int64
 
 	if err := conn.QueryRow(ctx, `SELECT last_value FROM outbox_seq_seq`).Scan(&high); err != nil {
@@ -99,7 +99,7 @@ func (m *mark) take(ctx context.Context, conn *pgx.Conn) error {
 	}
 
 	if err := conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&xid); err != nil {
-		return fmt.Errorf("taking a transaction id: %w", err)
+		return fmt.Errorf("taking a transaction ID: %w", err)
 	}
 
 	m.high, m.xid = high, xid

@@ -16,22 +16,22 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// counter is a publisher that takes everything.
+// counter is a publisher that accepts all messages.
 type counter struct{}
 
 func (*counter) Publish(string, ...*message.Message) error { return nil }
 func (*counter) Close() error                              { return nil }
 
-// TestALateCommitIsNotOvertakenByItsKey holds a transaction open that has its
-// number, while thousands of others go by, and lets another row of its key
-// follow it at once.
+// TestALateCommitIsNotOvertakenByItsKey keeps a transaction with a sequence number
+// open while thousands of other rows are published, and then commits it together with
+// a later row of its key.
 func TestALateCommitIsNotOvertakenByItsKey(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
 	published := &log{}
 	cfg := outbox.DefaultConfig()
-	cfg.PollInterval = 10 * time.Second // reads from the beginning must not help
+	cfg.PollInterval = 10 * time.Second // full reads must not help
 	wake, stop := relayWith(t, pool, published, cfg)
 	defer stop()
 
@@ -69,9 +69,9 @@ func TestALateCommitIsNotOvertakenByItsKey(t *testing.T) {
 	}
 }
 
-// TestReadsDoNotPassOverWhatAnOldTransactionKeeps counts the index entries that
-// reads went over.
-func TestReadsDoNotPassOverWhatAnOldTransactionKeeps(t *testing.T) {
+// TestReadsSkipRowsKeptByAnOldTransaction counts the index entries that reads
+// scan.
+func TestReadsSkipRowsKeptByAnOldTransaction(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -113,7 +113,7 @@ func TestReadsDoNotPassOverWhatAnOldTransactionKeeps(t *testing.T) {
 		}
 
 		stop()
-		// A session reports when it ends.
+		// A session reports its statistics when it ends.
 		pgtest.Eventually(t, "the relay's sessions have ended", func() bool {
 			return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'millrace relay'`) == 0
 		})
@@ -123,17 +123,17 @@ func TestReadsDoNotPassOverWhatAnOldTransactionKeeps(t *testing.T) {
 
 	phase(0)
 
-	// Each message takes at least one read, which would go over all that is
-	// kept. Writers anywhere on the server delay marks, so it may take a while.
+	// Each message takes at least one read, which would scan all kept entries.
+	// Writers anywhere on the server delay marks, so this may take a while.
 	const each = 300
 
 	var read int64
 
-	pgtest.Eventually(t, "reads begin where there is something", func() bool {
+	pgtest.Eventually(t, "reads start at the mark", func() bool {
 		read = phase(each)
 
 		return read < each*many/10
 	})
 
-	t.Logf("%d reads went over %d entries", each, read)
+	t.Logf("%d reads scanned %d entries", each, read)
 }

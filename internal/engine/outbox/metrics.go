@@ -18,16 +18,16 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 
 	return &metrics{
 		published: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_outbox_published_total", Help: "Messages that a broker has confirmed.",
+			Name: "millrace_outbox_published_total", Help: "Messages confirmed by a broker.",
 		}, []string{"topic"}),
 		errors: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_outbox_publish_errors_total", Help: "Failed attempts to publish; each is repeated.",
+			Name: "millrace_outbox_publish_errors_total", Help: "Failed attempts to publish; all are retried.",
 		}, []string{"topic"}),
 		oldest: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_outbox_oldest_age_seconds", Help: "Age of the oldest due message that is not published.",
+			Name: "millrace_outbox_oldest_age_seconds", Help: "Age of the oldest due message that has not been published.",
 		}),
 		waiting: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_outbox_rows", Help: "Due messages that are not published, counted up to 10000.",
+			Name: "millrace_outbox_rows", Help: "Due messages that have not been published, counted up to 10000.",
 		}),
 		shards: factory.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "millrace_outbox_shards_owned", Help: "Shards of the outbox that this process publishes, by broker.",

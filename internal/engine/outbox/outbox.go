@@ -1,6 +1,6 @@
 // Package outbox publishes the messages of committed transactions. Append stores
-// messages in the caller's transaction; the [Relay] publishes them after the
-// commit, in order per key, and deletes them when the broker has confirmed them.
+// messages in the caller's transaction. The [Relay] publishes them after the commit,
+// in order per key, and deletes them once the broker has confirmed them.
 package outbox
 
 import (
@@ -17,23 +17,23 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Shards is the number of parts that replicas divide among themselves. The
-// table holds shard numbers, so it is fixed.
+// Shards is the number of shards that replicas divide among themselves. The table
+// stores shard numbers, so it must not change.
 const Shards = 64
 
-// Channel is the Postgres notification channel on which processes notify the
-// relays of others that there is something to publish.
+// Channel is the Postgres notification channel through which processes wake each
+// other's relays.
 const Channel = "millrace_outbox"
 
-// Config tunes the relay.
+// Config configures the relay.
 type Config struct {
 	// BatchSize is how many messages are read at once. Defaults to 512.
 	BatchSize int `koanf:"batch_size"`
-	// MaxInFlight bounds the messages that were read and not yet deleted, and so
+	// MaxInFlight bounds the messages that have been read but not yet deleted, and so
 	// the relay's memory. Defaults to 2048.
 	MaxInFlight int `koanf:"max_in_flight"`
-	// PollInterval is how often the relay reads when nothing wakes it, and so by
-	// how much a scheduled message may be late. Defaults to 1s.
+	// PollInterval is how often the relay reads when nothing wakes it, and so how
+	// late a scheduled message may be. Defaults to 1s.
 	PollInterval time.Duration `koanf:"poll_interval"`
 	// DrainTimeout bounds how long a stopping relay waits for confirmations.
 	// Defaults to 5s.
@@ -50,7 +50,7 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	return errors.Join(
 		check.Value(c.BatchSize >= 1 && c.BatchSize <= 10_000, "outbox.batch_size", c.BatchSize, "1 to 10000"),
@@ -60,9 +60,9 @@ func (c Config) Validate() error {
 	)
 }
 
-// Append stores events in tx, to be published in this order after the commit.
-// The caller holds the row locks of their aggregates: that is what makes the
-// order of sequence numbers the order of commits per key.
+// Append stores events in tx, to be published in this order after the commit. The
+// caller must hold the row locks of their aggregates, so that sequence numbers are in
+// commit order per key.
 func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 	if len(events) == 0 {
 		return nil
@@ -82,7 +82,7 @@ func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 	return r.insert(ctx, tx)
 }
 
-// AppendMessages stores messages as they are, without looking at their bytes.
+// AppendMessages stores messages unchanged, without decoding them.
 func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) error {
 	if len(messages) == 0 {
 		return nil
@@ -96,7 +96,7 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	return r.insert(ctx, tx)
 }
 
-// rows are the columns of the messages to insert.
+// rows holds the columns of the messages to insert.
 type rows struct {
 	shards            []int16
 	topics, keys      []string
@@ -118,7 +118,7 @@ func newRows(n int) *rows {
 }
 
 func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, payload []byte, delay time.Duration) {
-	if key == "" { // no order wanted: a key of its own
+	if key == "" { // unordered: use a unique key
 		key = meta.ID.String()
 	}
 
@@ -154,8 +154,8 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 }
 
 func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
-	// The due time is counted on the database's clock. The condition gives the
-	// transaction its id before the first number is taken, which marks rely on.
+	// Compute the due time with the database's clock. The condition assigns the
+	// transaction's ID before the first sequence number, which marks rely on.
 	_, err := tx.Exec(ctx, `
 		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, available_at)
 		SELECT shard, topic, key, id, correlation, causation, headers, payload, trace,
@@ -172,8 +172,8 @@ func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// shardOf maps a key to its shard. Rows in the table depend on it, so the
-// function never changes: FNV-1a, modulo the number of shards.
+// shardOf maps a key to its shard: FNV-1a modulo the number of shards. The table
+// stores the result, so the function must never change.
 func shardOf(key string) int16 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(key))

@@ -7,13 +7,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Partitions are those of the record of messages that nobody consumes here.
-// Without it a conversation would lose them once they are published, since no
-// inbox has them. The statement that deletes them from the outbox writes it;
-// messages that are consumed here cost nothing.
+// Partitions describes the partitions of table published_messages, which records
+// published messages that are not consumed here. No inbox has them, so without the
+// record their conversations would lose them. The statement that deletes them from
+// the outbox writes the record; messages consumed here cost nothing.
 var Partitions = postgres.DailyPartitions{Table: "published_messages"}
 
-// Statements that delete rows which the broker has confirmed.
+// Statements that delete confirmed rows.
 const (
 	deleteConfirmed = `DELETE FROM outbox WHERE seq = ANY($1) AND available_at IS NULL`
 	moveConfirmed   = `
@@ -22,7 +22,7 @@ const (
 		SELECT topic, message_id, correlation_id, causation_id FROM gone WHERE topic = ANY($2)`
 )
 
-// unconsumed remembers which confirmed rows have to be recorded.
+// unconsumed tracks which confirmed rows must be recorded.
 type unconsumed struct {
 	topics []string
 
@@ -30,7 +30,7 @@ type unconsumed struct {
 	rows map[int64]struct{}
 }
 
-// add remembers a row that is about to be confirmed.
+// add tracks a row that is about to be confirmed.
 func (u *unconsumed) add(r row) {
 	if !slices.Contains(u.topics, r.Topic) {
 		return
@@ -58,7 +58,7 @@ func (u *unconsumed) deletion(confirmed []int64) (sql string, args []any) {
 	return deleteConfirmed, []any{confirmed}
 }
 
-// deleted forgets rows that have left the table.
+// deleted stops tracking rows that have left the table.
 func (u *unconsumed) deleted(confirmed []int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

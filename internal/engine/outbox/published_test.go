@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestMessagesThatNobodyConsumesHereAreRecordedOnce(t *testing.T) {
+func TestUnconsumedMessagesAreRecordedOnce(t *testing.T) {
 	t.Parallel()
 
 	const messages = 500
@@ -37,7 +37,7 @@ func TestMessagesThatNobodyConsumesHereAreRecordedOnce(t *testing.T) {
 	}
 
 	pgtest.Eventually(t, "everything is published", empty(t, pool))
-	cancel() // the drain records too
+	cancel() // the drain records them too
 	running.Wait()
 
 	if n := pgtest.Value[int](t, pool, `SELECT count(DISTINCT message_id)::int FROM published_messages WHERE topic = 'unconsumed'`); n != messages/5 {

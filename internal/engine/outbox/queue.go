@@ -11,7 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// row is a message that was read from the table.
+// row is a message read from the table.
 type row struct {
 	Seq         int64
 	Shard       int16
@@ -26,26 +26,28 @@ type row struct {
 	CreatedAt   time.Time
 }
 
-// queue hands rows to concurrent lanes so that a key's rows go out one after
-// the other, in order, and different keys go out at once.
+// queue distributes rows to concurrent lanes. The rows of a key are published
+// sequentially, in order; different keys are published concurrently.
 type queue struct {
 	mu       sync.Mutex
 	nonEmpty *sync.Cond
-	// keys has the unpublished rows of each key; a lane may have the first.
+	// keys holds the unpublished rows of each key. A lane may be publishing the
+	// first.
 	keys map[string][]row
-	// ready lists the keys whose first row no lane has, and that do not back off.
+	// ready lists the keys whose first row is not in a lane and not backing off.
 	ready []string
-	// inFlight has every row that was read and is not deleted yet.
+	// inFlight contains all rows that have been read but not deleted.
 	inFlight map[int64]struct{}
-	// confirmed are rows in flight that the broker has and the table still has.
+	// confirmed lists rows in flight that the broker has confirmed but the table
+	// still has.
 	confirmed []int64
-	// failures counts, for each key that backs off, how often its first row has
-	// failed in a row. Rows behind it stay in the table only.
+	// failures counts the consecutive failures of the first row of each key that
+	// backs off. Later rows of the key stay in the table.
 	failures map[string]int
-	// returns counts how often rows were returned to the table while a read may
-	// have been under way, which then misses them; see push.
+	// returns counts how often rows were returned to the table. A read that ran at
+	// the time misses them; see push.
 	returns int
-	// busy counts the rows that lanes are publishing.
+	// busy counts the rows being published.
 	busy   int
 	closed bool
 }
@@ -57,10 +59,10 @@ func newQueue() *queue {
 	return q
 }
 
-// push adds rows, in order of sequence, from a read that began when q.returns had
-// the given value. If it has grown since, the rows are left in the table: earlier
-// rows of their keys may be there that the read did not find. kept is false when
-// any row was left in the table.
+// push adds rows, ordered by sequence number, from a read that started when q.returns
+// had the given value. If it has grown since, push leaves the rows in the table,
+// because the read may have missed earlier rows of their keys. kept is false if any
+// row was left in the table.
 func (q *queue) push(rows []row, returns int) (kept bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -92,7 +94,7 @@ func (q *queue) push(rows []row, returns int) (kept bool) {
 	return kept
 }
 
-// next waits for a row to publish; ok is false once the queue is closed.
+// next waits for a row to publish. ok is false once the queue is closed.
 func (q *queue) next() (r row, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -112,10 +114,10 @@ func (q *queue) next() (r row, ok bool) {
 	return q.keys[key][0], true
 }
 
-// published marks r as confirmed by the broker and frees its key. It reports
-// whether the relay has something to do: many rows to delete, a key that backed
-// off, or nothing else to wait for. Deleting one by one would cost more than
-// publishing.
+// published marks r as confirmed by the broker and frees its key. due is true if the
+// relay should start a round: there are many rows to delete, the key had backed off,
+// or no lane is busy. Deleting rows individually would cost more than publishing
+// them.
 func (q *queue) published(r row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -130,8 +132,8 @@ func (q *queue) published(r row, batch int) (due bool) {
 	return backedOff || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
 }
 
-// advance makes the next row of a key ready, unless the key was dropped
-// meanwhile.
+// advance makes the next row of a key ready, unless the key was dropped in the
+// meantime.
 func (q *queue) advance(done row) {
 	rest := q.keys[done.Key]
 
@@ -146,10 +148,10 @@ func (q *queue) advance(done row) {
 	}
 }
 
-// failed makes the key of r back off. It returns for how long, and whether the
-// wait has just reached its maximum; release then offers the key to the lanes
-// again. The rows behind r are returned to the table, so that a key takes up one
-// place in memory however many rows wait for it.
+// failed makes the key of r back off and returns the wait. stuck is true if the wait
+// has just reached its maximum. Call release after the wait. The later rows of the
+// key are returned to the table, so that a key occupies one slot in memory however
+// many rows it has.
 func (q *queue) failed(r row) (wait time.Duration, stuck bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -167,7 +169,8 @@ func (q *queue) failed(r row) (wait time.Duration, stuck bool) {
 	return min(maxWait, minWait<<min(failures-1, 10)), failures == stuckAfter
 }
 
-// returned returns r and the rows behind it to the table: its topic is suspended.
+// returned returns r and the later rows of its key to the table because its topic is
+// suspended.
 func (q *queue) returned(r row) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -182,8 +185,8 @@ func (q *queue) returned(r row) {
 	q.returns++
 }
 
-// dropTopics returns the keys with rows of these topics to the table, except those
-// that a lane has in hand.
+// dropTopics returns the keys with rows of these topics to the table, except keys
+// that a lane is publishing.
 func (q *queue) dropTopics(topics []string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -205,7 +208,7 @@ func (q *queue) dropTopics(topics []string) {
 	q.returns++
 }
 
-// release offers a key to the lanes again, if its row is still there.
+// release offers a key to the lanes again, if its row is still queued.
 func (q *queue) release(r row) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -227,20 +230,19 @@ func (q *queue) takeConfirmed() []int64 {
 	return confirmed
 }
 
-// want is what to read next.
+// want describes the next read.
 type want struct {
-	// limit is how many rows, not above 0 if none.
+	// limit is the number of rows to read; none if not positive.
 	limit int
-	// inFlight are rows, backingOff are keys that are not to be read.
+	// inFlight are the rows and backingOff the keys to exclude.
 	inFlight   []int64
 	backingOff []string
-	// returns goes to push with the rows.
+	// returns is passed to push with the rows.
 	returns int
 }
 
-// wants returns what to read next, at most batch rows. It is nothing while as many
-// keys wait for the lanes: reading passes over every row in flight, so it pays to
-// read seldom.
+// wants returns what to read next, at most batch rows. It returns nothing while that
+// many keys are ready, because each read scans all rows in flight.
 func (q *queue) wants(batch, maxInFlight int) want {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -251,14 +253,14 @@ func (q *queue) wants(batch, maxInFlight int) want {
 
 	return want{
 		limit: min(batch, maxInFlight-len(q.inFlight)),
-		// Empty, not nil: no value is unequal to all of NULL.
+		// Empty, not nil: a comparison with ALL of NULL is never true.
 		inFlight:   slices.AppendSeq(make([]int64, 0, len(q.inFlight)), maps.Keys(q.inFlight)),
 		backingOff: slices.AppendSeq([]string{}, maps.Keys(q.failures)),
 		returns:    q.returns,
 	}
 }
 
-// deleted drops rows that have left the table.
+// deleted removes rows that have left the table.
 func (q *queue) deleted(seqs []int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -276,8 +278,8 @@ func (q *queue) restore(confirmed []int64) {
 	q.confirmed = append(q.confirmed, confirmed...)
 }
 
-// drop removes the rows that keep refuses and no lane has in hand: another replica
-// may publish them now.
+// drop removes the rows that keep rejects and no lane is publishing, because another
+// replica may now publish them.
 func (q *queue) drop(keep func(shard int16) bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -302,8 +304,8 @@ func (q *queue) drop(keep func(shard int16) bool) {
 	}
 }
 
-// remove removes the rows of a key. The first stays in flight while a lane has it
-// or it backs off, so that its confirmation finds it.
+// remove removes the rows of a key. The first row stays in flight while a lane is
+// publishing it or it backs off, so that its confirmation finds it.
 func (q *queue) remove(rows []row, all bool) {
 	key := rows[0].Key
 	if all {
@@ -326,7 +328,7 @@ func (q *queue) idle() bool {
 	return q.busy == 0
 }
 
-// close ends the lanes once they have finished the rows in hand.
+// close ends the lanes once they have finished their current rows.
 func (q *queue) close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

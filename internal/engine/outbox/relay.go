@@ -25,19 +25,19 @@ import (
 const (
 	minWait = 100 * time.Millisecond
 	maxWait = 10 * time.Second
-	// stuckAfter is how many failures it takes to reach maxWait.
+	// stuckAfter is the number of failures after which the wait reaches maxWait.
 	stuckAfter = 8
 )
 
-// sessionRetry is how long the relay waits before it connects to Postgres again.
+// sessionRetry is the delay before the relay reconnects to Postgres.
 const sessionRetry = time.Second
 
-// sessionTimeout bounds each exchange with Postgres. A connection that takes longer
-// is closed, which releases its shards.
+// sessionTimeout bounds each exchange with Postgres. A slower connection is closed,
+// which releases its shards.
 const sessionTimeout = 10 * time.Second
 
-// Relay publishes the rows of the outbox. Replicas share the work: each shard
-// belongs to the one that holds its advisory lock.
+// Relay publishes the rows of the outbox. Replicas share the work: a shard is
+// published by the replica that holds its advisory lock.
 type Relay struct {
 	cfg     Config
 	pool    *pgxpool.Pool
@@ -48,48 +48,48 @@ type Relay struct {
 	links []*link
 }
 
-// Target is where a relay publishes, and what.
+// Target is a broker that a relay publishes to.
 type Target struct {
-	// Name distinguishes targets; it is empty for the one without Only.
+	// Name identifies the target. It is empty for the target without Only.
 	Name      string
 	Publisher message.Publisher
-	// Lanes is how many messages are published at once.
+	// Lanes is the number of messages published concurrently.
 	Lanes int
-	// Only and Except choose by topic. At most one of them is set; without both,
-	// the target takes everything.
+	// Only and Except select topics. At most one may be set. If neither is, the
+	// target takes all topics.
 	Only, Except []string
-	// Unconsumed are the topics that nobody consumes here. Their messages are
-	// recorded when they are published, so that conversations show them.
+	// Unconsumed lists the topics that are not consumed here. Their messages are
+	// recorded when published, so that conversations include them.
 	Unconsumed []string
-	// Suspended returns the topics that are not to be published now. It may be nil.
+	// Suspended returns the topics that must not be published now. It may be nil.
 	Suspended func() []string
-	// Breaker is the broker's: while it is open, one message at a time is tried. It
-	// may be nil.
+	// Breaker is the broker's breaker: while it is open, one message at a time is
+	// tried. It may be nil.
 	Breaker *breaker.Breaker
 }
 
-// link is one relay to one target. Links are independent of each other, so that an
-// unavailable broker delays no other.
+// link is a relay to one target. Links are independent, so that an unavailable broker
+// does not delay others.
 type link struct {
 	*Relay
 
 	target Target
 	logger *slog.Logger
 	queue  *queue
-	// unconsumed has the rows to record when they are deleted.
+	// unconsumed tracks the rows to record when they are deleted.
 	unconsumed unconsumed
 	mark       mark
 	wake       chan struct{}
-	// suspended has the topics that were suspended in the last round.
+	// suspended holds the topics that were suspended in the last round.
 	suspended atomic.Pointer[[]string]
 	// lost is true while there is no session.
 	lost bool
-	// woken is true when this process has committed rows since the last round;
-	// other replicas are notified then.
+	// woken is true if this process has committed rows since the last round. Other
+	// replicas are then notified.
 	woken atomic.Bool
 }
 
-// NewRelay returns a relay that does nothing until Run.
+// NewRelay returns a relay. Call Run to start it.
 func NewRelay(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Relay {
 	return &Relay{
 		cfg:     cfg,
@@ -119,8 +119,8 @@ func (r *link) nudge() {
 }
 
 // Run publishes to target until ctx ends, then waits at most Config.DrainTimeout for
-// messages in flight. It survives the loss of the database and of the broker. It
-// may run for several targets at once.
+// messages in flight. It survives the loss of the database and the broker. It may run
+// concurrently for several targets.
 func (r *Relay) Run(ctx context.Context, target Target) {
 	l := &link{Relay: r, target: target, unconsumed: unconsumed{topics: target.Unconsumed}, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
 	if target.Name != "" {
@@ -162,8 +162,8 @@ func (r *link) run(ctx context.Context) {
 	r.wait(&running)
 }
 
-// wait waits for the lanes, except for one that gets no answer from the broker: its
-// row stays in the table.
+// wait waits for the lanes until the drain times out. The row of a lane that is still
+// waiting for the broker stays in the table.
 func (r *link) wait(running *sync.WaitGroup) {
 	done := make(chan struct{})
 
@@ -175,12 +175,12 @@ func (r *link) wait(running *sync.WaitGroup) {
 	select {
 	case <-done:
 	case <-time.After(r.cfg.DrainTimeout):
-		r.logger.Warn("the broker did not confirm in time; messages that it may have will be published again")
+		r.logger.Warn("the broker did not confirm in time; unconfirmed messages will be published again")
 	}
 }
 
-// session uses one connection: its advisory locks are the ownership of the shards,
-// and everything that ownership permits happens on it.
+// session uses a single connection. Its advisory locks represent the ownership of the
+// shards, so everything that requires ownership happens on it.
 func (r *link) session(ctx context.Context) error {
 	conn, err := r.connect(ctx)
 	if err != nil {
@@ -202,7 +202,7 @@ func (r *link) session(ctx context.Context) error {
 	}
 
 	if r.lost {
-		r.logger.Info("relay is connected to postgres again")
+		r.logger.Info("relay reconnected to postgres")
 	}
 
 	r.lost = false
@@ -211,8 +211,8 @@ func (r *link) session(ctx context.Context) error {
 	ticker := time.NewTicker(r.cfg.PollInterval)
 	defer ticker.Stop()
 
-	// A statement that is under way when ctx ends is completed: cancelling it would
-	// close the connection, on which the drain deletes confirmed rows.
+	// Complete a statement that is running when ctx ends: cancelling it would close
+	// the connection, which the drain needs to delete confirmed rows.
 	work := context.WithoutCancel(ctx)
 
 	if err := r.tick(work, conn, owned); err != nil {
@@ -236,8 +236,8 @@ func (r *link) session(ctx context.Context) error {
 	}
 }
 
-// abandon drops every row that no lane has: without the locks another replica may
-// publish them. Nothing is dropped when ctx has ended.
+// abandon drops all rows that no lane is publishing: without the locks another
+// replica may publish them. It drops nothing if ctx has ended.
 func (r *link) abandon(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil //nolint:nilerr // the relay is stopping
@@ -248,14 +248,14 @@ func (r *link) abandon(ctx context.Context, err error) error {
 	return err
 }
 
-// connect opens the session's own connection, outside the pool: it lives as long as
-// the relay and does not wait for the disk. A deletion that is lost in a crash only
-// means that a message is published again.
+// connect opens a dedicated connection outside the pool. It lives as long as the
+// session and does not wait for disk flushes: a deletion lost in a crash only means
+// that a message is published again.
 func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg := r.pool.Config().ConnConfig.Copy()
 	cfg.RuntimeParams["synchronous_commit"] = "off"
 	cfg.RuntimeParams["application_name"] = "millrace relay"
-	// Rows are read in order through an index, a few of many. The planner knows
+	// Rows are read in order through an index, a few out of many. The planner knows
 	// neither how few (LIMIT is a parameter) nor how many there are by now, and would
 	// read and sort all of them.
 	cfg.RuntimeParams["enable_bitmapscan"] = "off"
@@ -270,8 +270,8 @@ func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// tick does what is due by time: it balances the shards, releases scheduled rows and
-// measures.
+// tick performs the periodic work: it balances the shards, releases scheduled rows
+// and updates metrics.
 func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
@@ -288,12 +288,12 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 
 	if len(owned.list) != before {
-		r.mark.reset() // new shards have not been read
+		r.mark.reset() // the new shards have not been read
 	}
 
 	r.metrics.shards.WithLabelValues(r.broker()).Set(float64(len(owned.list)))
 
-	// A message that comes due is ordered by its sequence number.
+	// A message that becomes due is ordered by its sequence number.
 	released, err := conn.Exec(ctx, `
 		UPDATE outbox SET available_at = NULL
 		WHERE available_at <= clock_timestamp() AND shard = ANY($1)`, owned.list)
@@ -306,7 +306,7 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 
 	if r.target.Name != "" {
-		return nil // the link without a name measures for all links
+		return nil // the unnamed link measures for all links
 	}
 
 	return r.measure(ctx, conn)
@@ -330,8 +330,8 @@ func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// round deletes confirmed rows and reads the next ones, in one round trip after the
-// other until there is nothing to do.
+// round deletes confirmed rows and reads the next ones, in successive round trips,
+// until there is nothing to do.
 func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
 		r.returnSuspended()
@@ -359,7 +359,7 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 }
 
-// found adds the rows that were read to the queue and moves the mark.
+// found queues the rows that were read and moves the mark.
 func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row, xmin int64) error {
 	kept := r.queue.push(rows, next.returns)
 
@@ -377,7 +377,7 @@ func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row,
 }
 
 // exchange deletes confirmed rows and reads the next ones. xmin is from just before
-// the read, 0 without one.
+// the read, or 0 if nothing was read.
 func (r *link) exchange(
 	ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want,
 ) (rows []row, xmin int64, err error) {
@@ -396,7 +396,7 @@ func (r *link) exchange(
 	}
 
 	if next.limit > 0 && len(owned.list) > 0 {
-		// Empty, not nil: no value is unequal to all of NULL.
+		// Empty, not nil: a comparison with ALL of NULL is never true.
 		except := append(append([]string{}, r.suspendedTopics()...), r.target.Except...)
 		low := r.mark.begin(next, len(r.suspendedTopics()) > 0, r.cfg.PollInterval)
 		topics, args := r.topics(owned.list, next.inFlight, next.backingOff, next.limit, except, low)
@@ -425,8 +425,8 @@ func (r *link) exchange(
 	return rows, xmin, nil
 }
 
-// topics returns the condition on the topics of the target, with the arguments
-// of the whole statement.
+// topics returns the condition on the target's topics, and args with its argument
+// added.
 func (r *link) topics(args ...any) (condition string, all []any) {
 	if len(r.target.Only) == 0 {
 		return ``, args
@@ -435,7 +435,7 @@ func (r *link) topics(args ...any) (condition string, all []any) {
 	return `AND topic = ANY($7)`, append(args, r.target.Only)
 }
 
-// broker is the label of the target in metrics.
+// broker returns the label of the target in metrics.
 func (r *link) broker() string { return cmp.Or(r.target.Name, "default") }
 
 func (r *link) suspendedTopics() []string {
@@ -446,7 +446,7 @@ func (r *link) suspendedTopics() []string {
 	return nil
 }
 
-// returnSuspended returns the rows of topics that are suspended to the table.
+// returnSuspended returns the rows of suspended topics to the table.
 func (r *link) returnSuspended() {
 	if r.target.Suspended == nil {
 		return
@@ -464,7 +464,7 @@ func (r *link) returnSuspended() {
 	}
 }
 
-// drain waits until the lanes have finished the rows in hand and deletes them.
+// drain waits until the lanes have finished their rows, and deletes those.
 func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	r.queue.close()
 
@@ -490,7 +490,7 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// lane publishes one row after the other.
+// lane publishes rows one at a time.
 func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 	for {
 		next, ok := r.queue.next()
@@ -506,7 +506,7 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 	}
 }
 
-// publish sends a row to the broker as soon as that is worth an attempt.
+// publish sends a row to the broker once the breaker allows an attempt.
 func (r *link) publish(ctx context.Context, publisher message.Publisher, next row) error {
 	if r.target.Breaker == nil {
 		return publisher.Publish(next.Topic, toWatermill(next))
@@ -557,19 +557,19 @@ func (r *link) backOff(ctx context.Context, failed row, err error) {
 	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
 
 	if stuck {
-		r.logger.Warn("a message cannot be published, and later messages of its key wait behind it",
+		r.logger.Warn("message cannot be published; later messages of its key are blocked",
 			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
 	}
 
 	time.AfterFunc(backoff.Jitter(wait), func() { r.queue.release(failed) })
 }
 
-// listen wakes the relay when another process has committed.
+// listen wakes the relay when another process has committed rows.
 func (r *link) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
-			// Only a hint is lost: polling continues.
-			r.logger.Debug("lost notifications and is reconnecting", slog.Any("error", err))
+			// Only the wake-up is lost: polling continues.
+			r.logger.Debug("lost the notification connection; reconnecting", slog.Any("error", err))
 			_ = backoff.Sleep(ctx, sessionRetry)
 		}
 	}
@@ -601,7 +601,7 @@ func (r *link) receive(ctx context.Context) error {
 	}
 }
 
-// toWatermill returns the message for the broker: CloudEvents headers around the
+// toWatermill builds the message for the broker: CloudEvents headers and the
 // unchanged payload.
 func toWatermill(r row) *message.Message {
 	id := r.ID.String()

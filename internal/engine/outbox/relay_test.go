@@ -21,8 +21,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// log is a publisher that keeps what it is given. refuse may fail a message,
-// before or after it is kept.
+// log is a publisher that records messages. refuse can make it fail before or after
+// it records a message.
 type log struct {
 	mu      sync.Mutex
 	entries []string
@@ -56,7 +56,7 @@ func (l *log) Publish(_ string, messages ...*message.Message) error {
 
 func (*log) Close() error { return nil }
 
-// firsts returns what was published, without repetitions.
+// firsts returns the recorded messages without repetitions.
 func (l *log) firsts() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,7 +122,7 @@ func empty(tb testing.TB, pool *pgxpool.Pool) func() bool {
 
 var errRefused = errors.New("refused")
 
-func TestFirstOccurrencesAreInOrderPerKeyWhateverHappens(t *testing.T) {
+func TestFirstOccurrencesAreInOrderPerKey(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -201,15 +201,15 @@ func TestNothingIsDeletedBeforeTheConfirmation(t *testing.T) {
 	appendMessage(t, pool, "a", "1")
 	wake()
 	<-asked
-	<-asked // it is tried again
+	<-asked // it is retried
 	stop()
 
 	if empty(t, pool)() {
-		t.Error("a message that was never confirmed is gone")
+		t.Error("an unconfirmed message was deleted")
 	}
 }
 
-func TestAKeyThatFailsDoesNotHoldOthers(t *testing.T) {
+func TestAFailingKeyDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
@@ -218,7 +218,7 @@ func TestAKeyThatFailsDoesNotHoldOthers(t *testing.T) {
 			return errRefused, nil
 		}
 
-		return nil, nil //nolint:nilnil // neither fails
+		return nil, nil //nolint:nilnil // no failure
 	}}
 	wake, stop := relay(t, pool, published)
 	defer stop()
@@ -228,7 +228,7 @@ func TestAKeyThatFailsDoesNotHoldOthers(t *testing.T) {
 		appendMessage(t, pool, fmt.Sprint("b", n), "x")
 	}
 
-	// More than the relay reads at once lie behind the failing message.
+	// Block more messages behind the failing one than the relay reads at once.
 	behind := make([]event.Message, outbox.DefaultConfig().BatchSize+100)
 	for n := range behind {
 		behind[n] = event.Message{ID: event.NewID(), Topic: "t", Key: "a", Payload: []byte("behind")}
@@ -271,7 +271,7 @@ func TestAScheduledMessageWaitsForItsTime(t *testing.T) {
 	}
 }
 
-// text is a payload that is a JSON string.
+// text is a JSON string payload.
 type text string
 
 func (text) Topic() string   { return "t" }
@@ -306,7 +306,7 @@ func TestReplicasShareTheWorkAndTakeOver(t *testing.T) {
 	pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
 
 	if len(one.firsts()) == 0 || len(two.firsts()) == 0 || len(one.firsts())+len(two.firsts()) != 200 {
-		t.Errorf("one published %d, the other %d, expected 200 together", len(one.firsts()), len(two.firsts()))
+		t.Errorf("published %d and %d, expected 200 in total", len(one.firsts()), len(two.firsts()))
 	}
 
 	pgtest.KillBackends(t, pool)

@@ -11,14 +11,14 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// shards are the parts of the outbox that one relay owns. The server releases them
-// when the connection ends.
+// shards is the set of shards that a relay owns. The server releases them when the
+// connection ends.
 type shards struct {
 	conn *pgx.Conn
 	// base is the first lock key: each target has its own 64.
 	base int32
 	list []int16
-	// shared is true when other relays run.
+	// shared is true if other relays are running.
 	shared bool
 }
 
@@ -38,7 +38,7 @@ func (s *shards) has(shard int16) bool {
 	return slices.Contains(s.list, shard)
 }
 
-// join lets other relays count this one when they compute their share.
+// join makes other relays count this one when they compute their share.
 func (s *shards) join(ctx context.Context) error {
 	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, $2)`, postgres.LockRelays, s.base); err != nil {
 		return fmt.Errorf("joining the relays: %w", err)
@@ -47,8 +47,8 @@ func (s *shards) join(ctx context.Context) error {
 	return nil
 }
 
-// balance takes free shards up to this relay's share and releases those above it.
-// It reports whether it released any.
+// balance acquires free shards up to this relay's share and releases any surplus. It
+// reports whether it released any.
 func (s *shards) balance(ctx context.Context) (lost bool, err error) {
 	var members int
 
@@ -85,7 +85,7 @@ func (s *shards) release(ctx context.Context, surplus []int16) error {
 	return nil
 }
 
-// acquire takes n free shards, or as many as there are.
+// acquire acquires up to n free shards.
 func (s *shards) acquire(ctx context.Context, n int) error {
 	for shard := int16(0); shard < Shards && n > 0; shard++ {
 		if s.has(shard) {

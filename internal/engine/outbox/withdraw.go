@@ -7,8 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Withdraw deletes the messages on topics that match selects and returns how
-// many. A relay that has read a message already publishes it.
+// Withdraw deletes the messages on topics selected by match and returns their number.
+// A relay that has already read a message still publishes it.
 func Withdraw(ctx context.Context, tx pgx.Tx, topics []string, match func(key string, payload []byte) bool) (int64, error) {
 	rows, err := tx.Query(ctx, `SELECT seq, key, payload FROM outbox WHERE topic = ANY($1)`, topics)
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
-// Dependency is the name of the database among the dependencies of the service.
+// Dependency is the name of the database as a dependency.
 const Dependency = "postgres"
 
-// IsUnavailable reports whether the database, not the message, is the cause of
-// err: it is unreachable, shutting down, out of resources, timed out, or had to
-// abort one of several transactions. Running the same work again can succeed.
+// IsUnavailable reports whether err was caused by the database rather than the
+// message: it is unreachable, shutting down, out of resources, timed out, or had to
+// abort one of several transactions. Retrying the same work can succeed.
 func IsUnavailable(err error) bool {
-	// An error while connecting says nothing about the work.
+	// A connection error says nothing about the work.
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
@@ -37,15 +37,15 @@ func IsUnavailable(err error) bool {
 		errors.Is(err, pgconn.ErrConnClosed)
 }
 
-// IsContention reports whether err means that transactions got in each other's
-// way. The database is well; running the same work again at once can succeed.
+// IsContention reports whether err means that transactions conflicted. The database
+// is healthy, and retrying immediately can succeed.
 func IsContention(err error) bool {
 	server, ok := errors.AsType[*pgconn.PgError](err)
 
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
-// transientState decides by SQLSTATE (PostgreSQL manual, appendix A).
+// transientState classifies an SQLSTATE (PostgreSQL manual, appendix A).
 func transientState(code string) bool {
 	switch code {
 	case "40001", // serialization_failure

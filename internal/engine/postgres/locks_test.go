@@ -30,7 +30,7 @@ func TestTryLock(t *testing.T) {
 			}
 		}
 
-		cancel() // the lock is released nevertheless
+		cancel() // the lock must be released anyway
 
 		return wanted
 	})

@@ -21,7 +21,7 @@ type Migration struct {
 }
 
 // Migrate applies all pending migrations and returns them. One replica at a time
-// does it; the others wait.
+// migrates; the others wait.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Migration, error) {
 	provider, closeDB, err := newProvider(pool)
 	if err != nil {
@@ -43,7 +43,7 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Mi
 	return applied, nil
 }
 
-// Migrations lists every migration and whether it is applied.
+// Migrations lists all migrations and whether they are applied.
 func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	provider, closeDB, err := newProvider(pool)
 	if err != nil {

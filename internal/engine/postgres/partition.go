@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// DailyPartitions is a table that is partitioned by a column day, with a
-// default partition <table>_default and one <table>_YYYYMMDD for each day.
+// DailyPartitions describes a table partitioned by column day, with a default
+// partition <table>_default and a partition <table>_YYYYMMDD per day.
 type DailyPartitions struct {
 	Table string
 	// Written is a column of type timestamptz. If it is set, Drop keeps partitions
@@ -19,19 +19,19 @@ type DailyPartitions struct {
 	Written string
 }
 
-// partitionsAhead is how many days from today have a partition of their own.
+// partitionsAhead is the number of days ahead for which partitions exist.
 const partitionsAhead = 7
 
 const partitionDay = "20060102"
 
-// lockTimeout bounds the wait for the table itself. Readers and writers queue
-// behind a waiting lock, so a transaction that stays open would block them all.
+// lockTimeout bounds the wait for the table lock. Readers and writers queue behind a
+// waiting lock, so a long-running transaction would block them all.
 const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
 
-// Ensure creates the partitions from yesterday to a week ahead and moves their
-// rows from the default partition. Call it at start and daily. While another
-// transaction holds the table it fails with an error for which IsUnavailable is
-// true; try again later.
+// Ensure creates the partitions from yesterday to a week ahead and moves their rows
+// out of the default partition. Call it at startup and daily. While another
+// transaction holds the table it returns an error for which IsUnavailable is true;
+// try again later.
 func (p DailyPartitions) Ensure(ctx context.Context, db Beginner, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
@@ -59,7 +59,7 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 			return err
 		}
 
-		// Another replica may have created it while this one waited.
+		// Another replica may have created it during the wait.
 		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
 			return err
 		}
@@ -85,7 +85,7 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 }
 
 // Drop drops the partitions of days that ended before the given time and returns
-// how many. While another transaction holds the table it fails with an error for
+// their number. While another transaction holds the table it returns an error for
 // which IsUnavailable is true; try again later.
 func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before time.Time) (dropped int64, err error) {
 	names, err := p.past(ctx, pool, before)
@@ -107,7 +107,7 @@ func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before ti
 	return dropped, nil
 }
 
-// drop uses one transaction for each partition, to hold its locks briefly.
+// drop uses one transaction per partition, to hold its locks briefly.
 func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, before time.Time) (gone bool, err error) {
 	err = InTx(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, lockTimeout); err != nil {
@@ -118,13 +118,13 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 			return err
 		}
 
-		// Another replica may have dropped it while this one waited.
+		// Another replica may have dropped it during the wait.
 		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&gone); err != nil || !gone {
 			return err
 		}
 
 		if p.Written != "" {
-			// This blocks writers, which are unlikely: the day is long over.
+			// This blocks writers, which are unlikely because the day is long past.
 			if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN SHARE MODE`); err != nil {
 				return err
 			}
@@ -155,11 +155,11 @@ func (p DailyPartitions) past(ctx context.Context, db Querier, before time.Time)
 	}), err
 }
 
-// pagesAtOnce is how many pages DeleteBefore scans in one transaction.
+// pagesAtOnce is how many pages DeleteBefore scans per transaction.
 const pagesAtOnce = 256
 
-// DeleteExpired deletes the rows of a table whose column is older than their
-// retention; 0 keeps them.
+// DeleteExpired deletes the rows of a table whose column is older than retention. A
+// retention of 0 keeps all rows.
 func DeleteExpired(ctx context.Context, pool *pgxpool.Pool, table, column string, retention time.Duration) (deleted int64, err error) {
 	if retention == 0 {
 		return 0, nil
@@ -168,9 +168,9 @@ func DeleteExpired(ctx context.Context, pool *pgxpool.Pool, table, column string
 	return DeleteBefore(ctx, pool, table, column, time.Now().Add(-retention))
 }
 
-// DeleteBefore deletes the rows of a table whose column is before a time. It
-// scans the table in ranges of pages, one transaction for each, so it needs no
-// index and reads nothing twice. Table and column must be plain SQL identifiers.
+// DeleteBefore deletes the rows of a table whose column is before the given time. It
+// scans the table in ranges of pages, one transaction per range, so it needs no index
+// and reads nothing twice. Table and column must be plain SQL identifiers.
 func DeleteBefore(ctx context.Context, pool *pgxpool.Pool, table, column string, before time.Time) (deleted int64, err error) {
 	var pages int64
 	if err := pool.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int`, table).Scan(&pages); err != nil {

@@ -1,5 +1,5 @@
-// Package postgres opens the pool, runs transactions, takes locks, applies
-// migrations and classifies errors. Queries are next to their callers.
+// Package postgres opens the pool, runs transactions, takes locks, applies migrations
+// and classifies errors. Queries live next to their callers.
 package postgres
 
 import (
@@ -19,8 +19,8 @@ import (
 
 // Config configures access to the database.
 type Config struct {
-	// URL is a libpq connection string. It may also be set in the environment
-	// variable DATABASE_URL. Required.
+	// URL is a libpq connection string. The environment variable DATABASE_URL also
+	// sets it. Required.
 	URL Secret `koanf:"url"`
 	// MaxConns is the maximum size of the pool. Defaults to 20.
 	MaxConns int32 `koanf:"max_conns"`
@@ -33,9 +33,9 @@ func DefaultConfig() Config {
 	return Config{MaxConns: 20, MigrateOnStart: true}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
-	// The parser's error is left out: it can quote the password.
+	// Do not include the parser's error: it can quote the password.
 	_, err := pgxpool.ParseConfig(string(c.URL))
 
 	return errors.Join(
@@ -60,19 +60,19 @@ func (s Secret) String() string {
 	return "(redacted)"
 }
 
-// NewPool returns a pool that connects when it is first used.
+// NewPool returns a pool that connects on first use.
 func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	poolConfig, err := pgxpool.ParseConfig(string(cfg.URL))
 	if err != nil {
-		return nil, nil, errors.New("postgres.url: is not a connection string")
+		return nil, nil, errors.New("postgres.url: not a connection string")
 	}
 
 	poolConfig.MaxConns = cfg.MaxConns
 	poolConfig.AfterConnect = registerUUID
 	params := poolConfig.ConnConfig.RuntimeParams
 	params["application_name"] = "millrace"
-	// A session that hangs inside a transaction holds row locks and keeps vacuum
-	// from reclaiming space. The server ends it.
+	// A session that hangs inside a transaction holds row locks and keeps vacuum from
+	// reclaiming space. Let the server end it.
 	params["idle_in_transaction_session_timeout"] = "60s"
 	params["timezone"] = "UTC"
 
@@ -87,8 +87,8 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 // pingTimeout bounds one attempt of Wait.
 const pingTimeout = 5 * time.Second
 
-// Wait returns when the database answers, or with an error when ctx ends. It
-// logs when it has to wait, and when the wait is over.
+// Wait blocks until the database responds, or returns an error when ctx ends. It logs
+// when it starts and stops waiting.
 func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
 	err := backoff.Retry(ctx, logger, Dependency, func() error {
 		pingCtx, cancel := context.WithTimeout(ctx, pingTimeout)
@@ -118,13 +118,13 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// rollbackTimeout bounds a rollback. It does not use the caller's context: pgx
-// closes the connection if that has expired.
+// rollbackTimeout bounds a rollback. Rollbacks do not use the caller's context,
+// because pgx closes the connection if that has expired.
 const rollbackTimeout = 5 * time.Second
 
-// InTx runs fn in a READ COMMITTED transaction and commits when fn returns
-// nil. After an error of the commit itself the transaction may have taken effect:
-// the caller must be able to run it again.
+// InTx runs fn in a READ COMMITTED transaction and commits if fn returns nil. If the
+// commit itself fails, the transaction may still have taken effect: the caller must
+// be able to run it again.
 func InTx(ctx context.Context, db Beginner, fn func(tx pgx.Tx) error) (err error) {
 	tx, err := db.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 	if err != nil {
@@ -135,8 +135,7 @@ func InTx(ctx context.Context, db Beginner, fn func(tx pgx.Tx) error) (err error
 		rollbackCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
 		defer cancel()
 
-		// After a commit this does nothing. After a panic it leaves the connection
-		// usable.
+		// A no-op after a commit. After a panic it keeps the connection usable.
 		_ = tx.Rollback(rollbackCtx)
 	}()
 

@@ -18,7 +18,7 @@ func Collect[T any](ctx context.Context, db Querier, scan pgx.RowToFunc[T], sql 
 	return pgx.CollectRows(rows, scan)
 }
 
-// Map runs a query of two columns and returns the second by the first.
+// Map runs a query with two columns and returns a map from the first to the second.
 func Map[K comparable, V any](ctx context.Context, db Querier, sql string, args ...any) (map[K]V, error) {
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
@@ -43,13 +43,11 @@ func Map[K comparable, V any](ctx context.Context, db Querier, sql string, args 
 // Where builds the condition of a query.
 type Where struct {
 	conditions []string
-	// Args are the arguments of the query; those that come before the condition's
-	// are set first.
+	// Args holds the query's arguments. Set any that precede the condition's first.
 	Args []any
 }
 
-// And adds a condition if set is true. It refers to its value, if it has one, as
-// $?.
+// And adds a condition if set is true. The condition refers to its value as $?.
 func (w *Where) And(set bool, condition string, value ...any) {
 	if set {
 		w.Args = append(w.Args, value...)
@@ -57,12 +55,12 @@ func (w *Where) And(set bool, condition string, value ...any) {
 	}
 }
 
-// String returns the condition, which is true if none was added.
+// String returns the combined condition, or "true" if none was added.
 func (w *Where) String() string {
 	return strings.Join(append([]string{"true"}, w.conditions...), " AND ")
 }
 
-// Column returns one value of each item, in order: an argument for unnest.
+// Column returns one value of each item, in order, for use with unnest.
 func Column[T, V any](items []T, value func(T) V) []V {
 	column := make([]V, len(items))
 	for i, item := range items {

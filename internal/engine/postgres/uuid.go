@@ -8,9 +8,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// registerUUID makes a connection send uuid.UUID as 16 bytes. By default pgx
-// renders it as text and parses that, which is measurable when every message has
-// several ids.
+// registerUUID makes a connection send uuid.UUID as 16 bytes. By default pgx formats
+// it as text and parses that, which is measurable with several IDs per message.
 func registerUUID(_ context.Context, conn *pgx.Conn) error {
 	m := conn.TypeMap()
 	m.TryWrapEncodePlanFuncs = append([]pgtype.TryWrapEncodePlanFunc{wrapUUID}, m.TryWrapEncodePlanFuncs...)
@@ -23,7 +22,7 @@ func wrapUUID(value any) (plan pgtype.WrappedEncodePlanNextSetter, next any, ok 
 	case uuid.UUID:
 		return &encodeUUID{}, bytes16(id), true
 	case *uuid.UUID:
-		if id == nil { // an example of the elements of an array: only its type matters
+		if id == nil { // a sample array element: only its type matters
 			id = &uuid.UUID{}
 		}
 

@@ -23,7 +23,7 @@ func newPool(tb testing.TB) *pgxpool.Pool {
 	return pool
 }
 
-func TestIDsGoThereAndBack(t *testing.T) {
+func TestUUIDsRoundTrip(t *testing.T) {
 	t.Parallel()
 
 	pool := newPool(t)
@@ -50,7 +50,7 @@ func TestIDsGoThereAndBack(t *testing.T) {
 		t.Errorf("arrays: got %s, %v", text, err)
 	}
 
-	// As a text, where a column has the type.
+	// Sent as text if the column is text.
 	if err := pool.QueryRow(t.Context(), `SELECT $1::text`, id.String()).Scan(&text); err != nil || text != id.String() {
 		t.Errorf("text: got %s, %v", text, err)
 	}

@@ -1,5 +1,4 @@
-// Package tlsconfig makes the TLS settings of outgoing connections, the same
-// for all brokers and servers that the service talks to.
+// Package tlsconfig creates the TLS settings of all outgoing connections.
 package tlsconfig
 
 import (
@@ -9,8 +8,8 @@ import (
 	"os"
 )
 
-// New returns settings that verify the server with the certificates in caFile,
-// or with the system's roots if caFile is empty.
+// New returns settings that verify the server with the certificates in caFile, or
+// with the system's roots if caFile is empty.
 func New(caFile string) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caFile == "" {

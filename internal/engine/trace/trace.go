@@ -1,5 +1,5 @@
-// Package trace finds the messages of a conversation: one that came from outside and
-// all that it caused.
+// Package trace finds the messages of a conversation: an incoming message and
+// everything that it caused.
 package trace
 
 import (
@@ -35,20 +35,20 @@ const (
 type Message struct {
 	ID        uuid.UUID  `json:"id"`
 	Causation *uuid.UUID `json:"causation_id"`
-	// Consumer is the consumer that handled the message. Without one, Topic is set.
+	// Consumer handled the message. If it is empty, Topic is set.
 	Consumer string `json:"consumer,omitempty"`
 	Topic    string `json:"topic,omitempty"`
 	State    State  `json:"state"`
 	// At is when the message reached the state, by the database's clock. For a
-	// message in the outbox it is when it was written, or when it is due.
+	// message in the outbox it is when it was written or is due.
 	At time.Time `json:"at"`
 	// Detail explains the state, for example why the message is stopped.
 	Detail string `json:"detail,omitempty"`
-	// Caused are the messages that this one caused, in order of time.
+	// Caused lists the messages that this one caused, in order of time.
 	Caused []*Message `json:"caused,omitempty"`
 }
 
-// Created returns the time in the message's id. ok is false if the id has none.
+// Created returns the time in the message's ID. ok is false if the ID has none.
 func (m *Message) Created() (at time.Time, ok bool) {
 	if m.ID.Version() != 7 {
 		return at, false
@@ -57,8 +57,8 @@ func (m *Message) Created() (at time.Time, ok bool) {
 	return time.Unix(m.ID.Time().UnixTime()), true
 }
 
-// Find returns the conversation of a message as trees. There is one root, unless
-// messages in between have been deleted.
+// Find returns the conversation of a message as trees. There is a single root unless
+// intermediate messages have been deleted.
 func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, error) {
 	var correlation uuid.UUID
 
@@ -75,7 +75,7 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 	}
 
 	if err != nil {
-		return nil, fmt.Errorf("looking for message %s: %w", id, err)
+		return nil, fmt.Errorf("finding message %s: %w", id, err)
 	}
 
 	messages, err := load(ctx, pool, correlation)
@@ -112,9 +112,9 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 }
 
-// tree puts each message under the one that caused it. If a message appears twice
-// (stopped and then applied), its children are under the applied one. Causes are
-// read from headers and may form a cycle, which is cut where it closes.
+// tree arranges the messages by cause. If a message appears twice (stopped and then
+// applied), its children are attached to the applied one. Causes are read from
+// headers and may form a cycle, which tree breaks where it closes.
 func tree(messages []*Message) []*Message {
 	slices.SortStableFunc(messages, func(a, b *Message) int { return a.At.Compare(b.At) })
 

@@ -11,28 +11,28 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Transaction is an open transaction, or something else that keeps vacuum from
-// reclaiming space in the same way.
+// Transaction is an open transaction, or something else that prevents vacuum from
+// reclaiming space.
 type Transaction struct {
 	// Kind is session, prepared transaction or replication slot.
 	Kind string `json:"kind"`
 	// PID is the server process, or 0.
 	PID int32 `json:"pid,omitempty"`
-	// Name is the application_name of a session, or the name of the transaction
-	// or slot.
+	// Name is the application_name of a session, or the name of the prepared
+	// transaction or slot.
 	Name     string        `json:"name"`
 	Database string        `json:"database"`
 	State    string        `json:"state"`
 	Age      time.Duration `json:"age_ns"`
 }
 
-// oldestTransaction returns the oldest transaction on the server in any database:
-// projections wait for all of them. It is empty if there is none besides the one
-// that runs this query. It never has the text of a query, which may contain
+// oldestTransaction returns the oldest transaction in any database of the server,
+// because projections wait for all of them. The result is empty if the only
+// transaction is this query's own. It never includes query text, which may contain
 // payloads.
 //
-// A role without pg_monitor does not see the sessions of other roles. A standby
-// with hot_standby_feedback has no age and is not found.
+// A role without pg_monitor cannot see the sessions of other roles. A standby with
+// hot_standby_feedback has no age and is not reported.
 func (j *Janitor) oldestTransaction(ctx context.Context) (Transaction, error) {
 	open, err := postgres.Collect(ctx, j.pool, func(row pgx.CollectableRow) (t Transaction, err error) {
 		var seconds float64
@@ -52,7 +52,7 @@ func (j *Janitor) oldestTransaction(ctx context.Context) (Transaction, error) {
 			FROM pg_prepared_xacts
 			UNION ALL
 			SELECT 'replication slot', 0, slot_name, coalesce(database, ''), 'inactive',
-			       extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8 -- from Postgres 17 on
+			       extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8 -- since Postgres 17
 			FROM pg_replication_slots s
 			WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL)
 		) AS open
@@ -64,12 +64,12 @@ func (j *Janitor) oldestTransaction(ctx context.Context) (Transaction, error) {
 	return open[0], nil
 }
 
-// Old returns the oldest transaction if it is older than the configured limit,
-// else nil.
+// Old returns the oldest transaction if it exceeds the configured limit, otherwise
+// nil.
 func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
 	oldest, err := j.oldestTransaction(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("looking for old transactions: %w", err)
+		return nil, fmt.Errorf("finding old transactions: %w", err)
 	}
 
 	if oldest.Age < j.cfg.OldTransaction {
@@ -79,15 +79,15 @@ func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
 	return &oldest, nil
 }
 
-// watch measures the oldest transaction. It logs when one becomes old, and when
-// none is old any longer.
+// watch measures the oldest transaction. It logs when one exceeds the limit and when
+// none does any longer.
 func (j *Janitor) watch(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 
 	oldest, err := j.oldestTransaction(ctx)
 	if err != nil {
-		j.logger.Debug("looking for old transactions failed", slog.Any("error", err))
+		j.logger.Debug("could not find old transactions", slog.Any("error", err))
 
 		return
 	}
@@ -97,11 +97,11 @@ func (j *Janitor) watch(ctx context.Context) {
 	switch old := oldest.Age >= j.cfg.OldTransaction; {
 	case old && !j.old:
 		j.old = true
-		j.logger.Warn("an old transaction keeps Postgres from reclaiming space and may delay projections",
+		j.logger.Warn("a long-running transaction prevents vacuum from reclaiming space and may delay projections",
 			slog.String("kind", oldest.Kind), slog.Int("pid", int(oldest.PID)), slog.String("application", oldest.Name),
 			slog.String("database", oldest.Database), slog.String("state", oldest.State), slog.Duration("age", oldest.Age.Round(time.Second)))
 	case !old && j.old:
 		j.old = false
-		j.logger.Info("no transaction is old any longer")
+		j.logger.Info("the long-running transaction has ended")
 	}
 }

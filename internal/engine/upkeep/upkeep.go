@@ -1,6 +1,6 @@
-// Package upkeep keeps the database from growing without bound. One replica at a
-// time deletes expired data; every replica watches for transactions that keep
-// the server from reclaiming space. Package app lists the tasks.
+// Package upkeep keeps the database from growing without bound. One replica at a time
+// deletes expired data. All replicas watch for transactions that prevent the server
+// from reclaiming space. Package app defines the tasks.
 package upkeep
 
 import (
@@ -22,8 +22,8 @@ import (
 type Config struct {
 	// Every is how often one of the replicas runs all tasks. Defaults to 1h.
 	Every time.Duration `koanf:"every"`
-	// OldTransaction is how long a transaction may be open before it is
-	// reported. Defaults to 5m.
+	// OldTransaction is how long a transaction may be open before it is reported.
+	// Defaults to 5m.
 	OldTransaction time.Duration `koanf:"old_transaction"`
 }
 
@@ -32,7 +32,7 @@ func DefaultConfig() Config {
 	return Config{Every: time.Hour, OldTransaction: 5 * time.Minute}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	return errors.Join(
 		check.Value(c.Every >= time.Minute, "upkeep.every", c.Every, "at least 1m"),
@@ -40,10 +40,10 @@ func (c Config) Validate() error {
 	)
 }
 
-// Task is one kind of upkeep. It can be repeated and cancelled at any time.
+// Task is one upkeep task. It can be repeated and cancelled at any time.
 type Task struct {
 	Name string
-	// Do returns how many rows or tables it removed.
+	// Do returns the number of rows or tables it removed.
 	Do func(ctx context.Context) (n int64, err error)
 }
 
@@ -55,9 +55,9 @@ type Done struct {
 	Error   string  `json:"error,omitempty"`
 }
 
-// Pace.
+// Delays between rounds.
 const (
-	firstRound   = time.Minute // so that upkeep does not slow down the start
+	firstRound   = time.Minute // upkeep must not slow down startup
 	retryRound   = time.Minute // after a failure, for example a locked table
 	watchEvery   = 15 * time.Second
 	watchTimeout = 5 * time.Second
@@ -71,25 +71,24 @@ type Janitor struct {
 	logger *slog.Logger
 	oldest prometheus.Gauge
 
-	// failing and old are what was logged last.
+	// failing and old record what was last logged.
 	failing, old bool
 }
 
-// New returns a janitor that does nothing until Run.
+// New returns a janitor. Call Run to start it.
 func New(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Janitor {
 	return &Janitor{
 		cfg: cfg, pool: pool, logger: logger.With(slog.String("component", "upkeep")),
 		oldest: promauto.With(registry).NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_oldest_transaction_age_seconds", Help: "Age of the oldest open transaction on the server; it holds back vacuum.",
+			Name: "millrace_oldest_transaction_age_seconds", Help: "Age of the oldest open transaction on the server, which holds back vacuum.",
 		}),
 	}
 }
 
-// Add adds tasks, which run in this order. It must be called before Run.
+// Add adds tasks, which run in this order. Call it before Run.
 func (j *Janitor) Add(tasks ...Task) { j.tasks = append(j.tasks, tasks...) }
 
-// Run runs the tasks at intervals and watches for old transactions, until ctx
-// ends.
+// Run runs the tasks periodically and watches for old transactions, until ctx ends.
 func (j *Janitor) Run(ctx context.Context) {
 	next := time.NewTimer(firstRound)
 	defer next.Stop()
@@ -109,7 +108,7 @@ func (j *Janitor) Run(ctx context.Context) {
 	}
 }
 
-// round runs all tasks and returns when to run them again.
+// round runs all tasks and returns the delay before the next round.
 func (j *Janitor) round(ctx context.Context) time.Duration {
 	done, err := j.Do(ctx)
 
@@ -122,11 +121,11 @@ func (j *Janitor) round(ctx context.Context) time.Duration {
 	switch {
 	case err == nil && j.failing:
 		j.failing = false
-		j.logger.Info("upkeep succeeds again")
+		j.logger.Info("upkeep succeeded again")
 	case err == nil, errors.Is(err, postgres.ErrLocked), ctx.Err() != nil:
 	default:
 		if !j.failing {
-			// Meanwhile rows go to the default partitions and expired ones stay.
+			// Until then rows go to the default partitions and expired rows remain.
 			j.logger.Warn("upkeep failed; retrying", slog.Any("error", err))
 		}
 
@@ -138,8 +137,8 @@ func (j *Janitor) round(ctx context.Context) time.Duration {
 	return j.cfg.Every
 }
 
-// Do runs all tasks, also those after one that failed. It returns
-// postgres.ErrLocked if another process is running them.
+// Do runs all tasks, even after one fails. It returns postgres.ErrLocked if another
+// process is running them.
 func (j *Janitor) Do(ctx context.Context) (done []Done, err error) {
 	err = postgres.TryLock(ctx, j.pool, postgres.LockUpkeep, "", func() error {
 		done, err = j.doAll(ctx)

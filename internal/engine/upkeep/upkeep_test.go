@@ -23,14 +23,14 @@ func newJanitor(pool *pgxpool.Pool, logger *slog.Logger, registries ...*promethe
 	return New(cfg, pool, logger, append(registries, prometheus.NewRegistry())[0])
 }
 
-func TestOneProcessAtATimeMaintains(t *testing.T) {
+func TestOneProcessAtATimeRunsUpkeep(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
 	one, two := newJanitor(pool, pgtest.Logger(t)), newJanitor(pool, pgtest.Logger(t))
 	one.Add(Task{Name: "whatever", Do: func(ctx context.Context) (int64, error) {
 		if _, err := two.Do(ctx); !errors.Is(err, postgres.ErrLocked) {
-			t.Errorf("the other got %v, expected to find it busy", err)
+			t.Errorf("the second process got %v, expected ErrLocked", err)
 		}
 
 		return 3, nil
@@ -46,7 +46,7 @@ func TestOneProcessAtATimeMaintains(t *testing.T) {
 	}
 }
 
-func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
+func TestAFailingTaskDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 
 	var log bytes.Buffer
@@ -56,7 +56,7 @@ func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
 	j.Add(
 		Task{Name: "first", Do: func(context.Context) (int64, error) {
 			if fails {
-				return 0, errors.New("somebody holds the table")
+				return 0, errors.New("the table is locked")
 			}
 
 			return 1, nil
@@ -66,7 +66,7 @@ func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
 
 	for range 2 {
 		if again := j.round(t.Context()); again != retryRound {
-			t.Errorf("it is tried again after %s", again)
+			t.Errorf("retried after %s", again)
 		}
 	}
 
@@ -76,14 +76,14 @@ func TestATaskThatFailsDoesNotHoldUpOthers(t *testing.T) {
 		t.Errorf("next after %s, the second task ran %d times", next, ran)
 	}
 
-	for text, times := range map[string]int{"first: somebody holds the table": 1, "succeeds again": 1, "task=second removed=2": 3} {
+	for text, times := range map[string]int{"first: the table is locked": 1, "upkeep succeeded again": 1, "task=second removed=2": 3} {
 		if n := strings.Count(log.String(), text); n != times {
 			t.Errorf("%q is logged %d times, expected %d:\n%s", text, n, times, log.String())
 		}
 	}
 }
 
-func TestAnOldTransactionIsNoticed(t *testing.T) {
+func TestAnOldTransactionIsReported(t *testing.T) {
 	t.Parallel()
 
 	var (
@@ -106,8 +106,8 @@ func TestAnOldTransactionIsNoticed(t *testing.T) {
 		}
 	}
 
-	// Other tests on the server may have an older one for a while.
-	pgtest.Eventually(t, "it is noticed", func() bool {
+	// Other tests on the server may temporarily have an older one.
+	pgtest.Eventually(t, "it is reported", func() bool {
 		log.Reset()
 
 		registry = prometheus.NewRegistry()
@@ -125,7 +125,7 @@ func TestAnOldTransactionIsNoticed(t *testing.T) {
 
 	measured, err := registry.Gather()
 	if err != nil || len(measured) != 1 || measured[0].GetMetric()[0].GetGauge().GetValue() < 1 {
-		t.Errorf("the metric says %v, %v", measured, err)
+		t.Errorf("the metric is %v, %v", measured, err)
 	}
 
 	if old, err := j.Old(t.Context()); err != nil || old == nil {
@@ -135,7 +135,7 @@ func TestAnOldTransactionIsNoticed(t *testing.T) {
 	j.cfg.OldTransaction = time.Hour
 	j.watch(t.Context())
 
-	if !strings.Contains(log.String(), "no transaction is old any longer") {
+	if !strings.Contains(log.String(), "the long-running transaction has ended") {
 		t.Errorf("logged:\n%s", log.String())
 	}
 }
