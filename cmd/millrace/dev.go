@@ -60,7 +60,7 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 
 		program := os.Args[0]
 		fmt.Fprintf(out, `
-Millrace is up, on %s. Try, in another terminal:
+Millrace is running (broker: %s). In another terminal, try:
 
   %s publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
   %s orders show order_123
