@@ -119,7 +119,7 @@ func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.Use
 func checkName(field, name string) error {
 	switch n := utf8.RuneCountInString(name); {
 	case strings.TrimSpace(name) == "":
-		return fmt.Errorf("%s: is missing, expected a text of 1 to %d characters", field, maxName)
+		return fmt.Errorf("%s: is missing, expected 1 to %d characters of text", field, maxName)
 	case n > maxName:
 		return fmt.Errorf("%s: has %d characters, expected at most %d", field, n, maxName)
 	case !event.Printable(name):
