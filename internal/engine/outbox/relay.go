@@ -330,8 +330,8 @@ func (r *link) measure(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// round deletes confirmed rows and reads the next ones, in successive round trips,
-// until there is nothing to do.
+// round deletes confirmed rows and reads the next ones, both in one round trip,
+// until nothing is left to do.
 func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
 		r.returnSuspended()
