@@ -1,4 +1,4 @@
-# The commands of a developer. `make` lists them.
+# Commands for developers. `make` lists them.
 SHELL := bash
 .DEFAULT_GOAL := help
 
@@ -90,7 +90,7 @@ fuzz: ## Fuzz each decoder for FUZZTIME
 soak: build ## Kill the service repeatedly while 10,000 orders arrive twice, on Kafka and RabbitMQ
 	@scripts/soak.sh kafka && scripts/soak.sh rabbitmq
 
-# bin/bench is a module of its own, so that the product does not carry it.
+# cmd/bench is a separate module, so that the product does not depend on it.
 .PHONY: bin/bench
 bin/bench:
 	@scripts/services.sh up bench $(ALL)

@@ -3,6 +3,6 @@
 // Postgres alone to Postgres exactly once in effect, in order per key, and
 // publishes what follows.
 //
-// The assembly is made at build time by google/wire: wire.go says what it
-// consists of, wire_gen.go is what `make generate` makes of it.
+// google/wire assembles it at build time: wire.go lists the providers, and `make
+// generate` writes wire_gen.go.
 package millrace

@@ -29,8 +29,8 @@ import (
 	"github.com/millracehq/millrace/internal/telemetry"
 )
 
-// New assembles a service. Nothing connects before its Run. The function that
-// it returns releases what the service holds, after Run has returned.
+// New assembles a service. Nothing connects before its Run. Call the returned
+// function after Run to release the service's resources.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
 		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Failed", "Fulfilment",

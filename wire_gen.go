@@ -32,8 +32,8 @@ import (
 
 // Injectors from wire.go:
 
-// New assembles a service. Nothing connects before its Run. The function that
-// it returns releases what the service holds, after Run has returned.
+// New assembles a service. Nothing connects before its Run. Call the returned
+// function after Run to release the service's resources.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	postgresConfig := cfg.Postgres
 	pool, cleanup, err := postgres.NewPool(postgresConfig)

@@ -8,7 +8,7 @@ root() { cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd; }
 
 have_docker() { command -v docker >/dev/null && timeout 5 docker info >/dev/null 2>&1; }
 
-# answers HOST PORT: does anything accept connections there?
+# answers HOST PORT: succeed if anything accepts connections there.
 answers() { timeout 2 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null; }
 
 # free_port: print a port that is free together with its successor, which the
@@ -23,7 +23,7 @@ free_port() {
   die "found no free port"
 }
 
-# running PIDFILE: is the process of this file alive?
+# running PIDFILE: succeed if the process of this file is alive.
 running() { [[ -s $1 ]] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
 # wait_until SECONDS LOG COMMAND...: poll, and show the log on a timeout.

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Shows that the engine needs nothing of the business: builds and tests it in a
-# copy of the repository without the shop and without what assembles it.
+# Shows that the engine does not depend on the shop: builds and tests it in a copy
+# of the repository without the shop and the packages that assemble the service.
 #   scripts/engine-alone.sh [FLAG OF go test]...
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"
 
-copy=.local/engine-alone # always the same, so that Go's cache knows it
+copy=.local/engine-alone # always the same, so that Go's cache applies
 rm -rf "$copy"
 mkdir -p "$copy"
 git ls-files -co --exclude-standard -- go.mod go.sum internal migrations scripts |

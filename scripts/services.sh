@@ -35,7 +35,7 @@ case $profile in
   *) die "unknown profile $profile" ;;
 esac
 
-# ours SERVICE PORT: does the server of this clone run on the port?
+# ours SERVICE PORT: succeed if the server of this clone runs on the port.
 ours() {
   running "$base/$1/$1.pid" || { have_docker && [[ -n $(docker ps -q -f "name=^millrace-$1-$2\$") ]]; }
 }
@@ -63,7 +63,7 @@ given() {
   hostport=${hostport#*://}
   hostport=${hostport%%[/,?]*}
   answers "${hostport%:*}" "${hostport##*:}" ||
-    die "nothing answers at $hostport, which $1 names: start that server, or unset $1"
+    die "nothing answers at $hostport ($1): start that server, or unset $1"
   echo "$address"
 }
 
@@ -84,8 +84,7 @@ start() {
   esac
 }
 
-# address SERVICE: print the address, of the server that the environment names or
-# of one that it starts.
+# address SERVICE: print the address of the server in the environment, or start one.
 address() {
   local variable=${1}_var
   variable=${!variable-}

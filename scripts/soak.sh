@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Shows that nothing is lost or applied twice: a producer that does not know
-# Millrace sends 10,000 orders, each twice and without headers, while the service
-# is killed with SIGKILL five times.
+# Shows that nothing is lost or applied twice: an independent producer sends
+# 10,000 orders, each twice and without headers, while the service is killed with
+# SIGKILL five times.
 #   scripts/soak.sh kafka|rabbitmq [ORDERS] [KILLS]
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -26,7 +26,7 @@ trap cleanup EXIT
 
 port=$(free_port) http=$(free_port)
 
-# Start from nothing, so that only this run is counted.
+# Start empty, so that only this run is counted.
 scripts/$broker.sh kill "$dir/$broker" "$port" 2>/dev/null || true
 rm -rf "${dir:?}/$broker"
 scripts/$broker.sh start "$dir/$broker" "$port"
@@ -88,8 +88,8 @@ say "waiting until all orders are finished"
 idle() { [[ $(finished) -eq $orders && $(ask 'SELECT count(*) FROM outbox') -eq 0 ]]; }
 wait_until 300 "$dir/$broker.service.log" idle || true
 
-# Duplicates may still be in transit: drain, and start once more to check that they
-# change nothing.
+# Duplicates may still be in transit: drain, then restart to check that they change
+# nothing.
 kill -INT "$service"
 wait "$service" || die "the service did not drain"
 start

@@ -73,7 +73,7 @@ func (l *lab) newAged(ctx context.Context) (*site, error) {
 		return nil, err
 	}
 
-	s.pool.Close() // a template must have no connections
+	s.pool.Close() // a template must not have open connections
 
 	return s, nil
 }

@@ -78,7 +78,7 @@ func child(encoded string) error {
 	return service.Run(ctx, ready)
 }
 
-// naive is the same domain as most services implement it with Watermill: one
+// naive is the same domain implemented as most services use Watermill: one
 // transaction for each message, and the handler publishes after the commit. A crash
 // in between loses the message, and only the state of the order reveals a
 // redelivery.

@@ -46,7 +46,7 @@ type scenario struct {
 	run  func(ctx context.Context, warmup bool) (figures, error)
 }
 
-// lab has the servers and creates a clean site for each run.
+// lab knows the servers and creates a clean site for each run.
 type lab struct {
 	settings
 
@@ -299,7 +299,7 @@ func newOrder(i, skus int, id string) fulfilment.OrderCreated {
 	}}
 }
 
-// source publishes orders as another system would.
+// source publishes orders like another system.
 type source struct {
 	site *site
 	conn *broker.Conn

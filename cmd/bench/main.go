@@ -48,7 +48,7 @@ func main() {
 	flag.IntVar(&s.inboxRows, "inbox-rows", 10_000_000, "old inbox rows of an aged database")
 	flag.StringVar(&s.suite, "suite", "pipeline", "pipeline, aged or audit")
 	flag.StringVar(&s.only, "only", "", "only scenarios whose name contains this, separated by commas")
-	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "where to write the result as JSON")
+	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "file to write the result to, as JSON")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

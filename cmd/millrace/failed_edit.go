@@ -26,8 +26,8 @@ func newFailedEdit(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "edit ID", Short: "Edit the payload of a stopped message in $VISUAL or $EDITOR",
 		Long: `Edit the payload of a stopped message in $VISUAL or $EDITOR. The edit is stored if
-the consumer accepts it; otherwise the command names the wrong field and lets you
-edit again. The original stays as it arrived; requeue sends the edited payload.`,
+the consumer accepts it; otherwise the command reports the invalid field and lets
+you edit again. The original payload is kept; requeue uses the edited one.`,
 		Example: `  millrace failed edit 17 --why "the shop sent 0"
   millrace failed edit 17 --file order.json`,
 	}, func(c *call) error {

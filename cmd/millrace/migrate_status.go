@@ -8,6 +8,6 @@ import (
 
 func newMigrateStatus(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
-		Use: "status", Short: "List all migrations", Example: "  millrace migrate status",
+		Use: "status", Short: "List migrations and when they were applied", Example: "  millrace migrate status",
 	}, func(c *call) ([]postgres.Migration, error) { return postgres.Migrations(c.ctx, c.Pool) }, writeMigrations)
 }

@@ -13,7 +13,7 @@ func newProjectionsRebuild(opts *options) *cobra.Command {
 		Use: "rebuild NAME", Short: "Rebuild the tables of a projection while the service runs",
 		Long: `Rebuild the tables of a projection from all events. The old tables stay in use and
 up to date until the new ones replace them, all at once. You can stop the command
-at any time; until the replacement nothing changes.`,
+at any time; nothing changes until the replacement.`,
 		Example: "  millrace projections rebuild users",
 	}, func(c *call) error {
 		name, started := c.args[0], time.Now()

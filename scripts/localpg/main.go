@@ -23,7 +23,7 @@ func main() {
 func run(args []string) error {
 	flags := flag.NewFlagSet("localpg start|stop", flag.ExitOnError)
 	dir := flags.String("dir", ".local/postgres", "directory of the server")
-	fast := flags.Bool("fast", false, "do not wait for the disk, for tests")
+	fast := flags.Bool("fast", false, "do not sync to disk, for tests")
 	stamps := flags.Bool("commit-timestamps", false, "record the time of each commit, to measure latency")
 	connections := flags.Int("max-connections", 300, "maximum number of connections")
 
