@@ -444,7 +444,7 @@ func (s *site) start(ctx context.Context, role string) (*process, error) {
 	return &process{cmd: cmd, out: out}, nil
 }
 
-// freeAddress returns an address on loopback that nobody listens on.
+// freeAddress returns an unused address on loopback.
 func freeAddress() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

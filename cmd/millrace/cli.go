@@ -63,9 +63,9 @@ func (o *options) load() (config.Config, error) {
 	return cfg, nil
 }
 
-// beside returns the configuration of a command that may run next to a running
+// clientConfig returns the configuration of a command that may run next to a running
 // service: few connections, and the Postgres of `millrace dev` by default.
-func (o *options) beside() (config.Config, error) {
+func (o *options) clientConfig() (config.Config, error) {
 	cfg, err := o.load()
 	if err == nil && cfg.Postgres.URL == "" {
 		server, err := localpg.Find(devDir)
@@ -123,7 +123,7 @@ func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...f
 // operation is command for a fn that needs a service.
 func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
 	return command(opts, cmd, func(c *call) (err error) {
-		if c.cfg, err = opts.beside(); err != nil {
+		if c.cfg, err = opts.clientConfig(); err != nil {
 			return err
 		}
 

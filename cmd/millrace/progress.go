@@ -12,8 +12,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// quietFor is the interval of progress lines if stderr is not a terminal.
-const quietFor = 5 * time.Second
+// progressInterval is the interval of progress lines if stderr is not a terminal.
+const progressInterval = 5 * time.Second
 
 // showProgress shows a progress bar on a terminal, and lines elsewhere.
 func showProgress(what string) (progress func(at, total int64), done func()) {
@@ -27,11 +27,11 @@ func showProgress(what string) (progress func(at, total int64), done func()) {
 		}, func() { _ = bar.Finish() }
 	}
 
-	next := time.Now().Add(quietFor)
+	next := time.Now().Add(progressInterval)
 
 	return func(at, total int64) {
 		if time.Now().After(next) {
-			next = time.Now().Add(quietFor)
+			next = time.Now().Add(progressInterval)
 
 			fmt.Fprintf(os.Stderr, "%s: %d of %d\n", what, at, total)
 		}

@@ -79,7 +79,7 @@ type (
 		// total.
 		Money *Money
 	}
-	// Complete says that the goods of a paid order are sold.
+	// Complete sells the goods of a paid order.
 	Complete struct{}
 	// Cancel cancels an order. Found is what the gateway knew of its charge.
 	Cancel struct {
@@ -89,7 +89,7 @@ type (
 	// Expire ends an order that was not paid in time. Found is what the gateway
 	// knew of its charge.
 	Expire struct{ Found payment.Outcome }
-	// Refunded says that a capture was refunded.
+	// Refunded reports that a capture was refunded.
 	Refunded struct {
 		TransactionID string
 		RefundID      string

@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/order"
 )
 
-// Config says how long an order waits for its payment.
+// Config sets how long an order waits for its payment.
 type Config struct {
 	// PaymentTimeout is how old an unpaid order may be before it expires. 0 lets
 	// orders wait indefinitely. Defaults to 15m.

@@ -135,7 +135,7 @@ func (p PaymentRequested) Validate() error {
 
 func (p PaymentRequested) currency() string { return cmp.Or(p.Currency, money.DefaultCurrency) }
 
-// OrderCompleted says that an order is paid and complete.
+// OrderCompleted reports that an order is paid and complete.
 type OrderCompleted struct {
 	OrderID string `json:"order_id"`
 }
@@ -149,7 +149,7 @@ func (p OrderCompleted) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderCompleted) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// OrderRejected says that an order ended without a sale.
+// OrderRejected reports that an order ended without a sale.
 type OrderRejected struct {
 	OrderID string `json:"order_id"`
 	// Reason is the order's final status.
@@ -197,7 +197,7 @@ func (p CancelRequested) Validate() error {
 	return err
 }
 
-// CancelRefused says that an order could not be cancelled.
+// CancelRefused reports that an order could not be cancelled.
 type CancelRefused struct {
 	OrderID string `json:"order_id"`
 	// Reason is the order's final status.
@@ -213,7 +213,7 @@ func (p CancelRefused) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p CancelRefused) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// OrderCancelled says that an order was cancelled.
+// OrderCancelled reports that an order was cancelled.
 type OrderCancelled struct {
 	OrderID string `json:"order_id"`
 	Reason  string `json:"reason,omitempty"`
@@ -228,7 +228,7 @@ func (p OrderCancelled) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p OrderCancelled) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// ExpiryDue says that the time to pay for an order is over; see Sweeper.
+// ExpiryDue reports that the time to pay for an order is over; see Sweeper.
 type ExpiryDue struct {
 	OrderID string `json:"order_id"`
 
@@ -245,7 +245,7 @@ func (p ExpiryDue) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p ExpiryDue) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// OrderExpired says that an order ended because it was not paid in time.
+// OrderExpired reports that an order ended because it was not paid in time.
 type OrderExpired struct {
 	OrderID string `json:"order_id"`
 }
@@ -281,7 +281,7 @@ func (p RefundRequested) Validate() error {
 		check.That(p.TransactionID != "", "transaction_id: is missing, expected the id of a capture"))
 }
 
-// PaymentRefunded says that a capture was refunded.
+// PaymentRefunded reports that a capture was refunded.
 type PaymentRefunded struct {
 	OrderID       string        `json:"order_id"`
 	TransactionID string        `json:"transaction_id"`

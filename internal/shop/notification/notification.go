@@ -166,9 +166,9 @@ func (s *Service) Needs(e event.Event[Requested]) string {
 }
 
 // Send sends one notification and returns the answer of the mail server or the
-// webhook's receiver. A failure that may pass is an event.LaterError,
-// a final refusal is a rejection with the provider's words, and an unavailable
-// mail server is an event.UnavailableError.
+// webhook's receiver. A temporary failure is an event.LaterError, a final refusal
+// is a rejection with the provider's reason, and an unavailable mail server is an
+// event.UnavailableError.
 func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
 	user, content := slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content)
 

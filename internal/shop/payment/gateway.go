@@ -61,8 +61,8 @@ func (r Refund) IdempotencyKey() string {
 //
 // After an error the outcome is unknown, and the same request may be repeated.
 // A final refusal is a Declined outcome of a charge, and a RefusedError of
-// everything else. event.Later says when to repeat a request; event.Unavailable
-// says that the provider cannot be reached or that the outcome is unknown.
+// everything else. event.Later sets when to repeat a request; event.Unavailable
+// means that the provider cannot be reached or that the outcome is unknown.
 type Gateway interface {
 	Charge(ctx context.Context, charge Charge) (Outcome, error)
 	// Find returns the outcome of a charge that may have been requested, or the

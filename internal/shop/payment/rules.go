@@ -25,7 +25,7 @@ const (
 
 var actions = []Action{actionCapture, actionDecline, actionTimeout, actionError, actionChargeThenTimeout, actionChargeThenError, actionRefundThenTimeout}
 
-// Rule says how the simulated gateway answers requests about some orders.
+// Rule defines how the simulated gateway answers requests about some orders.
 type Rule struct {
 	// Order is an order id, or an id prefix followed by *.
 	Order string `koanf:"order"`

@@ -68,9 +68,9 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 }
 
 // record enters a request into the ledger and returns the outcome of the charge
-// and the number of requests for it. The first unanswered requests charge
-// nothing. The statement commits on its own, so the record stays even if the
-// caller fails.
+// and the number of requests for it. A number of first requests, given by
+// unanswered, charges nothing. The statement commits on its own, so the record
+// stays even if the caller fails.
 func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int) (outcome Outcome, requests int, err error) {
 	var sameAmount bool
 
