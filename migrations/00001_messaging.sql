@@ -1,7 +1,7 @@
 -- +goose Up
 
--- The inbox: which messages have been applied. A row is written in the
--- transaction that applies the message, so it exists exactly when the effects do.
+-- The inbox records which messages have been applied. A row is written in the
+-- transaction that applies the message, so it exists exactly if the effects do.
 CREATE TABLE inbox (
     consumer       text        NOT NULL,
     message_id     uuid        NOT NULL,
@@ -14,15 +14,15 @@ CREATE TABLE inbox (
 ) PARTITION BY RANGE (day);
 
 COMMENT ON TABLE inbox IS 'Applied messages: one row per (consumer, message).';
-COMMENT ON COLUMN inbox.day IS 'Day inside a UUIDv7 message_id, 1970-01-01 for other ids. It depends on the id alone, so that a redelivery after midnight finds the same partition.';
-COMMENT ON COLUMN inbox.fingerprint IS 'First 8 bytes of the SHA-256 of the payload: distinguishes a redelivery from another message with the same id.';
-COMMENT ON COLUMN inbox.correlation_id IS 'The message that began the conversation; NULL when it is this one.';
+COMMENT ON COLUMN inbox.day IS 'Day in a UUIDv7 message_id, 1970-01-01 for other ids. It depends only on the id, so that a redelivery after midnight finds the same partition.';
+COMMENT ON COLUMN inbox.fingerprint IS 'First 8 bytes of the SHA-256 of the payload: distinguishes a redelivery from a different message with the same id.';
+COMMENT ON COLUMN inbox.correlation_id IS 'The message that started the conversation; NULL if it is this one.';
 
 CREATE TABLE inbox_default PARTITION OF inbox DEFAULT
     WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 250000);
-COMMENT ON TABLE inbox_default IS 'Rows whose day has no partition of its own: ids of other producers, and UUIDv7 ids with a distant time.';
+COMMENT ON TABLE inbox_default IS 'Rows whose day has no partition: ids of other producers, and UUIDv7 ids with a distant time.';
 
--- The outbox: messages to be published. A row is deleted when the broker has
+-- The outbox holds messages to be published. A row is deleted once the broker has
 -- confirmed the message.
 CREATE TABLE outbox (
     seq            bigint      GENERATED ALWAYS AS IDENTITY,
@@ -52,16 +52,16 @@ CREATE TABLE outbox (
 COMMENT ON TABLE outbox IS 'Messages to be published, in order per key. Also the schedule: rows with available_at wait until then.';
 COMMENT ON COLUMN outbox.seq IS 'Order of publication within a key. Assigned after the row lock of the aggregate is taken, so it follows the order of commits per key.';
 COMMENT ON COLUMN outbox.shard IS 'Hash of the key modulo 64. The relay that holds the advisory lock of a shard publishes its rows.';
-COMMENT ON COLUMN outbox.headers IS 'Additional headers to send; a value that is not text is stored as {"base64": "..."}.';
-COMMENT ON COLUMN outbox.available_at IS 'When the message becomes due; NULL once it is.';
+COMMENT ON COLUMN outbox.headers IS 'Additional headers to send; non-text values are stored as {"base64": "..."}.';
+COMMENT ON COLUMN outbox.available_at IS 'When the message becomes due; NULL once it is due.';
 COMMENT ON COLUMN outbox.traceparent IS 'W3C trace context of the span that caused the message.';
 
--- Each row is in exactly one of the two indexes: the queue or the schedule.
+-- Each row is in exactly one of these two indexes: the queue or the schedule.
 CREATE UNIQUE INDEX outbox_ready ON outbox (seq) WHERE available_at IS NULL;
 CREATE INDEX outbox_scheduled ON outbox (available_at) WHERE available_at IS NOT NULL;
 
--- Messages of topics that nobody consumes here, after their publication: no inbox
--- has them, and a conversation would end without them.
+-- Published messages of topics that are not consumed here. No inbox has them, so
+-- without this table conversations would omit them.
 CREATE TABLE published_messages (
     day            date        NOT NULL DEFAULT (now() AT TIME ZONE 'UTC')::date,
     topic          text        NOT NULL,
@@ -71,12 +71,12 @@ CREATE TABLE published_messages (
     published_at   timestamptz NOT NULL DEFAULT now()
 ) PARTITION BY RANGE (day);
 
-COMMENT ON TABLE published_messages IS 'Published messages of topics that nobody consumes here, for conversations; kept as long as the inbox.';
+COMMENT ON TABLE published_messages IS 'Published messages of topics that are not consumed here, for conversations. Kept as long as the inbox.';
 CREATE TABLE published_messages_default PARTITION OF published_messages DEFAULT;
 
--- Keys that wait: a message failed, and later messages of its key are blocked
--- by it. The row is the lock of the key: adding a message takes it FOR KEY SHARE
--- (the foreign key does), freeing the key takes it FOR UPDATE.
+-- Waiting keys: a message failed, and later messages of its key are blocked by it.
+-- The row is the lock of the key: adding a message locks it FOR KEY SHARE (through
+-- the foreign key), freeing the key locks it FOR UPDATE.
 CREATE TABLE failed_keys (
     consumer text        NOT NULL,
     key      text        NOT NULL,
@@ -84,8 +84,8 @@ CREATE TABLE failed_keys (
     CONSTRAINT failed_keys_pkey PRIMARY KEY (consumer, key)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-COMMENT ON TABLE failed_keys IS 'Keys of a consumer whose first waiting message is tried again at due_at.';
-COMMENT ON COLUMN failed_keys.due_at IS 'Also a lease: a process that tries the message first moves it ahead.';
+COMMENT ON TABLE failed_keys IS 'Keys of a consumer whose first waiting message is retried at due_at.';
+COMMENT ON COLUMN failed_keys.due_at IS 'Also a lease: a process advances it before it tries the message.';
 CREATE INDEX failed_keys_due ON failed_keys (consumer, due_at);
 
 -- Messages that did not go through.
@@ -128,33 +128,33 @@ CREATE TABLE failed_messages (
     CONSTRAINT failed_messages_counts CHECK (attempts >= 0 AND deliveries >= 0 AND revision > 0)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
-COMMENT ON TABLE failed_messages IS 'Messages that did not go through. waiting: the first of its key has a next attempt due, the others are blocked by it. stopped: an operator decides. resolved: was stopped, then applied after a requeue or discarded. A message that is applied and was never stopped is deleted.';
+COMMENT ON TABLE failed_messages IS 'Messages that did not go through. waiting: the first of its key has a next attempt due, the others are blocked by it. stopped: needs an operator. resolved: was stopped, then applied after a requeue or discarded. An applied message that was never stopped is deleted.';
 COMMENT ON COLUMN failed_messages.id IS 'Order of arrival: the lowest waiting id of a key is tried, the others wait.';
-COMMENT ON COLUMN failed_messages.key IS 'The key of the payload, or of the broker if the payload has none that can be read.';
+COMMENT ON COLUMN failed_messages.key IS 'The key of the payload, or the broker''s key if the payload has no readable key.';
 COMMENT ON COLUMN failed_messages.waiting_key IS 'The key in failed_keys while the message waits: key, unless an edit changed it or it is too long for an index.';
-COMMENT ON COLUMN failed_messages.applied_as IS 'The id under which the message is applied, if its own id was applied with another body.';
+COMMENT ON COLUMN failed_messages.applied_as IS 'The id under which the message is applied, if another payload was applied under its own id.';
 COMMENT ON COLUMN failed_messages.origin IS 'Where the message was read, for example kafka:orders.created/3@42.';
-COMMENT ON COLUMN failed_messages.headers IS 'Headers as received; a value that is not text is stored as {"base64": "..."}.';
-COMMENT ON COLUMN failed_messages.edited IS 'The payload after an operator edited it; the original stays.';
-COMMENT ON COLUMN failed_messages.revision IS 'Grows with every change of the row and so detects concurrent changes.';
-COMMENT ON COLUMN failed_messages.reason IS 'Why it failed, as a class; empty for a message that is only blocked.';
-COMMENT ON COLUMN failed_messages.cause IS 'The first line of the error with its values removed.';
+COMMENT ON COLUMN failed_messages.headers IS 'Headers as received; non-text values are stored as {"base64": "..."}.';
+COMMENT ON COLUMN failed_messages.edited IS 'The payload after an operator''s edit; the original is kept.';
+COMMENT ON COLUMN failed_messages.revision IS 'Increases with each change of the row, to detect concurrent changes.';
+COMMENT ON COLUMN failed_messages.reason IS 'The class of the failure; empty for a message that is only blocked.';
+COMMENT ON COLUMN failed_messages.cause IS 'The first line of the error without its variable values.';
 COMMENT ON COLUMN failed_messages.group_id IS 'Digest of consumer, reason and cause: equal for messages that failed for the same cause.';
-COMMENT ON COLUMN failed_messages.attempts IS 'How often the message failed in all, across requeues.';
+COMMENT ON COLUMN failed_messages.attempts IS 'How often the message failed in total, across requeues.';
 COMMENT ON COLUMN failed_messages.deliveries IS 'How often the message was stopped. A redelivery counts here instead of adding a row.';
-COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NULL while the message has not been tried: it is blocked, or was requeued.';
-COMMENT ON COLUMN failed_messages.first_release IS 'Version of the program in which the message failed first.';
-COMMENT ON COLUMN failed_messages.last_release IS 'Version of the program in which the message failed last.';
+COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NULL if the message has not been tried since it was blocked or requeued.';
+COMMENT ON COLUMN failed_messages.first_release IS 'Program version of the first failure.';
+COMMENT ON COLUMN failed_messages.last_release IS 'Program version of the last failure.';
 
--- Its condition is not the state: freeing a key asks, because of the foreign key,
--- for rows of a consumer and a key whatever their state, and would read all
--- messages of the consumer without this index.
+-- The condition does not use the state: when a key is freed, the foreign key looks up
+-- rows by consumer and key in any state, and without this index it would read all
+-- messages of the consumer.
 CREATE INDEX failed_messages_waiting ON failed_messages (consumer, waiting_key, id) WHERE waiting_key IS NOT NULL;
 CREATE INDEX failed_messages_open ON failed_messages (id) WHERE state = 'stopped';
 CREATE INDEX failed_messages_group ON failed_messages (group_id, id);
 CREATE INDEX failed_messages_resolved_at ON failed_messages (resolved_at) WHERE resolved_at IS NOT NULL;
 CREATE INDEX failed_messages_applied_as ON failed_messages (applied_as) WHERE applied_as IS NOT NULL;
--- A digest, because a key may be longer than an index entry, and a message that
+-- A digest, because a key may exceed the size of an index entry, and a message that
 -- cannot be stored cannot be acknowledged.
 CREATE INDEX failed_messages_open_key ON failed_messages (hashtextextended(key, 0), id) WHERE state = 'stopped';
 
@@ -166,9 +166,9 @@ CREATE TABLE paused_consumers (
     CONSTRAINT paused_consumers_pkey PRIMARY KEY (consumer)
 );
 
-COMMENT ON TABLE paused_consumers IS 'Consumers that an operator paused, on all replicas.';
+COMMENT ON TABLE paused_consumers IS 'Consumers paused by an operator, on all replicas.';
 
--- Every action of an operator, written in the transaction that performs it.
+-- All operator actions. Each is written in the transaction that performs it.
 CREATE TABLE operator_actions (
     id         bigint      GENERATED ALWAYS AS IDENTITY,
     action     text        NOT NULL,
@@ -186,10 +186,10 @@ CREATE TABLE operator_actions (
     CONSTRAINT operator_actions_discarded_why CHECK (action <> 'discarded' OR why <> '')
 );
 
-COMMENT ON TABLE operator_actions IS 'What operators did, when and why. reopened is the service''s own: a requeued message failed again.';
-COMMENT ON COLUMN operator_actions.subject IS 'What was changed: a consumer, a consumer and a key, an invariant and an id, a user.';
-COMMENT ON COLUMN operator_actions.entry_id IS 'The failed message that was changed. There is no foreign key: a message that is applied is deleted, and its history stays.';
-COMMENT ON COLUMN operator_actions.detail IS 'More about the change, such as the values before and after a repair.';
+COMMENT ON TABLE operator_actions IS 'What operators did, when and why. Only the service records reopened: a requeued message failed again.';
+COMMENT ON COLUMN operator_actions.subject IS 'The target: a consumer, a consumer and key, an invariant and id, or a user.';
+COMMENT ON COLUMN operator_actions.entry_id IS 'The failed message that was changed. There is no foreign key, because the history outlives the message.';
+COMMENT ON COLUMN operator_actions.detail IS 'Extra information, such as the values before and after a repair.';
 COMMENT ON COLUMN operator_actions.payload IS 'The payload after an edit.';
 COMMENT ON COLUMN operator_actions.message_id IS 'The id under which a message was requeued.';
 CREATE INDEX operator_actions_of_entry ON operator_actions (entry_id, id) WHERE entry_id IS NOT NULL;

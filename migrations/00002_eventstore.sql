@@ -1,6 +1,6 @@
 -- +goose Up
 
--- The event store: what happened to an aggregate, in order.
+-- The event store: the history of each aggregate, in order.
 CREATE TABLE events (
     stream      text        NOT NULL,
     version     integer     NOT NULL,
@@ -14,17 +14,17 @@ CREATE TABLE events (
     CONSTRAINT events_version_positive CHECK (version > 0),
     CONSTRAINT events_schema_positive CHECK (schema > 0)
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
--- A table that only grows is vacuumed after a fixed number of inserts, not a
--- share of its size: otherwise vacuums become ever rarer and longer, and the
--- audit cannot rely on the visibility map.
+-- Vacuum this append-only table after a fixed number of inserts instead of a share of
+-- its size: otherwise vacuums become ever rarer and longer, and the audit cannot rely
+-- on the visibility map.
 
 COMMENT ON TABLE events IS 'Streams of events. Versions of a stream are 1..n without gaps.';
 COMMENT ON COLUMN events.position IS 'Order of all events. Assigned before commit, so a reader that follows it must wait for older transactions.';
 COMMENT ON COLUMN events.message_id IS 'The message whose handling recorded the event.';
-COMMENT ON COLUMN events.schema IS 'Version of the shape of data: older ones are upcast when they are read.';
+COMMENT ON COLUMN events.schema IS 'Schema version of data. Older versions are upcast when read.';
 
--- A btree, not BRIN: readers ask for short ranges of the newest positions,
--- which BRIN has not summarized yet.
+-- A btree, not BRIN: readers query short ranges of the newest positions, which BRIN
+-- has not summarized yet.
 CREATE UNIQUE INDEX events_position ON events (position);
 
 CREATE TABLE snapshots (
@@ -37,9 +37,9 @@ CREATE TABLE snapshots (
     CONSTRAINT snapshots_version_positive CHECK (version > 0)
 );
 
-COMMENT ON TABLE snapshots IS 'The fold of a stream up to a version, so that long streams need not be read from the beginning. It can be deleted at any time.';
+COMMENT ON TABLE snapshots IS 'The state of a stream at a version, so that long streams need not be read from the start. Can be deleted at any time.';
 
--- One row a projection, updated several times a second.
+-- One row per projection, updated several times a second.
 CREATE TABLE projections (
     name       text        NOT NULL,
     position   bigint      NOT NULL DEFAULT 0,
@@ -49,7 +49,7 @@ CREATE TABLE projections (
     CONSTRAINT projections_position_not_negative CHECK (position >= 0)
 ) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 
-COMMENT ON TABLE projections IS 'How far each projection has followed the events. The row lock lets one replica at a time advance it.';
+COMMENT ON TABLE projections IS 'The position of each projection. The row lock lets one replica at a time advance it.';
 
 -- +goose Down
 DROP TABLE projections;

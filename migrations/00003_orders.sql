@@ -16,15 +16,15 @@ CREATE TABLE orders (
     CONSTRAINT orders_currency_code CHECK (currency ~ '^[A-Z]{3}$'),
     CONSTRAINT orders_lines_present CHECK (jsonb_typeof(lines) = 'array' AND jsonb_array_length(lines) > 0)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02);
--- It is analyzed as often as other tables: without statistics, plans for many
+-- Analyze this table as often as other tables: without statistics, plans for many
 -- keys read the whole table.
 
-COMMENT ON TABLE orders IS 'The state of each order: the fold of its stream order-<id>.';
+COMMENT ON TABLE orders IS 'The state of each order, derived from its stream order-<id>.';
 COMMENT ON COLUMN orders.version IS 'Version of the last event in the stream.';
-COMMENT ON COLUMN orders.lines IS 'What was ordered: [{"product_id": ..., "quantity": ...}], one element a product.';
+COMMENT ON COLUMN orders.lines IS 'The ordered products: [{"product_id": ..., "quantity": ...}], one element per product.';
 
--- Finds orders that were not paid in time. created_at never changes, so updates
--- of an order stay within its page.
+-- Finds orders that were not paid in time. created_at never changes, so updates of an
+-- order stay on the same page.
 CREATE INDEX orders_created_at ON orders (created_at);
 
 CREATE TABLE expiry_cursor (
@@ -35,7 +35,7 @@ CREATE TABLE expiry_cursor (
     CONSTRAINT expiry_cursor_one_row CHECK (single)
 );
 
-COMMENT ON TABLE expiry_cursor IS 'How far the sweep has looked for orders that were not paid in time, by created_at and id. The row lock lets one replica at a time sweep.';
+COMMENT ON TABLE expiry_cursor IS 'How far the sweep for orders that were not paid in time has got, by created_at and id. The row lock lets one replica at a time sweep.';
 
 INSERT INTO expiry_cursor (at, order_id) VALUES (now(), '');
 

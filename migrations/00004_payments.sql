@@ -19,12 +19,12 @@ CREATE TABLE payments (
     CONSTRAINT payments_attempt_positive CHECK (attempt > 0)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
 
-COMMENT ON TABLE payments IS 'The outcome of charging an order, one row an order: a capture replaces a declined charge. A second capture of an order is only in its stream, with its refund.';
-COMMENT ON COLUMN payments.attempt IS 'Together with the order it makes the idempotency key of the charge.';
-COMMENT ON COLUMN payments.refund_id IS 'The gateway''s id of the refund. A refund is always of the whole amount.';
+COMMENT ON TABLE payments IS 'The outcome of charging an order, one row per order: a capture replaces a declined charge. A second capture of an order appears only in its stream, with its refund.';
+COMMENT ON COLUMN payments.attempt IS 'Forms the idempotency key of the charge together with the order.';
+COMMENT ON COLUMN payments.refund_id IS 'The gateway''s id of the refund. Refunds are always for the full amount.';
 
--- The simulated gateway's own record. It is written outside the transactions of
--- the service, as a provider's record is, and nothing refers to it.
+-- The simulated gateway's own record. Like a real provider's record, it is written
+-- outside the service's transactions, and nothing references it.
 CREATE TABLE gateway_ledger (
     idempotency_key text          NOT NULL,
     order_id        text          NOT NULL,
@@ -45,18 +45,17 @@ CREATE TABLE gateway_ledger (
     CONSTRAINT gateway_ledger_refunded_within CHECK (refunded BETWEEN 0 AND amount)
 );
 
-COMMENT ON TABLE gateway_ledger IS 'What the simulated payment gateway was asked to do, and what it did.';
+COMMENT ON TABLE gateway_ledger IS 'The requests to the simulated payment gateway and their results.';
 COMMENT ON COLUMN gateway_ledger.requests IS 'How often the charge was requested; it is captured once.';
-COMMENT ON COLUMN gateway_ledger.settled_at IS 'When it was captured or declined. NULL: requested, and nothing done.';
+COMMENT ON COLUMN gateway_ledger.settled_at IS 'When it was captured or declined; NULL if it was only requested.';
 
--- Not unique, and neither is stripe_intents_intent: of two concurrent requests
--- with the same key, one would fail on this index before ON CONFLICT sees the
--- other.
+-- Not unique, and neither is stripe_intents_intent: of two concurrent requests with
+-- the same key, one would fail on this index before ON CONFLICT sees the other.
 CREATE INDEX gateway_ledger_transaction ON gateway_ledger (transaction_id) WHERE transaction_id IS NOT NULL;
 CREATE INDEX gateway_ledger_captured ON gateway_ledger (settled_at, idempotency_key) WHERE transaction_id IS NOT NULL;
 CREATE INDEX gateway_ledger_order ON gateway_ledger (order_id);
 
--- Which PaymentIntent belongs to which charge: written before money can move.
+-- Maps PaymentIntents to charges; written before money can move.
 CREATE TABLE stripe_intents (
     idempotency_key text        NOT NULL,
     order_id        text        NOT NULL,
@@ -66,12 +65,12 @@ CREATE TABLE stripe_intents (
     CONSTRAINT stripe_intents_pkey PRIMARY KEY (idempotency_key)
 );
 
-COMMENT ON TABLE stripe_intents IS 'The only PaymentIntent of Stripe that may be confirmed for a charge. Stripe forgets idempotency keys after a day; this table does not.';
+COMMENT ON TABLE stripe_intents IS 'The only Stripe PaymentIntent that may be confirmed for a charge. Stripe forgets idempotency keys after a day; this table does not.';
 
 CREATE INDEX stripe_intents_intent ON stripe_intents (intent_id);
 CREATE INDEX stripe_intents_order ON stripe_intents (order_id);
 
--- Webhooks of providers, which send the same event more than once.
+-- Webhooks received from providers, which send the same event more than once.
 CREATE TABLE provider_events (
     provider    text        NOT NULL,
     event_id    text        NOT NULL,
@@ -79,7 +78,7 @@ CREATE TABLE provider_events (
     CONSTRAINT provider_events_pkey PRIMARY KEY (provider, event_id)
 );
 
-COMMENT ON TABLE provider_events IS 'Webhooks that became messages. Kept for 30 days, longer than any provider repeats one.';
+COMMENT ON TABLE provider_events IS 'Webhooks that became messages. Kept for 30 days, longer than any provider resends one.';
 
 CREATE INDEX provider_events_received_at ON provider_events (received_at);
 

@@ -1,7 +1,7 @@
 -- +goose Up
 
--- A data key per user. Destroying it makes the personal data in the user's
--- stream unreadable. Its row is also the lock of the aggregate.
+-- A data key per user. Destroying the key makes the personal data in the user's stream
+-- unreadable. The row is also the lock of the aggregate.
 CREATE TABLE user_keys (
     user_id   text        NOT NULL,
     key       bytea,
@@ -11,10 +11,10 @@ CREATE TABLE user_keys (
     CONSTRAINT user_keys_erased CHECK ((key IS NULL) = (erased_at IS NOT NULL))
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
-COMMENT ON TABLE user_keys IS 'AES-256 keys of the personal data in streams user-<id>; NULL once the user was erased.';
+COMMENT ON TABLE user_keys IS 'AES-256 keys of the personal data in streams user-<id>; NULL once the user is erased.';
 
--- The projection of the streams user-<id>. A rebuild creates it anew from its
--- definition here, so names of constraints and indexes are the default ones.
+-- The projection of the streams user-<id>. A rebuild recreates it from this
+-- definition, so constraints and indexes have their default names.
 CREATE TABLE users (
     id         text        NOT NULL PRIMARY KEY,
     version    integer     NOT NULL,
@@ -27,7 +27,7 @@ CREATE TABLE users (
     CONSTRAINT users_erased_is_empty CHECK (NOT erased OR (name IS NULL AND email IS NULL AND properties = '{}'))
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05);
 
-COMMENT ON TABLE users IS 'The users as the projection knows them: it follows the event store with a short delay.';
+COMMENT ON TABLE users IS 'The users, projected from the event store with a short delay.';
 
 CREATE TABLE user_misses (
     message_id uuid        NOT NULL,

@@ -12,7 +12,7 @@ CREATE TABLE notifications (
     CONSTRAINT notifications_status_known CHECK (status IN ('sent', 'skipped'))
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
 
-COMMENT ON TABLE notifications IS 'Notifications that were sent, with the answer of the provider. Their content is not stored.';
+COMMENT ON TABLE notifications IS 'Sent notifications, with the provider''s response. Their content is not stored.';
 CREATE INDEX notifications_user ON notifications (user_id, sent_at);
 CREATE INDEX notifications_sent_at ON notifications (sent_at);
 

@@ -9,11 +9,11 @@ CREATE TABLE analytics_events (
     properties  jsonb
 ) PARTITION BY RANGE (day);
 
-COMMENT ON TABLE analytics_events IS 'Tracked events as received. The inbox keeps each message from being stored twice.';
+COMMENT ON TABLE analytics_events IS 'Tracked events as received. The inbox prevents storing a message twice.';
 COMMENT ON COLUMN analytics_events.day IS 'UTC day of occurred_at.';
 
 CREATE TABLE analytics_events_default PARTITION OF analytics_events DEFAULT;
-COMMENT ON TABLE analytics_events_default IS 'Events of days that have no partition of their own: far in the past or the future.';
+COMMENT ON TABLE analytics_events_default IS 'Events of days without a partition: far in the past or future.';
 
 CREATE TABLE analytics_daily (
     day   date   NOT NULL,

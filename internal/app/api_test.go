@@ -15,11 +15,11 @@ import (
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
-// schemathesisTime bounds a run that takes 20 seconds, on a machine that does
-// much else.
+// schemathesisTime allows for a busy machine; a run normally takes 20 seconds.
 const schemathesisTime = 5 * time.Minute
 
-// Every answer of the API is one that its description has, whatever is asked.
+// TestSchemathesisFindsNothing checks that all responses of the API match its
+// description.
 func TestSchemathesisFindsNothing(t *testing.T) {
 	t.Parallel()
 
@@ -45,10 +45,11 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(strings.TrimSpace(string(python))), "schemathesis"), "run",
 		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
 		"--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure", "--workers", "2",
-		// A busy machine is no failure of the API; a panic is, and answers with 500.
+		// A slow response is not a failure of the API. A panic is; it responds with
+		// 500.
 		"--request-timeout", "60", "--request-retries", "2", "--suppress-health-check", "all",
 		"--report-dir", dir, "http://"+s.HTTPAddr()+"/api/v1/openapi.json")
-	cmd.Dir = dir // it leaves a database of examples
+	cmd.Dir = dir // schemathesis writes its example database here
 
 	var out bytes.Buffer
 
@@ -61,8 +62,8 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 
-	// What it discards and requeues is replaced, so that there is always some,
-	// and the entry of the examples is open again.
+	// Replace the messages that were discarded and requeued, and stop the example
+	// entry again.
 	more := time.NewTicker(50 * time.Millisecond)
 	defer more.Stop()
 
@@ -87,12 +88,12 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 
 	for _, action := range []string{"edited", "requeued", "discarded"} {
 		if n := apptest.Value[int](s, `SELECT count(*)::int FROM operator_actions WHERE action = $1`, action); n == 0 {
-			t.Errorf("nothing was %s: it did not get that far", action)
+			t.Errorf("nothing was %s: the run did not get that far", action)
 		}
 	}
 }
 
-// stopSome stops a message that can be requeued and one that cannot.
+// stopSome stops one message that can be requeued and one that cannot.
 func stopSome(t *testing.T, s *apptest.Service) {
 	t.Helper()
 

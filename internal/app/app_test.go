@@ -32,8 +32,8 @@ func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {
 	}
 }
 
-// foreignOrders drives the pipeline of a service on a real broker by a
-// producer that sends nothing but JSON, each message twice.
+// foreignOrders drives the pipeline of a service on a real broker with a producer
+// that sends plain JSON, each message twice.
 func foreignOrders(t *testing.T, kind string, produce func(topic string, payloads ...string), change func(*config.Config)) {
 	t.Helper()
 
@@ -72,7 +72,7 @@ func TestTheServiceOnKafka(t *testing.T) {
 	change := func(c *config.Config) {
 		c.Broker.Kind = broker.Kafka
 		c.Broker.Kafka.Brokers = strings.Split(address, ",")
-		c.Broker.Kafka.Group = brokertest.Topic() // a group of its own
+		c.Broker.Kafka.Group = brokertest.Topic() // a separate consumer group
 		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
 		c.Broker.Kafka.Partitions = 4
 		cfg = c.Broker
@@ -111,7 +111,7 @@ func TestTheServiceOnRabbitMQ(t *testing.T) {
 	}, change)
 }
 
-func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
+func TestTwoReplicasApplyEachOrderOnce(t *testing.T) {
 	t.Parallel()
 
 	const orders = 300
@@ -136,9 +136,9 @@ func TestTwoReplicasShareTheWorkOnceInEffect(t *testing.T) {
 
 		switch i {
 		case 100:
-			pgtest.KillBackends(t, one.Pool) // every connection is lost
+			pgtest.KillBackends(t, one.Pool) // lose all connections
 		case 200:
-			one.Stop() // and then a replica
+			one.Stop() // then lose a replica
 			one = two
 		}
 	}

@@ -39,7 +39,7 @@ func render(messages []*trace.Message, service *apptest.Service) string {
 	return "[" + strings.Join(parts, " ") + "]"
 }
 
-func TestAConversationShowsWhatNobodyConsumesHere(t *testing.T) {
+func TestAConversationIncludesUnconsumedMessages(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
@@ -95,7 +95,7 @@ func TestAConversationIsATree(t *testing.T) {
 		}
 	}
 
-	// The trace context goes through every hop.
+	// The trace context is propagated through each hop.
 	for _, topic := range []string{"payments.requested", "orders.completed"} {
 		if got := s.Messages(topic, 1)[0].Headers[event.HeaderTraceParent]; got != traceparent {
 			t.Errorf("%s has traceparent %q", topic, got)
@@ -103,7 +103,7 @@ func TestAConversationIsATree(t *testing.T) {
 	}
 
 	if _, err := trace.Find(t.Context(), s.Pool, event.NewID()); err == nil {
-		t.Error("a message that never was has a conversation")
+		t.Error("an unknown message has a conversation")
 	}
 }
 
@@ -118,7 +118,7 @@ func TestAParkedMessageIsInItsConversation(t *testing.T) {
 	})
 	s.ExpectFailures()
 	id := s.Publish("user.created", guide(t, "user.created"))
-	pgtest.Eventually(t, "the welcome is parked, and out of the outbox", func() bool {
+	pgtest.Eventually(t, "the welcome is parked and no longer in the outbox", func() bool {
 		return apptest.Value[bool](s, `SELECT (SELECT count(*) FROM failed_messages) = 1 AND (SELECT count(*) FROM outbox) = 0`)
 	})
 

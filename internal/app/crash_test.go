@@ -27,7 +27,7 @@ func program(t *testing.T, dir string) string {
 	return path
 }
 
-// serve starts the program on the database at url and waits until it is ready.
+// serve starts the program with the database at url and waits until it is ready.
 func serve(t *testing.T, path, url string, server *mailtest.Server) *exec.Cmd {
 	t.Helper()
 
@@ -65,7 +65,7 @@ func serve(t *testing.T, path, url string, server *mailtest.Server) *exec.Cmd {
 	return cmd
 }
 
-// kill ends a process as kill -9 does, and waits for its end.
+// kill terminates a process like kill -9 and waits for it to exit.
 func kill(cmd *exec.Cmd) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
@@ -77,18 +77,18 @@ func TestAKilledServiceLosesNoEmailAndSendsNoThird(t *testing.T) {
 	path := program(t, t.TempDir())
 
 	for name, c := range map[string]struct {
-		// crash waits for the moment and kills.
+		// crash waits for the right moment and kills the service.
 		crash func(t *testing.T, s *apptest.Service, server *mailtest.Server, start func() *exec.Cmd)
-		// atMost is how many copies may come in all.
+		// atMost is the maximum number of copies.
 		atMost int
 	}{
-		"before the mail server has it": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
+		"before the mail server has the e-mail": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
 			killAt(server, mailtest.Addressed, start)
 		}, 1},
-		"when the mail server has it, before its answer": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
+		"when the mail server has the e-mail, before its response": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
 			killAt(server, mailtest.Accepted, start)
 		}, 2},
-		"after the answer, before the commit": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
+		"after the response, before the commit": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
 			t.Helper()
 
 			tx, err := s.Pool.Begin(t.Context())
@@ -110,8 +110,8 @@ func TestAKilledServiceLosesNoEmailAndSendsNoThird(t *testing.T) {
 		"after the commit, before the acknowledgement": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
 			t.Helper()
 
-			// The relay cannot delete the message, which is how the embedded
-			// broker acknowledges.
+			// Block the relay's delete, which is the embedded broker's
+			// acknowledgement.
 			tx, err := s.Pool.Begin(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -131,7 +131,7 @@ func TestAKilledServiceLosesNoEmailAndSendsNoThird(t *testing.T) {
 			t.Parallel()
 
 			url := pgtest.URL(t)
-			s := apptest.New(t, url) // it does not run: it publishes and looks
+			s := apptest.New(t, url) // not running: only publishes and queries
 			server := mailtest.NewServer(t)
 			id := s.Publish("user.created", guide(t, "user.created"))
 
@@ -146,17 +146,17 @@ func TestAKilledServiceLosesNoEmailAndSendsNoThird(t *testing.T) {
 
 			received := server.Received()
 			if len(received) < 1 || len(received) > c.atMost {
-				t.Errorf("%d copies came, expected 1 to %d", len(received), c.atMost)
+				t.Errorf("%d copies arrived, expected 1 to %d", len(received), c.atMost)
 			}
 
 			for _, text := range received {
 				if messageID(text) != messageID(received[0]) {
-					t.Errorf("the copies have the ids %s and %s", messageID(text), messageID(received[0]))
+					t.Errorf("the copies have different ids: %s and %s", messageID(text), messageID(received[0]))
 				}
 			}
 
 			if n := apptest.Value[int](s, `SELECT count(*) FROM events`); n != 1 {
-				t.Errorf("%d events, expected the user's creation by %s alone", n, id)
+				t.Errorf("%d events, expected only the user's creation by %s", n, id)
 			}
 		})
 	}

@@ -18,14 +18,14 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// telling lists the tables that have a row in which something is readable.
-func telling(s *apptest.Service, pattern string) string {
+// matching lists the tables that contain a row matching pattern.
+func matching(s *apptest.Service, pattern string) string {
 	var names []string
 
 	for _, table := range apptest.Value[[]string](s, `
 		SELECT array_agg(c.relname::text ORDER BY c.relname) FROM pg_class c
 		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'`) {
-		// Bytes are looked at as the characters that they are.
+		// Bytes are matched as characters.
 		if apptest.Value[bool](s, `
 			SELECT EXISTS (SELECT FROM `+table+` AS x
 			WHERE x::text ~ $1 OR EXISTS (
@@ -45,7 +45,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 
 	operator := activity.Actor{Who: "op", Why: "a request"}
 
-	// The mail server is busy: what it is to send is parked.
+	// The mail server is busy, so its e-mails are parked.
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
@@ -62,18 +62,18 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
 	pgtest.Eventually(t, "the welcome is parked", parked(1))
 	s.Publish("notifications", `{"user_id":"u1","content":"Hello again, Alice","channel":"log"}`)
-	pgtest.Eventually(t, "what comes after it waits too", parked(2))
+	pgtest.Eventually(t, "the later notification is blocked", parked(2))
 	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
 	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
 
-	// Stopped: with its key, with another, in the old format, and one of another
-	// user that has nothing to do with it.
+	// Stopped messages: with the user's key, with another key, in the old format, and
+	// an unrelated one of another user.
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})
 	s.PublishMessage(event.Message{Topic: "user.events", Key: "y", Payload: []byte(`{"userId":"u\u0031","userName":"Alice","action":"rename"}`)})
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "z", Payload: []byte(`{"user":{"id":"u2","name":"u1"}}`)})
 
-	// One is still to be published.
+	// One message is scheduled for later.
 	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
 		later := event.Start(notification.Requested{UserID: "u1", Content: "Goodbye Alice"})
 		later.Delay = time.Hour
@@ -84,13 +84,13 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	pgtest.Eventually(t, "all has come to rest", func() bool {
+	pgtest.Eventually(t, "all messages have been processed", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 4 &&
 			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0 &&
 			apptest.Value[int](s, `SELECT count(*) FROM users`) == 2
 	})
 
-	// An operator has begun to edit one of them.
+	// An operator has edited one of them.
 	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
 	corrected := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 
@@ -98,8 +98,8 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if got := telling(s, pattern); got != "[failed_messages operator_actions outbox users]" {
-		t.Fatalf("before the erasure %s tell", got)
+	if got := matching(s, pattern); got != "[failed_messages operator_actions outbox users]" {
+		t.Fatalf("before the erasure: %s match", got)
 	}
 
 	done, err := s.Router.Erase(t.Context(), "u1", operator)
@@ -107,15 +107,15 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("got %+v, %v", done, err)
 	}
 
-	pgtest.Eventually(t, "the projection has seen the erasure", func() bool {
+	pgtest.Eventually(t, "the projection has applied the erasure", func() bool {
 		return apptest.Value[int](s, `SELECT version FROM users WHERE id = 'u1'`) == 2
 	})
 
-	if got := telling(s, pattern); got != "[]" {
-		t.Errorf("after the erasure %s tell", got)
+	if got := matching(s, pattern); got != "[]" {
+		t.Errorf("after the erasure: %s match", got)
 	}
 
-	// A late message is stopped for all to see; erasing again blanks it.
+	// A late message is stopped with its content; erasing again removes that.
 	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 	pgtest.Eventually(t, "the late message is stopped", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 5
@@ -125,12 +125,12 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("again: got %+v, %v", done, err)
 	}
 
-	if got := telling(s, pattern); got != "[]" {
-		t.Errorf("after the second erasure %s tell", got)
+	if got := matching(s, pattern); got != "[]" {
+		t.Errorf("after the second erasure: %s match", got)
 	}
 
 	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND payload <> ''`); n != 1 {
-		t.Errorf("%d entries have their content, expected that of the other user", n)
+		t.Errorf("%d entries have content, expected only the other user's", n)
 	}
 
 	if _, err := s.Router.Erase(t.Context(), "nobody", operator); event.KindOf(err) != event.NotFound {

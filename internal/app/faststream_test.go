@@ -21,7 +21,7 @@ import (
 func TestFastStreamExchangesMessagesOnKafka(t *testing.T) {
 	t.Parallel()
 
-	// A server of its own, as below.
+	// Use a separate server, as below.
 	address := "127.0.0.1:" + brokertest.NewServer(t, "kafka.sh").Port
 
 	exchange(t, "kafka", address, func(c *config.Config) {
@@ -34,8 +34,8 @@ func TestFastStreamExchangesMessagesOnKafka(t *testing.T) {
 func TestFastStreamExchangesMessagesOnRabbitMQ(t *testing.T) {
 	t.Parallel()
 
-	// A server of its own: on a shared one another test's service would take
-	// part of the messages.
+	// Use a separate server: on a shared one, another test's service would take some
+	// of the messages.
 	server := brokertest.NewServer(t, "rabbitmq.sh")
 	address := "amqp://guest:guest@127.0.0.1:" + server.Port + "/"
 
@@ -46,8 +46,8 @@ func TestFastStreamExchangesMessagesOnRabbitMQ(t *testing.T) {
 	})
 }
 
-// exchange runs a FastStream service beside Millrace. Neither knows anything
-// of the other but topics and JSON.
+// exchange runs a FastStream service alongside Millrace. They share only topics and
+// JSON.
 func exchange(t *testing.T, kind, address string, change func(*config.Config)) {
 	t.Helper()
 
@@ -83,7 +83,7 @@ func exchange(t *testing.T, kind, address string, change func(*config.Config)) {
 			t.Fatalf("%s: %v", lines.Text(), err)
 		}
 
-		if got[line.Topic] == nil { // the first of each
+		if got[line.Topic] == nil { // the first per topic
 			got[line.Topic] = line.Body
 		}
 	}

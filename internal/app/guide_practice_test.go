@@ -22,13 +22,13 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// The rows of the table "What the guide shows" on how the guide's service is
-// put together, tested and operated.
+// These tests are rows of the table "What the guide shows" about how the guide's
+// service is assembled, tested and operated.
 
 func TestGuideConfig(t *testing.T) {
 	t.Parallel()
 
-	// What the guide's ConfigService has in a dictionary.
+	// The settings that the guide's ConfigService keeps in a dictionary.
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	text := "postgres: {url: 'postgresql://localhost/myapp'}\nbroker: {kind: kafka, kafka: {brokers: ['localhost:9092']}}\nlog: {level: debug}\n"
 
@@ -45,7 +45,7 @@ func TestGuideConfig(t *testing.T) {
 		t.Errorf("got %+v, %v", cfg, err)
 	}
 
-	// Its get answers None for a key that nobody set; here it is a mistake.
+	// The guide's get returns None for an unknown key; here it is an error.
 	if err := os.WriteFile(file, []byte("broker: {kafka_url: 'localhost:9092'}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -58,19 +58,19 @@ func TestGuideConfig(t *testing.T) {
 func TestGuideModules(t *testing.T) {
 	t.Parallel()
 
-	s := apptest.New(t, pgtest.URL(t)) // put together, and nothing runs
+	s := apptest.New(t, pgtest.URL(t)) // assembled but not running
 
 	var consumed []string
 	for _, route := range s.Router.Routes() {
 		consumed = append(consumed, route.Topic)
 	}
 
-	// Whatever the guide subscribes to.
+	// The topics that the guide subscribes to.
 	for _, topic := range []string{
 		"user.created", "user.updated", "analytics.track", "user.events", "notifications", "orders.created", "payments.requested", "orders.completed",
 	} {
 		if !slices.Contains(consumed, topic) {
-			t.Errorf("nobody consumes %s", topic)
+			t.Errorf("%s is not consumed", topic)
 		}
 	}
 
@@ -139,7 +139,7 @@ func TestGuideOrderPaymentFails(t *testing.T) {
 
 	s.WaitForOrder("order_125", "payment_failed")
 
-	// The guide never releases what it reserved.
+	// The guide never releases its reservation.
 	if n := apptest.Value[int](s, `SELECT available::int FROM stock WHERE product_id = 'product_3'`); n != 25 {
 		t.Errorf("%d are available, expected 25", n)
 	}
@@ -188,7 +188,7 @@ func TestGuideDeadLetters(t *testing.T) {
 
 	s := apptest.Start(t)
 	s.PublishMessage(event.Message{Topic: "user.created", Payload: []byte(`{"user": `), Headers: event.Headers{"from": "somewhere"}})
-	pgtest.Eventually(t, "the message is kept as it came, with the reason", func() bool {
+	pgtest.Eventually(t, "the message is stored unchanged, with the reason", func() bool {
 		return apptest.Value[int](s, `
 			SELECT count(*) FROM failed_messages
 			WHERE payload = '{"user": ' AND headers ->> 'from' = 'somewhere' AND error LIKE 'user: not valid JSON at byte 9%'`) == 1

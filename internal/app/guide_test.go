@@ -15,8 +15,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Each test here is a row of the table in docs/guide.md.
-// The messages are those of the guide, as its Python code sends them.
+// Each test here is a row of the table in docs/guide.md. The messages are the
+// guide's, as its Python code sends them.
 
 func guide(t *testing.T, name string) string {
 	t.Helper()
@@ -146,7 +146,7 @@ func TestGuideAnalytics(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
-	for range 3 { // three messages, each with an id of its own
+	for range 3 { // three messages with different IDs
 		s.Publish("analytics.track", guide(t, "analytics.track"))
 	}
 
@@ -186,19 +186,20 @@ func TestGuideEventStore(t *testing.T) {
 	s.Publish("user.updated", guide(t, "user.updated"))
 	s.Messages("notifications", 2)
 
-	// Versions 1..n, as the guide's append_event gives them.
+	// Versions are 1..n, as in the guide's append_event.
 	if got := apptest.Value[string](s, `SELECT string_agg(version || ' ' || type, ', ' ORDER BY version) FROM events WHERE stream = 'user-user_1'`); got != "1 UserCreated, 2 UserEmailUpdated, 3 UserPropertiesUpdated" {
 		t.Errorf("got %s", got)
 	}
 
-	pgtest.Eventually(t, "the table follows", func() bool {
+	pgtest.Eventually(t, "the table is up to date", func() bool {
 		list, err := s.Users.List(t.Context(), 10)
 
 		return err == nil && len(list) == 1 && list[0].Email != nil && *list[0].Email == "alice@new.example.com"
 	})
 }
 
-// Every part of the guide has a row in docs/guide.md, and every row a test here.
+// TestTheGuidePageNamesEachTest checks that docs/guide.md has a row for each test and
+// names no others.
 func TestTheGuidePageNamesEachTest(t *testing.T) {
 	t.Parallel()
 

@@ -23,7 +23,7 @@ func mailing(server *mailtest.Server, attempts int) func(*config.Config) {
 	}
 }
 
-func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
+func TestSendingIsRetriedWhileTheMailServerIsBusy(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewServer(t)
@@ -35,9 +35,9 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 	s.ExpectFailures()
 	id := s.PublishMessage(event.Message{
 		Topic: "user.created", Key: "user_1", Payload: []byte(guide(t, "user.created")),
-		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // as CloudEvents' extension has it
+		Headers: event.Headers{"ce_" + event.HeaderTraceParent: trace}, // the CloudEvents extension
 	})
-	pgtest.Eventually(t, "it was tried again and again", func() bool {
+	pgtest.Eventually(t, "it has been retried repeatedly", func() bool {
 		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM failed_messages
 			WHERE consumer = 'notification.send' AND headers ->> 'traceparent' = $1`, trace) >= 3
 	})
@@ -49,10 +49,10 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 	s.WaitUntilIdle()
 
 	if n := len(server.Received()); n != 1 {
-		t.Errorf("%d e-mails came", n)
+		t.Errorf("%d e-mails arrived", n)
 	}
 
-	// It kept its identity and its place in the conversation all the time.
+	// Retries keep its identity and its place in the conversation.
 	sent := s.Messages("notifications", 1)[0]
 	if got := sent.Headers[event.HeaderTraceParent]; got != trace {
 		t.Errorf("the notification has traceparent %q", got)
@@ -64,7 +64,7 @@ func TestABusyMailServerIsAskedAgainLater(t *testing.T) {
 	}
 }
 
-func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
+func TestSendingStopsIfTheMailServerStaysBusy(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewServer(t)
@@ -80,16 +80,16 @@ func TestAMailServerThatStaysBusyIsGivenUp(t *testing.T) {
 	})
 }
 
-func TestAMailServerThatIsAwayIsWaitedFor(t *testing.T) {
+func TestSendingWaitsForAnUnavailableMailServer(t *testing.T) {
 	t.Parallel()
 
 	server := mailtest.NewServer(t)
 	server.RefuseSender(421, [3]int{4, 3, 2}, "shutting down")
 
-	s := apptest.Start(t, mailing(server, 1)) // one attempt more would be the last
+	s := apptest.Start(t, mailing(server, 1)) // a message may be parked only once
 	s.ExpectFailures()
 	s.Publish("user.created", guide(t, "user.created"))
-	pgtest.Eventually(t, "it was tried more often than a message may fail", func() bool { return server.Logins() > 3 })
+	pgtest.Eventually(t, "there were more attempts than a message may fail", func() bool { return server.Logins() > 3 })
 
 	server.RefuseSender(0, [3]int{}, "")
 	pgtest.Eventually(t, "the e-mail is recorded", func() bool {
@@ -97,6 +97,6 @@ func TestAMailServerThatIsAwayIsWaitedFor(t *testing.T) {
 	})
 
 	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages`); n != 0 || len(server.Received()) != 1 {
-		t.Errorf("%d messages failed, and %d e-mails came", n, len(server.Received()))
+		t.Errorf("%d messages failed, and %d e-mails arrived", n, len(server.Received()))
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
-// reserve inserts an order that waits for a payment, without requesting one.
+// reserve inserts an order that is waiting for payment, without requesting one.
 func reserve(t *testing.T, s *apptest.Service, id string) {
 	t.Helper()
 
@@ -42,7 +42,7 @@ func reserve(t *testing.T, s *apptest.Service, id string) {
 	}
 }
 
-func TestAnOrderThatNobodyPaysExpires(t *testing.T) {
+func TestAnUnpaidOrderExpires(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t, func(c *config.Config) { c.Fulfilment.PaymentTimeout = time.Second })
@@ -61,7 +61,7 @@ func TestAnOrderThatNobodyPaysExpires(t *testing.T) {
 	}
 }
 
-func TestAnOrderIsCalledOffUntilItIsCompleted(t *testing.T) {
+func TestAnOrderCanBeCancelledUntilItIsCompleted(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)

@@ -32,14 +32,14 @@ func ordered(id string) string {
 	return fmt.Sprintf(`{"order": {"id": %q, "product_id": "product_1", "quantity": 1, "total_amount": 99.99}}`, id)
 }
 
-func TestOrdersArePaidOnceByAProviderThatFails(t *testing.T) {
+func TestOrdersArePaidOnceDespiteProviderFailures(t *testing.T) {
 	t.Parallel()
 
 	const orders = 21
 
 	server := paymenttest.NewServer(t)
 
-	// Every third request fails, in each of the ways in turn.
+	// Every third request fails, cycling through the faults.
 	faults := []paymenttest.Fault{
 		paymenttest.Lost, paymenttest.AfterLost, paymenttest.AfterError, paymenttest.Error, paymenttest.InUse, paymenttest.AfterGarbled,
 	}
@@ -85,7 +85,7 @@ func TestOrdersArePaidOnceByAProviderThatFails(t *testing.T) {
 	}
 }
 
-func TestAProviderThatChargesAndGivesNoAnswerIsPaidOnce(t *testing.T) {
+func TestAChargeWithoutAResponseIsPaidOnce(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.New(t, pgtest.URL(t), func(c *config.Config) {
@@ -101,7 +101,7 @@ func TestAProviderThatChargesAndGivesNoAnswerIsPaidOnce(t *testing.T) {
 	s.WaitForOrder("declined-1", "payment_failed")
 
 	if n := apptest.Value[int](s, `SELECT requests FROM gateway_ledger WHERE order_id = 'slow-1' AND transaction_id IS NOT NULL`); n != 3 {
-		t.Errorf("asked %d times, expected 3", n)
+		t.Errorf("got %d requests, expected 3", n)
 	}
 
 	if reserved := apptest.Value[int](s, `SELECT reserved::int FROM stock WHERE product_id = 'product_1'`); reserved != 0 {
@@ -109,7 +109,7 @@ func TestAProviderThatChargesAndGivesNoAnswerIsPaidOnce(t *testing.T) {
 	}
 }
 
-func TestWebhooksAreServedOnceThereIsASecret(t *testing.T) {
+func TestWebhooksRequireASecret(t *testing.T) {
 	t.Parallel()
 
 	body := `{"id": "evt_1", "object": "event", "type": "payment_intent.payment_failed", "data": {"object": {
@@ -143,7 +143,7 @@ func TestWebhooksAreServedOnceThereIsASecret(t *testing.T) {
 		}
 
 		if _ = response.Body.Close(); response.StatusCode != want {
-			t.Errorf("with the secret %q: answered %s", secret, response.Status)
+			t.Errorf("with secret %q: got %s", secret, response.Status)
 		}
 
 		if want == http.StatusOK {

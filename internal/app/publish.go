@@ -11,7 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Check reports why a consumer of topic would reject a payload, and its key.
+// Check returns the error for which a consumer of topic would reject a payload, and
+// the payload's key.
 func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 	known := false
 
@@ -34,8 +35,7 @@ func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 	return key, nil
 }
 
-// Publish appends messages to the outbox. They are published in this order per
-// key.
+// Publish appends messages to the outbox. They are published in this order per key.
 func (s *Service) Publish(ctx context.Context, messages []event.Message) error {
 	err := postgres.InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		return outbox.AppendMessages(ctx, tx, messages)
@@ -44,7 +44,7 @@ func (s *Service) Publish(ctx context.Context, messages []event.Message) error {
 		return fmt.Errorf("publishing: %w", err)
 	}
 
-	// Relays in other processes would otherwise wait for their next poll.
+	// Otherwise relays in other processes would wait for their next poll.
 	_, err = s.Pool.Exec(ctx, `SELECT pg_notify($1, '')`, outbox.Channel)
 	if err != nil {
 		return fmt.Errorf("notifying relays: %w", err)

@@ -47,11 +47,11 @@ type orderEvent struct {
 
 type orderOutput struct{ Body orderView }
 
-// resources registers the operations on the shop.
+// resources registers the operations of the shop.
 func (s *Service) resources(api *httpapi.API) {
 	httpapi.Get(api, "/orders/{id}", "Show an order and its history", s.getOrder)
 	httpapi.Get(api, "/stock", "List the stock of products, by id", s.listStock)
-	httpapi.Get(api, "/notifications", "List the newest notifications and the provider's answers",
+	httpapi.Get(api, "/notifications", "List the newest notifications with the provider's responses",
 		func(ctx context.Context, in *struct {
 			User  string `query:"user" maxLength:"500" doc:"Only notifications to this user."`
 			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
@@ -65,7 +65,7 @@ func (s *Service) getOrder(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"500" example:"order_123"`
 },
 ) (*orderOutput, error) {
-	// Postgres would refuse an id that is not text.
+	// Postgres would refuse an ID that is not text.
 	if event.Text(in.ID) != in.ID {
 		return nil, order.NotFound(in.ID)
 	}

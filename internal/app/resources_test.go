@@ -10,7 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
-// ask reads a path of the API.
+// ask sends a GET request to the API.
 func ask(t *testing.T, s *apptest.Service, path string) (status int, body, next string) {
 	t.Helper()
 
@@ -34,7 +34,7 @@ func ask(t *testing.T, s *apptest.Service, path string) (status int, body, next 
 		Next string `json:"next"`
 	}
 
-	_ = json.Unmarshal(data, &page) // not all have a next page
+	_ = json.Unmarshal(data, &page) // not all responses have a next page
 
 	return response.StatusCode, string(data), page.Next
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// readiness asks /readyz.
+// readiness requests /readyz.
 func readiness(t *testing.T, addr string) (status int, checks map[string]string) {
 	t.Helper()
 
@@ -38,13 +38,13 @@ func readiness(t *testing.T, addr string) (status int, checks map[string]string)
 	return response.StatusCode, answer.Checks
 }
 
-// The name says Restart: it runs without the race detector, as watermill-amqp
-// reconnects with data races of its own.
+// "Restart" in the name excludes the test from the race detector, because
+// watermill-amqp has data races when it reconnects.
 func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	t.Parallel()
 	brokertest.WithoutRaceDetector(t)
 
-	const during = 3000 // more than the relay holds in flight
+	const during = 3000 // more than the relay's in-flight limit
 
 	rabbit := brokertest.NewServer(t, "rabbitmq.sh")
 
@@ -74,16 +74,16 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	}
 	count := func(sql string) int { return apptest.Value[int](s, sql, prefix+"-%") }
 	users := func() int { return count(`SELECT count(*) FROM events WHERE stream LIKE 'user-' || $1`) }
-	told := func() int { return count(`SELECT count(*) FROM notifications WHERE user_id LIKE $1`) }
+	notified := func() int { return count(`SELECT count(*) FROM notifications WHERE user_id LIKE $1`) }
 
 	produce(0, 1)
-	pgtest.Eventually(t, "the first user is told", func() bool { return told() == 1 })
+	pgtest.Eventually(t, "the first user is notified", func() bool { return notified() == 1 })
 	rabbit.Do("kill")
 	produce(1, during)
-	pgtest.Eventually(t, "users go on being processed", func() bool { return users() == during })
+	pgtest.Eventually(t, "users continue to be processed", func() bool { return users() == during })
 
-	if n := told(); n != 1 {
-		t.Errorf("%d users were told without a broker", n)
+	if n := notified(); n != 1 {
+		t.Errorf("%d users were notified without a broker", n)
 	}
 
 	if status, checks := readiness(t, cfg.HTTP.Addr); status != http.StatusServiceUnavailable || checks["rabbitmq"] == "ok" || checks["embedded"] != "ok" || checks["kafka"] != "ok" {
@@ -91,7 +91,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	}
 
 	rabbit.Do("start")
-	pgtest.Eventually(t, "all users are told", func() bool { return told() == during })
+	pgtest.Eventually(t, "all users are notified", func() bool { return notified() == during })
 
 	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages`); n != 0 {
 		t.Errorf("%d messages failed", n)

@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// Domains are the services and processes of the shop.
+// Domains holds the services and processes of the shop.
 type Domains struct {
 	Orders        *order.Service
 	Inventory     *inventory.Service
@@ -27,9 +27,9 @@ type Domains struct {
 	Webhook       *payment.Webhook
 }
 
-// route is the whole routing table: each consumer with its handler and the
-// payloads that the handler publishes, and what erasing a person clears. The name
-// of a consumer never changes, because the inbox knows the consumer by it.
+// route defines the whole routing table: the consumers with their handlers and
+// published payloads, and what erasing a person clears. The inbox identifies a
+// consumer by its name, so a name must never change.
 func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "fulfilment.place", d.Fulfilment.Place, fulfilment.PaymentRequested{}, fulfilment.OrderRejected{})
 	consumer.OnEffect(r, "fulfilment.charge", consumer.Effect[fulfilment.PaymentRequested, payment.Outcome]{
@@ -65,5 +65,5 @@ func route(r *consumer.Router, d Domains) {
 	r.OnErase("notifications", d.Notifications.Forget)
 }
 
-// gateway names the dependency of charges, refunds and lookups.
+// gateway returns the dependency of charges, refunds and lookups.
 func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency }

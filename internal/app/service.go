@@ -1,4 +1,4 @@
-// Package app is the service: what runs, in which order it starts and stops,
+// Package app assembles the service: what runs, in which order it starts and stops,
 // and which topic goes to which handler.
 package app
 
@@ -31,8 +31,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Service is an assembled Millrace. The command line uses its exported fields
-// without Run.
+// Service is an assembled Millrace. The command line uses its exported fields without
+// calling Run.
 type Service struct {
 	Engine
 	Domains
@@ -43,11 +43,11 @@ type Service struct {
 
 	http   *httpapi.Server
 	logger *slog.Logger
-	// observe sees what brokers confirmed; see Observe.
+	// observe receives confirmed messages; see Observe.
 	observe func(topic string, msg *message.Message)
 }
 
-// Engine has the parts that move messages.
+// Engine holds the parts that move messages.
 type Engine struct {
 	Postgres     postgres.Config
 	Pool         *pgxpool.Pool
@@ -58,7 +58,7 @@ type Engine struct {
 	Dependencies *breaker.Set
 }
 
-// Upkeep has the parts that maintain and check the database.
+// Upkeep holds the parts that maintain and check the database.
 type Upkeep struct {
 	Inbox   inbox.Config
 	Janitor *upkeep.Janitor
@@ -95,14 +95,14 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	return s, nil
 }
 
-// refuseNil returns an error that names the nil fields of a struct. Wire leaves
-// fields nil that were added after it last ran.
+// refuseNil returns an error that lists the nil fields of a struct. Wire leaves a
+// field nil if it was added after the last generation.
 func refuseNil(parts any) error {
 	var errs []error
 
 	value := reflect.ValueOf(parts)
 	for i := range value.NumField() {
-		switch field := value.Field(i); field.Kind() { //nolint:exhaustive // no other kind can be nil here
+		switch field := value.Field(i); field.Kind() { //nolint:exhaustive // other kinds cannot be nil here
 		case reflect.Pointer, reflect.Interface, reflect.Func:
 			if field.IsNil() {
 				errs = append(errs, fmt.Errorf("%s.%s is nil: run make generate", value.Type(), value.Type().Field(i).Name))
@@ -113,8 +113,7 @@ func refuseNil(parts any) error {
 	return errors.Join(errs...)
 }
 
-// checkBound returns an error for a topic that is bound to a broker and does not
-// exist.
+// checkBound returns an error if a topic bound to a broker does not exist.
 func (s *Service) checkBound() error {
 	for _, conn := range s.Brokers.Conns() {
 		for _, topic := range s.Brokers.Bound(conn) {
@@ -127,12 +126,12 @@ func (s *Service) checkBound() error {
 	return nil
 }
 
-// httpCloseTimeout bounds closing the listener, after the configured drain.
+// httpCloseTimeout bounds closing the listener after the drain.
 const httpCloseTimeout = 2 * time.Second
 
-// Run serves until ctx ends and then drains: it reports not ready, stops
-// receiving, finishes its batches, finishes publishing and closes the listener.
-// It calls started, which may be nil, once the service is ready.
+// Run serves until ctx ends and then drains: it reports not ready, stops receiving,
+// finishes its batches, finishes publishing and closes the listener. It calls
+// started, unless nil, once the service is ready.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	if err := s.checkBound(); err != nil {
 		return err
@@ -169,7 +168,7 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	return s.serve(ctx, started)
 }
 
-// prepare waits for Postgres, migrates it and creates partitions.
+// prepare waits for Postgres, applies migrations and creates partitions.
 func (s *Service) prepare(ctx context.Context) error {
 	if err := postgres.Wait(ctx, s.Pool, s.logger); err != nil {
 		return err
@@ -184,7 +183,7 @@ func (s *Service) prepare(ctx context.Context) error {
 	return s.beginPartitions(ctx)
 }
 
-// source is a broker as the router sees it. The relay to the broker starts once the
+// source adapts a broker to the router. The relay to the broker starts once the
 // router has subscribed.
 type source struct {
 	*broker.Conn
@@ -264,7 +263,7 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 
 	if conn.Kind() == broker.Embedded {
 		target.Publisher = observed{Publisher: target.Publisher, observe: s.Operator.Tap.Passed}
-		// Messages that no consumer takes now stay in the table.
+		// Messages for suspended consumers stay in the table.
 		target.Suspended = s.Router.SuspendedTopics
 	} else {
 		target.Breaker = s.Dependencies.Get(conn.Kind())
@@ -287,8 +286,8 @@ func (s *Service) target(conn *broker.Conn) outbox.Target {
 	return target
 }
 
-// Observe calls fn with each message that a broker confirms. It is for tests and
-// must be called before Run.
+// Observe calls fn with each message that a broker confirms. It is for tests and must
+// be called before Run.
 func (s *Service) Observe(fn func(topic string, msg *message.Message)) { s.observe = fn }
 
 type observed struct {

@@ -6,7 +6,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/order"
 )
 
-func TestADependencyThatIsNilIsRefusedByName(t *testing.T) {
+func TestANilDependencyIsRefused(t *testing.T) {
 	t.Parallel()
 
 	err := refuseNil(struct {
@@ -14,7 +14,7 @@ func TestADependencyThatIsNilIsRefusedByName(t *testing.T) {
 		Gateway any
 	}{Orders: &order.Service{}})
 	if err == nil {
-		t.Fatal("a nil dependency was taken")
+		t.Fatal("a nil dependency was accepted")
 	}
 
 	if err := refuseNil(Domains{}); err == nil || err.Error()[:len("app.Domains.Orders is nil: run make generate")] != "app.Domains.Orders is nil: run make generate" {

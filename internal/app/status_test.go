@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
+func TestAnIdleServiceNoticesThatPostgresIsUnavailable(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
@@ -51,14 +51,14 @@ func TestPostgresThatIsAwayIsNoticedWhileNothingElseHappens(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	pgtest.Eventually(t, "it is said since when and why postgres is away", func() bool {
+	pgtest.Eventually(t, "the state says since when and why postgres is unavailable", func() bool {
 		now := state()
 
 		return !now.Up && now.Since != nil && now.Why != ""
 	})
 
 	allow("true")
-	pgtest.Eventually(t, "it is said that postgres is back", func() bool { return state().Up })
+	pgtest.Eventually(t, "the state says that postgres is up", func() bool { return state().Up })
 }
 
 func TestStatusCountsStoppedMessages(t *testing.T) {
@@ -85,6 +85,6 @@ func TestStatusCountsStoppedMessages(t *testing.T) {
 	}
 
 	if n := open(); n != 0 {
-		t.Errorf("%d are open, expected none after the discard", n)
+		t.Errorf("%d are stopped, expected none after the discard", n)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
-// upkeep returns the tasks of upkeep, in order. Each table that grows needs one.
+// upkeep returns the upkeep tasks, in order. Each growing table needs one.
 func (s *Service) upkeep() []upkeep.Task {
 	return []upkeep.Task{
 		{Name: "partitions ahead", Do: func(ctx context.Context) (int64, error) { return 0, s.ensurePartitions(ctx) }},
@@ -39,12 +39,12 @@ func (s *Service) ensurePartitions(ctx context.Context) error {
 	return errors.Join(inbox.Partitions.Ensure(ctx, s.Pool, now), outbox.Partitions.Ensure(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
 }
 
-// beginPartitions creates partitions at the start. If another session locks the
-// table, rows go to the default partition until upkeep has created them.
+// beginPartitions creates partitions at startup. If another session locks the table,
+// rows go to the default partition until upkeep has created the partitions.
 func (s *Service) beginPartitions(ctx context.Context) error {
 	err := s.ensurePartitions(ctx)
 	if err != nil && ctx.Err() == nil && postgres.IsUnavailable(err) {
-		s.logger.Warn("creating partitions failed, will retry", slog.Any("error", err))
+		s.logger.Warn("could not create partitions; retrying", slog.Any("error", err))
 
 		return nil
 	}

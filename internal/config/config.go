@@ -73,23 +73,22 @@ func Default() Config {
 	}
 }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
 		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Failed.Validate(), c.Fulfilment.Validate(),
 		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
-// envPrefix begins the environment variables that set a key:
+// envPrefix is the prefix of environment variables that set a key:
 // MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size.
 const envPrefix = "MILLRACE_"
 
-// testPrefix begins variables that only the tests use.
+// testPrefix is the prefix of variables that only tests use.
 const testPrefix = "MILLRACE_TEST_"
 
-// Load reads the configuration: the file at path if there is one, the
-// environment, and overrides by key. It refuses unknown keys; Validate checks
-// the values.
+// Load reads the configuration from the file at path, if any, the environment, and
+// overrides by key. It rejects unknown keys; Validate checks the values.
 func Load(path string, overrides map[string]any) (Config, error) {
 	cfg := Default()
 	k := koanf.New(".")
@@ -117,7 +116,7 @@ func Load(path string, overrides map[string]any) (Config, error) {
 	return cfg, decode(k, &cfg)
 }
 
-// decode sets the fields of cfg and reports unknown keys, also those in lists.
+// decode sets the fields of cfg and reports unknown keys, including those in lists.
 func decode(k *koanf.Koanf, cfg *Config) error {
 	var found mapstructure.Metadata
 
@@ -133,14 +132,14 @@ func decode(k *koanf.Koanf, cfg *Config) error {
 	slices.Sort(found.Unused)
 
 	for _, key := range found.Unused {
-		errs = append(errs, fmt.Errorf("%s: unknown configuration key; `millrace config` lists all (in the environment two underscores separate the parts: MILLRACE_OUTBOX__BATCH_SIZE)", key))
+		errs = append(errs, fmt.Errorf("%s: unknown configuration key; `millrace config` lists all keys (in environment variables, two underscores separate the parts: MILLRACE_OUTBOX__BATCH_SIZE)", key))
 	}
 
 	return errors.Join(errs...)
 }
 
-// listFromText lets the environment and flags set lists: "a:9092,b:9092", or a
-// JSON array where the elements are objects.
+// listFromText lets the environment and flags set lists: as "a:9092,b:9092", or as a
+// JSON array of objects.
 func listFromText(from, to reflect.Type, value any) (any, error) {
 	text, isText := value.(string)
 	if from.Kind() != reflect.String || to.Kind() != reflect.Slice || !isText {
@@ -174,16 +173,16 @@ func environment() *env.Env {
 	})
 }
 
-// Flatten returns every key with its value.
+// Flatten returns all keys with their values.
 func Flatten(cfg Config) map[string]any {
 	k := koanf.New(".")
-	// The provider reads a struct: it cannot fail.
+	// Loading a struct cannot fail.
 	_ = k.Load(structs.Provider(cfg, "koanf"), nil)
 
 	return k.All()
 }
 
-// Redacted returns every key with its value as text, secrets hidden.
+// Redacted returns all keys with their values as text, with secrets hidden.
 func Redacted(cfg Config) map[string]any {
 	flat := Flatten(cfg)
 	for key, value := range flat {
@@ -195,7 +194,7 @@ func Redacted(cfg Config) map[string]any {
 	return flat
 }
 
-// Print renders the configuration as YAML, secrets hidden.
+// Print formats the configuration as YAML, with secrets hidden.
 func Print(cfg Config) (string, error) {
 	k := koanf.New(".")
 	if err := k.Load(confmap.Provider(Redacted(cfg), "."), nil); err != nil {

@@ -77,7 +77,7 @@ func TestLaterSourcesOverride(t *testing.T) {
 
 	rules := []payment.Rule{{Order: "slow-*", Action: "timeout", Times: 2}, {Order: "x", Action: "decline"}}
 	if diff := cmp.Diff(rules, cfg.Payment.Simulated.Rules); diff != "" {
-		t.Errorf("the rules in the environment: %s", diff)
+		t.Errorf("rules from the environment: %s", diff)
 	}
 }
 
@@ -99,7 +99,7 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	}
 }
 
-func TestAKeyThatDoesNotExistIsRefused(t *testing.T) {
+func TestAnUnknownKeyIsRejected(t *testing.T) {
 	t.Setenv("MILLRACE_OUTBOX_BATCH_SIZE", "1") // one underscore too few
 
 	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "outbox_batch_size: unknown configuration key") {

@@ -7,20 +7,20 @@ import (
 	"github.com/millracehq/millrace/internal/engine/activity"
 )
 
-// Caller is who sends a request. There is no authentication: the name is only
-// recorded.
+// Caller identifies the sender of a request. There is no authentication: the name is
+// only recorded.
 type Caller struct {
-	Operator string `header:"X-Millrace-Operator" maxLength:"100" doc:"Who acts, for the record. Defaults to http."`
+	Operator string `header:"X-Millrace-Operator" maxLength:"100" doc:"The operator's name, which is recorded. Defaults to http."`
 }
 
-// WhyBody may give a reason.
+// WhyBody is a body with an optional reason.
 type WhyBody struct {
-	Why string `json:"why,omitempty" maxLength:"2000" doc:"The reason, for the record."`
+	Why string `json:"why,omitempty" maxLength:"2000" doc:"The reason, which is recorded."`
 }
 
-// ReasonBody must give a reason.
+// ReasonBody is a body with a required reason.
 type ReasonBody struct {
-	Why string `json:"why" minLength:"1" maxLength:"2000" doc:"The reason, for the record."`
+	Why string `json:"why" minLength:"1" maxLength:"2000" doc:"The reason, which is recorded."`
 }
 
 func (c Caller) actor(why string) activity.Actor {

@@ -17,26 +17,26 @@ import (
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
-// Prefix begins the paths of the API. It is served at Prefix + "/".
+// Prefix is the path prefix of the API, which is served at Prefix + "/".
 const Prefix = "/api/v1"
 
 // API registers operations below Prefix.
 type API struct {
 	huma   huma.API
 	logger *slog.Logger
-	// methods are those of each path.
+	// methods maps each path to its methods.
 	methods map[string][]string
 }
 
-// NewAPI returns the handler of the API for all paths below Prefix, with the
-// operations on the engine and those that register adds. It describes itself at
-// Prefix + "/openapi.json".
+// NewAPI returns the handler of the API for all paths below Prefix, with the engine's
+// operations and those that register adds. It serves its description at Prefix +
+// "/openapi.json".
 func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*API)) http.Handler {
 	mux := http.NewServeMux()
 
 	config := huma.DefaultConfig("Millrace", operator.Failed.Release())
-	config.Info.Description = "What an operator can see and do. Errors are problem+json (RFC 9457). " +
-		"Lists are pages: send the cursor `next` of a page to get the one after it."
+	config.Info.Description = "Operations for operators. Errors are problem+json (RFC 9457). " +
+		"Lists are paged: pass the cursor `next` of a page to get the next one."
 	config.OpenAPIPath = "/openapi"
 	config.DocsPath = ""
 	config.SchemasPath = ""
@@ -52,8 +52,8 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	return guard(recovered(logger, known(mux, api.methods)))
 }
 
-// schemaName puts the package of a type before its name, unless it is a view of
-// this API, so that equal names of two domains differ.
+// schemaName prefixes the name of a type with its package, unless it is a view of
+// this API, so that equal names in two domains differ.
 func schemaName(t reflect.Type, hint string) string {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 		t = t.Elem()
@@ -78,16 +78,16 @@ func schemaName(t reflect.Type, hint string) string {
 	return strings.ToUpper(pkg[:1]) + pkg[1:] + typ
 }
 
-// requestTimeout bounds a request. It is below the timeout of the server, so that
-// the response can still say so.
+// requestTimeout bounds a request. It is below the server's timeout, so that the
+// response can report it.
 const requestTimeout = 25 * time.Second
 
-// Get adds an operation that reads. Errors of handler become problems.
+// Get adds an operation that only reads.
 func Get[I, O any](a *API, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
 	register(a, http.MethodGet, path, summary, handler, options)
 }
 
-// Post adds an operation that changes something.
+// Post adds an operation that makes changes.
 func Post[I, O any](a *API, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
 	register(a, http.MethodPost, path, summary, handler, options)
 }
@@ -129,8 +129,8 @@ func register[I, O any](a *API, method, path, summary string, handler func(conte
 	})
 }
 
-// problem turns an error into the response. An unexpected error is logged and
-// not shown.
+// problem converts an error to a response. It logs unexpected errors and does not
+// expose them.
 func (a *API) problem(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[huma.StatusError](err); ok {
 		return err
@@ -157,14 +157,14 @@ func (a *API) problem(ctx context.Context, err error) error {
 	}
 }
 
-// versionOutput is the version of the program.
+// versionOutput is the response of /version.
 type versionOutput struct {
 	Body struct {
 		Version string `json:"version"`
 	}
 }
 
-// engine has the operations on the engine.
+// engine implements the operations of the engine.
 type engine struct{ *operate.Operator }
 
 func (e engine) register(a *API) {

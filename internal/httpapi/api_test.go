@@ -31,7 +31,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// note is what the consumer "writer" takes.
+// note is the payload of the consumer "writer".
 type note struct {
 	ID   string `json:"id"`
 	Text string `json:"text"`
@@ -48,12 +48,12 @@ func (n note) Validate() error {
 	return nil
 }
 
-// thing is a resource that the tests register, as the shop registers its own.
+// thing is a resource registered by the tests, as the shop registers its own.
 type thing struct {
 	Name string `json:"name"`
 }
 
-// things is a list with names that a cursor must survive.
+// things registers a list whose names need escaping in cursors.
 func things(api *httpapi.API) {
 	all := []thing{{"a"}, {`b " c`}, {"d"}}
 
@@ -77,7 +77,7 @@ func things(api *httpapi.API) {
 	})
 }
 
-// rig is the API on a database of its own, with the consumer "writer".
+// rig is the API on its own database, with the consumer "writer".
 type rig struct {
 	t     *testing.T
 	pool  *pgxpool.Pool
@@ -112,7 +112,7 @@ func newRig(t *testing.T) *rig {
 	return &rig{t: t, pool: pool, store: store, url: server.URL + httpapi.Prefix}
 }
 
-// add stops a note.
+// add stores a stopped note.
 func (r *rig) add(key, text string) {
 	r.t.Helper()
 
@@ -125,7 +125,7 @@ func (r *rig) add(key, text string) {
 	}
 }
 
-// answer is an answer of the API.
+// answer is a response of the API.
 type answer struct {
 	status  int
 	headers http.Header
@@ -133,7 +133,7 @@ type answer struct {
 	body    map[string]any
 }
 
-// ask sends a request; headers are pairs of names and values.
+// ask sends a request; headers alternates names and values.
 func (r *rig) ask(method, path, body string, headers ...string) answer {
 	r.t.Helper()
 
@@ -165,21 +165,20 @@ func (r *rig) ask(method, path, body string, headers ...string) answer {
 	a := answer{status: response.StatusCode, headers: response.Header, text: string(data)}
 
 	decoder := json.NewDecoder(bytes.NewReader(data))
-	_ = decoder.Decode(&a.body) // not all are JSON
+	_ = decoder.Decode(&a.body) // not all responses are JSON
 
 	if a.status >= 400 && (a.headers.Get("Content-Type") != "application/problem+json" || a.body["status"] != float64(a.status) || a.body["detail"] == "") {
-		r.t.Errorf("%s %s: %d is no problem+json: %v %s", method, path, a.status, a.headers, data)
+		r.t.Errorf("%s %s: %d is not problem+json: %v %s", method, path, a.status, a.headers, data)
 	}
 
 	if a.headers.Get("X-Content-Type-Options") != "nosniff" || a.headers.Get("Content-Security-Policy") == "" {
-		r.t.Errorf("%s %s: headers lack: %v", method, path, a.headers)
+		r.t.Errorf("%s %s: missing headers: %v", method, path, a.headers)
 	}
 
 	return a
 }
 
-// at returns what is in the body under names of fields and indexes of lists,
-// nil if nothing is.
+// at returns the value in the body at the given field names and list indexes, or nil.
 func (a answer) at(path ...any) any {
 	var value any = a.body
 
@@ -212,7 +211,7 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		status             int
 		says               string
 	}{
-		{"GET", "/nowhere", "", 404, "no such address"},
+		{"GET", "/nowhere", "", 404, "no such path"},
 		{"PUT", "/failed/1", "", 405, "PUT is not allowed here, only GET, HEAD, PATCH"},
 		{"DELETE", "/version", "", 405, "only GET, HEAD"},
 		{"GET", "/failed/9", "", 404, "there is no failed message 9"},
@@ -262,7 +261,7 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 	}
 }
 
-func TestOtherSitesAreKeptOut(t *testing.T) {
+func TestCrossSiteRequestsAreRefused(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -279,7 +278,7 @@ func TestOtherSitesAreKeptOut(t *testing.T) {
 	}
 
 	if a := r.ask("GET", "/failed", "", "Host", "evil.example"); a.status != 403 {
-		t.Errorf("reading by another name: %d", a.status)
+		t.Errorf("reading with another Host: %d", a.status)
 	}
 
 	if a := r.ask("GET", "/version", "", "Host", "[::1]:9"); a.status != 200 || a.body["version"] != "1.2.3" {
@@ -287,7 +286,7 @@ func TestOtherSitesAreKeptOut(t *testing.T) {
 	}
 }
 
-func TestPagesLeadFromOneToTheNext(t *testing.T) {
+func TestEachPageLinksToTheNext(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -332,7 +331,7 @@ func TestPagesLeadFromOneToTheNext(t *testing.T) {
 	}
 }
 
-func TestGroupsArePagesToo(t *testing.T) {
+func TestGroupsArePaged(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -405,7 +404,7 @@ func TestAMessageIsEditedAndRequeued(t *testing.T) {
 	}
 
 	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`); a.status != 409 {
-		t.Errorf("once more: %d %s", a.status, a.text)
+		t.Errorf("a second requeue: %d %s", a.status, a.text)
 	}
 
 	actions := r.ask("GET", "/failed/1/actions", "")
@@ -418,13 +417,13 @@ func TestAMessageIsEditedAndRequeued(t *testing.T) {
 	}
 }
 
-func TestManyAreRequeuedInParts(t *testing.T) {
+func TestManyMessagesAreRequeuedInParts(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
 	r.add("a", "") // cannot be decoded
 	r.add("b", "x")
-	r.add("a", "x") // behind the first
+	r.add("a", "x") // blocked by the first
 	r.add("c", "x")
 
 	dry := r.ask("POST", "/failed/requeue", `{"topic":"notes","dry_run":true}`)
@@ -442,7 +441,7 @@ func TestManyAreRequeuedInParts(t *testing.T) {
 		t.Errorf("got %s", second.text)
 	}
 
-	if a := r.ask("POST", "/failed/3/requeue", `{}`); a.status != 409 || !strings.Contains(a.text, "behind message 1") {
+	if a := r.ask("POST", "/failed/3/requeue", `{}`); a.status != 409 || !strings.Contains(a.text, "blocked by message 1") {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
@@ -463,7 +462,7 @@ func TestARepeatedRequestChangesNothing(t *testing.T) {
 		done    atomic.Int32
 	)
 
-	for range 8 { // at once
+	for range 8 { // concurrently
 		running.Go(func() {
 			if a := r.ask("POST", "/failed/requeue", `{"ids":[1],"why":"go"}`); a.status == 200 && a.body["done"] == 1.0 {
 				done.Add(1)

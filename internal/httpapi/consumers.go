@@ -24,7 +24,7 @@ func (e engine) registerConsumers(a *API) {
 	Get(a, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[consumer.State], error) {
 		return All(e.Consumers(ctx))
 	})
-	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas; its messages wait", switchConsumer(e.Router.Pause))
+	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas", switchConsumer(e.Router.Pause))
 	Post(a, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", switchConsumer(e.Router.Resume))
 }
 

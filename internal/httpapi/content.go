@@ -8,7 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// content is bytes in JSON: as text, or as base64 if they are not text.
+// content is bytes in JSON: text, or base64 if they are not valid UTF-8.
 type content struct {
 	Text   *string `json:"text,omitempty" maxLength:"1048576" doc:"The bytes, if they are UTF-8."`
 	Base64 []byte  `json:"base64,omitempty" maxLength:"1398104" doc:"The bytes, if they are not UTF-8."`
@@ -39,14 +39,14 @@ func (c content) bytes() ([]byte, error) {
 	}
 }
 
-// headers are those of a message.
+// headers holds the headers of a message.
 type headers struct{ event.Headers }
 
 // Schema implements huma.SchemaProvider.
 func (headers) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{
 		Type:        huma.TypeObject,
-		Description: `Names and values; a value that is not text is {"base64": "..."}.`,
+		Description: `Names and values. A value that is not text is encoded as {"base64": "..."}.`,
 		AdditionalProperties: &huma.Schema{OneOf: []*huma.Schema{
 			{Type: huma.TypeString},
 			{

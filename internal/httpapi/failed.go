@@ -17,13 +17,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// entry is a failed message. Lists leave out its headers and payloads.
+// entry is a failed message. Lists omit its headers and payloads.
 type entry struct {
 	failed.Entry
 
 	Headers  *headers `json:"headers,omitempty"`
-	Payload  *content `json:"payload,omitempty" doc:"The payload as it arrived."`
-	Edited   *content `json:"edited,omitempty" doc:"The payload as an operator edited it."`
+	Payload  *content `json:"payload,omitempty" doc:"The original payload."`
+	Edited   *content `json:"edited,omitempty" doc:"The payload after an operator's edit."`
 	IsEdited bool     `json:"is_edited"`
 }
 
@@ -36,15 +36,15 @@ func detail(e failed.Entry) entry {
 	return view
 }
 
-// EntryInput names a failed message.
+// EntryInput identifies a failed message.
 type EntryInput struct {
 	ID int64 `path:"id" minimum:"1" example:"17"`
 }
 
-// Conditions are the conditional headers of a request.
+// Conditions holds the conditional headers of a request.
 type Conditions struct{ conditional.Params }
 
-// Resolve implements huma.Resolver: a list of tags may have spaces.
+// Resolve implements huma.Resolver. It allows spaces in lists of tags.
 func (c *Conditions) Resolve(ctx huma.Context) []error {
 	for _, tags := range [][]string{c.IfMatch, c.IfNoneMatch} {
 		for i, tag := range tags {
@@ -55,7 +55,7 @@ func (c *Conditions) Resolve(ctx huma.Context) []error {
 	return c.Params.Resolve(ctx)
 }
 
-// check returns a 304 or 412 if the conditions do not hold.
+// check returns a 304 or 412 response if the conditions do not hold.
 func (c *Conditions) check(e failed.Entry) error {
 	if failure := c.PreconditionFailed(tag(e), e.LastAt); failure != nil {
 		if failure.GetStatus() == http.StatusNotModified {
@@ -68,12 +68,12 @@ func (c *Conditions) check(e failed.Entry) error {
 	return nil
 }
 
-// tag is the entity tag of a failed message.
+// tag returns the entity tag of a failed message.
 func tag(e failed.Entry) string { return fmt.Sprintf("%d-%d", e.ID, e.Revision) }
 
 func quoted(e failed.Entry) string { return `"` + tag(e) + `"` }
 
-// ChangeInput is what all operations that change one failed message have.
+// ChangeInput is the input of all operations that change one failed message.
 type ChangeInput struct {
 	EntryInput
 	Caller
@@ -85,28 +85,28 @@ type entryOutput struct {
 	Body entry
 }
 
-// Paced says which part of the selected messages an action takes.
+// Paced limits an action to a part of the selected messages.
 type Paced struct {
 	IDs    []int64 `json:"ids,omitempty" maxItems:"1000" nullable:"false"`
 	All    bool    `json:"all,omitempty" doc:"All stopped messages: required if nothing else is selected."`
 	After  int64   `json:"after,omitempty" minimum:"0" doc:"Continue after this message: next of the previous response."`
-	Limit  int     `json:"limit,omitempty" minimum:"1" maximum:"1000" default:"1000" doc:"Look at no more messages than this."`
-	DryRun bool    `json:"dry_run,omitempty" doc:"Only report what would be done."`
+	Limit  int     `json:"limit,omitempty" minimum:"1" maximum:"1000" default:"1000" doc:"The maximum number of messages to examine."`
+	DryRun bool    `json:"dry_run,omitempty" doc:"Only report what the action would do."`
 }
 
-// outcome is what an action on many messages did.
+// outcome is the result of an action on many messages.
 type outcome struct {
-	Selected int              `json:"selected" doc:"How many stopped messages there were to act on."`
+	Selected int              `json:"selected" doc:"The number of stopped messages selected."`
 	Done     int              `json:"done"`
-	Refused  int              `json:"refused" doc:"How many stay stopped."`
-	Refusals []failed.Refusal `json:"refusals" nullable:"false" doc:"Why, for the first 100."`
+	Refused  int              `json:"refused" doc:"The number of messages that stay stopped."`
+	Refusals []failed.Refusal `json:"refusals" nullable:"false" doc:"The reasons, for the first 100."`
 	DryRun   bool             `json:"dry_run"`
-	Next     int64            `json:"next,omitempty" doc:"There is more: repeat the request with this as after."`
+	Next     int64            `json:"next,omitempty" doc:"There are more messages: repeat the request with this value as after."`
 }
 
 type outcomeOutput struct{ Body outcome }
 
-// textOutput is text for people, which a browser must not take for a page.
+// textOutput is plain text, which a browser must not render as a page.
 type textOutput struct {
 	ContentType string `header:"Content-Type"`
 	Disposition string `header:"Content-Disposition"`
@@ -117,34 +117,34 @@ func text(name string, body []byte) *textOutput {
 	return &textOutput{ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="%s"`, name), Body: body}
 }
 
-// maxBody has room for the largest payload with each character escaped.
+// maxBody fits the largest payload with each character escaped.
 const maxBody = 6*event.MaxPayload + 1<<16
 
 func (e engine) registerFailed(a *API) {
 	returnsText := func(o *huma.Operation) {
 		o.Responses = map[string]*huma.Response{"200": {
-			Description: "Text for people.",
+			Description: "Plain text.",
 			Content:     map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
 		}}
 	}
 	inParts := func(o *huma.Operation) {
-		o.Description = "Looks at no more than `limit` messages before it responds. While the response has `next`, there is more."
+		o.Description = "Examines at most `limit` messages per request. If the response has `next`, there are more."
 	}
 
 	Get(a, "/failed", "List failed messages, newest first", e.listFailed)
-	Get(a, "/failed/groups", "List the messages that failed for the same cause together, largest group first", e.listGroups)
+	Get(a, "/failed/groups", "List failed messages grouped by cause, largest group first", e.listGroups)
 	Get(a, "/failed/counts", "Count failed messages by a property", e.countFailed)
 	Get(a, "/failed/{id}", "Show a failed message", e.getEntry, func(o *huma.Operation) {
 		o.Responses = map[string]*huma.Response{"304": {Description: "Not Modified"}}
 	})
-	register(a, http.MethodPatch, "/failed/{id}", "Edit the payload of a stopped message; the original stays", e.editEntry,
+	register(a, http.MethodPatch, "/failed/{id}", "Edit the payload of a stopped message; the original is kept", e.editEntry,
 		[]func(*huma.Operation){func(o *huma.Operation) { o.MaxBodyBytes = maxBody }})
-	Get(a, "/failed/{id}/actions", "List what was done with a failed message, oldest first", e.listActions)
+	Get(a, "/failed/{id}/actions", "List the actions on a failed message, oldest first", e.listActions)
 	Get(a, "/failed/{id}/payload", "Download the payload of a failed message, byte for byte", e.download, returnsText)
-	Get(a, "/failed/{id}/diff", "Show what was changed in the payload, as a unified diff", e.diff, returnsText)
-	Post(a, "/failed/{id}/requeue", "Retry a stopped message in the consumer that failed", e.requeueEntry)
+	Get(a, "/failed/{id}/diff", "Show the changes to the payload as a unified diff", e.diff, returnsText)
+	Post(a, "/failed/{id}/requeue", "Retry a stopped message in the consumer that it failed in", e.requeueEntry)
 	Post(a, "/failed/{id}/discard", "Resolve a stopped message without applying it", e.discardEntry)
-	Post(a, "/failed/requeue", "Retry many stopped messages in order of their arrival", e.requeueMany, inParts)
+	Post(a, "/failed/requeue", "Retry many stopped messages in order of arrival", e.requeueMany, inParts)
 	Post(a, "/failed/discard", "Resolve many stopped messages without applying them", e.discardMany, inParts)
 }
 
@@ -212,8 +212,8 @@ func (e engine) getEntry(ctx context.Context, in *struct {
 	return e.entry(ctx, in.ID, &in.Conditions, nil)
 }
 
-// entry responds with a failed message, which change, if not nil, has changed. The
-// conditions must hold before.
+// entry responds with a failed message, after changing it if change is not nil. The
+// conditions are checked before the change.
 func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) (failed.Entry, error)) (*entryOutput, error) {
 	found, err := e.Failed.Get(ctx, id)
 	if err == nil {
@@ -256,7 +256,7 @@ func (e engine) listActions(ctx context.Context, in *EntryInput) (*List[action],
 func (e engine) download(ctx context.Context, in *struct {
 	EntryInput
 
-	Which string `query:"which" enum:"original,edited" default:"original" doc:"Without an edit, edited is the original."`
+	Which string `query:"which" enum:"original,edited" default:"original" doc:"If there is no edit, edited returns the original."`
 },
 ) (*textOutput, error) {
 	found, err := e.Failed.Get(ctx, in.ID)
@@ -281,7 +281,7 @@ func (e engine) requeueEntry(ctx context.Context, in *struct {
 	Body struct {
 		WhyBody
 
-		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Even if older messages of its key are stopped."`
+		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Requeue even if older messages of its key are stopped."`
 	}
 },
 ) (*entryOutput, error) {
@@ -313,7 +313,7 @@ func (e engine) requeueMany(ctx context.Context, in *struct {
 		Paced
 		WhyBody
 
-		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Even if older messages of their key are stopped."`
+		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Requeue even if older messages of their key are stopped."`
 	}
 },
 ) (*outcomeOutput, error) {
@@ -339,8 +339,8 @@ func (e engine) discardMany(ctx context.Context, in *struct {
 	})
 }
 
-// manyTimeout bounds an action on many messages; then the response says where to
-// continue. It is well below the timeout of the server.
+// manyTimeout bounds an action on many messages; the response then says where to
+// continue. It is well below the server's timeout.
 const manyTimeout = 15 * time.Second
 
 func actOnMany(ctx context.Context, selection operate.Selection, paced Paced,
@@ -358,7 +358,7 @@ func actOnMany(ctx context.Context, selection operate.Selection, paced Paced,
 
 	o, err := act(bounded, f, failed.Pace{Limit: paced.Limit, DryRun: paced.DryRun})
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && o.Last > 0 {
-		err = nil // the caller continues after the last one
+		err = nil // the caller continues after the last message
 	}
 
 	out := &outcomeOutput{Body: outcome{Selected: o.Selected, Done: o.Done, Refused: o.Refused, Refusals: o.Refusals, DryRun: o.DryRun}}

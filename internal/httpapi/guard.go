@@ -12,12 +12,12 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// guard sets security headers on every response and refuses requests that a page
-// of another site sends: the listener has no authentication.
+// guard sets security headers on all responses and refuses cross-site requests,
+// because the listener has no authentication.
 func guard(next http.Handler) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, http.StatusForbidden, "the request comes from a page of another site")
+		writeProblem(w, http.StatusForbidden, "cross-site requests are not allowed")
 	}))
 
 	protected := protection.Handler(next)
@@ -30,10 +30,10 @@ func guard(next http.Handler) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-cache")
 
-		// Another site can point a name of its own to loopback (DNS rebinding). The
-		// browser then takes the request for one to that site.
+		// Another site can resolve its own name to loopback (DNS rebinding). The
+		// browser then considers the request same-origin.
 		if !localHost(r.Host) {
-			writeProblem(w, http.StatusForbidden, "the Host header names another server: use localhost or a loopback address")
+			writeProblem(w, http.StatusForbidden, "the Host header names another server; use localhost or a loopback address")
 
 			return
 		}
@@ -53,7 +53,7 @@ func localHost(hostport string) bool {
 	return host == "localhost" || (ip != nil && ip.IsLoopback())
 }
 
-// recovered logs a panic and responds with a problem. The server alone would only
+// recovered logs a panic and responds with a problem. The server alone would just
 // close the connection.
 func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -68,8 +68,8 @@ func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 	})
 }
 
-// known responds with a problem to requests that mux has no pattern for. A path
-// such as /failed/groups does not also match /failed/{id}.
+// known responds with a problem to requests without a pattern in mux. It also keeps a
+// path such as /failed/groups from matching /failed/{id}.
 func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if allowed := methods[r.URL.Path]; allowed != nil && !slices.Contains(allowed, r.Method) {
@@ -80,7 +80,7 @@ func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 
 		handler, pattern := mux.Handler(r)
 		if pattern != "" {
-			mux.ServeHTTP(w, r) // not handler: mux sets the path values
+			mux.ServeHTTP(w, r) // not handler, because mux sets the path values
 
 			return
 		}
@@ -94,7 +94,7 @@ func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 			return
 		}
 
-		writeProblem(w, http.StatusNotFound, "no such address: see "+Prefix+"/openapi.json")
+		writeProblem(w, http.StatusNotFound, "no such path; see "+Prefix+"/openapi.json")
 	})
 }
 
@@ -103,7 +103,7 @@ func notAllowed(w http.ResponseWriter, r *http.Request, allowed string) {
 	writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here, only "+allowed)
 }
 
-// probe keeps the headers of a response and drops the rest.
+// probe records the headers of a response and discards the rest.
 type probe struct{ header http.Header }
 
 func (p *probe) Header() http.Header { return p.header }

@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/trace"
 )
 
-// action is what an operator did.
+// action is an operator action.
 type action struct {
 	activity.Action
 
@@ -21,16 +21,16 @@ type action struct {
 
 func actionOf(a activity.Action) action { return action{Action: a, Payload: contentOf(a.Payload)} }
 
-// ActivityFilter is the query of the activity.
+// ActivityFilter is the query of the activity list.
 type ActivityFilter struct {
 	Action  string    `query:"action" enum:"paused,resumed,edited,requeued,reopened,discarded,retried,skipped,repaired,erased"`
-	Subject string    `query:"subject" maxLength:"2500" doc:"Only what was done to this consumer, user or key."`
-	Who     string    `query:"who" maxLength:"100" doc:"Only what this operator did."`
-	Since   time.Time `query:"since" doc:"Only what was done at this time or later."`
-	Until   time.Time `query:"until" doc:"Only what was done before this time."`
+	Subject string    `query:"subject" maxLength:"2500" doc:"Only actions on this consumer, user or key."`
+	Who     string    `query:"who" maxLength:"100" doc:"Only actions of this operator."`
+	Since   time.Time `query:"since" doc:"Only actions at this time or later."`
+	Until   time.Time `query:"until" doc:"Only actions before this time."`
 }
 
-// registerHistory adds the operations on what happened.
+// registerHistory adds the operations on past messages, events and actions.
 func (e engine) registerHistory(a *API) {
 	Get(a, "/conversations/{id}", "Show the conversation of a message: what caused it and what it caused",
 		func(ctx context.Context, in *struct {
@@ -39,15 +39,15 @@ func (e engine) registerHistory(a *API) {
 		) (*List[*trace.Message], error) {
 			return All(e.Trace(ctx, in.ID))
 		})
-	Get(a, "/events", "List events in the order of their position, or those of a stream", e.listEvents)
+	Get(a, "/events", "List all events by position, or the events of a stream", e.listEvents)
 	Get(a, "/audit", "Check the invariants of the database and of other systems' records", e.audit)
-	Get(a, "/activity", "List what operators did, newest first", e.listActivity)
+	Get(a, "/activity", "List operator actions, newest first", e.listActivity)
 }
 
 func (e engine) listEvents(ctx context.Context, in *struct {
 	Paging
 
-	Stream string `query:"stream" maxLength:"500" doc:"Only events of this stream; all of them, on one page." example:"order-order_123"`
+	Stream string `query:"stream" maxLength:"500" doc:"Only events of this stream, all on one page." example:"order-order_123"`
 },
 ) (*List[eventstore.Event], error) {
 	if in.Stream != "" {

@@ -15,21 +15,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Config says where to listen.
+// Config configures the listener.
 type Config struct {
-	// Addr is host:port on loopback: the listener has no authentication. Defaults
-	// to 127.0.0.1:9464.
+	// Addr is a host:port on loopback, because the listener has no authentication.
+	// Defaults to 127.0.0.1:9464.
 	Addr string `koanf:"addr"`
 }
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config { return Config{Addr: "127.0.0.1:9464"} }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	host, _, err := net.SplitHostPort(c.Addr)
 	if err != nil {
-		return fmt.Errorf("http.addr: is %q, expected host:port such as 127.0.0.1:9464", c.Addr)
+		return fmt.Errorf("http.addr: is %q, expected host:port, for example 127.0.0.1:9464", c.Addr)
 	}
 
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
@@ -45,19 +45,19 @@ type Check struct {
 	Ping func(ctx context.Context) error
 }
 
-// Server answers /livez, /readyz and /metrics.
+// Server serves /livez, /readyz and /metrics.
 type Server struct {
 	cfg    Config
 	ready  atomic.Bool
 	checks []Check
-	// troubles returns what does not work at present, by name, and why.
+	// troubles returns what is not working, and why, by name.
 	troubles func() map[string]string
 	mux      *http.ServeMux
 	server   *http.Server
 	addr     atomic.Value
 }
 
-// NewServer returns a server that does not listen yet.
+// NewServer returns a server. Call Listen to start it.
 func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	mux := http.NewServeMux()
 	s := &Server{cfg: cfg, mux: mux, troubles: func() map[string]string { return nil }}
@@ -76,7 +76,7 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	return s
 }
 
-// Explain lets /readyz report what does not work although the service is ready.
+// Explain makes /readyz report what is not working even while the service is ready.
 // Call it before Listen.
 func (s *Server) Explain(troubles func() map[string]string) { s.troubles = troubles }
 
@@ -100,18 +100,18 @@ func (s *Server) Listen(checks ...Check) error {
 	return nil
 }
 
-// Addr returns the address on which the server listens, or "" before Listen. Its
-// port differs from the configured one if that is 0.
+// Addr returns the address that the server listens on, or "" before Listen. Its port
+// differs from the configured one if that is 0.
 func (s *Server) Addr() string {
 	addr, _ := s.addr.Load().(string)
 
 	return addr
 }
 
-// SetReady sets whether the service takes messages.
+// SetReady sets whether /readyz reports the service as ready.
 func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
 
-// Close waits for the requests in progress until ctx ends.
+// Close waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	if err := s.server.Shutdown(ctx); err != nil {
 		return fmt.Errorf("closing http listener: %w", err)
@@ -175,5 +175,5 @@ func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 
-	_ = json.NewEncoder(w).Encode(body) // the client is gone
+	_ = json.NewEncoder(w).Encode(body) // fails only if the client is gone
 }

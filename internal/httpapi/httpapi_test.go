@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/httpapi"
 )
 
-func TestReadyzSaysWhatIsMissing(t *testing.T) {
+func TestReadyzReportsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,7 +53,7 @@ func TestReadyzSaysWhatIsMissing(t *testing.T) {
 			Checks map[string]string `json:"checks"`
 		}
 
-		_ = json.NewDecoder(response.Body).Decode(&body) // metrics are no JSON
+		_ = json.NewDecoder(response.Body).Decode(&body) // metrics are not JSON
 
 		return response.StatusCode, body.Checks
 	}

@@ -9,16 +9,16 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 )
 
-// Paging is the query of a list.
+// Paging is the query of a paged list.
 type Paging struct {
-	Cursor string `query:"cursor" maxLength:"500" doc:"Where the page starts: next of the page before."`
+	Cursor string `query:"cursor" maxLength:"500" doc:"The start of the page: next of the previous page."`
 	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"20"`
 
 	url   url.URL
 	after string
 }
 
-// Resolve implements huma.Resolver: it decodes the cursor.
+// Resolve implements huma.Resolver. It decodes the cursor.
 func (p *Paging) Resolve(ctx huma.Context) []error {
 	p.url = ctx.URL()
 
@@ -33,11 +33,11 @@ func (p *Paging) Resolve(ctx huma.Context) []error {
 }
 
 func (p *Paging) invalid() error {
-	return &huma.ErrorDetail{Location: "query.cursor", Message: "is not a cursor, expected next of the page before", Value: p.Cursor}
+	return &huma.ErrorDetail{Location: "query.cursor", Message: "is not a cursor, expected next of the previous page", Value: p.Cursor}
 }
 
-// After reads the cursor into values by a format for fmt.Sscanf. Without a
-// cursor they stay as they are.
+// After scans the cursor into values with a format for fmt.Sscanf. Without a cursor
+// it leaves them unchanged.
 func (p *Paging) After(format string, values ...any) error {
 	if p.after == "" {
 		return nil
@@ -52,7 +52,7 @@ func (p *Paging) After(format string, values ...any) error {
 
 // List is a page of a list.
 type List[T any] struct {
-	Link string `header:"Link" doc:"The next page, as rel=next, if there is one."`
+	Link string `header:"Link" doc:"The next page, if any, as rel=next."`
 	Body Items[T]
 }
 
@@ -62,13 +62,13 @@ type Items[T any] struct {
 	Next  string `json:"next,omitempty" doc:"The cursor of the next page."`
 }
 
-// All returns a list that has no further pages, or err.
+// All returns a list without further pages, or err.
 func All[T any](list []T, err error) (*List[T], error) {
 	return &List[T]{Body: Items[T]{Items: append([]T{}, list...)}}, err
 }
 
-// Page returns a page of list, which was read with a limit of p.Limit + 1.
-// cursor names the last item of the page in the format that After reads.
+// Page returns a page of list, which must have been read with a limit of p.Limit + 1.
+// cursor formats an item as After reads it.
 func Page[T any](p *Paging, list []T, cursor func(T) string) *List[T] {
 	out, _ := All(list[:min(len(list), p.Limit)], nil)
 	if len(list) > p.Limit {

@@ -14,7 +14,7 @@ func (e engine) registerTopics(a *API) {
 		func(ctx context.Context, in *struct {
 			Topic string `path:"topic" maxLength:"250" example:"orders.created"`
 			After int64  `query:"after" default:"-1" minimum:"-1" doc:"Messages after this position; -1 is the present."`
-			Wait  int    `query:"wait" default:"0" minimum:"0" maximum:"10" doc:"Wait so many seconds for a message."`
+			Wait  int    `query:"wait" default:"0" minimum:"0" maximum:"10" doc:"Wait this many seconds for a message."`
 		},
 		) (*passedOutput, error) {
 			if err := e.KnownTopic(in.Topic); err != nil {

@@ -24,7 +24,7 @@ type KeyFilter struct {
 
 type retryOutput struct {
 	Body struct {
-		Due int64 `json:"due" doc:"How many keys are due now."`
+		Due int64 `json:"due" doc:"The number of keys made due."`
 	}
 }
 
@@ -39,13 +39,13 @@ func (e engine) registerWaiting(a *API) {
 
 		return All(postgres.Column(list, func(w failed.WaitingEntry) waitingKey { return waitingKey{WaitingEntry: w} }), err)
 	})
-	Get(a, "/waiting/{id}", "Show the messages that wait for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
+	Get(a, "/waiting/{id}", "Show the messages waiting for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
 		list, err := e.Failed.Queue(ctx, in.ID)
 
 		return All(postgres.Column(list, detail), err)
 	})
-	Post(a, "/waiting/retry", "Try waiting keys now", e.retry)
-	Post(a, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is tried", func(ctx context.Context, in *struct {
+	Post(a, "/waiting/retry", "Retry waiting keys now", e.retry)
+	Post(a, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is retried", func(ctx context.Context, in *struct {
 		EntryInput
 		Caller
 

@@ -1,5 +1,5 @@
-// Package localpg runs a private Postgres for development and tests. It downloads
-// the binaries once. Do not use it in production.
+// Package localpg runs a private Postgres for development and tests. It downloads the
+// binaries once. Do not use it in production.
 package localpg
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// version is the version of Postgres. Its major version is that of the data:
-// raising it requires a dump and a restore.
+// version is the version of Postgres. The data has the same major version: raising it
+// requires a dump and restore.
 const version = embeddedpostgres.V18
 
 const (
@@ -51,13 +51,13 @@ func (s *Server) URL() string {
 	return address.String()
 }
 
-// Start starts the server in dir with settings of postgresql.conf, or returns
-// the one that runs there. Data of an earlier start is kept. The server listens
-// on loopback, on a free port that it keeps until another program takes it.
+// Start starts the server in dir with settings for postgresql.conf, or returns the
+// one already running there. It keeps existing data. The server listens on a free
+// loopback port, and keeps that port until another program takes it.
 //
-// For root data and binaries may be elsewhere: Postgres refuses to run as root,
-// and its user must be able to access them. The whole process then becomes that
-// user until Start returns, so nothing else may run in it.
+// For root, data and binaries may be in another directory: Postgres refuses to run as
+// root, and its user must be able to access them. The whole process runs as that user
+// until Start returns, so nothing else may run in it.
 func Start(ctx context.Context, dir string, settings map[string]string, logger *slog.Logger) (*Server, error) {
 	home, err := locate(dir)
 	if err != nil {
@@ -117,7 +117,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Find returns the server of an earlier Start on dir, running or not.
+// Find returns the server started in dir earlier, running or not.
 func Find(dir string) (*Server, error) {
 	home, err := locate(dir)
 	if err != nil {
@@ -125,7 +125,7 @@ func Find(dir string) (*Server, error) {
 	}
 
 	if _, err := os.Stat(home.data()); err != nil {
-		return nil, fmt.Errorf("there is no postgres in %s", dir)
+		return nil, fmt.Errorf("no postgres found in %s", dir)
 	}
 
 	return newServer(home)
@@ -150,23 +150,23 @@ func newServer(home home) (*Server, error) {
 	return &Server{home: home, port: uint32(port), password: password}, nil
 }
 
-// changePort makes the server use another port.
+// changePort moves the server to another port.
 func (h home) changePort(logger *slog.Logger, taken uint32) (*Server, error) {
 	if err := os.Remove(filepath.Join(h.root, "port")); err != nil {
-		return nil, fmt.Errorf("forgetting port of postgres: %w", err)
+		return nil, fmt.Errorf("removing the saved port of postgres: %w", err)
 	}
 
 	server, err := newServer(h)
 	if err == nil {
-		logger.Info("another program uses the port of postgres; using another one",
+		logger.Info("the port of postgres is in use; choosing another one",
 			slog.Uint64("taken", uint64(taken)), slog.Uint64("port", uint64(server.port)))
 	}
 
 	return server, err
 }
 
-// choosePort returns a free port below the range from which the kernel assigns
-// ports to connections (32768 and up, ip(7)), so that it stays free.
+// choosePort returns a free port below the kernel's range of ephemeral ports (32768
+// and up, ip(7)), so that it stays free.
 func choosePort() (string, error) {
 	for range 100 {
 		if port := 10_000 + mathrand.Uint32N(20_000); portIsFree(port) {
@@ -174,7 +174,7 @@ func choosePort() (string, error) {
 		}
 	}
 
-	return "", errors.New("found no free port for postgres")
+	return "", errors.New("no free port found for postgres")
 }
 
 func portIsFree(port uint32) bool {
@@ -186,10 +186,10 @@ func portIsFree(port uint32) bool {
 	return listener.Close() == nil
 }
 
-// connectTimeout bounds the check whether a server answers.
+// connectTimeout bounds the check whether a server responds.
 const connectTimeout = 2 * time.Second
 
-// answers reports whether this server runs: it accepts the password.
+// answers reports whether this server is running, that is, accepts the password.
 func (s *Server) answers(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -204,7 +204,7 @@ func (s *Server) answers(ctx context.Context) bool {
 	return true
 }
 
-// launch starts Postgres as the user of this process.
+// launch starts Postgres as the current user.
 func (s *Server) launch(settings map[string]string) error {
 	root := s.home.root
 	parameters := map[string]string{
@@ -235,7 +235,7 @@ func (s *Server) launch(settings map[string]string) error {
 // home is the directory of a server.
 type home struct {
 	root string
-	// owner is the user of the server if this process is root, else 0.
+	// owner is the user that runs the server if this process is root, otherwise 0.
 	owner uint32
 }
 
@@ -248,8 +248,8 @@ func (h home) hasBinaries() bool {
 	return err == nil
 }
 
-// checkVersion rejects data of another major version, which embedded-postgres
-// would delete.
+// checkVersion rejects data of another major version, which embedded-postgres would
+// delete.
 func (h home) checkVersion() error {
 	major, err := os.ReadFile(filepath.Join(h.data(), "PG_VERSION"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -260,14 +260,14 @@ func (h home) checkVersion() error {
 		return fmt.Errorf("reading version of %s: %w", h.data(), err)
 	}
 
-	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") { //nolint:gocritic // the order is right
+	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") { //nolint:gocritic // the argument order is correct
 		return fmt.Errorf("%s has data of Postgres %s, but this is %s: dump and restore it, or move it away", h.data(), found, version)
 	}
 
 	return nil
 }
 
-// remember returns the content of a small file, which it creates if necessary.
+// remember returns the content of a small file, creating it if necessary.
 func (h home) remember(name string, create func() (string, error)) (string, error) {
 	path := filepath.Join(h.root, name)
 

@@ -52,11 +52,11 @@ func query(t *testing.T, server *localpg.Server, sql string) string {
 	return strings.Join(values, " ")
 }
 
-func TestDataOutlivesStopsAndCrashes(t *testing.T) {
+func TestDataSurvivesStopsAndCrashes(t *testing.T) {
 	t.Parallel()
 
-	// Not t.TempDir: as root its parents keep Postgres' user out, and the
-	// server is then elsewhere.
+	// Do not use t.TempDir: for root, Postgres's user cannot enter its parents, so
+	// the server would use another directory.
 	dir, err := os.MkdirTemp("", "localpg-*") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestDataOutlivesStopsAndCrashes(t *testing.T) {
 	query(t, first, `CREATE TABLE kept AS SELECT 'kept' AS text`)
 
 	if adopted := start(t, dir); adopted.URL() != first.URL() || query(t, adopted, `SELECT text FROM kept`) != "kept" {
-		t.Errorf("a running server is not adopted: %s", adopted.URL())
+		t.Errorf("a running server was not adopted: %s", adopted.URL())
 	}
 
 	if err := first.Stop(t.Context()); err != nil {
@@ -112,7 +112,7 @@ func TestDataOutlivesStopsAndCrashes(t *testing.T) {
 			return
 		}
 
-		if time.Now().After(deadline) { // its children need a moment to notice
+		if time.Now().After(deadline) { // its children need a moment to exit
 			t.Fatal(err)
 		}
 	}

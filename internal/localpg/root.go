@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 )
 
-// unprivileged is the user that runs Postgres if this process is root: nobody,
-// which every Linux has.
+// unprivileged is the user that runs Postgres if this process is root: nobody, which
+// exists on all Linux systems.
 const unprivileged = 65534
 
 // locate returns the directory of the server without creating it.
@@ -44,15 +44,15 @@ func (h home) prepare() error {
 
 	if h.owner != 0 {
 		if err := os.Chown(h.root, int(h.owner), int(h.owner)); err != nil {
-			return fmt.Errorf("giving %s to the user of postgres: %w", h.root, err)
+			return fmt.Errorf("changing the owner of %s to the user of postgres: %w", h.root, err)
 		}
 	}
 
 	return nil
 }
 
-// reachable reports whether every user can enter dir. Parents that do not exist
-// yet will allow it.
+// reachable reports whether all users can enter dir. Missing parents will be created
+// accordingly.
 func reachable(dir string) bool {
 	for ; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)

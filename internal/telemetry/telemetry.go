@@ -21,7 +21,7 @@ type Config struct {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config { return Config{Level: "info", Format: "text"} }
 
-// Validate reports every mistake, naming the key.
+// Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
@@ -35,7 +35,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// NewLogger returns a logger that writes to w. An invalid level counts as info.
+// NewLogger returns a logger that writes to w. An invalid level is treated as info.
 func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 
@@ -49,8 +49,8 @@ func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// plain renders errors by their text. The text handler would add the stack that
-// errors of some libraries carry.
+// plain formats errors by their message. The text handler would add the stack traces
+// that some libraries attach.
 func plain(_ []string, a slog.Attr) slog.Attr {
 	if err, ok := a.Value.Any().(error); ok {
 		a.Value = slog.StringValue(err.Error())
@@ -59,7 +59,7 @@ func plain(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// NewRegistry returns a registry with the metrics of the process and of Go.
+// NewRegistry returns a registry with the Go and process metrics.
 func NewRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(

@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/telemetry"
 )
 
-// wordy is an error as github.com/pkg/errors makes them.
+// wordy is an error with a stack trace, like those of github.com/pkg/errors.
 type wordy struct{}
 
 func (wordy) Error() string { return "no connection" }

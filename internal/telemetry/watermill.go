@@ -7,8 +7,8 @@ import (
 )
 
 // Watermill returns a logger for Watermill and its pub/subs. It logs their info
-// messages, which only matter to their developers, at debug level, and their
-// errors at errorLevel.
+// messages, which matter only to their developers, at debug level, and their errors
+// at errorLevel.
 func Watermill(logger *slog.Logger, errorLevel slog.Level) watermill.LoggerAdapter {
 	return untraced{watermill.NewSlogLoggerWithLevelMapping(logger, map[slog.Level]slog.Level{
 		slog.LevelInfo:  slog.LevelDebug,
@@ -16,12 +16,11 @@ func Watermill(logger *slog.Logger, errorLevel slog.Level) watermill.LoggerAdapt
 	})}
 }
 
-// untraced drops trace messages, of which Watermill logs several for each
-// message. No level of ours shows them, and formatting them takes several percent
-// of the service's CPU.
+// untraced drops trace messages. Watermill logs several per message; formatting them
+// takes several percent of the service's CPU, and none of our log levels shows them.
 type untraced struct{ watermill.LoggerAdapter }
 
-// Trace drops its arguments.
+// Trace does nothing.
 func (untraced) Trace(string, watermill.LogFields) {}
 
 // With implements watermill.LoggerAdapter.

@@ -44,7 +44,7 @@ type Service struct {
 	published map[string][]Message
 }
 
-// Message is a message that a broker confirmed.
+// Message is a message confirmed by a broker.
 type Message struct {
 	ID      uuid.UUID
 	Headers event.Headers
@@ -61,14 +61,14 @@ func Start(tb testing.TB, changes ...func(*config.Config)) *Service {
 	return s
 }
 
-// New returns a service with the database at url that is not yet running, so that
-// routes can be added.
+// New returns a service on the database at url. It is not running yet, so that routes
+// can be added.
 func New(tb testing.TB, url string, changes ...func(*config.Config)) *Service {
 	tb.Helper()
 
 	cfg := config.Default()
 	cfg.Postgres.URL = postgres.Secret(url)
-	cfg.Postgres.MigrateOnStart = false // pgtest has migrated it
+	cfg.Postgres.MigrateOnStart = false // already migrated by pgtest
 	cfg.HTTP.Addr = "127.0.0.1:0"
 
 	for _, change := range changes {
@@ -122,21 +122,21 @@ func (s *Service) Run() {
 	}
 }
 
-// Stop drains the service. It may be called again.
+// Stop drains the service. It is idempotent.
 func (s *Service) Stop() {
 	s.stop()
 	s.release()
 }
 
-// ExpectFailures lets messages fail: wait for another attempt, or stop. Without it
-// the first failure fails the test.
+// ExpectFailures allows messages to be parked or stopped. Without it, the first
+// failure fails the test.
 func (s *Service) ExpectFailures() { s.expectFailures.Store(true) }
 
-// watchPause is how often watchFailures looks.
+// watchPause is the polling interval of watchFailures.
 const watchPause = 50 * time.Millisecond
 
-// watchFailures fails the test when a message fails; pgtest.Eventually then gives
-// up.
+// watchFailures fails the test when a message fails, which also ends
+// pgtest.Eventually.
 func (s *Service) watchFailures(ctx context.Context) {
 	for backoff.Sleep(ctx, watchPause) == nil && !s.expectFailures.Load() {
 		var (
@@ -156,8 +156,8 @@ func (s *Service) watchFailures(ctx context.Context) {
 	}
 }
 
-// readable reduces the stack of a panic to the frames of the handler, between the
-// panic and the engine.
+// readable reduces the stack of a panic to the handler's frames, between the panic
+// and the engine.
 func readable(text string) string {
 	message, stack, isPanic := strings.Cut(text, "\ngoroutine ")
 	if !isPanic {
@@ -175,7 +175,7 @@ func readable(text string) string {
 }
 
 func (s *Service) observe(topic string, msg *message.Message) {
-	id, _ := uuid.Parse(msg.UUID) // the relay only makes UUIDs
+	id, _ := uuid.Parse(msg.UUID) // the relay only sends UUIDs
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -183,8 +183,8 @@ func (s *Service) observe(topic string, msg *message.Message) {
 	s.published[topic] = append(s.published[topic], Message{ID: id, Headers: event.Headers(msg.Metadata), Payload: msg.Payload})
 }
 
-// Publish publishes a payload through the outbox and returns the message's id.
-// A payload that would be rejected fails the test.
+// Publish publishes a payload through the outbox and returns the message's ID. It
+// fails the test if the payload would be rejected.
 func (s *Service) Publish(topic, payload string) uuid.UUID {
 	s.tb.Helper()
 
@@ -196,7 +196,7 @@ func (s *Service) Publish(topic, payload string) uuid.UUID {
 	return s.PublishMessage(event.Message{Topic: topic, Key: key, Payload: []byte(payload)})
 }
 
-// PublishMessage publishes a message unchanged, except for an id if it has none.
+// PublishMessage publishes a message unchanged, except that it sets a missing ID.
 func (s *Service) PublishMessage(m event.Message) uuid.UUID {
 	s.tb.Helper()
 
@@ -217,7 +217,7 @@ func (s *Service) PublishMessage(m event.Message) uuid.UUID {
 }
 
 // Messages waits for n messages on a topic and returns all so far, in the order in
-// which the broker confirmed them. The embedded broker confirms a message when its
+// which the broker confirmed them. The embedded broker confirms a message once its
 // consumer has acknowledged it.
 func (s *Service) Messages(topic string, n int) []Message {
 	s.tb.Helper()
@@ -253,7 +253,7 @@ func Value[T any](s *Service, sql string, args ...any) T {
 	return pgtest.Value[T](s.tb, s.Pool, sql, args...)
 }
 
-// Seed adds the stock of the guide.
+// Seed adds the guide's stock.
 func (s *Service) Seed() {
 	s.tb.Helper()
 
@@ -262,7 +262,7 @@ func (s *Service) Seed() {
 	}
 }
 
-// WaitForOrder waits until an order is in a state.
+// WaitForOrder waits until an order has the given status.
 func (s *Service) WaitForOrder(id, status string) {
 	s.tb.Helper()
 	pgtest.Eventually(s.tb, id+" is "+status, func() bool {
@@ -272,10 +272,10 @@ func (s *Service) WaitForOrder(id, status string) {
 	})
 }
 
-// WaitUntilIdle waits until no message is left to publish or to retry.
+// WaitUntilIdle waits until no message is left to publish or retry.
 func (s *Service) WaitUntilIdle() {
 	s.tb.Helper()
-	pgtest.Eventually(s.tb, "the outbox is empty and nothing waits", func() bool {
+	pgtest.Eventually(s.tb, "the outbox is empty and no key is waiting", func() bool {
 		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys)`) == 0
 	})
 }

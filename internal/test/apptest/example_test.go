@@ -6,9 +6,9 @@ import (
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
-// A test of a service needs three lines: start, publish, wait.
-func ExampleStart() { //nolint:testableexamples // it is part of a test
-	var t *testing.T // that of the test
+// A service test needs three lines: start, publish, wait.
+func ExampleStart() { //nolint:testableexamples // needs a test
+	var t *testing.T // the test's own t
 
 	s := apptest.Start(t)
 	s.Publish("user.created", `{"user": {"id": "alice", "name": "Alice", "email": "alice@example.com"}}`)

@@ -30,7 +30,7 @@ func (e Earned) Key() string { return e.CustomerID }
 // Validate implements event.Payload.
 func (e Earned) Validate() error { return event.CheckID("customer_id", e.CustomerID) }
 
-// recorder is a test that records its errors.
+// recorder is a testing.TB that records errors.
 type recorder struct {
 	testing.TB
 
@@ -52,7 +52,7 @@ func (r *recorder) errors() string {
 	return r.text
 }
 
-func TestAPanicFailsTheTestAtOnce(t *testing.T) {
+func TestAPanicFailsTheTestImmediately(t *testing.T) {
 	t.Parallel()
 
 	recorded := &recorder{TB: t}
@@ -75,7 +75,7 @@ func TestAPanicFailsTheTestAtOnce(t *testing.T) {
 	got := recorded.errors()
 	for _, want := range []string{"loyalty.award failed with panic", "a bug", "failures_test.go:", "alice"} {
 		if !strings.Contains(got, want) {
-			t.Errorf("%q is missing in:\n%s", want, got)
+			t.Errorf("%q is missing from:\n%s", want, got)
 		}
 	}
 

@@ -1,4 +1,4 @@
-// Package brokertest has real brokers for tests, and producers that do not know
+// Package brokertest provides real brokers for tests, and producers that do not use
 // Millrace.
 package brokertest
 
@@ -19,14 +19,14 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Variables that have the addresses of the servers for the tests.
+// Environment variables with the addresses of test servers.
 const (
 	Kafka    = "MILLRACE_TEST_KAFKA_BROKERS"
 	RabbitMQ = "MILLRACE_TEST_RABBITMQ_URL"
 )
 
-// Address returns the address of a server: that in the variable, or that of the
-// server that `make services` started. Without either the test fails.
+// Address returns the address of a server: from the environment variable, or of the
+// server started by `make services`. Without either, the test fails.
 func Address(tb testing.TB, variable string) string {
 	tb.Helper()
 
@@ -36,7 +36,7 @@ func Address(tb testing.TB, variable string) string {
 	}
 
 	if value == "" {
-		tb.Fatalf("%s is not set and no server was started: run `make services`", variable)
+		tb.Fatalf("%s is not set and no server is running: run `make services`", variable)
 	}
 
 	conn, err := net.DialTimeout("tcp", hostPort(value), 5*time.Second)
@@ -49,7 +49,7 @@ func Address(tb testing.TB, variable string) string {
 	return value
 }
 
-// hostPort returns the first host:port of an address of Kafka or RabbitMQ.
+// hostPort returns the first host:port in an address of Kafka or RabbitMQ.
 func hostPort(address string) string {
 	if u, err := url.Parse(address); err == nil && u.Host != "" {
 		return u.Host
@@ -63,10 +63,10 @@ func hostPort(address string) string {
 // Topic returns a topic that no other test uses.
 func Topic() string { return "t-" + strings.ToLower(rand.Text()) }
 
-// Foreign is a message from a producer that does not know Millrace.
+// Foreign is a message from a producer that does not use Millrace.
 type Foreign struct {
 	Key     string
-	ID      string // if the broker has message ids
+	ID      string // if the broker has message IDs
 	Headers map[string]any
 	Payload []byte
 }
@@ -91,7 +91,7 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 			record.Key = sarama.StringEncoder(m.Key)
 		}
 
-		if m.ID != "" { // Kafka has no message ids
+		if m.ID != "" { // Kafka has no message IDs
 			record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte("_watermill_message_uuid"), Value: []byte(m.ID)})
 		}
 
@@ -121,7 +121,7 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 	}
 
 	for _, m := range messages {
-		// The default exchange: other producers do not know ours.
+		// Use the default exchange: other producers do not know ours.
 		err := channel.PublishWithContext(context.Background(), "", topic, true, false, amqp.Publishing{
 			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
 		})

@@ -5,8 +5,8 @@ package brokertest
 import "testing"
 
 // WithoutRaceDetector skips a test whose client library has data races. `make test`
-// runs it in a second step.
+// runs it in a separate step.
 func WithoutRaceDetector(tb testing.TB) {
 	tb.Helper()
-	tb.Skip("runs without the race detector in another step of `make test`")
+	tb.Skip("runs without the race detector in a separate step of `make test`")
 }

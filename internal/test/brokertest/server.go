@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Server is a broker that one test may kill and start again.
+// Server is a broker that a test may kill and restart.
 type Server struct {
 	Port string
 
@@ -21,8 +21,8 @@ type Server struct {
 	dir    string
 }
 
-// NewServer starts a broker by one of the scripts of this repository: kafka.sh
-// or rabbitmq.sh.
+// NewServer starts a broker with one of the repository's scripts: kafka.sh or
+// rabbitmq.sh.
 func NewServer(tb testing.TB, script string) *Server {
 	tb.Helper()
 
@@ -43,9 +43,9 @@ func (s *Server) Do(action string) {
 	}
 }
 
-// FreePort returns a port that is free together with its successor, which
-// brokers also use. Both are below the range from which the kernel assigns ports
-// to connections (32768 and up, ip(7)), so that they stay free.
+// FreePort returns a free port whose successor, which brokers also use, is free too.
+// Both are below the kernel's range of ephemeral ports (32768 and up, ip(7)), so that
+// they stay free.
 func FreePort(tb testing.TB) string {
 	tb.Helper()
 
@@ -55,7 +55,7 @@ func FreePort(tb testing.TB) string {
 		}
 	}
 
-	tb.Fatal("found no free port")
+	tb.Fatal("no free port found")
 
 	return ""
 }

@@ -1,5 +1,5 @@
-// Package mailtest is a mail server for tests: SMTP with STARTTLS and a password.
-// It keeps the e-mails that it accepts.
+// Package mailtest provides a mail server for tests: SMTP with STARTTLS and password
+// authentication. It keeps the e-mails that it accepts.
 package mailtest
 
 import (
@@ -29,22 +29,23 @@ type Stage int
 
 // Stages.
 const (
-	// Addressed is after the recipient was named.
+	// Addressed is after the recipient was sent.
 	Addressed Stage = iota
-	// Accepted is after the e-mail was stored and before the answer is sent.
+	// Accepted is after the e-mail was stored and before the response is sent.
 	Accepted
 )
 
 // Server is a running mail server on 127.0.0.1.
 type Server struct {
 	Port int
-	// CAFile has the server's certificate.
+	// CAFile is the path of the server's certificate.
 	CAFile string
 
 	mu       sync.Mutex
 	received []string
 	logins   int
-	// recipient and sender are the answers to them, with code 0 if none is refused.
+	// recipient and sender are the responses to RCPT and MAIL, with code 0 for
+	// success.
 	recipient, sender smtp.SMTPError
 	plain             bool
 	hook              func(Stage)
@@ -57,8 +58,8 @@ func NewServer(tb testing.TB) *Server {
 	return start(tb, false)
 }
 
-// NewPlainServer starts a server without TLS that requires no login and accepts
-// unencrypted passwords.
+// NewPlainServer starts a server without TLS that does not require a login and
+// accepts unencrypted passwords.
 func NewPlainServer(tb testing.TB) *Server {
 	tb.Helper()
 
@@ -73,14 +74,14 @@ func start(tb testing.TB, plain bool) *Server {
 		tb.Fatal(err)
 	}
 
-	s := &Server{ //nolint:forcetypeassert // it listens on tcp
+	s := &Server{ //nolint:forcetypeassert // a TCP listener
 		Port: listener.Addr().(*net.TCPAddr).Port, CAFile: filepath.Join(tb.TempDir(), "ca.pem"), hook: func(Stage) {}, plain: plain,
 	}
 	server := smtp.NewServer(s)
 	server.Domain = "localhost"
 	server.AllowInsecureAuth = plain
 
-	// The web server of the standard library has a certificate for 127.0.0.1.
+	// The standard library's test server has a certificate for 127.0.0.1.
 	web := httptest.NewTLSServer(nil)
 	web.Close()
 
@@ -116,14 +117,14 @@ func (s *Server) Logins() int {
 	return s.logins
 }
 
-// Refuse answers every recipient with an error from now on, until it is called
+// Refuse makes the server respond to all recipients with an error, until it is called
 // with code 0.
 func (s *Server) Refuse(code int, enhanced [3]int, text string) {
 	s.refuse(&s.recipient, code, enhanced, text)
 }
 
-// RefuseSender answers every sender with an error from now on, until it is called
-// with code 0.
+// RefuseSender makes the server respond to all senders with an error, until it is
+// called with code 0.
 func (s *Server) RefuseSender(code int, enhanced [3]int, text string) {
 	s.refuse(&s.sender, code, enhanced, text)
 }
@@ -148,7 +149,7 @@ func (s *Server) refuses(answer *smtp.SMTPError) error {
 	return &refusal
 }
 
-// At calls hook at each stage of each conversation from now on.
+// At makes the server call hook at each stage of each conversation.
 func (s *Server) At(hook func(Stage)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,7 +1,7 @@
-// Package paymenttest is a payment provider for tests: an HTTP server that
-// implements the part of Stripe's API that Millrace uses, keeps a ledger, and
-// fails on demand. It follows Stripe's documentation of PaymentIntents and
-// idempotency keys, including stored failures.
+// Package paymenttest provides a payment provider for tests: an HTTP server that
+// implements the parts of Stripe's API that Millrace uses, keeps a ledger, and fails
+// on demand. It follows Stripe's documentation of PaymentIntents and idempotency
+// keys, including stored failures.
 package paymenttest
 
 import (
@@ -21,21 +21,21 @@ import (
 	"time"
 )
 
-// Fault is the way in which a request fails.
+// Fault is a way for a request to fail.
 type Fault string
 
-// Faults. Those that begin with After occur after the request has taken effect.
+// Faults. Those that start with After occur after the request has taken effect.
 const (
 	None         Fault = ""
-	Lost         Fault = "lost"          // no answer, nothing done
-	Error        Fault = "500"           // 500, nothing begun
+	Lost         Fault = "lost"          // no response, no effect
+	Error        Fault = "500"           // 500, no effect
 	StoredError  Fault = "stored:500"    // 500 without effect, stored under the key
-	AfterLost    Fault = "after:lost"    // done, no answer
+	AfterLost    Fault = "after:lost"    // done, no response
 	AfterError   Fault = "after:500"     // done, then 500, stored under the key
-	AfterSlow    Fault = "after:slow"    // done, the answer comes too late
-	AfterGarbled Fault = "after:garbled" // done, half of an answer
+	AfterSlow    Fault = "after:slow"    // done, the response is too late
+	AfterGarbled Fault = "after:garbled" // done, half a response
 	Busy         Fault = "429"           // 429 with Retry-After
-	InUse        Fault = "409"           // another request has the key
+	InUse        Fault = "409"           // another request is using the key
 )
 
 // RetryAfter is the Retry-After of Busy.
@@ -48,7 +48,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	plan     func(operation string) Fault
-	declines map[string]string // by order: the code
+	declines map[string]string // decline codes by order
 	intents  []*intent
 	refunds  []*refund
 	answers  map[string]answer // by idempotency key
@@ -113,7 +113,7 @@ func NewServer(tb testing.TB) *Server {
 	return s
 }
 
-// Operations of Plan.
+// Operations that can fail.
 const (
 	OpCreate   = "create"
 	OpConfirm  = "confirm"
@@ -132,7 +132,7 @@ func (s *Server) Plan(fn func(operation string) Fault) {
 	s.plan = fn
 }
 
-// Fail makes the next requests of an operation fail, one for each fault.
+// Fail makes the next requests of an operation fail, one per fault.
 func (s *Server) Fail(operation string, faults ...Fault) {
 	s.Plan(func(asked string) Fault {
 		if asked != operation || len(faults) == 0 {
@@ -146,7 +146,7 @@ func (s *Server) Fail(operation string, faults ...Fault) {
 	})
 }
 
-// Decline makes the card of an order be declined with one of Stripe's codes.
+// Decline makes the card for an order be declined with one of Stripe's codes.
 func (s *Server) Decline(orderID, code string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,8 +170,8 @@ func (s *Server) Requests(operation string) int {
 	return s.requests[operation]
 }
 
-// Captured returns the number of captures and refunds of an order, and their sum in
-// minor units.
+// Captured returns the number of captures and refunds of an order, and their net sum
+// in minor units.
 func (s *Server) Captured(orderID string) (captures, refunds int, net int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -255,12 +255,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(reply.body)
 }
 
-// hangUp closes the connection after the first bytes of an answer. Without any
-// bytes net/http would itself repeat a request that has an idempotency key.
+// hangUp closes the connection after the first bytes of a response. Without any
+// bytes, net/http itself would retry a request with an idempotency key.
 func hangUp(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		panic(err) // it is not HTTP/1
+		panic(err) // not HTTP/1
 	}
 
 	_, _ = conn.Write([]byte("HTTP/1.1 "))
@@ -291,13 +291,13 @@ func route(r *http.Request) (operation, id string) {
 	}
 }
 
-// answer executes a request, unless its key has an answer.
+// answer executes a request, unless a response is stored under its key.
 func (s *Server) answer(operation, id string, fault Fault, r *http.Request) (reply answer, replayed bool) {
 	switch fault {
 	case Lost:
 		return answer{}, false
 	case Error:
-		// The request did not begin, so nothing is stored.
+		// The request did not start, so nothing is stored.
 		return failure(http.StatusInternalServerError, "api_error", "", "", "it broke"), false
 	case Busy:
 		return failure(http.StatusTooManyRequests, "invalid_request_error", "rate_limit", "", "too many requests"), false
@@ -394,7 +394,7 @@ func (i *intent) capture() {
 	i.LatestCharge = &charge{ID: "ch_" + i.ID, Object: "charge"}
 }
 
-// confirm charges an intent unless it was charged.
+// confirm charges an intent, unless it was already charged.
 func (s *Server) confirm(i *intent) answer {
 	switch {
 	case i == nil:
@@ -438,7 +438,7 @@ func (s *Server) search(query string) []*intent {
 	return found
 }
 
-// list returns pages, newest first, as Stripe does.
+// list returns pages, newest first, like Stripe.
 func (s *Server) list(form url.Values) answer {
 	limit, _ := strconv.Atoi(form.Get("limit"))
 	limit = cmp.Or(limit, 10)

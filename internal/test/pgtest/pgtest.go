@@ -24,7 +24,7 @@ import (
 	"github.com/millracehq/millrace/migrations"
 )
 
-// variable has the address of the server for the tests.
+// variable is the environment variable with the address of the test server.
 const variable = "MILLRACE_TEST_DATABASE_URL"
 
 // template is a migrated database to clone, created once per process.
@@ -74,8 +74,8 @@ func URL(tb testing.TB) string {
 	return address
 }
 
-// KillBackends closes all other connections to the database of pool, as a crash of
-// the server would.
+// KillBackends closes all other connections to the database of pool, like a server
+// crash.
 func KillBackends(tb testing.TB, pool *pgxpool.Pool) {
 	tb.Helper()
 
@@ -94,8 +94,8 @@ func Logger(tb testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// Eventually polls until the condition holds. The test fails with a message that
-// says what it waited for after 30 seconds, or at once if it has already failed.
+// Eventually polls until the condition holds. After 30 seconds, or as soon as the
+// test has failed, it ends the test with a message that says what it waited for.
 func Eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
 
@@ -149,7 +149,7 @@ func makeTemplate() (string, error) {
 	}
 	defer conn.Close(ctx)
 
-	// The tests of several packages run at the same time: one process creates it.
+	// Packages are tested concurrently: one process creates the template.
 	var exists bool
 
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock(hashtext($1))`, name); err != nil {
@@ -194,7 +194,8 @@ func makeTemplate() (string, error) {
 	return name, exec("ALTER DATABASE " + name + " WITH IS_TEMPLATE true")
 }
 
-// templateName depends on the schema and on the day, because of the partitions.
+// templateName returns a name that depends on the schema, and on the day because of
+// the partitions.
 func templateName() (string, error) {
 	sum := sha256.New()
 
@@ -212,11 +213,11 @@ func templateName() (string, error) {
 	return fmt.Sprintf("template_%x_%s", sum.Sum(nil)[:4], time.Now().UTC().Format("20060102")), err
 }
 
-// server returns the address of the server for the tests.
+// server returns the address of the test server.
 var server = sync.OnceValues(func() (string, error) {
 	address, err := Setting(variable)
 	if err == nil && address == "" {
-		err = fmt.Errorf("%s is not set and no server was started: run `make test-db`", variable)
+		err = fmt.Errorf("%s is not set and no server is running: run `make test-db`", variable)
 	}
 
 	return address, err
@@ -238,8 +239,8 @@ func named(database string) (string, error) {
 	return address.String(), nil
 }
 
-// exec runs a statement on the server. It retries while another clone of the
-// same template is being made, which makes cloning fail.
+// exec runs a statement on the server. It retries while another clone of the same
+// template is in progress, because cloning then fails.
 func exec(sql string) error {
 	server, err := server()
 	if err != nil {

@@ -17,9 +17,8 @@ func Root() string {
 	return filepath.Join(filepath.Dir(file), "..", "..", "..")
 }
 
-// Setting returns the address of a test server: from the environment, else from
-// .local/test/env, which scripts/services.sh writes. It is empty if neither has
-// it.
+// Setting returns the address of a test server from the environment, or else from
+// .local/test/env, which scripts/services.sh writes. It is empty if neither has it.
 func Setting(variable string) (string, error) {
 	if value := os.Getenv(variable); value != "" {
 		return value, nil
