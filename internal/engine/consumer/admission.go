@@ -12,11 +12,11 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// admitFunc is [Effect.Admit].
+// admitFunc is the type of [Effect.Admit].
 type admitFunc[P event.Payload] func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 
-// admission asks the inbox and the handler, for many events at once, whether an
-// effect may proceed. The error of a unit says why not.
+// admission batches events and checks in the inbox and with the handler whether their
+// effects may proceed. The error of a unit is the reason for refusal.
 type admission[P event.Payload] struct {
 	batches[event.Event[P]]
 

@@ -23,7 +23,7 @@ var ErrStopping = errors.New("the service is stopping")
 type unit[E any] struct {
 	event E
 	from  *delivery
-	// verdict is what the inbox said about the message.
+	// verdict is the inbox's verdict on the message.
 	verdict inbox.Verdict
 	// blocked is true if the message is blocked by an earlier one of its key.
 	blocked bool
@@ -44,7 +44,7 @@ func newBatches[E any](r *Router, consumer string, run func(units []*unit[E])) b
 	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, key, run)}
 }
 
-// submit adds an event to the next batch and waits for its end.
+// submit adds an event to the next batch and waits for its result.
 func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
 	u := &unit[E]{event: event, from: from, done: make(chan error, 1)}
 	b.group.add(u)
@@ -52,8 +52,8 @@ func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
 	return u, <-u.done
 }
 
-// fresh returns the events to apply and, for each, its index in units. block is
-// called with units whose key waits and reports whether they wait too.
+// fresh returns the events to apply and the index of each in units. It calls block
+// for units whose key is waiting; block reports whether the unit is now blocked.
 func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, waiting map[string]bool, block func(*unit[E]) (bool, error),
 ) (fresh []E, index []int, conflicts event.RejectSome, err error) {
 	conflicts = event.RejectSome{}
@@ -189,7 +189,7 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	return nil
 }
 
-// run calls a handler and stores what it returns.
+// run calls a handler and stores the events that it returns.
 func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E], events []E) (caused int, err error) {
 	outgoing, err := protect(func() ([]event.Outgoing, error) { return handle(ctx, tx, events) })
 	if err != nil {
@@ -199,8 +199,8 @@ func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E],
 	return len(outgoing), a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
 }
 
-// claim claims the units and blocks those whose key waits. It returns the events
-// to apply and, for each, its index in units.
+// claim claims the units and blocks those whose key is waiting. It returns the events
+// to apply and the index of each in units.
 func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
 	along := &pgx.Batch{}
 	waiting := failed.QueueWaiting(along, a.consumer, keysOf(units))

@@ -30,8 +30,8 @@ type Config struct {
 	ParkInterval time.Duration `koanf:"park_interval"`
 	// ParkMaxInterval caps ParkInterval. Defaults to 10m.
 	ParkMaxInterval time.Duration `koanf:"park_max_interval"`
-	// ParkAttempts is how often a waiting message is retried before it is
-	// stopped. With 0 it is stopped without waiting. Defaults to 20.
+	// ParkAttempts is how often a waiting message is retried before it is stopped.
+	// At 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
 	// PerTopic overrides the five settings above for individual topics. Empty by
 	// default.

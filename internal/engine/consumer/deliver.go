@@ -30,7 +30,7 @@ type delivery struct {
 	// entry is the failed message being retried, or nil if a broker delivered the
 	// message.
 	entry *failed.Entry
-	// failures is how often it has failed before.
+	// failures counts the previous failures.
 	failures int
 	// shared is true if other consumers receive the message too. The message is then
 	// parked while this consumer is suspended, so that the others can continue.
@@ -41,7 +41,7 @@ type delivery struct {
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
 	key string
-	// claim is the message as the inbox knows it.
+	// claim identifies the message in the inbox.
 	claim inbox.Entry
 	// apply makes one attempt.
 	apply func() error
@@ -122,9 +122,8 @@ type fate struct {
 	wait time.Duration
 }
 
-// deliver takes a message through one consumer: it tries it, decides its fate and
-// carries that out. A delivery whose fate is returned comes again; any other is
-// done with.
+// deliver attempts to apply a message, decides its fate and carries that out. The
+// broker redelivers a returned message; any other fate is final.
 func (r *Router) deliver(d *delivery) fate {
 	started := time.Now()
 	f := r.carryOut(d, r.decide(d, r.attempt(d)))
@@ -157,7 +156,7 @@ func (r *Router) decide(d *delivery, err error) fate {
 	case errors.Is(err, errBlocked):
 		return fate{outcome: blocked}
 	case d.shared && errors.Is(err, ErrSuspended):
-		return fate{outcome: parked, err: err} // due at once, but not while the consumer is suspended
+		return fate{outcome: parked, err: err} // due now, but not retried while the consumer is suspended
 	case isReturn(err):
 		return fate{outcome: returned, err: err}
 	}
@@ -335,7 +334,7 @@ func messageID(msg *message.Message) uuid.UUID {
 	return id
 }
 
-// panicError is a panic of a handler, as an error.
+// panicError is a recovered handler panic.
 type panicError struct {
 	Value any
 	Stack []byte

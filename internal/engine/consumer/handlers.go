@@ -67,8 +67,8 @@ type Effect[P event.Payload, R any] struct {
 	// add data to the payloads; Perform and Record see the changed events. If nil,
 	// all events proceed.
 	Admit func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
-	// Needs names the dependency that Perform uses for an event, or "" for none: the
-	// event waits while the dependency is unavailable. It may be nil.
+	// Needs returns the dependency that Perform uses for an event, or "" for none. The
+	// event waits while the dependency is unavailable. Needs may be nil.
 	Needs func(e event.Event[P]) string
 	// Perform calls the external system. It may run more than once, so its
 	// idempotency key must depend only on the event. It returns an event.LaterError
@@ -155,7 +155,7 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 	}
 }
 
-// late passes an event to a handler although it was applied before.
+// late passes an event that was already applied to a handler.
 func (a *applier[E]) late(handle batchHandler[E], late E) error {
 	return a.router.untilAvailable(func(ctx context.Context) error {
 		return postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {

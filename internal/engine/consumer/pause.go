@@ -54,7 +54,7 @@ func newSuspensions() *suspensions {
 	return &suspensions{resumed: make(chan struct{}), needs: map[string][]*breaker.Breaker{}}
 }
 
-// set takes the pauses in force and logs what has changed.
+// set replaces the pauses in force and logs the changes.
 func (s *suspensions) set(pauses []Pause, logger *slog.Logger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -71,8 +71,8 @@ func (r *Router) retryWaiting(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 
-	// room is how many more keys of each consumer may be tried. A key wakes the loop
-	// if one of its messages is done with: others may be due.
+	// room is how many more keys of each consumer may be retried. A key wakes the loop
+	// if any of its messages was settled, because others may be due.
 	room := make(map[string]*atomic.Int64, len(r.routes))
 	for _, consumer := range r.consumers() {
 		room[consumer] = &atomic.Int64{}
@@ -106,8 +106,8 @@ func (r *Router) retryWaiting(ctx context.Context) {
 	}
 }
 
-// leaseKeys takes keys that are due. The end of ctx does not cancel it: nobody
-// would try what the server has leased then. After an error the next round tries
+// leaseKeys leases keys that are due. It ignores the end of ctx, because keys that the
+// server had already leased would go untried. After an error the next round tries
 // again.
 func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) (keys []failed.Key) {
 	free := map[string]int{}
@@ -197,12 +197,12 @@ func (r *Router) renew(ctx context.Context, key failed.Key) {
 	r.briefly(ctx, "could not renew the lease of a key", func(ctx context.Context) error { return r.failed.Renew(ctx, key, r.lease()) })
 }
 
-// postpone makes a key due after wait. Otherwise it is due when its lease ends.
+// postpone makes a key due after wait instead of when its lease expires.
 func (r *Router) postpone(ctx context.Context, key failed.Key, wait time.Duration) {
 	r.briefly(ctx, "could not postpone a key", func(ctx context.Context) error { return r.failed.Postpone(ctx, key, wait) })
 }
 
-// briefly runs a short statement, also when the service stops.
+// briefly runs a short statement, even if the service is stopping.
 func (r *Router) briefly(ctx context.Context, failure string, run func(ctx context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
 	defer cancel()

@@ -67,9 +67,9 @@ type Route struct {
 	// the handler, and its ordering key if it can be read.
 	Check func(payload []byte) (key string, err error)
 
-	// topics has those of Publishes.
+	// topics lists the topics of Publishes.
 	topics []string
-	// open decodes the payload of a delivery and sets what depends on it.
+	// open decodes the payload of a delivery and sets the fields that depend on it.
 	open func(d *delivery) error
 }
 
@@ -104,7 +104,7 @@ func NewRouter(
 	}, nil
 }
 
-// configOf returns the settings that apply to the messages of a topic.
+// configOf returns the settings for a topic.
 func (r *Router) configOf(topic string) Config {
 	if c, ok := r.perTopic[topic]; ok {
 		return c
@@ -242,7 +242,7 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 // serve consumes until ctx ends or the router cannot continue, and then drains.
 func (r *Router) serve(ctx, subscriptions context.Context, router *message.Router, result chan error, sources []Source, started func()) error {
-	// What is in group ends when ctx does or when one of it fails.
+	// The group ends when ctx ends or one of its functions fails.
 	group, running := errgroup.WithContext(ctx)
 	seen := make(chan struct{})
 
