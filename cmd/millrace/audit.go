@@ -54,7 +54,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		flags.StringSliceVar(&config.Only, "only", nil, "run only these checks, separated by commas")
 		flags.IntVar(&config.Limit, "limit", 20, "list at most this many violations per check; all are counted")
 		flags.DurationVar(&config.Older, "older", 15*time.Minute, "treat anything in progress for longer than this as stuck")
-		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record of this last period")
+		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record back to this long ago")
 		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
 		flags.BoolVar(&repair, "repair", false, "fix the violations that have only one safe fix")
 		flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
@@ -105,13 +105,13 @@ func writeRepairs(w io.Writer, out operate.Audit) {
 	if out.DryRun {
 		fmt.Fprintln(w, "\nWould be repaired:")
 	} else {
-		fmt.Fprintln(w, "\nRepaired; the checks above are from afterwards:")
+		fmt.Fprintln(w, "\nRepaired; the checks above ran after the repair:")
 	}
 
 	for _, r := range out.Repairs {
 		what := r.What
 		if r.Refused != "" {
-			what = "left alone: " + r.Refused
+			what = "not repaired: " + r.Refused
 		}
 
 		fmt.Fprintf(w, "  %s %s: %s\n", r.Check, oneLine(r.ID, 200), what)

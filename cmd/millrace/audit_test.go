@@ -37,7 +37,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, but orders hold 0\n  What to do: `--repair`"},
 		{"audit --only stock,reservations", exitFailure, "the audit found 1 violations: reservations"},
 		{"audit --repair --dry-run", exitFailure, "Would be repaired:\n  reservations p: available 7 -> 10, reserved 3 -> 0, sold 0 -> 0"},
-		{"audit --repair --by me", 0, "Repaired; the checks above are from afterwards:\n  reservations p: available 7 -> 10"},
+		{"audit --repair --by me", 0, "Repaired; the checks above ran after the repair:\n  reservations p: available 7 -> 10"},
 		{"audit", 0, "2 products"},
 	} {
 		out, code := run(t, url, strings.Split(c.args, " ")...)

@@ -30,7 +30,7 @@ func newPaymentsLedger(opts *options) *cobra.Command {
 
 		return c.writeLedger(from)
 	}, func(_ *options, flags *pflag.FlagSet) {
-		flags.DurationVar(&since, "since", 24*time.Hour, "list captures of this last period; 0 lists all")
+		flags.DurationVar(&since, "since", 24*time.Hour, "list captures back to this long ago; 0 lists all")
 	})
 }
 

@@ -10,9 +10,9 @@ func newRoot() *cobra.Command {
 	opts := &options{}
 	root := group(opts, &cobra.Command{
 		Use:   "millrace",
-		Short: "Apply each message to Postgres exactly once in effect, in order per key, and publish what follows",
+		Short: "Apply messages to Postgres exactly once in effect, in order per key",
 		Long: `Millrace consumes topics from Kafka, RabbitMQ or Postgres alone, applies each
-message to Postgres exactly once in effect, and publishes what follows.
+message to Postgres exactly once in effect, and publishes the events that follow.
 
 The configuration comes from the defaults, then --config, then the environment
 (MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size; DATABASE_URL is honoured),
@@ -32,10 +32,10 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 			newOrdersShow, newOrdersList, newOrdersCancel, newOrdersDiagram),
 		parent("payments", "Compare payments with the gateway's record", "payments show order_123", newPaymentsShow, newPaymentsLedger),
 		parent("users", "Show and erase users", "users show alice", newUsersShow, newUsersList, newUsersMisses, newUsersErase),
-		parent("notifications", "Show what was sent to users", "notifications list --user alice", newNotificationsList),
+		parent("notifications", "Show the notifications sent to users", "notifications list --user alice", newNotificationsList),
 		parent("analytics", "Count what users did", "analytics top --days 7", newAnalyticsTop, newAnalyticsDaily),
 		parent("events", "Read the event store", "events show order-order_123", newEventsShow, newEventsTail, newEventsExport),
-		parent("projections", "Show and rebuild the tables that follow the event store", "projections status",
+		parent("projections", "Show and rebuild the projections of the event store", "projections status",
 			newProjectionsStatus, newProjectionsRebuild),
 		parent("consumers", "List, pause and resume consumers", `consumers pause fulfilment.charge --why "the provider is down"`,
 			newConsumersList, newConsumersPause, newConsumersResume),

@@ -182,7 +182,7 @@ func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (answer st
 
 		return "logged", nil
 	case s.mailer == nil:
-		s.logger.Info("e-mail (set notification.email.host to send it)", user, slog.String("message_id", e.ID.String()), content)
+		s.logger.Info("e-mail not sent; set notification.email.host to send e-mails", user, slog.String("message_id", e.ID.String()), content)
 
 		return "logged: notification.email.host is not set", nil
 	default:
