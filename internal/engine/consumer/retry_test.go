@@ -449,7 +449,7 @@ func TestAPausedConsumerTakesNoMessagesUntilResumed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 
-	pgtest.Eventually(t, "the pause is known", func() bool { return len(r.router.Suspended()) == 1 })
+	pgtest.Eventually(t, "the router has seen the pause", func() bool { return len(r.router.Suspended()) == 1 })
 	r.send(message("a", "1"))
 	r.stop()
 

@@ -299,8 +299,8 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 // consumers are unknown until then.
 func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}) error {
 	var (
-		group errgroup.Group
-		turn  sync.Mutex // serializes starting handlers in the router
+		group    errgroup.Group
+		starting sync.Mutex // serializes starting handlers in the router
 	)
 
 	for _, ready := range []<-chan struct{}{router.Running(), seen} {
@@ -317,8 +317,8 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 				return err
 			}
 
-			turn.Lock()
-			defer turn.Unlock()
+			starting.Lock()
+			defer starting.Unlock()
 
 			consumed, _ := r.Topics()
 			for _, topic := range consumed {

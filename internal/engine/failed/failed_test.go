@@ -550,16 +550,16 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 		t.Errorf("an invalid edit: %v", err)
 	}
 
-	mended, err := r.Edit(t.Context(), 1, 1, body("z", "mended"), alice, check)
-	if err != nil || mended.Revision != 2 || string(mended.Payload) != string(bad.Payload) {
-		t.Fatalf("got %+v, %v", mended, err)
+	edited, err := r.Edit(t.Context(), 1, 1, body("z", "fixed"), alice, check)
+	if err != nil || edited.Revision != 2 || string(edited.Payload) != string(bad.Payload) {
+		t.Fatalf("got %+v, %v", edited, err)
 	}
 
 	if _, err := r.Edit(t.Context(), 1, 1, body("z", "again"), alice, check); event.KindOf(err) != event.Changed {
 		t.Errorf("an edit with an old revision: %v", err)
 	}
 
-	if _, err := r.Edit(t.Context(), 1, 2, body("z", "mended"), alice, check); err != nil || r.get(1).Revision != 2 {
+	if _, err := r.Edit(t.Context(), 1, 2, body("z", "fixed"), alice, check); err != nil || r.get(1).Revision != 2 {
 		t.Errorf("a repeated edit: %v, %+v", err, r.get(1))
 	}
 
@@ -568,7 +568,7 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 	}
 
 	rows := r.waiting()
-	if m := rows[0]; m.Key != "z" || m.Payload != string(body("z", "mended")) || m.Entry.ApplyID() != bad.MessageID || m.Attempts != 7 || m.Entry.AppliedAs != nil {
+	if m := rows[0]; m.Key != "z" || m.Payload != string(body("z", "fixed")) || m.Entry.ApplyID() != bad.MessageID || m.Attempts != 7 || m.Entry.AppliedAs != nil {
 		t.Errorf("sent %+v", m)
 	}
 
@@ -658,7 +658,7 @@ func TestAnotherFailureReopensTheEntry(t *testing.T) {
 	e.Reason, e.Error = event.ReasonInvalid, "text: is missing"
 	id := r.add(e)
 
-	if _, err := r.Edit(t.Context(), id, 0, body("a", "mended"), alice, check); err != nil {
+	if _, err := r.Edit(t.Context(), id, 0, body("a", "fixed"), alice, check); err != nil {
 		t.Fatal(err)
 	}
 
@@ -676,7 +676,7 @@ func TestAnotherFailureReopensTheEntry(t *testing.T) {
 
 	got := r.get(id)
 	if got.State != failed.Stopped || got.Resolution != "" || got.ResolvedAt != nil || got.Deliveries != 2 || got.Attempts != 9 || got.Error != "no luck" ||
-		got.FirstRelease != "1.0" || got.LastRelease != "1.1" || string(got.Payload) != string(e.Payload) || string(got.Edited) != string(body("a", "mended")) {
+		got.FirstRelease != "1.0" || got.LastRelease != "1.1" || string(got.Payload) != string(e.Payload) || string(got.Edited) != string(body("a", "fixed")) {
 		t.Errorf("got %+v", got)
 	}
 

@@ -32,7 +32,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 		return fmt.Errorf("reading the partitions of topic %s: %w", topic, err)
 	}
 
-	var one sync.Mutex // calls fn with one message at a time
+	var mu sync.Mutex // calls fn with one message at a time
 
 	readers, ctx := errgroup.WithContext(ctx)
 
@@ -46,8 +46,8 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 			defer partition.AsyncClose()
 
 			return read(ctx, partition.Messages(), func(msg *message.Message) error {
-				one.Lock()
-				defer one.Unlock()
+				mu.Lock()
+				defer mu.Unlock()
 
 				return fn(msg)
 			})
