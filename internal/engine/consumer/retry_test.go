@@ -482,33 +482,32 @@ func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = tx.Rollback(context.Background()) }()
 
 	if _, err := tx.Exec(t.Context(), `LOCK TABLE paused_consumers`); err != nil {
 		t.Fatal(err)
 	}
 
+	var releasing atomic.Bool // set before the lock goes: the router may start at once
+
 	released := make(chan struct{})
 
 	go func() {
 		defer close(released)
+		defer func() { _ = tx.Rollback(context.Background()) }()
 
 		pgtest.Eventually(t, "it tries to read the pauses", func() bool {
 			return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'paused_consumers'::regclass AND NOT granted)`)
 		})
-
-		if err := tx.Rollback(context.Background()); err != nil {
-			t.Error(err)
-		}
+		releasing.Store(true)
 	}()
 
 	r := start(t, pool, register)
 
-	select {
-	case <-released:
-	default:
+	if !releasing.Load() {
 		t.Error("it started before it could read the pauses")
 	}
+
+	<-released
 
 	return r
 }
