@@ -227,8 +227,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 	err = r.serve(ctx, subscriptions, router, result, sources, started)
 
-	unsubscribe()
-
+	// Close comes before unsubscribe: Watermill closes the subscribers, and with
+	// them their connections, only if their subscriptions have not ended before.
 	if closeErr := router.Close(); closeErr != nil {
 		// No message is in flight any more. Only connections are left to close, and
 		// the end of the process closes them too.

@@ -455,8 +455,9 @@ func TestAnAuditBlocksNeitherWritersNorProjections(t *testing.T) {
 		}
 
 		modes := pgtest.Value[string](t, pool, `
-			SELECT coalesce(string_agg(DISTINCT mode, ' '), '') FROM pg_locks l
-			WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()`)
+			SELECT coalesce(string_agg(DISTINCT mode, ' '), '') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			WHERE locktype = 'relation' AND a.datname = current_database() AND pid <> pg_backend_pid()
+			  AND backend_type = 'client backend'`) // not autovacuum
 		if modes != "AccessShareLock" {
 			t.Errorf("the audit holds %s", modes)
 		}
