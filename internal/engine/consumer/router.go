@@ -44,6 +44,7 @@ type Router struct {
 	routes       []*Route
 	erasers      []eraser
 	running      atomic.Bool
+	subscribers  []message.Subscriber
 	suspensions  *suspensions
 	gate         gate
 
@@ -227,12 +228,20 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 	err = r.serve(ctx, subscriptions, router, result, sources, started)
 
-	// Close comes before unsubscribe: Watermill closes the subscribers, and with
-	// them their connections, only if their subscriptions have not ended before.
-	if closeErr := router.Close(); closeErr != nil {
+	unsubscribe()
+
+	closeErr := router.Close()
+
+	// Watermill leaves subscribers open if their subscriptions end first, and with
+	// them their connections.
+	for _, s := range r.subscribers {
+		closeErr = errors.Join(closeErr, s.Close())
+	}
+
+	if closeErr != nil {
 		// No message is in flight any more. Only connections are left to close, and
 		// the end of the process closes them too.
-		r.logger.Warn("closing the subscriptions took too long", slog.Any("error", closeErr))
+		r.logger.Warn("closing the subscriptions", slog.Any("error", closeErr))
 
 		return err
 	}
@@ -331,6 +340,7 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 					return fmt.Errorf("connecting subscriber of %s: %w", topic, err)
 				}
 
+				r.subscribers = append(r.subscribers, subscriber)
 				router.AddConsumerHandler(topic, topic, subscriber, r.receive(r.routesOf(topic)))
 			}
 
