@@ -188,6 +188,8 @@ func (b *Breaker) State() State {
 }
 
 // Answered reports that the dependency answered, whether or not the call succeeded.
+// While the breaker is open only its probe counts: an attempt that began before may
+// have got its answer while the dependency was going away.
 func (a *Attempt) Answered() {
 	if a == nil {
 		return
@@ -202,11 +204,11 @@ func (a *Attempt) Answered() {
 		b.probing = false
 	}
 
-	if b.failures == 0 {
+	if b.failures == 0 || !a.probe && b.failures >= threshold {
 		return
 	}
 
-	if b.failures >= threshold {
+	if a.probe {
 		b.up.Set(1)
 		b.logger.Info("dependency is available again", slog.String("dependency", b.name),
 			slog.Duration("unavailable_for", time.Since(b.first).Round(time.Millisecond)))

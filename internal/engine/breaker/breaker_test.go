@@ -148,3 +148,24 @@ func TestAnAbandonedAttemptLetsAnotherStart(t *testing.T) {
 		attempt(t, b, nil)
 	})
 }
+
+func TestALateAnswerDoesNotCloseAnOpenBreaker(t *testing.T) {
+	t.Parallel()
+
+	b := set(&bytes.Buffer{}).Get("mail server")
+
+	early, err := b.Wait(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for range 3 {
+		b.Failed(errRefused)
+	}
+
+	early.Answered()
+
+	if b.State().Up {
+		t.Error("an attempt from before the outage ended it")
+	}
+}
