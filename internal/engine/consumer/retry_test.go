@@ -60,9 +60,9 @@ func (r *rig) waiting(key string) (list []failed.WaitingEntry) {
 func TestAFailedMessageBlocksOnlyLaterMessagesOfItsKey(t *testing.T) {
 	t.Parallel()
 
-	var mended atomic.Bool
+	var repaired atomic.Bool
 
-	r := start(t, newPool(t), breakable(func(n note) bool { return n.Text != "1" || mended.Load() }), parking(1000))
+	r := start(t, newPool(t), breakable(func(n note) bool { return n.Text != "1" || repaired.Load() }), parking(1000))
 	r.send(message("a", "1"), message("a", "2"), message("a", "3"), message("b", "x"))
 
 	pgtest.Eventually(t, "the later messages of the key are blocked", func() bool {
@@ -77,7 +77,7 @@ func TestAFailedMessageBlocksOnlyLaterMessagesOfItsKey(t *testing.T) {
 
 	r.send(message("a", "4"))
 	pgtest.Eventually(t, "a new message of the key is blocked too", func() bool { return r.waiting("a")[0].Blocked == 3 })
-	mended.Store(true)
+	repaired.Store(true)
 	r.settle()
 
 	if got := r.texts("a"); got != "1 2 3 4" || len(r.stopped()) != 0 {

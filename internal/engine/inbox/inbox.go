@@ -91,6 +91,11 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, alo
 		return make([]Verdict, len(entries)), nil
 	}
 
+	return verdictsOf(ctx, tx, consumer, entries, claimed)
+}
+
+// verdictsOf returns the verdicts of entries of which only claimed are new.
+func verdictsOf(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, claimed []uuid.UUID) ([]Verdict, error) {
 	seen, err := fingerprints(ctx, tx, consumer, entries)
 	if err != nil {
 		return nil, err

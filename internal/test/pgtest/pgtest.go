@@ -169,29 +169,31 @@ func makeTemplate() (string, error) {
 		return "", err
 	}
 
-	address, err := named(name)
-	if err != nil {
+	if err := migrate(ctx, name); err != nil {
 		return "", err
 	}
 
-	pool, err := pgxpool.New(context.Background(), address)
+	return name, exec("ALTER DATABASE " + name + " WITH IS_TEMPLATE true")
+}
+
+// migrate creates the schema of a database and the inbox partitions of today.
+func migrate(ctx context.Context, name string) error {
+	address, err := named(name)
 	if err != nil {
-		return "", err
+		return err
+	}
+
+	pool, err := pgxpool.New(ctx, address)
+	if err != nil {
+		return err
 	}
 	defer pool.Close()
 
-	logger := slog.New(slog.DiscardHandler)
-	if _, err := postgres.Migrate(context.Background(), pool, logger); err != nil {
-		return "", err
+	if _, err := postgres.Migrate(ctx, pool, slog.New(slog.DiscardHandler)); err != nil {
+		return err
 	}
 
-	if err := inbox.Partitions.Ensure(ctx, pool, time.Now()); err != nil {
-		return "", err
-	}
-
-	pool.Close()
-
-	return name, exec("ALTER DATABASE " + name + " WITH IS_TEMPLATE true")
+	return inbox.Partitions.Ensure(ctx, pool, time.Now())
 }
 
 // templateName returns a name that depends on the schema, and on the day because of
