@@ -187,6 +187,7 @@ func TestGuideDeadLetters(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
+	s.ExpectFailures()
 	s.PublishMessage(event.Message{Topic: "user.created", Payload: []byte(`{"user": `), Headers: event.Headers{"from": "somewhere"}})
 	pgtest.Eventually(t, "the message is stored unchanged, with the reason", func() bool {
 		return apptest.Value[int](s, `

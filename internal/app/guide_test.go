@@ -121,6 +121,7 @@ func TestGuideLegacyPipeline(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 
+	s.ExpectFailures()
 	s.PublishMessage(event.Message{Topic: "user.events", Payload: []byte(guide(t, "user.events.unknown"))})
 	pgtest.Eventually(t, "the unknown action is rejected", func() bool {
 		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "user.events"}, 1)

@@ -106,11 +106,12 @@ func (s *Service) Run() {
 
 	s.stop = sync.OnceFunc(func() {
 		cancel()
-		watching.Wait()
 
 		if err := <-done; err != nil {
 			s.tb.Errorf("the service did not drain: %v", err)
 		}
+
+		watching.Wait()
 	})
 
 	select {
@@ -138,22 +139,38 @@ const watchPause = 50 * time.Millisecond
 // watchFailures fails the test when a message fails, which also ends
 // pgtest.Eventually.
 func (s *Service) watchFailures(ctx context.Context) {
-	for backoff.Sleep(ctx, watchPause) == nil && !s.expectFailures.Load() {
-		var (
-			consumer, topic, reason, text string
-			payload                       []byte
-		)
-
-		err := s.Pool.QueryRow(ctx, `
-			SELECT consumer, topic, payload, reason, error FROM failed_messages
-			WHERE state <> 'resolved' AND error <> '' ORDER BY id LIMIT 1`).Scan(&consumer, &topic, &payload, &reason, &text)
-		if err == nil && !s.expectFailures.Load() {
-			s.tb.Errorf("%s failed with %s on a message of %s: %s\nmessage: %s\n(a test that expects failures calls ExpectFailures)",
-				consumer, reason, topic, readable(text), payload)
-
+	for backoff.Sleep(ctx, watchPause) == nil {
+		if s.reportFailure(ctx) {
 			return
 		}
 	}
+
+	// A test may end before the next look.
+	s.reportFailure(context.WithoutCancel(ctx))
+}
+
+// reportFailure fails the test and returns true if a message failed that may not.
+func (s *Service) reportFailure(ctx context.Context) bool {
+	if s.expectFailures.Load() {
+		return false
+	}
+
+	var (
+		consumer, topic, reason, text string
+		payload                       []byte
+	)
+
+	err := s.Pool.QueryRow(ctx, `
+		SELECT consumer, topic, payload, reason, error FROM failed_messages
+		WHERE state <> 'resolved' AND error <> '' ORDER BY id LIMIT 1`).Scan(&consumer, &topic, &payload, &reason, &text)
+	if err != nil || s.expectFailures.Load() {
+		return false
+	}
+
+	s.tb.Errorf("%s failed with %s on a message of %s: %s\nmessage: %s\n(a test that expects failures calls ExpectFailures)",
+		consumer, reason, topic, readable(text), payload)
+
+	return true
 }
 
 // readable reduces the stack of a panic to the handler's frames, between the panic
