@@ -186,7 +186,7 @@ func (c Place) decide(d *Decision) {
 	d.record(order.InventoryReserved{})
 
 	total := c.Asked.Total
-	d.publish(PaymentRequested{OrderID: id, Amount: &total, Currency: c.Asked.Currency})
+	d.publish(PaymentRequested{OrderID: id, Amount: &total, Currency: money.Currency(c.Asked.Currency)})
 }
 
 func (c Settle) decide(d *Decision) {

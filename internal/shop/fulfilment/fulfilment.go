@@ -104,7 +104,7 @@ func admitCharge(orders map[string]order.Order, p *PaymentRequested) error {
 		return event.Reject(fmt.Errorf("order_id: there is no order %s", p.OrderID))
 	}
 
-	if err := checkTotal(o, *p.Amount, p.currency()); err != nil {
+	if err := checkTotal(o, *p.Amount, p.Currency.Code()); err != nil {
 		return event.Reject(err)
 	}
 
@@ -159,11 +159,11 @@ func (p *Process) Complete(ctx context.Context, tx pgx.Tx, events []event.Event[
 }
 
 func orderOf(o NewOrder) order.Order {
-	return order.Order{ID: o.ID, Total: *o.TotalAmount, Currency: o.currency(), Lines: o.lines()}
+	return order.Order{ID: o.ID, Total: *o.TotalAmount, Currency: o.Currency.Code(), Lines: o.lines()}
 }
 
 func chargeOf(p PaymentRequested) payment.Charge {
-	return payment.Charge{OrderID: p.OrderID, Attempt: p.Attempt, Amount: *p.Amount, Currency: p.currency()}
+	return payment.Charge{OrderID: p.OrderID, Attempt: p.Attempt, Amount: *p.Amount, Currency: p.Currency.Code()}
 }
 
 func demandOf(lines []order.Line) inventory.Demand {

@@ -1,7 +1,6 @@
 package fulfilment
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,13 +42,12 @@ type OrderCreated struct {
 // NewOrder is the body of OrderCreated. Pointers distinguish a missing field
 // from a zero one.
 type NewOrder struct {
-	ID          string        `json:"id"`
-	ProductID   string        `json:"product_id,omitempty"`
-	Quantity    *int64        `json:"quantity,omitempty"`
-	Items       []Item        `json:"items,omitempty"`
-	TotalAmount *money.Amount `json:"total_amount,omitempty"`
-	// Currency is an ISO 4217 code; money.DefaultCurrency if empty.
-	Currency string `json:"currency,omitempty"`
+	ID          string         `json:"id"`
+	ProductID   string         `json:"product_id,omitempty"`
+	Quantity    *int64         `json:"quantity,omitempty"`
+	Items       []Item         `json:"items,omitempty"`
+	TotalAmount *money.Amount  `json:"total_amount,omitempty"`
+	Currency    money.Currency `json:"currency,omitempty"`
 }
 
 // Item is a quantity of one product.
@@ -82,10 +80,8 @@ func (p OrderCreated) Validate() error {
 		errs = append(errs, inventory.CheckItem("order.", o.ProductID, o.Quantity))
 	}
 
-	return errors.Join(append(errs, money.Check("order.total_amount", o.TotalAmount, o.currency()))...)
+	return errors.Join(append(errs, money.Check("order.total_amount", o.TotalAmount, o.Currency.Code()))...)
 }
-
-func (o NewOrder) currency() string { return cmp.Or(o.Currency, money.DefaultCurrency) }
 
 // lines returns one line per product, in order of appearance.
 func (o NewOrder) lines() []order.Line {
@@ -110,9 +106,9 @@ func (o NewOrder) lines() []order.Line {
 
 // PaymentRequested requests a charge for an order.
 type PaymentRequested struct {
-	OrderID  string        `json:"order_id"`
-	Amount   *money.Amount `json:"amount"`
-	Currency string        `json:"currency,omitempty"`
+	OrderID  string         `json:"order_id"`
+	Amount   *money.Amount  `json:"amount"`
+	Currency money.Currency `json:"currency,omitempty"`
 	// Attempt is the number of the charge, counted from 1; 0 means 1.
 	Attempt int `json:"attempt,omitzero"`
 
@@ -129,11 +125,9 @@ func (p PaymentRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRequested) Validate() error {
-	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.currency()),
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency.Code()),
 		check.Value(p.Attempt >= 0 && p.Attempt <= 1000, "attempt", p.Attempt, "1 to 1000"))
 }
-
-func (p PaymentRequested) currency() string { return cmp.Or(p.Currency, money.DefaultCurrency) }
 
 // OrderCompleted reports that an order is paid and complete.
 type OrderCompleted struct {
@@ -277,7 +271,7 @@ func (p RefundRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p RefundRequested) Validate() error {
-	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency),
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.CheckMoved("amount", p.Amount, p.Currency),
 		check.That(p.TransactionID != "", "transaction_id: is missing, expected the id of a capture"))
 }
 
@@ -298,5 +292,5 @@ func (p PaymentRefunded) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRefunded) Validate() error {
-	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.CheckMoved("amount", p.Amount, p.Currency))
 }

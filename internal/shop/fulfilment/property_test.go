@@ -225,7 +225,7 @@ func reported(p payment.Reported) fulfilment.Command {
 }
 
 func (d *memoryBackend) place(asked fulfilment.NewOrder) fulfilment.Command {
-	o := order.Order{ID: asked.ID, Total: *asked.TotalAmount, Currency: asked.Currency}
+	o := order.Order{ID: asked.ID, Total: *asked.TotalAmount, Currency: asked.Currency.Code()}
 	demand, available := inventory.Demand{}, map[string]int64{}
 
 	for _, item := range asked.Items {

@@ -4,26 +4,26 @@ package money
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
+	"github.com/go-json-experiment/json"
 	"github.com/shopspring/decimal"
-	"golang.org/x/text/currency"
 )
-
-// DefaultCurrency is the currency of messages without one.
-const DefaultCurrency = "USD"
 
 // Limits of an amount: what numeric(24,6) in the schema holds.
 const (
 	maxText          = 40
 	maxIntegerDigits = 18
+	maxPlaces        = 6
 )
 
-// Amount is a decimal number. It is read from a JSON number or string and
-// written as a number.
+// Amount is a decimal number. It is read from a JSON number or string and written
+// as a number without trailing zeros: 1e2 and "100.00" become 100.
 type Amount struct{ decimal.Decimal }
 
-// Parse reads a decimal such as "99.99".
+// Parse reads a decimal such as "99.99". Besides the grammar of JSON it takes what
+// other systems write into strings: .5, 5. and +5.
 func Parse(text string) (Amount, error) {
 	if len(text) > maxText {
 		return Amount{}, fmt.Errorf("has %d characters, expected a decimal number of at most %d", len(text), maxText)
@@ -48,7 +48,14 @@ func MustParse(text string) Amount { return Amount{decimal.RequireFromString(tex
 
 // UnmarshalJSON reads a number or a string that contains one.
 func (a *Amount) UnmarshalJSON(data []byte) error {
-	parsed, err := Parse(strings.Trim(string(data), `"`))
+	text := string(data)
+	if text[0] == '"' {
+		if err := json.Unmarshal(data, &text); err != nil {
+			return err
+		}
+	}
+
+	parsed, err := Parse(text)
 	if err != nil {
 		return err
 	}
@@ -64,28 +71,49 @@ func (a Amount) MarshalJSON() ([]byte, error) { return []byte(a.String()), nil }
 // Equal reports whether both are the same number, regardless of notation.
 func (a Amount) Equal(b Amount) bool { return a.Decimal.Equal(b.Decimal) }
 
-// Check validates an amount in a currency: the currency must exist, and the
-// amount must not be missing (nil), negative, too large or finer than the
-// currency's smallest unit. Errors begin with the path in field.
+// Check validates a price: the currency must be one of ISO 4217, and the amount must
+// not be missing (nil), negative, too large or finer than the currency's smallest
+// unit. Errors begin with the path in field; the currency is in the same object.
 func Check(field string, amount *Amount, code string) error {
-	if amount == nil {
-		return fmt.Errorf("%s: is missing, expected a decimal number", field)
+	places, known := Places(code)
+	if amount != nil && !known {
+		return fmt.Errorf("%s: is %q, expected an ISO 4217 code such as %s", sibling(field, "currency"), code, DefaultCurrency)
 	}
 
-	unit, err := currency.ParseISO(code)
-	if err != nil || unit.String() != code {
-		return fmt.Errorf("currency: is %q, expected an ISO 4217 code such as %s", code, DefaultCurrency)
+	return check(field, amount, places, code)
+}
+
+// CheckMoved validates an amount that has already moved. Unlike a price, it may be in
+// a currency that has left ISO 4217 since, or one that only the provider knows.
+func CheckMoved(field string, amount *Amount, code string) error {
+	if !shape.MatchString(code) {
+		return fmt.Errorf("%s: is %q, expected a code of three capital letters such as %s", sibling(field, "currency"), code, DefaultCurrency)
 	}
 
-	scale, _ := currency.Standard.Rounding(unit)
+	places, known := Places(code)
+	if !known {
+		places = maxPlaces
+	}
 
+	return check(field, amount, places, code)
+}
+
+// shape is what every code of ISO 4217 looks like; the schema checks it, too.
+var shape = regexp.MustCompile(`^[A-Z]{3}$`)
+
+// sibling returns the path of a field in the object of another field.
+func sibling(field, name string) string { return field[:strings.LastIndex(field, ".")+1] + name }
+
+func check(field string, amount *Amount, places int32, code string) error {
 	switch {
+	case amount == nil:
+		return fmt.Errorf("%s: is missing, expected a decimal number", field)
 	case amount.IsNegative():
 		return fmt.Errorf("%s: is %s, expected 0 or more", field, amount)
 	case amount.GreaterThanOrEqual(decimal.New(1, maxIntegerDigits)):
 		return fmt.Errorf("%s: is %s, expected less than 10^%d", field, amount, maxIntegerDigits)
-	case !amount.Equal(Amount{amount.Truncate(int32(scale))}): //nolint:gosec // 0 to 4
-		return fmt.Errorf("%s: is %s, expected at most %d decimal places in %s", field, amount, scale, code)
+	case !amount.Equal(Amount{amount.Truncate(places)}):
+		return fmt.Errorf("%s: is %s, expected at most %d decimal places in %s", field, amount, places, code)
 	}
 
 	return nil

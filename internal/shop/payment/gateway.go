@@ -159,6 +159,6 @@ func (p Reported) Validate() error {
 		check.That(!captured || p.TransactionID != "", "transaction_id: is missing, expected one with outcome "+string(p.Outcome)),
 		check.That(!declined || p.Reason != "", "reason: is missing, expected one with outcome declined"),
 		check.That(p.Outcome != ReportRefunded || p.RefundID != "", "refund_id: is missing, expected one with outcome refunded"),
-		money.Check("amount", p.Amount, p.Currency),
+		money.CheckMoved("amount", p.Amount, p.Currency),
 	)
 }

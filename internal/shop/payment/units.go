@@ -11,11 +11,10 @@ import (
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
-// Currencies that Stripe does not count in hundredths, from its documentation.
-// Stripe follows ISO 4217, except that it still counts ISK and UGX in hundredths,
-// although they no longer have decimals. Do not use golang.org/x/text/currency
-// here: its CLDR tables describe the printed form, which has no decimals for IDR,
-// COP, ALL and others, so an order would be charged a hundredth of its price.
+// Currencies that Stripe does not count in hundredths, from its documentation
+// (docs.stripe.com/currencies, 2026). Do not use money.Places here: Stripe still
+// counts ISK and UGX in hundredths, although ISO 4217 has no decimals for them, and
+// MGA in whole units, although it has fifths.
 var (
 	wholeUnits = strings.Fields("BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF")
 	// thousandths must end in 0, so that every bank accepts them.

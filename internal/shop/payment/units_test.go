@@ -1,8 +1,11 @@
 package payment
 
 import (
+	"maps"
 	"strings"
 	"testing"
+
+	"github.com/shopspring/decimal"
 
 	"github.com/millracehq/millrace/internal/shop/money"
 )
@@ -50,5 +53,55 @@ func TestMinorUnits(t *testing.T) {
 				t.Errorf("%s %s: converted back to %s %s", c.amount, c.currency, back, code)
 			}
 		}
+	}
+}
+
+// An amount that package money accepts is charged exactly or refused: never rounded,
+// and never off by a power of ten.
+func TestMinorUnitsAgreeWithISO4217(t *testing.T) {
+	t.Parallel()
+
+	others := map[string][2]int32{} // decimal places in ISO 4217 and at Stripe, where they differ
+
+	for a := 'A'; a <= 'Z'; a++ {
+		for b := 'A'; b <= 'Z'; b++ {
+			for c := 'A'; c <= 'Z'; c++ {
+				code := string([]rune{a, b, c})
+
+				places, known := money.Places(code)
+				if !known {
+					continue
+				}
+
+				if digits(code) != places {
+					others[code] = [2]int32{places, digits(code)}
+				}
+
+				for _, amount := range []money.Amount{money.MustParse("1"), money.MustParse("1000"), {Decimal: decimal.New(1, -places)}, {Decimal: decimal.New(12345, -places)}} {
+					units, err := minorUnits(amount, code)
+					if back, _ := amountOf(units, code); err == nil && !back.Equal(amount) {
+						t.Errorf("%s %s is charged as %s", amount, code, back)
+					}
+
+					if err != nil && amount.IsInteger() && amount.Equal(money.MustParse("1")) {
+						t.Errorf("1 %s is refused: %v", code, err)
+					}
+				}
+			}
+		}
+	}
+
+	// Stripe charges neither IQD nor LYD, and counts MGA in whole units.
+	want := map[string][2]int32{"ISK": {0, 2}, "UGX": {0, 2}, "MGA": {2, 0}, "IQD": {3, 2}, "LYD": {3, 2}}
+	if !maps.Equal(others, want) {
+		t.Errorf("the decimal places differ for %v, expected %v", others, want)
+	}
+
+	if _, err := minorUnits(money.MustParse("1.5"), "MGA"); err == nil {
+		t.Error("half an ariary was charged")
+	}
+
+	if _, err := minorUnits(money.MustParse("1.234"), "IQD"); err == nil {
+		t.Error("1.234 IQD was rounded")
 	}
 }

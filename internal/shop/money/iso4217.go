@@ -1,0 +1,81 @@
+package money
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+)
+
+// DefaultCurrency is the currency of messages without one.
+const DefaultCurrency = "USD"
+
+// The currencies of ISO 4217 by their number of decimal places, from List One of its
+// maintenance agency SIX, published 2026-09-17. Codes that are no currency are left
+// out: funds (IsFund in the list, such as CLF), and codes without a minor unit, which
+// are metals, bond market units, XDR, XSU and XUA, XTS for tests and XXX for none. To
+// update the table, replace testdata/list-one.csv: a test compares the two.
+//
+// Do not use golang.org/x/text/currency: its list is of 2017, with historic codes,
+// and its decimal places are those of the printed form in CLDR, 0 for PKR or COP.
+var currencies = places(map[int32]string{
+	0: `BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF`,
+	2: `AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CNY
+		COP CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF
+		IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR
+		MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG
+		SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD UYU UZS VED VES
+		WST XCD XCG YER ZAR ZMW ZWG`,
+	3: `BHD IQD JOD KWD LYD OMR TND`,
+})
+
+func places(codes map[int32]string) map[string]int32 {
+	table := map[string]int32{}
+
+	for n, list := range codes {
+		for code := range strings.FieldsSeq(list) {
+			table[code] = n
+		}
+	}
+
+	return table
+}
+
+// Places returns the number of decimal places of a currency. It is not known for
+// codes that are no currency of ISO 4217.
+func Places(code string) (places int32, known bool) {
+	places, known = currencies[code]
+
+	return places, known
+}
+
+// Currency is the currency of a message that may leave it out. It distinguishes a
+// message without a currency, whose currency is [DefaultCurrency], from one in which
+// it is null or empty: there the producer did not know it.
+type Currency string
+
+// UnmarshalJSON reads a code, which it does not check.
+func (c *Currency) UnmarshalJSON(data []byte) error {
+	var code *string
+	if err := json.Unmarshal(data, &code); err != nil {
+		return errors.New("is not a JSON string, expected an ISO 4217 code such as " + DefaultCurrency)
+	}
+
+	if code == nil || *code == "" {
+		return fmt.Errorf("is %s, expected an ISO 4217 code such as %s, or no such field for %[2]s", data, DefaultCurrency)
+	}
+
+	*c = Currency(*code)
+
+	return nil
+}
+
+// Code returns the code, or DefaultCurrency if the message has none.
+func (c Currency) Code() string {
+	if c == "" {
+		return DefaultCurrency
+	}
+
+	return string(c)
+}
