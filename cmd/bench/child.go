@@ -131,6 +131,22 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 		})
 	}
 
+	addOrders(process, add)
+	addDomains(cfg, pool, logger, add)
+
+	// Both maintain the tables of users.
+	go eventstore.NewProjector(pool, account.Projections(), logger).Run(ctx)
+
+	go func() {
+		<-router.Running()
+		ready()
+	}()
+
+	return errors.Join(router.Run(ctx), conn.Close())
+}
+
+// addOrders adds the handlers of the order process.
+func addOrders(process *fulfilment.Process, add func(consumer, topic string, handle naiveHandler)) {
 	add("fulfilment.place", fulfilment.TopicOrderCreated, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
 		e, err := decode[fulfilment.OrderCreated](msg)
 
@@ -157,18 +173,6 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 			return process.Complete(ctx, tx, []event.Event[fulfilment.OrderCompleted]{e})
 		})
 	})
-
-	addDomains(cfg, pool, logger, add)
-
-	// Both maintain the tables of users.
-	go eventstore.NewProjector(pool, account.Projections(), logger).Run(ctx)
-
-	go func() {
-		<-router.Running()
-		ready()
-	}()
-
-	return errors.Join(router.Run(ctx), conn.Close())
 }
 
 // naiveHandler handles one message in its own transaction.

@@ -231,30 +231,13 @@ func (l *lab) rebuild(ctx context.Context, events int) (figures, error) {
 		return nil, err
 	}
 
-	traffic, stop := context.WithCancel(ctx)
-	sent := make(chan int, 1)
-
-	go func() {
-		n := 0
-
-		for ; traffic.Err() == nil; n++ {
-			if err := from.publish(ctx, userMessage(2*n, 0)); err != nil {
-				break
-			}
-
-			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // a steady rate
-		}
-		sent <- n
-	}()
+	stop := steadyUsers(ctx, from)
 
 	projector := eventstore.NewProjector(s.pool, account.Projections(), l.logger)
 	started := time.Now()
 	err = projector.Rebuild(ctx, "users", func(int64, int64) {})
 	took := time.Since(started)
-
-	stop()
-
-	n := <-sent
+	n := stop()
 
 	if err != nil {
 		return nil, err
@@ -275,6 +258,32 @@ func (l *lab) rebuild(ctx context.Context, events int) (figures, error) {
 	}
 
 	return figures{"rebuild s": took.Seconds(), "events": float64(events), "events/s": float64(events) / took.Seconds(), "messages meanwhile": float64(n)}, nil
+}
+
+// steadyUsers publishes a new user every five milliseconds until stop is called, which
+// returns their number.
+func steadyUsers(ctx context.Context, from *source) (stop func() int) {
+	traffic, cancel := context.WithCancel(ctx)
+	sent := make(chan int, 1)
+
+	go func() {
+		n := 0
+
+		for ; traffic.Err() == nil; n++ {
+			if err := from.publish(ctx, userMessage(2*n, 0)); err != nil {
+				break
+			}
+
+			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // a steady rate
+		}
+		sent <- n
+	}()
+
+	return func() int {
+		cancel()
+
+		return <-sent
+	}
 }
 
 func (s *site) fillStore(ctx context.Context, ids []string, each int) error {
