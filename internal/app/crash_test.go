@@ -71,62 +71,65 @@ func kill(cmd *exec.Cmd) {
 	_ = cmd.Wait()
 }
 
+// crashes are the moments at which a service is killed.
+var crashes = map[string]struct {
+	// crash waits for the right moment and kills the service.
+	crash func(t *testing.T, s *apptest.Service, server *mailtest.Server, start func() *exec.Cmd)
+	// atMost is the maximum number of copies.
+	atMost int
+}{
+	"before the mail server has the e-mail": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
+		killAt(server, mailtest.Addressed, start)
+	}, 1},
+	"when the mail server has the e-mail, before its response": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
+		killAt(server, mailtest.Accepted, start)
+	}, 2},
+	"after the response, before the commit": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
+		t.Helper()
+
+		tx, err := s.Pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback(t.Context()) }()
+
+		if _, err := tx.Exec(t.Context(), `LOCK TABLE notifications IN SHARE MODE`); err != nil {
+			t.Fatal(err)
+		}
+
+		cmd := start()
+		pgtest.Eventually(t, "the result is about to be recorded", func() bool {
+			return apptest.Value[int](s, `SELECT count(*) FROM pg_locks WHERE relation = 'notifications'::regclass AND NOT granted`) > 0
+		})
+		kill(cmd)
+	}, 2},
+	"after the commit, before the acknowledgement": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
+		t.Helper()
+
+		// Block the relay's delete, which is the embedded broker's
+		// acknowledgement.
+		tx, err := s.Pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback(t.Context()) }()
+
+		cmd := start()
+		pgtest.Eventually(t, "the e-mail is recorded", func() bool {
+			_, _ = tx.Exec(t.Context(), `SELECT FROM outbox WHERE topic = 'notifications' FOR UPDATE`)
+
+			return apptest.Value[int](s, `SELECT count(*) FROM notifications`) == 1
+		})
+		kill(cmd)
+	}, 1},
+}
+
 func TestAKilledServiceLosesNoEmailAndSendsNoThird(t *testing.T) {
 	t.Parallel()
 
 	path := program(t, t.TempDir())
 
-	for name, c := range map[string]struct {
-		// crash waits for the right moment and kills the service.
-		crash func(t *testing.T, s *apptest.Service, server *mailtest.Server, start func() *exec.Cmd)
-		// atMost is the maximum number of copies.
-		atMost int
-	}{
-		"before the mail server has the e-mail": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
-			killAt(server, mailtest.Addressed, start)
-		}, 1},
-		"when the mail server has the e-mail, before its response": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
-			killAt(server, mailtest.Accepted, start)
-		}, 2},
-		"after the response, before the commit": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
-			t.Helper()
-
-			tx, err := s.Pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = tx.Rollback(t.Context()) }()
-
-			if _, err := tx.Exec(t.Context(), `LOCK TABLE notifications IN SHARE MODE`); err != nil {
-				t.Fatal(err)
-			}
-
-			cmd := start()
-			pgtest.Eventually(t, "the result is about to be recorded", func() bool {
-				return apptest.Value[int](s, `SELECT count(*) FROM pg_locks WHERE relation = 'notifications'::regclass AND NOT granted`) > 0
-			})
-			kill(cmd)
-		}, 2},
-		"after the commit, before the acknowledgement": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
-			t.Helper()
-
-			// Block the relay's delete, which is the embedded broker's
-			// acknowledgement.
-			tx, err := s.Pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = tx.Rollback(t.Context()) }()
-
-			cmd := start()
-			pgtest.Eventually(t, "the e-mail is recorded", func() bool {
-				_, _ = tx.Exec(t.Context(), `SELECT FROM outbox WHERE topic = 'notifications' FOR UPDATE`)
-
-				return apptest.Value[int](s, `SELECT count(*) FROM notifications`) == 1
-			})
-			kill(cmd)
-		}, 1},
-	} {
+	for name, c := range crashes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 

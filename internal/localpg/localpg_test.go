@@ -93,6 +93,15 @@ func TestDataSurvivesStopsAndCrashes(t *testing.T) {
 		t.Errorf("after a stop: got %q", got)
 	}
 
+	if got := query(t, startAfterCrash(t, dir), `SELECT text FROM kept`); got != "kept" {
+		t.Errorf("after a crash: got %q", got)
+	}
+}
+
+// startAfterCrash kills the server in dir and starts it again.
+func startAfterCrash(t *testing.T, dir string) *localpg.Server {
+	t.Helper()
+
 	pid := postmaster(t, dir)
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -105,11 +114,7 @@ func TestDataSurvivesStopsAndCrashes(t *testing.T) {
 	for {
 		server, err := localpg.Start(t.Context(), dir, nil, slog.New(slog.DiscardHandler))
 		if err == nil {
-			if got := query(t, server, `SELECT text FROM kept`); got != "kept" {
-				t.Errorf("after a crash: got %q", got)
-			}
-
-			return
+			return server
 		}
 
 		if time.Now().After(deadline) { // its children need a moment to exit

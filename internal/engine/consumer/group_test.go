@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -18,11 +19,8 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 
 	rapid.Check(t, func(t *rapid.T) {
 		var (
-			mu      sync.Mutex
-			running = map[string]int{}
-			seen    = map[string][]int{}
-			faults  []string
-			left    sync.WaitGroup
+			watch = watcher{running: map[string]int{}, seen: map[string][]int{}}
+			left  sync.WaitGroup
 		)
 
 		items := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 60).Draw(t, "keys")
@@ -30,33 +28,8 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 		left.Add(len(items))
 
 		g := newGroup(maxBatch, rapid.IntRange(1, 3).Draw(t, "runs"), func(i item) string { return i.key }, func(batch []item) {
-			keys := map[string]bool{}
-			for _, i := range batch {
-				keys[i.key] = true
-			}
-
-			mu.Lock()
-			for key := range keys {
-				if running[key]++; running[key] > 1 {
-					faults = append(faults, "concurrent runs of "+key)
-				}
-			}
-
-			if len(batch) > maxBatch {
-				faults = append(faults, fmt.Sprint("a batch of ", len(batch)))
-			}
-			mu.Unlock()
-
-			mu.Lock()
-			for _, i := range batch {
-				seen[i.key] = append(seen[i.key], i.n)
-			}
-
-			for key := range keys {
-				running[key]--
-			}
-			mu.Unlock()
-
+			watch.begin(batch, maxBatch)
+			watch.end(batch)
 			left.Add(-len(batch))
 		})
 
@@ -65,21 +38,62 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 		}
 
 		left.Wait()
-		mu.Lock()
-		defer mu.Unlock()
 
-		for key, order := range seen {
-			for i := 1; i < len(order); i++ {
-				if order[i-1] > order[i] {
-					faults = append(faults, fmt.Sprintf("%s ran as %v", key, order))
-				}
+		for key, order := range watch.seen {
+			if !slices.IsSorted(order) {
+				t.Errorf("%s ran as %v", key, order)
 			}
 		}
 
-		if len(faults) > 0 {
-			t.Fatal(faults)
+		if len(watch.faults) > 0 {
+			t.Fatal(watch.faults)
 		}
 	})
+}
+
+// watcher records which batches run, and what must not happen.
+type watcher struct {
+	mu      sync.Mutex
+	running map[string]int
+	seen    map[string][]int
+	faults  []string
+}
+
+func itemKeys(batch []item) map[string]bool {
+	keys := map[string]bool{}
+	for _, i := range batch {
+		keys[i.key] = true
+	}
+
+	return keys
+}
+
+func (w *watcher) begin(batch []item, maxBatch int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	for key := range itemKeys(batch) {
+		if w.running[key]++; w.running[key] > 1 {
+			w.faults = append(w.faults, "concurrent runs of "+key)
+		}
+	}
+
+	if len(batch) > maxBatch {
+		w.faults = append(w.faults, fmt.Sprint("a batch of ", len(batch)))
+	}
+}
+
+func (w *watcher) end(batch []item) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	for _, i := range batch {
+		w.seen[i.key] = append(w.seen[i.key], i.n)
+	}
+
+	for key := range itemKeys(batch) {
+		w.running[key]--
+	}
 }
 
 func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {

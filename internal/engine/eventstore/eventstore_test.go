@@ -275,13 +275,9 @@ func totals(t *testing.T, pool *pgxpool.Pool) (*eventstore.Projector, func()) {
 	return projector, stop
 }
 
-func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
-	t.Parallel()
-
-	pool := pgtest.New(t)
-	projector, _ := totals(t, pool)
-
-	const writers, each = 4, 300
+// writeStreams appends concurrently to as many streams as there are writers.
+func writeStreams(t *testing.T, pool *pgxpool.Pool, writers, each int) *sync.WaitGroup {
+	t.Helper()
 
 	var writing sync.WaitGroup
 
@@ -295,9 +291,18 @@ func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
 		})
 	}
 
-	settled := func() bool {
-		return pgtest.Value[int](t, pool, `SELECT coalesce(sum(version), 0)::int FROM totals`) == writers*each
-	}
+	return &writing
+}
+
+func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	projector, _ := totals(t, pool)
+
+	const writers, each = 4, 300
+
+	writing := writeStreams(t, pool, writers, each)
 
 	// Damage the table, as a since-fixed bug in the projection might have done.
 	pgtest.Eventually(t, "the projection has started", func() bool {
@@ -328,7 +333,9 @@ func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
 	}
 
 	writing.Wait()
-	pgtest.Eventually(t, "the projection is up to date", settled)
+	pgtest.Eventually(t, "the projection is up to date", func() bool {
+		return pgtest.Value[int](t, pool, `SELECT coalesce(sum(version), 0)::int FROM totals`) == writers*each
+	})
 
 	if n := pgtest.Value[int](t, pool, `SELECT count(*) FROM totals WHERE version <> $1 OR total <> $2`, each, each*(each-1)/2); n != 0 {
 		t.Errorf("%d totals are wrong", n)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
@@ -96,32 +97,7 @@ func TestReadsSkipRowsKeptByAnOldTransaction(t *testing.T) {
 
 	appendMessages(t, pool, messages...)
 
-	phase := func(n int) (read int64) {
-		passed := func() int64 {
-			return pgtest.Value[int64](t, pool, `SELECT idx_tup_read + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox')
-				FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready'`)
-		}
-		before := passed()
-		wake, stop := relayWith(t, pool, &counter{}, outbox.DefaultConfig())
-
-		pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
-
-		for i := range n {
-			appendMessage(t, pool, fmt.Sprint("late", i), "x")
-			wake()
-			pgtest.Eventually(t, "it is published", empty(t, pool))
-		}
-
-		stop()
-		// A session reports its statistics when it ends.
-		pgtest.Eventually(t, "the relay's sessions have ended", func() bool {
-			return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'millrace relay'`) == 0
-		})
-
-		return passed() - before
-	}
-
-	phase(0)
+	entriesRead(t, pool, 0)
 
 	// Each message takes at least one read, which would scan all kept entries.
 	// Writers anywhere on the server delay marks, so this may take a while.
@@ -130,10 +106,39 @@ func TestReadsSkipRowsKeptByAnOldTransaction(t *testing.T) {
 	var read int64
 
 	pgtest.Eventually(t, "reads start at the mark", func() bool {
-		read = phase(each)
+		read = entriesRead(t, pool, each)
 
 		return read < each*many/10
 	})
 
 	t.Logf("%d reads scanned %d entries", each, read)
+}
+
+// entriesRead runs a relay until it has published what is in the outbox and then n
+// messages one after the other. It returns how many rows and index entries it read.
+func entriesRead(t *testing.T, pool *pgxpool.Pool, n int) int64 {
+	t.Helper()
+
+	passed := func() int64 {
+		return pgtest.Value[int64](t, pool, `SELECT idx_tup_read + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox')
+			FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready'`)
+	}
+	before := passed()
+	wake, stop := relayWith(t, pool, &counter{}, outbox.DefaultConfig())
+
+	pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
+
+	for i := range n {
+		appendMessage(t, pool, fmt.Sprint("late", i), "x")
+		wake()
+		pgtest.Eventually(t, "it is published", empty(t, pool))
+	}
+
+	stop()
+	// A session reports its statistics when it ends.
+	pgtest.Eventually(t, "the relay's sessions have ended", func() bool {
+		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'millrace relay'`) == 0
+	})
+
+	return passed() - before
 }

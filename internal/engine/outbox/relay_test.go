@@ -122,6 +122,33 @@ func empty(tb testing.TB, pool *pgxpool.Pool) func() bool {
 
 var errRefused = errors.New("refused")
 
+// refuseOnce refuses the entries with these numbers once: true after publishing, false
+// before.
+func refuseOnce(failures map[int]bool) func(entry string) (before, after error) {
+	var mu sync.Mutex
+
+	return func(entry string) (before, after error) {
+		mu.Lock()
+		defer mu.Unlock()
+
+		var n int
+
+		_, _ = fmt.Sscanf(entry[2:], "%d", &n)
+
+		published, fails := failures[n]
+		delete(failures, n)
+
+		switch {
+		case fails && published:
+			return nil, errRefused
+		case fails:
+			return errRefused, nil
+		}
+
+		return nil, nil
+	}
+}
+
 func TestFirstOccurrencesAreInOrderPerKey(t *testing.T) {
 	t.Parallel()
 
@@ -132,28 +159,7 @@ func TestFirstOccurrencesAreInOrderPerKey(t *testing.T) {
 		restarts := rapid.SliceOfN(rapid.IntRange(0, len(keys)), 0, 3).Draw(rt, "restarts before")
 		failures := rapid.MapOfN(rapid.IntRange(0, len(keys)-1), rapid.Bool(), 0, 3).Draw(rt, "failures, after publishing or before")
 
-		var mu sync.Mutex
-
-		published := &log{refuse: func(entry string) (before, after error) {
-			mu.Lock()
-			defer mu.Unlock()
-
-			var n int
-
-			_, _ = fmt.Sscanf(entry[2:], "%d", &n)
-
-			published, fails := failures[n]
-			delete(failures, n)
-
-			switch {
-			case fails && published:
-				return nil, errRefused
-			case fails:
-				return errRefused, nil
-			}
-
-			return nil, nil
-		}}
+		published := &log{refuse: refuseOnce(failures)}
 		wake, stop := relay(t, pool, published)
 
 		want := map[string][]string{}
