@@ -36,8 +36,9 @@ test-db: ## Start the Postgres that most tests need
 	@scripts/services.sh up test postgres
 
 .PHONY: services
-services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ
+services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ; install PgBouncer
 	@scripts/services.sh up test $(ALL)
+	@scripts/pgbouncer.sh install
 
 .PHONY: services-down
 services-down: ## Stop the servers of the tests and the benchmark

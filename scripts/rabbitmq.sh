@@ -22,14 +22,7 @@ export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio n
 export ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP=$dir/erl_crash.dump
 
 install_server() {
-  [[ -x $server ]] && return 0
-  # Keep the package from starting its own service.
-  if [[ ! -e /usr/sbin/policy-rc.d ]]; then
-    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-    chmod +x /usr/sbin/policy-rc.d
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-  fi
-  apt_install rabbitmq-server "$dir/apt.log"
+  [[ -x $server ]] || apt_install rabbitmq-server "$dir/apt.log"
 }
 
 # An open port is not enough: wait until the server speaks AMQP.

@@ -168,7 +168,8 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	return s.serve(ctx, started)
 }
 
-// prepare waits for Postgres, applies migrations and creates partitions.
+// prepare waits for Postgres, applies migrations, checks the schema and creates
+// partitions.
 func (s *Service) prepare(ctx context.Context) error {
 	if err := postgres.Wait(ctx, s.Pool, s.logger); err != nil {
 		return err
@@ -178,6 +179,10 @@ func (s *Service) prepare(ctx context.Context) error {
 		if _, err := postgres.Migrate(ctx, s.Pool, s.logger); err != nil {
 			return err
 		}
+	}
+
+	if err := postgres.CheckSchema(ctx, s.Pool); err != nil {
+		return err
 	}
 
 	return s.beginPartitions(ctx)

@@ -39,12 +39,15 @@ func (s *Service) ensurePartitions(ctx context.Context) error {
 	return errors.Join(inbox.Partitions.Ensure(ctx, s.Pool, now), outbox.Partitions.Ensure(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
 }
 
-// beginPartitions creates partitions at startup. If another session locks the table,
-// rows go to the default partition until upkeep has created the partitions.
+// beginPartitions creates partitions at startup. If another session locks the table or
+// another role owns it, rows go to the default partition until upkeep has created the
+// partitions.
 func (s *Service) beginPartitions(ctx context.Context) error {
 	err := s.ensurePartitions(ctx)
-	if err != nil && ctx.Err() == nil && postgres.IsUnavailable(err) {
-		s.logger.Warn("could not create partitions; retrying", slog.Any("error", err))
+	_, foreign := errors.AsType[*postgres.OwnerError](err)
+
+	if err != nil && ctx.Err() == nil && (foreign || postgres.IsUnavailable(err)) {
+		s.logger.Warn("could not create partitions; rows go to the default partitions until upkeep has created them", slog.Any("error", err))
 
 		return nil
 	}

@@ -34,8 +34,12 @@ func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(max(d/2, 0)+1) 
 // maxWait caps the delay between attempts in Retry.
 const maxWait = 5 * time.Second
 
-// Retry calls attempt with growing delays until it succeeds or ctx ends. It logs when
-// it starts waiting for the dependency what, and when that becomes available.
+// Final makes Retry return err instead of trying again.
+func Final(err error) error { return backoff.Permanent(err) }
+
+// Retry calls attempt with growing delays until it succeeds, returns a Final error or
+// ctx ends. It logs when it starts waiting for the dependency what, and when that
+// becomes available.
 func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func() error) error {
 	waited := false
 	policy := backoff.NewExponentialBackOff()

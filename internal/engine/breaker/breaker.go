@@ -25,7 +25,7 @@ const threshold = 3
 // unavailable.
 const (
 	minPause = 100 * time.Millisecond
-	maxPause = 30 * time.Second
+	maxPause = 5 * time.Second
 )
 
 // Set holds the breakers of a process.

@@ -82,7 +82,7 @@ func TestOneAttemptAtATimeProbesAnUnavailableDependency(t *testing.T) {
 	})
 }
 
-func TestDelaysGrowUpToThirtySeconds(t *testing.T) {
+func TestDelaysGrowUpToFiveSeconds(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
@@ -96,13 +96,13 @@ func TestDelaysGrowUpToThirtySeconds(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			if last = a.Failed(errRefused); last > 30*time.Second {
+			if last = a.Failed(errRefused); last > 5*time.Second {
 				t.Fatalf("got a delay of %s", last)
 			}
 		}
 
-		if last < 15*time.Second {
-			t.Errorf("after 20 failures the delay is %s, expected 15s to 30s", last)
+		if last < 2500*time.Millisecond {
+			t.Errorf("after 20 failures the delay is %s, expected 2.5s to 5s", last)
 		}
 	})
 }

@@ -252,6 +252,7 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 			attempt.Abandoned()
 		case postgres.IsUnavailable(err):
 			attempt.Failed(err) // keep the known pauses
+			postgres.Renew(r.pool, err)
 		default:
 			attempt.Answered()
 			r.logger.Warn("could not read the paused consumers", slog.Any("error", err))

@@ -19,7 +19,7 @@ type Projection struct {
 	// Name identifies the projection and must never change. It must be a plain SQL
 	// identifier, as must the table names.
 	Name string
-	// Tables lists the projection's tables in schema public. Only the projection
+	// Tables lists the projection's tables, all in one schema. Only the projection
 	// writes to them.
 	Tables []string
 	// Apply applies events, in order, in tx. It must not qualify its tables with a

@@ -51,8 +51,9 @@ func (p *Projector) rebuild(ctx context.Context, projection Projection, progress
 type rebuild struct {
 	Projection
 
-	schema   string
-	position int64
+	// live is the schema of the tables in use, schema that of the new ones.
+	live, schema string
+	position     int64
 }
 
 func (r *rebuild) run(ctx context.Context, pool *pgxpool.Pool, progress func(done, total int64)) error {
@@ -87,14 +88,24 @@ func (r *rebuild) run(ctx context.Context, pool *pgxpool.Pool, progress func(don
 }
 
 func (r *rebuild) prepare(ctx context.Context, pool *pgxpool.Pool) error {
+	for _, table := range r.Tables {
+		if err := postgres.CheckOwner(ctx, pool, table); err != nil {
+			return fmt.Errorf("%w: run the command as that role", err)
+		}
+
+		if err := pool.QueryRow(ctx, `SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = $1::text::regclass`, table).Scan(&r.live); err != nil {
+			return fmt.Errorf("finding the schema of table %s: %w", table, err)
+		}
+	}
+
 	statements := []string{`DROP SCHEMA IF EXISTS ` + r.schema + ` CASCADE`, `CREATE SCHEMA ` + r.schema}
 	for _, table := range r.Tables {
-		statements = append(statements, `CREATE TABLE `+r.schema+`.`+table+` (LIKE public.`+table+` INCLUDING ALL)`)
+		statements = append(statements, `CREATE TABLE `+r.schema+`.`+table+` (LIKE `+r.live+`.`+table+` INCLUDING ALL)`)
 	}
 
 	return postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
 		for _, table := range r.Tables {
-			more, err := copyProperties(ctx, tx, `public.`+table, r.schema+`.`+table)
+			more, err := copyProperties(ctx, tx, r.live+`.`+table, r.schema+`.`+table)
 			if err != nil {
 				return err
 			}
@@ -132,7 +143,7 @@ func (r *rebuild) apply(ctx context.Context, tx pgx.Tx, horizon int64) error {
 		return err
 	}
 
-	if _, err := tx.Exec(ctx, `SET LOCAL search_path = `+r.schema+`, public`); err != nil {
+	if _, err := tx.Exec(ctx, `SET LOCAL search_path = `+r.schema+`, `+r.live); err != nil {
 		return err
 	}
 
@@ -166,7 +177,7 @@ func (r *rebuild) finish(ctx context.Context, pool *pgxpool.Pool, horizon int64)
 
 		var statements []string
 		for _, table := range r.Tables {
-			statements = append(statements, `DROP TABLE public.`+table, `ALTER TABLE `+r.schema+`.`+table+` SET SCHEMA public`)
+			statements = append(statements, `DROP TABLE `+r.live+`.`+table, `ALTER TABLE `+r.schema+`.`+table+` SET SCHEMA `+r.live)
 		}
 
 		if err := execAll(ctx, tx, append(statements, `DROP SCHEMA `+r.schema)); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Back-off of a key whose message could not be published.
@@ -252,17 +253,15 @@ func (r *link) abandon(ctx context.Context, err error) error {
 // session and does not wait for disk flushes: a deletion lost in a crash only means
 // that a message is published again.
 func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg := r.pool.Config().ConnConfig.Copy()
-	cfg.RuntimeParams["synchronous_commit"] = "off"
-	cfg.RuntimeParams["application_name"] = "millrace relay"
-	// Rows are read in order through an index, a few out of many. The planner knows
-	// neither how few (LIMIT is a parameter) nor how many there are by now, and would
-	// read and sort all of them.
-	cfg.RuntimeParams["enable_bitmapscan"] = "off"
-	cfg.RuntimeParams["enable_seqscan"] = "off"
-	cfg.RuntimeParams["enable_sort"] = "off"
-
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	conn, err := postgres.Connect(ctx, r.pool, "millrace relay", map[string]string{
+		"synchronous_commit": "off",
+		// Rows are read in order through an index, a few out of many. The planner knows
+		// neither how few (LIMIT is a parameter) nor how many there are by now, and would
+		// read and sort all of them.
+		"enable_bitmapscan": "off",
+		"enable_seqscan":    "off",
+		"enable_sort":       "off",
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connecting relay: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
 
@@ -45,6 +46,18 @@ func IsContention(err error) bool {
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
+// insufficientPrivilege is the SQLSTATE of a statement that the role may not run.
+const insufficientPrivilege = "42501"
+
+// Renew closes the connections of the pool if err means that the server gave no answer:
+// after a failover all of them may lead to a host that is gone. Those in use are closed
+// when they are released.
+func Renew(pool *pgxpool.Pool, err error) {
+	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
+		pool.Reset()
+	}
+}
+
 // transientState classifies an SQLSTATE (PostgreSQL manual, appendix A).
 func transientState(code string) bool {
 	switch code {
@@ -52,8 +65,10 @@ func transientState(code string) bool {
 		"40P01", // deadlock_detected
 		"55P03", // lock_not_available
 		"57014", // query_canceled: statement_timeout or an operator
-		"25006", // read_only_sql_transaction: connected to a standby
-		"25P03": // idle_in_transaction_session_timeout
+		readOnlyTransaction,
+		"25P03",               // idle_in_transaction_session_timeout
+		"25P04",               // transaction_timeout
+		insufficientPrivilege: // the role has lost it, whatever the message
 		return true
 	}
 

@@ -2,9 +2,11 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -31,6 +33,10 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Mi
 
 	results, err := provider.Up(ctx)
 	if err != nil {
+		if server, ok := errors.AsType[*pgconn.PgError](err); ok && server.Code == insufficientPrivilege {
+			err = fmt.Errorf("%w: run `millrace migrate up` as the owner of the database, and the service with postgres.migrate_on_start: false", err)
+		}
+
 		return nil, fmt.Errorf("applying migrations: %w", err)
 	}
 

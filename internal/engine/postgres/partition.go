@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -31,21 +32,40 @@ const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
 // Ensure creates the partitions from yesterday to a week ahead and moves their rows
 // out of the default partition. Call it at startup and daily. While another
 // transaction holds the table it returns an error for which IsUnavailable is true;
-// try again later.
-func (p DailyPartitions) Ensure(ctx context.Context, db Beginner, now time.Time) error {
+// try again later. For a role that does not own the table, it only returns an
+// OwnerError if the partition of today or tomorrow is missing.
+func (p DailyPartitions) Ensure(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
-	for offset := -1; offset <= partitionsAhead; offset++ {
-		if err := p.ensure(ctx, db, today.AddDate(0, 0, offset)); err != nil {
-			return err
-		}
+	err := CheckOwner(ctx, pool, p.Table)
+	if foreign, ok := errors.AsType[*OwnerError](err); ok {
+		return p.complain(ctx, pool, today, foreign)
 	}
 
-	return nil
+	for offset := -1; offset <= partitionsAhead && err == nil; offset++ {
+		err = p.ensure(ctx, pool, today.AddDate(0, 0, offset))
+	}
+
+	return err
 }
 
+// complain returns err if the partition of today or tomorrow is missing.
+func (p DailyPartitions) complain(ctx context.Context, pool *pgxpool.Pool, today time.Time, err *OwnerError) error {
+	var complete bool
+
+	if err := pool.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL`,
+		p.name(today), p.name(today.AddDate(0, 0, 1))).Scan(&complete); err != nil || complete {
+		return err
+	}
+
+	return fmt.Errorf("creating partitions: %w: run `millrace upkeep` as that role, every day", err)
+}
+
+// name returns the name of a day's partition.
+func (p DailyPartitions) name(day time.Time) string { return p.Table + "_" + day.Format(partitionDay) }
+
 func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time) error {
-	name := p.Table + "_" + day.Format(partitionDay)
+	name := p.name(day)
 	from, to := day.Format(time.DateOnly), day.AddDate(0, 0, 1).Format(time.DateOnly)
 
 	err := InTx(ctx, db, func(tx pgx.Tx) error {
@@ -86,8 +106,17 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 
 // Drop drops the partitions of days that ended before the given time and returns
 // their number. While another transaction holds the table it returns an error for
-// which IsUnavailable is true; try again later.
+// which IsUnavailable is true; try again later. It leaves them to the owner of the
+// table if the role is another one.
 func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before time.Time) (dropped int64, err error) {
+	if err := CheckOwner(ctx, pool, p.Table); err != nil {
+		if _, ok := errors.AsType[*OwnerError](err); ok {
+			return 0, nil
+		}
+
+		return 0, err
+	}
+
 	names, err := p.past(ctx, pool, before)
 	if err != nil {
 		return 0, fmt.Errorf("listing partitions of %s: %w", p.Table, err)

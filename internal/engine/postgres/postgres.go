@@ -69,12 +69,8 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 
 	poolConfig.MaxConns = cfg.MaxConns
 	poolConfig.AfterConnect = registerUUID
-	params := poolConfig.ConnConfig.RuntimeParams
-	params["application_name"] = "millrace"
-	// A session that hangs inside a transaction holds row locks and keeps vacuum from
-	// reclaiming space. Let the server end it.
-	params["idle_in_transaction_session_timeout"] = "60s"
-	params["timezone"] = "UTC"
+
+	newSession(poolConfig)
 
 	pool, err := pgxpool.NewWithConfig(context.Background(), poolConfig)
 	if err != nil {
@@ -87,14 +83,19 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 // pingTimeout bounds one attempt of Wait.
 const pingTimeout = 5 * time.Second
 
-// Wait blocks until the database responds, or returns an error when ctx ends. It logs
-// when it starts and stops waiting.
+// Wait blocks until the database responds and takes writes. It returns an error when
+// ctx ends, and a SetupError at once. It logs when it starts and stops waiting.
 func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
 	err := backoff.Retry(ctx, logger, Dependency, func() error {
 		pingCtx, cancel := context.WithTimeout(ctx, pingTimeout)
 		defer cancel()
 
-		return pool.Ping(pingCtx)
+		err := pool.Ping(pingCtx)
+		if setup, ok := errors.AsType[*SetupError](err); ok {
+			return backoff.Final(setup)
+		}
+
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("waiting for postgres: %w", err)

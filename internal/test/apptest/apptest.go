@@ -12,6 +12,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,13 @@ func Start(tb testing.TB, changes ...func(*config.Config)) *Service {
 func New(tb testing.TB, url string, changes ...func(*config.Config)) *Service {
 	tb.Helper()
 
+	return NewWithLog(tb, url, pgtest.Logger(tb), changes...)
+}
+
+// NewWithLog is New with a log of the test's own.
+func NewWithLog(tb testing.TB, url string, logger *slog.Logger, changes ...func(*config.Config)) *Service {
+	tb.Helper()
+
 	cfg := config.Default()
 	cfg.Postgres.URL = postgres.Secret(url)
 	cfg.Postgres.MigrateOnStart = false // already migrated by pgtest
@@ -79,7 +87,7 @@ func New(tb testing.TB, url string, changes ...func(*config.Config)) *Service {
 		tb.Fatal(err)
 	}
 
-	service, release, err := millrace.New(cfg, pgtest.Logger(tb))
+	service, release, err := millrace.New(cfg, logger)
 	if err != nil {
 		tb.Fatal(err)
 	}

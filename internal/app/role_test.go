@@ -1,0 +1,342 @@
+package app_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// roles is a database with the two roles of docs/deploying.md.
+type roles struct {
+	name           string
+	admin          *pgx.Conn
+	owner, service string // addresses
+}
+
+var sqlBlock = regexp.MustCompile("(?s)```sql\n(.*?)```")
+
+// newRoles runs the SQL of docs/deploying.md with names of its own.
+func newRoles(t *testing.T) *roles {
+	t.Helper()
+
+	page, err := os.ReadFile(filepath.Join(pgtest.Root(), "docs", "deploying.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	blocks := sqlBlock.FindAllStringSubmatch(string(page), -1)
+	if len(blocks) != 2 {
+		t.Fatalf("docs/deploying.md has %d blocks of SQL, expected that of the superuser and that of the owner", len(blocks))
+	}
+
+	server, err := pgtest.Setting("MILLRACE_TEST_DATABASE_URL")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	r := &roles{name: fmt.Sprintf("roles_%d", time.Now().UnixNano()), admin: connect(t, server)}
+	names := strings.NewReplacer("millrace_owner", r.name+"_owner", "millrace_service", r.name+"_service", "DATABASE millrace", "DATABASE "+r.name)
+
+	t.Cleanup(func() {
+		conn, err := pgx.Connect(context.Background(), server)
+		if err != nil {
+			t.Error(err)
+
+			return
+		}
+		defer conn.Close(context.Background())
+
+		for _, sql := range []string{`DROP DATABASE IF EXISTS ` + r.name + ` WITH (FORCE)`, `DROP ROLE IF EXISTS ` + r.name + `_owner, ` + r.name + `_service`} {
+			if _, err := conn.Exec(context.Background(), sql); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+
+	address := func(role, password string) string {
+		u, err := url.Parse(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		u.User, u.Path = url.UserPassword(r.name+role, password), "/"+r.name
+
+		return u.String()
+	}
+
+	for statement := range strings.SplitSeq(names.Replace(blocks[0][1]), ";\n") {
+		r.exec(t, r.admin, statement)
+	}
+
+	r.owner, r.service = address("_owner", "change me"), address("_service", "change me too")
+	r.exec(t, connect(t, r.owner), names.Replace(blocks[1][1]))
+
+	return r
+}
+
+func (r *roles) exec(t *testing.T, conn *pgx.Conn, sql string) {
+	t.Helper()
+
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// asOwner runs fn with a service of the owner's, as `millrace migrate` and `millrace
+// upkeep` do.
+func (r *roles) asOwner(t *testing.T) *apptest.Service {
+	t.Helper()
+
+	return apptest.New(t, r.owner)
+}
+
+func migrated(t *testing.T) *roles {
+	t.Helper()
+
+	r := newRoles(t)
+	owner := r.asOwner(t)
+
+	if _, err := postgres.Migrate(t.Context(), owner.Pool, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := owner.Operator.Upkeep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	return r
+}
+
+func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	s := apptest.New(t, r.service)
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
+	s.WaitForOrder("a", "completed")
+	pgtest.Eventually(t, "the user is projected", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
+	s.WaitUntilIdle()
+
+	if done, err := s.Operator.Upkeep(t.Context()); err != nil {
+		t.Errorf("upkeep: %+v, %v", done, err)
+	}
+
+	if err := s.Projector.Rebuild(t.Context(), "users", func(int64, int64) {}); err == nil || !strings.Contains(err.Error(), "belongs to "+r.name+"_owner") {
+		t.Errorf("rebuilding as the service: got %v", err)
+	}
+
+	if err := r.asOwner(t).Projector.Rebuild(t.Context(), "users", func(int64, int64) {}); err != nil {
+		t.Errorf("rebuilding as the owner: %v", err)
+	}
+
+	s.Publish("user.created", `{"user":{"id":"bob","name":"Bob","email":"bob@example.com"}}`)
+	pgtest.Eventually(t, "the service may use the new tables", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 2 })
+}
+
+// On the day a partition is due, and the owner has not created it.
+func TestWithoutPartitionsRowsGoToTheDefaultPartition(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	today := time.Now().UTC()
+	owner := connect(t, r.owner)
+
+	for _, day := range []time.Time{today, today.AddDate(0, 0, 1)} {
+		r.exec(t, owner, `DROP TABLE inbox_`+day.Format("20060102"))
+	}
+
+	var log bytes.Buffer
+
+	s := apptest.NewWithLog(t, r.service, slog.New(slog.NewTextHandler(&log, nil)))
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.WaitForOrder("a", "completed")
+
+	inDefault := func() int { return apptest.Value[int](s, `SELECT count(*) FROM inbox_default`) }
+	if inDefault() == 0 {
+		t.Error("no row is in the default partition")
+	}
+
+	if _, err := s.Operator.Upkeep(t.Context()); err == nil || !strings.Contains(err.Error(), "run `millrace upkeep` as that role") {
+		t.Errorf("upkeep as the service: got %v", err)
+	}
+
+	if _, err := r.asOwner(t).Operator.Upkeep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if n := inDefault(); n != 0 {
+		t.Errorf("%d rows are still in the default partition", n)
+	}
+
+	if _, err := s.Operator.Upkeep(t.Context()); err != nil {
+		t.Errorf("upkeep as the service: got %v", err)
+	}
+
+	s.Stop()
+
+	for _, says := range []string{"rows go to the default partition", "run `millrace upkeep` as", r.name + "_owner"} {
+		if !strings.Contains(log.String(), says) {
+			t.Errorf("the log does not contain %q:\n%s", says, log.String())
+		}
+	}
+}
+
+func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	owner := connect(t, r.owner)
+	role := r.name + "_service"
+
+	for _, sql := range []string{
+		`REVOKE SELECT ON ALL SEQUENCES IN SCHEMA public FROM ` + role,
+		`REVOKE INSERT, DELETE ON orders FROM ` + role,
+		`REVOKE ALL ON inbox, stock FROM ` + role,
+		`REVOKE ALL ON goose_db_version FROM ` + role,
+	} {
+		r.exec(t, owner, sql)
+	}
+
+	// refusal starts the service and returns why it does not start.
+	refusal := func() string {
+		s := apptest.New(t, r.service)
+		err := s.Service.Run(t.Context(), func() { t.Error("it started") })
+
+		setup, ok := errors.AsType[*postgres.SetupError](err)
+		if !ok {
+			t.Fatalf("got %v", err)
+		}
+
+		return setup.Problem
+	}
+
+	problem := refusal()
+	for _, grant := range []string{
+		`GRANT SELECT ON SEQUENCE public.events_position_seq, public.failed_messages_id_seq, public.operator_actions_id_seq, public.outbox_seq_seq TO ` + role + `;`,
+		`GRANT INSERT, DELETE ON TABLE public.orders TO ` + role + `;`,
+		`GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE public.inbox, public.stock TO ` + role + `;`,
+		`GRANT SELECT ON TABLE public.goose_db_version TO ` + role + `;`,
+	} {
+		if !strings.Contains(problem, grant) {
+			t.Errorf("%s is missing in:\n%s", grant, problem)
+		}
+	}
+
+	// The statements suffice.
+	_, statements, _ := strings.Cut(problem, "\n")
+	r.exec(t, owner, statements)
+	r.exec(t, owner, `REVOKE USAGE ON SCHEMA public FROM PUBLIC, `+role)
+
+	if problem := refusal(); !strings.Contains(problem, `GRANT USAGE ON SCHEMA public TO `+role+`;`) {
+		t.Errorf("got %s", problem)
+	}
+
+	r.exec(t, owner, `GRANT USAGE ON SCHEMA public TO `+role)
+	r.exec(t, owner, `DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)`)
+
+	if problem := refusal(); !strings.Contains(problem, "run `millrace migrate up`") {
+		t.Errorf("got %s", problem)
+	}
+
+	r.exec(t, owner, `ALTER TABLE orders RENAME TO renamed`)
+
+	if problem := refusal(); !strings.Contains(problem, "table orders is missing") {
+		t.Errorf("got %s", problem)
+	}
+}
+
+func TestMigratingWithoutTheRightSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+
+	r := newRoles(t)
+	s := apptest.New(t, r.service, func(c *config.Config) { c.Postgres.MigrateOnStart = true })
+
+	err := s.Service.Run(t.Context(), func() { t.Error("it started") })
+	if err == nil || !strings.Contains(err.Error(), "run `millrace migrate up` as the owner of the database") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A privilege that is revoked while the service runs is not the fault of a message.
+func TestALostPrivilegeStopsNoMessage(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	owner := connect(t, r.owner)
+	role := r.name + "_service"
+	s := apptest.New(t, r.service, func(c *config.Config) { c.Consumer.Retries, c.Consumer.ParkAttempts = 0, 1 })
+	s.Run()
+	s.Seed()
+
+	r.exec(t, owner, `REVOKE INSERT ON orders FROM `+role)
+	place(s, "a")
+	pgtest.Eventually(t, "the service says why it waits", func() bool {
+		for _, d := range s.Dependencies.States() {
+			if strings.Contains(d.Why, "permission denied for table orders") {
+				return true
+			}
+		}
+
+		return false
+	})
+	r.exec(t, owner, `GRANT INSERT ON orders TO `+role)
+	s.WaitForOrder("a", "completed")
+}
+
+func TestTablesMayBeInAnotherSchema(t *testing.T) {
+	t.Parallel()
+
+	address := pgtest.URL(t)
+	admin := connect(t, address)
+	name := pgtest.Value[string](t, admin, `SELECT current_database()::text`)
+
+	for _, sql := range []string{
+		`DROP SCHEMA public CASCADE`, `CREATE SCHEMA shop`, `ALTER DATABASE ` + name + ` SET search_path = shop`,
+	} {
+		if _, err := admin.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	s := apptest.New(t, address, func(c *config.Config) { c.Postgres.MigrateOnStart = true })
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
+	s.WaitForOrder("a", "completed")
+	pgtest.Eventually(t, "the user is projected", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
+
+	if err := s.Projector.Rebuild(t.Context(), "users", func(int64, int64) {}); err != nil {
+		t.Error(err)
+	}
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM shop.users`); n != 1 {
+		t.Errorf("%d users after the rebuild", n)
+	}
+
+	if report, err := s.Audit.Run(t.Context(), invariant.Options{}); err != nil || report.Err() != nil {
+		t.Errorf("the audit: %v, %v", report, err)
+	}
+}

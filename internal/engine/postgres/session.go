@@ -1,0 +1,285 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// session decides which connections the service works with and how they are set up.
+// It applies to each connection: those of the pool, those of the relays, and those of
+// commands.
+type session struct {
+	// settings are the parameters of each session.
+	settings map[string]string
+	// probe connects to the same server without these checks.
+	probe *pgconn.Config
+
+	// mu serializes checking for a pooler. dedicated is true once it has been found
+	// that sessions are not shared.
+	mu        sync.Mutex
+	dedicated bool
+}
+
+// settings replace what the server, the database or the role prescribe, as pg_dump
+// does. A parameter in postgres.url replaces them in turn.
+var settings = map[string]string{
+	"timezone":  "UTC",
+	"datestyle": "ISO",
+	// InTx sets the level of a transaction. Single statements rely on this one.
+	"default_transaction_isolation": "read committed",
+	// The service bounds its own statements, waits and transactions. A limit for
+	// people would end long work, such as a migration, again and again.
+	"statement_timeout":    "0",
+	"lock_timeout":         "0",
+	"idle_session_timeout": "0",
+	"transaction_timeout":  "0", // since Postgres 17
+	// A session that hangs inside a transaction holds row locks and keeps vacuum from
+	// reclaiming space. Let the server end it.
+	"idle_in_transaction_session_timeout": "60s",
+	// A message is acknowledged after its commit, so the commit must survive a crash.
+	// Levels above off remain as they are.
+	synchronousCommit: "on",
+}
+
+const synchronousCommit = "synchronous_commit"
+
+// startup lists the parameters that are sent when connecting. PgBouncer knows these;
+// it refuses a connection with any other, which therefore are set later.
+var startup = []string{"application_name", "client_encoding", "options", "replication"}
+
+// newSession makes the connections of a pool follow the rules of this package.
+func newSession(cfg *pgxpool.Config) {
+	conn := cfg.ConnConfig
+	s := &session{settings: maps.Clone(settings)}
+
+	for name, value := range conn.RuntimeParams {
+		if !slices.Contains(startup, name) {
+			s.settings[strings.ToLower(name)] = value
+			delete(conn.RuntimeParams, name)
+		}
+	}
+
+	conn.RuntimeParams["application_name"] = "millrace"
+	s.probe = conn.Config.Copy()
+	s.probe.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+
+	conn.ValidateConnect = s.begin
+	conn.OnPgError = closeOn(conn.OnPgError)
+
+	cfg.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) { return !becameReadOnly(conn.PgConn()), nil }
+	cfg.PingTimeout = pongTimeout
+
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = connectTimeout
+	}
+}
+
+// connectTimeout bounds connecting to a host, unless postgres.url has connect_timeout.
+// Without it, connections to a host that is gone would fill the pool for minutes.
+const connectTimeout = 10 * time.Second
+
+// pongTimeout bounds the check of a connection that has been idle for a second.
+const pongTimeout = 2 * time.Second
+
+// readOnlyTransaction is the SQLSTATE of a write to a server that takes none.
+const readOnlyTransaction = "25006"
+
+// closeOn closes a connection whose server takes no writes: the next one may lead to
+// the new primary.
+func closeOn(fatal pgconn.PgErrorHandler) pgconn.PgErrorHandler {
+	return func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
+		return err.Code != readOnlyTransaction && fatal(conn, err)
+	}
+}
+
+// reportsReadOnly reports whether the server has said that it takes no writes.
+// Postgres sends these two parameters with the response to any statement once they
+// have changed.
+func reportsReadOnly(conn *pgconn.PgConn) bool {
+	return conn.ParameterStatus("in_hot_standby") == "on" || conn.ParameterStatus("default_transaction_read_only") == "on"
+}
+
+// staleReport marks a connection whose reports are those that a pooler remembered.
+const staleReport = "millrace: stale report"
+
+func becameReadOnly(conn *pgconn.PgConn) bool {
+	return conn.CustomData()[staleReport] == nil && reportsReadOnly(conn)
+}
+
+// begin refuses a connection that the service cannot work with, and sets the
+// parameters of its session. If postgres.url names several hosts, the next one is
+// tried.
+func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
+	var pid, encoding, readOnly, standby string
+
+	err := queryRow(ctx, conn, `
+		SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('transaction_read_only'), pg_is_in_recovery()`,
+		&pid, &encoding, &readOnly, &standby)
+
+	switch {
+	case err != nil:
+		return err
+	case standby == "t":
+		return errors.New("the server is a standby, which takes no writes: postgres.url must lead to the primary")
+	case readOnly == "on":
+		return errors.New("the server takes no writes: default_transaction_read_only is on for it, the database or the role")
+	case encoding != "UTF8":
+		return &SetupError{fmt.Sprintf("the database has the encoding %s, but messages are UTF-8: create one with ENCODING 'UTF8' TEMPLATE template0", encoding)}
+	}
+
+	if reportsReadOnly(conn) {
+		conn.CustomData()[staleReport] = true
+	}
+
+	// A pooler gives each client a number of its own.
+	if pid != fmt.Sprint(conn.PID()) {
+		if err := s.checkPooler(ctx, conn, pid); err != nil {
+			return err
+		}
+	}
+
+	return set(ctx, conn, s.settings)
+}
+
+// set sets parameters of a session.
+func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) error {
+	values := make([]string, 0, len(settings))
+
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		values = append(values, fmt.Sprintf("(%s, %s)", quote(name), quote(settings[name])))
+	}
+
+	// transaction_timeout exists since Postgres 17. For any other unknown name, the
+	// server returns an error.
+	sql := fmt.Sprintf(`
+		SELECT set_config(name, CASE WHEN name = '%[1]s' AND value = 'on' AND current_setting(name) <> 'off' THEN current_setting(name) ELSE value END, false)
+		FROM (VALUES %[2]s) AS s (name, value)
+		WHERE name <> 'transaction_timeout' OR current_setting(name, true) IS NOT NULL`, synchronousCommit, strings.Join(values, ", "))
+	if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
+		return fmt.Errorf("setting the parameters of the session: %w", err)
+	}
+
+	return nil
+}
+
+// quote returns s as an SQL string, whatever standard_conforming_strings is.
+func quote(s string) string {
+	return `E'` + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + `'`
+}
+
+// queryRow reads one row of texts by the simple protocol, which all poolers support.
+func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string, values ...*string) error {
+	results, err := conn.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return err
+	}
+
+	row := results[len(results)-1].Rows[0]
+	for i, value := range values {
+		*value = string(row[i])
+	}
+
+	return nil
+}
+
+// Connect opens a connection outside the pool with additional settings.
+func Connect(ctx context.Context, pool *pgxpool.Pool, name string, settings map[string]string) (*pgx.Conn, error) {
+	cfg := pool.Config().ConnConfig.Copy()
+	cfg.RuntimeParams["application_name"] = name
+
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+
+	if err := set(ctx, conn.PgConn(), settings); err != nil {
+		_ = conn.Close(ctx)
+
+		return nil, err
+	}
+
+	return conn, nil
+}
+
+// SetupError reports that the service cannot work with the database as it is set up.
+// Waiting does not help.
+type SetupError struct{ Problem string }
+
+func (e *SetupError) Error() string { return e.Problem }
+
+var errPooled = &SetupError{"postgres.url leads to a connection pooler that gives one session to several clients " +
+	"(PgBouncer with pool_mode = transaction or statement). Locks and settings do not hold there, and nothing would be published. " +
+	"Use pool_mode = session for this database, or the server's own address"}
+
+// Limits of checkPooler. PgBouncer may run as several processes with a pool each, so a
+// single connection proves little.
+const (
+	poolerProbes  = 4
+	poolerTimeout = 2 * time.Second
+)
+
+// checkPooler returns an error if a pooler gives the session pid of conn to other
+// clients. It leaves nothing behind in any session.
+func (s *session) checkPooler(ctx context.Context, conn *pgconn.PgConn, pid string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for probe := 0; probe < poolerProbes && !s.dedicated; probe++ {
+		shared, err := s.isShared(ctx, conn, pid)
+
+		switch {
+		case shared:
+			return errPooled
+		case err != nil:
+			return nil //nolint:nilerr // all sessions of the pooler are in use: the next connection checks again
+		}
+	}
+
+	s.dedicated = true
+
+	return nil
+}
+
+// isShared connects once more and reports whether the session of conn moves between
+// the two clients. In a pooler that assigns sessions to transactions, the second
+// client gets the session that the first does not use, or the first gets another one
+// while the second is in a transaction.
+func (s *session) isShared(ctx context.Context, conn *pgconn.PgConn, pid string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, poolerTimeout)
+	defer cancel()
+
+	second, err := pgconn.ConnectConfig(ctx, s.probe)
+	if err != nil {
+		return false, err
+	}
+
+	defer func() {
+		_, _ = second.Exec(ctx, `ROLLBACK`).ReadAll()
+		_ = second.Close(ctx)
+	}()
+
+	var theirs, ours string
+	if err := queryRow(ctx, second, `SELECT pg_backend_pid()`, &theirs); err != nil || theirs == pid {
+		return theirs == pid, err
+	}
+
+	if err := queryRow(ctx, second, `BEGIN; SELECT pg_backend_pid()`, &theirs); err != nil {
+		_, refused := errors.AsType[*pgconn.PgError](err) // no transactions: statements are pooled
+
+		return refused, err
+	}
+
+	err = queryRow(ctx, conn, `SELECT pg_backend_pid()`, &ours)
+
+	return err == nil && (ours != pid || theirs == pid), err
+}

@@ -1,0 +1,288 @@
+package postgres_test
+
+import (
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// open returns a pool of the service on the database at address.
+func open(t *testing.T, address string) *pgxpool.Pool {
+	t.Helper()
+
+	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(address), MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(release)
+
+	return pool
+}
+
+// with adds a parameter to a connection string.
+func with(t *testing.T, address, name, value string) string {
+	t.Helper()
+
+	parsed, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	query := parsed.Query()
+	query.Set(name, value)
+	parsed.RawQuery = query.Encode()
+
+	return parsed.String()
+}
+
+func exec(t *testing.T, db postgres.Execer, sql string) {
+	t.Helper()
+
+	if _, err := db.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// alter sets a parameter for all later sessions of a test's database.
+func alter(t *testing.T, db interface {
+	postgres.Execer
+	postgres.Querier
+}, setting string,
+) {
+	t.Helper()
+	exec(t, db, `ALTER DATABASE `+pgtest.Value[string](t, db, `SELECT current_database()::text`)+` `+setting)
+}
+
+func TestSettingsOfTheDatabaseDoNotReachSessions(t *testing.T) {
+	t.Parallel()
+
+	for _, c := range []struct {
+		name, database, url, want string
+	}{
+		{name: "timezone", database: "Asia/Kathmandu", want: "UTC"},
+		{name: "DateStyle", database: "SQL, DMY", want: "ISO, DMY"},
+		{name: "default_transaction_isolation", database: "serializable", want: "read committed"},
+		{name: "statement_timeout", database: "3s", want: "0"},
+		{name: "statement_timeout", database: "3s", url: "1min", want: "1min"},
+		{name: "lock_timeout", database: "3s", want: "0"},
+		{name: "idle_session_timeout", database: "3s", want: "0"},
+		{name: "transaction_timeout", database: "3s", want: "0"},
+		{name: "idle_in_transaction_session_timeout", database: "3s", want: "1min"},
+		{name: "synchronous_commit", database: "off", want: "on"},
+		{name: "synchronous_commit", database: "remote_apply", want: "remote_apply"},
+		{name: "synchronous_commit", database: "on", url: "off", want: "off"},
+		{name: "search_path", database: "elsewhere", want: "elsewhere"},
+		{name: "search_path", database: "elsewhere", url: "public", want: "public"},
+		{name: "application_name", database: "other", want: "millrace"},
+	} {
+		t.Run(c.name+"="+c.database+" "+c.url, func(t *testing.T) {
+			t.Parallel()
+
+			address := pgtest.URL(t)
+			admin := open(t, address)
+			alter(t, admin, `SET `+c.name+` = '`+c.database+`'`)
+
+			if c.url != "" {
+				address = with(t, address, c.name, c.url)
+			}
+
+			if got := pgtest.Value[string](t, open(t, address), `SHOW `+c.name); got != c.want {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+}
+
+func TestAnUnknownParameterIsAnError(t *testing.T) {
+	t.Parallel()
+
+	if err := open(t, with(t, pgtest.URL(t), "statment_timeout", "1s")).Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "statment_timeout") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConnectionsThatTakeNoWritesAreRefused(t *testing.T) {
+	t.Parallel()
+
+	address := pgtest.URL(t)
+	admin := open(t, address)
+	alter(t, admin, `SET default_transaction_read_only = on`)
+
+	pool := open(t, address)
+
+	err := pool.Ping(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "takes no writes") || !postgres.IsUnavailable(err) {
+		t.Errorf("got %v", err)
+	}
+
+	alter(t, admin, `RESET default_transaction_read_only`)
+
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Errorf("after the reset: %v", err)
+	}
+}
+
+// A server that stops taking writes says so with its next response, and a new primary
+// may be reached by new connections only.
+func TestConnectionsThatCanNoLongerWriteAreClosed(t *testing.T) {
+	t.Parallel()
+
+	pool := open(t, pgtest.URL(t))
+
+	for name, sql := range map[string]string{
+		"the server reports it": `SET default_transaction_read_only = on`,
+		"a write fails":         `DO $$ BEGIN SET transaction_read_only = on; CREATE TABLE never (); END $$`,
+	} {
+		conn, err := pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		pid := conn.Conn().PgConn().PID()
+		_, err = conn.Exec(t.Context(), sql)
+		conn.Release()
+
+		if err != nil && !postgres.IsUnavailable(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+
+		if got := pgtest.Value[int](t, pool, `SELECT pg_backend_pid()`); got == int(pid) {
+			t.Errorf("%s: the connection is still in use", name)
+		}
+	}
+}
+
+func TestTheNextHostIsTried(t *testing.T) {
+	t.Parallel()
+
+	address := pgtest.URL(t)
+
+	parsed, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	several := strings.Replace(address, parsed.Host, "127.0.0.1:1,"+parsed.Host, 1)
+	if err := (postgres.Config{URL: postgres.Secret(several), MaxConns: 4}).Validate(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := open(t, several).Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOnlyUTF8IsAccepted(t *testing.T) {
+	t.Parallel()
+
+	address := pgtest.URL(t)
+	admin := open(t, address)
+
+	for _, encoding := range []string{"LATIN1", "SQL_ASCII"} {
+		name := pgtest.Value[string](t, admin, `SELECT current_database()::text`) + strings.ToLower(encoding)
+		exec(t, admin, `CREATE DATABASE `+name+` ENCODING '`+encoding+`' LOCALE 'C' TEMPLATE template0`)
+
+		parsed, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		parsed.Path = "/" + name
+		pool := open(t, parsed.String())
+		err = postgres.Wait(t.Context(), pool, pgtest.Logger(t))
+		pool.Close()
+
+		if setup, ok := errors.AsType[*postgres.SetupError](err); !ok || !strings.Contains(setup.Problem, "encoding "+encoding) {
+			t.Errorf("%s: got %v", encoding, err)
+		}
+
+		exec(t, admin, `DROP DATABASE `+name)
+	}
+}
+
+func TestAPoolerOfSessionsWorks(t *testing.T) {
+	t.Parallel()
+
+	pool := open(t, with(t, pgtest.Pooled(t, pgtest.URL(t), "session"), "search_path", "public"))
+
+	if err := postgres.Wait(t.Context(), pool, pgtest.Logger(t)); err != nil {
+		t.Fatal(err)
+	}
+
+	err := postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error {
+		for range 3 {
+			if err := postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error { return nil }); !errors.Is(err, postgres.ErrLocked) {
+				t.Errorf("the lock does not hold: %v", err)
+			}
+		}
+
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+
+	if got := pgtest.Value[string](t, pool, `SHOW idle_in_transaction_session_timeout`); got != "1min" {
+		t.Errorf("idle_in_transaction_session_timeout is %s", got)
+	}
+}
+
+func TestAPoolerThatSharesSessionsIsRefused(t *testing.T) {
+	t.Parallel()
+
+	for _, mode := range []string{"transaction", "statement"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+
+			direct := pgtest.URL(t)
+			pooled := pgtest.Pooled(t, direct, mode)
+
+			err := postgres.Wait(t.Context(), open(t, pooled), pgtest.Logger(t))
+			if setup, ok := errors.AsType[*postgres.SetupError](err); !ok || !strings.Contains(setup.Problem, "pool_mode = session") {
+				t.Fatalf("got %v", err)
+			}
+
+			// Other clients of the pooler get a session without anything from this one.
+			conn, err := pgconn.Connect(t.Context(), pooled)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(t.Context())
+
+			results, err := conn.Exec(t.Context(), `SELECT current_setting('idle_in_transaction_session_timeout')`).ReadAll()
+			if err != nil || string(results[0].Rows[0][0]) != "0" {
+				t.Errorf("got %v, %v", results, err)
+			}
+
+			if n := pgtest.Value[int](t, open(t, direct), `
+				SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); n != 0 {
+				t.Errorf("%d advisory locks are left", n)
+			}
+		})
+	}
+}
+
+func TestADedicatedConnectionHasItsOwnSettings(t *testing.T) {
+	t.Parallel()
+
+	pool := open(t, pgtest.URL(t))
+
+	conn, err := postgres.Connect(t.Context(), pool, "millrace test", map[string]string{"synchronous_commit": "off", "enable_sort": "off"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+
+	got := pgtest.Value[string](t, conn, `SELECT concat_ws(' ', current_setting('application_name'), current_setting('synchronous_commit'), current_setting('enable_sort'), current_setting('timezone'))`)
+	if got != "millrace test off off UTC" {
+		t.Errorf("got %s", got)
+	}
+}

@@ -1,0 +1,254 @@
+package pgtest
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Server is a private Postgres that a test may stop.
+type Server struct {
+	URL string
+
+	tb      testing.TB
+	dir     string
+	running bool
+}
+
+// NewServer starts an empty Postgres that stops when the test ends.
+func NewServer(tb testing.TB) *Server {
+	tb.Helper()
+
+	s := &Server{tb: tb, dir: filepath.Join(publicDir(tb), "postgres")}
+	s.start()
+	tb.Cleanup(s.Stop)
+
+	return s
+}
+
+func (s *Server) start() {
+	s.tb.Helper()
+
+	s.URL = strings.TrimSpace(s.localpg("start", "-fast"))
+	s.running = true
+}
+
+// Standby starts a standby that replicates from s.
+func (s *Server) Standby() *Server {
+	s.tb.Helper()
+
+	standby := &Server{tb: s.tb, dir: filepath.Join(publicDir(s.tb), "postgres")}
+	address, err := url.Parse(s.URL)
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+
+	password, _ := address.User.Password()
+	source := "host=127.0.0.1 port=" + address.Port() + " user=" + address.User.Username() + " password=" + password
+
+	// A stopped server's files are a backup.
+	s.Stop()
+	run(s.tb, "cp", "-a", s.dir, standby.dir)
+	run(s.tb, "rm", standby.dir+"/port")
+	run(s.tb, "sh", "-c", `cd "$0" && touch standby.signal && echo "primary_conninfo = '$1'" >>postgresql.auto.conf && chown --reference=PG_VERSION standby.signal`,
+		standby.dir+"/data", source)
+	s.start()
+	standby.start()
+	s.tb.Cleanup(standby.Stop)
+
+	return standby
+}
+
+// Stop stops the server if it runs.
+func (s *Server) Stop() {
+	s.tb.Helper()
+
+	if s.running {
+		s.localpg("stop")
+	}
+
+	s.running = false
+}
+
+// localpg runs scripts/localpg in a process of its own, because it changes the user
+// of the process.
+func (s *Server) localpg(action string, flags ...string) string {
+	s.tb.Helper()
+
+	return run(s.tb, "go", append([]string{"run", "./scripts/localpg", action, "-dir", s.dir}, flags...)...)
+}
+
+func run(tb testing.TB, name string, args ...string) string {
+	tb.Helper()
+
+	var problems strings.Builder
+
+	cmd := osexec.CommandContext(context.Background(), name, args...)
+	cmd.Dir, cmd.Stderr = Root(), &problems
+
+	out, err := cmd.Output()
+	if err != nil {
+		tb.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, problems.String())
+	}
+
+	return string(out)
+}
+
+// publicDir returns a directory that all users can enter, unlike those of the testing
+// package: Postgres and PgBouncer do not run as root.
+func publicDir(tb testing.TB) string {
+	tb.Helper()
+
+	dir, err := os.MkdirTemp("", "millrace-test-*") //nolint:usetesting // see above
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // see above
+		tb.Fatal(err)
+	}
+
+	return dir
+}
+
+// Pooled returns the address of a PgBouncer in front of the server at address. Mode is
+// its pool_mode. It stops when the test ends.
+func Pooled(tb testing.TB, address, mode string) string {
+	tb.Helper()
+
+	if _, err := osexec.LookPath("pgbouncer"); err != nil && os.Geteuid() != 0 {
+		tb.Skip("PgBouncer is not installed: run `sudo apt-get install pgbouncer`")
+	}
+
+	server, err := url.Parse(address)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	dir, port := publicDir(tb), freePort(tb)
+	password, _ := server.User.Password()
+	script := filepath.Join(Root(), "scripts", "pgbouncer.sh")
+
+	tb.Cleanup(func() { run(tb, script, "stop", dir) })
+	run(tb, script, "start", dir, port, mode, server.Hostname(), server.Port(), server.User.Username(), password)
+
+	server.Host = net.JoinHostPort("127.0.0.1", port)
+
+	return server.String()
+}
+
+func freePort(tb testing.TB) string {
+	tb.Helper()
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer listener.Close()
+
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+
+	return port
+}
+
+// Proxy forwards connections to a server, like the address that a failover moves.
+type Proxy struct {
+	// URL is that of the server, by the proxy.
+	URL string
+
+	mu     sync.Mutex
+	target string
+	// swallow ends the copying of the present connections, which stay open.
+	swallow chan struct{}
+}
+
+// NewProxy starts a proxy for the server at address.
+func NewProxy(tb testing.TB, address string) *Proxy {
+	tb.Helper()
+
+	server, err := url.Parse(address)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	tb.Cleanup(func() { _ = listener.Close() })
+
+	p := &Proxy{target: server.Host, swallow: make(chan struct{})}
+	server.Host = listener.Addr().String()
+	p.URL = server.String()
+
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+
+			go p.serve(client)
+		}
+	}()
+
+	return p
+}
+
+// Swallow makes the present connections hang, as if their host had disappeared. New
+// ones work.
+func (p *Proxy) Swallow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	close(p.swallow)
+	p.swallow = make(chan struct{})
+}
+
+func (p *Proxy) serve(client net.Conn) {
+	p.mu.Lock()
+	target, swallow := p.target, p.swallow
+	p.mu.Unlock()
+
+	server, err := net.Dial("tcp", target)
+	if err != nil {
+		_ = client.Close()
+
+		return
+	}
+
+	forward := func(to, from net.Conn) {
+		defer to.Close()
+
+		buffer := make([]byte, 64<<10)
+
+		for {
+			n, err := from.Read(buffer)
+
+			select {
+			case <-swallow:
+				_, _ = io.Copy(io.Discard, from) // until the client gives up
+
+				return
+			default:
+			}
+
+			if _, writeErr := to.Write(buffer[:n]); err != nil || writeErr != nil {
+				return
+			}
+		}
+	}
+
+	go forward(server, client)
+	forward(client, server)
+}
