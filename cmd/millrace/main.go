@@ -10,6 +10,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // version is set when the program is built: -ldflags "-X main.version=...".
@@ -29,7 +30,7 @@ func main() {
 	}()
 
 	if err := newRoot().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "millrace:", err)
+		fmt.Fprintln(os.Stderr, "millrace:", scrub.Text(err.Error()))
 		os.Exit(operate.OutcomeOf(err).Exit)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/analytics"
@@ -182,12 +183,18 @@ func Flatten(cfg Config) map[string]any {
 	return k.All()
 }
 
-// Redacted returns all keys with their values as text, with secrets hidden.
+// Redacted returns all keys with their values as text, with secrets hidden, also those
+// in URLs.
 func Redacted(cfg Config) map[string]any {
 	flat := Flatten(cfg)
 	for key, value := range flat {
-		if text, ok := value.(fmt.Stringer); ok {
-			flat[key] = text.String()
+		switch value := value.(type) {
+		case fmt.Stringer:
+			flat[key] = value.String()
+		case string:
+			flat[key] = scrub.Text(value)
+		case []string:
+			flat[key] = postgres.Column(value, scrub.Text)
 		}
 	}
 

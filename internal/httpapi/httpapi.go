@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Config configures the listener.
@@ -168,7 +170,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 
 func (h *health) fail(name string, err error) {
 	h.Status = "unavailable"
-	h.Checks[name] = err.Error()
+	h.Checks[name] = scrub.Text(err.Error())
 }
 
 func reply(w http.ResponseWriter, status int, body any) {

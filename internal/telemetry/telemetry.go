@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Config configures the log.
@@ -35,7 +37,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// NewLogger returns a logger that writes to w. An invalid level is treated as info.
+// NewLogger returns a logger that writes to w, without the secrets that errors and
+// texts contain. An invalid level is treated as info.
 func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 
@@ -49,11 +52,14 @@ func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// plain formats errors by their message. The text handler would add the stack traces
-// that some libraries attach.
+// plain formats errors by their message, because the text handler would add the stack
+// traces that some libraries attach, and scrubs all text.
 func plain(_ []string, a slog.Attr) slog.Attr {
-	if err, ok := a.Value.Any().(error); ok {
-		a.Value = slog.StringValue(err.Error())
+	switch value := a.Value.Any().(type) {
+	case error:
+		a.Value = slog.StringValue(scrub.Text(value.Error()))
+	case string:
+		a.Value = slog.StringValue(scrub.Text(value))
 	}
 
 	return a

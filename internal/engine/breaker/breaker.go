@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // threshold is the number of consecutive failures after which a breaker opens.
@@ -242,7 +243,7 @@ func (a *Attempt) Failed(err error) time.Duration {
 	}
 
 	b.failures++
-	b.why = err.Error()
+	b.why = scrub.Text(err.Error())
 	pause := backoff.Jitter(min(maxPause, minPause<<min(b.failures-1, 10)))
 	b.until = time.Now().Add(pause)
 

@@ -19,6 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // delivery is one message on its way to one consumer. It is immutable after
@@ -93,10 +94,21 @@ func (d *delivery) failed(f fate) failed.Entry {
 	e.Attempts = f.attempts
 
 	if f.err != nil {
-		e.Reason, e.Error = reasonOf(f.err), f.err.Error()
+		e.Reason, e.Error = reasonOf(f.err), scrub.Text(f.err.Error())
 	}
 
 	return e
+}
+
+// loggable returns the error of a fate for the log. The error of a message with
+// personal data may quote it, so the log has its cause only; the failed message has all
+// of it.
+func (d *delivery) loggable(f fate) string {
+	if _, personal := d.route.Payload.(event.Personal); personal {
+		return failed.Cause(d.failed(f))
+	}
+
+	return f.err.Error()
 }
 
 // outcome is the result of a delivery.
@@ -226,7 +238,7 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	log := func(level slog.Level, text string, attrs ...slog.Attr) {
 		attrs = append([]slog.Attr{slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID)}, attrs...)
-		r.logger.LogAttrs(context.Background(), level, text, append(attrs, slog.Any("error", f.err))...)
+		r.logger.LogAttrs(context.Background(), level, text, append(attrs, slog.String("error", d.loggable(f)))...)
 	}
 
 	switch {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
@@ -107,7 +108,7 @@ var errTroubled = errors.New("something is paused or unavailable; see above")
 func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 	process := &Process{}
 	if err := ask(ctx, addr, "/statusz", 0, process); err != nil {
-		s.Unreachable = err.Error()
+		s.Unreachable = scrub.Text(err.Error())
 	} else {
 		s.Service = process
 	}
@@ -119,7 +120,7 @@ func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 	}
 
 	if err != nil {
-		s.Away = err.Error()
+		s.Away = scrub.Text(err.Error())
 	}
 
 	return s

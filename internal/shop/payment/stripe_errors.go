@@ -14,6 +14,7 @@ import (
 	"github.com/stripe/stripe-go/v82"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // requestError classifies an error that is not Stripe's decision about the
@@ -67,7 +68,7 @@ func declineReason(err *stripe.Error) string {
 		reason += " (" + string(err.Code) + ")"
 	}
 
-	return reason
+	return scrub.Text(reason)
 }
 
 // refuses reports whether Stripe rejected the request itself.

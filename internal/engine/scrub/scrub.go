@@ -1,0 +1,112 @@
+// Package scrub removes secrets from text that comes from elsewhere: from a
+// configuration, from another system's answer, from an error of a library. Text is
+// scrubbed where it enters something that keeps or shows it: the log, the failed
+// messages, the state of a dependency, the record of a notification, the terminal.
+package scrub
+
+import (
+	"net/url"
+	"regexp"
+	"strings"
+	"unicode"
+)
+
+// Hidden replaces a secret.
+const Hidden = "(redacted)"
+
+// Words that name a secret: in JSON, in headers, in URLs and in connection strings.
+const (
+	secretName = `[\w.-]*(?:passw(?:or)?d|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|secret[_-]?key|signature|credentials?|session[_-]?id|auth)`
+	headerName = `(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|x-amz-security-token|(?:webhook|stripe)-signature`
+)
+
+// quote is a quotation mark, escaped or not.
+const quote = `\\*["']`
+
+// rule replaces what pattern matches. Without replace, all of it is a secret.
+type rule struct {
+	pattern *regexp.Regexp
+	// replace is a template for Expand.
+	replace string
+	// unless keeps a match that is not a secret.
+	unless func(match string) bool
+}
+
+// rules run in this order: a URL or a header is cut as a whole before single words
+// in it are looked at.
+var rules = []rule{
+	// The user and password of a URL. A password may contain a slash or an @.
+	{pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s"'<>?#]*@`), replace: "${1}" + Hidden + "@"},
+	// The query and fragment of a URL.
+	{pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>?#]*)[?#][^\s"'<>]+`), replace: "${1}?" + Hidden},
+	// The path of a URL may be a secret, such as that of a Slack webhook.
+	{pattern: regexp.MustCompile(`(\bhttps?://[^\s"'<>/]+)/[^\s"'<>?]+`), replace: "${1}/" + Hidden, unless: func(match string) bool { return !hasSecretPath(match) }},
+
+	// Headers, as text, as JSON and as Go prints them: the value ends with its
+	// quotation mark, bracket or line.
+	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(` + quote + `)(\s*[:=]\s*\[?)(` + quote + `)[^"'\r\n\\]*`), replace: "${1}${2}${3}${4}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)\[[^\]\r\n]*\]?`), replace: "${1}${2}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)(?:(?:bearer|basic|digest|token|negotiate|apikey)\s+)?[^\s"'\[(,;}\])\\][^\s"',;}\])\\]*`), replace: "${1}${2}" + Hidden},
+
+	// JSON and Python, then connection strings and forms.
+	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?` + quote + `)[^"'\\]+`), replace: "${1}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)\b(` + secretName + `\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s"'&,;)}\]]+)`), replace: "${1}" + Hidden, unless: isHidden},
+
+	// Credentials that are recognised by themselves.
+	{pattern: regexp.MustCompile(`(?i)\b(bearer|basic|token|apikey)\s+[\w.~+/=*-]{8,}`), replace: "${1} " + Hidden, unless: isProse},
+	{pattern: regexp.MustCompile(`\b(?:sk|rk|pk)_(?:live|test|org)_[\w*]+|\bwhsec_[\w+/=*-]+|\bwhs[kp]k?_[\w+/=-]+`)},
+	{pattern: regexp.MustCompile(`\b(?:pi|seti|cs|src)_\w+_secret_\w+`)},
+	{pattern: regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?`)}, // JSON Web Tokens
+	{pattern: regexp.MustCompile(`\bgh[opsur]_\w{20,}|\bxox[abeoprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b`)},
+	{pattern: regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`)},
+}
+
+// Text returns s without secrets: passwords, queries and secret paths of URLs,
+// credentials in headers, JSON and connection strings, and keys and tokens with a
+// known form.
+func Text(s string) string {
+	for _, r := range rules {
+		s = r.pattern.ReplaceAllStringFunc(s, func(match string) string {
+			switch {
+			case r.unless != nil && r.unless(match):
+				return match
+			case r.replace == "":
+				return Hidden
+			default:
+				return r.pattern.ReplaceAllString(match, r.replace)
+			}
+		})
+	}
+
+	return s
+}
+
+// isHidden reports whether a value is hidden already.
+func isHidden(match string) bool { return strings.Contains(match, strings.TrimSuffix(Hidden, ")")) }
+
+// isProse reports whether the word after "basic" or "token" is an ordinary word.
+func isProse(match string) bool {
+	word := strings.Fields(match)[1]
+
+	return strings.IndexFunc(word, func(r rune) bool { return !unicode.IsLower(r) && r != '-' && r != '.' }) < 0
+}
+
+// minSecret is the length from which a part of a path may be a secret.
+const minSecret = 16
+
+// hasSecretPath reports whether the path of a URL has a part that looks random: long,
+// with letters and digits.
+func hasSecretPath(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil {
+		return true
+	}
+
+	for part := range strings.SplitSeq(u.Path, "/") {
+		if len(part) >= minSecret && strings.ContainsFunc(part, unicode.IsLetter) && strings.ContainsFunc(part, unicode.IsDigit) {
+			return true
+		}
+	}
+
+	return false
+}
