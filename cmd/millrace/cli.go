@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -229,6 +231,40 @@ func (c *call) print(v any, text func(w io.Writer)) error {
 	text(w)
 
 	return w.Flush()
+}
+
+// Errors of actions that cannot be undone.
+var (
+	errUnasked     = event.Errorf(event.Invalid, "--yes: is missing, expected it where there is no terminal to ask on")
+	errUnconfirmed = event.Errorf(event.Invalid, "not confirmed: nothing was changed")
+)
+
+// confirm asks a question on the terminal and returns an error unless the answer is
+// yes. It refuses if there is no terminal.
+func (c *call) confirm(question func() (string, error)) error {
+	in, isFile := c.cmd.InOrStdin().(*os.File)
+	if !isFile || !isatty.IsTerminal(in.Fd()) {
+		return errUnasked
+	}
+
+	text, err := question()
+	if err != nil {
+		return err
+	}
+
+	return ask(in, c.cmd.ErrOrStderr(), text)
+}
+
+func ask(in io.Reader, out io.Writer, question string) error {
+	fmt.Fprintf(out, "%s [y/N] ", question)
+
+	answer, _ := bufio.NewReader(in).ReadString('\n')
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return nil
+	default:
+		return errUnconfirmed
+	}
 }
 
 // line returns a function that writes a value as one line of JSON.

@@ -3,27 +3,108 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/engine/consumer"
 )
 
 func newUsersErase(opts *options) *cobra.Command {
-	return query(opts, &cobra.Command{
+	var (
+		erasing   consumer.Erasing
+		confirmed bool
+	)
+
+	return operation(opts, &cobra.Command{
 		Use: "erase ID", Short: "Make the personal data of a user unreadable; this cannot be undone",
 		Long: `Destroy the key that seals the personal data of a user. The events keep their
 place and type, but nobody can read them any more, not even in backups of the
 events. Do not restore older backups of the keys (table user_keys).
 
 Notifications to the user are deleted, waiting messages about the user are
-withdrawn, and failed messages lose their content. Run the command again if a
-late message about the user fails. The command does not reach tracked events (they
-expire after analytics.retention), brokers or other systems.`,
-		Example: "  millrace users erase alice",
-	}, func(c *call) (consumer.Erasure, error) { return c.Router.Erase(c.ctx, c.args[0], c.by) },
-		func(w io.Writer, done consumer.Erasure) {
-			fmt.Fprintf(w, "erased user %s: deleted %d notifications and %d waiting messages, and the content of %d failed messages\n",
-				done.Subject, done.Rows["notifications"], done.Withdrawn, done.Emptied)
-		}, recorded)
+withdrawn, failed messages and edits lose their content, and tracked events lose
+the user and their properties. The id remains, so that no later message creates
+the user again.
+
+Then the command looks in all tables for the id, the names and the e-mail
+addresses of the user and lists the rows that contain one, such as messages that
+cannot be read, and reasons that operators gave. Look at them, and name those that
+are about the user with --failed and --activity.
+
+The command shows first what it will do and asks for confirmation. Run it again if
+a late message about the user fails. It does not reach backups, the log, brokers
+or other systems.`,
+		Example: `  millrace users erase alice --dry-run
+  millrace users erase alice --why "ticket 4711"
+  millrace users erase alice --why "ticket 4711" --search "+49 30 1234567" --failed 17,18 --activity 5`,
+	}, func(c *call) error {
+		erasing.Subject, erasing.By = c.args[0], c.by
+
+		if erasing.DryRun || confirmed {
+			return c.printErasure(c.Router.Erase(c.ctx, erasing))
+		}
+
+		err := c.confirm(func() (string, error) {
+			rehearsal := erasing
+			rehearsal.DryRun = true
+			would, err := c.Router.Erase(c.ctx, rehearsal)
+
+			return fmt.Sprintf("%s\nErase user %s? This cannot be undone.", describeErasure(would), erasing.Subject), err
+		})
+		if err != nil {
+			return err
+		}
+
+		return c.printErasure(c.Router.Erase(c.ctx, erasing))
+	}, recorded, yes(&confirmed, "yes", "do not ask for confirmation"), yes(&erasing.DryRun, "dry-run", "only report what would be done"),
+		func(_ *options, flags *pflag.FlagSet) {
+			flags.StringArrayVar(&erasing.Search, "search", nil, "also look for this text, such as a former address; may be repeated")
+			flags.Int64SliceVar(&erasing.Failed, "failed", nil, "also erase these failed messages")
+			flags.Int64SliceVar(&erasing.Actions, "activity", nil, "also erase the reasons of these operator actions")
+		})
+}
+
+func (c *call) printErasure(done consumer.Erasure, err error) error {
+	if err != nil {
+		return err
+	}
+
+	return c.print(done, func(w io.Writer) {
+		fmt.Fprintln(w, describeErasure(done))
+
+		if done.PersonalID {
+			fmt.Fprintln(w, "The id itself is personal data. It remains, so that no later message creates the user again.")
+		}
+
+		if len(done.Mentions) == 0 {
+			return
+		}
+
+		fmt.Fprintln(w, "\nThese rows contain the id, a name or an address. Look at them:")
+		fmt.Fprintln(w, "TABLE\tROW\tCOLUMNS")
+
+		for _, m := range done.Mentions {
+			row(w, m.Table, m.Row, strings.Join(m.Columns, ", "))
+		}
+	})
+}
+
+func describeErasure(done consumer.Erasure) string {
+	verb := "erased"
+	if done.DryRun {
+		verb = "would erase"
+	}
+
+	text := fmt.Sprintf("%s user %s: %d waiting messages, the content of %d failed messages, the text of %d operator actions",
+		verb, done.Subject, done.Withdrawn, done.Emptied, done.Actions)
+
+	for _, name := range slices.Sorted(maps.Keys(done.Rows)) {
+		text += fmt.Sprintf(", %d rows of %s", done.Rows[name], name)
+	}
+
+	return text + fmt.Sprintf("; %d rows to look at", len(done.Mentions))
 }

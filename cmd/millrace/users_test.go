@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -54,14 +55,34 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"trace " + first.String(), 0, "└─ notifications  applied"},
 		{"trace nope", exitUsage, "expected a UUID"},
 		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no trace of a message"},
-		{"users erase alice", 0, "erased user alice: deleted 1 notifications and 0 waiting messages, and the content of 0 failed messages"},
-		{"users erase alice --json", 0, `"emptied": 0`},
-		{"users erase nobody", exitNotFound, "there is no user nobody"},
+		{"users erase alice", exitUsage, "--yes: is missing"},
+		{"users erase alice --dry-run", 0, "would erase user alice: 0 waiting messages, the content of 0 failed messages, the text of 0 operator actions, 0 rows of analytics, 0 rows of misses, 1 rows of notifications, 1 rows of users; 0 rows to look at"},
+		{"users show alice", 0, "alice@home.example"},
+		{"users erase alice --yes", exitUsage, "why: is missing, expected the reason"},
+		{"users erase alice --yes --why alice@home.example", exitUsage, "why: contains a name or an address"},
+		{"users erase alice --yes --why ticket --search x", exitUsage, "search[0]: expected printable text of at least 3 bytes"},
+		{"users erase alice --yes --why ticket", 0, "erased user alice: 0 waiting messages"},
+		{"users erase alice --yes --why ticket --json", 0, `"emptied": 0`},
+		{"users erase nope --dry-run", exitNotFound, "there is no user nope"},
+		{"users erase nope --yes --why ticket", exitNotFound, "there is no user nope"},
+		{"activity", 0, "ticket"},
 		{"users list", 0, "(erased)"},
 	} {
 		out, code := run(t, url, strings.Split(c.args, " ")...)
 		if code != c.code || !strings.Contains(out, c.says) {
 			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+}
+
+func TestOnlyYesConfirms(t *testing.T) {
+	t.Parallel()
+
+	for answer, want := range map[string]error{"y\n": nil, "Yes\n": nil, " YES ": nil, "n\n": errUnconfirmed, "\n": errUnconfirmed, "": errUnconfirmed, "yy\n": errUnconfirmed} {
+		var out strings.Builder
+
+		if err := ask(strings.NewReader(answer), &out, "Erase?"); !errors.Is(err, want) || out.String() != "Erase? [y/N] " {
+			t.Errorf("%q: got %v after %q", answer, err, out.String())
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -102,7 +103,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Fatalf("before the erasure: %s match", got)
 	}
 
-	done, err := s.Router.Erase(t.Context(), "u1", operator)
+	done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "u1", By: operator})
 	if err != nil || done.Rows["notifications"] != 1 || done.Rows["users"] != 1 || done.Withdrawn != 3 || done.Emptied != 3 {
 		t.Errorf("got %+v, %v", done, err)
 	}
@@ -121,7 +122,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 5
 	})
 
-	if done, err := s.Router.Erase(t.Context(), "u1", operator); err != nil || done.Emptied != 1 {
+	if done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "u1", By: operator}); err != nil || done.Emptied != 1 {
 		t.Errorf("again: got %+v, %v", done, err)
 	}
 
@@ -133,7 +134,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("%d entries have content, expected only the other user's", n)
 	}
 
-	if _, err := s.Router.Erase(t.Context(), "nobody", operator); event.KindOf(err) != event.NotFound {
+	if _, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "nobody", By: operator}); event.KindOf(err) != event.NotFound {
 		t.Errorf("nobody: got %v", err)
 	}
 }

@@ -62,7 +62,10 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)
 
 	r.OnErase("users", d.Users.Erase)
+	r.OnErase("misses", d.Users.ForgetMisses)
 	r.OnErase("notifications", d.Notifications.Forget)
+	r.OnErase("analytics", d.Analytics.Forget)
+	r.OnSearch(d.Users.Marks)
 }
 
 // gateway returns the dependency of charges, refunds and lookups.

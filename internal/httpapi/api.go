@@ -15,6 +15,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Prefix is the path prefix of the API, which is served at Prefix + "/".
@@ -141,7 +142,7 @@ func (a *API) problem(ctx context.Context, err error) error {
 	}
 
 	outcome := operate.OutcomeOf(err)
-	detail := event.Text(err.Error())
+	detail := event.Text(scrub.Text(err.Error()))
 
 	switch outcome.Status {
 	case http.StatusServiceUnavailable:
@@ -173,6 +174,7 @@ func (e engine) register(a *API) {
 	e.registerConsumers(a)
 	e.registerHistory(a)
 	e.registerTopics(a)
+	e.registerErasures(a)
 
 	Get(a, "/version", "Show the version of the program", func(context.Context, *struct{}) (*versionOutput, error) {
 		out := &versionOutput{}

@@ -89,6 +89,60 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 	return nil
 }
 
+// erasedText replaces a reason that contains personal data.
+const erasedText = "erased"
+
+// EraseWhere removes the payloads of edits that are about a person, wherever their
+// message is now, and returns the number of actions.
+func EraseWhere(ctx context.Context, tx pgx.Tx, about func(payload []byte) bool) (int64, error) {
+	rows, err := tx.Query(ctx, `SELECT id, payload FROM operator_actions WHERE payload IS NOT NULL`)
+	if err != nil {
+		return 0, fmt.Errorf("reading operator actions: %w", err)
+	}
+
+	var (
+		id      int64
+		payload []byte
+		ids     []int64
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&id, &payload}, func() error {
+		if about(payload) {
+			ids = append(ids, id)
+		}
+
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading operator actions: %w", err)
+	}
+
+	return update(ctx, tx, `UPDATE operator_actions SET payload = NULL WHERE id = ANY($1)`, ids)
+}
+
+// Erase removes the free text and the payload of the actions with these IDs. Who did
+// what and when stays; subject replaces the key of the message.
+func Erase(ctx context.Context, tx pgx.Tx, ids []int64, subject string) (int64, error) {
+	n, err := update(ctx, tx, `
+		UPDATE operator_actions SET why = $2, detail = '', payload = NULL,
+			subject = CASE WHEN position(' ' IN subject) > 0 THEN split_part(subject, ' ', 1) || ' ' || $3 ELSE subject END
+		WHERE id = ANY($1)`, ids, erasedText, event.Text(subject))
+	if err == nil && n < int64(len(ids)) {
+		err = event.Errorf(event.NotFound, "there are only %d of the %d actions %v", n, len(ids), ids)
+	}
+
+	return n, err
+}
+
+func update(ctx context.Context, tx pgx.Tx, sql string, ids []int64, args ...any) (int64, error) {
+	tag, err := tx.Exec(ctx, sql, append([]any{ids}, args...)...)
+	if err != nil {
+		return 0, fmt.Errorf("erasing operator actions: %w", err)
+	}
+
+	return tag.RowsAffected(), nil
+}
+
 // Filter selects actions. The zero value selects all.
 type Filter struct {
 	Action  Kind

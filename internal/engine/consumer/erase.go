@@ -1,8 +1,13 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -14,8 +19,14 @@ import (
 )
 
 // EraseFunc removes a person's data from the tables of a domain and returns the
-// number of rows changed.
-type EraseFunc func(ctx context.Context, tx pgx.Tx, subject string) (rows int64, err error)
+// number of rows changed. seen is true if a message about the person was found. If a
+// domain keeps persons and has none with this ID, it returns a NotFound error unless
+// seen is true.
+type EraseFunc func(ctx context.Context, tx pgx.Tx, subject string, seen bool) (rows int64, err error)
+
+// MarksFunc returns the texts by which a person can be recognised, such as former and
+// present names and e-mail addresses.
+type MarksFunc func(ctx context.Context, db postgres.Querier, subject string) ([]string, error)
 
 type eraser struct {
 	name  string
@@ -29,75 +40,308 @@ func (r *Router) OnErase(name string, erase EraseFunc) {
 	r.erasers = append(r.erasers, eraser{name: name, erase: erase})
 }
 
+// OnSearch registers a function whose texts Erase looks for in all tables.
+func (r *Router) OnSearch(marks MarksFunc) {
+	r.refuseAfterRun("search for a person")
+	r.marks = append(r.marks, marks)
+}
+
+// Erasing says whose data to erase.
+type Erasing struct {
+	Subject string
+	// Search lists further texts to look for, such as a phone number.
+	Search []string
+	// Failed and Actions are the IDs of failed messages and operator actions to erase
+	// too: those that an operator has found to be about the person.
+	Failed, Actions []int64
+	// DryRun changes nothing.
+	DryRun bool
+	By     activity.Actor
+}
+
 // Erasure reports what Erase removed.
 type Erasure struct {
 	Subject string `json:"erased"`
+	DryRun  bool   `json:"dry_run,omitempty"`
 	// Rows counts the changed rows by the registered name of the domain.
 	Rows map[string]int64 `json:"rows"`
 	// Withdrawn counts messages that will no longer be published or retried.
 	Withdrawn int64 `json:"withdrawn"`
 	// Emptied counts failed messages whose content was removed.
 	Emptied int64 `json:"emptied"`
+	// Actions counts operator actions that lost a payload or a text.
+	Actions int64 `json:"actions"`
+	// Mentions are the rows that still contain a text by which the person can be
+	// recognised. A person must look at them.
+	Mentions []postgres.Found `json:"mentions" nullable:"false"`
+	// PersonalID is true if the ID itself, which is kept, contains such a text.
+	PersonalID bool `json:"personal_id,omitempty"`
+
+	// unknown is true if there was nothing about the person.
+	unknown bool
 }
 
+// maxMentions is the maximum number of mentions in one table.
+const maxMentions = 1000
+
+// minText is the minimum length of a text that is looked for: a shorter one would be
+// found everywhere.
+const minText = 3
+
+// errDryRun rolls back a dry run.
+var errDryRun = errors.New("dry run")
+
 // Erase removes a person's data from the tables of all domains and from the stored
-// messages whose payload types implement event.Personal. It can be repeated to remove
-// data that arrived later, such as a late message that failed because the person had
-// been erased. It does not affect messages that were already published.
-func (r *Router) Erase(ctx context.Context, subject string, by activity.Actor) (Erasure, error) {
-	done := Erasure{Subject: subject, Rows: map[string]int64{}}
-
-	types, topics := r.personal()
-	about := func(payload []byte) bool {
-		// A malformed message may resemble the payload of another topic.
-		for _, p := range types {
-			if event.SubjectOf(p, payload) == subject {
-				return true
-			}
-		}
-
-		return false
+// messages whose payload types implement event.Personal. Then it looks in all tables
+// for texts by which the person can be recognised. It can be repeated to remove data
+// that arrived later, such as a late message that failed because the person had been
+// erased. It does not affect messages that were already published.
+func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error) {
+	if err := e.check(); err != nil {
+		return done, err
 	}
 
-	err := postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
-		// Handlers lock waiting keys before domain rows, so Erase does too.
-		withdrawn, emptied, err := failed.Erase(ctx, tx, subject, topics, about)
-		if err != nil {
-			return err
-		}
-
-		for _, e := range r.erasers {
-			if done.Rows[e.name], err = e.erase(ctx, tx, subject); err != nil {
-				return err
-			}
-		}
-
-		// Withdraw last, because a handler that held a lock may have added messages.
-		unpublished, err := outbox.Withdraw(ctx, tx, topics, func(key string, payload []byte) bool { return key == subject || about(payload) })
-		if err != nil {
-			return err
-		}
-
-		done.Withdrawn, done.Emptied = withdrawn+unpublished, emptied
-
-		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Erased, Subject: subject})
-	})
+	texts, err := r.textsOf(ctx, e)
 	if err != nil {
-		return done, fmt.Errorf("erasing %s: %w", subject, err)
+		return done, err
 	}
+
+	search := postgres.Search{Texts: texts, Limit: maxMentions}
+	if len(e.Subject) >= minText {
+		search.ID = e.Subject
+	}
+
+	if e.DryRun {
+		done, err = r.rehearse(ctx, e, search)
+	} else {
+		done, err = r.perform(ctx, e, search)
+	}
+
+	// A person about whom nothing is stored may still be mentioned.
+	if event.KindOf(err) == event.NotFound && len(done.Mentions) > 0 {
+		err = nil
+	}
+
+	if err != nil {
+		return done, fmt.Errorf("erasing %s: %w", e.Subject, err)
+	}
+
+	done.DryRun, done.PersonalID = e.DryRun, strings.Contains(e.Subject, "@") || mentioned(e.Subject, texts)
+	done.Mentions = append([]postgres.Found{}, done.Mentions...)
 
 	return done, nil
 }
 
-// personal returns the payload types with personal data, and their topics.
-func (r *Router) personal() (types []event.Personal, topics []string) {
+// perform erases and then searches. The search reads everything, so it runs outside the
+// transaction, whose locks would stop consumers.
+func (r *Router) perform(ctx context.Context, e Erasing, search postgres.Search) (done Erasure, err error) {
+	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
+		done, err = r.erase(ctx, tx, e)
+
+		return err
+	})
+	if err != nil && !done.unknown {
+		return done, err
+	}
+
+	var failure error
+
+	done.Mentions, failure = postgres.Find(ctx, r.pool, search)
+
+	return done, errors.Join(err, failure)
+}
+
+// rehearse searches, erases in a transaction that it rolls back, and looks there at
+// what it found again.
+func (r *Router) rehearse(ctx context.Context, e Erasing, search postgres.Search) (done Erasure, err error) {
+	found, err := postgres.Find(ctx, r.pool, search)
+	if err != nil {
+		return done, err
+	}
+
+	search.Within = append([]postgres.Found{}, found...)
+
+	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
+		if done, err = r.erase(ctx, tx, e); err == nil {
+			done.Mentions, err = postgres.Find(ctx, tx, search)
+		}
+
+		return cmp.Or(err, errDryRun)
+	})
+
+	if done.unknown {
+		done.Mentions = found
+	}
+
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+
+	return done, err
+}
+
+func (e Erasing) check() error {
+	for i, text := range e.Search {
+		if event.Text(text) != text || len(strings.TrimSpace(text)) < minText {
+			return event.Errorf(event.Invalid, "search[%d]: expected printable text of at least %d bytes", i, minText)
+		}
+	}
+
+	switch {
+	case e.Subject == "" || event.Text(e.Subject) != e.Subject:
+		return event.Missing("person", event.Text(e.Subject))
+	case e.DryRun:
+		return nil
+	case e.By.Who == "":
+		return activity.ErrNoActor
+	case strings.TrimSpace(e.By.Why) == "":
+		return event.Errorf(event.Invalid, "why: is missing, expected the reason for the erasure, such as the number of a ticket")
+	default:
+		return nil
+	}
+}
+
+// textsOf returns the texts by which the person can be recognised. It refuses a reason
+// that contains one, because the reason is kept.
+func (r *Router) textsOf(ctx context.Context, e Erasing) (texts []string, err error) {
+	add := func(marks ...string) {
+		for _, m := range marks {
+			if m = strings.TrimSpace(m); len(m) >= minText && event.Text(m) == m && !slices.Contains(texts, m) {
+				texts = append(texts, m)
+			}
+		}
+	}
+
+	add(e.Search...)
+
+	for _, marks := range r.marks {
+		found, err := marks(ctx, r.pool, e.Subject)
+		if err != nil {
+			return nil, err
+		}
+
+		add(found...)
+	}
+
+	topics, about := r.about(e.Subject, add)
+
+	_, err = failed.Concerned(ctx, r.pool, failed.Erasing{Topics: topics, About: about})
+	if err == nil {
+		_, err = outbox.Matching(ctx, r.pool, topics, about)
+	}
+
+	if err == nil && mentioned(e.By.Why, texts) {
+		err = event.Errorf(event.Invalid, "why: contains a name or an address of the person, expected a reason that may be kept, such as the number of a ticket")
+	}
+
+	return texts, err
+}
+
+// mentioned reports whether text contains one of texts as a whole word.
+func mentioned(text string, texts []string) bool {
+	return slices.ContainsFunc(texts, func(mark string) bool {
+		return regexp.MustCompile(`(?i)(?:^|[^\pL\pN_])` + regexp.QuoteMeta(mark) + `(?:$|[^\pL\pN_])`).MatchString(text)
+	})
+}
+
+// erase removes what is certainly about the person.
+func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing) (done Erasure, err error) {
+	done = Erasure{Subject: e.Subject, Rows: map[string]int64{}}
+	topics, about := r.about(e.Subject, func(...string) {})
+
+	// Handlers lock waiting keys before domain rows, so erase does too.
+	messages, err := failed.Erase(ctx, tx, failed.Erasing{Subject: e.Subject, Topics: topics, About: about, Also: e.Failed})
+	if err != nil {
+		return done, err
+	}
+
+	unpublished, err := outbox.Withdraw(ctx, tx, topics, about)
+	if err != nil {
+		return done, err
+	}
+
+	var missing error
+
+	for _, domain := range r.erasers {
+		done.Rows[domain.name], err = domain.erase(ctx, tx, e.Subject, messages.About > 0 || unpublished > 0)
+
+		switch {
+		case event.KindOf(err) == event.NotFound:
+			missing = err
+		case err != nil:
+			return done, err
+		}
+	}
+
+	// A handler that held a lock may have added messages.
+	more, err := outbox.Withdraw(ctx, tx, topics, about)
+	if err != nil {
+		return done, err
+	}
+
+	edits, err := activity.EraseWhere(ctx, tx, func(payload []byte) bool { return about("", payload) })
+	if err != nil {
+		return done, err
+	}
+
+	named, err := activity.Erase(ctx, tx, e.Actions, e.Subject)
+	if err != nil {
+		return done, err
+	}
+
+	done.Withdrawn, done.Emptied = messages.Withdrawn+unpublished+more, messages.Emptied
+	done.Actions = messages.Actions + edits + named
+
+	if missing != nil && done.empty() {
+		done.unknown = true
+
+		return done, missing
+	}
+
+	if e.DryRun {
+		return done, nil
+	}
+
+	return done, activity.Record(ctx, tx, e.By, activity.Action{Action: activity.Erased, Subject: e.Subject})
+}
+
+// empty reports whether nothing was removed.
+func (d Erasure) empty() bool {
+	total := d.Withdrawn + d.Emptied + d.Actions
+	for _, n := range d.Rows {
+		total += n
+	}
+
+	return total == 0
+}
+
+// about returns the topics with personal data, and a function that reports whether a
+// message on them is about a person. The function passes what it can read about the
+// person to marks.
+func (r *Router) about(subject string, marks func(...string)) (topics []string, about func(key string, payload []byte) bool) {
+	var types []event.Personal
+
 	for _, route := range r.routes {
 		for _, payload := range append([]event.Payload{route.Payload}, route.Publishes...) {
-			if p, ok := payload.(event.Personal); ok {
+			if p, ok := payload.(event.Personal); ok && !slices.Contains(topics, p.Topic()) {
 				types, topics = append(types, p), append(topics, p.Topic())
 			}
 		}
 	}
 
-	return types, topics
+	return topics, func(key string, payload []byte) bool {
+		found := key == subject
+
+		// A malformed message may resemble the payload of another topic.
+		for _, p := range types {
+			read := event.ReadPersonal(p, payload)
+			if read.Subject() == subject || key == subject && read.Subject() == "" {
+				found = true
+
+				marks(read.Marks()...)
+			}
+		}
+
+		return found
+	}
 }

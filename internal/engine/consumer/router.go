@@ -43,6 +43,7 @@ type Router struct {
 	metrics      *metrics
 	routes       []*Route
 	erasers      []eraser
+	marks        []MarksFunc
 	running      atomic.Bool
 	subscribers  []message.Subscriber
 	suspensions  *suspensions

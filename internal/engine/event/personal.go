@@ -11,14 +11,17 @@ type Personal interface {
 	Payload
 	// Subject returns the ID of the person, or "" if the payload does not name one.
 	Subject() string
+	// Marks returns the texts in the payload by which the person can be recognised
+	// elsewhere, such as a name or an e-mail address.
+	Marks() []string
 }
 
-// SubjectOf returns the subject of a message read as the payload type of p, or "".
-// Failed messages are often malformed, so it skips fields of the wrong type.
-func SubjectOf(p Personal, data []byte) string {
+// ReadPersonal reads a message as the payload type of p. Failed messages are often
+// malformed, so it skips fields of the wrong type.
+func ReadPersonal(p Personal, data []byte) Personal {
 	value := reflect.New(reflect.TypeOf(p))
 	// The standard decoder continues after a field of the wrong type.
 	_ = json.Unmarshal(data, value.Interface())
 
-	return value.Elem().Interface().(Personal).Subject() //nolint:forcetypeassert // value has the type of p
+	return value.Elem().Interface().(Personal) //nolint:forcetypeassert // value has the type of p
 }

@@ -22,6 +22,8 @@ func (profile) Validate() error { return nil }
 
 func (p profile) Subject() string { return p.User.ID }
 
+func (profile) Marks() []string { return nil }
+
 func TestTheSubjectIsReadFromMalformedMessages(t *testing.T) {
 	t.Parallel()
 
@@ -33,7 +35,7 @@ func TestTheSubjectIsReadFromMalformedMessages(t *testing.T) {
 		`{"age":7,"user":{"id":1}}`:               "",
 		`{"age":`:                                 "",
 	} {
-		if got := event.SubjectOf(profile{}, []byte(payload)); got != want {
+		if got := event.ReadPersonal(profile{}, []byte(payload)).Subject(); got != want {
 			t.Errorf("%s: got %q, expected %q", payload, got, want)
 		}
 	}

@@ -436,7 +436,9 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 		r.add(entry(fmt.Sprint("key-", i%keys), fmt.Sprint(i)))
 	}
 
-	about := func(payload []byte) bool { return strings.Contains(string(payload), "key-1") }
+	about := func(key string, payload []byte) bool {
+		return key == "key-0" || strings.Contains(string(payload), "key-1")
+	}
 
 	var group errgroup.Group
 
@@ -482,7 +484,7 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 
 	repeat(func() error {
 		return postgres.InTx(t.Context(), r.pool, func(tx pgx.Tx) error {
-			_, _, err := failed.Erase(t.Context(), tx, "key-0", []string{"notes"}, about)
+			_, err := failed.Erase(t.Context(), tx, failed.Erasing{Subject: "key-0", Topics: []string{"notes"}, About: about})
 
 			return err
 		})

@@ -202,5 +202,31 @@ func (l LegacyEvent) Subject() string {
 	return cmp.Or(l.Key(), old)
 }
 
+// Marks implements event.Personal. It reads all places that may have a name or an
+// address.
+func (l LegacyEvent) Marks() []string {
+	marks := l.fields.marks()
+
+	for _, inner := range []string{"user", "updates"} {
+		var nested Fields
+		if json.Unmarshal(l.fields[inner], &nested) == nil {
+			marks = append(marks, nested.marks()...)
+		}
+	}
+
+	return marks
+}
+
+// marks returns the fields by which a user can be recognised.
+func (f Fields) marks() (marks []string) {
+	for _, name := range []string{"name", "email", "userName", "userEmail"} {
+		if text, err := f.text(name); err == nil {
+			marks = append(marks, text)
+		}
+	}
+
+	return marks
+}
+
 // Validate implements event.Payload.
 func (l LegacyEvent) Validate() error { return l.err }

@@ -54,6 +54,9 @@ func (p UserCreated) Key() string { return p.User.ID }
 // Subject implements event.Personal.
 func (p UserCreated) Subject() string { return p.User.ID }
 
+// Marks implements event.Personal.
+func (p UserCreated) Marks() []string { return []string{p.User.Name, p.User.Email} }
+
 // Validate implements event.Payload.
 func (p UserCreated) Validate() error {
 	return errors.Join(
@@ -78,6 +81,17 @@ func (p UserUpdated) Key() string { return p.UserID }
 
 // Subject implements event.Personal.
 func (p UserUpdated) Subject() string { return p.UserID }
+
+// Marks implements event.Personal.
+func (p UserUpdated) Marks() (marks []string) {
+	for _, text := range []*string{p.Updates.Name, p.Updates.Email} {
+		if text != nil {
+			marks = append(marks, *text)
+		}
+	}
+
+	return marks
+}
 
 // Validate implements event.Payload.
 func (p UserUpdated) Validate() error {
@@ -112,6 +126,9 @@ func (p ProfileUpdated) Key() string { return p.UserID }
 
 // Subject implements event.Personal.
 func (p ProfileUpdated) Subject() string { return p.UserID }
+
+// Marks implements event.Personal.
+func (p ProfileUpdated) Marks() []string { return Fields(p.Changes).marks() }
 
 // Validate implements event.Payload.
 func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.UserID) }

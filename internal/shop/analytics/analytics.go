@@ -56,6 +56,12 @@ func (Tracked) Topic() string { return Topic }
 // Key implements event.Payload.
 func (t Tracked) Key() string { return t.UserID }
 
+// Subject implements event.Personal.
+func (t Tracked) Subject() string { return t.UserID }
+
+// Marks implements event.Personal.
+func (Tracked) Marks() []string { return nil }
+
 // Validate implements event.Payload.
 func (t Tracked) Validate() error {
 	var errs []error
@@ -212,6 +218,17 @@ func (s *Service) Track(ctx context.Context, tx pgx.Tx, events []event.Event[Tra
 	}
 
 	return nil, nil
+}
+
+// Forget removes from events who did them and their properties, and returns the number
+// of events. Their counts stay. It reads all events, because they have no index on users.
+func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string, _ bool) (int64, error) {
+	tag, err := tx.Exec(ctx, `UPDATE analytics_events SET user_id = NULL, properties = NULL WHERE user_id = $1`, userID)
+	if err != nil {
+		return 0, fmt.Errorf("forgetting the events of user %s: %w", userID, err)
+	}
+
+	return tag.RowsAffected(), nil
 }
 
 // properties returns the properties of an event, or nil for NULL.

@@ -25,7 +25,7 @@ type Config struct {
 
 // EmailConfig configures the mail server.
 type EmailConfig struct {
-	// Host is the SMTP server. Without one, e-mails are written to the log, which
+	// Host is the SMTP server. Without one, none is sent; the log says to whom. That
 	// is meant for development. Defaults to none.
 	Host string `koanf:"host"`
 	// Port defaults to 587.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	htmltemplate "html/template"
 	netmail "net/mail"
-	"regexp"
 	"strings"
 	texttemplate "text/template"
 	"time"
@@ -77,7 +76,7 @@ func newMailer(cfg EmailConfig) (*mailer, error) {
 func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
 	msg, err := m.compose(e)
 	if err != nil {
-		return "", event.Reject(err)
+		return "", event.Reject(errors.New(e.Payload.anonymous(err.Error())))
 	}
 
 	client, err := mail.NewClient(m.cfg.Host, m.options...)
@@ -88,13 +87,13 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer str
 	if err := client.DialAndSendWithContext(ctx, msg); err != nil {
 		// The server accepted the e-mail, even if the connection failed later.
 		if msg.IsDelivered() {
-			return msg.ServerResponse(), nil
+			return e.Payload.anonymous(msg.ServerResponse()), nil
 		}
 
-		return "", classify(err, e.Payload.address)
+		return "", classify(err, e.Payload)
 	}
 
-	return msg.ServerResponse(), nil
+	return e.Payload.anonymous(msg.ServerResponse()), nil
 }
 
 // classify distinguishes three errors. A server that cannot be reached, refuses
@@ -102,11 +101,13 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer str
 // After the sender was accepted, errors concern this e-mail: a permanent one
 // rejects it, a temporary one postpones it. The e-mail may even have arrived, so
 // it must not be retried indefinitely.
-func classify(err error, address string) error {
+func classify(err error, to Requested) error {
 	const permanent = 500 // RFC 5321, section 4.2.1
 
 	sendError, connected := errors.AsType[*mail.SendError](err)
-	err = withoutAddress(err, address)
+	// The library adds the recipient's address at the end.
+	text, _, _ := strings.Cut(err.Error(), ", affected ")
+	err = errors.New(to.anonymous(text))
 
 	switch {
 	case !connected, sendError.Reason == mail.ErrSMTPMailFrom, sendError.Reason == mail.ErrConnCheck:
@@ -116,17 +117,6 @@ func classify(err error, address string) error {
 	default:
 		return event.Later(0, fmt.Errorf("sending e-mail: %w", err))
 	}
-}
-
-// withoutAddress removes the recipient's address from an error, because errors
-// are logged and stored. The library adds the address, and servers repeat it.
-func withoutAddress(err error, address string) error {
-	text, _, _ := strings.Cut(err.Error(), ", affected ")
-	if address != "" {
-		text = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(address)).ReplaceAllLiteralString(text, "(address)")
-	}
-
-	return errors.New(text)
 }
 
 func (m *mailer) compose(e event.Event[Requested]) (*mail.Msg, error) {

@@ -9,7 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -17,6 +21,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Topic carries requests for notifications.
@@ -57,6 +62,9 @@ func (r Requested) Key() string { return r.UserID }
 
 // Subject implements event.Personal.
 func (r Requested) Subject() string { return r.UserID }
+
+// Marks implements event.Personal.
+func (Requested) Marks() []string { return nil }
 
 // Validate implements event.Payload.
 func (r Requested) Validate() error {
@@ -165,12 +173,61 @@ func (s *Service) Needs(e event.Event[Requested]) string {
 	return ""
 }
 
+// anonymous removes the recipient's address and the content from another system's
+// answer, because answers are logged and stored, and systems repeat what they are sent.
+func (r Requested) anonymous(answer string) string {
+	if r.address != "" {
+		answer = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(r.address)).ReplaceAllLiteralString(answer, "(address)")
+	}
+
+	words := strings.FieldsFunc(r.Content[:min(len(r.Content), maxAnswer)], func(c rune) bool { return !unicode.IsLetter(c) && !unicode.IsDigit(c) })
+	if len(words) == 0 {
+		return answer
+	}
+
+	return echoOf(words[:min(len(words), maxEcho)]).ReplaceAllLiteralString(answer, "(content)")
+}
+
+// maxEcho is the maximum number of words that anonymous looks for: the expression nests
+// twice for each.
+const maxEcho = 200
+
+// echoOf returns an expression for a text that begins with words, which may be cut off
+// after the second one. Between the words there may be anything that is no word, also as
+// JSON escapes it, once or several times.
+func echoOf(words []string) *regexp.Regexp {
+	const between = `(?:[^\pL\pN]|\\[bfnrt]|\\u[0-9a-f]{4})`
+
+	pattern := ""
+
+	for i := len(words) - 1; i > 0; i-- {
+		next := spelled(words[i]) + pattern
+		if i == 1 {
+			pattern = between + `+` + next
+		} else {
+			pattern = `(?:` + between + `+(?:` + next + `|[\pL\pN]+$))?` // or the beginning of the word
+		}
+	}
+
+	return regexp.MustCompile(`(?i)` + spelled(words[0]) + pattern)
+}
+
+// spelled returns an expression for a word, as text and as JSON that is ASCII only.
+func spelled(word string) string {
+	escaped := strings.Trim(strconv.QuoteToASCII(word), `"`)
+	if escaped == word {
+		return word
+	}
+
+	return `(?:` + word + `|` + strings.ReplaceAll(escaped, `\`, `\\+`) + `)`
+}
+
 // Send sends one notification and returns the answer of the mail server or the
 // webhook's receiver. A temporary failure is an event.LaterError, a final refusal
 // is a rejection with the provider's reason, and an unavailable mail server is an
 // event.UnavailableError.
 func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
-	user, content := slog.String("user_id", e.Payload.UserID), slog.String("content", e.Payload.Content)
+	user, id := slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String())
 
 	switch channel := e.Payload.channel(); {
 	case channel == Webhook && s.webhook == nil:
@@ -178,11 +235,11 @@ func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (answer st
 	case channel == Webhook:
 		return s.webhook.send(ctx, e)
 	case channel == Log:
-		s.logger.Info("notification", user, content)
+		s.logger.Info("notification", user, id)
 
 		return "logged", nil
 	case s.mailer == nil:
-		s.logger.Info("e-mail not sent; set notification.email.host to send e-mails", user, slog.String("message_id", e.ID.String()), content)
+		s.logger.Info("e-mail not sent; set notification.email.host to send e-mails", user, id)
 
 		return "logged: notification.email.host is not set", nil
 	default:
@@ -213,7 +270,7 @@ func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.O
 				return "the user was erased"
 			}
 
-			return event.Text(*n.Result)
+			return event.Text(scrub.Text(*n.Result))
 		}))
 	if err != nil {
 		return nil, fmt.Errorf("recording notifications: %w", err)
@@ -224,7 +281,7 @@ func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.O
 
 // Forget deletes the records of notifications to a user and returns their
 // number.
-func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string) (int64, error) {
+func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string, _ bool) (int64, error) {
 	tag, err := tx.Exec(ctx, `DELETE FROM notifications WHERE user_id = $1`, userID)
 	if err != nil {
 		return 0, fmt.Errorf("deleting notifications of user %s: %w", userID, err)

@@ -126,7 +126,7 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (answer st
 	defer func() { _ = response.Body.Close() }()
 
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	answer = response.Status + " " + string(bytes.TrimSpace(text))
+	answer = response.Status + " " + e.Payload.anonymous(string(bytes.TrimSpace(text)))
 
 	switch code := response.StatusCode; {
 	case code >= http.StatusOK && code < http.StatusMultipleChoices:

@@ -269,18 +269,66 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 	return emails, nil
 }
 
+// Marks returns all names and e-mail addresses that a user has had.
+func (s *Service) Marks(ctx context.Context, db postgres.Querier, id string) (marks []string, err error) {
+	rings, err := loadKeys(ctx, db, selectKeys, []string{id})
+	if err != nil {
+		return nil, err
+	}
+
+	events, err := eventstore.Read(ctx, db, Stream(id))
+	if err != nil {
+		return nil, err
+	}
+
+	for _, e := range events {
+		data, err := rings[id].decode(e)
+		if err != nil {
+			return nil, err
+		}
+
+		switch d := data.(type) {
+		case Created:
+			marks = append(marks, d.Name, d.Email)
+		case EmailUpdated:
+			marks = append(marks, d.NewEmail)
+		case NameUpdated:
+			marks = append(marks, d.NewName)
+		}
+	}
+
+	return marks, nil
+}
+
+// addErased adds the row of a user who is erased before they exist.
+func addErased(ctx context.Context, tx pgx.Tx, id string) error {
+	_, err := tx.Exec(ctx, `INSERT INTO user_keys (user_id, erased_at) VALUES ($1, now()) ON CONFLICT DO NOTHING`, id)
+	if err != nil {
+		return fmt.Errorf("refusing user %s: %w", id, err)
+	}
+
+	return nil
+}
+
 // Erase makes the personal data of a user unreadable: in tx it destroys the key
 // and everything derived from the data. The stream keeps its versions. Erase
-// returns the number of users erased, 0 if the user was erased before. The error
-// is [NotFound] if there is no such user.
-func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string) (users int64, err error) {
+// returns the number of users erased, 0 if the user was erased before. A user who is
+// known only from messages is recorded as erased, so that a later message does not
+// create them. Without messages (seen) the error is [NotFound].
+func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, seen bool) (users int64, err error) {
+	if seen {
+		if err := addErased(ctx, tx, id); err != nil {
+			return 0, err
+		}
+	}
+
 	session, err := s.Open(ctx, tx, []string{id}, nil)
 	if err != nil {
 		return 0, err
 	}
 
 	switch u := session.User(id); {
-	case u.Version == 0:
+	case u.Version == 0 && !seen:
 		return 0, NotFound(id)
 	case u.Erased:
 		return 0, nil
@@ -310,6 +358,17 @@ func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string) (users int64,
 	}
 
 	return 1, nil
+}
+
+// ForgetMisses deletes the updates of a user that arrived when the user did not exist,
+// and returns their number.
+func (s *Service) ForgetMisses(ctx context.Context, tx pgx.Tx, id string, _ bool) (int64, error) {
+	tag, err := tx.Exec(ctx, `DELETE FROM user_misses WHERE user_id = $1`, id)
+	if err != nil {
+		return 0, fmt.Errorf("deleting the misses of user %s: %w", id, err)
+	}
+
+	return tag.RowsAffected(), nil
 }
 
 // Entry is an event in a user's history.

@@ -204,7 +204,7 @@ func TestErasureLeavesNothingToRead(t *testing.T) {
 
 	erase := func(id string) error {
 		return postgres.InTx(t.Context(), s.pool, func(tx pgx.Tx) error {
-			_, err := s.Erase(t.Context(), tx, id)
+			_, err := s.Erase(t.Context(), tx, id, false)
 
 			return err
 		})

@@ -1,0 +1,205 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf16"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Found is a row that contains a text.
+type Found struct {
+	Table string `json:"table"`
+	// Row is the primary key, or the message of a table without one.
+	Row string `json:"row"`
+	// Columns are the columns that contain the text.
+	Columns []string `json:"columns"`
+
+	// partition and tid locate the row.
+	partition, tid string
+}
+
+// Search finds texts in all tables, as whole words, in any case, in plain text and in
+// the spellings of JSON and URLs. It reads every row.
+type Search struct {
+	// Texts are looked for in all columns.
+	Texts []string
+	// ID is looked for too, except in columns that hold ids on purpose. A text that is the
+	// ID is not looked for there either.
+	ID string
+	// Limit is the maximum number of rows returned.
+	Limit int
+	// Within restricts the search to rows found before, if not nil.
+	Within []Found
+}
+
+// idColumns hold ids on purpose: what they name is not erased.
+var idColumns = []string{"id", "user_id", "stream", "key", "waiting_key", "subject", "who"}
+
+// ownColumns hold names of the program and no data. They are not searched, so neither
+// are tables without any other text.
+var ownColumns = []string{"consumer", "topic", "group_id", "first_release", "last_release", "version_id"}
+
+// table is a table, or a partition, with its columns that hold text.
+type table struct {
+	Name, Parent string
+	Text, Bytes  []string
+	Key          []string
+}
+
+// Find returns the rows that contain one of the texts.
+func Find(ctx context.Context, db Querier, s Search) (found []Found, err error) {
+	tables, err := Collect(ctx, db, pgx.RowToStructByPos[table], `
+		SELECT c.oid::regclass::text, coalesce((SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid), c.oid::regclass)::text,
+		       array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.atttypid <> 'bytea'::regtype),
+		       array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.atttypid = 'bytea'::regtype),
+		       coalesce((SELECT array_agg(k.attname::text ORDER BY array_position(i.indkey::int2[], k.attnum))
+		                 FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY(i.indkey)
+		                 WHERE i.indrelid = c.oid AND i.indisprimary), ARRAY['message_id'])
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+		WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+		  AND a.attnum > 0 AND NOT a.attisdropped AND NOT a.attname = ANY($1)
+		  AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'json'::regtype, 'jsonb'::regtype, 'bytea'::regtype, 'text[]'::regtype)
+		GROUP BY c.oid ORDER BY 2, 1`, ownColumns)
+	if err != nil {
+		return nil, fmt.Errorf("listing the tables to search: %w", err)
+	}
+
+	for _, t := range tables {
+		if s.Within != nil && !slices.ContainsFunc(s.Within, func(f Found) bool { return f.partition == t.Name }) {
+			continue
+		}
+
+		rows, err := s.in(ctx, db, t)
+		if err != nil {
+			return nil, fmt.Errorf("searching %s: %w", t.Name, err)
+		}
+
+		found = append(found, rows...)
+	}
+
+	return found, nil
+}
+
+// in searches one table.
+func (s Search) in(ctx context.Context, db Querier, t table) ([]Found, error) {
+	var conditions, columns []string
+
+	add := func(name, condition string) {
+		conditions = append(conditions, condition)
+		columns = append(columns, fmt.Sprintf("CASE WHEN %s THEN '%s' END", condition, name))
+	}
+	quoted := func(name string) string { return pgx.Identifier{name}.Sanitize() }
+
+	for _, name := range t.Text {
+		pattern := "$1"
+		if slices.Contains(idColumns, name) {
+			pattern = "$2"
+		}
+
+		add(name, quoted(name)+"::text ~* "+pattern)
+	}
+
+	for _, name := range t.Bytes {
+		add(name, "encode("+quoted(name)+", 'escape') ~* $3")
+	}
+
+	others := slices.DeleteFunc(slices.Clone(s.Texts), func(text string) bool { return strings.EqualFold(text, s.ID) })
+	within := ""
+	args := []any{pattern(s.Texts, s.ID, plain), pattern(others, "", plain), pattern(s.Texts, s.ID, escaped)}
+
+	if s.Within != nil {
+		args = append(args, Column(slices.DeleteFunc(slices.Clone(s.Within), func(f Found) bool { return f.partition != t.Name }),
+			func(f Found) string { return f.tid }))
+		within = "ctid = ANY($4::text[]::tid[]) AND"
+	}
+
+	// All parameters have to be used for their types to be known.
+	sql := fmt.Sprintf(`
+		SELECT ctid::text, concat_ws(' ', %s), array_remove(ARRAY[%s], NULL) FROM ONLY %s
+		WHERE %s (%s) AND num_nulls($1::text, $2::text, $3::text) = 0 LIMIT %d`,
+		strings.Join(Column(t.Key, quoted), ", "), strings.Join(columns, ", "), t.Name, within, strings.Join(conditions, " OR "), s.Limit)
+
+	rows, err := db.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Found, error) {
+		f := Found{Table: t.Parent, partition: t.Name}
+
+		return f, row.Scan(&f.tid, &f.Row, &f.Columns)
+	})
+}
+
+// never matches nothing.
+const never = `(?!)`
+
+// pattern returns a regular expression of Postgres for any of the texts as a whole
+// word. Before a word there may be an escape of JSON, whose last character is a letter
+// or a digit, or an octal escape of encode.
+func pattern(texts []string, id string, spell func(string) string) string {
+	if id != "" {
+		texts = append(slices.Clone(texts), id)
+	}
+
+	if len(texts) == 0 {
+		return never
+	}
+
+	var spellings []string
+
+	for _, text := range texts {
+		for _, spelling := range []string{text, ascii(text), url.QueryEscape(text), url.PathEscape(text)} {
+			if spelling = regexp.QuoteMeta(spell(spelling)); !slices.Contains(spellings, spelling) {
+				spellings = append(spellings, spelling)
+			}
+		}
+	}
+
+	return `(?:^|[^[:alnum:]_]|\\+[bfnrt]|\\+u[0-9a-f]{4}|\\[0-7]{3})(?:` + strings.Join(spellings, "|") + `)(?:$|[^[:alnum:]_])`
+}
+
+func plain(text string) string { return text }
+
+// escaped returns a text as encode(..., 'escape') does.
+func escaped(text string) string {
+	var b strings.Builder
+
+	for _, c := range []byte(text) {
+		switch {
+		case c == '\\':
+			b.WriteString(`\\`)
+		case c == 0 || c >= 0x80:
+			fmt.Fprintf(&b, `\%03o`, c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+
+	return b.String()
+}
+
+// ascii returns a text as in JSON that is ASCII only, which Python writes.
+func ascii(text string) string {
+	var b strings.Builder
+
+	for _, r := range text {
+		if r < 0x80 {
+			b.WriteRune(r)
+
+			continue
+		}
+
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+
+	return b.String()
+}

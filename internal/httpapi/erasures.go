@@ -1,0 +1,35 @@
+package httpapi
+
+import (
+	"context"
+
+	"github.com/millracehq/millrace/internal/engine/consumer"
+)
+
+type erasureOutput struct{ Body consumer.Erasure }
+
+func (e engine) registerErasures(a *API) {
+	Post(a, "/erasures", "Erase the personal data of a person; this cannot be undone", e.erase)
+}
+
+func (e engine) erase(ctx context.Context, in *struct {
+	Caller
+
+	Body struct {
+		WhyBody
+
+		ID      string   `json:"id" minLength:"1" maxLength:"500" doc:"The id of the person." example:"alice"`
+		DryRun  bool     `json:"dry_run,omitempty" doc:"Only report what the erasure would do. Otherwise why is required."`
+		Search  []string `json:"search,omitempty" maxItems:"20" nullable:"false" doc:"More texts to look for in all tables, such as a former address."`
+		Failed  []int64  `json:"failed,omitempty" maxItems:"1000" nullable:"false" doc:"Failed messages to erase too: mentions that are about the person."`
+		Actions []int64  `json:"activity,omitempty" maxItems:"1000" nullable:"false" doc:"Operator actions whose text to erase too."`
+	}
+},
+) (*erasureOutput, error) {
+	done, err := e.Router.Erase(ctx, consumer.Erasing{
+		Subject: in.Body.ID, Search: in.Body.Search, Failed: in.Body.Failed, Actions: in.Body.Actions,
+		DryRun: in.Body.DryRun, By: in.actor(in.Body.Why),
+	})
+
+	return &erasureOutput{Body: done}, err
+}
