@@ -67,8 +67,14 @@ func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	}), nil
 }
 
+// A replica asks for the lock every second, for at most an hour.
+const (
+	lockEvery    = 1 // in seconds
+	lockAttempts = 3600
+)
+
 func newProvider(pool *pgxpool.Pool) (*goose.Provider, func(), error) {
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(LockMigrations)))
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(LockMigrations)), lock.WithLockTimeout(lockEvery, lockAttempts))
 	if err != nil {
 		return nil, nil, fmt.Errorf("creating migration lock: %w", err)
 	}

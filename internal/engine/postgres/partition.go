@@ -69,9 +69,7 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 	from, to := day.Format(time.DateOnly), day.AddDate(0, 0, 1).Format(time.DateOnly)
 
 	err := InTx(ctx, db, func(tx pgx.Tx) error {
-		var exists bool
-
-		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
+		if exists, err := p.exists(ctx, tx, name); err != nil || exists {
 			return err
 		}
 
@@ -80,7 +78,7 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 		}
 
 		// Another replica may have created it during the wait.
-		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&exists); err != nil || exists {
+		if exists, err := p.exists(ctx, tx, name); err != nil || exists {
 			return err
 		}
 
@@ -102,6 +100,17 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 	}
 
 	return nil
+}
+
+// exists reports whether the table has the partition. It reads the catalog itself:
+// to_regclass answers from a cache that still lacks what another session created
+// while this one waited for an advisory lock.
+func (p DailyPartitions) exists(ctx context.Context, tx pgx.Tx, name string) (exists bool, err error) {
+	err = tx.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass AND c.relname = $2)`,
+		p.Table, name).Scan(&exists)
+
+	return exists, err
 }
 
 // Drop drops the partitions of days that ended before the given time and returns
@@ -148,7 +157,7 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 		}
 
 		// Another replica may have dropped it during the wait.
-		if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&gone); err != nil || !gone {
+		if gone, err = p.exists(ctx, tx, name); err != nil || !gone {
 			return err
 		}
 

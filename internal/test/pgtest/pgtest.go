@@ -55,6 +55,20 @@ func URL(tb testing.TB) string {
 		tb.Fatalf("no database for tests: %v", err)
 	}
 
+	return create(tb, source)
+}
+
+// EmptyURL returns the connection string of a database without a schema that is
+// dropped when the test ends.
+func EmptyURL(tb testing.TB) string {
+	tb.Helper()
+
+	return create(tb, "template0")
+}
+
+func create(tb testing.TB, source string) string {
+	tb.Helper()
+
 	name := "test_" + strings.ToLower(rand.Text())
 	if err := exec("CREATE DATABASE " + name + " TEMPLATE " + source); err != nil {
 		tb.Fatalf("creating test database: %v", err)
