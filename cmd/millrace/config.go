@@ -37,6 +37,10 @@ func newConfig(opts *options) *cobra.Command {
 			return event.Errorf(event.Invalid, "invalid configuration:\n%v", err)
 		}
 
+		if err := cfg.Warn(); err != nil {
+			fmt.Fprintln(c.cmd.ErrOrStderr(), "warning:", err)
+		}
+
 		return nil
 	})
 }

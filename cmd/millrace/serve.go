@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,10 @@ func runService(ctx context.Context, cfg config.Config, started func(*app.Servic
 		return err
 	}
 	defer release()
+
+	if err := cfg.Warn(); err != nil {
+		newLogger(cfg).Warn("the configuration is not safe on an open network", slog.Any("error", err))
+	}
 
 	return service.Run(ctx, func() { started(service) })
 }

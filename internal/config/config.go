@@ -6,21 +6,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"math"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-viper/mapstructure/v2"
+	"github.com/knadh/koanf/maps"
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/confmap"
-	"github.com/knadh/koanf/providers/env/v2"
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/providers/structs"
 	"github.com/knadh/koanf/v2"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/outbox"
@@ -81,40 +84,64 @@ func (c Config) Validate() error {
 		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
-// envPrefix is the prefix of environment variables that set a key:
-// MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size.
-const envPrefix = "MILLRACE_"
-
-// testPrefix is the prefix of variables that only tests use.
-const testPrefix = "MILLRACE_TEST_"
+// Warn returns an error that lists the secrets that the network can read, naming the
+// keys. Private networks without encryption are usual, so it is not a mistake.
+func (c Config) Warn() error {
+	return errors.Join(c.Postgres.Warn(), c.Broker.Warn(), c.Notification.Warn())
+}
 
 // Load reads the configuration from the file at path, if any, the environment, and
-// overrides by key. It rejects unknown keys; Validate checks the values.
+// overrides by key, each above the ones before. An empty value is no value. Load
+// rejects unknown keys; Validate checks the values.
 func Load(path string, overrides map[string]any) (Config, error) {
 	cfg := Default()
 	k := koanf.New(".")
 
-	if url := os.Getenv("DATABASE_URL"); url != "" {
-		if err := k.Load(confmap.Provider(map[string]any{"postgres.url": url}, "."), nil); err != nil {
-			return cfg, fmt.Errorf("reading DATABASE_URL: %w", err)
-		}
-	}
-
 	if path != "" {
-		if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+		if err := k.Load(file.Provider(path), yaml.Parser(), merging); err != nil {
 			return cfg, fmt.Errorf("reading configuration %s: %w", path, err)
 		}
 	}
 
-	if err := k.Load(environment(), nil); err != nil {
-		return cfg, fmt.Errorf("reading environment: %w", err)
+	variables, err := environment()
+	if err != nil {
+		return cfg, err
 	}
 
-	if err := k.Load(confmap.Provider(overrides, "."), nil); err != nil {
-		return cfg, fmt.Errorf("reading flags: %w", err)
+	for _, above := range []map[string]any{variables, overrides} {
+		if err := k.Load(confmap.Provider(above, "."), nil, merging); err != nil {
+			return cfg, fmt.Errorf("reading environment and flags: %w", err)
+		}
 	}
 
 	return cfg, decode(k, &cfg)
+}
+
+// merging adds a source above others, without its empty values.
+var merging = koanf.WithMergeFunc(func(src, dest map[string]any) error {
+	dropEmpty(src)
+	maps.Merge(src, dest)
+
+	return nil
+})
+
+// dropEmpty removes empty values: a template that fills in nothing means the default,
+// not 0 or false.
+func dropEmpty(values any) {
+	switch values := values.(type) {
+	case map[string]any:
+		for key, value := range values {
+			if value == nil || value == "" {
+				delete(values, key)
+			}
+
+			dropEmpty(value)
+		}
+	case []any:
+		for _, value := range values {
+			dropEmpty(value)
+		}
+	}
 }
 
 // decode sets the fields of cfg and reports unknown keys, including those in lists.
@@ -127,16 +154,67 @@ func decode(k *koanf.Koanf, cfg *Config) error {
 		TagName:          "koanf",
 		MatchName:        func(key, field string) bool { return key == field },
 		WeaklyTypedInput: true,
-		DecodeHook:       mapstructure.ComposeDecodeHookFunc(mapstructure.StringToTimeDurationHookFunc(), listFromText),
+		DecodeHook:       mapstructure.ComposeDecodeHookFunc(sameNumber, mapstructure.StringToTimeDurationHookFunc(), listFromText),
 	}})}
 
 	slices.Sort(found.Unused)
 
 	for _, key := range found.Unused {
-		errs = append(errs, fmt.Errorf("%s: unknown configuration key; `millrace config` lists all keys (in environment variables, two underscores separate the parts: MILLRACE_OUTBOX__BATCH_SIZE)", key))
+		errs = append(errs, unknown(key, event.Nearest(elements.ReplaceAllString(key, ""), names())))
 	}
 
 	return errors.Join(errs...)
+}
+
+// elements matches the index of an element of a list in the name of a key.
+var elements = regexp.MustCompile(`\[\d+\]`)
+
+func unknown(name string, near []string) error {
+	if len(near) > 0 {
+		return fmt.Errorf("%s: unknown configuration key; did you mean %s?", name, strings.Join(near, " or "))
+	}
+
+	return fmt.Errorf("%s: unknown configuration key; `millrace config` lists all keys", name)
+}
+
+// names returns the names of all sections and keys, and those of the elements of
+// lists.
+func names() (list []string) {
+	var add func(t reflect.Type, within string)
+
+	add = func(t reflect.Type, within string) {
+		if t.Kind() == reflect.Slice {
+			t = t.Elem()
+		}
+
+		for i := 0; t.Kind() == reflect.Struct && i < t.NumField(); i++ {
+			if tag, _, _ := strings.Cut(t.Field(i).Tag.Get("koanf"), ","); tag != "" && tag != "-" {
+				list = append(list, within+tag)
+				add(t.Field(i).Type, within+tag+".")
+			}
+		}
+	}
+
+	add(reflect.TypeFor[Config](), "")
+
+	return list
+}
+
+// sameNumber refuses numbers that would silently become others: 20 without a unit
+// would be 20 nanoseconds, 1.5 would be 1, and true would be 1.
+func sameNumber(from, to reflect.Type, value any) (any, error) {
+	isInteger := to.Kind() >= reflect.Int && to.Kind() <= reflect.Uint64
+
+	switch {
+	case to == reflect.TypeFor[time.Duration]():
+		if from.Kind() != reflect.String && from != to && value != 0 {
+			return nil, fmt.Errorf("is %v, expected a duration with a unit, such as 20s", value)
+		}
+	case isInteger && from.Kind() == reflect.Bool, isInteger && from.Kind() == reflect.Float64 && value != math.Trunc(value.(float64)): //nolint:forcetypeassert // of this kind
+		return nil, fmt.Errorf("is %v, expected a whole number", value)
+	}
+
+	return value, nil
 }
 
 // listFromText lets the environment and flags set lists: as "a:9092,b:9092", or as a
@@ -153,25 +231,12 @@ func listFromText(from, to reflect.Type, value any) (any, error) {
 			return nil, fmt.Errorf("is %q, expected a JSON array: %w", text, err)
 		}
 
+		dropEmpty(list)
+
 		return list, nil
 	}
 
 	return slices.DeleteFunc(strings.Split(text, ","), func(element string) bool { return element == "" }), nil
-}
-
-func environment() *env.Env {
-	return env.Provider(".", env.Opt{
-		Prefix: envPrefix,
-		TransformFunc: func(name, value string) (string, any) {
-			if strings.HasPrefix(name, testPrefix) {
-				return "", nil
-			}
-
-			key := strings.ToLower(strings.TrimPrefix(name, envPrefix))
-
-			return strings.ReplaceAll(key, "__", "."), value
-		},
-	})
 }
 
 // Flatten returns all keys with their values.

@@ -99,11 +99,153 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	}
 }
 
-func TestAnUnknownKeyIsRejected(t *testing.T) {
-	t.Setenv("MILLRACE_OUTBOX_BATCH_SIZE", "1") // one underscore too few
+func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
+	// Kubernetes injects these into every pod of a namespace with Services named
+	// millrace, millrace-postgres, millrace-kafka and millrace-notification-email.
+	for _, service := range []string{"MILLRACE", "MILLRACE_POSTGRES", "MILLRACE_KAFKA", "MILLRACE_NOTIFICATION_EMAIL", "MILLRACE_HTTP"} {
+		t.Setenv(service+"_SERVICE_HOST", "10.0.0.1")
+		t.Setenv(service+"_SERVICE_PORT", "80")
+		t.Setenv(service+"_SERVICE_PORT_HTTP_METRICS", "80")
+		t.Setenv(service+"_PORT", "tcp://10.0.0.1:80")
+		t.Setenv(service+"_PORT_80_TCP", "tcp://10.0.0.1:80")
+		t.Setenv(service+"_PORT_80_TCP_PROTO", "tcp")
+		t.Setenv(service+"_PORT_80_TCP_PORT", "80")
+		t.Setenv(service+"_PORT_80_TCP_ADDR", "10.0.0.1")
+		t.Setenv(service+"_PORT_53_UDP", "udp://10.0.0.1:53")
+	}
 
-	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "outbox_batch_size: unknown configuration key") {
-		t.Errorf("got %v", err)
+	// People and images set these.
+	for _, name := range []string{"VERSION", "ENV", "IMAGE", "HOME", "USER", "LOG", "PAYMENT", "POSTGRES_PASSWORD"} {
+		t.Setenv("MILLRACE_"+name, "1")
+	}
+
+	t.Setenv("DATABASE_URL", "")
+
+	cfg, err := config.Load("", nil)
+	if diff := cmp.Diff(config.Default(), cfg); err != nil || diff != "" {
+		t.Errorf("got %v, %s", err, diff)
+	}
+}
+
+func TestUnknownKeysAreNamedWithTheNearestOne(t *testing.T) {
+	for name, want := range map[string]string{
+		"MILLRACE_OUTBOX_BATCH_SIZE":       "MILLRACE_OUTBOX_BATCH_SIZE: unknown configuration key; did you mean MILLRACE_OUTBOX__BATCH_SIZE?",
+		"MILLRACE_OUTBOX__BATCHSIZE":       "MILLRACE_OUTBOX__BATCHSIZE: unknown configuration key; did you mean MILLRACE_OUTBOX__BATCH_SIZE?",
+		"MILLRACE_LOG_LEVEL":               "did you mean MILLRACE_LOG__LEVEL?",
+		"MILLRACE_POSTGRES_URI":            "did you mean MILLRACE_POSTGRES__URL?",
+		"MILLRACE_NOTIFICATION_EMAIL_PORT": "did you mean MILLRACE_NOTIFICATION__EMAIL__PORT?",
+		"MILLRACE_NOTHING__LIKE_IT":        "MILLRACE_NOTHING__LIKE_IT: unknown configuration key; `millrace config` lists all keys",
+		"MILLRACE_BROKER__BIND__TOPIC":     "MILLRACE_BROKER__BIND__TOPIC: unknown configuration key",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, "25")
+
+			if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, expected %q", err, want)
+			}
+		})
+	}
+
+	for text, want := range map[string]string{
+		"outbx: {batch_size: 1}":                            "outbx: unknown configuration key; did you mean outbox?",
+		"outbox: {batchsize: 1}":                            "outbox.batchsize: unknown configuration key; did you mean outbox.batch_size?",
+		"consumer: {per_topic: [{topic: a, retrys: 1}]}":    "consumer.per_topic[0].retrys: unknown configuration key; did you mean consumer.per_topic.retries?",
+		"broker: {bind: [{topic: a, broker: b, extra: 1}]}": "broker.bind[0].extra: unknown configuration key; `millrace config` lists all keys",
+	} {
+		if _, err := config.Load(written(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, expected %q", text, err, want)
+		}
+	}
+}
+
+func written(t *testing.T, text string) string {
+	t.Helper()
+
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	return file
+}
+
+func TestTheEnvironmentIsAboveTheFile(t *testing.T) {
+	const platform, own, flag = "postgres://platform/db", "postgres://own/db", "postgres://flag/db"
+
+	for name, c := range map[string]struct {
+		file, databaseURL, variable string
+		overrides                   map[string]any
+		want                        string
+	}{
+		"an empty key in the file":         {file: `""`, databaseURL: platform, want: platform},
+		"another URL in the file":          {file: "postgres://file/db", databaseURL: platform, want: platform},
+		"only the file":                    {file: "postgres://file/db", want: "postgres://file/db"},
+		"the variable of the key":          {file: "postgres://file/db", databaseURL: platform, variable: own, want: own},
+		"a flag":                           {file: "postgres://file/db", databaseURL: platform, variable: own, overrides: map[string]any{"postgres.url": flag}, want: flag},
+		"an empty flag":                    {file: "postgres://file/db", overrides: map[string]any{"postgres.url": ""}, want: "postgres://file/db"},
+		"the variable, and no file or URL": {file: `""`, variable: own, want: own},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("DATABASE_URL", c.databaseURL)
+			t.Setenv("MILLRACE_POSTGRES__URL", c.variable)
+
+			cfg, err := config.Load(written(t, "postgres: {url: "+c.file+"}"), c.overrides)
+			if err != nil || string(cfg.Postgres.URL) != c.want {
+				t.Errorf("got %q, %v, expected %q", string(cfg.Postgres.URL), err, c.want)
+			}
+		})
+	}
+}
+
+func TestAnEmptyValueIsUnset(t *testing.T) {
+	t.Setenv("DATABASE_URL", "")
+
+	empty := map[string]any{}
+
+	for key := range config.Flatten(config.Default()) {
+		t.Setenv("MILLRACE_"+strings.ToUpper(strings.ReplaceAll(key, ".", "__")), "")
+
+		empty[key] = ""
+	}
+
+	text := `
+consumer: {retries: "", park_attempts: , retry_interval: "", per_topic: ""}
+postgres: {url: "", migrate_on_start: "", max_conns: }
+payment: {simulated: {ledger: "", latency: "", decline_rate: ""}}
+broker: {kafka: {brokers: "", tls: ""}}
+http:
+`
+
+	cfg, err := config.Load(written(t, text), empty)
+	if diff := cmp.Diff(config.Default(), cfg); err != nil || diff != "" {
+		t.Errorf("got %v, %s", err, diff)
+	}
+
+	t.Setenv("MILLRACE_CONSUMER__PER_TOPIC", `[{"topic": "notifications", "retries": "", "park_attempts": null, "retry_interval": ""}]`)
+
+	cfg, err = config.Load(written(t, "consumer: {per_topic: [{topic: a, retries: \"\"}]}"), nil)
+	if err != nil || len(cfg.Consumer.PerTopic) != 1 || cfg.Consumer.PerTopic[0].Retries != nil || cfg.Consumer.PerTopic[0].ParkAttempts != nil ||
+		cfg.Consumer.PerTopic[0].RetryInterval != nil {
+		t.Errorf("got %+v, %v", cfg.Consumer.PerTopic, err)
+	}
+}
+
+func TestAValueIsNeverSilentlyAnother(t *testing.T) {
+	for text, want := range map[string]string{
+		"consumer: {handler_timeout: 20}":                   "is 20, expected a duration with a unit, such as 20s",
+		"fulfilment: {payment_timeout: 15}":                 "is 15, expected a duration with a unit, such as 20s",
+		"consumer: {retries: 2.5}":                          "is 2.5, expected a whole number",
+		"consumer: {retries: true}":                         "is true, expected a whole number",
+		"consumer: {per_topic: [{topic: a, retries: 2.5}]}": "is 2.5, expected a whole number",
+	} {
+		if _, err := config.Load(written(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, expected %q", text, err, want)
+		}
+	}
+
+	cfg, err := config.Load(written(t, "payment: {simulated: {latency: 0}}\nconsumer: {retries: 2.0, handler_timeout: 20s}"), nil)
+	if err != nil || cfg.Consumer.Retries != 2 {
+		t.Errorf("got %+v, %v", cfg.Consumer, err)
 	}
 }
 

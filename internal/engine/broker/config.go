@@ -71,6 +71,16 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// Warn returns an error that lists the secrets that the network can read. SASL with
+// SCRAM, which Kafka gets, does not send the password.
+func (c Config) Warn() error {
+	if slices.Contains(c.kinds(), RabbitMQ) {
+		return c.RabbitMQ.Warn()
+	}
+
+	return nil
+}
+
 // kinds returns the brokers in use, the default one first.
 func (c Config) kinds() []string {
 	kinds := []string{c.Kind}

@@ -4,6 +4,7 @@ package check
 import (
 	"errors"
 	"fmt"
+	"net"
 )
 
 // Value returns an error that names the key, its value and the expected value, unless
@@ -31,4 +32,21 @@ func That(ok bool, text string) error {
 	}
 
 	return errors.New(text)
+}
+
+// Loopback reports whether host is this machine's address for itself.
+func Loopback(host string) bool {
+	ip := net.ParseIP(host)
+
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// Encrypted returns an error if a password or token, if there is one, would be
+// readable on the network on its way to host.
+func Encrypted(key string, encrypted, secret bool, host, expected string) error {
+	if encrypted || !secret || Loopback(host) {
+		return nil
+	}
+
+	return fmt.Errorf("%s: lets a secret cross the network to %s unencrypted, expected %s", key, host, expected)
 }

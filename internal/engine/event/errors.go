@@ -3,6 +3,8 @@ package event
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Kind classifies why a request cannot be fulfilled. Package operate maps kinds to
@@ -32,9 +34,23 @@ type Error struct {
 // Missing returns a NotFound error, such as "there is no order order_123".
 func Missing(what, name string) *Error { return &Error{Kind: NotFound, What: what, Name: name} }
 
-// UnknownName returns an Unknown error that names the closest known name.
+// UnknownName returns an Unknown error that names the nearest known names.
 func UnknownName(what, name string, known []string) *Error {
 	return &Error{Kind: Unknown, What: what, Name: name, Known: known}
+}
+
+// KnownName returns an Unknown error unless name is empty or one of known.
+func KnownName[N ~string](what string, name N, known []N) error {
+	if name == "" || slices.Contains(known, name) {
+		return nil
+	}
+
+	names := make([]string, len(known))
+	for i, n := range known {
+		names[i] = string(n)
+	}
+
+	return UnknownName(what, string(name), names)
 }
 
 // Errorf returns an error of the given kind with a custom message.
@@ -58,8 +74,8 @@ func (e *Error) Error() string {
 
 	text := fmt.Sprintf("there is no %s %s", e.What, e.Name)
 
-	if near := closest(e.Name, e.Known); near != "" {
-		return text + "; did you mean " + near + "?"
+	if near := Nearest(e.Name, e.Known); len(near) > 0 {
+		return text + "; did you mean " + strings.Join(near, " or ") + "?"
 	}
 
 	if len(e.Known) > 0 {
@@ -72,18 +88,21 @@ func (e *Error) Error() string {
 // maxTypos is the maximum edit distance of a suggested name.
 const maxTypos = 2
 
-// closest returns the known name with the smallest edit distance, or "" if none is
-// close.
-func closest(name string, known []string) string {
-	best, found := min(maxTypos, len(name)/2)+1, ""
+// Nearest returns the known names with the smallest edit distance to name, ignoring
+// case, or none if none is close.
+func Nearest(name string, known []string) (near []string) {
+	best := min(maxTypos, len(name)/2)
 
 	for _, candidate := range known {
-		if d := distance(name, candidate); d < best {
-			best, found = d, candidate
+		switch d := distance(strings.ToLower(name), strings.ToLower(candidate)); {
+		case d < best:
+			best, near = d, []string{candidate}
+		case d == best:
+			near = append(near, candidate)
 		}
 	}
 
-	return found
+	return near
 }
 
 // distance returns the Levenshtein distance in bytes.

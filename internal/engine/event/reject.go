@@ -20,6 +20,9 @@ const (
 	ReasonPanicked  Reason = "panic"         // the handler panicked
 )
 
+// Reasons lists all reasons.
+var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonFailed, ReasonPanicked}
+
 // RejectError marks an error as the message's own fault. A retry cannot help, so the
 // message is stopped immediately.
 type RejectError struct {

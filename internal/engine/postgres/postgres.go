@@ -45,6 +45,28 @@ func (c Config) Validate() error {
 	)
 }
 
+// Warn returns an error if the password may cross the network unencrypted: sslmode is
+// prefer by default, which falls back to no encryption.
+func (c Config) Warn() error {
+	parsed, err := pgxpool.ParseConfig(string(c.URL))
+	if err != nil {
+		return nil //nolint:nilerr // Validate reports it
+	}
+
+	first := pgconn.FallbackConfig{Host: parsed.ConnConfig.Host, TLSConfig: parsed.ConnConfig.TLSConfig}
+
+	for _, attempt := range append([]*pgconn.FallbackConfig{&first}, parsed.ConnConfig.Fallbacks...) {
+		network, _ := pgconn.NetworkAddress(attempt.Host, attempt.Port)
+		safe := attempt.TLSConfig != nil || network == "unix"
+
+		if err := check.Encrypted("postgres.url", safe, parsed.ConnConfig.Password != "", attempt.Host, "sslmode=verify-full or require"); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
 // Secret is a string that is never logged or printed.
 type Secret string
 
@@ -68,7 +90,7 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	}
 
 	poolConfig.MaxConns = cfg.MaxConns
-	poolConfig.AfterConnect = registerUUID
+	poolConfig.AfterConnect = registerTypes
 
 	newSession(poolConfig)
 

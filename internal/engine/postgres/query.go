@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,20 @@ func Collect[T any](ctx context.Context, db Querier, scan pgx.RowToFunc[T], sql 
 	}
 
 	return pgx.CollectRows(rows, scan)
+}
+
+// MaxCount bounds CountRows: above it, the exact number does not matter.
+const MaxCount = 10_000
+
+// CountRows returns the number of rows of a query, or MaxCount + 1 if it has more
+// than MaxCount.
+func CountRows(ctx context.Context, db Querier, sql string, args ...any) (int, error) {
+	counts, err := Collect(ctx, db, pgx.RowTo[int], fmt.Sprintf(`SELECT count(*)::int FROM (%s LIMIT %d) AS counted`, sql, MaxCount+1), args...)
+	if err != nil {
+		return 0, fmt.Errorf("counting: %w", err)
+	}
+
+	return counts[0], nil
 }
 
 // Map runs a query with two columns and returns a map from the first to the second.

@@ -83,10 +83,21 @@ func (c EmailConfig) validate() error {
 	return errors.Join(
 		check.Value(c.Port >= 1 && c.Port <= 65535, key+"port", c.Port, "1 to 65535"),
 		check.Value(c.TLS == startTLS || c.TLS == fullTLS || c.TLS == noTLS, key+"tls", c.TLS, "starttls, tls or none"),
-		check.That(c.TLS != noTLS || c.User == "", key+"user: would send the password unencrypted, expected notification.email.tls starttls or tls"),
+		check.Encrypted(key+"user", c.TLS != noTLS, c.User != "", c.Host, "notification.email.tls starttls or tls"),
 		check.That((c.User == "") == (c.Password == ""), key+"user: expected both notification.email.user and notification.email.password, or neither"),
 		check.Value(err == nil, key+"from", c.From, "an address such as shop@example.com"),
 	)
+}
+
+// Warn returns an error if the credentials in the URL of the webhook cross the network
+// unencrypted. The secret that signs webhooks is never sent.
+func (c Config) Warn() error {
+	u, err := url.Parse(c.Webhook.URL)
+	if err != nil {
+		return nil //nolint:nilerr // Validate reports it
+	}
+
+	return check.Encrypted("notification.webhook.url", u.Scheme == "https", u.User != nil || u.RawQuery != "", u.Hostname(), "https://")
 }
 
 func (c WebhookConfig) validate() error {

@@ -317,3 +317,8 @@ func (s *Service) List(ctx context.Context, userID string, limit int) ([]Entry, 
 
 	return list, nil
 }
+
+// Count counts the notifications that List lists; see [postgres.CountRows].
+func (s *Service) Count(ctx context.Context, userID string) (int, error) {
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM notifications WHERE $1 = '' OR user_id = $1`, userID)
+}

@@ -157,18 +157,25 @@ func (c StripeConfig) validate() error {
 	const key = "payment.stripe."
 
 	secret := string(c.SecretKey)
-	u, err := url.Parse(c.URL)
-	isURL := err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != ""
-
 	return errors.Join(
 		check.That(strings.HasPrefix(secret, "sk_") || strings.HasPrefix(secret, "rk_"), key+"secret_key: is not a secret key, expected one that begins with sk_ or rk_"),
 		check.That(c.PaymentMethod != "", key+"payment_method: must not be empty"),
 		check.That(!c.live() || !strings.HasPrefix(c.PaymentMethod, "pm_card_"),
 			key+"payment_method: is "+c.PaymentMethod+", which is for tests, but payment.stripe.secret_key is a live key"),
-		check.That(isURL, key+"url: is not a URL, expected https://host"),
-		check.That(!isURL || u.Scheme == "https" || !c.live(), key+"url: would send a live key unencrypted, expected https://host"),
+		c.validateURL(),
 		check.Value(c.Timeout > 0, key+"timeout", c.Timeout, "more than 0s"),
 	)
+}
+
+func (c StripeConfig) validateURL() error {
+	const key = "payment.stripe.url"
+
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return errors.New(key + ": is not a URL, expected https://host")
+	}
+
+	return check.Encrypted(key, u.Scheme == "https", true, u.Hostname(), "https://host")
 }
 
 func (c StripeConfig) live() bool {

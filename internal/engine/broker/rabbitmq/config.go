@@ -30,6 +30,18 @@ func DefaultConfig() Config {
 	return Config{URL: "amqp://guest:guest@127.0.0.1:5672/", Exchange: "millrace", Consumers: 128, Lanes: 128}
 }
 
+// Warn returns an error if the password crosses the network unencrypted.
+func (c Config) Warn() error {
+	u, err := url.Parse(string(c.URL))
+	if err != nil {
+		return nil //nolint:nilerr // Validate reports it
+	}
+
+	_, secret := u.User.Password()
+
+	return check.Encrypted("broker.rabbitmq.url", u.Scheme == "amqps", secret, u.Hostname(), "amqps://")
+}
+
 // Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	// Do not include the parser's error: it quotes the password.

@@ -2,16 +2,19 @@ package postgres
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// registerUUID makes a connection send uuid.UUID as 16 bytes. By default pgx formats
-// it as text and parses that, which is measurable with several IDs per message.
-func registerUUID(_ context.Context, conn *pgx.Conn) error {
+// registerTypes makes a connection read times in UTC, whatever the zone of the
+// machine, and send uuid.UUID as 16 bytes. By default pgx formats it as text and
+// parses that, which is measurable with several IDs per message.
+func registerTypes(_ context.Context, conn *pgx.Conn) error {
 	m := conn.TypeMap()
+	m.RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 	m.TryWrapEncodePlanFuncs = append([]pgtype.TryWrapEncodePlanFunc{wrapUUID}, m.TryWrapEncodePlanFuncs...)
 
 	return nil
