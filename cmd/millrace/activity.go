@@ -10,15 +10,17 @@ import (
 func newActivity(opts *options) *cobra.Command {
 	var filter activity.Filter
 
-	return query(opts, &cobra.Command{
+	return listing(opts, &cobra.Command{
 		Use: "activity", Short: "List what operators did, newest first",
 		Example: `  millrace activity --who ann --since 24h
   millrace activity --action discarded`,
-	}, func(c *call) ([]activity.Action, error) {
-		return activity.List(c.ctx, c.Pool, filter, c.limit)
+	}, func(c *call, limit int) ([]activity.Action, error) {
+		return activity.List(c.ctx, c.Pool, filter, limit)
+	}, func(c *call) (int, error) {
+		return activity.Count(c.ctx, c.Pool, filter)
 	}, table("WHEN WHO ACTION SUBJECT WHY DETAIL", func(a activity.Action) []any {
 		return []any{a.At, a.Who, a.Action, a.Subject, a.Why, a.Detail}
-	}), limited,
+	}),
 		text((*string)(&filter.Action), "action", "", "list only this action, such as paused, edited, requeued, discarded or repaired"),
 		text(&filter.Subject, "subject", "", "list only actions on this consumer, user or key"),
 		text(&filter.Who, "who", "", "list only actions of this operator"),

@@ -13,9 +13,10 @@ import (
 func newAnalyticsTop(opts *options) *cobra.Command {
 	var days int
 
-	return query(opts, &cobra.Command{
+	return listing(opts, &cobra.Command{
 		Use: "top", Short: "Show the most frequent events", Example: "  millrace analytics top --days 7 --limit 5",
-	}, func(c *call) ([]analytics.Count, error) { return c.Analytics.Top(c.ctx, days, c.limit) },
+	}, func(c *call, limit int) ([]analytics.Count, error) { return c.Analytics.Top(c.ctx, days, limit) },
+		func(c *call) (int, error) { return c.Analytics.CountTop(c.ctx, days) },
 		func(w io.Writer, counts []analytics.Count) {
 			if len(counts) == 0 {
 				fmt.Fprintf(w, "no events in the last %d days\n", days)
@@ -24,7 +25,7 @@ func newAnalyticsTop(opts *options) *cobra.Command {
 			for _, e := range counts {
 				row(w, oneLine(e.Event, 40), e.Count, bar(e.Count, counts[0].Count))
 			}
-		}, recent(&days), limited)
+		}, recent(&days))
 }
 
 // recent adds --days.

@@ -153,6 +153,52 @@ func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error)
 	}, flags...)
 }
 
+// listing is query for a command that lists at most --limit items. If there are more,
+// it says how many, on standard error.
+func listing[T any](opts *options, cmd *cobra.Command, read func(c *call, limit int) ([]T, error), count func(*call) (int, error),
+	write func(io.Writer, []T), flags ...flag,
+) *cobra.Command {
+	return operation(opts, cmd, func(c *call) error {
+		return list(c, func(limit int) ([]T, error) { return read(c, limit) }, func() (int, error) { return count(c) }, write)
+	}, append(flags, limited)...)
+}
+
+// list prints at most --limit items, and how many there are if that is more.
+func list[T any](c *call, read func(limit int) ([]T, error), count func() (int, error), write func(io.Writer, []T)) error {
+	all, err := read(c.limit + 1)
+	if err != nil {
+		return err
+	}
+
+	shown := all[:min(len(all), c.limit)]
+	if err := c.print(shown, func(w io.Writer) { write(w, shown) }); err != nil || len(all) == len(shown) {
+		return err
+	}
+
+	n, err := count()
+	if err != nil {
+		return err
+	}
+
+	total := thousands(n)
+	if n > postgres.MaxCount {
+		total = "more than " + thousands(max(postgres.MaxCount, len(shown)))
+	}
+
+	fmt.Fprintf(c.cmd.ErrOrStderr(), "%s of %s; --limit lists more\n", thousands(len(shown)), total)
+
+	return nil
+}
+
+// thousands formats a number below a million.
+func thousands(n int) string {
+	if n < 1000 {
+		return strconv.Itoa(n)
+	}
+
+	return fmt.Sprintf("%d,%03d", n/1000, n%1000)
+}
+
 // parent returns a command that only has subcommands.
 func parent(use, short, example string, children ...func(*options) *cobra.Command) func(*options) *cobra.Command {
 	return func(opts *options) *cobra.Command {
@@ -167,12 +213,7 @@ func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.
 			return cmd.Help()
 		}
 
-		text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
-		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
-		}
-
-		return event.Errorf(event.Invalid, "%s (`%s --help` lists the commands)", text, cmd.CommandPath())
+		return unknownCommand(cmd, args[0])
 	}
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.SuggestionsMinimumDistance = 2
@@ -182,6 +223,15 @@ func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.
 	}
 
 	return cmd
+}
+
+func unknownCommand(parent *cobra.Command, name string) error {
+	text := fmt.Sprintf("unknown command %q for %q", name, parent.CommandPath())
+	if near := parent.SuggestionsFor(name); len(near) > 0 {
+		text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+	}
+
+	return event.Errorf(event.Unknown, "%s (`%s --help` lists the commands)", text, parent.CommandPath())
 }
 
 // arguments checks that there are as many arguments as a usage line names:
@@ -314,7 +364,8 @@ func cell(v any) string {
 	}
 }
 
-func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
+// stamp formats a time in the zone of the operator, which it names.
+func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000Z07:00") }
 
 // oneLine shortens s and removes control characters, which terminals interpret.
 func oneLine(s string, limit int) string {

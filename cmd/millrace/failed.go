@@ -51,20 +51,20 @@ func (s *selection) stateFlag(value string) flag {
 	return text(&s.state, "state", value, "select this state: waiting, stopped, resolved or all")
 }
 
-// failedQuery is query for a command whose flags select failed messages.
-func failedQuery[T any](opts *options, cmd *cobra.Command, read func(*call, failed.Filter) (T, error), write func(io.Writer, T),
-	flags ...flag,
+// failedListing is listing for a command whose flags select failed messages.
+func failedListing[T any](opts *options, cmd *cobra.Command, read func(*call, failed.Filter, int) ([]T, error),
+	count func(*call, failed.Filter) (int, error), write func(io.Writer, []T), flags ...flag,
 ) *cobra.Command {
 	var selected selection
 
-	return query(opts, cmd, func(c *call) (value T, err error) {
+	return operation(opts, cmd, func(c *call) error {
 		f, err := selected.filter(c)
 		if err != nil {
-			return value, err
+			return err
 		}
 
-		return read(c, f)
-	}, write, append(flags, selected.flags, selected.stateFlag(string(failed.Stopped)), limited)...)
+		return list(c, func(limit int) ([]T, error) { return read(c, f, limit) }, func() (int, error) { return count(c, f) }, write)
+	}, append(flags, selected.flags, selected.stateFlag(string(failed.Stopped)), limited)...)
 }
 
 // filter returns the filter of the flags.

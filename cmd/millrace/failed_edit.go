@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"unicode/utf8"
 
@@ -96,56 +97,64 @@ func (c *call) editIn(payload []byte, save func([]byte) error) error {
 		shown = string(payload)
 	}
 
-	draft, err := writeDraft(shown)
+	// Editors leave copies next to the file, so it has a directory of its own.
+	dir, err := os.MkdirTemp("", "millrace-failed-*")
 	if err != nil {
-		return err
+		return fmt.Errorf("creating the draft: %w", err)
+	}
+
+	draft := filepath.Join(dir, "draft.json")
+	keep := false
+
+	defer func() {
+		if !keep {
+			_ = os.RemoveAll(dir)
+		}
+	}()
+
+	if err := os.WriteFile(draft, []byte(shown), 0o600); err != nil {
+		return fmt.Errorf("writing the draft: %w", err)
+	}
+
+	kept := func(err error) error {
+		keep = true
+
+		return fmt.Errorf("%w (the draft is in %s)", err, draft)
 	}
 
 	answers := bufio.NewReader(c.cmd.InOrStdin())
 
 	for {
-		edited, err := runEditor(draft)
+		err := runEditor(draft)
+
+		edited, readErr := os.ReadFile(draft)
+		if readErr != nil {
+			return errors.Join(err, fmt.Errorf("reading the draft: %w", readErr))
+		}
+
+		if string(edited) == shown { // nothing to lose, and the original keeps its white space
+			return cmp.Or(err, save(payload))
+		}
+
 		if err != nil {
-			return fmt.Errorf("%w (the draft is in %s)", err, draft)
+			return kept(err)
 		}
 
-		if string(edited) == shown {
-			edited = payload // unchanged, so keep the original white space
-		} else {
-			edited = compact(edited)
-		}
-
-		err = save(edited)
+		err = save(compact(edited))
 		if err == nil {
-			_ = os.Remove(draft)
-
 			return nil
 		}
 
 		if _, rejected := errors.AsType[*event.RejectError](err); !rejected {
-			return fmt.Errorf("%w (the draft is in %s)", err, draft)
+			return kept(err)
 		}
 
 		fmt.Fprintf(c.cmd.ErrOrStderr(), "not saved: %s\nEdit again? [Y/n] ", oneLine(err.Error(), 2000))
 
 		if answer, readErr := answers.ReadString('\n'); readErr != nil || strings.HasPrefix(strings.ToLower(strings.TrimSpace(answer)), "n") {
-			return fmt.Errorf("not saved: %w (the draft is in %s)", err, draft)
+			return kept(fmt.Errorf("not saved: %w", err))
 		}
 	}
-}
-
-func writeDraft(text string) (name string, err error) {
-	draft, err := os.CreateTemp("", "millrace-failed-*.json")
-	if err != nil {
-		return "", fmt.Errorf("creating the draft: %w", err)
-	}
-
-	_, err = draft.WriteString(text)
-	if err := errors.Join(err, draft.Close()); err != nil {
-		return "", fmt.Errorf("writing the draft: %w", err)
-	}
-
-	return draft.Name(), nil
 }
 
 // compact removes the indentation of JSON. From other text it removes the final
@@ -158,21 +167,15 @@ func compact(text []byte) []byte {
 	return bytes.TrimSuffix(text, []byte("\n"))
 }
 
-// runEditor opens a file in the editor and returns its content afterwards. Like
-// git, it allows arguments in the variable.
-func runEditor(name string) ([]byte, error) {
+// runEditor opens a file in the editor. Like git, it allows arguments in the variable.
+func runEditor(name string) error {
 	editor := cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"), "vi")
 	cmd := exec.Command("sh", "-c", editor+` "$1"`, "sh", name) //nolint:gosec // the operator's own command, on the operator's machine
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stderr, os.Stderr
 
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("running the editor %s (set VISUAL or EDITOR): %w", editor, err)
+		return fmt.Errorf("running the editor %s (set VISUAL or EDITOR): %w", editor, err)
 	}
 
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return nil, fmt.Errorf("reading the draft: %w", err)
-	}
-
-	return text, nil
+	return nil
 }

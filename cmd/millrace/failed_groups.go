@@ -7,11 +7,13 @@ import (
 )
 
 func newFailedGroups(opts *options) *cobra.Command {
-	return failedQuery(opts, &cobra.Command{
+	return failedListing(opts, &cobra.Command{
 		Use: "groups", Short: "Group failed messages by cause, largest group first",
 		Example: "  millrace failed groups --since 24h",
-	}, func(c *call, f failed.Filter) ([]failed.Group, error) {
-		return c.Failed.Groups(c.ctx, f, failed.GroupsAfter{}, c.limit)
+	}, func(c *call, f failed.Filter, limit int) ([]failed.Group, error) {
+		return c.Failed.Groups(c.ctx, f, failed.GroupsAfter{}, limit)
+	}, func(c *call, f failed.Filter) (int, error) {
+		return c.Failed.CountGroups(c.ctx, f)
 	}, table("GROUP MESSAGES KEYS CONSUMER REASON FIRST LAST RELEASES CAUSE", func(g failed.Group) []any {
 		releases := g.FirstRelease
 		if g.LastRelease != g.FirstRelease {

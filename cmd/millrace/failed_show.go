@@ -81,5 +81,5 @@ func onePayload(data []byte) string {
 		payload = oneLine(string(data), 2000)
 	}
 
-	return fmt.Sprintf("%s (%d bytes; --json prints them all in base64)", payload, len(data))
+	return fmt.Sprintf("%s (%d bytes; --json prints them all)", payload, len(data))
 }

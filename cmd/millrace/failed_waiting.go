@@ -22,12 +22,8 @@ func newFailedWaiting(opts *options) *cobra.Command {
 			return c.printQueue(c.args[0])
 		}
 
-		keys, err := c.Failed.WaitingKeys(c.ctx, filter, c.limit)
-		if err != nil {
-			return err
-		}
-
-		return c.print(keys, func(w io.Writer) { writeWaiting(w, keys) })
+		return list(c, func(limit int) ([]failed.WaitingEntry, error) { return c.Operator.WaitingKeys(c.ctx, filter, limit) },
+			func() (int, error) { return c.Failed.CountKeys(c.ctx, filter) }, writeWaiting)
 	}, limited, keyFlags(&filter))
 }
 

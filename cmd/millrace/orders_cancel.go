@@ -11,7 +11,7 @@ func newOrdersCancel(opts *options) *cobra.Command {
 	var reason string
 
 	return operation(opts, &cobra.Command{
-		Use: "cancel ID", Short: "Request the cancellation of an order",
+		Use: "cancel ORDER", Short: "Request the cancellation of an order",
 		Long: `Request the cancellation of an order: its stock is released, and its payment, if
 any, is refunded. An order that has already ended is not changed, and
 orders.cancel.refused is published.`,

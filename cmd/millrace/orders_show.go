@@ -11,7 +11,7 @@ import (
 
 func newOrdersShow(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
-		Use: "show ID", Short: "Show an order and its history", Example: "  millrace orders show order_123",
+		Use: "show ORDER", Short: "Show an order and its history", Example: "  millrace orders show order_123",
 	}, func(c *call) (order.Details, error) { return c.Orders.Show(c.ctx, c.args[0]) }, writeOrder)
 }
 

@@ -15,7 +15,7 @@ func newRoot() *cobra.Command {
 message to Postgres exactly once in effect, and publishes the events that follow.
 
 The configuration comes from the defaults, then --config, then the environment
-(MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size; DATABASE_URL is honoured),
+(MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size, DATABASE_URL postgres.url),
 then the flags. Without a database, commands use the one that "millrace dev"
 keeps in the working directory.
 
@@ -27,7 +27,7 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	},
-		newServe, newDev, newPublish, newTail, newStock, newTrace, newStatus, newFailed, newActivity, newAudit, newUpkeep, newConfig, newVersion,
+		newServe, newDev, newPublish, newTail, newStock, newTrace, newStatus, newFailed, newActivity, newAudit, newUpkeep, newConfig, newCompletion, newVersion,
 		parent("orders", "Show and cancel orders", "orders list --status completed",
 			newOrdersShow, newOrdersList, newOrdersCancel, newOrdersDiagram),
 		parent("payments", "Compare payments with the gateway's record", "payments show order_123", newPaymentsShow, newPaymentsLedger),
@@ -48,6 +48,10 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 	flags.StringVar(&opts.level, "log-level", "", "log at this level: debug, info, warn or error")
 	flags.BoolVar(&opts.json, "json", false, "print JSON")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return event.Errorf(event.Invalid, "%v", err) })
+
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(newHelp(opts))
+	complete(opts, root)
 
 	return root
 }

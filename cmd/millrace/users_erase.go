@@ -20,7 +20,7 @@ func newUsersErase(opts *options) *cobra.Command {
 	)
 
 	return operation(opts, &cobra.Command{
-		Use: "erase ID", Short: "Make the personal data of a user unreadable; this cannot be undone",
+		Use: "erase USER", Short: "Make the personal data of a user unreadable; this cannot be undone",
 		Long: `Destroy the key that seals the personal data of a user. The events keep their
 place and type, but nobody can read them any more, not even in backups of the
 events. Do not restore older backups of the keys (table user_keys).

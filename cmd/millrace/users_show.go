@@ -12,7 +12,7 @@ import (
 
 func newUsersShow(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
-		Use: "show ID", Short: "Show a user and their history", Example: "  millrace users show alice",
+		Use: "show USER", Short: "Show a user and their history", Example: "  millrace users show alice",
 	}, func(c *call) (user.Details, error) { return c.Users.Show(c.ctx, c.args[0]) }, writeUser)
 }
 

@@ -57,7 +57,10 @@ func (s *Service) resources(api *httpapi.API) {
 			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 		},
 		) (*httpapi.List[notification.Entry], error) {
-			return httpapi.All(s.Notifications.List(ctx, event.Text(in.User), in.Limit))
+			user := event.Text(in.User)
+			list, err := s.Notifications.List(ctx, user, in.Limit+1)
+
+			return httpapi.First(list, err, in.Limit, func() (int, error) { return s.Notifications.Count(ctx, user) })
 		})
 }
 

@@ -88,7 +88,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	http.Explain(func() map[string]string { return s.Operator.Process().Troubles() })
 
 	if domains.Webhook.Enabled() {
-		http.Handle(payment.WebhookPattern, domains.Webhook)
+		http.HandlePublic(payment.WebhookPattern, domains.Webhook)
 	}
 	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources))
 
@@ -113,8 +113,14 @@ func refuseNil(parts any) error {
 	return errors.Join(errs...)
 }
 
-// checkBound returns an error if a topic bound to a broker does not exist.
-func (s *Service) checkBound() error {
+// checkTopics returns an error if the configuration names a topic that does not exist.
+func (s *Service) checkTopics() error {
+	for _, topic := range s.Router.Configured() {
+		if err := s.Operator.KnownTopic(topic); err != nil {
+			return fmt.Errorf("consumer.per_topic: %w", err)
+		}
+	}
+
 	for _, conn := range s.Brokers.Conns() {
 		for _, topic := range s.Brokers.Bound(conn) {
 			if err := s.Operator.KnownTopic(topic); err != nil {
@@ -133,7 +139,7 @@ const httpCloseTimeout = 2 * time.Second
 // finishes its batches, finishes publishing and closes the listener. It calls
 // started, unless nil, once the service is ready.
 func (s *Service) Run(ctx context.Context, started func()) (err error) {
-	if err := s.checkBound(); err != nil {
+	if err := s.checkTopics(); err != nil {
 		return err
 	}
 

@@ -38,6 +38,7 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	config := huma.DefaultConfig("Millrace", operator.Failed.Release())
 	config.Info.Description = "Operations for operators. Errors are problem+json (RFC 9457). " +
 		"Lists are paged: pass the cursor `next` of a page to get the next one."
+	config.RejectUnknownQueryParameters = true // a mistyped filter would select everything
 	config.OpenAPIPath = "/openapi"
 	config.DocsPath = ""
 	config.SchemasPath = ""
@@ -50,7 +51,7 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 		register(api)
 	}
 
-	return guard(recovered(logger, known(mux, api.methods)))
+	return recovered(logger, known(mux, api.methods))
 }
 
 // schemaName prefixes the name of a type with its package, unless it is a view of

@@ -156,8 +156,18 @@ type selectInput struct {
 	State string `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
 }
 
+// filter returns the filter of a list, whose names must exist.
+func (e engine) filter(ctx context.Context, selection operate.Selection, state string) (failed.Filter, error) {
+	f, err := selection.Filter(state)
+	if err == nil {
+		err = e.Known(ctx, f)
+	}
+
+	return f, err
+}
+
 func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], error) {
-	f, err := in.Filter(in.State)
+	f, err := e.filter(ctx, in.Selection, in.State)
 	if err == nil {
 		err = in.After("%d", &f.Before)
 	}
@@ -174,7 +184,7 @@ func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], 
 func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
 	var after failed.GroupsAfter
 
-	f, err := in.Filter(in.State)
+	f, err := e.filter(ctx, in.Selection, in.State)
 	if err == nil {
 		err = in.After("%d %s", &after.Entries, &after.ID)
 	}
@@ -196,12 +206,14 @@ func (e engine) countFailed(ctx context.Context, in *struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 },
 ) (*List[failed.Count], error) {
-	f, err := in.Filter(in.State)
+	f, err := e.filter(ctx, in.Selection, in.State)
 	if err != nil {
 		return nil, err
 	}
 
-	return All(e.Failed.CountBy(ctx, f, in.By, in.Limit))
+	counts, err := e.Failed.CountBy(ctx, f, in.By, in.Limit+1)
+
+	return First(counts, err, in.Limit, func() (int, error) { return e.Failed.CountValues(ctx, f, in.By) })
 }
 
 func (e engine) getEntry(ctx context.Context, in *struct {
@@ -317,7 +329,7 @@ func (e engine) requeueMany(ctx context.Context, in *struct {
 	}
 },
 ) (*outcomeOutput, error) {
-	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+	return e.actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
 		pace.OutOfOrder = in.Body.OutOfOrder
 
 		return e.Failed.Requeue(ctx, f, in.actor(in.Body.Why), pace, e.Router.Check)
@@ -334,7 +346,7 @@ func (e engine) discardMany(ctx context.Context, in *struct {
 	}
 },
 ) (*outcomeOutput, error) {
-	return actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+	return e.actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
 		return e.Failed.Discard(ctx, f, in.actor(in.Body.Why), pace)
 	})
 }
@@ -343,10 +355,14 @@ func (e engine) discardMany(ctx context.Context, in *struct {
 // continue. It is well below the server's timeout.
 const manyTimeout = 15 * time.Second
 
-func actOnMany(ctx context.Context, selection operate.Selection, paced Paced,
+func (e engine) actOnMany(ctx context.Context, selection operate.Selection, paced Paced,
 	act func(context.Context, failed.Filter, failed.Pace) (failed.Outcome, error),
 ) (*outcomeOutput, error) {
 	f, err := selection.ToActOn(paced.IDs, paced.All)
+	if err == nil {
+		err = e.Known(ctx, f)
+	}
+
 	if err != nil {
 		return nil, err
 	}

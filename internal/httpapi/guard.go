@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/millracehq/millrace/internal/engine/check"
 )
 
 // guard sets security headers on all responses and refuses cross-site requests,
@@ -43,14 +45,12 @@ func guard(next http.Handler) http.Handler {
 }
 
 func localHost(hostport string) bool {
-	host := hostport
+	host := strings.Trim(hostport, "[]")
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
 	}
 
-	ip := net.ParseIP(host)
-
-	return host == "localhost" || (ip != nil && ip.IsLoopback())
+	return check.Loopback(host)
 }
 
 // recovered logs a panic and responds with a problem. The server alone would just

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
@@ -34,7 +35,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("http.addr: is %q, expected host:port, for example 127.0.0.1:9464", c.Addr)
 	}
 
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if !check.Loopback(host) {
 		return fmt.Errorf("http.addr: is %q, expected a loopback address: the listener has no authentication", c.Addr)
 	}
 
@@ -54,21 +55,24 @@ type Server struct {
 	checks []Check
 	// troubles returns what is not working, and why, by name.
 	troubles func() map[string]string
-	mux      *http.ServeMux
-	server   *http.Server
-	addr     atomic.Value
+	// mux serves operators, public everything.
+	mux, public *http.ServeMux
+	server      *http.Server
+	addr        atomic.Value
 }
 
 // NewServer returns a server. Call Listen to start it.
 func NewServer(cfg Config, registry *prometheus.Registry) *Server {
-	mux := http.NewServeMux()
-	s := &Server{cfg: cfg, mux: mux, troubles: func() map[string]string { return nil }}
+	mux, public := http.NewServeMux(), http.NewServeMux()
+	public.Handle("/", guard(mux))
+
+	s := &Server{cfg: cfg, mux: mux, public: public, troubles: func() map[string]string { return nil }}
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, health{Status: "ok"}) })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
 	s.server = &http.Server{
-		Handler:           mux,
+		Handler:           public,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -82,8 +86,15 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 // Call it before Listen.
 func (s *Server) Explain(troubles func() map[string]string) { s.troubles = troubles }
 
-// Handle serves pattern with handler. Call it before Listen.
+// Handle serves pattern with handler to operators on this machine. Call it before
+// Listen.
 func (s *Server) Handle(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
+
+// HandlePublic serves pattern with a handler that authenticates its requests itself: a
+// proxy forwards them under its own host. Call it before Listen.
+func (s *Server) HandlePublic(pattern string, handler http.Handler) {
+	s.public.Handle(pattern, handler)
+}
 
 // Listen binds the address and serves in the background until Close. /readyz runs
 // checks.

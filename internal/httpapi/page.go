@@ -60,11 +60,23 @@ type List[T any] struct {
 type Items[T any] struct {
 	Items []T    `json:"items" nullable:"false"`
 	Next  string `json:"next,omitempty" doc:"The cursor of the next page."`
+	Total int    `json:"total,omitempty" doc:"How many there are, if a list without pages does not have all; 10001 stands for more than 10,000."`
 }
 
 // All returns a list without further pages, or err.
 func All[T any](list []T, err error) (*List[T], error) {
 	return &List[T]{Body: Items[T]{Items: append([]T{}, list...)}}, err
+}
+
+// First returns the first limit items of list, which must have been read with a limit
+// of limit + 1, or err. If there are more, it says how many.
+func First[T any](list []T, err error, limit int, count func() (int, error)) (*List[T], error) {
+	out, err := All(list[:min(len(list), limit)], err)
+	if err == nil && len(list) > limit {
+		out.Body.Total, err = count()
+	}
+
+	return out, err
 }
 
 // Page returns a page of list, which must have been read with a limit of p.Limit + 1.

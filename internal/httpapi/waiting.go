@@ -35,9 +35,11 @@ func (e engine) registerWaiting(a *API) {
 		Limit int `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 	},
 	) (*List[waitingKey], error) {
-		list, err := e.Failed.WaitingKeys(ctx, failed.KeyFilter{Consumer: in.Consumer, Key: in.Key}, in.Limit)
+		f := failed.KeyFilter{Consumer: in.Consumer, Key: in.Key}
+		list, err := e.WaitingKeys(ctx, f, in.Limit+1)
+		keys := postgres.Column(list, func(w failed.WaitingEntry) waitingKey { return waitingKey{WaitingEntry: w} })
 
-		return All(postgres.Column(list, func(w failed.WaitingEntry) waitingKey { return waitingKey{WaitingEntry: w} }), err)
+		return First(keys, err, in.Limit, func() (int, error) { return e.Failed.CountKeys(ctx, f) })
 	})
 	Get(a, "/waiting/{id}", "Show the messages waiting for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
 		list, err := e.Failed.Queue(ctx, in.ID)

@@ -42,6 +42,9 @@ const (
 	Erased    Kind = "erased"
 )
 
+// Kinds lists all kinds.
+var Kinds = []Kind{Paused, Resumed, Edited, Requeued, Reopened, Discarded, Retried, Skipped, Repaired, Erased}
+
 // Action is one recorded action.
 type Action struct {
 	ID     int64 `json:"id"`
@@ -57,7 +60,7 @@ type Action struct {
 	// Detail holds extra information, such as the values before and after a repair.
 	Detail string `json:"detail,omitempty"`
 	// Payload is the payload after an edit.
-	Payload []byte `json:"payload,omitempty"`
+	Payload event.Content `json:"payload,omitempty"`
 	// MessageID is the ID under which a message was requeued.
 	MessageID *uuid.UUID `json:"message_id,omitempty"`
 }
@@ -158,6 +161,10 @@ type Filter struct {
 
 // List returns at most limit actions, newest first.
 func List(ctx context.Context, db postgres.Querier, f Filter, limit int) ([]Action, error) {
+	if err := event.KnownName("action", f.Action, Kinds); err != nil {
+		return nil, err
+	}
+
 	return query(ctx, db, f, `ORDER BY id DESC LIMIT `+fmt.Sprint(limit))
 }
 
@@ -173,9 +180,14 @@ func Of(ctx context.Context, db postgres.Querier, entryIDs []int64) (map[int64][
 	return found, err
 }
 
-func query(ctx context.Context, db postgres.Querier, f Filter, order string) ([]Action, error) {
-	var where postgres.Where
+// Count counts the actions that f selects; see postgres.CountRows.
+func Count(ctx context.Context, db postgres.Querier, f Filter) (int, error) {
+	where := f.where()
 
+	return postgres.CountRows(ctx, db, `SELECT FROM operator_actions WHERE `+where.String(), where.Args...)
+}
+
+func (f Filter) where() (where postgres.Where) {
 	where.And(f.Action != "", "action = $?", string(f.Action))
 	where.And(f.Subject != "", "subject = $?", event.Text(f.Subject))
 	where.And(f.Who != "", "who = $?", event.Text(f.Who))
@@ -183,6 +195,12 @@ func query(ctx context.Context, db postgres.Querier, f Filter, order string) ([]
 	where.And(!f.Since.IsZero(), "acted_at >= $?", f.Since)
 	where.And(!f.Until.IsZero(), "acted_at < $?", f.Until)
 	where.And(f.Before > 0, "id < $?", f.Before)
+
+	return where
+}
+
+func query(ctx context.Context, db postgres.Querier, f Filter, order string) ([]Action, error) {
+	where := f.where()
 
 	actions, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Action], `
 		SELECT id, action, subject, entry_id, who, why, acted_at, detail, payload, message_id

@@ -81,7 +81,7 @@ func (d *delivery) blockable() bool { return d.entry == nil }
 func (d *delivery) failed(f fate) failed.Entry {
 	e := failed.Entry{
 		Consumer: d.route.Consumer, Topic: d.route.Topic, MessageID: d.id, Origin: d.msg.Metadata.Get(event.HeaderOrigin),
-		Key: cmp.Or(d.key, d.msg.Metadata.Get(event.HeaderKey)), Payload: d.msg.Payload,
+		Key: cmp.Or(d.key, d.msg.Metadata.Get(event.HeaderKey)), Payload: event.Content(d.msg.Payload),
 	}
 
 	if d.entry != nil {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -114,6 +115,9 @@ func (r *Router) configOf(topic string) Config {
 
 	return r.cfg
 }
+
+// Configured returns the topics with settings of their own.
+func (r *Router) Configured() []string { return slices.Sorted(maps.Keys(r.perTopic)) }
 
 // Routes returns the routing table.
 func (r *Router) Routes() []*Route { return r.routes }

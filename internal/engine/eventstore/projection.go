@@ -106,7 +106,7 @@ func (p *Projector) follow(ctx context.Context) (more bool, err error) {
 func (p *Projector) behind(ctx context.Context) (behind bool, err error) {
 	err = p.pool.QueryRow(ctx, `
 		SELECT count(*) < $2 OR coalesce(bool_or(position < (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_position_seq)), true)
-		FROM projections WHERE name = ANY($1)`, p.names(), len(p.projections)).Scan(&behind)
+		FROM projections WHERE name = ANY($1)`, p.Names(), len(p.projections)).Scan(&behind)
 	if err != nil {
 		return false, fmt.Errorf("reading projections: %w", err)
 	}
@@ -115,7 +115,7 @@ func (p *Projector) behind(ctx context.Context) (behind bool, err error) {
 		return false, nil
 	}
 
-	_, err = p.pool.Exec(ctx, `INSERT INTO projections (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, p.names())
+	_, err = p.pool.Exec(ctx, `INSERT INTO projections (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, p.Names())
 	if err != nil {
 		return false, fmt.Errorf("adding projections: %w", err)
 	}
@@ -123,7 +123,8 @@ func (p *Projector) behind(ctx context.Context) (behind bool, err error) {
 	return true, nil
 }
 
-func (p *Projector) names() []string {
+// Names returns the names of the projections.
+func (p *Projector) Names() []string {
 	return postgres.Column(p.projections, func(projection Projection) string { return projection.Name })
 }
 
@@ -191,7 +192,7 @@ func (p *Projector) Status(ctx context.Context) ([]Status, error) {
 
 	list, err := postgres.Collect(ctx, p.pool, pgx.RowToStructByPos[Status], `
 		SELECT name, position, greatest(0, (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_position_seq) - position), updated_at, rebuilt_at
-		FROM projections WHERE name = ANY($1) ORDER BY name`, p.names())
+		FROM projections WHERE name = ANY($1) ORDER BY name`, p.Names())
 	if err != nil {
 		return nil, fmt.Errorf("reading projections: %w", err)
 	}

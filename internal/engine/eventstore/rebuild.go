@@ -27,7 +27,7 @@ func (p *Projector) Rebuild(ctx context.Context, name string, progress func(done
 		}
 	}
 
-	return &event.Error{Kind: event.NotFound, What: "projection", Name: name, Known: p.names()}
+	return event.UnknownName("projection", name, p.Names())
 }
 
 func (p *Projector) rebuild(ctx context.Context, projection Projection, progress func(done, total int64)) error {

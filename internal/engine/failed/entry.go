@@ -70,7 +70,7 @@ type Entry struct {
 	Origin    string        `json:"origin"`
 	Key       string        `json:"key"`
 	Headers   event.Headers `json:"headers"`
-	Payload   []byte        `json:"payload"`
+	Payload   event.Content `json:"payload"`
 	// Reason and Error describe the last failure. They are empty for a message that
 	// is only blocked.
 	Reason event.Reason `json:"reason,omitempty"`
@@ -95,7 +95,7 @@ type Entry struct {
 	// Revision increases with each change.
 	Revision int `json:"revision"`
 	// Edited is the payload set by an operator, or nil.
-	Edited []byte `json:"edited,omitempty"`
+	Edited event.Content `json:"edited,omitempty"`
 	// Resolution is set once the message is resolved.
 	Resolution Resolution `json:"resolution,omitempty"`
 	ResolvedAt *time.Time `json:"resolved_at,omitempty"`
@@ -177,6 +177,13 @@ func (s *Store) Summaries(ctx context.Context, f Filter, limit int) ([]Entry, er
 var summary = strings.NewReplacer(
 	" headers,", " '{}'::jsonb,", " payload,", " ''::bytea,", " edited,", " CASE WHEN edited IS NOT NULL THEN ''::bytea END,",
 ).Replace(columns)
+
+// CountEntries counts the entries that List lists; see postgres.CountRows.
+func (s *Store) CountEntries(ctx context.Context, f Filter) (int, error) {
+	where, args := f.where()
+
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM failed_messages WHERE `+where, args...)
+}
 
 func (s *Store) list(ctx context.Context, columns string, f Filter, order string, limit int) ([]Entry, error) {
 	where, args := f.where()

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -86,12 +87,15 @@ var countable = map[string]string{
 	"topic": "topic", "consumer": "consumer", "reason": "reason", "key": "key", "release": "last_release",
 }
 
+// Countable lists the values that entries can be counted by.
+var Countable = slices.Sorted(maps.Keys(countable))
+
 // CountBy counts the entries selected by f by topic, consumer, reason, key or
 // release. It returns at most limit counts, largest first.
 func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]Count, error) {
 	column, ok := countable[by]
 	if !ok {
-		return nil, fmt.Errorf("counting failed messages: cannot count by %q", by)
+		return nil, event.UnknownName("property to count by", by, Countable)
 	}
 
 	where, args := f.where(limit)
@@ -104,6 +108,20 @@ func (s *Store) CountBy(ctx context.Context, f Filter, by string, limit int) ([]
 	}
 
 	return counts, nil
+}
+
+// CountValues counts the values that CountBy lists; see postgres.CountRows.
+func (s *Store) CountValues(ctx context.Context, f Filter, by string) (int, error) {
+	where, args := f.where()
+
+	return postgres.CountRows(ctx, s.pool, `SELECT DISTINCT `+countable[by]+` FROM failed_messages WHERE `+where, args...)
+}
+
+// CountGroups counts the groups that Groups lists; see postgres.CountRows.
+func (s *Store) CountGroups(ctx context.Context, f Filter) (int, error) {
+	where, args := f.where()
+
+	return postgres.CountRows(ctx, s.pool, `SELECT DISTINCT group_id FROM failed_messages WHERE `+where, args...)
 }
 
 // groupOf returns the ID of a group. Entries store it, so it must never change.

@@ -56,6 +56,11 @@ func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]Wait
 	return list, nil
 }
 
+// CountKeys counts the keys that WaitingKeys lists; see postgres.CountRows.
+func (s *Store) CountKeys(ctx context.Context, f KeyFilter) (int, error) {
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM failed_keys k WHERE`+keyCondition, f.args()...)
+}
+
 func notWaiting(id int64) error { return event.Missing("waiting message", fmt.Sprint(id)) }
 
 // Queue returns, in order, the waiting messages that share a key with the given

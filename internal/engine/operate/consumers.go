@@ -9,6 +9,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Consumers returns the consumers with the pauses stored in Postgres.
@@ -29,6 +30,11 @@ func (o *Operator) Consumers(ctx context.Context) ([]consumer.State, error) {
 	}
 
 	return states, nil
+}
+
+// ConsumerNames returns the names of the consumers.
+func (o *Operator) ConsumerNames() []string {
+	return postgres.Column(o.Router.Routes(), func(r *consumer.Route) string { return r.Consumer })
 }
 
 // Topics returns the topics that the service consumes or publishes.

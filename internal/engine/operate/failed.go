@@ -2,14 +2,13 @@ package operate
 
 import (
 	"context"
+	"errors"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
-	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -31,6 +30,9 @@ type Selection struct {
 // anyState selects messages in all states.
 const anyState = "all"
 
+// States lists the states that a Selection may have.
+var States = []string{string(failed.Waiting), string(failed.Stopped), string(failed.Resolved), anyState}
+
 // Filter returns a filter for messages in the given state: waiting, stopped, resolved
 // or all.
 func (s Selection) Filter(state string) (failed.Filter, error) {
@@ -38,8 +40,9 @@ func (s Selection) Filter(state string) (failed.Filter, error) {
 		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since, Until: s.Until,
 	}
 
-	if states := []string{string(failed.Waiting), string(failed.Stopped), string(failed.Resolved), anyState}; !slices.Contains(states, state) {
-		return f, event.Errorf(event.Invalid, "state: is %q, expected %s", state, strings.Join(states, ", "))
+	err := errors.Join(event.KnownName("state", state, States), event.KnownName("reason", f.Reason, event.Reasons))
+	if err != nil {
+		return f, err
 	}
 
 	if state != anyState {
@@ -94,23 +97,46 @@ func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
 	}{
 		{"group", f.Group, nil, failed.Filter{Group: f.Group}},
 		{"topic", f.Topic, o.Topics(), failed.Filter{Topic: f.Topic}},
-		{"consumer", f.Consumer, postgres.Column(o.Router.Routes(), func(r *consumer.Route) string { return r.Consumer }), failed.Filter{Consumer: f.Consumer}},
+		{"consumer", f.Consumer, o.ConsumerNames(), failed.Filter{Consumer: f.Consumer}},
 	} {
 		if c.name == "" || slices.Contains(c.known, c.name) {
 			continue
 		}
 
 		found, err := o.Failed.Summaries(ctx, c.filter, 1)
+		if err == nil && len(found) == 0 {
+			if c.what == "group" {
+				c.known, err = o.nearGroups(ctx, c.name)
+			}
 
-		switch {
-		case err != nil:
+			err = errors.Join(err, event.UnknownName(c.what, c.name, c.known))
+		}
+
+		if err != nil {
 			return err
-		case len(found) == 0:
-			return event.UnknownName(c.what, c.name, c.known)
 		}
 	}
 
 	return nil
+}
+
+// nearGroups returns the groups whose names resemble name, of the largest.
+func (o *Operator) nearGroups(ctx context.Context, name string) ([]string, error) {
+	const enough = 1000
+
+	groups, err := o.Failed.Groups(ctx, failed.Filter{}, failed.GroupsAfter{}, enough)
+
+	return event.Nearest(name, postgres.Column(groups, func(g failed.Group) string { return g.ID })), err
+}
+
+// WaitingKeys returns the selected waiting keys with their first messages, next due
+// first.
+func (o *Operator) WaitingKeys(ctx context.Context, f failed.KeyFilter, limit int) ([]failed.WaitingEntry, error) {
+	if err := o.Known(ctx, failed.Filter{Consumer: f.Consumer}); err != nil {
+		return nil, err
+	}
+
+	return o.Failed.WaitingKeys(ctx, f, limit)
 }
 
 // Actable returns an error unless all given messages exist and are stopped.
@@ -164,7 +190,7 @@ func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed
 
 // Retry makes the selected waiting keys due now.
 func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by activity.Actor) (int64, error) {
-	if err := selected(f != (failed.KeyFilter{}), all); err != nil {
+	if err := errors.Join(selected(f != (failed.KeyFilter{}), all), o.Known(ctx, failed.Filter{Consumer: f.Consumer})); err != nil {
 		return 0, err
 	}
 

@@ -66,7 +66,7 @@ func TestASelectionRefusesToSelectEverythingByAccident(t *testing.T) {
 		t.Errorf("all states: got %+v, %v", f, err)
 	}
 
-	if _, err := (operate.Selection{}).Filter("poisoned"); event.KindOf(err) != event.Invalid {
+	if _, err := (operate.Selection{}).Filter("poisoned"); event.KindOf(err) != event.Unknown {
 		t.Errorf("an unknown state: got %v", err)
 	}
 }

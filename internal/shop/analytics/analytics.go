@@ -260,6 +260,12 @@ func (s *Service) Top(ctx context.Context, days, limit int) ([]Count, error) {
 	return counts, nil
 }
 
+// CountTop counts the events that Top lists; see [postgres.CountRows].
+func (s *Service) CountTop(ctx context.Context, days int) (int, error) {
+	return postgres.CountRows(ctx, s.pool, `
+		SELECT DISTINCT event FROM analytics_daily WHERE day > (now() AT TIME ZONE 'UTC')::date - $1::int`, days)
+}
+
 // Day is how often one event, or all together, occurred on a day (UTC).
 type Day struct {
 	Day   time.Time `json:"day"`

@@ -181,9 +181,18 @@ type Stock struct {
 
 const selectStock = `SELECT product_id, supplied, available, reserved, sold FROM stock`
 
-// List returns the stock of the given products, or of all, in id order.
+// List returns the stock of the given products, which must exist, or of all, in id
+// order.
 func (s *Service) List(ctx context.Context, products ...string) ([]Stock, error) {
-	return s.list(ctx, ` WHERE cardinality($1::text[]) = 0 OR product_id = ANY($1) ORDER BY product_id`, append([]string{}, products...))
+	list, err := s.list(ctx, ` WHERE cardinality($1::text[]) = 0 OR product_id = ANY($1) ORDER BY product_id`, append([]string{}, products...))
+
+	for _, product := range products {
+		if err == nil && !slices.ContainsFunc(list, func(s Stock) bool { return s.ProductID == product }) {
+			err = event.Missing("product", product)
+		}
+	}
+
+	return list, err
 }
 
 // Page returns up to limit products after the given id, in id order.

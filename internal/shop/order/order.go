@@ -26,6 +26,11 @@ const (
 	StatusCancelled            Status = "cancelled"
 )
 
+// Statuses lists all statuses.
+var Statuses = []Status{
+	StatusCreated, StatusInventoryReserved, StatusPaid, StatusCompleted, StatusInventoryUnavailable, StatusPaymentFailed, StatusExpired, StatusCancelled,
+}
+
 // Terminal reports whether the state is final.
 func (s Status) Terminal() bool {
 	switch s {

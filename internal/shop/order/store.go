@@ -224,9 +224,18 @@ type Summary struct {
 	UpdatedAt time.Time `json:"updated_at"`
 }
 
+// Count counts the orders that List lists; see [postgres.CountRows].
+func (s *Service) Count(ctx context.Context, status Status) (int, error) {
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM orders WHERE $1 = '' OR status = $1`, string(status))
+}
+
 // List returns the orders that changed last, at most limit. An empty status
 // selects all orders.
 func (s *Service) List(ctx context.Context, status Status, limit int) ([]Summary, error) {
+	if err := event.KnownName("status", status, Statuses); err != nil {
+		return nil, err
+	}
+
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Summary], `
 		SELECT id, status, trim_scale(total_amount)::text, currency, updated_at FROM orders
 		WHERE $1 = '' OR status = $1

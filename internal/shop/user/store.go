@@ -440,6 +440,11 @@ func (s *Service) List(ctx context.Context, limit int) ([]Summary, error) {
 	return list, nil
 }
 
+// Count counts the users that List lists; see [postgres.CountRows].
+func (s *Service) Count(ctx context.Context) (int, error) {
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM users`)
+}
+
 // Miss is an update of a user who did not exist, the outcome user_not_found.
 type Miss struct {
 	MessageID uuid.UUID `json:"message_id"`
@@ -456,4 +461,9 @@ func (s *Service) Misses(ctx context.Context, limit int) ([]Miss, error) {
 	}
 
 	return list, nil
+}
+
+// CountMisses counts the updates that Misses lists; see [postgres.CountRows].
+func (s *Service) CountMisses(ctx context.Context) (int, error) {
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM user_misses`)
 }

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/millracehq/millrace"
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/shop/audit"
+	"github.com/millracehq/millrace/internal/shop/order"
+)
+
+var shells = map[string]func(*call) error{
+	"bash":       func(c *call) error { return c.cmd.Root().GenBashCompletionV2(c.out(), true) },
+	"fish":       func(c *call) error { return c.cmd.Root().GenFishCompletion(c.out(), true) },
+	"powershell": func(c *call) error { return c.cmd.Root().GenPowerShellCompletionWithDesc(c.out()) },
+	"zsh":        func(c *call) error { return c.cmd.Root().GenZshCompletion(c.out()) },
+}
+
+func newCompletion(opts *options) *cobra.Command {
+	return command(opts, &cobra.Command{
+		Use: "completion SHELL", Short: "Print a script that completes commands, names and ids in bash, fish, powershell or zsh",
+		Example: "  source <(millrace completion bash)",
+	}, func(c *call) error {
+		if err := event.KnownName("shell", c.args[0], sortedKeys(shells)); err != nil {
+			return err
+		}
+
+		return shells[c.args[0]](c)
+	})
+}
+
+// completionTimeout bounds a look into the database: a shell must not hang.
+const completionTimeout = time.Second
+
+// fixed completes one of names.
+func fixed[N ~string](names ...N) func(*call) ([]string, error) {
+	return func(*call) ([]string, error) {
+		return postgres.Column(names, func(n N) string { return string(n) }), nil
+	}
+}
+
+// named completes the names of parts of the service, which need no database.
+func named(names func(*call) []string) func(*call) ([]string, error) {
+	return func(c *call) ([]string, error) { return names(c), nil }
+}
+
+// stored completes values in the database: those of the last 100 rows of a query.
+func stored(sql string, args ...any) func(*call) ([]string, error) {
+	return func(c *call) ([]string, error) {
+		return postgres.Collect(c.ctx, c.Pool, pgx.RowTo[string], sql+" LIMIT 100", args...)
+	}
+}
+
+// failedIDs completes the ids of failed messages in a state, with their topics.
+func failedIDs(states ...failed.State) func(*call) ([]string, error) {
+	return stored(`SELECT id || E'\t' || topic FROM failed_messages WHERE state = ANY($1) ORDER BY id DESC`,
+		postgres.Column(states, func(s failed.State) string { return string(s) }))
+}
+
+// completions has what completes arguments, by their name in the usage line, and
+// flags. A name with the path of a command precedes the name alone.
+var completions = map[string]func(*call) ([]string, error){
+	"SHELL":      fixed(sortedKeys(shells)...),
+	"CONSUMER":   named(func(c *call) []string { return c.Operator.ConsumerNames() }),
+	"TOPIC":      named(func(c *call) []string { return c.Operator.Topics() }),
+	"PROJECTION": named(func(c *call) []string { return c.Projector.Names() }),
+	"ORDER":      stored(`SELECT id FROM orders ORDER BY updated_at DESC`),
+	"USER":       stored(`SELECT id FROM users ORDER BY updated_at DESC`),
+	"PRODUCT":    stored(`SELECT product_id FROM stock ORDER BY product_id`),
+	"STREAM":     stored(`SELECT stream FROM events GROUP BY stream ORDER BY max(position) DESC`),
+	"EVENT":      stored(`SELECT DISTINCT event FROM analytics_daily ORDER BY event`),
+	"ID":         failedIDs(failed.Waiting, failed.Stopped),
+
+	"millrace failed show ID":    failedIDs(failed.Waiting, failed.Stopped, failed.Resolved),
+	"millrace failed export ID":  failedIDs(failed.Waiting, failed.Stopped, failed.Resolved),
+	"millrace failed edit ID":    failedIDs(failed.Stopped),
+	"millrace failed requeue ID": failedIDs(failed.Stopped),
+	"millrace failed discard ID": failedIDs(failed.Stopped),
+	"millrace failed retry ID":   failedIDs(failed.Waiting),
+	"millrace failed skip ID":    failedIDs(failed.Waiting),
+	"millrace failed waiting ID": failedIDs(failed.Waiting),
+
+	"--consumer":  named(func(c *call) []string { return c.Operator.ConsumerNames() }),
+	"--topic":     named(func(c *call) []string { return c.Operator.Topics() }),
+	"--reason":    fixed(event.Reasons...),
+	"--state":     fixed(operate.States...),
+	"--status":    fixed(order.Statuses...),
+	"--action":    fixed(activity.Kinds...),
+	"--broker":    fixed(broker.Embedded, broker.Kafka, broker.RabbitMQ),
+	"--log-level": fixed("debug", "info", "warn", "error"),
+	"--only":      fixed(audit.Names()...),
+	"--user":      stored(`SELECT id FROM users ORDER BY updated_at DESC`),
+	"--group":     stored(`SELECT group_id || E'\t' || max(cause) FROM failed_messages WHERE group_id <> '' GROUP BY group_id ORDER BY max(last_at) DESC`),
+
+	"millrace failed count --by": fixed(failed.Countable...),
+}
+
+// complete makes arguments and flags of cmd and its subcommands complete.
+func complete(opts *options, cmd *cobra.Command) {
+	words := strings.Fields(cmd.Use)[1:]
+	for i := range words {
+		words[i] = strings.Trim(words[i], "[.]")
+	}
+
+	if cmd.Runnable() && !cmd.HasSubCommands() && cmd.Name() != "help" {
+		cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			if len(words) == 0 || len(args) >= len(words) && !strings.HasSuffix(cmd.Use, "...]") {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+
+			return opts.complete(cmd, words[min(len(args), len(words)-1)], args, prefix)
+		}
+	}
+
+	add := func(f *pflag.Flag) {
+		if name := "--" + f.Name; f.Value.Type() != "bool" && f.Name != "config" && f.Name != "file" {
+			// The only error is that the flag has a function already.
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+				return opts.complete(cmd, name, nil, prefix)
+			})
+		}
+	}
+
+	cmd.LocalFlags().VisitAll(add)
+
+	for _, child := range cmd.Commands() {
+		complete(opts, child)
+	}
+}
+
+// complete returns the values with a prefix, except those that are already among the
+// arguments. Without a database it returns those that need none.
+func (o *options) complete(cmd *cobra.Command, name string, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	values := completions[cmd.CommandPath()+" "+name]
+	if values == nil {
+		values = completions[name]
+	}
+
+	if values == nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+
+	cfg, err := o.clientConfig()
+	if err != nil || cfg.Validate() != nil {
+		cfg = config.Default()
+		cfg.Postgres.URL = "postgres://127.0.0.1:1/none" // nothing connects before the first query
+	}
+
+	service, release, err := millrace.New(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer release()
+
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	defer cancel()
+
+	found, err := values(&call{options: o, Service: service, cfg: cfg, ctx: ctx, cmd: cmd})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+
+	return slices.DeleteFunc(found, func(value string) bool {
+		value, _, _ = strings.Cut(value, "\t")
+
+		return !strings.HasPrefix(value, prefix) || slices.Contains(args, value)
+	}), cobra.ShellCompDirectiveNoFileComp
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
