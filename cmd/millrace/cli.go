@@ -216,7 +216,6 @@ func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.
 		return unknownCommand(cmd, args[0])
 	}
 	cmd.Args = cobra.ArbitraryArgs
-	cmd.SuggestionsMinimumDistance = 2
 
 	for _, child := range children {
 		cmd.AddCommand(child(opts))
@@ -227,7 +226,9 @@ func group(opts *options, cmd *cobra.Command, children ...func(*options) *cobra.
 
 func unknownCommand(parent *cobra.Command, name string) error {
 	text := fmt.Sprintf("unknown command %q for %q", name, parent.CommandPath())
-	if near := parent.SuggestionsFor(name); len(near) > 0 {
+	commands := postgres.Column(parent.Commands(), (*cobra.Command).Name)
+
+	if near := event.Nearest(name, commands); len(near) > 0 {
 		text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 	}
 

@@ -191,6 +191,7 @@ func TestFailedEditValidatesAndLetsEditAgain(t *testing.T) {
 
 	// The first edit makes it worse, the second one fixes it.
 	editor(t, `[ "$1" = --wait ] || exit 9
+cp "$2" "$2~" # like an editor with backups
 if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "$2"; else sed -i 's/"quantity": -1/"quantity": 3/' "$2"; fi`)
 
 	out, code := answer(t, url, "y\n", "failed", "edit", "1", "--by", "bob", "--why", "typo")
@@ -225,16 +226,42 @@ func TestFailedEditKeepsADraftThatIsGivenUp(t *testing.T) {
 		t.Errorf("exit code %d, draft %q, %v:\n%s", code, text, err, out)
 	}
 
-	editor(t, "exit 7")
-
-	if out, code := run(t, url, "failed", "edit", "1"); code != exitFailure || !strings.Contains(out, "set VISUAL or EDITOR") {
-		t.Errorf("exit code %d: %s", code, out)
+	file, err := os.Stat(strings.TrimSuffix(draft, ")"))
+	if err != nil || file.Mode() != 0o600 {
+		t.Errorf("the draft is %v, %v", file, err)
 	}
 
-	editor(t, "true")
+	dir, err := os.Stat(filepath.Dir(draft))
+	if err != nil || dir.Mode().Perm() != 0o700 {
+		t.Errorf("the directory of the draft is %v, %v", dir, err)
+	}
 
-	if out, code := run(t, url, "failed", "edit", "1"); code != 0 || !strings.Contains(out, "the payload is the original") {
-		t.Errorf("exit code %d: %s", code, out)
+	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operator_actions`); n != 0 {
+		t.Errorf("%d actions", n)
+	}
+}
+
+func TestFailedEditLeavesNothingBehindWithoutAnEdit(t *testing.T) {
+	url, pool := stopped(t, oneOrder)
+
+	for _, c := range []struct {
+		script string
+		code   int
+		says   string
+	}{
+		{`cp "$2" "$2~"; exit 7`, exitFailure, "set VISUAL or EDITOR"}, // like a crash of an editor with a backup
+		{`cp "$2" "$2~"; rm "$2"`, exitFailure, "reading the draft"},
+		{`cp "$2" "$2~"`, 0, "the payload is the original"},
+	} {
+		editor(t, c.script)
+
+		if out, code := run(t, url, "failed", "edit", "1"); code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("%s: exit code %d: %s", c.script, code, out)
+		}
+
+		if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) != 0 {
+			t.Errorf("%s: left behind: %v, %v", c.script, left, err)
+		}
 	}
 
 	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM operator_actions`); n != 0 {

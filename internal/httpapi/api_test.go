@@ -374,6 +374,61 @@ func TestEachPageLinksToTheNext(t *testing.T) {
 	}
 }
 
+func TestUnknownNamesAreProblems(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		says               string
+	}{
+		{"GET", "/failed?topic=nots", "", 404, "there is no topic nots; did you mean notes?"},
+		{"GET", "/failed?consumer=writr", "", 404, "there is no consumer writr; did you mean writer?"},
+		{"GET", "/failed?group=x", "", 404, "there is no group x"},
+		{"GET", "/failed?reason=pannic", "", 422, "validation failed"},
+		{"GET", "/failed?state=stoped", "", 422, "validation failed"},
+		{"GET", "/failed?topc=notes", "", 422, "validation failed"}, // would list everything
+		{"GET", "/failed/groups?topic=nots", "", 404, "did you mean notes?"},
+		{"GET", "/failed/counts?by=topic&topic=nots", "", 404, "did you mean notes?"},
+		{"GET", "/failed/counts?by=colour", "", 422, "validation failed"},
+		{"GET", "/waiting?consumer=writr", "", 404, "did you mean writer?"},
+		{"GET", "/activity?action=requeue", "", 422, "validation failed"},
+		{"GET", "/topics/nots/messages", "", 404, "did you mean notes?"},
+		{"POST", "/waiting/retry", `{"consumer":"writr"}`, 404, "did you mean writer?"},
+		{"POST", "/failed/requeue", `{"topic":"nots"}`, 404, "did you mean notes?"},
+		{"POST", "/failed/discard", `{"consumer":"writr","why":"x"}`, 404, "did you mean writer?"},
+		{"POST", "/failed/requeue", `{"reason":"pannic"}`, 422, "validation failed"},
+		{"POST", "/consumers/writr/pause", `{}`, 404, "did you mean writer?"},
+	} {
+		if a := r.ask(c.method, c.path, c.body, "Content-Type", "application/json"); a.status != c.status || !strings.Contains(a.text, c.says) {
+			t.Errorf("%s %s: got %d %s, expected %d %q", c.method, c.path, a.status, a.text, c.status, c.says)
+		}
+	}
+}
+
+func TestAListWithoutPagesSaysHowManyThereAre(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for i := range 5 {
+		r.add(fmt.Sprint("k", i), "x")
+	}
+
+	for path, total := range map[string]any{
+		"/failed/counts?by=key&limit=2": 5.0,
+		"/failed/counts?by=key&limit=5": nil,
+		"/failed/counts?by=topic":       nil,
+	} {
+		if a := r.ask("GET", path, ""); a.status != 200 || a.at("total") != total {
+			t.Errorf("%s: got %d, total %v, expected %v", path, a.status, a.at("total"), total)
+		}
+	}
+}
+
 func TestGroupsArePaged(t *testing.T) {
 	t.Parallel()
 

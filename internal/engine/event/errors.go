@@ -105,26 +105,34 @@ func Nearest(name string, known []string) (near []string) {
 	return near
 }
 
-// distance returns the Levenshtein distance in bytes.
+// distance returns the number of bytes to insert, delete, replace or swap with the
+// next one to get from a to b (optimal string alignment).
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
+	rows := make([][]int, len(a)+1)
 
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
 
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
+		for j := 1; j <= len(b); j++ {
+			if i == 0 {
+				rows[i][j] = j
+
+				continue
 			}
 
-			diagonal, row[j+1] = row[j+1], cost
+			replaced := rows[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replaced++
+			}
+
+			rows[i][j] = min(replaced, rows[i-1][j]+1, rows[i][j-1]+1)
+
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
 		}
 	}
 
-	return row[len(b)]
+	return rows[len(a)][len(b)]
 }

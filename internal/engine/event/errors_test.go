@@ -19,6 +19,8 @@ func TestErrorsSuggestTheClosestName(t *testing.T) {
 		"there is no topic usr.created; did you mean user.created?":                           event.UnknownName("topic", "usr.created", known),
 		"there is no topic x, expected one of [orders.created orders.completed user.created]": event.UnknownName("topic", "x", known),
 		"there is no topic , expected one of [orders.created orders.completed user.created]":  event.UnknownName("topic", "", known),
+		"there is no topic Orders.Craeted; did you mean orders.created?":                      event.UnknownName("topic", "Orders.Craeted", known),
+		"there is no x ab; did you mean ac or ad?":                                            event.UnknownName("x", "ab", []string{"ac", "ad", "cd"}),
 		"entry 3 is discarded": event.Errorf(event.Conflict, "entry %d is %s", 3, "discarded"),
 	} {
 		if err.Error() != want {

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -53,6 +54,19 @@ func TestUUIDsRoundTrip(t *testing.T) {
 	// Sent as text if the column is text.
 	if err := pool.QueryRow(t.Context(), `SELECT $1::text`, id.String()).Scan(&text); err != nil || text != id.String() {
 		t.Errorf("text: got %s, %v", text, err)
+	}
+}
+
+func TestTimesAreInUTC(t *testing.T) {
+	t.Parallel()
+
+	var at time.Time
+	if err := newPool(t).QueryRow(t.Context(), `SELECT '2026-07-01T12:00:00+05'::timestamptz`).Scan(&at); err != nil {
+		t.Fatal(err)
+	}
+
+	if at.Location() != time.UTC || at.Format(time.RFC3339) != "2026-07-01T07:00:00Z" {
+		t.Errorf("got %s", at)
 	}
 }
 
