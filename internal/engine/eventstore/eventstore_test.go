@@ -346,7 +346,7 @@ func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
 		t.Errorf("got %+v, %v", status, err)
 	}
 
-	if err := projector.Rebuild(t.Context(), "nothing", nil); event.KindOf(err) != event.NotFound {
+	if err := projector.Rebuild(t.Context(), "nothing", nil); event.KindOf(err) != event.Unknown {
 		t.Errorf("got %v", err)
 	}
 }
