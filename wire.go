@@ -35,6 +35,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
 		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Failed", "Fulfilment",
 			"User", "Notification", "Analytics", "Upkeep", "HTTP"),
+		config.Warnings,
 		telemetry.NewRegistry,
 		postgres.NewPool,
 		broker.NewSet,

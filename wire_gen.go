@@ -58,6 +58,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 		return nil, nil, err
 	}
+	v := config.Warnings(cfg)
 	engine := app.Engine{
 		Postgres:     postgresConfig,
 		Pool:         pool,
@@ -66,6 +67,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Relay:        relay,
 		Failed:       store,
 		Dependencies: breakerSet,
+		Registry:     registry,
+		Warnings:     v,
 	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)

@@ -1,19 +1,30 @@
 package main
 
 import (
+	"fmt"
+	"io"
+
 	"github.com/spf13/cobra"
 
-	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
 func newConsumersList(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
-		Use: "list", Short: "List the consumers and their state", Example: "  millrace consumers list",
-	}, func(c *call) ([]consumer.State, error) { return c.Operator.Consumers(c.ctx) }, writeConsumers)
+		Use: "list", Short: "List the consumers and their state",
+		Long: `List the consumers and their state in the service at http.addr, which shares pauses
+with its replicas, but not connections. If no service answers, the states are unknown.`,
+		Example: "  millrace consumers list",
+	}, func(c *call) ([]operate.Consumer, error) { return c.Operator.ConsumersAt(c.ctx, c.cfg.HTTP.Addr) }, writeConsumers)
 }
 
 // writeConsumers prints consumers as a table.
-var writeConsumers = table("CONSUMER TOPIC STATE", func(c consumer.State) []any {
-	return []any{c.Consumer, c.Topic, operate.Describe(c, stamp)}
-})
+func writeConsumers(w io.Writer, list []operate.Consumer) {
+	table("CONSUMER TOPIC STATE", func(c operate.Consumer) []any {
+		return []any{c.Consumer, c.Topic, c.Describe(stamp)}
+	})(w, list)
+
+	if len(list) > 0 && list[0].State == operate.Unknown {
+		fmt.Fprintln(w, "\nNo service answers here; `millrace status` says more.")
+	}
+}

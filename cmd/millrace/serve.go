@@ -35,7 +35,7 @@ func runService(ctx context.Context, cfg config.Config, started func(*app.Servic
 	defer release()
 
 	if err := cfg.Warn(); err != nil {
-		newLogger(cfg).Warn("the configuration is not safe on an open network", slog.Any("error", err))
+		newLogger(cfg).Warn("the configuration has settings that are unsafe on an open network or do nothing", slog.Any("error", err))
 	}
 
 	return service.Run(ctx, func() { started(service) })

@@ -3,18 +3,25 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
 func newStatus(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
-		Use: "status", Short: "Show dependencies, consumers and the number of pending messages",
-		Long: `Ask the service at http.addr for its dependencies and consumers, and Postgres for
-waiting messages. Exit code 1 if the service does not answer, or if anything is
-paused or unavailable.`,
+		Use: "status", Short: "Show dependencies, consumers, backlogs, and what needs attention",
+		Long: `Ask the service at http.addr for its dependencies and consumers, Postgres for the
+outbox and for failed messages, and the brokers for what waits there. Each of them
+may be away. The last table lists what needs attention, and what to do.
+
+Exit code 1 if anything needs attention: the service, Postgres or a broker does not
+answer, a consumer is paused or waits, messages are stopped, or background work makes
+no progress. Notes do not count.`,
 		Example: "  millrace status",
 	}, func(c *call) error {
 		status := c.Operator.Status(c.ctx, c.cfg.HTTP.Addr)
@@ -30,43 +37,60 @@ func writeStatus(w io.Writer, s operate.Status) {
 	if s.Service != nil {
 		writeProcess(w, *s.Service)
 	} else {
-		fmt.Fprintf(w, "service\t%s\n", s.Unreachable)
+		fmt.Fprintf(w, "service\t%s\n", oneLine(s.Unreachable, 300))
 	}
 
-	if s.Service == nil && s.Database != nil {
-		for _, p := range s.Database.Paused {
-			row(w, p.Consumer, operate.Paused(p, stamp))
-		}
-	}
+	fmt.Fprintln(w)
+	writeProgress(w, s)
 
 	if s.Database != nil {
 		writeFacts(w, *s.Database)
 	}
 
-	if s.Transaction != nil {
-		fmt.Fprintf(w, "vacuum\tblocked by %s\n", describe(*s.Transaction))
-	}
-
-	if s.Away != "" {
-		fmt.Fprintln(w, "\t")
-		fmt.Fprintf(w, "postgres\t%s\n", oneLine(s.Away, 300))
+	if len(s.Troubles) > 0 {
+		fmt.Fprintln(w)
+		writeTroubles(w, s.Troubles)
 	}
 }
 
 func writeProcess(w io.Writer, p operate.Process) {
-	fmt.Fprintf(w, "service\tup since %s, on %s\n\nDEPENDENCY\tSTATE\n", stamp(p.StartedAt), p.Brokers)
+	fmt.Fprintf(w, "service\t%s, up since %s, on %s\n\nDEPENDENCY\tSTATE\n", p.Phase, stamp(p.StartedAt), p.Brokers)
 
-	for _, d := range p.Dependencies {
-		state := "up"
-		if !d.Up {
-			state = fmt.Sprintf("unavailable since %s: %s", stamp(*d.Since), d.Why)
+	seen := map[string]bool{}
+
+	for _, b := range p.Connected {
+		if b.Up() {
+			continue
 		}
 
-		row(w, d.Name, oneLine(state, 250))
+		seen[b.Broker] = true
+
+		row(w, b.Broker, oneLine(fmt.Sprintf("not connected since %s: %s", stamp(*b.Since), b.Why), maxCell))
 	}
 
-	fmt.Fprintln(w)
-	writeConsumers(w, p.Consumers)
+	for _, d := range p.Dependencies {
+		switch {
+		case seen[d.Name]:
+		case d.Up:
+			row(w, d.Name, "up")
+		default:
+			row(w, d.Name, oneLine(fmt.Sprintf("unavailable since %s: %s", stamp(*d.Since), d.Why), maxCell))
+		}
+	}
+}
+
+// writeProgress prints the consumers with what waits for them.
+func writeProgress(w io.Writer, s operate.Status) {
+	table("CONSUMER TOPIC STATE BACKLOG WAITING STOPPED", func(c operate.Consumer) []any {
+		backlog, waiting, stopped := "unknown", "unknown", "unknown"
+
+		if s.Database != nil {
+			failed := s.Database.FailedByConsumer[c.Consumer]
+			backlog, waiting, stopped = s.Backlog(c.Topic), fmt.Sprint(failed.Waiting), fmt.Sprint(failed.Stopped)
+		}
+
+		return []any{c.Consumer, c.Topic, c.Describe(stamp), backlog, waiting, stopped}
+	})(w, s.Consumers)
 }
 
 func writeFacts(w io.Writer, f operate.Facts) {
@@ -78,4 +102,41 @@ func writeFacts(w io.Writer, f operate.Facts) {
 	fmt.Fprintf(w, "\noutbox\t%d to publish%s; %d scheduled\n", f.OutboxDue, oldest, f.OutboxScheduled)
 	fmt.Fprintf(w, "waiting\t%d messages of %d keys\n", f.WaitingMessages, f.WaitingKeys)
 	fmt.Fprintf(w, "stopped\t%d messages\n", f.Stopped)
+
+	for _, p := range f.Projections {
+		fmt.Fprintf(w, "projection\t%s, %s behind\n", p.Name, p.Lag().Round(time.Second))
+	}
 }
+
+// writeTroubles prints what needs attention. What follows from another trouble is not
+// repeated: the table of consumers shows it.
+func writeTroubles(w io.Writer, list []health.Trouble) {
+	consequences := map[string][]string{}
+
+	for _, t := range list {
+		if t.Because != "" {
+			consequences[t.Because] = append(consequences[t.Because], t.Name)
+		}
+	}
+
+	for _, t := range list {
+		if t.Because != "" {
+			continue
+		}
+
+		since := ""
+		if t.Since != nil {
+			since = " since " + stamp(*t.Since)
+		}
+
+		stops := ""
+		if waiting := consequences[t.Name]; len(waiting) > 0 {
+			stops = "; stops " + strings.Join(waiting, ", ")
+		}
+
+		fmt.Fprintf(w, "%s: %s%s: %s%s\n  what to do: %s\n", t.Level, t.Name, since, oneLine(t.Reason, maxReason), stops, t.Remedy)
+	}
+}
+
+// maxReason is the maximum length of a reason in characters.
+const maxReason = 500

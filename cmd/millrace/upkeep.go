@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -35,11 +34,6 @@ func writeUpkeep(w io.Writer, done operate.Upkeep) {
 	})(w, done.Tasks)
 
 	if done.Old != nil {
-		fmt.Fprintf(w, "\nA transaction blocks vacuum: %s\n", describe(*done.Old))
+		fmt.Fprintf(w, "\nA transaction blocks vacuum: %s\n", oneLine(done.Old.Describe(), 300))
 	}
-}
-
-// describe identifies an open transaction in one line.
-func describe(t upkeep.Transaction) string {
-	return fmt.Sprintf("%s %q, pid %d, %s, on %s, open for %s", t.Kind, oneLine(t.Name, 64), t.PID, t.State, t.Database, t.Age.Round(time.Second))
 }

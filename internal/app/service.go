@@ -14,12 +14,15 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -56,6 +59,8 @@ type Engine struct {
 	Relay        *outbox.Relay
 	Failed       *failed.Store
 	Dependencies *breaker.Set
+	Registry     *prometheus.Registry
+	Warnings     check.Warnings
 }
 
 // Upkeep holds the parts that maintain and check the database.
@@ -81,11 +86,14 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	s.Operator = &operate.Operator{
 		Pool: engine.Pool, Router: engine.Router, Dependencies: engine.Dependencies, Janitor: upkeep.Janitor,
 		Failed: engine.Failed, Projector: s.Projector, Auditor: upkeep.Audit, Retention: upkeep.Inbox.Retention, Brokers: engine.Brokers,
+		Relay: engine.Relay, Tasks: []*health.Loop{engine.Router.Retries, s.Projector.Loop, upkeep.Janitor.Loop, domains.Expiry.Loop},
+		Warnings: engine.Warnings, Logger: logger,
 	}
 
 	s.Janitor.Add(s.upkeep()...)
 	http.Handle("GET /statusz", s.Operator)
-	http.Explain(func() map[string]string { return s.Operator.Process().Troubles() })
+	http.Explain(s.Operator.Health)
+	engine.Registry.MustRegister(operate.NewCollector(s.Operator))
 
 	if domains.Webhook.Enabled() {
 		http.HandlePublic(payment.WebhookPattern, domains.Webhook)
@@ -146,13 +154,9 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 	tuneGC()
 
 	s.Operator.StartedAt = time.Now()
+	s.Operator.Enter("starting")
 
-	checks := []httpapi.Check{{Name: "postgres", Ping: s.Pool.Ping}}
-	for _, conn := range s.Brokers.Conns() {
-		checks = append(checks, httpapi.Check{Name: conn.Kind(), Ping: conn.Ping})
-	}
-
-	if err := s.http.Listen(checks...); err != nil {
+	if err := s.http.Listen(); err != nil {
 		return err
 	}
 
@@ -177,9 +181,13 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 // prepare waits for Postgres, applies migrations, checks the schema and creates
 // partitions.
 func (s *Service) prepare(ctx context.Context) error {
-	if err := postgres.Wait(ctx, s.Pool, s.logger); err != nil {
+	s.Operator.Enter("waiting for postgres")
+
+	if err := postgres.Wait(ctx, s.Pool, s.logger, s.Operator.Delayed); err != nil {
 		return err
 	}
+
+	s.Operator.Enter("preparing the database")
 
 	if s.Postgres.MigrateOnStart {
 		if _, err := postgres.Migrate(ctx, s.Pool, s.logger); err != nil {
@@ -232,10 +240,11 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 	background.Go(func() { s.Projector.Run(relaying) })
 	background.Go(func() { s.Janitor.Run(relaying) })
 	background.Go(func() { s.Expiry.Run(relaying) })
-	s.http.SetReady(true)
+	background.Go(func() { s.Operator.Watch(relaying) })
+	s.Operator.Enter(operate.PhaseRunning)
 
 	stopWatching := context.AfterFunc(ctx, func() {
-		s.http.SetReady(false)
+		s.Operator.Enter(operate.PhaseStopping)
 		s.logger.Info("draining; a second signal stops immediately")
 	})
 	defer stopWatching()

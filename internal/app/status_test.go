@@ -68,7 +68,7 @@ func TestStatusCountsStoppedMessages(t *testing.T) {
 	s.ExpectFailures()
 
 	open := func() int64 {
-		facts, err := s.Operator.Facts(t.Context())
+		facts, err := s.Operator.Facts(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

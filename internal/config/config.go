@@ -22,6 +22,7 @@ import (
 	"github.com/knadh/koanf/v2"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -84,10 +85,27 @@ func (c Config) Validate() error {
 		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(), c.HTTP.Validate(), c.Log.Validate())
 }
 
-// Warn returns an error that lists the secrets that the network can read, naming the
-// keys. Private networks without encryption are usual, so it is not a mistake.
+// Warn returns an error that lists what is valid and probably not meant, naming the
+// keys: secrets that the network can read (private networks without encryption are
+// usual, so it is no mistake), and settings that do nothing.
 func (c Config) Warn() error {
-	return errors.Join(c.Postgres.Warn(), c.Broker.Warn(), c.Notification.Warn())
+	return errors.Join(c.Postgres.Warn(), c.Broker.Warn(), c.Payment.Warn(), c.Notification.Warn())
+}
+
+// Warnings returns the lines of Warn, and what a default does that somebody may not
+// expect.
+func Warnings(c Config) check.Warnings {
+	var list check.Warnings
+
+	if err := c.Warn(); err != nil {
+		list = strings.Split(err.Error(), "\n")
+	}
+
+	if c.Notification.Email.Host == "" {
+		list = append(list, "notification.email.host: is not set, so e-mails are written to the log; set it to the mail server")
+	}
+
+	return list
 }
 
 // Load reads the configuration from the file at path, if any, the environment, and

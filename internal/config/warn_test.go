@@ -65,7 +65,8 @@ func TestSecretsThatTheNetworkCanReadAreNamed(t *testing.T) {
 	unused := config.Default()
 	unused.Broker.RabbitMQ.URL = "amqp://user:hunter2@mq.example/"
 
-	if err := unused.Warn(); err != nil {
+	// Its password goes nowhere, but nobody sets a URL that is not meant to be used.
+	if err := unused.Warn(); err == nil || !strings.HasPrefix(err.Error(), "broker.rabbitmq: is set, but no topic uses it") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("a broker that is not used: got %v", err)
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
-	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
 type switchInput struct {
@@ -21,7 +21,7 @@ type switchOutput struct {
 }
 
 func (e engine) registerConsumers(a *API) {
-	Get(a, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[consumer.State], error) {
+	Get(a, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[operate.Consumer], error) {
 		return All(e.Consumers(ctx))
 	})
 	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas", switchConsumer(e.Router.Pause))

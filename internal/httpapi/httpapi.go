@@ -4,7 +4,6 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/millracehq/millrace/internal/engine/check"
-	"github.com/millracehq/millrace/internal/engine/scrub"
+	"github.com/millracehq/millrace/internal/engine/health"
 )
 
 // Config configures the listener.
@@ -42,19 +41,11 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Check pings a dependency of the service.
-type Check struct {
-	Name string
-	Ping func(ctx context.Context) error
-}
-
 // Server serves /livez, /readyz and /metrics.
 type Server struct {
-	cfg    Config
-	ready  atomic.Bool
-	checks []Check
-	// troubles returns what is not working, and why, by name.
-	troubles func() map[string]string
+	cfg Config
+	// troubles returns what is not as it should be.
+	troubles func() []health.Trouble
 	// mux serves operators, public everything.
 	mux, public *http.ServeMux
 	server      *http.Server
@@ -66,8 +57,10 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	mux, public := http.NewServeMux(), http.NewServeMux()
 	public.Handle("/", guard(mux))
 
-	s := &Server{cfg: cfg, mux: mux, public: public, troubles: func() map[string]string { return nil }}
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, health{Status: "ok"}) })
+	s := &Server{cfg: cfg, mux: mux, public: public, troubles: func() []health.Trouble { return nil }}
+	// The process lives as long as it can answer: what it depends on does not matter,
+	// because a restart would not help.
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, report{Status: statusOK}) })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
@@ -82,9 +75,9 @@ func NewServer(cfg Config, registry *prometheus.Registry) *Server {
 	return s
 }
 
-// Explain makes /readyz report what is not working even while the service is ready.
-// Call it before Listen.
-func (s *Server) Explain(troubles func() map[string]string) { s.troubles = troubles }
+// Explain sets the function that returns what /readyz reports. It must not wait for
+// anything. Call it before Listen.
+func (s *Server) Explain(troubles func() []health.Trouble) { s.troubles = troubles }
 
 // Handle serves pattern with handler to operators on this machine. Call it before
 // Listen.
@@ -96,11 +89,8 @@ func (s *Server) HandlePublic(pattern string, handler http.Handler) {
 	s.public.Handle(pattern, handler)
 }
 
-// Listen binds the address and serves in the background until Close. /readyz runs
-// checks.
-func (s *Server) Listen(checks ...Check) error {
-	s.checks = checks
-
+// Listen binds the address and serves in the background until Close.
+func (s *Server) Listen() error {
 	listener, err := net.Listen("tcp", s.cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("listening on http.addr %s: %w (set http.addr to a free port)", s.cfg.Addr, err)
@@ -121,9 +111,6 @@ func (s *Server) Addr() string {
 	return addr
 }
 
-// SetReady sets whether /readyz reports the service as ready.
-func (s *Server) SetReady(ready bool) { s.ready.Store(ready) }
-
 // Close waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	if err := s.server.Shutdown(ctx); err != nil {
@@ -133,55 +120,32 @@ func (s *Server) Close(ctx context.Context) error {
 	return nil
 }
 
-// health is the response of /livez and /readyz.
-type health struct {
-	Status string            `json:"status"`
-	Checks map[string]string `json:"checks,omitempty"`
+// report is the response of /livez and /readyz.
+type report struct {
+	Status   string           `json:"status"`
+	Troubles []health.Trouble `json:"troubles,omitempty"`
 }
 
-var errStarting = errors.New("starting or stopping")
+// Values of report.Status.
+const (
+	statusOK          = "ok"
+	statusDegraded    = "degraded"
+	statusUnavailable = "unavailable"
+)
 
-// checkTimeout bounds one check.
-const checkTimeout = 2 * time.Second
+// readyz answers from what the process knows and asks nobody: a probe must not hang
+// because a dependency does.
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
+	answer, code := report{Status: statusOK, Troubles: s.troubles()}, http.StatusOK
 
-func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
-	answer := health{Status: "ok", Checks: map[string]string{"service": "ok"}}
-
-	if !s.ready.Load() {
-		answer.fail("service", errStarting)
+	switch health.Worst(answer.Troubles) { //nolint:exhaustive // notes change nothing
+	case health.Unready:
+		answer.Status, code = statusUnavailable, http.StatusServiceUnavailable
+	case health.Degraded:
+		answer.Status = statusDegraded
 	}
 
-	for _, check := range s.checks {
-		ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
-		err := check.Ping(ctx)
-
-		cancel()
-
-		answer.Checks[check.Name] = "ok"
-		if err != nil {
-			answer.fail(check.Name, err)
-		}
-	}
-
-	for name, trouble := range s.troubles() {
-		if answer.Status == "ok" {
-			answer.Status = "degraded"
-		}
-
-		answer.Checks[name] = trouble
-	}
-
-	status := http.StatusOK
-	if answer.Status == "unavailable" {
-		status = http.StatusServiceUnavailable
-	}
-
-	reply(w, status, answer)
-}
-
-func (h *health) fail(name string, err error) {
-	h.Status = "unavailable"
-	h.Checks[name] = scrub.Text(err.Error())
+	reply(w, code, answer)
 }
 
 func reply(w http.ResponseWriter, status int, body any) {

@@ -3,42 +3,38 @@ package httpapi_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"net"
 	"net/http"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/httpapi"
 )
 
-func TestReadyzReportsWhatIsMissing(t *testing.T) {
+func TestReadyzAnswersByTheWorstTroubleAndLivezByNone(t *testing.T) {
 	t.Parallel()
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var troubles []health.Trouble
 
-	addr := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	server := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, prometheus.NewRegistry())
+	server.Explain(func() []health.Trouble { return troubles })
 
-	server := httpapi.NewServer(httpapi.Config{Addr: addr}, prometheus.NewRegistry())
-
-	broken := errors.New("cannot be reached")
-	if err := server.Listen(httpapi.Check{Name: "postgres", Ping: func(context.Context) error { return broken }}); err != nil {
+	if err := server.Listen(); err != nil {
 		t.Fatal(err)
 	}
 
 	t.Cleanup(func() { _ = server.Close(context.Background()) })
 
-	ask := func(path string) (int, map[string]string) {
+	type answer struct {
+		Status   string
+		Troubles []health.Trouble
+	}
+
+	ask := func(path string) (code int, body answer) {
 		t.Helper()
 
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+path, nil)
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+server.Addr()+path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,26 +45,36 @@ func TestReadyzReportsWhatIsMissing(t *testing.T) {
 		}
 		defer response.Body.Close()
 
-		var body struct {
-			Checks map[string]string `json:"checks"`
-		}
-
 		_ = json.NewDecoder(response.Body).Decode(&body) // metrics are not JSON
 
-		return response.StatusCode, body.Checks
+		return response.StatusCode, body
 	}
 
-	if status, checks := ask("/readyz"); status != 503 || checks["service"] != "starting or stopping" || checks["postgres"] != "cannot be reached" {
-		t.Errorf("got %d, %v", status, checks)
+	trouble := func(level health.Level) health.Trouble {
+		return health.Trouble{Kind: health.Broker, Name: "kafka", Level: level, Reason: "not connected", Remedy: "start it"}
 	}
 
-	broken = nil
+	for _, c := range []struct {
+		troubles []health.Trouble
+		code     int
+		status   string
+	}{
+		{nil, 200, "ok"},
+		{[]health.Trouble{trouble(health.Note)}, 200, "ok"},
+		{[]health.Trouble{trouble(health.Note), trouble(health.Degraded)}, 200, "degraded"},
+		{[]health.Trouble{trouble(health.Degraded), trouble(health.Unready)}, 503, "unavailable"},
+	} {
+		troubles = c.troubles
 
-	server.SetReady(true)
+		code, body := ask("/readyz")
+		if code != c.code || body.Status != c.status || len(body.Troubles) != len(c.troubles) {
+			t.Errorf("%+v: got %d %+v, expected %d %s", c.troubles, code, body, c.code, c.status)
+		}
 
-	for _, path := range []string{"/readyz", "/livez", "/metrics"} {
-		if status, _ := ask(path); status != 200 {
-			t.Errorf("%s: got %d", path, status)
+		for _, path := range []string{"/livez", "/metrics"} {
+			if code, _ := ask(path); code != 200 {
+				t.Errorf("%+v: %s: got %d", c.troubles, path, code)
+			}
 		}
 	}
 }

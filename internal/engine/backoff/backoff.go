@@ -37,11 +37,15 @@ const maxWait = 5 * time.Second
 // Final makes Retry return err instead of trying again.
 func Final(err error) error { return backoff.Permanent(err) }
 
+// remindEvery is how often Retry logs that it still waits.
+const remindEvery = 10 * time.Minute
+
 // Retry calls attempt with growing delays until it succeeds, returns a Final error or
-// ctx ends. It logs when it starts waiting for the dependency what, and when that
-// becomes available.
+// ctx ends. It logs when it starts waiting for the dependency what, from time to time
+// while it waits, and when the dependency becomes available.
 func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func() error) error {
-	waited := false
+	var logged time.Time
+
 	policy := backoff.NewExponentialBackOff()
 	policy.MaxInterval = maxWait
 
@@ -49,13 +53,13 @@ func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func()
 		func() (struct{}, error) { return struct{}{}, attempt() },
 		backoff.WithBackOff(policy), backoff.WithMaxElapsedTime(0),
 		backoff.WithNotify(func(err error, _ time.Duration) {
-			if !waited {
+			if time.Since(logged) >= remindEvery {
 				logger.Warn("waiting for a dependency", slog.String("dependency", what), slog.Any("error", err))
-			}
 
-			waited = true
+				logged = time.Now()
+			}
 		}))
-	if err == nil && waited {
+	if err == nil && !logged.IsZero() {
 		logger.Info("dependency is available", slog.String("dependency", what))
 	}
 

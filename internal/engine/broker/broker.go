@@ -29,6 +29,7 @@ type Conn struct {
 
 	kind   string
 	logger *slog.Logger
+	health health
 }
 
 // New returns an unconnected Conn to the configured broker. It ignores bindings.
@@ -60,7 +61,14 @@ func (c *Conn) Kind() string { return c.kind }
 // Connect waits until the broker answers and has all topics, or ctx ends. It logs
 // when it starts and stops waiting.
 func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
-	err := backoff.Retry(ctx, c.logger, c.kind, func() error { return c.Driver.Connect(ctx, topics) })
+	c.health.began()
+
+	err := backoff.Retry(ctx, c.logger, c.kind, func() error {
+		err := c.Driver.Connect(ctx, topics)
+		c.health.heard(err)
+
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("connecting to %s: %w", c.kind, err)
 	}
@@ -102,6 +110,17 @@ func (s *Set) Has(conn *Conn, topic string) bool {
 	kind, bound := s.bound[topic]
 
 	return kind == conn.kind || !bound && conn == s.conns[0]
+}
+
+// Of returns the connection that carries a topic.
+func (s *Set) Of(topic string) *Conn {
+	for _, conn := range s.conns {
+		if s.Has(conn, topic) {
+			return conn
+		}
+	}
+
+	return nil // not reached: the default broker carries every topic that is not bound
 }
 
 // Bound returns the topics bound to the broker of conn.

@@ -3,11 +3,13 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"github.com/millracehq/millrace/internal/engine/broker/embedded"
 	"github.com/millracehq/millrace/internal/engine/broker/kafka"
 	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
+	"github.com/millracehq/millrace/internal/engine/check"
 )
 
 // Kinds of brokers.
@@ -71,14 +73,24 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Warn returns an error that lists the secrets that the network can read. SASL with
-// SCRAM, which Kafka gets, does not send the password.
+// Warn returns an error that lists the secrets that the network can read, and the
+// connections of brokers that no topic uses. SASL with SCRAM, which Kafka gets, does not
+// send the password.
 func (c Config) Warn() error {
-	if slices.Contains(c.kinds(), RabbitMQ) {
-		return c.RabbitMQ.Warn()
+	defaults := DefaultConfig()
+
+	unused := func(kind string, changed bool) error {
+		return check.That(!changed || slices.Contains(c.kinds(), kind), fmt.Sprintf(
+			"broker.%s: is set, but no topic uses it, because broker.kind is %s; set broker.kind, bind topics with broker.bind, or remove the section", kind, c.Kind))
 	}
 
-	return nil
+	errs := []error{unused(Kafka, !reflect.DeepEqual(c.Kafka, defaults.Kafka)), unused(RabbitMQ, c.RabbitMQ != defaults.RabbitMQ)}
+
+	if slices.Contains(c.kinds(), RabbitMQ) {
+		errs = append(errs, c.RabbitMQ.Warn())
+	}
+
+	return errors.Join(errs...)
 }
 
 // kinds returns the brokers in use, the default one first.

@@ -50,3 +50,7 @@ func Encrypted(key string, encrypted, secret bool, host, expected string) error 
 
 	return fmt.Errorf("%s: lets a secret cross the network to %s unencrypted, expected %s", key, host, expected)
 }
+
+// Warnings lists settings that are valid but do nothing, or not what one may expect.
+// Each begins with the key.
+type Warnings []string

@@ -137,45 +137,6 @@ func (r *Router) SuspendedTopics() []string {
 	})
 }
 
-// State is the state of a consumer in this process.
-type State struct {
-	Consumer string `json:"consumer"`
-	Topic    string `json:"topic"`
-	// Pause is set while the consumer is paused by an operator.
-	Pause *Pause `json:"pause,omitempty"`
-	// Waits lists the dependencies that the consumer is waiting for.
-	Waits []string `json:"waits,omitempty"`
-}
-
-// States returns the state of each consumer, in the order of the routing table.
-func (r *Router) States() []State {
-	s := r.suspensions
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	states := make([]State, 0, len(r.routes))
-
-	for _, route := range r.routes {
-		state := State{Consumer: route.Consumer, Topic: route.Topic}
-
-		if p, paused := s.paused[route.Consumer]; paused {
-			state.Pause = &p
-		}
-
-		for _, breaker := range s.needs[route.Consumer] {
-			if dependency := breaker.State(); !dependency.Up {
-				state.Waits = append(state.Waits, dependency.Name)
-			}
-		}
-
-		slices.Sort(state.Waits)
-		states = append(states, state)
-	}
-
-	return states
-}
-
 // awaitResume waits while the consumer is paused, for at most d.maxWait.
 func (r *Router) awaitResume(d *delivery) error {
 	paused, resumed := r.suspensions.isPaused(d.route.Consumer)

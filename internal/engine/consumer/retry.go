@@ -45,6 +45,8 @@ const (
 	suspendedWait = 5 * time.Second
 	// renewAfter is the age at which a lease is renewed between two messages.
 	renewAfter = time.Second
+	// retryLimit is how long the loop may take until it leases keys again.
+	retryLimit = time.Minute
 	// keysAtOnce limits the keys of a consumer retried at once, so that a slow
 	// consumer leaves room for others.
 	keysAtOnce = 32
@@ -81,7 +83,7 @@ func (r *Router) retryWaiting(ctx context.Context) {
 
 	done := make(chan struct{}, 1)
 
-	for {
+	for r.Retries.Begin(); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -109,17 +111,17 @@ func (r *Router) retryWaiting(ctx context.Context) {
 // leaseKeys leases keys that are due. It ignores the end of ctx, because keys that the
 // server had already leased would go untried. After an error the next round tries
 // again.
-func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) (keys []failed.Key) {
+func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) []failed.Key {
 	free := map[string]int{}
 	for _, consumer := range r.consuming() {
 		free[consumer] = int(room[consumer].Load())
 	}
 
-	r.briefly(ctx, "could not lease waiting keys", func(ctx context.Context) (err error) {
-		keys, err = r.failed.Lease(ctx, free, r.lease())
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
+	defer cancel()
 
-		return err
-	})
+	keys, err := r.failed.Lease(bounded, free, r.lease())
+	r.Retries.Report(err)
 
 	return keys
 }

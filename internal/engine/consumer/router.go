@@ -26,6 +26,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/telemetry"
@@ -48,7 +49,11 @@ type Router struct {
 	running      atomic.Bool
 	subscribers  []message.Subscriber
 	suspensions  *suspensions
+	topics       subscriptions
 	gate         gate
+
+	// Retries tracks whether waiting messages are retried.
+	Retries *health.Loop
 
 	// stopping is cancelled when shutdown begins: waiting messages are returned.
 	// working is cancelled when the drain times out.
@@ -89,7 +94,10 @@ func NewRouter(
 	working, abort := context.WithCancel(context.Background())
 	stopping, stop := context.WithCancel(working)
 
+	logger = logger.With(slog.String("component", "consumer"))
+
 	return &Router{
+		Retries:      health.NewLoop("retries of waiting messages", health.Degraded, retryLimit, logger),
 		cfg:          cfg,
 		perTopic:     perTopic,
 		pool:         pool,
@@ -97,7 +105,7 @@ func NewRouter(
 		dependencies: dependencies,
 		postgres:     dependencies.Get(postgres.Dependency),
 		onCommit:     relay.Wake,
-		logger:       logger.With(slog.String("component", "consumer")),
+		logger:       logger,
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),
 		stopping:     stopping,
@@ -217,6 +225,9 @@ type Source interface {
 func (r *Router) Run(ctx context.Context, sources []Source, started func()) error {
 	r.running.Store(true)
 
+	consumed, _ := r.Topics()
+	r.topics.enter(Connecting, consumed...)
+
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(r.logger))
 	if err != nil {
 		return fmt.Errorf("creating router: %w", err)
@@ -259,6 +270,7 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 	// The group ends when ctx ends or one of its functions fails.
 	group, running := errgroup.WithContext(ctx)
 	seen := make(chan struct{})
+	ended := make(chan string)
 
 	group.Go(func() error {
 		r.watch(running, seen)
@@ -266,7 +278,7 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 		return nil
 	})
 	group.Go(func() error {
-		err := r.subscribe(running, subscriptions, router, sources, seen)
+		err := r.subscribe(running, subscriptions, router, sources, seen, ended)
 
 		switch {
 		case err == nil:
@@ -285,6 +297,9 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 			result <- nil
 
 			return errors.Join(errors.New("consumers ended unexpectedly"), err)
+		case topic := <-ended:
+			// Nothing would deliver the topic any more. A restart subscribes again.
+			return fmt.Errorf("the subscription of topic %s ended unexpectedly", topic)
 		}
 	})
 
@@ -310,8 +325,11 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 // subscribe connects all sources concurrently and subscribes to the topics of each as
 // soon as it is connected. ctx bounds connecting; the subscriptions end with
 // subscriptions. It takes no messages before seen is closed, because the paused
-// consumers are unknown until then.
-func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}) error {
+// consumers are unknown until then. It sends the topics of subscriptions that end
+// before ctx to ended.
+func (r *Router) subscribe(
+	ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}, ended chan<- string,
+) error {
 	var (
 		group    errgroup.Group
 		starting sync.Mutex // serializes starting handlers in the router
@@ -334,22 +352,7 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 			starting.Lock()
 			defer starting.Unlock()
 
-			consumed, _ := r.Topics()
-			for _, topic := range consumed {
-				if !source.Has(topic) {
-					continue
-				}
-
-				subscriber, err := source.Subscriber(topic)
-				if err != nil {
-					return fmt.Errorf("connecting subscriber of %s: %w", topic, err)
-				}
-
-				r.subscribers = append(r.subscribers, subscriber)
-				router.AddConsumerHandler(topic, topic, subscriber, r.receive(r.routesOf(topic)))
-			}
-
-			if err := router.RunHandlers(subscriptions); err != nil {
+			if err := r.subscribeTo(ctx, subscriptions, router, source, ended); err != nil {
 				return err
 			}
 
@@ -362,9 +365,51 @@ func (r *Router) subscribe(ctx, subscriptions context.Context, router *message.R
 	return group.Wait()
 }
 
+// subscribeTo subscribes to the topics of a source.
+func (r *Router) subscribeTo(ctx, subscriptions context.Context, router *message.Router, source Source, ended chan<- string) error {
+	handlers := map[string]*message.Handler{}
+
+	consumed, _ := r.Topics()
+	for _, topic := range consumed {
+		if !source.Has(topic) {
+			continue
+		}
+
+		subscriber, err := source.Subscriber(topic)
+		if err != nil {
+			return fmt.Errorf("connecting subscriber of %s: %w", topic, err)
+		}
+
+		r.subscribers = append(r.subscribers, subscriber)
+		handlers[topic] = router.AddConsumerHandler(topic, topic, subscriber, r.receive(r.routesOf(topic)))
+	}
+
+	if err := router.RunHandlers(subscriptions); err != nil {
+		return err
+	}
+
+	for topic, handler := range handlers {
+		r.topics.enter(Subscribed, topic)
+
+		go func() {
+			<-handler.Stopped()
+
+			select {
+			case ended <- topic:
+			case <-ctx.Done():
+			}
+		}()
+	}
+
+	return nil
+}
+
 // drain closes the gate and waits for the messages in flight.
 func (r *Router) drain() {
 	r.stop()
+
+	consumed, _ := r.Topics()
+	r.topics.enter(Draining, consumed...)
 
 	done := r.gate.close()
 

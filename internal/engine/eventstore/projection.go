@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -33,6 +34,7 @@ const (
 	rebuildBatch = 5000 // positions per transaction while rebuilding
 	followPoll   = 200 * time.Millisecond
 	maxPause     = 5 * time.Second // after failures
+	followLimit  = time.Minute     // a transaction that stays open holds up all projections
 )
 
 // Projector keeps projections up to date. Several processes may run one: a row lock
@@ -40,34 +42,33 @@ const (
 type Projector struct {
 	pool        *pgxpool.Pool
 	projections []Projection
-	logger      *slog.Logger
+	// Loop tracks whether projections make progress.
+	Loop *health.Loop
 }
 
 // NewProjector returns a projector. Call Run to start it.
 func NewProjector(pool *pgxpool.Pool, projections []Projection, logger *slog.Logger) *Projector {
-	return &Projector{pool: pool, projections: projections, logger: logger.With(slog.String("component", "projections"))}
+	return &Projector{
+		pool: pool, projections: projections,
+		Loop: health.NewLoop("projections", health.Degraded, followLimit, logger.With(slog.String("component", "projections"))),
+	}
 }
 
-// Run follows the events until ctx ends. It logs a failure once and retries
-// indefinitely, because a projection must not skip events.
+// Run follows the events until ctx ends. It retries failures indefinitely, because a
+// projection must not skip events.
 func (p *Projector) Run(ctx context.Context) {
 	wait := followPoll
-	failing := false
 
-	for ctx.Err() == nil {
+	for p.Loop.Begin(); ctx.Err() == nil; {
 		more, err := p.follow(ctx)
+		if ctx.Err() == nil {
+			p.Loop.Report(err)
+		}
 
-		switch {
-		case err != nil && ctx.Err() == nil:
-			if !failing {
-				p.logger.Warn("updating projections failed; retrying", slog.Any("error", err))
-			}
-
-			failing, wait = true, min(2*wait, maxPause)
-		case failing:
-			p.logger.Info("updating projections succeeded again")
-
-			failing, wait = false, followPoll
+		if err != nil {
+			wait = min(2*wait, maxPause)
+		} else {
+			wait = followPoll
 		}
 
 		if !more {
@@ -182,6 +183,17 @@ type Status struct {
 	Behind    int64      `json:"behind"`
 	UpdatedAt time.Time  `json:"updated_at"`
 	RebuiltAt *time.Time `json:"rebuilt_at"`
+	// Unread is when the oldest event was recorded that has not been read.
+	Unread *time.Time `json:"oldest_unread_at,omitempty"`
+}
+
+// Lag returns how old the oldest event is that has not been read.
+func (s Status) Lag() time.Duration {
+	if s.Unread == nil {
+		return 0
+	}
+
+	return max(time.Since(*s.Unread), 0)
 }
 
 // Status returns the progress of each projection.
@@ -191,7 +203,8 @@ func (p *Projector) Status(ctx context.Context) ([]Status, error) {
 	}
 
 	list, err := postgres.Collect(ctx, p.pool, pgx.RowToStructByPos[Status], `
-		SELECT name, position, greatest(0, (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_position_seq) - position), updated_at, rebuilt_at
+		SELECT name, position, greatest(0, (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_position_seq) - position), updated_at, rebuilt_at,
+		       (SELECT recorded_at FROM events WHERE events.position > projections.position ORDER BY events.position LIMIT 1)
 		FROM projections WHERE name = ANY($1) ORDER BY name`, p.Names())
 	if err != nil {
 		return nil, fmt.Errorf("reading projections: %w", err)

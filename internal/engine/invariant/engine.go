@@ -29,7 +29,7 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "projections",
 				Means:  "Projections follow the events.",
-				Advice: "Check the log for `updating projections failed`, and `millrace status` for old transactions, which block projections.",
+				Advice: "`millrace status` shows projections that fail and old transactions, which block them.",
 				Fault: `CASE WHEN next_at < now() - @older::interval
 					THEN format('stopped at position %s; the next event is from %s', position, to_char(next_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
 			}},

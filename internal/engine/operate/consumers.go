@@ -12,24 +12,138 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Consumers returns the consumers with the pauses stored in Postgres.
-func (o *Operator) Consumers(ctx context.Context) ([]consumer.State, error) {
+// ConsumerState says whether messages of a consumer are applied.
+type ConsumerState string
+
+// States of a consumer in a process.
+const (
+	Running       ConsumerState = "running"        // messages are applied as they arrive
+	Paused        ConsumerState = "paused"         // by an operator
+	Waiting       ConsumerState = "waiting"        // for a dependency
+	Connecting    ConsumerState = "connecting"     // the broker has not been reached yet
+	Disconnected  ConsumerState = "disconnected"   // the broker does not answer any more
+	NotSubscribed ConsumerState = "not subscribed" // the broker answers but knows no subscription
+	Stopped       ConsumerState = "stopped"        // the process does not consume or is stopping
+	Unknown       ConsumerState = "unknown"        // no service answers
+)
+
+// Consumer is the state of a consumer.
+type Consumer struct {
+	Consumer string        `json:"consumer"`
+	Topic    string        `json:"topic"`
+	Broker   string        `json:"broker"`
+	State    ConsumerState `json:"state" enum:"running,paused,waiting,connecting,disconnected,not subscribed,stopped,unknown"`
+	// Since is when the state began, if that is known, and Why the reason.
+	Since *time.Time `json:"since,omitempty"`
+	Why   string     `json:"why,omitempty"`
+	// Needs names the dependencies that the consumer is waiting for.
+	Needs []string `json:"needs,omitempty"`
+	// Pause is set while an operator has paused the consumer, in any state.
+	Pause *consumer.Pause `json:"pause,omitempty"`
+}
+
+// consumers returns the states of the consumers in this process.
+func (o *Operator) consumers() []Consumer {
+	routes := o.Router.States()
+	list := make([]Consumer, len(routes))
+
+	for i, r := range routes {
+		c := Consumer{Consumer: r.Consumer, Topic: r.Topic, Broker: o.Brokers.Of(r.Topic).Kind(), Pause: r.Pause, State: Running}
+		o.explain(&c, r)
+		list[i] = c
+	}
+
+	return list
+}
+
+// explain sets the state of a consumer: the first reason for which no message is
+// applied.
+func (o *Operator) explain(c *Consumer, r consumer.State) {
+	conn := o.Brokers.Of(r.Topic).State()
+	set := func(state ConsumerState, since *time.Time, why string) { c.State, c.Since, c.Why = state, since, why }
+
+	switch {
+	case r.Phase == consumer.NotRunning:
+		set(Stopped, nil, "")
+	case r.Phase == consumer.Draining:
+		set(Stopped, &r.Since, "the service is stopping")
+	case r.Phase == consumer.Connecting:
+		set(Connecting, &r.Since, conn.Why)
+	case !conn.Up():
+		set(Disconnected, conn.Since, conn.Why)
+	case o.monitor.unsubscribed(r.Topic) != nil:
+		set(NotSubscribed, o.monitor.unsubscribed(r.Topic), "the broker knows no subscription of the topic")
+	case r.Pause != nil:
+		set(Paused, &r.Pause.At, r.Pause.Why)
+	case len(r.Waits) > 0:
+		set(Waiting, r.Waits[0].Since, r.Waits[0].Why)
+	}
+
+	for _, dependency := range r.Waits {
+		c.Needs = append(c.Needs, dependency.Name)
+	}
+}
+
+// Consumers returns the consumers of this process with the pauses stored in Postgres,
+// which the process follows within a second.
+func (o *Operator) Consumers(ctx context.Context) ([]Consumer, error) {
 	pauses, err := consumer.Pauses(ctx, o.Pool)
 	if err != nil {
 		return nil, err
 	}
 
-	states := o.Router.States()
+	return pausedBy(o.consumers(), pauses), nil
+}
 
-	for i, s := range states {
+// ConsumersAt returns the consumers of the service at addr. Without an answer their
+// states are unknown, except for the pauses stored in Postgres.
+func (o *Operator) ConsumersAt(ctx context.Context, addr string) ([]Consumer, error) {
+	var process Process
+
+	list := o.unknown()
+	if err := ask(ctx, addr, "/statusz", 0, &process); err == nil {
+		list = process.Consumers
+	}
+
+	pauses, err := consumer.Pauses(ctx, o.Pool)
+	if err != nil {
+		return nil, err
+	}
+
+	return pausedBy(list, pauses), nil
+}
+
+// unknown returns the consumers of a service that does not answer.
+func (o *Operator) unknown() []Consumer {
+	list := o.consumers()
+	for i := range list {
+		list[i].State = Unknown
+	}
+
+	return list
+}
+
+// pausedBy replaces the pauses in list.
+func pausedBy(list []Consumer, pauses []consumer.Pause) []Consumer {
+	for i := range list {
+		c := &list[i]
+		c.Pause = nil
+
 		for _, p := range pauses {
-			if p.Consumer == s.Consumer {
-				states[i].Pause = &p
+			if p.Consumer == c.Consumer {
+				c.Pause = &p
 			}
+		}
+
+		switch {
+		case c.Pause != nil && c.State == Running:
+			c.State, c.Since, c.Why = Paused, &c.Pause.At, c.Pause.Why
+		case c.Pause == nil && c.State == Paused:
+			c.State, c.Since, c.Why = Running, nil, ""
 		}
 	}
 
-	return states, nil
+	return list
 }
 
 // ConsumerNames returns the names of the consumers.
@@ -50,19 +164,41 @@ func (o *Operator) KnownTopic(topic string) error {
 	return nil
 }
 
-// Paused formats who paused a consumer, since when and why.
-func Paused(p consumer.Pause, stamp func(time.Time) string) string {
-	return fmt.Sprintf("paused by %s since %s: %s", p.Who, stamp(p.At), p.Why)
+// Describe formats the state of a consumer on one line.
+func (c Consumer) Describe(stamp func(time.Time) string) string {
+	var text string
+
+	switch c.State { //nolint:exhaustive // the others are said below
+	case Paused:
+		return paused(*c.Pause, stamp)
+	case Waiting:
+		text = "waiting for " + strings.Join(c.Needs, " and ")
+	case Connecting:
+		text = "connecting to " + c.Broker
+	case Disconnected:
+		text = "disconnected from " + c.Broker
+	case NotSubscribed:
+		text = "not subscribed at " + c.Broker
+	default:
+		text = string(c.State)
+	}
+
+	if c.Since != nil {
+		text += " since " + stamp(*c.Since)
+	}
+
+	if c.Why != "" {
+		text += ": " + c.Why
+	}
+
+	if c.Pause != nil {
+		text += "; " + paused(*c.Pause, stamp)
+	}
+
+	return text
 }
 
-// Describe formats the state of a consumer on one line: running, paused or waiting.
-func Describe(s consumer.State, stamp func(time.Time) string) string {
-	switch {
-	case s.Pause != nil:
-		return Paused(*s.Pause, stamp)
-	case len(s.Waits) > 0:
-		return "waiting for " + strings.Join(s.Waits, " and ")
-	default:
-		return "running"
-	}
+// paused formats who paused a consumer, since when and why.
+func paused(p consumer.Pause, stamp func(time.Time) string) string {
+	return fmt.Sprintf("paused by %s since %s: %s", p.Who, stamp(p.At), p.Why)
 }

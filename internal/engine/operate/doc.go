@@ -4,16 +4,20 @@
 package operate
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
@@ -32,7 +36,16 @@ type Operator struct {
 	Brokers   *broker.Set
 	// Tap records the messages that pass through this process.
 	Tap Tap
+	// Relay and Tasks are the background work of the service. Warnings is what is
+	// configured and does nothing, or not what one may expect.
+	Relay    *outbox.Relay
+	Tasks    []*health.Loop
+	Warnings check.Warnings
+	Logger   *slog.Logger
 	// StartedAt is the start time of the service. It is zero in a process that is not
 	// the service.
 	StartedAt time.Time
+
+	progress progress
+	monitor  monitor
 }

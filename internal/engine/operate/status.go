@@ -6,89 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"sync"
 	"time"
 
-	"github.com/millracehq/millrace/internal/engine/breaker"
-	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/scrub"
-	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
-// Process is the state of a running service as seen by itself.
-type Process struct {
-	StartedAt    time.Time        `json:"started_at"`
-	Brokers      string           `json:"brokers"`
-	Dependencies []breaker.State  `json:"dependencies"`
-	Consumers    []consumer.State `json:"consumers"`
-}
-
-// Process returns the state of this process.
-func (o *Operator) Process() Process {
-	return Process{
-		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers.Kinds(), Dependencies: o.Dependencies.States(), Consumers: o.Router.States(),
-	}
-}
-
-// ServeHTTP writes the state of this process.
-func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-
-	_ = json.NewEncoder(w).Encode(o.Process()) // fails only if the client is gone
-}
-
-// Troubles returns what is not working, and why, by name.
-func (p Process) Troubles() map[string]string {
-	troubles := make(map[string]string)
-	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-	for _, d := range p.Dependencies {
-		if !d.Up {
-			troubles[d.Name] = fmt.Sprintf("unavailable since %s: %s", stamp(*d.Since), d.Why)
-		}
-	}
-
-	for _, c := range p.Consumers {
-		if c.Pause != nil || len(c.Waits) > 0 {
-			troubles[c.Consumer] = Describe(c, stamp)
-		}
-	}
-
-	return troubles
-}
-
-// Facts is the state stored in Postgres, which does not depend on a running service.
-type Facts struct {
-	// OutboxDue counts the messages due for publishing, OutboxScheduled those
-	// scheduled for later. OldestDue is the creation time of the oldest due message.
-	OutboxDue       int64      `json:"outbox_due"`
-	OldestDue       *time.Time `json:"oldest_due,omitempty"`
-	OutboxScheduled int64      `json:"outbox_scheduled"`
-	WaitingKeys     int64      `json:"waiting_keys"`
-	WaitingMessages int64      `json:"waiting_messages"`
-	Stopped         int64      `json:"stopped_messages"`
-
-	Paused []consumer.Pause `json:"paused_consumers"`
-}
-
-// Facts reads the facts from Postgres.
-func (o *Operator) Facts(ctx context.Context) (f Facts, err error) {
-	err = o.Pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM outbox WHERE available_at IS NULL),
-		       (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
-		       (SELECT count(*) FROM outbox WHERE available_at IS NOT NULL),
-		       (SELECT count(*) FROM failed_keys), (SELECT count(*) FROM failed_messages WHERE state = 'waiting' AND waiting_key IS NOT NULL),
-		       (SELECT count(*) FROM failed_messages WHERE state = 'stopped')`).
-		Scan(&f.OutboxDue, &f.OldestDue, &f.OutboxScheduled, &f.WaitingKeys, &f.WaitingMessages, &f.Stopped)
-	if err != nil {
-		return f, fmt.Errorf("reading status: %w", err)
-	}
-
-	f.Paused, err = consumer.Pauses(ctx, o.Pool)
-
-	return f, err
-}
-
-// Status is the state of a service and its database.
+// Status is the state of a service, its database and its brokers.
 type Status struct {
 	// Service is nil if the service does not respond; Unreachable is the reason.
 	Service     *Process `json:"service,omitempty"`
@@ -96,46 +23,113 @@ type Status struct {
 	// Database is nil if Postgres does not respond; Away is the reason.
 	Database *Facts `json:"database,omitempty"`
 	Away     string `json:"database_unreachable,omitempty"`
-	// Transaction is a long-running transaction that holds back vacuum.
-	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
+	// Consumers are those of the service. Without one their states are unknown.
+	Consumers []Consumer `json:"consumers"`
+	// Backlogs is what the brokers hold.
+	Backlogs []Backlog `json:"backlogs"`
+	// Troubles is everything that is not as it should be, the most important first.
+	Troubles []health.Trouble `json:"troubles"`
 }
 
-// errTroubled reports an unhealthy status.
-var errTroubled = errors.New("something is paused or unavailable; see above")
-
-// Status queries the service at addr and Postgres. A failure of either is part of the
-// status.
+// Status queries the service at addr, Postgres and the brokers. A failure of any of
+// them is part of the status.
 func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
+	ctx, cancel := context.WithTimeout(ctx, measureTimeout)
+	defer cancel()
+
+	var asking sync.WaitGroup
+
+	asking.Go(func() { s.Backlogs = o.Backlogs(ctx) })
+
 	process := &Process{}
 	if err := ask(ctx, addr, "/statusz", 0, process); err != nil {
 		s.Unreachable = scrub.Text(err.Error())
 	} else {
 		s.Service = process
+		s.Troubles = process.Troubles
 	}
 
-	facts, err := o.Facts(ctx)
-	if err == nil {
-		s.Database = &facts
-		s.Transaction, err = o.Janitor.Old(ctx)
-	}
-
-	if err != nil {
+	if facts, err := o.Facts(ctx, 0); err != nil {
 		s.Away = scrub.Text(err.Error())
+	} else {
+		s.Database = &facts
 	}
+
+	asking.Wait()
+	s.complete(o.unknown())
 
 	return s
 }
 
+// Backlog says how many messages of a topic wait in the outbox and at the broker.
+func (s Status) Backlog(topic string) string {
+	n := s.Database.DueByTopic[topic]
+
+	for _, b := range s.Backlogs {
+		if b.Topic == topic && b.Unknown != "" {
+			return fmt.Sprintf("%d, unknown on %s", n, b.Broker)
+		}
+
+		if b.Topic == topic {
+			n += b.Messages
+		}
+	}
+
+	return strconv.FormatInt(n, 10)
+}
+
+// complete lists the consumers and the troubles.
+func (s *Status) complete(unknown []Consumer) {
+	s.Consumers = unknown
+	if s.Service != nil {
+		s.Consumers = s.Service.Consumers
+	}
+
+	if s.Database != nil {
+		s.Consumers = pausedBy(s.Consumers, s.Database.Paused)
+	}
+
+	if s.Service == nil {
+		s.Troubles = merge(s.Troubles, []health.Trouble{{
+			Kind: health.Service, Name: "service", Level: health.Unready, Reason: s.Unreachable, Remedy: s.serviceRemedy(),
+		}})
+	}
+
+	if s.Database != nil {
+		s.Troubles = merge(s.Troubles, s.Database.Troubles())
+	} else {
+		s.Troubles = merge(s.Troubles, []health.Trouble{{
+			Kind: health.Dependency, Name: postgres.Dependency, Level: health.Unready, Reason: s.Away, Remedy: remedyFor(postgres.Dependency, s.Away),
+		}})
+	}
+
+	for _, b := range s.Backlogs {
+		if b.Unknown != "" {
+			s.Troubles = merge(s.Troubles, []health.Trouble{{
+				Kind: health.Broker, Name: b.Broker, Level: health.Degraded, Reason: b.Unknown, Remedy: remedyFor(b.Broker, b.Unknown),
+			}})
+		}
+	}
+}
+
+func (s *Status) serviceRemedy() string {
+	if s.Database != nil && s.Database.Replicas > 0 {
+		return fmt.Sprintf("%d processes publish from this database, but none answers here: run the command where one runs, or correct http.addr", s.Database.Replicas)
+	}
+
+	return "start it with `millrace serve`, or correct http.addr"
+}
+
+// errTroubled reports that something needs attention.
+var errTroubled = errors.New("something needs attention; see above")
+
 // Err returns an error unless everything works.
 func (s Status) Err() error {
-	switch {
-	case s.Service == nil:
-		return errors.New(s.Unreachable)
-	case s.Away != "" || len(s.Service.Troubles()) > 0:
+	if worst := health.Worst(s.Troubles); worst == health.Unready || worst == health.Degraded {
 		return errTroubled
-	default:
-		return nil
 	}
+
+	return nil
 }
 
 // askTimeout bounds a request to a running service, not counting the time that the

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -32,6 +34,9 @@ const (
 
 // sessionRetry is the delay before the relay reconnects to Postgres.
 const sessionRetry = time.Second
+
+// roundLimit is how long a session may take until it balances its shards again.
+const roundLimit = time.Minute
 
 // sessionTimeout bounds each exchange with Postgres. A slower connection is closed,
 // which releases its shards.
@@ -83,8 +88,9 @@ type link struct {
 	wake       chan struct{}
 	// suspended holds the topics that were suspended in the last round.
 	suspended atomic.Pointer[[]string]
-	// lost is true while there is no session.
-	lost bool
+	loop      *health.Loop
+	// stuck has the topics that the broker refuses, and how many there are.
+	stuck stuck
 	// woken is true if this process has committed rows since the last round. Other
 	// replicas are then notified.
 	woken atomic.Bool
@@ -128,11 +134,21 @@ func (r *Relay) Run(ctx context.Context, target Target) {
 		l.logger = r.logger.With(slog.String("broker", target.Name))
 	}
 
+	l.loop = health.NewLoop(strings.TrimSpace("relay "+target.Name), health.Unready, roundLimit, l.logger)
+
 	r.mu.Lock()
 	r.links = append(r.links, l)
 	r.mu.Unlock()
 
 	l.run(ctx)
+}
+
+// Loops returns the state of the sessions.
+func (r *Relay) Loops() []*health.Loop {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	return postgres.Column(r.links, func(l *link) *health.Loop { return l.loop })
 }
 
 func (r *link) run(ctx context.Context) {
@@ -145,14 +161,12 @@ func (r *link) run(ctx context.Context) {
 	listening, stopListening := context.WithCancel(ctx)
 	running.Go(func() { r.listen(listening) })
 
+	r.loop.Begin()
+
 	for ctx.Err() == nil {
 		err := r.session(ctx)
 		if err != nil && ctx.Err() == nil {
-			if !r.lost {
-				r.logger.Warn("relay lost its connection to postgres and is reconnecting", slog.Any("error", err))
-			}
-
-			r.lost = true
+			r.loop.Report(err)
 
 			_ = backoff.Sleep(ctx, sessionRetry)
 		}
@@ -202,11 +216,6 @@ func (r *link) session(ctx context.Context) error {
 		return err
 	}
 
-	if r.lost {
-		r.logger.Info("relay reconnected to postgres")
-	}
-
-	r.lost = false
 	r.mark.reset()
 
 	ticker := time.NewTicker(r.cfg.PollInterval)
@@ -303,6 +312,8 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	if released.RowsAffected() > 0 {
 		r.mark.reset()
 	}
+
+	r.loop.Report(nil)
 
 	if r.target.Name != "" {
 		return nil // the unnamed link measures for all links
@@ -529,6 +540,7 @@ func (r *link) publish(ctx context.Context, publisher message.Publisher, next ro
 
 func (r *link) confirm(published row) {
 	r.unconsumed.add(published)
+	r.stuck.remove(published.Topic)
 
 	if r.queue.published(published, r.cfg.BatchSize/4) {
 		r.nudge()
@@ -556,6 +568,7 @@ func (r *link) backOff(ctx context.Context, failed row, err error) {
 	r.metrics.errors.WithLabelValues(failed.Topic).Inc()
 
 	if stuck {
+		r.stuck.add(failed.Topic, err)
 		r.logger.Warn("message cannot be published; later messages of its key are blocked",
 			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
 	}

@@ -106,13 +106,18 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 const pingTimeout = 5 * time.Second
 
 // Wait blocks until the database responds and takes writes. It returns an error when
-// ctx ends, and a SetupError at once. It logs when it starts and stops waiting.
-func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) error {
+// ctx ends, and a SetupError at once. It logs when it starts and stops waiting, and
+// calls failed with the error of each attempt.
+func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger, failed func(error)) error {
 	err := backoff.Retry(ctx, logger, Dependency, func() error {
 		pingCtx, cancel := context.WithTimeout(ctx, pingTimeout)
 		defer cancel()
 
 		err := pool.Ping(pingCtx)
+		if err != nil {
+			failed(err)
+		}
+
 		if setup, ok := errors.AsType[*SetupError](err); ok {
 			return backoff.Final(setup)
 		}

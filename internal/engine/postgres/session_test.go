@@ -197,7 +197,7 @@ func TestOnlyUTF8IsAccepted(t *testing.T) {
 
 		parsed.Path = "/" + name
 		pool := open(t, parsed.String())
-		err = postgres.Wait(t.Context(), pool, pgtest.Logger(t))
+		err = postgres.Wait(t.Context(), pool, pgtest.Logger(t), func(error) {})
 		pool.Close()
 
 		if setup, ok := errors.AsType[*postgres.SetupError](err); !ok || !strings.Contains(setup.Problem, "encoding "+encoding) {
@@ -213,7 +213,7 @@ func TestAPoolerOfSessionsWorks(t *testing.T) {
 
 	pool := open(t, with(t, pgtest.Pooled(t, pgtest.URL(t), "session"), "search_path", "public"))
 
-	if err := postgres.Wait(t.Context(), pool, pgtest.Logger(t)); err != nil {
+	if err := postgres.Wait(t.Context(), pool, pgtest.Logger(t), func(error) {}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -245,7 +245,7 @@ func TestAPoolerThatSharesSessionsIsRefused(t *testing.T) {
 			direct := pgtest.URL(t)
 			pooled := pgtest.Pooled(t, direct, mode)
 
-			err := postgres.Wait(t.Context(), open(t, pooled), pgtest.Logger(t))
+			err := postgres.Wait(t.Context(), open(t, pooled), pgtest.Logger(t), func(error) {})
 			if setup, ok := errors.AsType[*postgres.SetupError](err); !ok || !strings.Contains(setup.Problem, "pool_mode = session") {
 				t.Fatalf("got %v", err)
 			}

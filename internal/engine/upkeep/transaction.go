@@ -26,6 +26,29 @@ type Transaction struct {
 	Age      time.Duration `json:"age_ns"`
 }
 
+// Describe identifies the transaction on one line.
+func (t Transaction) Describe() string {
+	return fmt.Sprintf("%s %q, pid %d, %s, on %s, open for %s", t.Kind, t.Name, t.PID, t.State, t.Database, t.Age.Round(time.Second))
+}
+
+// Remedy says how to end the transaction.
+func (t Transaction) Remedy() string {
+	switch t.Kind {
+	case kindPrepared:
+		return "in its database: ROLLBACK PREPARED or COMMIT PREPARED '" + t.Name + "'"
+	case kindSlot:
+		return "let its consumer connect again, or: SELECT pg_drop_replication_slot('" + t.Name + "')"
+	default:
+		return fmt.Sprintf("if nobody needs it: SELECT pg_terminate_backend(%d)", t.PID)
+	}
+}
+
+// Kinds of transactions besides sessions, as the query below names them.
+const (
+	kindPrepared = "prepared transaction"
+	kindSlot     = "replication slot"
+)
+
 // oldestTransaction returns the oldest transaction in any database of the server,
 // because projections wait for all of them. The result is empty if the only
 // transaction is this query's own. It never includes query text, which may contain

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -59,6 +60,7 @@ type Done struct {
 const (
 	firstRound   = time.Minute // upkeep must not slow down startup
 	retryRound   = time.Minute // after a failure, for example a locked table
+	roundLimit   = time.Hour   // deleting a long backlog takes time
 	watchEvery   = 15 * time.Second
 	watchTimeout = 5 * time.Second
 )
@@ -71,14 +73,19 @@ type Janitor struct {
 	logger *slog.Logger
 	oldest prometheus.Gauge
 
-	// failing and old record what was last logged.
-	failing, old bool
+	// Loop tracks whether rounds succeed.
+	Loop *health.Loop
+	// old records whether an old transaction was last logged.
+	old bool
 }
 
 // New returns a janitor. Call Run to start it.
 func New(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) *Janitor {
+	logger = logger.With(slog.String("component", "upkeep"))
+
 	return &Janitor{
-		cfg: cfg, pool: pool, logger: logger.With(slog.String("component", "upkeep")),
+		cfg: cfg, pool: pool, logger: logger,
+		Loop: health.NewLoop("upkeep", health.Degraded, cfg.Every+roundLimit, logger),
 		oldest: promauto.With(registry).NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_oldest_transaction_age_seconds", Help: "Age of the oldest open transaction on the server, which holds back vacuum.",
 		}),
@@ -95,6 +102,8 @@ func (j *Janitor) Run(ctx context.Context) {
 
 	watch := time.NewTicker(watchEvery)
 	defer watch.Stop()
+
+	j.Loop.Begin()
 
 	for {
 		select {
@@ -119,17 +128,12 @@ func (j *Janitor) round(ctx context.Context) time.Duration {
 	}
 
 	switch {
-	case err == nil && j.failing:
-		j.failing = false
-		j.logger.Info("upkeep succeeded again")
-	case err == nil, errors.Is(err, postgres.ErrLocked), ctx.Err() != nil:
+	case ctx.Err() != nil:
+	case err == nil, errors.Is(err, postgres.ErrLocked): // another process did it
+		j.Loop.Report(nil)
 	default:
-		if !j.failing {
-			// Until then rows go to the default partitions and expired rows remain.
-			j.logger.Warn("upkeep failed; retrying", slog.Any("error", err))
-		}
-
-		j.failing = true
+		// Until it succeeds, rows go to the default partitions and expired rows remain.
+		j.Loop.Report(err)
 
 		return min(retryRound, j.cfg.Every)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/order"
 )
@@ -34,6 +35,8 @@ func (c Config) Validate() error {
 
 const (
 	maxSweepInterval = 5 * time.Second
+	// sweepLimit is how long a sweep of many pages may take.
+	sweepLimit = 10 * time.Minute
 	// sweepTimeout bounds the transaction of a page.
 	sweepTimeout = 20 * time.Second
 	// pageSize is how many orders a transaction reads.
@@ -50,39 +53,31 @@ type Sweeper struct {
 	cfg    Config
 	pool   *pgxpool.Pool
 	append event.Append
-	logger *slog.Logger
+	// Loop tracks whether sweeps succeed.
+	Loop *health.Loop
 }
 
 // NewSweeper returns a sweeper that does nothing until Run. Each replica runs
 // one; a row lock lets one sweep at a time.
 func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logger *slog.Logger) *Sweeper {
-	return &Sweeper{cfg: cfg, pool: pool, append: appendEvents, logger: logger.With(slog.String("component", "expiry"))}
+	return &Sweeper{
+		cfg: cfg, pool: pool, append: appendEvents,
+		Loop: health.NewLoop("expiry of unpaid orders", health.Degraded, sweepLimit, logger.With(slog.String("component", "expiry"))),
+	}
 }
 
-// Run sweeps until ctx ends. It logs the first of consecutive failures and
-// retries indefinitely.
+// Run sweeps until ctx ends. It retries failures indefinitely.
 func (s *Sweeper) Run(ctx context.Context) {
 	if s.cfg.PaymentTimeout == 0 {
 		return
 	}
 
-	for failing := false; ; {
-		err := s.Sweep(ctx)
-
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil && !failing:
-			s.logger.Warn("sweeping unpaid orders failed; retrying", slog.Any("error", err))
-		case err == nil && failing:
-			s.logger.Info("sweeping unpaid orders recovered")
+	for s.Loop.Begin(); ctx.Err() == nil; {
+		if err := s.Sweep(ctx); ctx.Err() == nil {
+			s.Loop.Report(err)
 		}
 
-		failing = err != nil
-
-		if backoff.Sleep(ctx, min(s.cfg.PaymentTimeout/4, maxSweepInterval)) != nil {
-			return
-		}
+		_ = backoff.Sleep(ctx, min(s.cfg.PaymentTimeout/4, maxSweepInterval))
 	}
 }
 

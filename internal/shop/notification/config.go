@@ -97,7 +97,13 @@ func (c Config) Warn() error {
 		return nil //nolint:nilerr // Validate reports it
 	}
 
-	return check.Encrypted("notification.webhook.url", u.Scheme == "https", u.User != nil || u.RawQuery != "", u.Hostname(), "https://")
+	return errors.Join(
+		check.Encrypted("notification.webhook.url", u.Scheme == "https", u.User != nil || u.RawQuery != "", u.Hostname(), "https://"),
+		check.That(c.Webhook.URL != "" || c.Webhook.Secret == "",
+			"notification.webhook.secret: is set, but notification.webhook.url is not, so the webhook channel is refused; set the URL"),
+		check.That(c.Email.Host != "" || c.Email.User == "",
+			"notification.email.user: is set, but notification.email.host is not, so e-mails are written to the log; set the host"),
+	)
 }
 
 func (c WebhookConfig) validate() error {

@@ -194,3 +194,16 @@ func (c StripeConfig) validateWebhook() error {
 func (c StripeConfig) webhookSecrets() []string {
 	return strings.FieldsFunc(string(c.WebhookSecret), func(r rune) bool { return r == ',' || r == ' ' })
 }
+
+// Warn returns an error that lists settings that do nothing, and outcomes that nobody
+// receives.
+func (c Config) Warn() error {
+	simulated := c.Gateway == gatewaySimulated
+
+	return errors.Join(
+		check.That(!simulated || c.Stripe.SecretKey == "",
+			"payment.gateway: is simulated, although payment.stripe.secret_key is set, so no money moves; set payment.gateway to stripe, or remove the key"),
+		check.That(simulated || c.Stripe.WebhookSecret != "",
+			"payment.stripe.webhook_secret: is not set, so what Stripe reports later is not received; create a webhook endpoint at Stripe and set its signing secret"),
+	)
+}

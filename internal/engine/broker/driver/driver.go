@@ -35,7 +35,23 @@ type Driver interface {
 	// Lanes returns how many messages to publish concurrently.
 	Lanes() int
 	Ping(ctx context.Context) error
+	// Backlogs returns what the broker holds of consumed topics. It does not need
+	// Connect: it uses a connection of its own, so that a command can ask while the
+	// service does not run. It may outlive ctx by some seconds.
+	Backlogs(ctx context.Context, topics []string) ([]Backlog, error)
 	Close() error
+}
+
+// Backlog is what a broker holds of a topic that this service consumes.
+type Backlog struct {
+	Topic string
+	// Messages is how many messages wait at the broker.
+	Messages int64
+	// Subscriptions is how many subscriptions of this service, in all processes, the
+	// broker knows.
+	Subscriptions int
+	// Err is why the topic could not be measured.
+	Err error
 }
 
 // Tailer is a driver that can read messages without consuming them.

@@ -78,6 +78,9 @@ func (d *Driver) Lanes() int { return d.cfg.Lanes }
 // Ping implements driver.Driver.
 func (d *Driver) Ping(context.Context) error { return nil }
 
+// Backlogs implements driver.Driver: all messages are in the outbox.
+func (d *Driver) Backlogs(context.Context, []string) ([]driver.Backlog, error) { return nil, nil }
+
 // Close implements driver.Driver.
 func (d *Driver) Close() error {
 	d.stop()

@@ -110,6 +110,9 @@ func (d *Driver) createTopics(client sarama.Client, topics []driver.Topic) error
 	return nil
 }
 
+// group returns the name of the consumer group of a topic.
+func (d *Driver) group(topic string) string { return d.cfg.Group + "." + topic }
+
 // Subscriber implements driver.Driver. Each topic has its own consumer group.
 func (d *Driver) Subscriber(topic string) (message.Subscriber, error) {
 	cfg, err := d.sarama()
@@ -121,7 +124,7 @@ func (d *Driver) Subscriber(topic string) (message.Subscriber, error) {
 		Brokers:               d.cfg.Brokers,
 		Unmarshaler:           Marshaler{},
 		OverwriteSaramaConfig: cfg,
-		ConsumerGroup:         d.cfg.Group + "." + topic,
+		ConsumerGroup:         d.group(topic),
 		// Messages are nacked only when the service stops.
 		NackResendSleep: time.Second,
 	}, driver.WatermillLogger(d.logger))

@@ -1,0 +1,270 @@
+package app_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// page requests a page of the service's listener.
+func page(t *testing.T, s *apptest.Service, path string) (code int, body string) {
+	t.Helper()
+
+	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+s.HTTPAddr()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return response.StatusCode, string(text)
+}
+
+// expected is how one trouble is reported.
+type expected struct {
+	name    string
+	code    int
+	level   health.Level
+	reason  string
+	remedy  string
+	because string
+}
+
+// reported waits until /readyz and the metrics report what is expected, while the
+// process stays alive.
+func reported(t *testing.T, s *apptest.Service, want expected) {
+	t.Helper()
+	pgtest.Eventually(t, "/readyz names "+want.name, func() bool {
+		code, troubles := readiness(t, s.HTTPAddr())
+		got := troubles[want.name]
+
+		return code == want.code && got.Level == want.level && strings.Contains(got.Reason, want.reason) &&
+			strings.Contains(got.Remedy, want.remedy) && got.Because == want.because
+	})
+
+	metric := `name="` + want.name + `"} 1`
+	if _, metrics := page(t, s, "/metrics"); !strings.Contains(metrics, metric) {
+		t.Errorf("the metrics do not have millrace_trouble with %s", metric)
+	}
+
+	if code, _ := page(t, s, "/livez"); code != http.StatusOK {
+		t.Errorf("/livez: got %d, although a restart would not help", code)
+	}
+}
+
+// recovered waits until nothing is reported any more but notes.
+func recovered(t *testing.T, s *apptest.Service) {
+	t.Helper()
+	pgtest.Eventually(t, "nothing is in trouble", func() bool {
+		code, body := page(t, s, "/readyz")
+
+		return code == http.StatusOK && strings.Contains(body, `"status":"ok"`)
+	})
+}
+
+func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
+	t.Parallel()
+
+	by := activity.Actor{Who: "ann", Why: "fixing the import"}
+
+	for name, c := range map[string]struct {
+		configure func(*config.Config)
+		begin     func(*testing.T, *apptest.Service)
+		want      []expected
+		end       func(*testing.T, *apptest.Service)
+	}{
+		"a pause": {
+			begin: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+
+				if _, err := s.Router.Pause(t.Context(), "account.create", by); err != nil {
+					t.Fatal(err)
+				}
+			},
+			want: []expected{{"account.create", 200, health.Degraded, "paused by ann: fixing the import", "millrace consumers resume account.create", ""}},
+			end: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+
+				if _, err := s.Router.Resume(t.Context(), "account.create", by); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		"a projection that fails": {
+			begin: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+				alter(t, s, `ALTER TABLE users RENAME TO elsewhere`)
+				s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
+			},
+			want: []expected{{"projections", 200, health.Degraded, `relation "users" does not exist`, "millrace migrate up", ""}},
+			end: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+				alter(t, s, `ALTER TABLE elsewhere RENAME TO users`)
+			},
+		},
+		"expiry that fails": {
+			begin: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+				alter(t, s, `ALTER TABLE expiry_cursor RENAME TO elsewhere`)
+			},
+			want: []expected{{"expiry of unpaid orders", 200, health.Degraded, "expiry_cursor", "millrace migrate up", ""}},
+			end: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+				alter(t, s, `ALTER TABLE elsewhere RENAME TO expiry_cursor`)
+			},
+		},
+		"a stopped message": {
+			begin: func(t *testing.T, s *apptest.Service) {
+				t.Helper()
+				s.ExpectFailures()
+				s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
+			},
+			want: []expected{{"stopped messages", 200, health.Degraded, "1 messages are stopped", "millrace failed groups", ""}},
+			end:  func(t *testing.T, s *apptest.Service) { t.Helper(); alter(t, s, `DELETE FROM failed_messages`) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			s := apptest.Start(t)
+			recovered(t, s)
+			c.begin(t, s)
+
+			for _, want := range c.want {
+				reported(t, s, want)
+			}
+
+			c.end(t, s)
+			recovered(t, s)
+		})
+	}
+}
+
+func alter(t *testing.T, s *apptest.Service, sql string) {
+	t.Helper()
+
+	if _, err := s.Pool.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWithoutPostgresTheServiceIsNotReadyAndNamesEveryConsumer(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	name := apptest.Value[string](s, `SELECT current_database()::text`)
+
+	admin, err := pgx.Connect(t.Context(), os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	allow := func(allowed string) {
+		if _, err := admin.Exec(context.Background(), `ALTER DATABASE `+name+` ALLOW_CONNECTIONS `+allowed); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	t.Cleanup(func() { _ = admin.Close(context.Background()) })
+	t.Cleanup(func() { allow("true") })
+
+	recovered(t, s)
+	allow("false")
+
+	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, name); err != nil {
+		t.Fatal(err)
+	}
+
+	reported(t, s, expected{"postgres", 503, health.Unready, "unavailable: ", "postgres", ""})
+	reported(t, s, expected{"relay", 503, health.Unready, "makes no progress: ", "postgres", ""})
+
+	for _, c := range s.Router.States() {
+		reported(t, s, expected{c.Consumer, 503, health.Unready, "waits for postgres", "see the dependency", "postgres"})
+	}
+
+	allow("true")
+	recovered(t, s)
+}
+
+// A service whose broker has never answered consumes nothing, and says so everywhere.
+func TestWithoutItsBrokerTheServiceIsNotReadyAndConsumersAreNotRunning(t *testing.T) {
+	t.Parallel()
+
+	for _, kind := range []string{broker.Kafka, broker.RabbitMQ} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+
+			nowhere := "127.0.0.1:" + brokertest.FreePort(t)
+			s := apptest.New(t, pgtest.URL(t), func(c *config.Config) {
+				c.Broker.Kind = kind
+				c.Broker.Kafka.Brokers = []string{nowhere}
+				c.Broker.RabbitMQ.URL = "amqp://guest:guest@" + "127.0.0.1:1/"
+			})
+
+			if _, err := s.Router.Pause(t.Context(), "account.create", activity.Actor{Who: "ann", Why: "fixing the import"}); err != nil {
+				t.Fatal(err)
+			}
+
+			ctx, stop := context.WithCancel(context.Background())
+			done := make(chan error, 1)
+
+			go func() { done <- s.Service.Run(ctx, func() {}) }()
+
+			t.Cleanup(func() {
+				stop()
+
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+
+			pgtest.Eventually(t, "the service listens", func() bool { return s.HTTPAddr() != "" })
+			reported(t, s, expected{kind, 503, health.Unready, "not connected yet: reaching " + kind, "check that the broker runs and that broker." + kind, ""})
+			reported(t, s, expected{"fulfilment.place", 503, health.Unready, "connecting: no messages of orders.created arrive", "see the broker", kind})
+
+			for _, c := range s.Operator.Process().Consumers {
+				if c.State != operate.Connecting || c.Since == nil || !strings.Contains(c.Why, "connection refused") {
+					t.Errorf("%s is %s since %v: %s, expected connecting, since when and why", c.Consumer, c.State, c.Since, c.Why)
+				}
+
+				if paused := c.Pause != nil; paused != (c.Consumer == "account.create") {
+					t.Errorf("%s: paused is %v", c.Consumer, paused)
+				}
+			}
+
+			_, metrics := page(t, s, "/metrics")
+			for _, metric := range []string{
+				"millrace_ready 0", `millrace_broker_connected{broker="` + kind + `"} 0`,
+				`millrace_consumer_running{consumer="fulfilment.place",topic="orders.created"} 0`,
+			} {
+				if !strings.Contains(metrics, metric) {
+					t.Errorf("the metrics do not have %s", metric)
+				}
+			}
+		})
+	}
+}

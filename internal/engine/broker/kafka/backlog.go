@@ -1,0 +1,137 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/IBM/sarama"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+// lookTimeout bounds each request of Backlogs.
+const lookTimeout = 3 * time.Second
+
+// Backlogs implements driver.Driver. The backlog of a topic is the lag of its consumer
+// group, and its subscriptions are the members of the group.
+func (d *Driver) Backlogs(_ context.Context, topics []string) (list []driver.Backlog, err error) {
+	cfg, err := d.sarama()
+	if err != nil {
+		return nil, err
+	}
+
+	cfg.Net.DialTimeout, cfg.Net.ReadTimeout, cfg.Net.WriteTimeout = lookTimeout, lookTimeout, lookTimeout
+	cfg.Metadata.Retry.Max, cfg.Admin.Retry.Max = 1, 1
+	cfg.Metadata.Full = false // only the topics that are asked for
+
+	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
+	}
+
+	admin, err := sarama.NewClusterAdminFromClient(client)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting kafka admin: %w", err), client.Close())
+	}
+
+	defer func() { err = errors.Join(err, admin.Close()) }() // closes the client too
+
+	for _, topic := range topics {
+		list = append(list, d.backlog(client, admin, topic))
+	}
+
+	return list, nil
+}
+
+func (d *Driver) backlog(client sarama.Client, admin sarama.ClusterAdmin, topic string) driver.Backlog {
+	b := driver.Backlog{Topic: topic}
+
+	b.Messages, b.Err = d.lag(client, admin, topic)
+	if b.Err != nil {
+		return b
+	}
+
+	groups, err := admin.DescribeConsumerGroups([]string{d.group(topic)})
+
+	switch {
+	case err != nil:
+		b.Err = fmt.Errorf("reading consumer group %s: %w", d.group(topic), err)
+	case len(groups) == 1 && !errors.Is(groups[0].Err, sarama.ErrNoError):
+		b.Err = fmt.Errorf("reading consumer group %s: %w", d.group(topic), groups[0].Err)
+	case len(groups) == 1:
+		b.Subscriptions = len(groups[0].Members)
+	}
+
+	return b
+}
+
+// lag returns how many records of a topic its consumer group has not committed.
+func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic string) (lag int64, err error) {
+	name := d.cfg.Prefix + topic
+
+	partitions, err := client.Partitions(name)
+	if err != nil {
+		return 0, fmt.Errorf("reading topic %s: %w", name, err)
+	}
+
+	committed, err := admin.ListConsumerGroupOffsets(d.group(topic), map[string][]int32{name: partitions})
+	if err != nil {
+		return 0, fmt.Errorf("reading consumer group %s: %w", d.group(topic), err)
+	}
+
+	ends, begins := map[int32]int64{}, map[int32]int64{}
+
+	for _, partition := range partitions {
+		ends[partition] = sarama.OffsetNewest
+
+		if block := committed.GetBlock(name, partition); block == nil || block.Offset < 0 {
+			begins[partition] = sarama.OffsetOldest // nothing is committed: the group will begin here
+		}
+	}
+
+	end, err := offsets(admin, name, ends)
+	if err != nil {
+		return 0, err
+	}
+
+	begin, err := offsets(admin, name, begins)
+	if err != nil {
+		return 0, err
+	}
+
+	for _, partition := range partitions {
+		from, isNew := begin[partition]
+		if !isNew {
+			from = committed.GetBlock(name, partition).Offset
+		}
+
+		lag += max(end[partition]-from, 0)
+	}
+
+	return lag, nil
+}
+
+// offsets returns the offsets of a topic's partitions at the given positions.
+func offsets(admin sarama.ClusterAdmin, topic string, positions map[int32]int64) (map[int32]int64, error) {
+	found := make(map[int32]int64, len(positions))
+	if len(positions) == 0 {
+		return found, nil
+	}
+
+	results, err := admin.ListOffsets(map[string]map[int32]int64{topic: positions}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("reading the offsets of topic %s: %w", topic, err)
+	}
+
+	for partition, result := range results[topic] {
+		if result.Err != nil && !errors.Is(result.Err, sarama.ErrNoError) {
+			return nil, fmt.Errorf("reading the offsets of topic %s: %w", topic, result.Err)
+		}
+
+		found[partition] = result.Offset
+	}
+
+	return found, nil
+}

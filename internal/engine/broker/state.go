@@ -1,0 +1,113 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/scrub"
+)
+
+// Backlog is what a broker holds of a topic that this service consumes.
+type Backlog = driver.Backlog
+
+// State is the state of a connection to a broker.
+type State struct {
+	Broker string `json:"broker"`
+	// Since is when the broker was last known to answer, or when the service began
+	// to connect. Nil while the broker answers.
+	Since *time.Time `json:"since,omitempty"`
+	// Established is false until the first connection.
+	Established bool `json:"established"`
+	// Why is the last error.
+	Why string `json:"why,omitempty"`
+}
+
+// Up reports whether the broker answers.
+func (s State) Up() bool { return s.Established && s.Since == nil }
+
+// health tracks the state of a connection.
+type health struct {
+	mu    sync.Mutex
+	state State
+	// asking is true while a Ping runs.
+	asking bool
+}
+
+// began reports that the service connects.
+func (h *health) began() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	now := time.Now().UTC()
+	h.state.Since = &now
+}
+
+// heard records the answer of the broker.
+func (h *health) heard(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	if err == nil {
+		h.state.Since, h.state.Why, h.state.Established = nil, "", true
+
+		return
+	}
+
+	if h.state.Since == nil {
+		now := time.Now().UTC()
+		h.state.Since = &now
+	}
+
+	h.state.Why = scrub.Text(err.Error())
+}
+
+// State returns the state of the connection as it was last seen.
+func (c *Conn) State() State {
+	c.health.mu.Lock()
+	defer c.health.mu.Unlock()
+
+	state := c.health.state
+	state.Broker = c.kind
+
+	return state
+}
+
+var errSilent = errors.New("the broker does not answer")
+
+// Check asks a connected broker whether it answers, and remembers the result. It
+// returns when ctx ends even if the client library does not.
+func (c *Conn) Check(ctx context.Context) {
+	c.health.mu.Lock()
+	established, asking := c.health.state.Established, c.health.asking
+	c.health.asking = asking || established
+	c.health.mu.Unlock()
+
+	switch {
+	case !established: // Connect reports
+		return
+	case asking: // the last call still waits
+		c.health.heard(errSilent)
+
+		return
+	}
+
+	answer := make(chan error, 1)
+
+	go func() {
+		answer <- c.Ping(ctx)
+
+		c.health.mu.Lock()
+		c.health.asking = false
+		c.health.mu.Unlock()
+	}()
+
+	select {
+	case err := <-answer:
+		c.health.heard(err)
+	case <-ctx.Done():
+		c.health.heard(errSilent)
+	}
+}

@@ -1,0 +1,108 @@
+package operate
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millracehq/millrace/internal/engine/health"
+)
+
+// collector exports what the process knows about itself, and what it last measured.
+// A scrape asks nobody. What is unknown has no sample.
+type collector struct {
+	operator *Operator
+
+	ready, trouble, connected, running, task *prometheus.Desc
+	backlog, failed, lag, behind, clock      *prometheus.Desc
+}
+
+// NewCollector returns the metrics of o.
+func NewCollector(o *Operator) prometheus.Collector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("millrace_"+name, help, labels, nil)
+	}
+
+	return &collector{
+		operator:  o,
+		ready:     desc("ready", "Whether /readyz answers 200 (1) or 503 (0)."),
+		trouble:   desc("trouble", "1 for everything that /readyz and `millrace status` name, by level: unready, degraded or note.", "kind", "name", "level"),
+		connected: desc("broker_connected", "Whether the broker answers.", "broker"),
+		running:   desc("consumer_running", "Whether messages of the consumer are applied (1); 0 while it is paused, waits, or is not subscribed.", "consumer", "topic"),
+		task:      desc("task_failing", "Whether background work makes no progress (1).", "task"),
+		backlog:   desc("backlog_messages", "Messages of a topic that wait in the outbox, counted up to 100000 in all, or at the broker.", "topic", "place"),
+		failed:    desc("failed_messages", "Waiting and stopped messages, each counted up to 100000 in all.", "consumer", "state"),
+		lag:       desc("projection_lag_seconds", "Age of the oldest event that the projection has not read.", "projection"),
+		behind:    desc("projection_behind", "Positions that the projection has not read.", "projection"),
+		clock:     desc("clock_ahead_seconds", "How far the clock of the process is ahead of the database's."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.ready, c.trouble, c.connected, c.running, c.task, c.backlog, c.failed, c.lag, c.behind, c.clock} {
+		descs <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(metrics chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+
+	troubles := c.operator.Health()
+	gauge(c.ready, number(health.Worst(troubles) != health.Unready))
+
+	for _, t := range troubles {
+		gauge(c.trouble, 1, t.Kind, t.Name, string(t.Level))
+	}
+
+	process := c.operator.Process()
+
+	for _, b := range process.Connected {
+		gauge(c.connected, number(b.Up()), b.Broker)
+	}
+
+	for _, s := range process.Consumers {
+		gauge(c.running, number(s.State == Running), s.Consumer, s.Topic)
+	}
+
+	for _, t := range process.Tasks {
+		gauge(c.task, number(t.Why != ""), t.Name)
+	}
+
+	facts, backlogs := c.operator.monitor.measured()
+
+	for _, b := range backlogs {
+		if b.Unknown == "" {
+			gauge(c.backlog, float64(b.Messages), b.Topic, b.Broker)
+		}
+	}
+
+	if facts == nil {
+		return
+	}
+
+	gauge(c.clock, facts.ClockAhead)
+
+	for topic, n := range facts.DueByTopic {
+		gauge(c.backlog, float64(n), topic, "outbox")
+	}
+
+	for consumer, n := range facts.FailedByConsumer {
+		gauge(c.failed, float64(n.Waiting), consumer, "waiting")
+		gauge(c.failed, float64(n.Stopped), consumer, "stopped")
+	}
+
+	for _, p := range facts.Projections {
+		gauge(c.behind, float64(p.Behind), p.Name)
+		gauge(c.lag, p.Lag().Seconds(), p.Name)
+	}
+}
+
+func number(yes bool) float64 {
+	if yes {
+		return 1
+	}
+
+	return 0
+}

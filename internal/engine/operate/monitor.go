@@ -1,0 +1,208 @@
+package operate
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/scrub"
+)
+
+const (
+	// checkEvery is how often connected brokers are asked whether they answer.
+	checkEvery   = 5 * time.Second
+	checkTimeout = 3 * time.Second
+	// measureEvery is how often Postgres and the brokers are asked for counts.
+	measureEvery   = 15 * time.Second
+	measureTimeout = 10 * time.Second
+	// maxMeasured is where counts end that are made all the time.
+	maxMeasured = 100_000
+	// lostAfter is for how long a broker must know no subscription: a group that is
+	// being rebalanced has none for a moment.
+	lostAfter = 30 * time.Second
+)
+
+// monitor holds what a process last measured about itself.
+type monitor struct {
+	mu       sync.Mutex
+	facts    *Facts
+	backlogs []Backlog
+	// lost has the topics without a subscription, with the time of the first
+	// measurement that found none.
+	lost map[string]time.Time
+}
+
+// unsubscribed returns since when the broker knows no subscription of a topic, or nil.
+func (m *monitor) unsubscribed(topic string) *time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	if since, lost := m.lost[topic]; lost && time.Since(since) >= lostAfter {
+		return &since
+	}
+
+	return nil
+}
+
+// measured returns the last measurement.
+func (m *monitor) measured() (facts *Facts, backlogs []Backlog) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	return m.facts, m.backlogs
+}
+
+// Watch measures until ctx ends: whether brokers answer, what waits where, and the
+// clock of the database.
+func (o *Operator) Watch(ctx context.Context) {
+	var background sync.WaitGroup
+	defer background.Wait()
+
+	background.Go(func() {
+		for ctx.Err() == nil {
+			o.checkBrokers(ctx)
+
+			_ = backoff.Sleep(ctx, checkEvery)
+		}
+	})
+
+	for ctx.Err() == nil {
+		o.measure(ctx)
+
+		_ = backoff.Sleep(ctx, measureEvery)
+	}
+}
+
+func (o *Operator) checkBrokers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+
+	var checks sync.WaitGroup
+
+	for _, conn := range o.Brokers.Conns() {
+		checks.Go(func() { conn.Check(ctx) })
+	}
+
+	checks.Wait()
+}
+
+func (o *Operator) measure(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, measureTimeout)
+	defer cancel()
+
+	var reading sync.WaitGroup
+
+	reading.Go(func() {
+		facts, err := o.Facts(ctx, maxMeasured)
+		if err != nil {
+			if ctx.Err() == nil {
+				o.Logger.Debug("could not read the counts", slog.Any("error", err))
+			}
+
+			return
+		}
+
+		o.monitor.mu.Lock()
+		defer o.monitor.mu.Unlock()
+
+		o.monitor.facts = &facts
+	})
+	reading.Go(func() {
+		backlogs := o.Backlogs(ctx)
+
+		o.monitor.mu.Lock()
+		defer o.monitor.mu.Unlock()
+
+		o.monitor.backlogs = backlogs
+		o.monitor.note(backlogs)
+	})
+
+	reading.Wait()
+}
+
+// note remembers which topics have no subscription.
+func (m *monitor) note(backlogs []Backlog) {
+	before := m.lost
+	m.lost = map[string]time.Time{}
+
+	for _, b := range backlogs {
+		if b.Unknown != "" || b.Subscriptions > 0 {
+			continue
+		}
+
+		m.lost[b.Topic] = time.Now().UTC()
+
+		if since, was := before[b.Topic]; was {
+			m.lost[b.Topic] = since
+		}
+	}
+}
+
+// Backlog is what a broker holds of a topic.
+type Backlog struct {
+	Topic  string `json:"topic"`
+	Broker string `json:"broker"`
+	// Messages is how many messages wait at the broker, Subscriptions how many
+	// subscriptions it knows. Unknown says why both are unknown.
+	Messages      int64  `json:"messages"`
+	Subscriptions int    `json:"subscriptions"`
+	Unknown       string `json:"unknown,omitempty"`
+}
+
+// Backlogs asks the brokers what waits of each consumed topic. It leaves out topics
+// that wait in the outbox only.
+func (o *Operator) Backlogs(ctx context.Context) []Backlog {
+	consumed, _ := o.Router.Topics()
+
+	var (
+		mu     sync.Mutex
+		list   []Backlog
+		asking sync.WaitGroup
+	)
+
+	for _, conn := range o.Brokers.Conns() {
+		var topics []string
+
+		for _, topic := range consumed {
+			if o.Brokers.Of(topic) == conn {
+				topics = append(topics, topic)
+			}
+		}
+
+		asking.Go(func() {
+			found, err := conn.Backlogs(ctx, topics)
+			if err != nil {
+				found = nil
+
+				for _, topic := range topics {
+					found = append(found, broker.Backlog{Topic: topic, Err: err})
+				}
+			}
+
+			mu.Lock()
+			defer mu.Unlock()
+
+			for _, b := range found {
+				list = append(list, backlogOf(conn.Kind(), b))
+			}
+		})
+	}
+
+	asking.Wait()
+	slices.SortFunc(list, func(a, b Backlog) int { return slices.Index(consumed, a.Topic) - slices.Index(consumed, b.Topic) })
+
+	return list
+}
+
+func backlogOf(kind string, b broker.Backlog) Backlog {
+	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions}
+	if b.Err != nil {
+		backlog.Messages, backlog.Subscriptions, backlog.Unknown = 0, 0, scrub.Text(b.Err.Error())
+	}
+
+	return backlog
+}

@@ -1,0 +1,231 @@
+package operate
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
+)
+
+// Phases of a service.
+const (
+	PhaseRunning  = "running"
+	PhaseStopping = "stopping"
+)
+
+// progress is how far a service has started.
+type progress struct {
+	mu    sync.Mutex
+	phase string
+	since time.Time
+	why   string
+}
+
+// Enter records that the service has come to a phase: a step of its start,
+// PhaseRunning or PhaseStopping.
+func (o *Operator) Enter(phase string) {
+	o.progress.mu.Lock()
+	defer o.progress.mu.Unlock()
+
+	o.progress.phase, o.progress.since, o.progress.why = phase, time.Now().UTC(), ""
+}
+
+// Delayed records why the phase lasts.
+func (o *Operator) Delayed(err error) {
+	o.progress.mu.Lock()
+	defer o.progress.mu.Unlock()
+
+	o.progress.why = scrub.Text(err.Error())
+}
+
+// Process is the state of a running service as seen by itself.
+type Process struct {
+	StartedAt time.Time `json:"started_at"`
+	// Phase is running, stopping or a step of the start, since PhaseSince.
+	Phase      string         `json:"phase"`
+	PhaseSince time.Time      `json:"phase_since"`
+	Why        string         `json:"why,omitempty"`
+	Brokers    string         `json:"brokers"`
+	Connected  []broker.State `json:"connections"`
+	// Dependencies has the breakers.
+	Dependencies []breaker.State `json:"dependencies"`
+	Consumers    []Consumer      `json:"consumers"`
+	Tasks        []health.State  `json:"tasks"`
+	// Stuck has the topics that brokers refuse to take.
+	Stuck []outbox.Stuck `json:"stuck_topics"`
+	// Troubles is everything that is not as it should be, the most important first.
+	Troubles []health.Trouble `json:"troubles"`
+}
+
+// Process returns the state of this process. It asks nobody.
+func (o *Operator) Process() Process {
+	p := Process{
+		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers.Kinds(), Dependencies: o.Dependencies.States(), Consumers: o.consumers(),
+	}
+
+	o.progress.mu.Lock()
+	p.Phase, p.PhaseSince, p.Why = o.progress.phase, o.progress.since, o.progress.why
+	o.progress.mu.Unlock()
+
+	for _, conn := range o.Brokers.Conns() {
+		p.Connected = append(p.Connected, conn.State())
+	}
+
+	for _, loop := range append(o.Relay.Loops(), o.Tasks...) {
+		p.Tasks = append(p.Tasks, loop.State())
+	}
+
+	p.Stuck = o.Relay.Stuck()
+
+	p.Troubles = p.troubles()
+
+	for _, warning := range o.Warnings {
+		key, text, _ := strings.Cut(warning, ": ")
+		reason, remedy, _ := strings.Cut(text, "; ")
+
+		p.Troubles = append(p.Troubles, health.Trouble{
+			Kind: health.Config, Name: key, Level: health.Note, Reason: reason, Remedy: cmp.Or(remedy, "correct the configuration"),
+		})
+	}
+
+	return p
+}
+
+// Health returns the state of this process and what it last measured, for probes and
+// metrics.
+func (o *Operator) Health() []health.Trouble {
+	troubles := o.Process().Troubles
+
+	if facts, _ := o.monitor.measured(); facts != nil {
+		troubles = merge(troubles, facts.Troubles())
+	}
+
+	return troubles
+}
+
+// merge adds troubles that are not listed yet.
+func merge(list, more []health.Trouble) []health.Trouble {
+	for _, t := range more {
+		if !slices.ContainsFunc(list, func(o health.Trouble) bool { return o.Kind == t.Kind && o.Name == t.Name }) {
+			list = append(list, t)
+		}
+	}
+
+	return health.Sort(list)
+}
+
+// ServeHTTP writes the state of this process.
+func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+
+	_ = json.NewEncoder(w).Encode(o.Process()) // fails only if the client is gone
+}
+
+// troubles returns what is not as it should be in the process.
+func (p Process) troubles() (list []health.Trouble) {
+	if p.Phase != PhaseRunning {
+		reason := p.Phase
+		if p.Why != "" {
+			reason += ": " + p.Why
+		}
+
+		list = append(list, health.Trouble{
+			Kind: health.Service, Name: "service", Level: health.Unready, Since: &p.PhaseSince, Reason: reason, Remedy: p.startRemedy(),
+		})
+	}
+
+	for _, d := range p.Dependencies {
+		if d.Up {
+			continue
+		}
+
+		// Nothing is applied without Postgres. Another system stops only the
+		// consumers that need it, on every replica alike.
+		level := health.Degraded
+		if d.Name == postgres.Dependency {
+			level = health.Unready
+		}
+
+		list = append(list, health.Trouble{
+			Kind: health.Dependency, Name: d.Name, Level: level, Since: d.Since, Reason: "unavailable: " + d.Why, Remedy: remedyFor(d.Name, d.Why),
+		})
+	}
+
+	for _, c := range p.Connected {
+		if c.Up() || p.Phase != PhaseRunning {
+			continue
+		}
+
+		reason := "does not answer: " + c.Why
+		if !c.Established {
+			reason = "not connected yet: " + c.Why
+		}
+
+		list = append(list, health.Trouble{
+			Kind: health.Broker, Name: c.Broker, Level: health.Unready, Since: c.Since, Reason: reason, Remedy: remedyFor(c.Broker, c.Why),
+		})
+	}
+
+	for _, t := range p.Tasks {
+		if t.Why != "" {
+			list = append(list, health.Trouble{
+				Kind: health.Task, Name: t.Name, Level: t.Level, Since: t.Since, Reason: "makes no progress: " + t.Why, Remedy: remedyFor(postgres.Dependency, t.Why),
+			})
+		}
+	}
+
+	for _, s := range p.Stuck {
+		list = append(list, health.Trouble{
+			Kind: health.Messages, Name: s.Topic, Level: health.Degraded, Since: &s.Since, Reason: "cannot be published: " + s.Why, Remedy: remedyFor(s.Broker, s.Why),
+		})
+	}
+
+	for _, c := range p.Consumers {
+		list = append(list, c.troubles()...)
+	}
+
+	return health.Sort(list)
+}
+
+func (p Process) startRemedy() string {
+	if p.Why == "" {
+		return "wait"
+	}
+
+	return remedyFor(postgres.Dependency, p.Why)
+}
+
+// troubles returns why no messages of the consumer are applied.
+func (c Consumer) troubles() (list []health.Trouble) {
+	t := health.Trouble{Kind: health.Consumer, Name: c.Consumer, Level: health.Unready, Since: c.Since}
+
+	switch c.State { //nolint:exhaustive // the others are in no trouble, or the service is
+	case Connecting, Disconnected:
+		t.Reason, t.Remedy, t.Because = fmt.Sprintf("%s: no messages of %s arrive", c.State, c.Topic), "see the broker", c.Broker
+	case NotSubscribed:
+		t.Reason, t.Remedy = fmt.Sprintf("%s of %s", c.Why, c.Topic), "the log says why; restart the service if it does not subscribe by itself"
+	case Waiting:
+		t.Level, t.Reason, t.Remedy, t.Because = health.Degraded, "waits for "+c.Needs[0], "see the dependency", c.Needs[0]
+		if slices.Contains(c.Needs, postgres.Dependency) {
+			t.Level = health.Unready
+		}
+	case Paused:
+		t.Level, t.Reason = health.Degraded, fmt.Sprintf("paused by %s: %s", c.Pause.Who, c.Pause.Why)
+		t.Remedy = "`millrace consumers resume " + c.Consumer + "`"
+	default:
+		return nil
+	}
+
+	return append(list, t)
+}
