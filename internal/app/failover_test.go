@@ -77,7 +77,7 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	pgtest.Eventually(t, "the service is not ready and says why", func() bool {
 		status, checks := readiness(t, s.HTTPAddr())
 
-		return status == http.StatusServiceUnavailable && strings.Contains(checks["postgres"], "takes no writes")
+		return status == http.StatusServiceUnavailable && strings.Contains(checks["postgres"].Reason, "takes no writes")
 	})
 
 	for range 20 {

@@ -145,37 +145,7 @@ func (p Process) troubles() (list []health.Trouble) {
 		})
 	}
 
-	for _, d := range p.Dependencies {
-		if d.Up {
-			continue
-		}
-
-		// Nothing is applied without Postgres. Another system stops only the
-		// consumers that need it, on every replica alike.
-		level := health.Degraded
-		if d.Name == postgres.Dependency {
-			level = health.Unready
-		}
-
-		list = append(list, health.Trouble{
-			Kind: health.Dependency, Name: d.Name, Level: level, Since: d.Since, Reason: "unavailable: " + d.Why, Remedy: remedyFor(d.Name, d.Why),
-		})
-	}
-
-	for _, c := range p.Connected {
-		if c.Up() || p.Phase != PhaseRunning {
-			continue
-		}
-
-		reason := "does not answer: " + c.Why
-		if !c.Established {
-			reason = "not connected yet: " + c.Why
-		}
-
-		list = append(list, health.Trouble{
-			Kind: health.Broker, Name: c.Broker, Level: health.Unready, Since: c.Since, Reason: reason, Remedy: remedyFor(c.Broker, c.Why),
-		})
-	}
+	list = append(list, p.unavailable()...)
 
 	for _, t := range p.Tasks {
 		if t.Why != "" {
@@ -196,6 +166,48 @@ func (p Process) troubles() (list []health.Trouble) {
 	}
 
 	return health.Sort(list)
+}
+
+// unavailable returns the dependencies that do not answer, each once. Nothing is
+// applied without Postgres, and nothing arrives or leaves without a broker. Another
+// system stops only the consumers that need it, on every replica alike.
+func (p Process) unavailable() (list []health.Trouble) {
+	brokers := map[string]bool{}
+
+	for _, c := range p.Connected {
+		if c.Up() || p.Phase != PhaseRunning {
+			continue
+		}
+
+		brokers[c.Broker] = true
+
+		reason := "does not answer: " + c.Why
+		if !c.Established {
+			reason = "not connected yet: " + c.Why
+		}
+
+		list = append(list, health.Trouble{
+			Kind: health.Broker, Name: c.Broker, Level: health.Unready, Since: c.Since, Reason: reason, Remedy: remedyFor(c.Broker, c.Why),
+		})
+	}
+
+	for _, d := range p.Dependencies {
+		if d.Up || brokers[d.Name] {
+			continue
+		}
+
+		t := health.Trouble{
+			Kind: health.Dependency, Name: d.Name, Level: health.Degraded, Since: d.Since, Reason: "unavailable: " + d.Why, Remedy: remedyFor(d.Name, d.Why),
+		}
+
+		if d.Name == postgres.Dependency || slices.ContainsFunc(p.Connected, func(c broker.State) bool { return c.Broker == d.Name }) {
+			t.Level = health.Unready
+		}
+
+		list = append(list, t)
+	}
+
+	return list
 }
 
 func (p Process) startRemedy() string {
