@@ -13,7 +13,7 @@ var remedies = []struct {
 	match *regexp.Regexp
 	text  string
 }{
-	{regexp.MustCompile(`SQLSTATE 25006`), "connect to the primary: correct postgres.url, or list all hosts with target_session_attrs=read-write"},
+	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "connect to the primary: correct postgres.url, or list all hosts with target_session_attrs=read-write"},
 	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Postgres"},
 	{regexp.MustCompile(`SQLSTATE 42P01|SQLSTATE 42703`), "run `millrace migrate up`"},
 	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server; the service continues by itself"},
