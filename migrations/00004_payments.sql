@@ -11,6 +11,7 @@ CREATE TABLE payments (
     attempt        integer       NOT NULL DEFAULT 1,
     refund_id      text,
     refunded_at    timestamptz,
+    refund_failure text,
     CONSTRAINT payments_pkey PRIMARY KEY (order_id),
     CONSTRAINT payments_status_known CHECK (status IN ('captured', 'declined', 'refunded')),
     CONSTRAINT payments_captured_has_transaction CHECK ((status IN ('captured', 'refunded')) = (transaction_id IS NOT NULL)),
@@ -21,6 +22,7 @@ CREATE TABLE payments (
 
 COMMENT ON TABLE payments IS 'The outcome of charging an order, one row per order: a capture replaces a declined charge. A second capture of an order appears only in its stream, with its refund.';
 COMMENT ON COLUMN payments.attempt IS 'Forms the idempotency key of the charge together with the order.';
+COMMENT ON COLUMN payments.refund_failure IS 'Why the last refund failed, with its id; NULL if none failed or a later one succeeded.';
 COMMENT ON COLUMN payments.refund_id IS 'The gateway''s id of the refund. Refunds are always for the full amount.';
 
 -- The simulated gateway's own record. Like a real provider's record, it is written
@@ -39,6 +41,7 @@ CREATE TABLE gateway_ledger (
     refund_id       text,
     refunded        numeric(24,6) NOT NULL DEFAULT 0,
     refunded_at     timestamptz,
+    pending         boolean       NOT NULL DEFAULT false,
     CONSTRAINT gateway_ledger_pkey PRIMARY KEY (idempotency_key),
     CONSTRAINT gateway_ledger_one_outcome CHECK (num_nonnulls(transaction_id, decline_reason) = num_nonnulls(settled_at)),
     CONSTRAINT gateway_ledger_refund_of_capture CHECK (refund_id IS NULL OR transaction_id IS NOT NULL),
@@ -47,6 +50,7 @@ CREATE TABLE gateway_ledger (
 
 COMMENT ON TABLE gateway_ledger IS 'The requests to the simulated payment gateway and their results.';
 COMMENT ON COLUMN gateway_ledger.requests IS 'How often the charge was requested; it is captured once.';
+COMMENT ON COLUMN gateway_ledger.pending IS 'Whether a request was accepted before it was captured or declined.';
 COMMENT ON COLUMN gateway_ledger.settled_at IS 'When it was captured or declined; NULL if it was only requested.';
 
 -- Not unique, and neither is stripe_intents_intent: of two concurrent requests with

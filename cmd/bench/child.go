@@ -194,23 +194,24 @@ func addDomains(cfg config.Config, pool *pgxpool.Pool, logger *slog.Logger, add 
 	add("account.update", account.TopicUserUpdated, single(accounts.Update))
 	add("account.legacy", account.TopicUserEvents, single(accounts.Legacy))
 	add("analytics.track", analytics.Topic, single(tracker.Track))
-	add("notification.send", notification.Topic, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
-		e, err := decode[notification.Requested](msg)
+	add("notification.route", notification.Topic, single(notifications.Route))
+	add("notification.email", notification.TopicEmail, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
+		e, err := decode[notification.EmailDue](msg)
 		if err != nil {
 			return nil, err
 		}
 
-		events := []event.Event[notification.Requested]{e}
+		events := []event.Event[notification.EmailDue]{e}
 
-		verdicts, err := notifications.Admit(ctx, tx, events)
+		verdicts, err := notifications.AdmitEmail(ctx, tx, events)
 		if err := errors.Join(append(verdicts, err)...); err != nil {
 			return nil, err
 		}
 
-		delivery, err := notifications.Send(ctx, events[0])
+		answer, err := notifications.SendEmail(ctx, events[0])
 
 		return apply(err, func() ([]event.Outgoing, error) {
-			return notifications.Record(ctx, tx, []notification.Sent{{Event: events[0], Result: &delivery}})
+			return notification.Record(ctx, tx, []event.Effected[notification.EmailDue, string]{{Event: events[0], Result: &answer}})
 		})
 	})
 }

@@ -208,6 +208,9 @@ func topics() []broker.Topic {
 		{Name: account.TopicUserEvents, Consumed: true},
 		{Name: account.TopicProfileUpdated},
 		{Name: notification.Topic, Consumed: true},
+		{Name: notification.TopicEmail, Consumed: true},
+		{Name: notification.TopicWebhook, Consumed: true},
+		{Name: notification.TopicLog, Consumed: true},
 		{Name: analytics.Topic, Consumed: true},
 	}
 }

@@ -40,7 +40,7 @@ func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Group, "group", "", "select this group")
 	flags.StringVar(&s.Topic, "topic", "", "select messages of this topic")
 	flags.StringVar(&s.Consumer, "consumer", "", "select messages of this consumer")
-	flags.StringVar(&s.Reason, "reason", "", "select this reason: malformed, invalid, refused, conflict, too_large, handler_error or panic")
+	flags.StringVar(&s.Reason, "reason", "", "select this reason: malformed, invalid, refused, conflict, too_large, handler_error, panic or pending")
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
 	flags.Var((*moment)(&s.Since), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")

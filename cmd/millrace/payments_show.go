@@ -29,6 +29,10 @@ func writeStatement(w io.Writer, s payment.Statement) {
 			status += ": " + oneLine(r.DeclineReason, 60)
 		}
 
+		if r.RefundFailure != "" {
+			status += ", refund failed: " + oneLine(r.RefundFailure, 60)
+		}
+
 		row(w, "here", status, fmt.Sprintf("%s %s", r.Amount, r.Currency), refunded, r.TransactionID, r.RecordedAt)
 	}
 

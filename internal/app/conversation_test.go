@@ -129,11 +129,11 @@ func TestAParkedMessageIsInItsConversation(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		if got := render(roots, s); got != "[user.created(applied)[notifications(parked)]]" {
+		if got := render(roots, s); got != "[user.created(applied)[notifications(applied)[notifications.email(parked)]]]" {
 			t.Errorf("got %s", got)
 		}
 
-		if detail := roots[0].Caused[0].Detail; !strings.HasPrefix(detail, "failed 1 times: sending e-mail: ") {
+		if detail := roots[0].Caused[0].Caused[0].Detail; !strings.HasPrefix(detail, "failed 1 times: sending e-mail: ") {
 			t.Errorf("got %s", detail)
 		}
 	}

@@ -62,7 +62,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	s.Messages("notifications", 1)
 	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
 	pgtest.Eventually(t, "the welcome is parked", parked(1))
-	s.Publish("notifications", `{"user_id":"u1","content":"Hello again, Alice","channel":"log"}`)
+	s.Publish("notifications", `{"user_id":"u1","content":"Hello again, Alice"}`)
 	pgtest.Eventually(t, "the later notification is blocked", parked(2))
 	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
 	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))

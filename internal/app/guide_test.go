@@ -60,6 +60,8 @@ func TestGuideUserCreated(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 
+	s.Messages("notifications.email", 1)
+
 	if got := apptest.Value[string](s, `SELECT channel || ' ' || status FROM notifications`); got != "email sent" {
 		t.Errorf("the welcome was recorded as %s", got)
 	}
@@ -135,7 +137,7 @@ func TestGuideNotification(t *testing.T) {
 
 	s := apptest.Start(t)
 	s.Publish("notifications", guide(t, "notifications"))
-	s.Messages("notifications", 1)
+	s.Messages("notifications.log", 1)
 
 	list, err := s.Notifications.List(t.Context(), "user_1", 10)
 	if err != nil || len(list) != 1 || list[0].Channel != "log" || list[0].Status != "sent" || list[0].Answer != "logged" {

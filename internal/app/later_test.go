@@ -39,7 +39,7 @@ func TestSendingIsRetriedWhileTheMailServerIsBusy(t *testing.T) {
 	})
 	pgtest.Eventually(t, "it has been retried repeatedly", func() bool {
 		return apptest.Value[int](s, `SELECT coalesce(max(attempts), 0) FROM failed_messages
-			WHERE consumer = 'notification.send' AND headers ->> 'traceparent' = $1`, trace) >= 3
+			WHERE consumer = 'notification.email' AND headers ->> 'traceparent' = $1`, trace) >= 3
 	})
 	server.Refuse(0, [3]int{}, "")
 
@@ -53,13 +53,13 @@ func TestSendingIsRetriedWhileTheMailServerIsBusy(t *testing.T) {
 	}
 
 	// Retries keep its identity and its place in the conversation.
-	sent := s.Messages("notifications", 1)[0]
+	sent := s.Messages("notifications.email", 1)[0]
 	if got := sent.Headers[event.HeaderTraceParent]; got != trace {
 		t.Errorf("the notification has traceparent %q", got)
 	}
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM inbox WHERE consumer = 'notification.send' AND message_id = $1
-		AND correlation_id = $2 AND causation_id = $2`, sent.ID, id); n != 1 {
+	if n := apptest.Value[int](s, `SELECT count(*) FROM inbox WHERE consumer = 'notification.email' AND message_id = $1
+		AND correlation_id = $2 AND causation_id = $3`, sent.ID, id, s.Messages("notifications", 1)[0].ID); n != 1 {
 		t.Errorf("%d inbox rows of the message, expected 1", n)
 	}
 }
@@ -74,7 +74,7 @@ func TestSendingStopsIfTheMailServerStaysBusy(t *testing.T) {
 	s.ExpectFailures()
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "the notification is stopped", func() bool {
-		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "notifications"}, 1)
+		entries, err := s.Failed.List(t.Context(), failed.Filter{Topic: "notifications.email"}, 1)
 
 		return err == nil && len(entries) == 1 && strings.Contains(entries[0].Error, "gave up after 3 attempts") && strings.Contains(entries[0].Error, "greylisted")
 	})

@@ -1,6 +1,10 @@
 package app
 
 import (
+	"context"
+	"errors"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/account"
@@ -48,16 +52,28 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnEffect(r, "fulfilment.refund", consumer.Effect[fulfilment.RefundRequested, string]{
 		Admit: d.Fulfilment.AdmitRefund, Perform: d.Fulfilment.Refund, Record: d.Fulfilment.RecordRefund,
 		Needs: gateway[fulfilment.RefundRequested],
-	}, fulfilment.PaymentRefunded{}, fulfilment.OrderCancelled{})
+	}, fulfilment.PaymentRefunded{}, fulfilment.OrderCancelled{}, fulfilment.RefundRequested{})
 	consumer.OnBatch(r, "fulfilment.report", d.Fulfilment.Report, fulfilment.OrderCompleted{}, fulfilment.OrderRejected{},
-		fulfilment.OrderCancelled{}, fulfilment.RefundRequested{}, fulfilment.PaymentRefunded{})
+		fulfilment.OrderCancelled{}, fulfilment.RefundRequested{}, fulfilment.PaymentRefunded{}, fulfilment.RefundFailed{})
 	consumer.OnBatch(r, "inventory.restock", d.Inventory.Restock)
 
 	consumer.OnBatch(r, "account.create", d.Accounts.Create, notification.Requested{})
 	consumer.OnBatch(r, "account.update", d.Accounts.Update, account.ProfileUpdated{}, notification.Requested{})
 	consumer.OnBatch(r, "account.legacy", d.Accounts.Legacy, account.ProfileUpdated{}, notification.Requested{})
-	consumer.OnEffect(r, "notification.send", consumer.Effect[notification.Requested, string]{
-		Admit: d.Notifications.Admit, Needs: d.Notifications.Needs, Perform: d.Notifications.Send, Record: d.Notifications.Record,
+	consumer.OnBatch(r, "notification.route", d.Notifications.Route, notification.EmailDue{}, notification.WebhookDue{}, notification.LogDue{})
+	consumer.OnEffect(r, "notification.email", consumer.Effect[notification.EmailDue, string]{
+		Admit: d.Notifications.AdmitEmail, Needs: d.Notifications.NeedsMailServer,
+		Perform: d.Notifications.SendEmail, Record: notification.Record[notification.EmailDue],
+	})
+	r.Defaults(consumer.TopicConfig{
+		Topic: notification.TopicWebhook, ParkInterval: new(notification.WebhookPause),
+		ParkMaxInterval: new(notification.WebhookMaxPause), ParkAttempts: new(notification.WebhookAttempts),
+	})
+	consumer.OnEffect(r, webhookConsumer, consumer.Effect[notification.WebhookDue, string]{
+		Needs: d.Notifications.NeedsReceiver, Perform: postWebhook(r, d.Notifications), Record: notification.Record[notification.WebhookDue],
+	})
+	consumer.OnEffect(r, "notification.log", consumer.Effect[notification.LogDue, string]{
+		Perform: d.Notifications.WriteLog, Record: notification.Record[notification.LogDue],
 	})
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)
 
@@ -66,6 +82,25 @@ func route(r *consumer.Router, d Domains) {
 	r.OnErase("notifications", d.Notifications.Forget)
 	r.OnErase("analytics", d.Analytics.Forget)
 	r.OnSearch(d.Users.Marks)
+}
+
+const webhookConsumer = "notification.webhook"
+
+// postWebhook posts webhooks. If the receiver wants no more, it pauses the consumer
+// until an operator resumes it, so that later webhooks are kept and not posted.
+func postWebhook(r *consumer.Router, s *notification.Service) func(context.Context, event.Event[notification.WebhookDue]) (string, error) {
+	return func(ctx context.Context, e event.Event[notification.WebhookDue]) (string, error) {
+		answer, err := s.PostWebhook(ctx, e)
+		if !errors.Is(err, notification.ErrGone) {
+			return answer, err
+		}
+
+		if _, pauseErr := r.Pause(ctx, webhookConsumer, activity.Actor{Who: activity.Service, Why: notification.ErrGone.Error()}); pauseErr != nil {
+			return "", pauseErr // posts it again, and then pauses
+		}
+
+		return "", err
+	}
 }
 
 // gateway returns the dependency of charges, refunds and lookups.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // Config configures the consumers.
@@ -33,8 +34,8 @@ type Config struct {
 	// ParkAttempts is how often a waiting message is retried before it is stopped.
 	// At 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
-	// PerTopic overrides the five settings above for individual topics. Empty by
-	// default.
+	// PerTopic overrides the five settings above, and the defaults of a topic, for
+	// individual topics. Empty by default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in flight.
 	// Keep it below the grace period of the container. Defaults to 15s.
@@ -95,14 +96,19 @@ func (c Config) validateRetries(prefix string) error {
 }
 
 // wait returns how long a message waits after the given number of failed attempts.
-// The result has jitter and is at least the delay asked for by the error.
-func (c Config) wait(attempts int, asked time.Duration) time.Duration {
+// The result has jitter and is at least the delay that the error asks for, if any.
+func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 	grown := c.ParkInterval << min(max(attempts-1, 0), 30)
 	if grown <= 0 || grown > c.ParkMaxInterval {
 		grown = c.ParkMaxInterval
 	}
 
-	return max(asked, backoff.Jitter(grown))
+	wait := backoff.Jitter(grown)
+	if later != nil {
+		wait = max(wait, later.After)
+	}
+
+	return wait
 }
 
 // perTopic returns the settings of the topics in Config.PerTopic.
@@ -116,18 +122,23 @@ func (c Config) perTopic() (map[string]Config, error) {
 			errs = append(errs, fmt.Errorf("consumer.per_topic: topic is %q, expected each topic once", t.Topic))
 		}
 
-		own := c
-		override(&own.Retries, t.Retries)
-		override(&own.RetryInterval, t.RetryInterval)
-		override(&own.ParkInterval, t.ParkInterval)
-		override(&own.ParkMaxInterval, t.ParkMaxInterval)
-		override(&own.ParkAttempts, t.ParkAttempts)
-
+		own := c.with(t)
 		errs = append(errs, own.validateRetries("consumer.per_topic: "+t.Topic+": "))
 		topics[t.Topic] = own
 	}
 
 	return topics, errors.Join(errs...)
+}
+
+// with returns c with the settings of t.
+func (c Config) with(t TopicConfig) Config {
+	override(&c.Retries, t.Retries)
+	override(&c.RetryInterval, t.RetryInterval)
+	override(&c.ParkInterval, t.ParkInterval)
+	override(&c.ParkMaxInterval, t.ParkMaxInterval)
+	override(&c.ParkAttempts, t.ParkAttempts)
+
+	return c
 }
 
 func override[T any](value, by *T) {

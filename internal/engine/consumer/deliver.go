@@ -175,11 +175,14 @@ func (r *Router) decide(d *delivery, err error) fate {
 
 	f := fate{outcome: stopped, err: err, attempts: d.failures + 1}
 	cfg := r.configOf(d.route.Topic)
+	later, _ := errors.AsType[*event.LaterError](err)
 
 	switch {
 	case isRejection(err):
+	case isPending(err):
+		f.outcome, f.wait, f.attempts = parked, later.After, d.failures
 	case f.attempts <= cfg.ParkAttempts:
-		f.outcome, f.wait = parked, cfg.wait(f.attempts, retryAfter(err))
+		f.outcome, f.wait = parked, cfg.wait(f.attempts, later)
 	case cfg.ParkAttempts > 0:
 		f.err = event.RejectAs(reasonOf(err), fmt.Errorf("gave up after %d attempts: %w", f.attempts, err))
 	}
@@ -187,19 +190,17 @@ func (r *Router) decide(d *delivery, err error) fate {
 	return f
 }
 
-// retryAfter returns the delay that the error asks for.
-func retryAfter(err error) time.Duration {
-	if later, ok := errors.AsType[*event.LaterError](err); ok {
-		return later.After
-	}
-
-	return 0
-}
-
 // isReturn reports whether err returns the message unacknowledged: the service is
 // stopping or the consumer is suspended, which is not the message's fault.
 func isReturn(err error) bool {
 	return errors.Is(err, ErrStopping) || errors.Is(err, ErrSuspended) || errors.Is(err, context.Canceled)
+}
+
+// isPending reports whether err is a preliminary answer of another system.
+func isPending(err error) bool {
+	later, ok := errors.AsType[*event.LaterError](err)
+
+	return ok && later.Pending
 }
 
 func isRejection(err error) bool {
@@ -249,6 +250,8 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 
 		r.metrics.stopped.WithLabelValues(d.route.Topic, reason).Inc()
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
+	case f.outcome == parked && isPending(f.err):
+		log(slog.LevelInfo, "message waits for an outcome", slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	case f.outcome == parked && !isReturn(f.err):
 		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}
@@ -331,6 +334,8 @@ func reasonOf(err error) event.Reason {
 		return rejection.Reason
 	case errors.As(err, &panicked), errors.As(err, &recovered):
 		return event.ReasonPanicked
+	case isPending(err):
+		return event.ReasonPending
 	default:
 		return event.ReasonFailed
 	}

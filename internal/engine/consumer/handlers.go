@@ -137,12 +137,17 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 		})
 
 		away, down := errors.AsType[*event.UnavailableError](err)
+		later, parks := errors.AsType[*event.LaterError](err)
 
 		switch {
 		case err != nil && r.working.Err() != nil:
 			attempt.Abandoned()
 
 			return value, ErrStopping
+		case parks && later.Dependency != "":
+			r.blame(d, attempt, later.Dependency, err)
+
+			return value, err
 		case !down:
 			attempt.Answered()
 
@@ -166,23 +171,27 @@ func (a *applier[E]) late(handle batchHandler[E], late E) error {
 	})
 }
 
-// retreat records a failure of the unavailable dependency, which may differ from the
-// dependency of attempt, and waits. A message with other consumers waits only
-// briefly: the error parks it.
-func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) error {
-	var wait time.Duration
-
-	breaker := r.dependencies.Get(away.Dependency)
+// blame records a failure of a dependency, which may differ from the dependency of
+// attempt, and returns how long to wait before the next attempt.
+func (r *Router) blame(d *delivery, attempt *breaker.Attempt, dependency string, err error) (wait time.Duration) {
+	breaker := r.dependencies.Get(dependency)
 	r.suspensions.need(d.route.Consumer, breaker)
 
-	if attempt.Dependency() == away.Dependency {
-		wait = attempt.Failed(away.Err)
-	} else {
-		attempt.Answered()
-		wait = breaker.Failed(away.Err)
+	if attempt.Dependency() == dependency {
+		return attempt.Failed(err)
 	}
 
-	if d.shared && breaker.Open() {
+	attempt.Answered()
+
+	return breaker.Failed(err)
+}
+
+// retreat records a failure of the unavailable dependency and waits. A message that
+// would wait longer than it may is returned, or parked if it has other consumers.
+func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) error {
+	wait := r.blame(d, attempt, away.Dependency, away.Err)
+
+	if wait > d.maxWait && r.dependencies.Get(away.Dependency).Open() {
 		return ErrSuspended
 	}
 

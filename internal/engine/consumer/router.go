@@ -115,6 +115,22 @@ func NewRouter(
 	}, nil
 }
 
+// Defaults sets settings of a topic. They precede those of all topics, and
+// consumer.per_topic precedes them.
+func (r *Router) Defaults(t TopicConfig) {
+	r.refuseAfterRun("defaults of " + t.Topic)
+
+	own := r.cfg.with(t)
+
+	for _, configured := range r.cfg.PerTopic {
+		if configured.Topic == t.Topic {
+			own = own.with(configured)
+		}
+	}
+
+	r.perTopic[t.Topic] = own
+}
+
 // configOf returns the settings for a topic.
 func (r *Router) configOf(topic string) Config {
 	if c, ok := r.perTopic[topic]; ok {

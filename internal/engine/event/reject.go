@@ -18,6 +18,7 @@ const (
 	ReasonConflict  Reason = "conflict"      // another payload was applied under its ID
 	ReasonFailed    Reason = "handler_error" // the handler kept failing
 	ReasonPanicked  Reason = "panic"         // the handler panicked
+	ReasonPending   Reason = "pending"       // waits for an outcome; see Pending
 )
 
 // Reasons lists all reasons.
@@ -46,6 +47,12 @@ type LaterError struct {
 	// After is the minimum wait. If 0, the consumer decides.
 	After time.Duration
 	Err   error
+	// Dependency is set if the error is also a failure of a dependency, for which
+	// other messages then wait.
+	Dependency string
+	// Pending is set if the attempt did not fail: its outcome is not known yet. It
+	// does not count, and the wait is exactly After.
+	Pending bool
 }
 
 func (e *LaterError) Error() string { return e.Err.Error() }
@@ -54,6 +61,18 @@ func (e *LaterError) Unwrap() error { return e.Err }
 
 // Later marks err as temporary.
 func Later(after time.Duration, err error) error { return &LaterError{After: after, Err: err} }
+
+// Overloaded marks err as temporary, and as a failure of a dependency: either the
+// message or the dependency is at fault.
+func Overloaded(dependency string, after time.Duration, err error) error {
+	return &LaterError{After: after, Err: err, Dependency: dependency}
+}
+
+// Pending marks err as a preliminary answer: another system has accepted the request,
+// and its outcome will be known later. The message is parked and never stopped for it.
+func Pending(after time.Duration, err error) error {
+	return &LaterError{After: after, Err: err, Pending: true}
+}
 
 // UnavailableError reports that an effect could not be attempted, or that its outcome
 // is unknown, because a dependency is unavailable. Consumers that need the dependency

@@ -56,7 +56,7 @@ func effects() invariant.Source {
 			UNION ALL
 			SELECT n.message_id::text, 'notification' FROM notifications n
 			WHERE n.sent_at > now() - @retention::interval
-			  AND NOT EXISTS (SELECT FROM inbox i WHERE i.message_id = n.message_id AND i.consumer = 'notification.send')`,
+			  AND NOT EXISTS (SELECT FROM inbox i WHERE i.message_id = n.message_id AND i.consumer = 'notification.' || n.channel)`,
 		Checks: []invariant.Check{{
 			Name:  "effects",
 			Means: "Every effect of a message has its inbox row, within the retention of the inbox.",

@@ -32,6 +32,7 @@ var eventTypes = []eventType{
 	{"OrderCancelled", "cancelled"},
 	{"PaymentRefunded", ""},
 	{"PaymentCapturedLate", ""},
+	{"PaymentRefundFailed", ""},
 }
 
 // statusTypes is the number of types that change the status; they come first.
@@ -80,7 +81,7 @@ func statuses() string {
 // orders checks each order against its stream and its payment.
 func orders() invariant.Source {
 	terminal := bits("InventoryUnavailable", "PaymentFailed", "OrderCompleted", "OrderExpired", "OrderCancelled")
-	paid, refunded, reserved := bits("OrderPaid"), bits("PaymentRefunded"), bits("InventoryReserved")
+	paid, refunded, reserved, failed := bits("OrderPaid"), bits("PaymentRefunded"), bits("InventoryReserved"), bits("PaymentRefundFailed")
 
 	return invariant.Source{
 		Name:  "orders",
@@ -96,7 +97,7 @@ func orders() invariant.Source {
 				SELECT substr(stream, 7) AS id, max(version) AS version, bit_or(1 << code) AS types,
 				       count(*) FILTER (WHERE code < ` + fmt.Sprint(statusTypes) + `) AS steps,
 				       count(*) FILTER (WHERE 1 << code & ` + bits("OrderPaid", "PaymentCapturedLate") + ` <> 0) AS paid,
-				       count(*) FILTER (WHERE 1 << code & ` + refunded + ` <> 0) AS refunded,
+				       count(*) FILTER (WHERE 1 << code & ` + refunded + ` <> 0) - count(*) FILTER (WHERE 1 << code & ` + failed + ` <> 0) AS refunded,
 				       max(version * 16 + code) FILTER (WHERE code < ` + fmt.Sprint(statusTypes) + `) % 16 AS last
 				FROM (SELECT stream, version, ` + codeOf("type") + ` AS code FROM events WHERE stream LIKE 'order-%' OFFSET 0) AS coded
 				GROUP BY stream
@@ -142,7 +143,7 @@ func orders() invariant.Source {
 					WHEN types & ` + bits("OrderCompleted") + ` <> 0 AND types & ` + paid + ` = 0 THEN 'was completed, but never paid'
 					WHEN types & ` + bits("InventoryUnavailable") + ` <> 0 AND types & ` + reserved + ` <> 0 THEN 'both has stock and lacks it'
 					WHEN refunded > paid THEN 'was refunded more often than it was paid'
-					WHEN types & ` + bits("PaymentRefunded", "PaymentCapturedLate") + ` = ` + refunded + ` AND coalesce(refunds, 0) = 0 THEN 'was refunded, but its payment is not marked as refunded'
+					WHEN types & ` + bits("PaymentRefunded", "PaymentRefundFailed", "PaymentCapturedLate") + ` = ` + refunded + ` AND coalesce(refunds, 0) = 0 THEN 'was refunded, but its payment is not marked as refunded'
 					WHEN types & ` + refunded + ` = 0 AND refunds > 0 THEN 'has a refunded payment, but no refund in its history' END`,
 			},
 			{

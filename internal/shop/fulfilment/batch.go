@@ -113,8 +113,13 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 	for _, r := range d.Refunds {
 		out := meta.Then(r)
 		// The id depends on the capture alone, so several requests refund it
-		// once.
-		out.ID = event.ForeignID(TopicRefundRequested, r.OrderID, r.TransactionID)
+		// once. After a refund has failed there is one more.
+		parts := []string{TopicRefundRequested, r.OrderID, r.TransactionID}
+		if r.FailedRefundID != "" {
+			parts = append(parts, r.FailedRefundID)
+		}
+
+		out.ID = event.ForeignID(parts...)
 		b.outgoing = append(b.outgoing, out)
 	}
 
@@ -159,6 +164,12 @@ func (b *batch) addPayments(d Decision) {
 			charge.Attempt, outcome.Declined = data.Attempt, data.Reason
 		case order.PaymentRefunded:
 			b.refunds = append(b.refunds, payment.Refunded{OrderID: d.Order.ID, TransactionID: data.TransactionID, RefundID: data.RefundID})
+
+			continue
+		case order.RefundFailed:
+			b.refunds = append(b.refunds, payment.Refunded{
+				OrderID: d.Order.ID, TransactionID: data.TransactionID, RefundID: data.RefundID, Failure: data.Reason,
+			})
 
 			continue
 		default:

@@ -95,6 +95,18 @@ type (
 		RefundID      string
 		Money         *Money
 	}
+	// FailRefund reports that the provider could not make a refund that it had
+	// accepted.
+	FailRefund struct {
+		TransactionID string
+		RefundID      string
+		Reason        string
+	}
+	// Dispute reports that a capture is disputed.
+	Dispute struct {
+		TransactionID string
+		Reason        string
+	}
 )
 
 // Money is an amount with its currency.
@@ -132,10 +144,15 @@ func (d *Decision) releaseStock() {
 }
 
 // refund requests a refund of a capture.
-func (d *Decision) refund(transactionID string) {
+func (d *Decision) refund(transactionID string) { d.refundAfter(transactionID, "") }
+
+// refundAfter requests a refund of a capture of which a refund has failed. The
+// request stops until a person has refunded the capture in another way.
+func (d *Decision) refundAfter(transactionID, failedID string) {
 	total := d.Order.Total
 	d.Refunds = append(d.Refunds, RefundRequested{
 		OrderID: d.Order.ID, TransactionID: transactionID, Amount: &total, Currency: d.Order.Currency, Reason: d.Order.Status,
+		FailedRefundID: failedID,
 	})
 }
 
@@ -282,6 +299,10 @@ func (c Refunded) decide(d *Decision) {
 	switch {
 	case capture.RefundID != "":
 		return
+	case known && capture.FailedRefundID == c.RefundID: // the report of its failure came first
+		d.refundAfter(c.TransactionID, c.RefundID)
+
+		return
 	case !known && d.Order.Status == order.StatusInventoryReserved:
 		d.record(order.Paid{TransactionID: c.TransactionID})
 	case !known: // already refunded, so no refund is requested
@@ -298,4 +319,35 @@ func (c Refunded) decide(d *Decision) {
 	d.publish(PaymentRefunded{
 		OrderID: d.Order.ID, TransactionID: c.TransactionID, RefundID: c.RefundID, Amount: &total, Currency: d.Order.Currency,
 	})
+}
+
+func (c FailRefund) decide(d *Decision) {
+	capture, known := d.Order.Capture(c.TransactionID)
+	told := capture.RefundID == c.RefundID
+
+	if !known || capture.RefundID != "" && !told || capture.FailedRefundID == c.RefundID {
+		return
+	}
+
+	d.record(order.RefundFailed{TransactionID: c.TransactionID, RefundID: c.RefundID, Reason: c.Reason})
+
+	// A request for a refund that is not recorded yet finds out itself.
+	if !told {
+		return
+	}
+
+	total := d.Order.Total
+	d.publish(RefundFailed{
+		OrderID: d.Order.ID, TransactionID: c.TransactionID, RefundID: c.RefundID, Reason: c.Reason, Amount: &total, Currency: d.Order.Currency,
+	})
+
+	if d.Order.Owes(capture) {
+		d.refundAfter(c.TransactionID, c.RefundID)
+	}
+}
+
+// decide rejects the report, so that a person sees it: only a person can answer a
+// dispute.
+func (c Dispute) decide(d *Decision) {
+	d.reject(fmt.Errorf("transaction_id: %s is disputed: %s; answer the dispute at the payment provider, then discard this message", c.TransactionID, c.Reason))
 }

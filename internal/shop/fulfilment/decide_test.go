@@ -37,6 +37,9 @@ var (
 		"expire, declined": fulfilment.Expire{Found: payment.Outcome{Declined: "no money"}},
 		"refunded":         fulfilment.Refunded{TransactionID: "t", RefundID: "r"},
 		"refunded again":   fulfilment.Refunded{TransactionID: "u", RefundID: "s"},
+		"refunded by hand": fulfilment.Refunded{TransactionID: "t", RefundID: "s"},
+		"refund failed":    fulfilment.FailRefund{TransactionID: "t", RefundID: "r", Reason: "lost card"},
+		"disputed":         fulfilment.Dispute{TransactionID: "t", Reason: "fraudulent (dp)"},
 		"refunded part":    fulfilment.Refunded{TransactionID: "t", RefundID: "r", Money: &fulfilment.Money{Amount: money.MustParse("9"), Currency: "USD"}},
 	}
 )
@@ -85,6 +88,10 @@ func render(d fulfilment.Decision, err error) string {
 
 	for _, r := range d.Refunds {
 		parts = append(parts, fmt.Sprintf("refund %s of %s %s (%s)", r.TransactionID, r.Amount, r.Currency, r.Reason))
+
+		if r.FailedRefundID != "" {
+			parts = append(parts, "after "+r.FailedRefundID)
+		}
 	}
 
 	for _, p := range d.Publish {
@@ -108,6 +115,7 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"place short": "OrderCreated InventoryUnavailable -> inventory_unavailable ! orders.rejected",
 			"captured":    "error: there is no order o", "declined": "error: there is no order o", "complete": "error: there is no order o",
 			"cancel": "error: there is no order o", "expire": "error: there is no order o", "refunded": "error: there is no order o",
+			"refund failed": "error: there is no order o", "disputed": "error: there is no order o",
 		},
 		"place": {
 			"place": "-> inventory_reserved", "place other": "rejected: order.id: o exists with a different body, expected a new id or the same order",
@@ -120,6 +128,7 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"expire, captured": "OrderPaid -> paid ! orders.completed",
 			"refunded":         "OrderPaid OrderCancelled PaymentRefunded -> cancelled [release] ! orders.cancelled ! payments.refunded",
 			"refunded part":    "rejected: amount: is 9, expected the order's total 10",
+			"refund failed":    "-> inventory_reserved",
 		},
 		"place; captured": {
 			"place": "-> paid", "captured": "-> paid", "declined": "-> paid", "not charged": "-> paid", "expire": "-> paid", "expire, captured": "-> paid",
@@ -137,6 +146,7 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"place": "-> completed", "captured": "-> completed", "declined": "-> completed", "complete": "-> completed", "expire": "-> completed",
 			"cancel": "-> completed" + refused, "captured again": late + "completed refund u of 10 USD (completed)",
 			"refunded": "PaymentRefunded -> completed ! payments.refunded",
+			"disputed": "rejected: transaction_id: t is disputed: fraudulent (dp); answer the dispute at the payment provider, then discard this message",
 		},
 		"place short": {
 			"cancel": "-> inventory_unavailable" + refused, "expire": "-> inventory_unavailable", "declined": "-> inventory_unavailable",
@@ -163,7 +173,21 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"captured": "-> cancelled", "cancel": "-> cancelled", "cancel, captured": "-> cancelled", "complete": "-> cancelled",
 			"captured again": late + "cancelled refund u of 10 USD (cancelled)", "refunded": "PaymentRefunded -> cancelled ! payments.refunded",
 		},
-		"place; captured; cancel; refunded": {"refunded": "-> cancelled", "captured": "-> cancelled", "cancel": "-> cancelled"},
+		"place; captured; cancel; refunded": {
+			"refunded": "-> cancelled", "captured": "-> cancelled", "cancel": "-> cancelled",
+			"refund failed": "PaymentRefundFailed -> cancelled refund t of 10 USD (cancelled) after r ! payments.refund.failed",
+		},
+		"place; captured; cancel; refunded; refund failed": {
+			"refund failed": "-> cancelled", "cancel": "-> cancelled", "refunded by hand": "PaymentRefunded -> cancelled ! payments.refunded",
+			"refunded": "-> cancelled refund t of 10 USD (cancelled) after r",
+		},
+		"place; captured; cancel; refunded; refund failed; refunded by hand": {"refund failed": "-> cancelled", "refunded": "-> cancelled"},
+		"place; captured; cancel; refund failed": { // before its success was recorded
+			"refunded": "-> cancelled refund t of 10 USD (cancelled) after r", "refunded by hand": "PaymentRefunded -> cancelled ! payments.refunded",
+		},
+		"place; captured; complete; refunded": { // nothing is owed
+			"refund failed": "PaymentRefundFailed -> completed ! payments.refund.failed",
+		},
 	} {
 		o := after(t, state)
 

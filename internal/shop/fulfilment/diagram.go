@@ -98,7 +98,8 @@ func commands(o order.Order) []Command {
 	for _, transaction := range []string{"txn_1", "txn_2"} {
 		captured := payment.Outcome{TransactionID: transaction}
 		list = append(list, Settle{Outcome: captured}, Cancel{Found: captured}, Expire{Found: captured},
-			Refunded{TransactionID: transaction, RefundID: "ref_" + transaction})
+			Refunded{TransactionID: transaction, RefundID: "ref_" + transaction},
+			FailRefund{TransactionID: transaction, RefundID: "ref_" + transaction, Reason: "failed"})
 	}
 
 	return list

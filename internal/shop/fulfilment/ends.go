@@ -25,9 +25,16 @@ func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events [
 	return admitUnpaid(ctx, p, db, events, notYetCreated, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
 }
 
-// FindForCancel returns what the gateway knows of the order's charge.
+// FindForCancel returns what the gateway knows of the order's charge. A charge that
+// is pending, which may take days, does not delay the cancellation: its capture is
+// refunded when it is known.
 func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequested]) (payment.Outcome, error) {
-	return p.gateway.Find(ctx, e.Payload.charge)
+	found, err := p.gateway.Find(ctx, e.Payload.charge)
+	if errors.Is(err, payment.ErrPending) {
+		return payment.Outcome{}, nil
+	}
+
+	return found, err
 }
 
 // Cancel cancels orders: it releases their stock and refunds their captures. It
@@ -45,7 +52,8 @@ func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events [
 	return admitUnpaid(ctx, p, db, events, reject, func(p *ExpiryDue, charge payment.Charge) { p.charge = charge })
 }
 
-// FindForExpiry returns what the gateway knows of the order's charge.
+// FindForExpiry returns what the gateway knows of the order's charge. An order does
+// not expire while its charge is pending.
 func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (payment.Outcome, error) {
 	return p.gateway.Find(ctx, e.Payload.charge)
 }
@@ -146,7 +154,7 @@ func admitRefund(orders map[string]order.Order, p RefundRequested) error {
 		return event.Reject(fmt.Errorf("amount: is %s %s, expected the order's total %s %s", p.Amount, p.Currency, o.Total, o.Currency))
 	case capture.RefundID != "":
 		return event.ErrSkip
-	case !capture.Late && o.Status != order.StatusCancelled:
+	case !o.Owes(capture):
 		return event.Reject(fmt.Errorf("order_id: %s is %s, expected a cancelled order or a late capture", p.OrderID, o.Status))
 	}
 
@@ -158,6 +166,7 @@ func admitRefund(orders map[string]order.Order, p RefundRequested) error {
 func (p *Process) Refund(ctx context.Context, e event.Event[RefundRequested]) (string, error) {
 	id, err := p.gateway.Refund(ctx, payment.Refund{
 		OrderID: e.Payload.OrderID, TransactionID: e.Payload.TransactionID, Amount: *e.Payload.Amount, Currency: e.Payload.Currency,
+		FailedID: e.Payload.FailedRefundID,
 	})
 
 	if _, refused := errors.AsType[*payment.RefusedError](err); refused {
@@ -202,6 +211,10 @@ func commandOf(e event.Event[payment.Reported]) Command {
 	switch p.Outcome {
 	case payment.ReportRefunded:
 		return Refunded{TransactionID: event.Text(p.TransactionID), RefundID: event.Text(p.RefundID), Money: amount}
+	case payment.ReportRefundFailed:
+		return FailRefund{TransactionID: event.Text(p.TransactionID), RefundID: event.Text(p.RefundID), Reason: event.Text(p.Reason)}
+	case payment.ReportDisputed:
+		return Dispute{TransactionID: event.Text(p.TransactionID), Reason: event.Text(p.Reason)}
 	case payment.ReportDeclined:
 		return Settle{Outcome: payment.Outcome{Declined: event.Text(p.Reason)}, Attempt: p.Attempt}
 	default:

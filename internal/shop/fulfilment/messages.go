@@ -26,6 +26,7 @@ const (
 	TopicOrderExpired     = "orders.expired"
 	TopicRefundRequested  = "payments.refund.requested"
 	TopicPaymentRefunded  = "payments.refunded"
+	TopicRefundFailed     = "payments.refund.failed"
 )
 
 // Limits of an order.
@@ -261,6 +262,9 @@ type RefundRequested struct {
 	Currency      string        `json:"currency"`
 	// Reason is the order's status, which explains the refund.
 	Reason order.Status `json:"reason"`
+	// FailedRefundID is set after a refund of the capture has failed: no other is made
+	// until a person has decided.
+	FailedRefundID string `json:"failed_refund_id,omitempty"`
 }
 
 // Topic implements event.Payload.
@@ -293,4 +297,25 @@ func (p PaymentRefunded) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p PaymentRefunded) Validate() error {
 	return errors.Join(event.CheckID("order_id", p.OrderID), money.CheckMoved("amount", p.Amount, p.Currency))
+}
+
+// RefundFailed reports that a refund failed after payments.refunded reported it.
+type RefundFailed struct {
+	OrderID       string        `json:"order_id"`
+	TransactionID string        `json:"transaction_id"`
+	RefundID      string        `json:"refund_id"`
+	Reason        string        `json:"reason"`
+	Amount        *money.Amount `json:"amount"`
+	Currency      string        `json:"currency"`
+}
+
+// Topic implements event.Payload.
+func (RefundFailed) Topic() string { return TopicRefundFailed }
+
+// Key implements event.Payload.
+func (p RefundFailed) Key() string { return p.OrderID }
+
+// Validate implements event.Payload.
+func (p RefundFailed) Validate() error {
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
 }

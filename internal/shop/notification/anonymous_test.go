@@ -8,7 +8,7 @@ import (
 func TestAnAnswerDoesNotRepeatTheNotification(t *testing.T) {
 	t.Parallel()
 
-	r := Requested{UserID: "u1", Content: "Welcome, \"Zoë\"\nLee!", address: "zoe@home.example"}
+	r := EmailDue{Message: Message{UserID: "u1", Content: "Welcome, \"Zoë\"\nLee!"}, address: "zoe@home.example"}
 
 	for answer, want := range map[string]string{
 		"250 ok":                                    "250 ok",
@@ -26,12 +26,12 @@ func TestAnAnswerDoesNotRepeatTheNotification(t *testing.T) {
 		}
 	}
 
-	long := Requested{Content: strings.Repeat("Zoë ", 5000)}
+	long := Message{Content: strings.Repeat("Zoë ", 5000)}
 	if got := long.anonymous("400 " + long.Content[:1000]); strings.Count(got, "Zoë") > 60 {
 		t.Errorf("a long content: got %s", got)
 	}
 
-	if got := (Requested{Content: "!!"}).anonymous("bad !!"); got != "bad !!" {
+	if got := (Message{Content: "!!"}).anonymous("bad !!"); got != "bad !!" {
 		t.Errorf("without words: got %s", got)
 	}
 }

@@ -52,6 +52,9 @@ type WebhookConfig struct {
 	// AllowNetworks lists non-public networks that webhooks may reach, such as
 	// 10.0.0.0/8. Defaults to none.
 	AllowNetworks []string `koanf:"allow_networks"`
+	// FinalStatuses lists HTTP statuses after which a webhook is stopped instead of
+	// posted again, in addition to 410. Defaults to none.
+	FinalStatuses []int `koanf:"final_statuses"`
 }
 
 // Values of notification.email.tls.
@@ -65,7 +68,7 @@ const (
 func DefaultConfig() Config {
 	return Config{
 		Email:   EmailConfig{Port: 587, TLS: startTLS, From: "millrace@localhost"},
-		Webhook: WebhookConfig{AllowNetworks: []string{}},
+		Webhook: WebhookConfig{AllowNetworks: []string{}, FinalStatuses: []int{}},
 	}
 }
 
@@ -115,12 +118,18 @@ func (c WebhookConfig) validate() error {
 	secret, secretErr := c.secret()
 	_, networksErr := c.networks()
 
-	return errors.Join(
+	errs := []error{
 		check.That(err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "", "notification.webhook.url: is not a URL, expected https://host/path"),
 		check.That(secretErr == nil && len(secret) >= 24 && len(secret) <= 64,
 			"notification.webhook.secret: is not a secret, expected whsec_ and then 24 to 64 bytes in base64 (openssl rand -base64 32)"),
 		networksErr,
-	)
+	}
+
+	for _, status := range c.FinalStatuses {
+		errs = append(errs, check.Value(status >= 300 && status <= 599, "notification.webhook.final_statuses", status, "HTTP statuses from 300 to 599"))
+	}
+
+	return errors.Join(errs...)
 }
 
 func (c WebhookConfig) secret() ([]byte, error) {

@@ -73,7 +73,7 @@ func newMailer(cfg EmailConfig) (*mailer, error) {
 	return &mailer{cfg: cfg, options: options, domain: from.Address[strings.LastIndex(from.Address, "@")+1:]}, nil
 }
 
-func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
+func (m *mailer) send(ctx context.Context, e event.Event[EmailDue]) (answer string, err error) {
 	msg, err := m.compose(e)
 	if err != nil {
 		return "", event.Reject(errors.New(e.Payload.anonymous(err.Error())))
@@ -96,12 +96,13 @@ func (m *mailer) send(ctx context.Context, e event.Event[Requested]) (answer str
 	return e.Payload.anonymous(msg.ServerResponse()), nil
 }
 
-// classify distinguishes three errors. A server that cannot be reached, refuses
+// classify distinguishes the errors. A server that cannot be reached, refuses
 // the login or refuses the sender accepts no e-mail at all: it is unavailable.
 // After the sender was accepted, errors concern this e-mail: a permanent one
 // rejects it, a temporary one postpones it. The e-mail may even have arrived, so
-// it must not be retried indefinitely.
-func classify(err error, to Requested) error {
+// it must not be retried indefinitely. Without an answer the server may be at fault
+// as well.
+func classify(err error, to EmailDue) error {
 	const permanent = 500 // RFC 5321, section 4.2.1
 
 	sendError, connected := errors.AsType[*mail.SendError](err)
@@ -114,12 +115,14 @@ func classify(err error, to Requested) error {
 		return event.Unavailable(MailServer, err)
 	case sendError.ErrorCode() >= permanent:
 		return event.Reject(fmt.Errorf("the mail server refused the e-mail: %w", err))
+	case sendError.ErrorCode() == 0:
+		return event.Overloaded(MailServer, 0, fmt.Errorf("sending e-mail: %w", err))
 	default:
 		return event.Later(0, fmt.Errorf("sending e-mail: %w", err))
 	}
 }
 
-func (m *mailer) compose(e event.Event[Requested]) (*mail.Msg, error) {
+func (m *mailer) compose(e event.Event[EmailDue]) (*mail.Msg, error) {
 	msg := mail.NewMsg()
 	// The same id marks a duplicate.
 	msg.SetMessageIDWithValue(e.ID.String() + "@" + m.domain)

@@ -6,6 +6,7 @@ package notification
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,13 +20,21 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
-// Topic carries requests for notifications.
-const Topic = "notifications"
+// Topics. A request becomes a message on the topic of its channel, so that each
+// channel has its own queue, breaker and retries: one that cannot send delays no
+// other.
+const (
+	Topic        = "notifications"
+	TopicEmail   = "notifications.email"
+	TopicWebhook = "notifications.webhook"
+	TopicLog     = "notifications.log"
+)
 
 // Channel is a way to reach a user.
 type Channel string
@@ -37,11 +46,18 @@ const (
 	Log     Channel = "log"
 )
 
-// MailServer is the dependency that e-mails need; see event.Unavailable.
-const MailServer = "mail server"
+// Dependencies that sending needs; see event.Unavailable.
+const (
+	MailServer      = "mail server"
+	WebhookReceiver = "webhook receiver"
+)
 
-// maxContent is the maximum length of a content in bytes.
-const maxContent = 100 << 10
+// Maximum lengths of a content in bytes. That of a webhook is as JSON: Standard
+// Webhooks 1.0 recommends bodies below 20 kB.
+const (
+	maxContent        = 100 << 10
+	maxWebhookContent = 19 << 10
+)
 
 // Requested is a request for a notification.
 type Requested struct {
@@ -49,9 +65,6 @@ type Requested struct {
 	Content string `json:"content"`
 	// Channel defaults to e-mail.
 	Channel Channel `json:"channel,omitempty"`
-
-	// address is the recipient of an e-mail, which Admit looks up.
-	address string
 }
 
 // Topic implements event.Payload.
@@ -68,25 +81,108 @@ func (Requested) Marks() []string { return nil }
 
 // Validate implements event.Payload.
 func (r Requested) Validate() error {
-	errs := []error{event.CheckID("user_id", r.UserID)}
-
-	switch {
-	case r.Content == "":
-		errs = append(errs, errors.New("content: is missing, expected text"))
-	case len(r.Content) > maxContent:
-		errs = append(errs, fmt.Errorf("content: has %d bytes, expected at most %d", len(r.Content), maxContent))
-	}
+	err := Message{UserID: r.UserID, Content: r.Content}.Validate()
 
 	switch r.channel() {
-	case Email, Webhook, Log:
+	case Email, Log:
+	case Webhook:
+		err = errors.Join(err, checkWebhookContent(r.Content))
 	default:
-		errs = append(errs, fmt.Errorf("channel: is %.500q, expected %s, %s or %s", r.Channel, Email, Webhook, Log))
+		err = errors.Join(err, fmt.Errorf("channel: is %.500q, expected %s, %s or %s", r.Channel, Email, Webhook, Log))
 	}
 
-	return errors.Join(errs...)
+	return err
 }
 
 func (r Requested) channel() Channel { return cmp.Or(r.Channel, Email) }
+
+// Message is what a channel sends to a user.
+type Message struct {
+	UserID  string `json:"user_id"`
+	Content string `json:"content"`
+}
+
+// Key implements event.Payload.
+func (m Message) Key() string { return m.UserID }
+
+// Subject implements event.Personal.
+func (m Message) Subject() string { return m.UserID }
+
+// Marks implements event.Personal.
+func (Message) Marks() []string { return nil }
+
+// Validate implements event.Payload.
+func (m Message) Validate() error {
+	err := event.CheckID("user_id", m.UserID)
+
+	switch {
+	case m.Content == "":
+		err = errors.Join(err, errors.New("content: is missing, expected text"))
+	case len(m.Content) > maxContent:
+		err = errors.Join(err, fmt.Errorf("content: has %d bytes, expected at most %d", len(m.Content), maxContent))
+	}
+
+	return err
+}
+
+// The messages of the channels.
+type (
+	// EmailDue is a message to send by e-mail.
+	EmailDue struct {
+		Message
+
+		// address is the recipient, which AdmitEmail looks up.
+		address string
+	}
+	// WebhookDue is a message to post to the webhook's receiver.
+	WebhookDue struct {
+		Message
+
+		// At is when the notification was requested. Each attempt posts the same
+		// body, so it is part of the message.
+		At time.Time `json:"at"`
+	}
+	// LogDue is a message to write to the log.
+	LogDue struct{ Message }
+)
+
+// Due is a message of a channel.
+type Due interface {
+	event.Payload
+	Channel() Channel
+}
+
+// Topic implements event.Payload.
+func (EmailDue) Topic() string { return TopicEmail }
+
+// Channel implements Due.
+func (EmailDue) Channel() Channel { return Email }
+
+// Topic implements event.Payload.
+func (WebhookDue) Topic() string { return TopicWebhook }
+
+// Channel implements Due.
+func (WebhookDue) Channel() Channel { return Webhook }
+
+// Validate implements event.Payload.
+func (w WebhookDue) Validate() error {
+	return errors.Join(w.Message.Validate(), checkWebhookContent(w.Content),
+		check.That(!w.At.IsZero(), "at: is missing, expected the time of the request"))
+}
+
+// Topic implements event.Payload.
+func (LogDue) Topic() string { return TopicLog }
+
+// Channel implements Due.
+func (LogDue) Channel() Channel { return Log }
+
+// checkWebhookContent rejects a content that makes a large body.
+func checkWebhookContent(content string) error {
+	encoded, err := json.Marshal(content)
+
+	return check.That(err == nil && len(encoded) <= maxWebhookContent,
+		fmt.Sprintf("content: has %d bytes as JSON, expected at most %d for a webhook", len(encoded), maxWebhookContent))
+}
 
 // Directory returns the e-mail addresses of users by id. The address of an
 // erased user is empty; a user who does not exist is missing.
@@ -121,33 +217,38 @@ func NewService(cfg Config, pool *pgxpool.Pool, directory Directory, logger *slo
 	return s, nil
 }
 
-// Admit looks up the addresses of e-mails. It skips users who were erased and
-// rejects users who do not exist.
-func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event.Event[Requested]) ([]error, error) {
-	var ids []string
+// Route passes each request on to its channel.
+func (s *Service) Route(_ context.Context, _ pgx.Tx, events []event.Event[Requested]) ([]event.Outgoing, error) {
+	outgoing := make([]event.Outgoing, 0, len(events))
 
 	for _, e := range events {
-		if e.Payload.channel() == Email {
-			ids = append(ids, e.Payload.UserID)
+		message := Message{UserID: e.Payload.UserID, Content: e.Payload.Content}
+
+		switch e.Payload.channel() {
+		case Webhook:
+			outgoing = append(outgoing, e.Then(WebhookDue{Message: message, At: time.Now().UTC().Truncate(time.Millisecond)}))
+		case Log:
+			outgoing = append(outgoing, e.Then(LogDue{Message: message}))
+		default:
+			outgoing = append(outgoing, e.Then(EmailDue{Message: message}))
 		}
 	}
 
-	verdicts := make([]error, len(events))
-	if len(ids) == 0 {
-		return verdicts, nil
-	}
+	return outgoing, nil
+}
 
-	addresses, err := s.directory(ctx, db, ids)
+// AdmitEmail looks up the addresses of e-mails. It skips users who were erased and
+// rejects users who do not exist.
+func (s *Service) AdmitEmail(ctx context.Context, db postgres.Querier, events []event.Event[EmailDue]) ([]error, error) {
+	addresses, err := s.directory(ctx, db, postgres.Column(events, event.Event[EmailDue].AggregateID))
 	if err != nil {
 		return nil, err
 	}
 
+	verdicts := make([]error, len(events))
+
 	for i := range events {
 		p := &events[i].Payload
-		if p.channel() != Email {
-			continue
-		}
-
 		address, known := addresses[p.UserID]
 
 		switch {
@@ -163,29 +264,33 @@ func (s *Service) Admit(ctx context.Context, db postgres.Querier, events []event
 	return verdicts, nil
 }
 
-// Needs returns the dependency that sending e needs: e-mails wait together
-// while the mail server is unavailable. Other channels need none.
-func (s *Service) Needs(e event.Event[Requested]) string {
-	if e.Payload.channel() == Email && s.mailer != nil {
-		return MailServer
+// NeedsMailServer returns the dependency of e-mails, if they are sent.
+func (s *Service) NeedsMailServer(event.Event[EmailDue]) string {
+	if s.mailer == nil {
+		return ""
 	}
 
-	return ""
+	return MailServer
 }
 
-// anonymous removes the recipient's address and the content from another system's
-// answer, because answers are logged and stored, and systems repeat what they are sent.
-func (r Requested) anonymous(answer string) string {
-	if r.address != "" {
-		answer = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(r.address)).ReplaceAllLiteralString(answer, "(address)")
-	}
-
-	words := strings.FieldsFunc(r.Content[:min(len(r.Content), maxAnswer)], func(c rune) bool { return !unicode.IsLetter(c) && !unicode.IsDigit(c) })
+// anonymous removes the content from another system's answer, because answers are
+// logged and stored, and systems repeat what they are sent.
+func (m Message) anonymous(answer string) string {
+	words := strings.FieldsFunc(m.Content[:min(len(m.Content), maxAnswer)], func(c rune) bool { return !unicode.IsLetter(c) && !unicode.IsDigit(c) })
 	if len(words) == 0 {
 		return answer
 	}
 
 	return echoOf(words[:min(len(words), maxEcho)]).ReplaceAllLiteralString(answer, "(content)")
+}
+
+// anonymous also removes the recipient's address.
+func (e EmailDue) anonymous(answer string) string {
+	if e.address != "" {
+		answer = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(e.address)).ReplaceAllLiteralString(answer, "(address)")
+	}
+
+	return e.Message.anonymous(answer)
 }
 
 // maxEcho is the maximum number of words that anonymous looks for: the expression nests
@@ -222,50 +327,57 @@ func spelled(word string) string {
 	return `(?:` + word + `|` + strings.ReplaceAll(escaped, `\`, `\\+`) + `)`
 }
 
-// Send sends one notification and returns the answer of the mail server or the
-// webhook's receiver. A temporary failure is an event.LaterError, a final refusal
-// is a rejection with the provider's reason, and an unavailable mail server is an
-// event.UnavailableError.
-func (s *Service) Send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
-	user, id := slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String())
-
-	switch channel := e.Payload.channel(); {
-	case channel == Webhook && s.webhook == nil:
-		return "", event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
-	case channel == Webhook:
-		return s.webhook.send(ctx, e)
-	case channel == Log:
-		s.logger.Info("notification", user, id)
-
-		return "logged", nil
-	case s.mailer == nil:
-		s.logger.Info("e-mail not sent; set notification.email.host to send e-mails", user, id)
+// SendEmail sends an e-mail and returns the answer of the mail server. A temporary
+// failure is an event.LaterError, a final refusal is a rejection with the server's
+// reason, and an unavailable server is an event.UnavailableError.
+func (s *Service) SendEmail(ctx context.Context, e event.Event[EmailDue]) (answer string, err error) {
+	if s.mailer == nil {
+		s.logger.Info("e-mail not sent; set notification.email.host to send e-mails",
+			slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()))
 
 		return "logged: notification.email.host is not set", nil
-	default:
-		return s.mailer.send(ctx, e)
 	}
+
+	return s.mailer.send(ctx, e)
 }
 
-// Sent is a notification with the receiver's answer, if it was not skipped.
-type Sent = event.Effected[Requested, string]
+// NeedsReceiver returns the dependency of webhooks.
+func (s *Service) NeedsReceiver(event.Event[WebhookDue]) string { return WebhookReceiver }
 
-// Record stores the results of notifications.
-func (s *Service) Record(ctx context.Context, tx pgx.Tx, sent []Sent) ([]event.Outgoing, error) {
+// PostWebhook posts a webhook and returns the receiver's answer. See webhook.send for
+// its errors.
+func (s *Service) PostWebhook(ctx context.Context, e event.Event[WebhookDue]) (answer string, err error) {
+	if s.webhook == nil {
+		return "", event.Reject(errors.New("channel: is webhook, but notification.webhook.url is not set"))
+	}
+
+	return s.webhook.send(ctx, e)
+}
+
+// WriteLog writes a notification to the log.
+func (s *Service) WriteLog(_ context.Context, e event.Event[LogDue]) (answer string, err error) {
+	s.logger.Info("notification", slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()))
+
+	return "logged", nil
+}
+
+// Record stores the results of notifications. A result is the receiver's answer, if
+// the notification was not skipped.
+func Record[P Due](ctx context.Context, tx pgx.Tx, sent []event.Effected[P, string]) ([]event.Outgoing, error) {
 	_, err := tx.Exec(ctx, `
 		INSERT INTO notifications (message_id, user_id, channel, status, answer)
 		SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])`,
-		postgres.Column(sent, func(n Sent) uuid.UUID { return n.ID }),
-		postgres.Column(sent, func(n Sent) string { return n.Payload.UserID }),
-		postgres.Column(sent, func(n Sent) string { return string(n.Payload.channel()) }),
-		postgres.Column(sent, func(n Sent) string {
+		postgres.Column(sent, func(n event.Effected[P, string]) uuid.UUID { return n.ID }),
+		postgres.Column(sent, event.Effected[P, string].AggregateID),
+		postgres.Column(sent, func(n event.Effected[P, string]) string { return string(n.Payload.Channel()) }),
+		postgres.Column(sent, func(n event.Effected[P, string]) string {
 			if n.Result == nil {
 				return "skipped"
 			}
 
 			return "sent"
 		}),
-		postgres.Column(sent, func(n Sent) string {
+		postgres.Column(sent, func(n event.Effected[P, string]) string {
 			if n.Result == nil {
 				return "the user was erased"
 			}

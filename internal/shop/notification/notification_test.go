@@ -48,13 +48,13 @@ func newService(t *testing.T, cfg notification.Config) *notification.Service {
 	return s
 }
 
-// send sends as the consumer does; nil means that the notification was skipped.
-func send(t *testing.T, s *notification.Service, e event.Event[notification.Requested]) (*string, error) {
+// send sends an e-mail as the consumer does; nil means that it was skipped.
+func send(t *testing.T, s *notification.Service, e event.Event[notification.EmailDue]) (*string, error) {
 	t.Helper()
 
-	events := []event.Event[notification.Requested]{e}
+	events := []event.Event[notification.EmailDue]{e}
 
-	verdicts, err := s.Admit(t.Context(), nil, events)
+	verdicts, err := s.AdmitEmail(t.Context(), nil, events)
 	if err != nil {
 		return nil, err
 	}
@@ -67,15 +67,46 @@ func send(t *testing.T, s *notification.Service, e event.Event[notification.Requ
 		return nil, verdicts[0]
 	}
 
-	got, err := s.Send(t.Context(), events[0])
+	got, err := s.SendEmail(t.Context(), events[0])
 
 	return &got, err
 }
 
-func requested(userID string, channel notification.Channel) event.Event[notification.Requested] {
+// routed returns a request as it reaches its channel.
+func routed[P notification.Due](t *testing.T, userID string, channel notification.Channel) event.Event[P] {
+	t.Helper()
+
 	p := notification.Requested{UserID: userID, Content: "Welcome <Alice> & Bob!", Channel: channel}
 
-	return event.Event[notification.Requested]{Meta: event.Start(p).Meta, Payload: p}
+	out, err := (&notification.Service{}).Route(t.Context(), nil, []event.Event[notification.Requested]{{Meta: event.Start(p).Meta, Payload: p}})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// A broker is in between.
+	data, err := event.Encode(out[0].Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	due, err := event.Decode[P](data)
+	if err != nil || due.Channel() != channel {
+		t.Fatalf("%s became %+v, %v", channel, due, err)
+	}
+
+	return event.Event[P]{Meta: out[0].Meta, Payload: due}
+}
+
+func email(t *testing.T, userID string) event.Event[notification.EmailDue] {
+	t.Helper()
+
+	return routed[notification.EmailDue](t, userID, notification.Email)
+}
+
+func posted(t *testing.T) event.Event[notification.WebhookDue] {
+	t.Helper()
+
+	return routed[notification.WebhookDue](t, "alice", notification.Webhook)
 }
 
 func TestAnEmailIsSentOverTLSWithAStableID(t *testing.T) {
@@ -83,7 +114,7 @@ func TestAnEmailIsSentOverTLSWithAStableID(t *testing.T) {
 
 	server := mailtest.NewServer(t)
 	s := newService(t, config(server))
-	e := requested("alice", "")
+	e := email(t, "alice")
 
 	for range 2 { // the receiver must recognise the second as a duplicate
 		got, err := send(t, s, e)
@@ -130,25 +161,25 @@ func TestErrorsOfTheMailServer(t *testing.T) {
 	)
 
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
-	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
+	if _, err := send(t, s, email(t, "alice")); !errors.As(err, &later) || !strings.Contains(err.Error(), "greylisted") {
 		t.Errorf("temporary: got %v", err)
 	}
 
 	server.Refuse(550, [3]int{5, 1, 1}, "no such mailbox")
-	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
+	if _, err := send(t, s, email(t, "alice")); !errors.As(err, &rejected) || !strings.Contains(err.Error(), "no such mailbox") {
 		t.Errorf("permanent: got %v", err)
 	}
 
 	// Errors are logged and stored, so they must not contain the address.
 	server.Refuse(550, [3]int{5, 1, 1}, "<Alice@Example.com>: no such mailbox")
-	if _, err := send(t, s, requested("alice", "")); err == nil || strings.Contains(strings.ToLower(err.Error()), "alice@") ||
+	if _, err := send(t, s, email(t, "alice")); err == nil || strings.Contains(strings.ToLower(err.Error()), "alice@") ||
 		!strings.HasSuffix(err.Error(), `550 "5.1.1 <(address)>: no such mailbox"`) {
 		t.Errorf("the address: got %v", err)
 	}
 
 	// A server that refuses the sender accepts no e-mail at all.
 	server.RefuseSender(550, [3]int{5, 7, 1}, "sender not allowed")
-	if _, err := send(t, s, requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "sender not allowed") {
+	if _, err := send(t, s, email(t, "alice")); !errors.As(err, &away) || !strings.Contains(err.Error(), "sender not allowed") {
 		t.Errorf("sender: got %v", err)
 	}
 
@@ -158,7 +189,7 @@ func TestErrorsOfTheMailServer(t *testing.T) {
 	cfg := config(server)
 	cfg.Email.Password = "wrong"
 
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) {
+	if _, err := send(t, newService(t, cfg), email(t, "alice")); !errors.As(err, &away) {
 		t.Errorf("wrong password: got %v", err)
 	}
 
@@ -166,12 +197,12 @@ func TestErrorsOfTheMailServer(t *testing.T) {
 	cfg = config(server)
 	cfg.Email.CAFile = ""
 
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "certificate") {
+	if _, err := send(t, newService(t, cfg), email(t, "alice")); !errors.As(err, &away) || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("unknown certificate: got %v", err)
 	}
 
 	cfg.Email.Port = 1
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); !errors.As(err, &away) {
+	if _, err := send(t, newService(t, cfg), email(t, "alice")); !errors.As(err, &away) {
 		t.Errorf("no server: got %v", err)
 	}
 }
@@ -182,7 +213,7 @@ func TestAServerWithoutTLSReceivesNeitherPasswordNorEmail(t *testing.T) {
 	server := mailtest.NewPlainServer(t)
 
 	var away *event.UnavailableError
-	if _, err := send(t, newService(t, config(server)), requested("alice", "")); !errors.As(err, &away) || !strings.Contains(err.Error(), "STARTTLS") {
+	if _, err := send(t, newService(t, config(server)), email(t, "alice")); !errors.As(err, &away) || !strings.Contains(err.Error(), "STARTTLS") {
 		t.Errorf("got %v", err)
 	}
 
@@ -194,7 +225,7 @@ func TestAServerWithoutTLSReceivesNeitherPasswordNorEmail(t *testing.T) {
 	cfg := config(server)
 	cfg.Email.TLS, cfg.Email.User, cfg.Email.Password = "none", "", ""
 
-	if _, err := send(t, newService(t, cfg), requested("alice", "")); err != nil || len(server.Received()) != 1 {
+	if _, err := send(t, newService(t, cfg), email(t, "alice")); err != nil || len(server.Received()) != 1 {
 		t.Errorf("without TLS: got %v", err)
 	}
 }
@@ -209,7 +240,7 @@ func TestContentCannotAddHeaders(t *testing.T) {
 		"Welcome Eve\r\nBcc: victim@example.com\r\n\r\nText", "Eve\rBcc: victim@example.com", "Eve\nBcc: victim@example.com",
 		"=?utf-8?q?Eve=0D=0ABcc:_victim@example.com?=", "Eve\u2028Bcc: victim@example.com", "Eve\x00Bcc: victim@example.com",
 	} {
-		e := requested("alice", "")
+		e := email(t, "alice")
 		e.Payload.Content = content
 
 		if _, err := send(t, s, e); err != nil {
@@ -240,27 +271,34 @@ func TestUsersWithoutAnAddress(t *testing.T) {
 	s := newService(t, notification.DefaultConfig())
 
 	var rejected *event.RejectError
-	if _, err := send(t, s, requested("nobody", "")); !errors.As(err, &rejected) {
+	if _, err := send(t, s, email(t, "nobody")); !errors.As(err, &rejected) {
 		t.Errorf("unknown user: got %v", err)
 	}
 
-	if got, err := send(t, s, requested("erased", "")); err != nil || got != nil {
+	if got, err := send(t, s, email(t, "erased")); err != nil || got != nil {
 		t.Errorf("erased user: got %+v, %v", got, err)
 	}
 
-	if _, err := send(t, s, requested("alice", notification.Webhook)); !errors.As(err, &rejected) {
+	if _, err := s.PostWebhook(t.Context(), posted(t)); !errors.As(err, &rejected) {
 		t.Errorf("webhook without a URL: got %v", err)
 	}
 
-	if got, err := send(t, s, requested("alice", notification.Log)); err != nil || got == nil {
-		t.Errorf("log: got %+v, %v", got, err)
+	if got, err := s.WriteLog(t.Context(), routed[notification.LogDue](t, "alice", notification.Log)); err != nil || got != "logged" {
+		t.Errorf("log: got %q, %v", got, err)
 	}
 }
 
 const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
+// attempt is a webhook that arrived.
+type attempt struct {
+	http.Header
+
+	body string
+}
+
 // receiver verifies webhooks as the standard's own library does.
-func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Config, *[]http.Header) {
+func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Config, *[]attempt) {
 	t.Helper()
 
 	verifier, err := standardwebhooks.NewWebhook(secret)
@@ -268,7 +306,7 @@ func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Co
 		t.Fatal(err)
 	}
 
-	var headers []http.Header
+	var attempts []attempt
 
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -276,7 +314,7 @@ func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Co
 			t.Errorf("%v: %s", err, body)
 		}
 
-		headers = append(headers, r.Header)
+		attempts = append(attempts, attempt{r.Header, string(body)})
 
 		answer(w)
 	}))
@@ -285,67 +323,162 @@ func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Co
 	cfg := notification.DefaultConfig()
 	cfg.Webhook.URL, cfg.Webhook.Secret, cfg.Webhook.AllowNetworks = server.URL, secret, []string{"127.0.0.0/8"}
 
-	return cfg, &headers
+	return cfg, &attempts
 }
 
 func TestAWebhookIsSigned(t *testing.T) {
 	t.Parallel()
 
-	cfg, headers := receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "thanks") })
-	e := requested("alice", notification.Webhook)
+	cfg, attempts := receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "thanks") })
+	e := posted(t)
 
-	got, err := send(t, newService(t, cfg), e)
-	if err != nil || got == nil || *got != "200 OK thanks" {
-		t.Fatalf("got %+v, %v", got, err)
+	got, err := newService(t, cfg).PostWebhook(t.Context(), e)
+	if err != nil || got != "200 OK thanks" {
+		t.Fatalf("got %q, %v", got, err)
 	}
 
-	if id := (*headers)[0].Get("Webhook-Id"); id != "msg_"+e.ID.String() {
+	if id := (*attempts)[0].Get("Webhook-Id"); id != "msg_"+e.ID.String() {
 		t.Errorf("the id is %s", id)
 	}
 }
 
-func TestErrorsOfTheWebhookReceiver(t *testing.T) {
+func TestAnswersOfTheWebhookReceiver(t *testing.T) {
 	t.Parallel()
 
-	var (
-		later    *event.LaterError
-		rejected *event.RejectError
+	const (
+		later = "posted again later"
+		slow  = "posted again later, and others wait too"
+		final = "stopped"
 	)
 
 	for _, c := range []struct {
 		code  int
 		after string
-		want  any
+		want  string
 		wait  time.Duration
 	}{
-		{http.StatusTooManyRequests, "7", &later, 7 * time.Second},
-		{http.StatusTooManyRequests, "1000000", &later, time.Hour},
-		{http.StatusServiceUnavailable, "", &later, 0},
-		{http.StatusBadRequest, "", &rejected, 0},
-		{http.StatusFound, "", &rejected, 0}, // a redirect is not followed
+		{http.StatusMovedPermanently, "", later, 0}, // a redirect is not followed
+		{http.StatusFound, "", later, 0},
+		{http.StatusBadRequest, "", later, 0},
+		{http.StatusUnauthorized, "", later, 0},
+		{http.StatusForbidden, "", later, 0},
+		{http.StatusNotFound, "", later, 0},
+		{http.StatusConflict, "", later, 0},
+		{http.StatusTooEarly, "", later, 0},
+		{http.StatusInternalServerError, "", later, 0},
+		{http.StatusRequestTimeout, "3", later, 3 * time.Second},
+		{http.StatusTooManyRequests, "7", slow, 7 * time.Second},
+		{http.StatusTooManyRequests, "1000000", slow, time.Hour},
+		{http.StatusBadGateway, "", slow, 0},
+		{http.StatusServiceUnavailable, "", slow, 0},
+		{http.StatusGatewayTimeout, "", slow, 0},
+		{http.StatusGone, "", final, 0},
+		{http.StatusUnprocessableEntity, "", final, 0}, // as configured
 	} {
-		cfg, headers := receiver(t, func(w http.ResponseWriter) {
-			w.Header().Set("Location", "/elsewhere")
+		t.Run(http.StatusText(c.code)+" "+c.after, func(t *testing.T) {
+			t.Parallel()
 
-			if c.after != "" {
-				w.Header().Set("Retry-After", c.after)
+			cfg, attempts := receiver(t, func(w http.ResponseWriter) {
+				w.Header().Set("Location", "/elsewhere")
+
+				if c.after != "" {
+					w.Header().Set("Retry-After", c.after)
+				}
+
+				w.WriteHeader(c.code)
+				_, _ = io.WriteString(w, "because")
+			})
+			cfg.Webhook.FinalStatuses = []int{http.StatusUnprocessableEntity}
+
+			_, err := newService(t, cfg).PostWebhook(t.Context(), posted(t))
+
+			var (
+				retried  *event.LaterError
+				rejected *event.RejectError
+				got      string
+			)
+
+			switch {
+			case errors.As(err, &rejected):
+				got = final
+			case errors.As(err, &retried) && retried.Dependency == notification.WebhookReceiver:
+				got = slow
+			case errors.As(err, &retried):
+				got = later
 			}
 
-			w.WriteHeader(c.code)
-			_, _ = io.WriteString(w, "because")
+			if got != c.want || retried != nil && retried.After != c.wait {
+				t.Errorf("got %q (%+v), expected %q after %s", got, err, c.want, c.wait)
+			}
+
+			if err == nil || !strings.Contains(err.Error(), strconv.Itoa(c.code)) || !strings.Contains(err.Error(), "because") {
+				t.Errorf("the error is %v", err)
+			}
+
+			if gone := errors.Is(err, notification.ErrGone); gone != (c.code == http.StatusGone) || len(*attempts) != 1 {
+				t.Errorf("gone %t after %d requests", gone, len(*attempts))
+			}
 		})
+	}
+}
 
-		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
-		if !errors.As(err, c.want) || !strings.Contains(err.Error(), strconv.Itoa(c.code)) || !strings.Contains(err.Error(), "because") {
-			t.Errorf("%d: got %v", c.code, err)
+func TestAllAttemptsOfAWebhookHaveTheSameBody(t *testing.T) {
+	t.Parallel()
+
+	cfg, attempts := receiver(t, func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) })
+	s, e := newService(t, cfg), posted(t)
+
+	pgtest.Eventually(t, "attempts at different times", func() bool {
+		if _, err := s.PostWebhook(t.Context(), e); err == nil {
+			t.Error("404 counts as success")
 		}
 
-		if c.want == &later && later.After != c.wait {
-			t.Errorf("%d with Retry-After %s: waits %s, expected %s", c.code, c.after, later.After, c.wait)
+		return (*attempts)[0].Get("Webhook-Timestamp") != (*attempts)[len(*attempts)-1].Get("Webhook-Timestamp")
+	})
+
+	for _, a := range *attempts {
+		if a.body != (*attempts)[0].body || a.Get("Webhook-Id") != "msg_"+e.ID.String() {
+			t.Errorf("%s posts %s, the first %s", a.Get("Webhook-Id"), a.body, (*attempts)[0].body)
+		}
+	}
+}
+
+func TestAnUnreachableReceiverMakesOthersWait(t *testing.T) {
+	t.Parallel()
+
+	cfg, _ := receiver(t, nil)
+	cfg.Webhook.URL = "http://127.0.0.1:1/hooks/token"
+
+	var later *event.LaterError
+
+	_, err := newService(t, cfg).PostWebhook(t.Context(), posted(t))
+	if !errors.As(err, &later) || later.Dependency != notification.WebhookReceiver || strings.Contains(err.Error(), "token") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheContentOfAWebhookIsBounded(t *testing.T) {
+	t.Parallel()
+
+	for _, c := range []struct {
+		content string
+		channel notification.Channel
+		want    string
+	}{
+		{strings.Repeat("x", 19_000), notification.Webhook, ""},
+		{strings.Repeat("x", 20_000), notification.Webhook, "content: has 20002 bytes as JSON, expected at most 19456 for a webhook"},
+		{strings.Repeat("<", 10_000), notification.Webhook, "content: has 60002 bytes as JSON, expected at most 19456 for a webhook"},
+		{strings.Repeat("x", 20_000), notification.Email, ""},
+		{strings.Repeat("x", 20_000), notification.Log, ""},
+		{strings.Repeat("x", 102_401), notification.Log, "content: has 102401 bytes, expected at most 102400"},
+	} {
+		got := ""
+		if err := (notification.Requested{UserID: "alice", Content: c.content, Channel: c.channel}).Validate(); err != nil {
+			got = err.Error()
 		}
 
-		if len(*headers) != 1 {
-			t.Errorf("%d: %d requests", c.code, len(*headers))
+		if got != c.want {
+			t.Errorf("%s with %d bytes: got %q, expected %q", c.channel, len(c.content), got, c.want)
 		}
 	}
 }
@@ -364,7 +497,7 @@ func TestWebhooksDoNotReachPrivateAddresses(t *testing.T) {
 	} {
 		cfg.Webhook.URL = "http://" + host + port + "/hooks/token"
 
-		_, err := send(t, newService(t, cfg), requested("alice", notification.Webhook))
+		_, err := newService(t, cfg).PostWebhook(t.Context(), posted(t))
 		if err == nil || !strings.Contains(err.Error(), "allow_networks") || strings.Contains(err.Error(), "token") {
 			t.Errorf("%s: got %v", host, err)
 		}
@@ -385,13 +518,13 @@ func TestALongAnswerIsCutOff(t *testing.T) {
 			w.Header().Set("X-"+strconv.Itoa(n), strings.Repeat("x", 100))
 		}
 	})
-	if _, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); !errors.As(err, &later) || !strings.Contains(err.Error(), "header") {
+	if _, err := newService(t, cfg).PostWebhook(t.Context(), posted(t)); !errors.As(err, &later) || !strings.Contains(err.Error(), "header") {
 		t.Errorf("headers: got %v", err)
 	}
 
 	cfg, _ = receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, strings.Repeat("x", 1<<20)) })
-	if got, err := send(t, newService(t, cfg), requested("alice", notification.Webhook)); err != nil || len(*got) > 2000 {
-		t.Errorf("body: got %d bytes, %v", len(*got), err)
+	if got, err := newService(t, cfg).PostWebhook(t.Context(), posted(t)); err != nil || len(got) > 2000 {
+		t.Errorf("body: got %d bytes, %v", len(got), err)
 	}
 }
 
@@ -400,10 +533,10 @@ func TestConfigurationMistakesNameTheKey(t *testing.T) {
 
 	cfg := notification.DefaultConfig()
 	cfg.Email = notification.EmailConfig{Port: 0, TLS: "maybe", User: "u", From: "nobody"}
-	cfg.Webhook = notification.WebhookConfig{URL: "ftp://x", Secret: "short", AllowNetworks: []string{"all"}}
+	cfg.Webhook = notification.WebhookConfig{URL: "ftp://x", Secret: "short", AllowNetworks: []string{"all"}, FinalStatuses: []int{200}}
 
 	err := cfg.Validate()
-	for _, key := range []string{"email.port", "email.tls", "email.user", "email.from", "webhook.url", "webhook.secret", "webhook.allow_networks"} {
+	for _, key := range []string{"email.port", "email.tls", "email.user", "email.from", "webhook.url", "webhook.secret", "webhook.allow_networks", "webhook.final_statuses"} {
 		if err == nil || !strings.Contains(err.Error(), "notification."+key+": ") {
 			t.Errorf("%s is not reported: %v", key, err)
 		}

@@ -21,11 +21,19 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
+// The retries of webhooks. Standard Webhooks 1.0 recommends growing pauses over
+// multiple days; with jitter these are about three.
+const (
+	WebhookPause    = 5 * time.Second // after the first attempt
+	WebhookMaxPause = time.Hour
+	WebhookAttempts = 100
+)
+
 // Bounds of a webhook.
 const (
-	webhookTimeout = 10 * time.Second
-	maxHeaders     = 16 << 10 // bytes of the response's headers
-	maxAnswer      = 1 << 10  // bytes of the response that are recorded
+	webhookTimeout = 15 * time.Second // Standard Webhooks 1.0 recommends 15 to 30 s
+	maxHeaders     = 16 << 10         // bytes of the response's headers
+	maxAnswer      = 1 << 10          // bytes of the response that are recorded
 )
 
 // webhook posts notifications, signed according to Standard Webhooks 1.0.
@@ -33,6 +41,8 @@ type webhook struct {
 	url    string
 	signer *standardwebhooks.Webhook
 	client *http.Client
+	// final lists the statuses after which a webhook is not posted again.
+	final []int
 }
 
 func newWebhook(cfg WebhookConfig) (*webhook, error) {
@@ -50,7 +60,7 @@ func newWebhook(cfg WebhookConfig) (*webhook, error) {
 		return checkAddress(address, allowed)
 	}}
 
-	return &webhook{url: cfg.URL, signer: signer, client: &http.Client{
+	return &webhook{url: cfg.URL, signer: signer, final: cfg.FinalStatuses, client: &http.Client{
 		Timeout: webhookTimeout,
 		// Without a proxy: checkAddress would see the proxy's address.
 		Transport: &http.Transport{
@@ -101,14 +111,21 @@ var notPublic = []netip.Prefix{
 	netip.MustParsePrefix("::/96"),          // IPv4 inside IPv6, deprecated
 }
 
-// body is the JSON that is posted.
+// body is the JSON that is posted. It depends on the message alone, so that all
+// attempts under one webhook id post the same bytes.
 type body struct {
 	Type      string    `json:"type"`
 	Timestamp time.Time `json:"timestamp"`
-	Data      Requested `json:"data"`
+	Data      Message   `json:"data"`
 }
 
-func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (answer string, err error) {
+// ErrGone means that the receiver wants no more webhooks.
+var ErrGone = errors.New("the receiver answered 410 Gone: it wants no more webhooks")
+
+// send posts a webhook. Only 410 and the configured statuses reject it; after any
+// other failure it is posted again later. A receiver that does not answer or is
+// overloaded counts as failing itself, so that all webhooks wait for it.
+func (w *webhook) send(ctx context.Context, e event.Event[WebhookDue]) (answer string, err error) {
 	request, err := w.request(ctx, e)
 	if err != nil {
 		return "", err
@@ -121,27 +138,38 @@ func (w *webhook) send(ctx context.Context, e event.Event[Requested]) (answer st
 			err = failed.Err
 		}
 
-		return "", event.Later(0, fmt.Errorf("posting webhook: %w", err))
+		return "", event.Overloaded(WebhookReceiver, 0, fmt.Errorf("posting webhook: %w", err))
 	}
 	defer func() { _ = response.Body.Close() }()
 
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	answer = response.Status + " " + e.Payload.anonymous(string(bytes.TrimSpace(text)))
+	code, after := response.StatusCode, event.RetryAfter(response.Header.Get("Retry-After"))
+	refusal := fmt.Errorf("posting webhook: the receiver answered %s", answer)
 
-	switch code := response.StatusCode; {
+	switch {
 	case code >= http.StatusOK && code < http.StatusMultipleChoices:
 		return answer, nil
-	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= http.StatusInternalServerError:
-		return "", event.Later(event.RetryAfter(response.Header.Get("Retry-After")), fmt.Errorf("posting webhook: the receiver answered %s", answer))
+	case code == http.StatusGone:
+		return "", event.Reject(fmt.Errorf("%w: %s", ErrGone, answer))
+	case slices.Contains(w.final, code):
+		return "", event.Reject(refusal)
+	case slices.Contains(overloaded, code):
+		return "", event.Overloaded(WebhookReceiver, after, refusal)
 	default:
-		return "", event.Reject(fmt.Errorf("the receiver refused the webhook: %s", answer))
+		return "", event.Later(after, refusal)
 	}
 }
 
-func (w *webhook) request(ctx context.Context, e event.Event[Requested]) (*http.Request, error) {
+// overloaded lists the statuses after which Standard Webhooks 1.0 recommends to slow
+// down.
+var overloaded = []int{http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
+
+// request signs a webhook. The signature has the time of the attempt.
+func (w *webhook) request(ctx context.Context, e event.Event[WebhookDue]) (*http.Request, error) {
 	now := time.Now()
 
-	data, err := json.Marshal(body{Type: "notification", Timestamp: now.UTC(), Data: e.Payload})
+	data, err := json.Marshal(body{Type: "notification", Timestamp: e.Payload.At, Data: e.Payload.Message})
 	if err != nil {
 		return nil, fmt.Errorf("encoding webhook: %w", err)
 	}

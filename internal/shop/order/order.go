@@ -68,8 +68,10 @@ type Capture struct {
 	TransactionID string `json:"transaction_id"`
 	// Late means that the order was not waiting for it, so it must be refunded.
 	Late bool `json:"late,omitempty"`
-	// RefundID is empty until the capture was refunded.
+	// RefundID is empty until the capture was refunded, and after the refund failed.
 	RefundID string `json:"refund_id,omitempty"`
+	// FailedRefundID is the last refund that failed.
+	FailedRefundID string `json:"failed_refund_id,omitempty"`
 }
 
 // Capture returns the capture of a transaction.
@@ -82,6 +84,9 @@ func (o Order) Capture(transactionID string) (found Capture, known bool) {
 
 	return Capture{}, false
 }
+
+// Owes reports whether a capture must be refunded.
+func (o Order) Owes(c Capture) bool { return c.Late || o.Status == StatusCancelled }
 
 // Same reports whether two orders request the same purchase.
 func (o Order) Same(other Order) bool {
@@ -137,6 +142,12 @@ type (
 		TransactionID string `json:"transaction_id"`
 		RefundID      string `json:"refund_id"`
 	}
+	// RefundFailed means that a refund failed after the provider had accepted it.
+	RefundFailed struct {
+		TransactionID string `json:"transaction_id"`
+		RefundID      string `json:"refund_id"`
+		Reason        string `json:"reason"`
+	}
 )
 
 // EventType names the type in the store.
@@ -169,6 +180,9 @@ func (CapturedLate) EventType() string { return "PaymentCapturedLate" }
 // EventType names the type in the store.
 func (PaymentRefunded) EventType() string { return "PaymentRefunded" }
 
+// EventType names the type in the store.
+func (RefundFailed) EventType() string { return "PaymentRefundFailed" }
+
 var types = func() eventstore.Types {
 	t := eventstore.Types{}
 	eventstore.Register[Created](t)
@@ -181,6 +195,7 @@ var types = func() eventstore.Types {
 	eventstore.Register[Cancelled](t)
 	eventstore.Register[CapturedLate](t)
 	eventstore.Register[PaymentRefunded](t)
+	eventstore.Register[RefundFailed](t)
 
 	return t
 }()
@@ -216,6 +231,13 @@ func (o Order) Apply(data eventstore.Data) (Order, error) {
 		for i := range o.Captures {
 			if o.Captures[i].TransactionID == data.TransactionID {
 				o.Captures[i].RefundID = data.RefundID
+			}
+		}
+	case RefundFailed:
+		o.Captures = slices.Clone(o.Captures)
+		for i := range o.Captures {
+			if o.Captures[i].TransactionID == data.TransactionID {
+				o.Captures[i].RefundID, o.Captures[i].FailedRefundID = "", data.RefundID
 			}
 		}
 	}
@@ -256,6 +278,10 @@ func (o Order) successor(data eventstore.Data) (to Status, ok bool) {
 		capture, known := o.Capture(data.TransactionID)
 
 		return from, known && capture.RefundID == ""
+	case RefundFailed:
+		capture, known := o.Capture(data.TransactionID)
+
+		return from, known && (capture.RefundID == "" || capture.RefundID == data.RefundID)
 	default:
 		return from, false
 	}

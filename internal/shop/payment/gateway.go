@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -48,6 +49,9 @@ type Refund struct {
 	TransactionID string
 	Amount        money.Amount
 	Currency      string
+	// FailedID is a refund of the capture that failed. No other is made then: a
+	// later one, made by a person, is looked up.
+	FailedID string
 }
 
 // IdempotencyKey is the same for each request to refund a capture.
@@ -62,7 +66,8 @@ func (r Refund) IdempotencyKey() string {
 // After an error the outcome is unknown, and the same request may be repeated.
 // A final refusal is a Declined outcome of a charge, and a RefusedError of
 // everything else. event.Later sets when to repeat a request; event.Unavailable
-// means that the provider cannot be reached or that the outcome is unknown.
+// means that the provider cannot be reached or that the outcome is unknown. A
+// preliminary answer is an ErrPending: an outcome or the id of a refund is final.
 type Gateway interface {
 	Charge(ctx context.Context, charge Charge) (Outcome, error)
 	// Find returns the outcome of a charge that may have been requested, or the
@@ -98,6 +103,24 @@ func (e *RefusedError) Error() string { return "the payment provider refused: " 
 // request settles it; until then nothing may be compensated.
 var ErrUnknown = errors.New("the outcome at the payment provider is unknown")
 
+// ErrPending means that the provider has accepted a request and has not decided yet.
+// Repeating the request tells the outcome, which may take days.
+var ErrPending = errors.New("the payment provider has not decided yet")
+
+// The pause before asking again about a pending request is half of its age, within
+// these bounds.
+const (
+	minPendingPause = 5 * time.Second
+	maxPendingPause = time.Hour
+)
+
+// pending returns an ErrPending about a request that was made at a time.
+func pending(since time.Time, text string) error {
+	after := min(max(time.Since(since)/2, minPendingPause), maxPendingPause)
+
+	return event.Pending(after, fmt.Errorf("%w: %s", ErrPending, text))
+}
+
 // Dependency is the provider's name among the dependencies of the service.
 const Dependency = "payment gateway"
 
@@ -123,9 +146,11 @@ type Report string
 
 // Reports.
 const (
-	ReportCaptured Report = "captured"
-	ReportDeclined Report = "declined"
-	ReportRefunded Report = "refunded"
+	ReportCaptured     Report = "captured"
+	ReportDeclined     Report = "declined"
+	ReportRefunded     Report = "refunded"
+	ReportRefundFailed Report = "refund_failed"
+	ReportDisputed     Report = "disputed"
 )
 
 // Reported is a provider's message about a payment. It may arrive before,
@@ -134,12 +159,12 @@ type Reported struct {
 	OrderID string `json:"order_id"`
 	Attempt int    `json:"attempt,omitzero"`
 	Outcome Report `json:"outcome"`
-	// TransactionID is the id of the capture, also for a refund.
+	// TransactionID is the id of the capture, also for a refund or a dispute.
 	TransactionID string        `json:"transaction_id,omitempty"`
 	RefundID      string        `json:"refund_id,omitempty"`
 	Amount        *money.Amount `json:"amount"`
 	Currency      string        `json:"currency"`
-	// Reason is why the payment was declined.
+	// Reason is why the payment was declined or disputed, or why the refund failed.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -151,14 +176,16 @@ func (p Reported) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p Reported) Validate() error {
-	captured, declined := p.Outcome == ReportCaptured || p.Outcome == ReportRefunded, p.Outcome == ReportDeclined
+	is := func(outcomes ...Report) bool { return slices.Contains(outcomes, p.Outcome) }
+	with := ": is missing, expected one with outcome " + string(p.Outcome)
 
 	return errors.Join(
 		event.CheckID("order_id", p.OrderID),
-		check.Value(captured || declined, "outcome", string(p.Outcome), "captured, declined or refunded"),
-		check.That(!captured || p.TransactionID != "", "transaction_id: is missing, expected one with outcome "+string(p.Outcome)),
-		check.That(!declined || p.Reason != "", "reason: is missing, expected one with outcome declined"),
-		check.That(p.Outcome != ReportRefunded || p.RefundID != "", "refund_id: is missing, expected one with outcome refunded"),
+		check.Value(is(ReportCaptured, ReportDeclined, ReportRefunded, ReportRefundFailed, ReportDisputed), "outcome", string(p.Outcome),
+			"captured, declined, refunded, refund_failed or disputed"),
+		check.That(!is(ReportCaptured, ReportRefunded, ReportRefundFailed, ReportDisputed) || p.TransactionID != "", "transaction_id"+with),
+		check.That(!is(ReportDeclined, ReportRefundFailed, ReportDisputed) || p.Reason != "", "reason"+with),
+		check.That(!is(ReportRefunded, ReportRefundFailed) || p.RefundID != "", "refund_id"+with),
 		money.CheckMoved("amount", p.Amount, p.Currency),
 	)
 }

@@ -129,13 +129,17 @@ func TestRequestsFollowStripesDescription(t *testing.T) {
 		t.Error(err)
 	}
 
+	if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "order", TransactionID: "pi_1", FailedID: "re_1"}); err != nil {
+		t.Error(err)
+	}
+
 	if err := gateway.Ledger(t.Context(), time.Now().Add(-time.Hour), func(payment.Entry) error { return nil }); err != nil {
 		t.Error(err)
 	}
 
 	for _, name := range []string{
 		"POST /v1/payment_intents", "POST /v1/payment_intents/ID/confirm", "GET /v1/payment_intents/ID",
-		"GET /v1/payment_intents/search", "GET /v1/payment_intents", "POST /v1/refunds",
+		"GET /v1/payment_intents/search", "GET /v1/payment_intents", "POST /v1/refunds", "GET /v1/refunds",
 	} {
 		if answered[name] != http.StatusOK {
 			t.Errorf("%s: answered %s", name, fmt.Sprint(answered[name]))

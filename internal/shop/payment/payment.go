@@ -4,6 +4,7 @@ package payment
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -69,30 +70,51 @@ func onePerOrder(payments []Payment) []Payment {
 	return kept
 }
 
-// Refunded is a refund that the gateway has made.
+// Refunded is a refund that the gateway has made, or that failed.
 type Refunded struct {
 	OrderID       string
 	TransactionID string
 	RefundID      string
+	// Failure is why the refund failed; empty if it did not.
+	Failure string
 }
 
-// RecordRefunds marks payments as refunded. A refund of a capture that is not
-// the recorded one changes nothing.
+// RecordRefunds marks payments as refunded, or as captured again if the refund
+// failed. A refund of a capture that is not the recorded one changes nothing.
 func RecordRefunds(ctx context.Context, tx pgx.Tx, refunds []Refunded) error {
+	refunds = lastPerCapture(refunds)
 	if len(refunds) == 0 {
 		return nil
 	}
 
 	_, err := tx.Exec(ctx, `
-		UPDATE payments p SET status = 'refunded', refund_id = r.refund_id, refunded_at = now()
-		FROM unnest($1::text[], $2::text[], $3::text[]) AS r (order_id, txn, refund_id)
-		WHERE p.order_id = r.order_id AND p.transaction_id = r.txn AND p.status = 'captured'`,
+		UPDATE payments p SET status = CASE WHEN r.failure = '' THEN 'refunded' ELSE 'captured' END,
+			refund_id = CASE WHEN r.failure = '' THEN r.refund_id END, refunded_at = CASE WHEN r.failure = '' THEN now() END,
+			refund_failure = CASE WHEN r.failure <> '' THEN r.refund_id || ': ' || r.failure END
+		FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS r (order_id, txn, refund_id, failure)
+		WHERE p.order_id = r.order_id AND p.transaction_id = r.txn AND p.status IN ('captured', 'refunded')`,
 		postgres.Column(refunds, func(r Refunded) string { return r.OrderID }),
 		postgres.Column(refunds, func(r Refunded) string { return r.TransactionID }),
-		postgres.Column(refunds, func(r Refunded) string { return r.RefundID }))
+		postgres.Column(refunds, func(r Refunded) string { return r.RefundID }),
+		postgres.Column(refunds, func(r Refunded) string { return r.Failure }))
 	if err != nil {
 		return fmt.Errorf("recording refunds: %w", err)
 	}
 
 	return nil
+}
+
+// lastPerCapture keeps the last of several changes to a capture.
+func lastPerCapture(refunds []Refunded) []Refunded {
+	kept := make([]Refunded, 0, len(refunds))
+
+	for i, r := range refunds {
+		if !slices.ContainsFunc(refunds[i+1:], func(later Refunded) bool {
+			return later.OrderID == r.OrderID && later.TransactionID == r.TransactionID
+		}) {
+			kept = append(kept, r)
+		}
+	}
+
+	return kept
 }

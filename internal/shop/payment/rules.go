@@ -12,7 +12,8 @@ import (
 type Action string
 
 // Actions. A request that is answered with timeout or error changes nothing;
-// "charge then" and "refund then" carry out the request and lose the answer.
+// "charge then" and "refund then" carry out the request and lose the answer. A
+// request that is answered with pending is carried out later, or fails then.
 const (
 	actionCapture           Action = "capture"
 	actionDecline           Action = "decline"
@@ -20,10 +21,20 @@ const (
 	actionError             Action = "error"
 	actionChargeThenTimeout Action = "charge_then_timeout"
 	actionChargeThenError   Action = "charge_then_error"
+	actionPending           Action = "pending"
+	actionPendingDecline    Action = "pending_then_decline"
 	actionRefundThenTimeout Action = "refund_then_timeout"
+	actionRefundPending     Action = "refund_pending"
+	actionRefundPendingFail Action = "refund_pending_then_fail"
 )
 
-var actions = []Action{actionCapture, actionDecline, actionTimeout, actionError, actionChargeThenTimeout, actionChargeThenError, actionRefundThenTimeout}
+// actions lists the answers to charges, refundActions those to refunds.
+var (
+	actions = []Action{
+		actionCapture, actionDecline, actionTimeout, actionError, actionChargeThenTimeout, actionChargeThenError, actionPending, actionPendingDecline,
+	}
+	refundActions = []Action{actionRefundThenTimeout, actionRefundPending, actionRefundPendingFail}
+)
 
 // Rule defines how the simulated gateway answers requests about some orders.
 type Rule struct {
@@ -40,8 +51,8 @@ func (r Rule) validate() error {
 	switch {
 	case r.Order == "":
 		return fmt.Errorf("payment.simulated.rules: order is missing in %+v, expected an id, or an id prefix followed by *", r)
-	case !slices.Contains(actions, r.Action):
-		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %v", r.Action, r.Order, actions)
+	case !slices.Contains(actions, r.Action) && !slices.Contains(refundActions, r.Action):
+		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %v", r.Action, r.Order, slices.Concat(actions, refundActions))
 	case r.Times < 0:
 		return fmt.Errorf("payment.simulated.rules: times is %d for %s, expected 1 or more", r.Times, r.Order)
 	default:
@@ -72,7 +83,7 @@ func (c SimulatedConfig) rates() []rate {
 // by the first rule that matches, or by chance.
 func (c SimulatedConfig) plan(orderID string, refund bool) (action Action, times int) {
 	for _, r := range c.Rules {
-		if r.matches(orderID) && (r.Action == actionRefundThenTimeout) == refund {
+		if r.matches(orderID) && slices.Contains(refundActions, r.Action) == refund {
 			return r.Action, max(r.Times, 1)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,7 +43,7 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 	switch {
 	case !charge.Amount.IsPositive():
 		outcome = Outcome{Declined: "amount must be above zero"}
-	case action == actionDecline:
+	case action == actionDecline || action == actionPendingDecline:
 		outcome = Outcome{Declined: "the card was declined"}
 	}
 
@@ -50,12 +51,12 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 		return outcome, nil
 	}
 
-	unanswered := 0
-	if action == actionTimeout || action == actionError {
+	unanswered, waits := 0, action == actionPending || action == actionPendingDecline
+	if waits || action == actionTimeout || action == actionError {
 		unanswered = times
 	}
 
-	outcome, requests, err := s.record(ctx, charge, outcome, unanswered)
+	outcome, requests, err := s.record(ctx, charge, outcome, unanswered, waits)
 	if err == nil && requests <= times {
 		err = s.fail(ctx, action)
 	}
@@ -69,24 +70,25 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 
 // record enters a request into the ledger and returns the outcome of the charge
 // and the number of requests for it. A number of first requests, given by
-// unanswered, charges nothing. The statement commits on its own, so the record
-// stays even if the caller fails.
-func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int) (outcome Outcome, requests int, err error) {
+// unanswered, charges nothing; waits says that they were accepted. The statement
+// commits on its own, so the record stays even if the caller fails.
+func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int, waits bool) (outcome Outcome, requests int, err error) {
 	var sameAmount bool
 
 	err = s.pool.QueryRow(ctx, `
-		INSERT INTO gateway_ledger AS l (idempotency_key, order_id, attempt, amount, currency, transaction_id, decline_reason, settled_at)
+		INSERT INTO gateway_ledger AS l (idempotency_key, order_id, attempt, amount, currency, transaction_id, decline_reason, settled_at, pending)
 		VALUES ($1, $2, $3, $4::text::numeric, $5, CASE WHEN $8 < 1 THEN NULLIF($6, '') END, CASE WHEN $8 < 1 THEN NULLIF($7, '') END,
-		        CASE WHEN $8 < 1 THEN clock_timestamp() END)
+		        CASE WHEN $8 < 1 THEN clock_timestamp() END, $9)
 		ON CONFLICT (idempotency_key) DO UPDATE SET
 			requests       = l.requests + 1,
+			pending        = l.pending OR $9,
 			transaction_id = CASE WHEN l.settled_at IS NULL AND $8 <= l.requests THEN NULLIF($6, '') ELSE l.transaction_id END,
 			decline_reason = CASE WHEN l.settled_at IS NULL AND $8 <= l.requests THEN NULLIF($7, '') ELSE l.decline_reason END,
 			settled_at     = CASE WHEN l.settled_at IS NULL AND $8 <= l.requests THEN clock_timestamp() ELSE l.settled_at END
 		RETURNING l.requests, COALESCE(l.transaction_id, ''), COALESCE(l.decline_reason, ''),
 		          l.amount = $4::text::numeric AND l.currency = $5`,
 		charge.IdempotencyKey(), charge.OrderID, charge.attempt(), charge.Amount.String(), charge.Currency,
-		wanted.TransactionID, wanted.Declined, unanswered).Scan(&requests, &outcome.TransactionID, &outcome.Declined, &sameAmount)
+		wanted.TransactionID, wanted.Declined, unanswered, waits).Scan(&requests, &outcome.TransactionID, &outcome.Declined, &sameAmount)
 
 	switch {
 	case err != nil:
@@ -104,6 +106,8 @@ func (s *Simulated) fail(ctx context.Context, action Action) error {
 	switch action {
 	case actionTimeout, actionChargeThenTimeout, actionRefundThenTimeout:
 		return unknown(errors.Join(errors.New("no answer in time"), backoff.Sleep(ctx, s.cfg.Timeout)))
+	case actionPending, actionPendingDecline, actionRefundPending, actionRefundPendingFail:
+		return event.Pending(s.cfg.Timeout, ErrPending)
 	case actionError, actionChargeThenError:
 		return unknown(errors.New("it answered 500"))
 	default:
@@ -111,7 +115,8 @@ func (s *Simulated) fail(ctx context.Context, action Action) error {
 	}
 }
 
-// Find implements Gateway. Without a record it returns what Charge would.
+// Find implements Gateway. Without a record, or if the charge is pending, it returns
+// what Charge would.
 func (s *Simulated) Find(ctx context.Context, charge Charge) (outcome Outcome, err error) {
 	if s.pool == nil {
 		return s.Charge(ctx, charge)
@@ -121,14 +126,20 @@ func (s *Simulated) Find(ctx context.Context, charge Charge) (outcome Outcome, e
 		return Outcome{}, unknown(err)
 	}
 
-	err = s.pool.QueryRow(ctx, `
-		SELECT COALESCE(transaction_id, ''), COALESCE(decline_reason, '') FROM gateway_ledger
-		WHERE idempotency_key = $1 AND settled_at IS NOT NULL`, charge.IdempotencyKey()).Scan(&outcome.TransactionID, &outcome.Declined)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return Outcome{}, unrecorded(fmt.Errorf("reading the ledger: %w", err))
-	}
+	var waits bool
 
-	return outcome, nil
+	err = s.pool.QueryRow(ctx, `
+		SELECT COALESCE(transaction_id, ''), COALESCE(decline_reason, ''), pending AND settled_at IS NULL FROM gateway_ledger
+		WHERE idempotency_key = $1`, charge.IdempotencyKey()).Scan(&outcome.TransactionID, &outcome.Declined, &waits)
+
+	switch {
+	case err != nil && !errors.Is(err, pgx.ErrNoRows):
+		return Outcome{}, unrecorded(fmt.Errorf("reading the ledger: %w", err))
+	case waits:
+		return s.Charge(ctx, charge)
+	default:
+		return outcome, nil
+	}
 }
 
 // Refund returns all of a capture, once.
@@ -138,17 +149,33 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	}
 
 	id := "ref_" + refund.TransactionID
-	if s.pool == nil {
+
+	switch {
+	case refund.FailedID != "":
+		return "", &RefusedError{Reason: fmt.Sprintf("the refund %s failed", refund.FailedID)}
+	case s.pool == nil:
 		return id, nil
+	}
+
+	action, times := s.cfg.plan(refund.OrderID, true)
+	refused := 0 // how many first requests return nothing
+
+	switch action {
+	case actionRefundPending:
+		refused = times
+	case actionRefundPendingFail:
+		refused = math.MaxInt32
 	}
 
 	var requests int
 
 	err := s.pool.QueryRow(ctx, `
-		UPDATE gateway_ledger SET
-			refund_requests = refund_requests + 1, refund_id = $3, refunded = amount, refunded_at = COALESCE(refunded_at, clock_timestamp())
+		UPDATE gateway_ledger SET refund_requests = refund_requests + 1,
+			refund_id   = CASE WHEN refund_requests < $4 THEN refund_id ELSE $3 END,
+			refunded    = CASE WHEN refund_requests < $4 THEN refunded ELSE amount END,
+			refunded_at = CASE WHEN refund_requests < $4 THEN refunded_at ELSE COALESCE(refunded_at, clock_timestamp()) END
 		WHERE transaction_id = $1 AND order_id = $2
-		RETURNING refund_requests`, refund.TransactionID, refund.OrderID, id).Scan(&requests)
+		RETURNING refund_requests`, refund.TransactionID, refund.OrderID, id, refused).Scan(&requests)
 
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -157,10 +184,15 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 		return "", unrecorded(fmt.Errorf("recording a refund in the ledger: %w", err))
 	}
 
-	if action, times := s.cfg.plan(refund.OrderID, true); requests <= times {
-		if err := s.fail(ctx, action); err != nil {
-			return "", err
-		}
+	switch {
+	case requests <= times:
+		err = s.fail(ctx, action)
+	case action == actionRefundPendingFail:
+		err = &RefusedError{Reason: "the refund failed"}
+	}
+
+	if err != nil {
+		return "", err
 	}
 
 	return id, nil

@@ -32,7 +32,9 @@ type Recorded struct {
 	TransactionID string       `json:"transaction_id,omitempty"`
 	DeclineReason string       `json:"decline_reason,omitempty"`
 	RefundID      string       `json:"refund_id,omitempty"`
-	RecordedAt    time.Time    `json:"recorded_at"`
+	// RefundFailure is why the last refund failed.
+	RefundFailure string    `json:"refund_failure,omitempty"`
+	RecordedAt    time.Time `json:"recorded_at"`
 }
 
 // State compares what Millrace and the gateway know about an order. The two
@@ -45,7 +47,7 @@ func State(ctx context.Context, db postgres.Querier, gateway Gateway, orderID st
 
 	s.Recorded, err = postgres.Collect(ctx, db, pgx.RowToStructByPos[Recorded], `
 		SELECT attempt, status, amount::text, currency, COALESCE(transaction_id, ''), COALESCE(decline_reason, ''),
-		       COALESCE(refund_id, ''), recorded_at
+		       COALESCE(refund_id, ''), COALESCE(refund_failure, ''), recorded_at
 		FROM payments WHERE order_id = $1 ORDER BY attempt`, orderID)
 	if err != nil {
 		return s, fmt.Errorf("reading payments: %w", err)
@@ -89,7 +91,7 @@ func differences(recorded []Recorded, ledger []Entry) []string {
 		case !r.Amount.Equal(e.Amount) || r.Currency != e.Currency:
 			found = append(found, fmt.Sprintf("%s is recorded with %s %s, but the gateway has captured %s %s", r.TransactionID, r.Amount, r.Currency, e.Amount, e.Currency))
 		case r.RefundID == "" && e.Refunded.IsPositive():
-			found = append(found, fmt.Sprintf("the gateway has refunded %s %s of %s, but no refund is recorded", e.Refunded, e.Currency, r.TransactionID))
+			found = append(found, fmt.Sprintf("the gateway has refunded %s %s of %s, or is about to, but no refund is recorded", e.Refunded, e.Currency, r.TransactionID))
 		case r.RefundID != "" && !e.Refunded.Equal(e.Amount):
 			found = append(found, fmt.Sprintf("%s is recorded as refunded, but the gateway has refunded %s of %s %s", r.TransactionID, e.Refunded, e.Amount, e.Currency))
 		}

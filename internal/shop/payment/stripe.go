@@ -65,10 +65,15 @@ type progress int
 const (
 	// unconfirmed: never confirmed, or Stripe refused to process it.
 	unconfirmed progress = iota
+	// unapproved: the customer must approve it.
+	unapproved
 	// processing: Stripe itself waits for an outcome.
 	processing
 	settled
 )
+
+// notApproved is the reason for declining an intent that the customer had to approve.
+const notApproved = "the customer must approve the payment"
 
 // outcomeOf returns the outcome of an intent, if it has settled.
 func outcomeOf(intent *stripe.PaymentIntent) (Outcome, progress) {
@@ -76,9 +81,13 @@ func outcomeOf(intent *stripe.PaymentIntent) (Outcome, progress) {
 	case stripe.PaymentIntentStatusSucceeded:
 		return Outcome{TransactionID: intent.ID}, settled
 	case stripe.PaymentIntentStatusCanceled:
+		if intent.CancellationReason == stripe.PaymentIntentCancellationReasonAbandoned { // see finish
+			return Outcome{Declined: notApproved}, settled
+		}
+
 		return Outcome{Declined: "the payment was cancelled at the provider"}, settled
 	case stripe.PaymentIntentStatusRequiresAction:
-		return Outcome{Declined: "the customer must approve the payment"}, settled
+		return Outcome{}, unapproved
 	case stripe.PaymentIntentStatusRequiresPaymentMethod:
 		if intent.LastPaymentError != nil {
 			return Outcome{Declined: declineReason(intent.LastPaymentError)}, settled
@@ -137,7 +146,7 @@ func (s *Stripe) Charge(ctx context.Context, charge Charge) (Outcome, error) {
 		return s.confirm(ctx, charge, id)
 	}
 
-	return settledOutcome(intent)
+	return s.finish(ctx, intent)
 }
 
 // storedIntent returns the id of the intent that was stored for a charge, or "".
@@ -215,14 +224,35 @@ func (s *Stripe) confirm(ctx context.Context, charge Charge, id string) (Outcome
 		return chargeError(err)
 	}
 
-	return settledOutcome(intent)
+	return s.finish(ctx, intent)
 }
 
-// settledOutcome returns the outcome of an intent, or [ErrUnknown].
-func settledOutcome(intent *stripe.PaymentIntent) (Outcome, error) {
+// finish returns the final outcome of an intent that was confirmed, or [ErrPending].
+// It cancels an intent that a customer must approve: no customer is present, and an
+// approval would charge the card after the order has ended.
+func (s *Stripe) finish(ctx context.Context, intent *stripe.PaymentIntent) (Outcome, error) {
 	outcome, reached := outcomeOf(intent)
+
+	if reached == unapproved {
+		cancelled, err := s.client.V1PaymentIntents.Cancel(ctx, intent.ID, &stripe.PaymentIntentCancelParams{
+			CancellationReason: stripe.String(string(stripe.PaymentIntentCancellationReasonAbandoned)),
+		})
+		if answer, ok := errors.AsType[*stripe.Error](err); ok && answer.Code == stripe.ErrorCodePaymentIntentUnexpectedState {
+			cancelled, err = s.retrieve(ctx, intent.ID) // approved or cancelled in the meantime
+		} else if err != nil {
+			err = requestError("cancelling "+intent.ID, err)
+		}
+
+		if err != nil {
+			return Outcome{}, err
+		}
+
+		intent = cancelled
+		outcome, reached = outcomeOf(intent)
+	}
+
 	if reached != settled {
-		return Outcome{}, unknown(fmt.Errorf("%s is %s", intent.ID, intent.Status))
+		return Outcome{}, pending(time.Unix(intent.Created, 0), fmt.Sprintf("%s is %s", intent.ID, intent.Status))
 	}
 
 	return outcome, nil
@@ -254,8 +284,8 @@ func (s *Stripe) Find(ctx context.Context, charge Charge) (Outcome, error) {
 	}
 
 	var (
-		found   Outcome
-		pending *stripe.PaymentIntent
+		found Outcome
+		open  *stripe.PaymentIntent // its outcome may still be a capture
 	)
 
 	for _, intent := range candidates {
@@ -264,15 +294,15 @@ func (s *Stripe) Find(ctx context.Context, charge Charge) (Outcome, error) {
 		}
 
 		switch outcome, reached := outcomeOf(intent); {
-		case reached == processing:
-			pending = intent
+		case reached == processing || reached == unapproved:
+			open = intent
 		case reached == settled && !found.Captured():
 			found = outcome
 		}
 	}
 
-	if pending != nil && !found.Captured() {
-		return settledOutcome(pending)
+	if open != nil && !found.Captured() {
+		return s.finish(ctx, open)
 	}
 
 	return found, nil
@@ -324,6 +354,10 @@ func (s *Stripe) search(ctx context.Context, orderID string) ([]*stripe.PaymentI
 
 // Refund implements Gateway: it refunds what remains of a capture.
 func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
+	if refund.FailedID != "" {
+		return s.earlierRefund(ctx, refund)
+	}
+
 	created, err := withKey(refund.IdempotencyKey(), "", func(key string) (*stripe.Refund, error) {
 		// Without an amount Stripe itself ensures that no more is refunded than
 		// was captured, whatever the idempotency key.
@@ -340,7 +374,7 @@ func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 
 	switch {
 	case err == nil:
-		return refundID(created)
+		return s.refundID(ctx, created)
 	case answer != nil && answer.Code == stripe.ErrorCodeChargeAlreadyRefunded:
 		return s.earlierRefund(ctx, refund)
 	case answer != nil && refuses(answer):
@@ -350,30 +384,67 @@ func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 	}
 }
 
-// earlierRefund returns the refund that already exists.
+// earlierRefund returns the refund that already exists: one that succeeded, else one
+// that is pending, else the reason why it failed.
 func (s *Stripe) earlierRefund(ctx context.Context, refund Refund) (string, error) {
 	params := &stripe.RefundListParams{PaymentIntent: stripe.String(refund.TransactionID)}
+
+	// A dispute returns money too.
+	var result error = &RefusedError{Reason: refund.TransactionID + " was returned, but not by a refund"}
 
 	for earlier, err := range s.client.V1Refunds.List(ctx, params) {
 		if err != nil {
 			return "", requestError("listing the refunds of "+refund.TransactionID, err)
 		}
 
-		if id, err := refundID(earlier); err == nil {
+		id, err := finishedRefund(earlier)
+		if err == nil {
 			return id, nil
+		}
+
+		if !errors.Is(result, ErrPending) {
+			result = err
 		}
 	}
 
-	// A dispute returns money too.
-	return "", &RefusedError{Reason: refund.TransactionID + " was returned, but not by a refund"}
+	return "", result
 }
 
-func refundID(refund *stripe.Refund) (string, error) {
-	if refund.Status == stripe.RefundStatusFailed || refund.Status == stripe.RefundStatusCanceled {
-		return "", &RefusedError{Reason: fmt.Sprintf("the refund %s is %s: %s", refund.ID, refund.Status, refund.FailureReason)}
+// refundID returns the id of a refund that succeeded. A repeated request is answered
+// with the status that the refund had at first.
+func (s *Stripe) refundID(ctx context.Context, refund *stripe.Refund) (string, error) {
+	if _, err := finishedRefund(refund); !errors.Is(err, ErrPending) {
+		return finishedRefund(refund)
 	}
 
-	return refund.ID, nil
+	current, err := s.client.V1Refunds.Retrieve(ctx, refund.ID, nil)
+	if err != nil {
+		return "", requestError("retrieving "+refund.ID, err)
+	}
+
+	return finishedRefund(current)
+}
+
+// finishedRefund returns the id of a refund that succeeded, a [RefusedError] if it
+// failed, and an [ErrPending] otherwise.
+func finishedRefund(refund *stripe.Refund) (string, error) {
+	switch refund.Status {
+	case stripe.RefundStatusSucceeded:
+		return refund.ID, nil
+	case stripe.RefundStatusFailed, stripe.RefundStatusCanceled:
+		return "", &RefusedError{Reason: fmt.Sprintf("the refund %s is %s", refund.ID, refundFailure(refund))}
+	default:
+		return "", pending(time.Unix(refund.Created, 0), fmt.Sprintf("the refund %s is %s", refund.ID, refund.Status))
+	}
+}
+
+// refundFailure describes how a refund failed.
+func refundFailure(refund *stripe.Refund) string {
+	if refund.FailureReason == "" {
+		return string(refund.Status)
+	}
+
+	return fmt.Sprintf("%s: %s", refund.Status, refund.FailureReason)
 }
 
 // Ledger implements Gateway. It reads page by page, newest first.

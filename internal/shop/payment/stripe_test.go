@@ -538,3 +538,216 @@ func refundUntilDone(t *testing.T, gateway payment.Gateway, refund payment.Refun
 		})
 	}
 }
+
+func TestAPreliminaryAnswerIsNotAnOutcome(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+
+	for _, c := range []struct {
+		status   string
+		captured bool
+	}{
+		{"processing", true}, {"processing", false}, {"requires_capture", true}, {"requires_capture", false}, {"a status of the future", true},
+	} {
+		order := fmt.Sprintf("%s, then captured %t", c.status, c.captured)
+		server.Hold(order, c.status)
+
+		for name, ask := range map[string]func() (payment.Outcome, error){
+			"charge": func() (payment.Outcome, error) { return gateway.Charge(t.Context(), chargeFor(order)) },
+			"find":   func() (payment.Outcome, error) { return gateway.Find(t.Context(), chargeFor(order)) },
+		} {
+			if _, err := gateway.Charge(t.Context(), chargeFor(order)); err == nil {
+				t.Fatalf("%s: is charged", order)
+			}
+
+			outcome, err := ask()
+			later, ok := errors.AsType[*event.LaterError](err)
+
+			if !ok || !later.Pending || !errors.Is(err, payment.ErrPending) || outcome != (payment.Outcome{}) {
+				t.Errorf("%s: %s: got %+v, %v, expected a pending charge", order, name, outcome, err)
+			} else if later.After != 5*time.Second {
+				t.Errorf("%s: %s: waits %s", order, name, later.After)
+			}
+		}
+
+		server.Settle(order, c.captured)
+
+		outcome, err := gateway.Charge(t.Context(), chargeFor(order))
+		found, findErr := gateway.Find(t.Context(), chargeFor(order))
+
+		if err != nil || findErr != nil || outcome != found || outcome.Captured() != c.captured || (outcome.Declined == "") != c.captured {
+			t.Errorf("%s: got %+v, %v; found %+v, %v", order, outcome, err, found, findErr)
+		}
+	}
+}
+
+// The pause grows with the age of the charge.
+func TestAPendingChargeIsAskedAboutLessAndLess(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+	server.Hold("order", "processing")
+
+	if _, err := gateway.Charge(t.Context(), chargeFor("order")); !errors.Is(err, payment.ErrPending) {
+		t.Fatalf("got %v", err)
+	}
+
+	for age, want := range map[time.Duration]time.Duration{10 * time.Minute: 5 * time.Minute, 90 * time.Minute: 45 * time.Minute, 72 * time.Hour: time.Hour} {
+		server.Age("order", age)
+
+		var later *event.LaterError
+		if _, err := gateway.Find(t.Context(), chargeFor("order")); !errors.As(err, &later) || later.After < want || later.After > want+2*time.Second {
+			t.Errorf("after %s: got %+v, expected a pause of %s", age, later, want)
+		}
+	}
+}
+
+// An intent that a customer must approve is cancelled before the order ends, so that
+// it cannot be approved afterwards.
+func TestAChargeThatNeedsTheCustomerIsCancelledAndDeclined(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+	want := payment.Outcome{Declined: "the customer must approve the payment"}
+
+	server.Hold("order", "requires_action")
+	server.Fail(paymenttest.OpCancel, paymenttest.Lost, paymenttest.AfterLost)
+
+	for range 2 {
+		_, err := gateway.Charge(t.Context(), chargeFor("order"))
+		expectRetryable(t, err)
+	}
+
+	server.Settle("order", true) // too late: it is cancelled
+
+	for range 2 {
+		if outcome, err := gateway.Charge(t.Context(), chargeFor("order")); err != nil || outcome != want {
+			t.Errorf("got %+v, %v", outcome, err)
+		}
+	}
+
+	if found, err := gateway.Find(t.Context(), chargeFor("order")); err != nil || found != want {
+		t.Errorf("found %+v, %v", found, err)
+	}
+
+	// The customer was faster.
+	server.Hold("approved", "requires_action")
+	server.Plan(func(operation string) paymenttest.Fault {
+		if operation == paymenttest.OpCancel {
+			go server.Settle("approved", true)
+
+			return paymenttest.Lost
+		}
+
+		return paymenttest.None
+	})
+
+	if outcome, errs := settle(t, func() payment.Gateway { return gateway }, chargeFor("approved")); !outcome.Captured() || len(errs) == 0 {
+		t.Errorf("got %+v after %v", outcome, errs)
+	}
+
+	if captures, _, _ := server.Captured("order"); captures != 0 {
+		t.Errorf("order was captured %d times", captures)
+	}
+}
+
+func TestARefundIsDoneWhenItHasSucceeded(t *testing.T) {
+	t.Parallel()
+
+	for _, c := range []struct{ status, reason, want string }{
+		{"succeeded", "", ""},
+		{"failed", "lost_or_stolen_card", "the payment provider refused: the refund re_000000 is failed: lost_or_stolen_card"},
+		{"canceled", "", "the payment provider refused: the refund re_000000 is canceled"},
+	} {
+		for _, forgetful := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, keys forgotten %t", c.status, forgetful), func(t *testing.T) {
+				t.Parallel()
+
+				server := paymenttest.NewServer(t)
+				gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+				server.HoldRefunds("order")
+
+				outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				refund := payment.Refund{OrderID: "order", TransactionID: outcome.TransactionID}
+
+				for range 2 {
+					id, err := gateway.Refund(t.Context(), refund)
+					later, ok := errors.AsType[*event.LaterError](err)
+
+					if !ok || !later.Pending || !errors.Is(err, payment.ErrPending) || id != "" {
+						t.Errorf("got %q, %v, expected a pending refund", id, err)
+					}
+
+					if forgetful {
+						server.ForgetKeys()
+					}
+				}
+
+				server.SettleRefunds("order", c.status, c.reason)
+
+				if c.status == "failed" && forgetful {
+					refund.FailedID = "re_000000" // otherwise a requeue refunds again
+				}
+
+				id, err := gateway.Refund(t.Context(), refund)
+
+				if c.want == "" && (err != nil || id != "re_000000") {
+					t.Errorf("got %q, %v", id, err)
+				}
+
+				if _, refused := errors.AsType[*payment.RefusedError](err); c.want != "" && (!refused || err.Error() != c.want) {
+					t.Errorf("got %v, expected %s", err, c.want)
+				}
+			})
+		}
+	}
+}
+
+// After a refund has failed, a person refunds in another way.
+func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
+	t.Parallel()
+
+	server := paymenttest.NewServer(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+
+	outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	refund := payment.Refund{OrderID: "order", TransactionID: outcome.TransactionID}
+
+	first, err := gateway.Refund(t.Context(), refund)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	server.SettleRefunds("order", "failed", "expired_or_canceled_card")
+	server.ForgetKeys()
+
+	made := server.Requests(paymenttest.OpRefund)
+	again := refund
+	again.FailedID = first
+
+	_, err = gateway.Refund(t.Context(), again)
+	if _, refused := errors.AsType[*payment.RefusedError](err); !refused || server.Requests(paymenttest.OpRefund) != made {
+		t.Errorf("got %v after %d requests", err, server.Requests(paymenttest.OpRefund)-made)
+	}
+
+	byHand, err := gateway.Refund(t.Context(), refund) // as in the provider's dashboard
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if found, err := gateway.Refund(t.Context(), again); err != nil || found != byHand {
+		t.Errorf("found %q, %v, expected %s", found, err, byHand)
+	}
+}

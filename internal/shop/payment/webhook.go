@@ -1,6 +1,7 @@
 package payment
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,10 +84,7 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, outcome, status, err := h.receive(w, r)
 
 	label := "other" // Stripe has hundreds of types
-
-	switch kind {
-	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed,
-		stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
+	if translate[kind] != nil {
 		label = string(kind)
 	}
 
@@ -162,7 +160,8 @@ func (h *Webhook) publish(ctx context.Context, eventID string, report report) (o
 	outcome = webhookPublished
 
 	err = postgres.InTx(ctx, h.pool, func(tx pgx.Tx) error {
-		// A manual refund names only its intent, so find the order by intent.
+		// A manual refund or a dispute names only its intent, so find the order by
+		// intent.
 		if report.OrderID == "" {
 			err := tx.QueryRow(ctx, `SELECT order_id, attempt FROM stripe_intents WHERE intent_id = $1`, report.intent).
 				Scan(&report.OrderID, &report.Attempt)
@@ -223,49 +222,92 @@ type report struct {
 	intent string
 }
 
+// translate has the types of events that concern Millrace. A function returns false
+// if an event of its type reports no outcome.
+var translate = map[stripe.EventType]func(data *stripe.EventData) (r report, relevant bool, err error){
+	stripe.EventTypePaymentIntentSucceeded:     reportIntent,
+	stripe.EventTypePaymentIntentPaymentFailed: reportIntent,
+	stripe.EventTypePaymentIntentCanceled:      reportIntent,
+	stripe.EventTypeRefundCreated:              reportRefund,
+	stripe.EventTypeRefundUpdated:              reportRefund,
+	stripe.EventTypeRefundFailed:               reportRefund,
+	stripe.EventTypeChargeRefundUpdated:        reportRefund,
+	stripe.EventTypeChargeDisputeCreated:       reportDispute,
+}
+
 // reportOf translates an event; relevant is false if Millrace ignores it. The
 // order id is empty if the event does not contain it.
 func reportOf(e stripe.Event) (r report, relevant bool, err error) {
-	switch e.Type {
-	case stripe.EventTypePaymentIntentSucceeded, stripe.EventTypePaymentIntentPaymentFailed:
-		var p stripe.PaymentIntent
-		if err := json.Unmarshal(e.Data.Raw, &p); err != nil {
-			return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
-		}
-
-		if e.Type == stripe.EventTypePaymentIntentSucceeded {
-			r = newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
-			r.Outcome, r.TransactionID = ReportCaptured, p.ID
-
-			return r, true, nil
-		}
-
-		r = newReport(p.ID, p.Metadata, p.Amount, p.Currency)
-		r.Outcome, r.Reason = ReportDeclined, "the payment failed"
-
-		if p.LastPaymentError != nil {
-			r.Reason = declineReason(p.LastPaymentError)
-		}
-
-		return r, true, nil
-	case stripe.EventTypeRefundCreated, stripe.EventTypeRefundUpdated:
-		var refund stripe.Refund
-		if err := json.Unmarshal(e.Data.Raw, &refund); err != nil {
-			return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
-		}
-
-		_, changed := e.Data.PreviousAttributes["status"]
-		if refund.Status != stripe.RefundStatusSucceeded || refund.PaymentIntent == nil || (e.Type == stripe.EventTypeRefundUpdated && !changed) {
-			return r, false, nil
-		}
-
-		r = newReport(refund.PaymentIntent.ID, refund.Metadata, refund.Amount, refund.Currency)
-		r.Outcome, r.TransactionID, r.RefundID = ReportRefunded, refund.PaymentIntent.ID, refund.ID
-
-		return r, true, nil
-	default:
+	of := translate[e.Type]
+	if of == nil {
 		return r, false, nil
 	}
+
+	if r, relevant, err = of(e.Data); err != nil {
+		return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
+	}
+
+	return r, relevant, nil
+}
+
+func reportIntent(data *stripe.EventData) (r report, relevant bool, err error) {
+	var p stripe.PaymentIntent
+	if err := json.Unmarshal(data.Raw, &p); err != nil {
+		return r, false, err
+	}
+
+	outcome, _ := outcomeOf(&p)
+
+	switch {
+	case outcome.Captured():
+		r = newReport(p.ID, p.Metadata, p.AmountReceived, p.Currency)
+		r.Outcome, r.TransactionID = ReportCaptured, p.ID
+	case p.Status == stripe.PaymentIntentStatusCanceled:
+		r = newReport(p.ID, p.Metadata, p.Amount, p.Currency)
+		r.Outcome, r.Reason = ReportDeclined, outcome.Declined
+		r.OrderID = "" // an intent that is not recorded was superfluous
+	default:
+		r = newReport(p.ID, p.Metadata, p.Amount, p.Currency)
+		r.Outcome, r.Reason = ReportDeclined, cmp.Or(outcome.Declined, "the payment failed")
+	}
+
+	return r, true, nil
+}
+
+// reportRefund reports how a refund ended. A pending one is reported when it has.
+func reportRefund(data *stripe.EventData) (r report, relevant bool, err error) {
+	var refund stripe.Refund
+	if err := json.Unmarshal(data.Raw, &refund); err != nil {
+		return r, false, err
+	}
+
+	_, changed := data.PreviousAttributes["status"]
+	_, failure := finishedRefund(&refund)
+
+	if refund.PaymentIntent == nil || errors.Is(failure, ErrPending) || data.PreviousAttributes != nil && !changed {
+		return r, false, nil
+	}
+
+	r = newReport(refund.PaymentIntent.ID, refund.Metadata, refund.Amount, refund.Currency)
+	r.Outcome, r.TransactionID, r.RefundID = ReportRefunded, refund.PaymentIntent.ID, refund.ID
+
+	if failure != nil {
+		r.Outcome, r.Reason = ReportRefundFailed, refundFailure(&refund)
+	}
+
+	return r, true, nil
+}
+
+func reportDispute(data *stripe.EventData) (r report, relevant bool, err error) {
+	var dispute stripe.Dispute
+	if err := json.Unmarshal(data.Raw, &dispute); err != nil || dispute.PaymentIntent == nil {
+		return r, false, err
+	}
+
+	r = newReport(dispute.PaymentIntent.ID, nil, dispute.Amount, dispute.Currency)
+	r.Outcome, r.TransactionID, r.Reason = ReportDisputed, dispute.PaymentIntent.ID, fmt.Sprintf("%s (%s)", dispute.Reason, dispute.ID)
+
+	return r, true, nil
 }
 
 // newReport returns a report about the order that Millrace wrote into metadata.

@@ -172,6 +172,32 @@ func TestWebhooksArePublished(t *testing.T) {
 		"a refund with a new description": {
 			stripeEvent("evt_1", "refund.updated", fmt.Sprintf(refunded, `{}`), `, "previous_attributes": {"description": "x"}`), "", "ignored",
 		},
+		"a failed refund": {
+			stripeEvent("evt_1", "refund.failed", strings.Replace(fmt.Sprintf(refunded, `{"source": "millrace", "order_id": "order"}`), `"succeeded"`, `"failed", "failure_reason": "lost_or_stolen_card"`, 1), ""),
+			"order/0 refund_failed pi_1 re_1 99.99 USD failed: lost_or_stolen_card", "published",
+		},
+		"a refund that failed after pending": {
+			stripeEvent("evt_1", "charge.refund.updated", strings.Replace(fmt.Sprintf(refunded, `{}`), `"succeeded", "payment_intent": "pi_1"`, `"canceled", "payment_intent": "pi_known"`, 1),
+				`, "previous_attributes": {"status": "pending"}`),
+			"known/3 refund_failed pi_known re_1 99.99 USD canceled", "published",
+		},
+		"cancelled": {
+			stripeEvent("evt_1", "payment_intent.canceled", strings.NewReplacer("pi_1", "pi_known", "succeeded", "canceled").Replace(succeeded), ""),
+			"known/3 declined   99.99 USD the payment was cancelled at the provider", "published",
+		},
+		"a superfluous intent that is cancelled": {
+			stripeEvent("evt_1", "payment_intent.canceled", strings.Replace(succeeded, "succeeded", "canceled", 1), ""), "", "foreign",
+		},
+		"disputed": {
+			stripeEvent("evt_1", "charge.dispute.created", `{"id": "dp_1", "amount": 9999, "currency": "usd", "reason": "fraudulent", "status": "needs_response", "payment_intent": "pi_known", "metadata": {}}`, ""),
+			"known/3 disputed pi_known  99.99 USD fraudulent (dp_1)", "published",
+		},
+		"another system's dispute": {
+			stripeEvent("evt_1", "charge.dispute.created", `{"id": "dp_1", "amount": 9999, "currency": "usd", "reason": "fraudulent", "payment_intent": "pi_2"}`, ""), "", "foreign",
+		},
+		"a payment that is being processed": {
+			stripeEvent("evt_1", "payment_intent.processing", strings.Replace(succeeded, "succeeded", "processing", 1), ""), "", "ignored",
+		},
 		"a pending refund": {
 			stripeEvent("evt_1", "refund.created", strings.Replace(fmt.Sprintf(refunded, `{}`), "succeeded", "pending", 1), ""), "", "ignored",
 		},

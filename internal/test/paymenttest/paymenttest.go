@@ -49,6 +49,8 @@ type Server struct {
 	mu       sync.Mutex
 	plan     func(operation string) Fault
 	declines map[string]string // decline codes by order
+	statuses map[string]string // of intents after they are confirmed, by order
+	refunded map[string]string // first statuses of refunds by order
 	intents  []*intent
 	refunds  []*refund
 	answers  map[string]answer // by idempotency key
@@ -68,6 +70,8 @@ type intent struct {
 	Metadata         map[string]string `json:"metadata"`
 	LastPaymentError map[string]any    `json:"last_payment_error"`
 	LatestCharge     *charge           `json:"latest_charge"`
+	// CancellationReason is given by whoever cancels the intent.
+	CancellationReason string `json:"cancellation_reason"`
 
 	captures int
 }
@@ -86,6 +90,8 @@ type refund struct {
 	Status        string            `json:"status"`
 	PaymentIntent string            `json:"payment_intent"`
 	Metadata      map[string]string `json:"metadata"`
+	Created       int64             `json:"created"`
+	FailureReason string            `json:"failure_reason,omitempty"`
 }
 
 type answer struct {
@@ -100,7 +106,7 @@ func NewServer(tb testing.TB) *Server {
 
 	s := &Server{
 		plan:     func(string) Fault { return None },
-		declines: map[string]string{}, answers: map[string]answer{}, requests: map[string]int{}, hanging: make(chan struct{}),
+		declines: map[string]string{}, statuses: map[string]string{}, refunded: map[string]string{}, answers: map[string]answer{}, requests: map[string]int{}, hanging: make(chan struct{}),
 	}
 	server := httptest.NewServer(s)
 	s.URL = server.URL
@@ -122,6 +128,9 @@ const (
 	OpList     = "list"
 	OpRefund   = "refund"
 	OpRefunds  = "refunds"
+	OpCancel   = "cancel"
+	// OpRefundStatus retrieves a refund.
+	OpRefundStatus = "refund status"
 )
 
 // Plan makes fn decide how each request fails. Calls do not overlap.
@@ -152,6 +161,78 @@ func (s *Server) Decline(orderID, code string) {
 	defer s.mu.Unlock()
 
 	s.declines[orderID] = code
+}
+
+// Hold makes the intents of an order have a status such as processing or
+// requires_action after they are confirmed, until Settle.
+func (s *Server) Hold(orderID, status string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.statuses[orderID] = status
+}
+
+// Settle captures the intents of an order that Hold has held, or cancels them.
+func (s *Server) Settle(orderID string, captured bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for _, i := range s.intents {
+		switch {
+		case i.Metadata["order_id"] != orderID || i.Status != s.statuses[orderID]:
+		case captured:
+			i.capture()
+		default:
+			i.Status = "canceled"
+		}
+	}
+
+	delete(s.statuses, orderID)
+}
+
+// Age makes the intents of an order look older.
+func (s *Server) Age(orderID string, age time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for _, i := range s.intents {
+		if i.Metadata["order_id"] == orderID {
+			i.Created = time.Now().Add(-age).Unix()
+		}
+	}
+}
+
+// HoldRefunds makes refunds of an order pending until SettleRefunds.
+func (s *Server) HoldRefunds(orderID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.refunded[orderID] = "pending"
+}
+
+// SettleRefunds gives the refunds of an order a status: succeeded, or failed with a
+// reason, which returns the money to the shop. Refunds that succeeded may fail too.
+func (s *Server) SettleRefunds(orderID, status, reason string) (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	delete(s.refunded, orderID)
+
+	for _, r := range s.refunds {
+		i := s.find(r.PaymentIntent)
+		if i.Metadata["order_id"] != orderID {
+			continue
+		}
+
+		if status == "failed" && r.Status != "failed" {
+			i.LatestCharge.AmountRefunded -= r.Amount
+		}
+
+		r.Status, r.FailureReason = status, reason
+		ids = append(ids, r.ID)
+	}
+
+	return ids
 }
 
 // ForgetKeys forgets the idempotency keys, as Stripe does after a day.
@@ -185,7 +266,7 @@ func (s *Server) Captured(orderID string) (captures, refunds int, net int64) {
 		net += i.Amount * int64(i.captures)
 
 		for _, r := range s.refunds {
-			if r.PaymentIntent == i.ID {
+			if r.PaymentIntent == i.ID && r.Status == "succeeded" {
 				refunds++
 				net -= r.Amount
 			}
@@ -284,6 +365,10 @@ func route(r *http.Request) (operation, id string) {
 		return OpRefunds, ""
 	case len(parts) == 3 && parts[2] == "confirm" && post:
 		return OpConfirm, parts[1]
+	case len(parts) == 3 && parts[2] == "cancel" && post:
+		return OpCancel, parts[1]
+	case len(parts) == 2 && parts[0] == "refunds" && !post:
+		return OpRefundStatus, parts[1]
 	case len(parts) == 2 && !post:
 		return OpRetrieve, parts[1]
 	default:
@@ -342,9 +427,17 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 		return success(s.newIntent(units, form.Get("currency"), metadataOf(form)))
 	case OpConfirm:
 		return s.confirm(s.find(id))
+	case OpCancel:
+		return cancel(s.find(id), form.Get("cancellation_reason"))
 	case OpRetrieve:
 		if i := s.find(id); i != nil {
 			return success(i)
+		}
+	case OpRefundStatus:
+		for _, r := range s.refunds {
+			if r.ID == id {
+				return success(r)
+			}
 		}
 	case OpSearch:
 		return success(map[string]any{"object": "search_result", "data": s.search(form.Get("query")), "has_more": false})
@@ -414,7 +507,25 @@ func (s *Server) confirm(i *intent) answer {
 		return encode(http.StatusPaymentRequired, map[string]any{"error": body})
 	}
 
-	i.capture()
+	if status := s.statuses[i.Metadata["order_id"]]; status != "" {
+		i.Status = status
+	} else {
+		i.capture()
+	}
+
+	return success(i)
+}
+
+// cancel cancels an intent, unless it has ended or is being processed.
+func cancel(i *intent, reason string) answer {
+	switch {
+	case i == nil:
+		return failure(http.StatusNotFound, "invalid_request_error", "resource_missing", "intent", "no such payment_intent")
+	case i.Status == "succeeded" || i.Status == "canceled" || i.Status == "processing":
+		return failure(http.StatusBadRequest, "invalid_request_error", "payment_intent_unexpected_state", "", "it has status "+i.Status)
+	}
+
+	i.Status, i.CancellationReason = "canceled", reason
 
 	return success(i)
 }
@@ -477,7 +588,7 @@ func (s *Server) refund(i *intent, metadata map[string]string) answer {
 	}
 
 	r := &refund{
-		ID: fmt.Sprintf("re_%06d", len(s.refunds)), Object: "refund", Status: "succeeded",
+		ID: fmt.Sprintf("re_%06d", len(s.refunds)), Object: "refund", Status: cmp.Or(s.refunded[i.Metadata["order_id"]], "succeeded"), Created: time.Now().Unix(),
 		Amount: i.Amount - i.LatestCharge.AmountRefunded, Currency: i.Currency, PaymentIntent: i.ID, Metadata: metadata,
 	}
 	s.refunds = append(s.refunds, r)

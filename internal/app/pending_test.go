@@ -1,0 +1,193 @@
+package app_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/paymenttest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// waiting returns the topics of the waiting messages with their reason and attempts.
+func waiting(s *apptest.Service) []string {
+	return apptest.Value[[]string](s, `
+		SELECT coalesce(array_agg(topic || ' ' || reason || ' ' || attempts ORDER BY topic), '{}') FROM failed_messages WHERE state = 'waiting'`)
+}
+
+func reported(order, outcome, more string) string {
+	return fmt.Sprintf(`{"order_id": %q, "outcome": %q, "amount": 99.99, "currency": "USD" %s}`, order, outcome, more)
+}
+
+func transaction(s *apptest.Service, order string) string {
+	return apptest.Value[string](s, `SELECT intent_id FROM stripe_intents WHERE order_id = $1`, order)
+}
+
+// topicsOf returns on which topics messages about an order were published, of those
+// that others listen to.
+func told(s *apptest.Service, order string) (topics []string) {
+	for _, topic := range []string{
+		"orders.completed", "orders.rejected", "orders.expired", "orders.cancelled", "payments.refunded", "payments.refund.failed",
+	} {
+		for _, m := range s.Messages(topic, 0) {
+			if m.Fields()["order_id"] == order {
+				topics = append(topics, topic)
+			}
+		}
+	}
+
+	return topics
+}
+
+func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+
+	const others = 20
+
+	for _, c := range []struct {
+		captured bool
+		status   string
+		report   func(transaction string) string
+	}{
+		{true, "completed", func(transaction string) string {
+			return reported("slow", "captured", fmt.Sprintf(`, "transaction_id": %q`, transaction))
+		}},
+		{false, "payment_failed", func(string) string { return reported("slow", "declined", `, "reason": "no money"`) }},
+	} {
+		t.Run(c.status, func(t *testing.T) {
+			t.Parallel()
+
+			server := paymenttest.NewServer(t)
+			server.Hold("slow", "processing")
+
+			s := apptest.New(t, pgtest.URL(t), payingByStripe(server.URL), func(cfg *config.Config) {
+				cfg.Consumer.ParkAttempts = 1
+			})
+			s.ExpectFailures()
+			s.Seed()
+			s.Run()
+			s.Publish("orders.created", ordered("slow"))
+			s.WaitForOrder("slow", "inventory_reserved")
+			s.Publish("orders.expiry.due", `{"order_id": "slow"}`) // it does not expire while it is pending
+			pgtest.Eventually(t, "its charge and its expiry wait for the outcome", func() bool {
+				return slices.Equal(waiting(s), []string{"orders.expiry.due pending 0", "payments.requested pending 0"})
+			})
+
+			for n := range others {
+				s.Publish("orders.created", ordered(fmt.Sprint("order-", n)))
+			}
+
+			for n := range others {
+				s.WaitForOrder(fmt.Sprint("order-", n), "completed")
+			}
+
+			s.WaitForOrder("slow", "inventory_reserved")
+
+			if got := told(s, "slow"); got != nil {
+				t.Errorf("others were told %v", got)
+			}
+
+			if !slices.ContainsFunc(s.Dependencies.States(), func(d breaker.State) bool { return d.Name == payment.Dependency && d.Up }) {
+				t.Errorf("the gateway is not available: %+v", s.Dependencies.States())
+			}
+
+			// The webhook settles it without a further request.
+			asked := server.Requests(paymenttest.OpRetrieve)
+			server.Settle("slow", c.captured)
+			s.Publish("payments.reported", c.report(transaction(s, "slow")))
+			s.WaitForOrder("slow", c.status)
+			t.Logf("%d requests between the settlement and the end", server.Requests(paymenttest.OpRetrieve)-asked)
+
+			pgtest.Eventually(t, "no message waits", func() bool { return len(waiting(s)) == 0 })
+			s.WaitForOrder("slow", c.status)
+
+			if got := told(s, "slow"); len(got) != 1 {
+				t.Errorf("others were told %v", got)
+			}
+		})
+	}
+}
+
+func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
+	t.Parallel()
+
+	server := paymenttest.NewServer(t)
+	server.Hold("order", "processing")
+	server.HoldRefunds("order")
+
+	s := apptest.New(t, pgtest.URL(t), payingByStripe(server.URL))
+	s.ExpectFailures()
+	s.Seed()
+	s.Run()
+
+	// A pending charge does not delay the cancellation; its capture is refunded.
+	s.Publish("orders.created", ordered("order"))
+	pgtest.Eventually(t, "the charge is pending", func() bool { return slices.Equal(waiting(s), []string{"payments.requested pending 0"}) })
+	s.Publish("orders.cancel.requested", `{"order_id": "order", "reason": "changed my mind"}`)
+	s.WaitForOrder("order", "cancelled")
+	server.Settle("order", true)
+
+	captured := fmt.Sprintf(`, "transaction_id": %q`, transaction(s, "order"))
+	s.Publish("payments.reported", reported("order", "captured", captured))
+	pgtest.Eventually(t, "the refund is pending", func() bool { return slices.Contains(waiting(s), "payments.refund.requested pending 0") })
+
+	if got := told(s, "order"); !slices.Equal(got, []string{"orders.cancelled"}) {
+		t.Errorf("others were told %v", got)
+	}
+
+	refund := server.SettleRefunds("order", "succeeded", "")[0]
+	s.Publish("payments.reported", reported("order", "refunded", captured+fmt.Sprintf(`, "refund_id": %q`, refund)))
+	s.Messages("payments.refunded", 1)
+	pgtest.Eventually(t, "no message waits", func() bool { return len(waiting(s)) == 0 })
+
+	// Days later it fails. Others are told, and a person sees it.
+	server.SettleRefunds("order", "failed", "lost_or_stolen_card")
+
+	failed := reported("order", "refund_failed", captured+fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
+	s.Publish("payments.reported", failed)
+	s.Publish("payments.reported", failed) // the provider reports it by two types of events
+	pgtest.Eventually(t, "a request is stopped", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND topic = 'payments.refund.requested'
+			AND error LIKE '%the refund re_000000 is failed: lost_or_stolen_card%'`) == 1
+	})
+	s.WaitUntilIdle()
+
+	if n := len(s.Messages("payments.refund.failed", 1)); n != 1 || server.Requests(paymenttest.OpRefund) > 2 {
+		t.Errorf("others were told %d times, and the provider was asked for %d refunds", n, server.Requests(paymenttest.OpRefund))
+	}
+
+	statement, err := payment.State(t.Context(), s.Pool, s.Gateway, "order")
+	if err != nil || len(statement.Recorded) != 1 || len(statement.Differences) != 0 ||
+		statement.Recorded[0].Status != "captured" || statement.Recorded[0].RefundFailure != "re_000000: lost card" {
+		t.Errorf("got %+v, %v", statement, err)
+	}
+
+	// The person refunds it in another way, which the provider reports.
+	s.Publish("payments.reported", reported("order", "refunded", captured+`, "refund_id": "re_by_hand"`))
+	s.Messages("payments.refunded", 2)
+
+	details, err := s.Orders.Show(t.Context(), "order")
+	if err != nil || len(details.Captures) != 1 || details.Captures[0].RefundID != "re_by_hand" {
+		t.Errorf("got %+v, %v", details.Captures, err)
+	}
+}
+
+func TestADisputeReachesAPerson(t *testing.T) {
+	t.Parallel()
+
+	server := paymenttest.NewServer(t)
+	s := apptest.New(t, pgtest.URL(t), payingByStripe(server.URL))
+	s.ExpectFailures()
+	s.Seed()
+	s.Run()
+	s.Publish("orders.created", ordered("order"))
+	s.WaitForOrder("order", "completed")
+	s.Publish("payments.reported", reported("order", "disputed", fmt.Sprintf(`, "transaction_id": %q, "reason": "fraudulent (dp_1)"`, transaction(s, "order"))))
+	pgtest.Eventually(t, "the report is stopped", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND error LIKE '%is disputed: fraudulent (dp_1)%'`) == 1
+	})
+}
