@@ -106,8 +106,11 @@ var payloads = []struct{ topic, consumer, payload string }{
 	{"user.updated", "account.update", `{"user_id":"adel-1","updates":{"name":"Ädelheid Quastenberg","email":"quast@work.example","phone":"5551234"}}`},
 	{"user.events", "account.legacy", `{"userId":"adel-1","userName":"\u00c4delheid Quastenberg","userEmail":"adel@home.example","action":"create"}`},
 	{"user.events", "account.legacy", `{"user_id":"adel-1","action":"update","updates":{"email":"quast@work.example","city":"Wolkenheim"}}`},
-	{"notifications", "notification.send", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg of Wolkenheim"}`},
+	{"notifications", "notification.route", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg of Wolkenheim"}`},
 	{"analytics.track", "analytics.track", `{"event":"viewed","timestamp":"2026-11-01","user_id":"adel-1","properties":{"email":"adel@home.example"}}`},
+	{"notifications.email", "notification.email", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg"}`},
+	{"notifications.webhook", "notification.webhook", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg","at":"2026-11-01T00:00:00Z"}`},
+	{"notifications.log", "notification.log", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg"}`},
 }
 
 // operator names nobody else.
