@@ -66,7 +66,7 @@ func (s *suspensions) set(pauses []Pause, logger *slog.Logger) {
 		s.paused[p.Consumer] = p
 
 		if _, was := before[p.Consumer]; !was {
-			logger.Warn("consumer paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who), slog.String("why", p.Why))
+			logger.Warn("consumer paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who)) // why is free text, which may name a person
 		}
 	}
 
