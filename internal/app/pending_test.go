@@ -19,7 +19,7 @@ func waiting(s *apptest.Service) []string {
 		SELECT coalesce(array_agg(topic || ' ' || reason || ' ' || attempts ORDER BY topic), '{}') FROM failed_messages WHERE state = 'waiting'`)
 }
 
-func reported(order, outcome, more string) string {
+func providerReport(order, outcome, more string) string {
 	return fmt.Sprintf(`{"order_id": %q, "outcome": %q, "amount": 99.99, "currency": "USD" %s}`, order, outcome, more)
 }
 
@@ -54,9 +54,9 @@ func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
 		report   func(transaction string) string
 	}{
 		{true, "completed", func(transaction string) string {
-			return reported("slow", "captured", fmt.Sprintf(`, "transaction_id": %q`, transaction))
+			return providerReport("slow", "captured", fmt.Sprintf(`, "transaction_id": %q`, transaction))
 		}},
-		{false, "payment_failed", func(string) string { return reported("slow", "declined", `, "reason": "no money"`) }},
+		{false, "payment_failed", func(string) string { return providerReport("slow", "declined", `, "reason": "no money"`) }},
 	} {
 		t.Run(c.status, func(t *testing.T) {
 			t.Parallel()
@@ -132,7 +132,7 @@ func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
 	server.Settle("order", true)
 
 	captured := fmt.Sprintf(`, "transaction_id": %q`, transaction(s, "order"))
-	s.Publish("payments.reported", reported("order", "captured", captured))
+	s.Publish("payments.reported", providerReport("order", "captured", captured))
 	pgtest.Eventually(t, "the refund is pending", func() bool { return slices.Contains(waiting(s), "payments.refund.requested pending 0") })
 
 	if got := told(s, "order"); !slices.Equal(got, []string{"orders.cancelled"}) {
@@ -140,14 +140,14 @@ func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
 	}
 
 	refund := server.SettleRefunds("order", "succeeded", "")[0]
-	s.Publish("payments.reported", reported("order", "refunded", captured+fmt.Sprintf(`, "refund_id": %q`, refund)))
+	s.Publish("payments.reported", providerReport("order", "refunded", captured+fmt.Sprintf(`, "refund_id": %q`, refund)))
 	s.Messages("payments.refunded", 1)
 	pgtest.Eventually(t, "no message waits", func() bool { return len(waiting(s)) == 0 })
 
 	// Days later it fails. Others are told, and a person sees it.
 	server.SettleRefunds("order", "failed", "lost_or_stolen_card")
 
-	failed := reported("order", "refund_failed", captured+fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
+	failed := providerReport("order", "refund_failed", captured+fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
 	s.Publish("payments.reported", failed)
 	s.Publish("payments.reported", failed) // the provider reports it by two types of events
 	pgtest.Eventually(t, "a request is stopped", func() bool {
@@ -167,7 +167,7 @@ func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
 	}
 
 	// The person refunds it in another way, which the provider reports.
-	s.Publish("payments.reported", reported("order", "refunded", captured+`, "refund_id": "re_by_hand"`))
+	s.Publish("payments.reported", providerReport("order", "refunded", captured+`, "refund_id": "re_by_hand"`))
 	s.Messages("payments.refunded", 2)
 
 	details, err := s.Orders.Show(t.Context(), "order")
@@ -186,7 +186,7 @@ func TestADisputeReachesAPerson(t *testing.T) {
 	s.Run()
 	s.Publish("orders.created", ordered("order"))
 	s.WaitForOrder("order", "completed")
-	s.Publish("payments.reported", reported("order", "disputed", fmt.Sprintf(`, "transaction_id": %q, "reason": "fraudulent (dp_1)"`, transaction(s, "order"))))
+	s.Publish("payments.reported", providerReport("order", "disputed", fmt.Sprintf(`, "transaction_id": %q, "reason": "fraudulent (dp_1)"`, transaction(s, "order"))))
 	pgtest.Eventually(t, "the report is stopped", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND error LIKE '%is disputed: fraudulent (dp_1)%'`) == 1
 	})
