@@ -172,6 +172,7 @@ func TestConnectionsToAHostThatIsGoneDoNotHoldUpWork(t *testing.T) {
 	}
 
 	s.WaitForOrder("f", "completed")
+	s.WaitUntilIdle()
 	proxy.Swallow()
 
 	admin := connect(t, address)
@@ -181,7 +182,7 @@ func TestConnectionsToAHostThatIsGoneDoNotHoldUpWork(t *testing.T) {
 		return status == http.StatusOK
 	})
 	place(s, "g")
-	pgtest.Eventually(t, "the order is completed", func() bool {
+	soon(t, "the order is completed", func() bool {
 		return pgtest.Value[int](t, admin, `SELECT count(*) FROM orders WHERE id = 'g' AND status = 'completed'`) == 1
 	})
 }

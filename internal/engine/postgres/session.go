@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -70,8 +71,6 @@ func newSession(cfg *pgxpool.Config) {
 	}
 
 	conn.RuntimeParams["application_name"] = "millrace"
-	s.probe = conn.Config.Copy()
-	s.probe.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 
 	conn.ValidateConnect = s.begin
 	conn.OnPgError = closeOn(conn.OnPgError)
@@ -82,11 +81,23 @@ func newSession(cfg *pgxpool.Config) {
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = connectTimeout
 	}
+
+	conn.DialFunc = dialer.DialContext
+
+	s.probe = conn.Config.Copy()
+	s.probe.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 }
 
 // connectTimeout bounds connecting to a host, unless postgres.url has connect_timeout.
 // Without it, connections to a host that is gone would fill the pool for minutes.
 const connectTimeout = 10 * time.Second
+
+// dialer notices a host that is gone within half a minute, also for statements that have
+// no timeout of their own.
+var dialer = net.Dialer{
+	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
+	Control:         abandonAfter(30 * time.Second),
+}
 
 // pongTimeout bounds the check of a connection that has been idle for a second.
 const pongTimeout = 2 * time.Second

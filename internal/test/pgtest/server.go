@@ -165,9 +165,10 @@ type Proxy struct {
 	// URL is that of the server, by the proxy.
 	URL string
 
-	mu     sync.Mutex
 	target string
-	// swallow ends the copying of the present connections, which stay open.
+
+	mu sync.Mutex
+	// swallow is closed to end the present connections on the side of the server.
 	swallow chan struct{}
 }
 
@@ -216,39 +217,33 @@ func (p *Proxy) Swallow() {
 }
 
 func (p *Proxy) serve(client net.Conn) {
+	defer client.Close()
+
 	p.mu.Lock()
 	target, swallow := p.target, p.swallow
 	p.mu.Unlock()
 
 	server, err := net.Dial("tcp", target)
 	if err != nil {
-		_ = client.Close()
-
 		return
 	}
+	defer server.Close()
 
-	forward := func(to, from net.Conn) {
-		defer to.Close()
+	ended := make(chan struct{}, 2)
 
-		buffer := make([]byte, 64<<10)
-
-		for {
-			n, err := from.Read(buffer)
-
-			select {
-			case <-swallow:
-				_, _ = io.Copy(io.Discard, from) // until the client gives up
-
-				return
-			default:
-			}
-
-			if _, writeErr := to.Write(buffer[:n]); err != nil || writeErr != nil {
-				return
-			}
-		}
+	for to, from := range map[net.Conn]net.Conn{server: client, client: server} {
+		go func() {
+			_, _ = io.Copy(to, from)
+			ended <- struct{}{}
+		}()
 	}
 
-	go forward(server, client)
-	forward(client, server)
+	select {
+	case <-ended:
+	case <-swallow:
+		_ = server.Close()
+		<-ended // the copy to the client
+
+		_, _ = io.Copy(io.Discard, client)
+	}
 }
