@@ -104,6 +104,7 @@ var completions = map[string]func(*call) ([]string, error){
 	"--broker":    fixed(broker.Embedded, broker.Kafka, broker.RabbitMQ),
 	"--log-level": fixed("debug", "info", "warn", "error"),
 	"--only":      fixed(audit.Names()...),
+	"--failed":    failedIDs(failed.Waiting, failed.Stopped, failed.Resolved),
 	"--user":      stored(`SELECT id FROM users ORDER BY updated_at DESC`),
 	"--group":     stored(`SELECT group_id || E'\t' || max(cause) FROM failed_messages WHERE group_id <> '' GROUP BY group_id ORDER BY max(last_at) DESC`),
 
@@ -175,11 +176,20 @@ func (o *options) complete(cmd *cobra.Command, name string, args []string, prefi
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 
-	return slices.DeleteFunc(found, func(value string) bool {
-		value, _, _ = strings.Cut(value, "\t")
+	// A flag that takes several values has them separated by commas.
+	start := strings.LastIndex(prefix, ",") + 1
+	args = append(slices.Clone(args), strings.Split(prefix[:start], ",")...)
 
-		return !strings.HasPrefix(value, prefix) || slices.Contains(args, value)
-	}), cobra.ShellCompDirectiveNoFileComp
+	var matching []string
+
+	for _, value := range found {
+		id, _, _ := strings.Cut(value, "\t")
+		if strings.HasPrefix(id, prefix[start:]) && !slices.Contains(args, id) {
+			matching = append(matching, prefix[:start]+value)
+		}
+	}
+
+	return matching, cobra.ShellCompDirectiveNoFileComp
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -56,6 +56,7 @@ func TestNamesCompleteWithoutADatabase(t *testing.T) {
 		"orders list --status p":               "paid payment_failed",
 		"activity --action re":                 "resumed requeued reopened retried repaired",
 		"audit --only st":                      "stock streams",
+		"audit --only stock,str":               "stock,streams",
 		"status --broker ":                     "embedded kafka rabbitmq",
 		"status --log-level ":                  "debug info warn error",
 		"orders show ":                         "", // nobody answers
@@ -151,6 +152,7 @@ func TestEveryNameCompletes(t *testing.T) {
 		"JSON", "MESSAGE", // arguments
 		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate",
 		"--older", "--ledger", "--timeout", "--config", "--file",
+		"--search", "--activity",
 	}
 
 	var visit func(cmd *cobra.Command)

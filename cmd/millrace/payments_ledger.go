@@ -28,7 +28,13 @@ func newPaymentsLedger(opts *options) *cobra.Command {
 			return c.Gateway.Ledger(c.ctx, from, line[payment.Entry](c))
 		}
 
-		return c.writeLedger(from)
+		if err := c.writeLedger(from); err != nil || since <= 0 {
+			return err
+		}
+
+		fmt.Fprintf(c.cmd.ErrOrStderr(), "captures since %s; --since 0 lists all\n", stamp(from))
+
+		return nil
 	}, func(_ *options, flags *pflag.FlagSet) {
 		flags.DurationVar(&since, "since", 24*time.Hour, "list captures back to this long ago; 0 lists all")
 	})
