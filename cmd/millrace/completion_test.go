@@ -48,7 +48,7 @@ func TestNamesCompleteWithoutADatabase(t *testing.T) {
 		"completion ":                          "bash fish powershell zsh",
 		"failed list --reason p":               "panic",
 		"failed list --state ":                 "waiting stopped resolved all",
-		"failed list --consumer notification.": "notification.send",
+		"failed list --consumer inventory.":    "inventory.restock",
 		"failed waiting --consumer analytics.": "analytics.track",
 		"failed list --topic inventory.":       "inventory.restocked",
 		"failed count --by ":                   "consumer key reason release topic",
