@@ -18,7 +18,7 @@ orders.cancel.refused is published.`,
 		Example: `  millrace orders cancel order_123 --reason "changed my mind"`,
 	}, func(c *call) error {
 		// The event may precede its order, but an operator means one that exists.
-		if _, err := c.Orders.Show(c.ctx, c.args[0]); err != nil {
+		if _, err := c.ShowOrder(c.ctx, c.args[0]); err != nil {
 			return err
 		}
 

@@ -12,7 +12,7 @@ import (
 func newOrdersShow(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
 		Use: "show ORDER", Short: "Show an order and its history", Example: "  millrace orders show order_123",
-	}, func(c *call) (order.Details, error) { return c.Orders.Show(c.ctx, c.args[0]) }, writeOrder)
+	}, func(c *call) (order.Details, error) { return c.ShowOrder(c.ctx, c.args[0]) }, writeOrder)
 }
 
 func writeOrder(w io.Writer, o order.Details) {

@@ -12,7 +12,7 @@ import (
 func newPaymentsShow(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
 		Use: "show ORDER", Short: "Show the payment of an order next to the gateway's record", Example: "  millrace payments show order_123",
-	}, func(c *call) (payment.Statement, error) { return payment.State(c.ctx, c.Pool, c.Gateway, c.args[0]) }, writeStatement)
+	}, func(c *call) (payment.Statement, error) { return c.ShowPayment(c.ctx, c.args[0]) }, writeStatement)
 }
 
 func writeStatement(w io.Writer, s payment.Statement) {

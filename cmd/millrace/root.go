@@ -1,9 +1,13 @@
 package main
 
 import (
+	"fmt"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
 func newRoot() *cobra.Command {
@@ -19,8 +23,7 @@ The configuration comes from the defaults, then --config, then the environment
 then the flags. Without a database, commands use the one that "millrace dev"
 keeps in the working directory.
 
-Exit codes: 0 done, 1 failed or the audit found violations, 2 wrong usage or
-configuration, 3 not found, 4 some messages were rejected or refused.`,
+` + exitCodes(),
 		Example: `  millrace dev
   millrace publish orders.created '{"order":{"id":"order_123","product_id":"product_1","quantity":2,"total_amount":99.99}}'
   millrace orders show order_123`,
@@ -54,4 +57,14 @@ configuration, 3 not found, 4 some messages were rejected or refused.`,
 	complete(opts, root)
 
 	return root
+}
+
+// exitCodes lists the exit codes for the help.
+func exitCodes() string {
+	lines := []string{"Exit codes:"}
+	for _, c := range operate.ExitCodes {
+		lines = append(lines, fmt.Sprintf("  %d  %s", c.Code, c.Meaning))
+	}
+
+	return strings.Join(lines, "\n")
 }

@@ -13,7 +13,7 @@ import (
 func newUsersShow(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
 		Use: "show USER", Short: "Show a user and their history", Example: "  millrace users show alice",
-	}, func(c *call) (user.Details, error) { return c.Users.Show(c.ctx, c.args[0]) }, writeUser)
+	}, func(c *call) (user.Details, error) { return c.ShowUser(c.ctx, c.args[0]) }, writeUser)
 }
 
 func writeUser(w io.Writer, u user.Details) {

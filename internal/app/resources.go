@@ -73,7 +73,7 @@ func (s *Service) getOrder(ctx context.Context, in *struct {
 		return nil, order.NotFound(in.ID)
 	}
 
-	o, err := s.Orders.Show(ctx, in.ID)
+	o, err := s.ShowOrder(ctx, in.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -103,6 +103,7 @@ func (h harness) run(t *testing.T) {
 	if h.durable {
 		t.Run("redelivers unacknowledged messages", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
 		t.Run("supports tailing", func(t *testing.T) { t.Parallel(); h.tails(t) })
+		t.Run("measures backlogs and subscriptions", func(t *testing.T) { t.Parallel(); h.measures(t) })
 	}
 
 	if h.produce != nil {

@@ -17,6 +17,18 @@ const (
 	ExitRejected = 4
 )
 
+// ExitCodes says what each exit code means. The help and docs/operating.md print it.
+var ExitCodes = []struct {
+	Code    int
+	Meaning string
+}{
+	{0, "done; for `status`, nothing needs attention"},
+	{ExitFailure, "failed: Postgres or the service is away, the state does not allow it, or the audit found violations; for `status`, something needs attention"},
+	{ExitUsage, "wrong usage: an unknown command, flag or name, or a mistake in the configuration; nothing was changed"},
+	{ExitNotFound, "the thing with this id does not exist"},
+	{ExitRejected, "some messages were rejected or refused; the others were done"},
+}
+
 // Outcome is how an error is presented to users.
 type Outcome struct {
 	// Name is the last part of the problem type (RFC 9457).

@@ -24,7 +24,6 @@ func (d *Driver) Backlogs(_ context.Context, topics []string) (list []driver.Bac
 
 	cfg.Net.DialTimeout, cfg.Net.ReadTimeout, cfg.Net.WriteTimeout = lookTimeout, lookTimeout, lookTimeout
 	cfg.Metadata.Retry.Max, cfg.Admin.Retry.Max = 1, 1
-	cfg.Metadata.Full = false // only the topics that are asked for
 
 	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
 	if err != nil {
