@@ -112,7 +112,6 @@ func TestStatusSaysWhatToDoAndExitsWith1(t *testing.T) {
 		return false
 	})
 
-
 	if out, _ := millrace("consumers", "list"); !strings.Contains(out, "paused by ann") || !strings.Contains(out, "running") {
 		t.Errorf("consumers list:\n%s", out)
 	}
