@@ -90,6 +90,10 @@ func (c *call) printErasure(done consumer.Erasure, err error) error {
 		for _, m := range done.Mentions {
 			row(w, m.Table, m.Row, strings.Join(m.Columns, ", "))
 		}
+
+		if done.More {
+			fmt.Fprintln(w, "There are more: a table has too many to list. Leave out common words from --search.")
+		}
 	})
 }
 
@@ -99,12 +103,15 @@ func describeErasure(done consumer.Erasure) string {
 		verb = "would erase"
 	}
 
-	text := fmt.Sprintf("%s user %s: %d waiting messages, the content of %d failed messages, the text of %d operator actions",
-		verb, done.Subject, done.Withdrawn, done.Emptied, done.Actions)
-
-	for _, name := range slices.Sorted(maps.Keys(done.Rows)) {
-		text += fmt.Sprintf(", %d rows of %s", done.Rows[name], name)
+	parts := []string{
+		fmt.Sprintf("%d waiting messages", done.Withdrawn),
+		fmt.Sprintf("the content of %d failed messages", done.Emptied),
+		fmt.Sprintf("the text of %d operator actions", done.Actions),
 	}
 
-	return text + fmt.Sprintf("; %d rows to look at", len(done.Mentions))
+	for _, name := range slices.Sorted(maps.Keys(done.Rows)) {
+		parts = append(parts, fmt.Sprintf("%d rows of %s", done.Rows[name], name))
+	}
+
+	return fmt.Sprintf("%s user %s: %s; %d rows to look at", verb, done.Subject, strings.Join(parts, ", "), len(done.Mentions))
 }

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"encoding/base64"
 	"errors"
 	"strings"
 	"testing"
 
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -78,11 +81,47 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 func TestOnlyYesConfirms(t *testing.T) {
 	t.Parallel()
 
-	for answer, want := range map[string]error{"y\n": nil, "Yes\n": nil, " YES ": nil, "n\n": errUnconfirmed, "\n": errUnconfirmed, "": errUnconfirmed, "yy\n": errUnconfirmed} {
+	for answer, want := range map[string]error{"y\n": nil, "Yes\n": nil, "YES": nil, "n\n": errUnconfirmed, "\n": errUnconfirmed, "": errUnconfirmed, "yy\n": errUnconfirmed} {
 		var out strings.Builder
 
 		if err := ask(strings.NewReader(answer), &out, "Erase?"); !errors.Is(err, want) || out.String() != "Erase? [y/N] " {
 			t.Errorf("%q: got %v after %q", answer, err, out.String())
+		}
+	}
+}
+
+// A user of whom only a failed message exists is erased, and no command tells about
+// them any more.
+func TestAUserInFailedMessagesIsErased(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+	s := apptest.New(t, url)
+
+	err := s.Failed.Stop(t.Context(), failed.Entry{
+		Consumer: "account.create", Topic: "user.created", Key: "zoe@home.example", MessageID: event.NewID(), Origin: "test",
+		Headers: event.Headers{"to": "zoe@home.example"}, Payload: []byte(`{"user":{"id":"zoe-1","name":"Zoe Quastenberg","email":"zoe@home.example"}}`),
+		Reason: event.ReasonFailed, Error: "no place for Zoe Quastenberg",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, args := range []string{"failed discard 1 --why moved", "users erase zoe-1 --dry-run", "users erase zoe-1 --yes --why ticket"} {
+		if out, code := run(t, url, strings.Split(args, " ")...); code != 0 || strings.HasPrefix(args, "users") && !strings.Contains(out, "the content of 1 failed messages") {
+			t.Errorf("millrace %s: exit code %d: %s", args, code, out)
+		}
+	}
+
+	for _, args := range []string{
+		"failed list --state all", "failed show 1", "failed show 1 --json", "failed groups --state all", "failed count --by key --state all", "failed export --state all",
+		"activity", "users list", "users show zoe-1", "users misses", "notifications list", "events export", "events show user-zoe-1",
+	} {
+		out, code := run(t, url, strings.Split(args, " ")...)
+		for _, word := range []string{"Quastenberg", "home.example", base64.StdEncoding.EncodeToString([]byte("Quastenberg"))} {
+			if code != 0 || strings.Contains(out, word) {
+				t.Errorf("millrace %s: exit code %d, and it says %s: %s", args, code, word, out)
+			}
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -142,6 +144,7 @@ func fail(t *testing.T, s *apptest.Service) {
 	}
 	anything := func(string, []byte) (string, error) { return "adel-1", nil }
 	why := activity.Actor{Who: "op", Why: "a colleague asked"}
+	naming := activity.Actor{Who: "op", Why: "Ms Quastenberg (quast@work.example) asked"}
 
 	for i, p := range payloads {
 		for _, key := range []string{"adel-1", "adel@home.example", fmt.Sprint("other-", i)} {
@@ -156,16 +159,17 @@ func fail(t *testing.T, s *apptest.Service) {
 
 		// Edited: about the person only before, only after, and only in between.
 		other := entry(p.topic, p.consumer, "other", `{"nobody":1}`)
-		before, after, between := stop(entry(p.topic, p.consumer, "other", p.payload)), stop(other), int64(0)
+		before, after := stop(entry(p.topic, p.consumer, "other", p.payload)), stop(other)
 		other.MessageID = event.NewID()
 		other.Headers, other.Error = nil, "invalid"
-		between = stop(other)
+		between := stop(other)
 
 		for _, edit := range []struct {
 			id      int64
 			payload string
-		}{{before, `{"nobody":1}`}, {after, p.payload}, {between, p.payload}, {between, `{"nobody":2}`}} {
-			_, err := s.Failed.Edit(t.Context(), edit.id, 0, []byte(edit.payload), why, anything)
+			by      activity.Actor
+		}{{before, `{"nobody":1}`, naming}, {after, p.payload, why}, {between, p.payload, why}, {between, `{"nobody":2}`, why}} {
+			_, err := s.Failed.Edit(t.Context(), edit.id, 0, []byte(edit.payload), edit.by, anything)
 			must(err)
 		}
 	}
@@ -225,6 +229,10 @@ func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	if _, err := s.Failed.Requeue(t.Context(), failed.Filter{MessageID: first}, activity.Actor{Who: "op"}, failed.Pace{OutOfOrder: true}, s.Router.Check); err != nil {
 		t.Fatal(err)
 	}
+
+	pgtest.Eventually(t, "the requeued message is stopped again", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM operator_actions WHERE action = 'reopened'`) == 1
+	})
 
 	fail(t, s)
 	bad := unreadable(t, s)
@@ -294,8 +302,8 @@ func erase(t *testing.T, s *apptest.Service) {
 	}
 
 	would.DryRun = false
-	if fmt.Sprint(would) != fmt.Sprint(done) {
-		t.Errorf("the dry run reported\n%+v, but the erasure\n%+v", would, done)
+	if diff := cmp.Diff(would, done, cmpopts.IgnoreUnexported(consumer.Erasure{}, postgres.Found{})); diff != "" {
+		t.Errorf("the erasure differs from the dry run: %s", diff)
 	}
 
 	// Waiting: 6 payloads x 3 keys x (waiting, blocked), the welcome and the notices that
@@ -331,7 +339,7 @@ func erase(t *testing.T, s *apptest.Service) {
 	}
 
 	// The id of the first unreadable message could be read.
-	if mentioned["failed_messages"] != 7 || mentioned["operator_actions"] != 1 || mentioned["paused_consumers"] != 1 || mentioned["events"] != 1 {
+	if mentioned["failed_messages"] != 7 || mentioned["operator_actions"] != 1+len(payloads) || mentioned["paused_consumers"] != 1 || mentioned["events"] != 1 {
 		t.Errorf("mentioned %v", mentioned)
 	}
 
@@ -389,8 +397,8 @@ func scheduleFor(t *testing.T, s *apptest.Service, user, content string) {
 	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), `
 			INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
-			VALUES (0, $1, $2, gen_random_uuid(), gen_random_uuid(), $3, now() + interval '1 hour')`,
-			notification.Topic, user, fmt.Appendf(nil, `{"user_id":%q,"content":%q}`, user, content))
+			VALUES (0, $1, $2, $3, $3, $4, now() + interval '1 hour')`,
+			notification.Topic, user, event.NewID(), fmt.Appendf(nil, `{"user_id":%q,"content":%q}`, user, content))
 
 		return err
 	})

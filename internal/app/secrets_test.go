@@ -24,7 +24,7 @@ func echo(t *testing.T) *httptest.Server {
 		body, _ := io.ReadAll(r.Body)
 
 		w.WriteHeader(http.StatusUnauthorized)
-		fmt.Fprintf(w, `{"error":{"type":"invalid_request_error","message":"%s %s is refused: Authorization: %s"},"headers":{"Authorization":%q},"body":%q}`,
+		_, _ = fmt.Fprintf(w, `{"error":{"type":"invalid_request_error","message":"%s %s is refused: Authorization: %s"},"headers":{"Authorization":%q},"body":%q}`, //nolint:gosec // as providers do
 			r.Method, r.URL, r.Header.Get("Authorization"), r.Header.Get("Authorization"), body)
 	}))
 	t.Cleanup(server.Close)

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -316,6 +317,12 @@ func TestSecretsAreHidden(t *testing.T) {
 	t.Setenv("MILLRACE_BROKER__RABBITMQ__URL", "amqp://user:hunter2@host/")
 	t.Setenv("MILLRACE_PAYMENT__STRIPE__SECRET_KEY", "sk_live_hunter2")
 	t.Setenv("MILLRACE_PAYMENT__STRIPE__WEBHOOK_SECRET", "whsec_hunter2,whsec_hunter2")
+	t.Setenv("MILLRACE_PAYMENT__STRIPE__URL", "https://user:hunter2@proxy.example/stripe?key=hunter2")
+	t.Setenv("MILLRACE_NOTIFICATION__WEBHOOK__URL", "https://user:hunter2@hooks.example/services/T01ABCDEF/hunter2hunter2hunter2?token=hunter2#hunter2")
+	t.Setenv("MILLRACE_NOTIFICATION__WEBHOOK__SECRET", "whsec_hunter2")
+	t.Setenv("MILLRACE_NOTIFICATION__EMAIL__PASSWORD", "hunter2")
+	t.Setenv("MILLRACE_BROKER__KAFKA__PASSWORD", "hunter2")
+	t.Setenv("MILLRACE_BROKER__KAFKA__BROKERS", "sasl://user:hunter2@kafka:9092,other:9092")
 
 	cfg, err := config.Load("", nil)
 	if err != nil {
@@ -323,7 +330,21 @@ func TestSecretsAreHidden(t *testing.T) {
 	}
 
 	text, err := config.Print(cfg)
-	if err != nil || strings.Contains(text, "hunter2") || !strings.Contains(text, "(redacted)") {
+	if err != nil || strings.Contains(text, "hunter2") {
 		t.Errorf("printed %s, %v", text, err)
+	}
+
+	asJSON, err := json.Marshal(config.Redacted(cfg))
+	if err != nil || strings.Contains(string(asJSON), "hunter2") {
+		t.Errorf("printed %s, %v", asJSON, err)
+	}
+
+	for _, want := range []string{
+		"url: (redacted)", "url: https://(redacted)@proxy.example/stripe?(redacted)", "url: https://(redacted)@hooks.example/(redacted)?(redacted)",
+		"- sasl://(redacted)@kafka:9092", "- other:9092",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing: %s", want, text)
+		}
 	}
 }

@@ -1,7 +1,6 @@
 package consumer
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,6 +73,8 @@ type Erasure struct {
 	// Mentions are the rows that still contain a text by which the person can be
 	// recognised. A person must look at them.
 	Mentions []postgres.Found `json:"mentions" nullable:"false"`
+	// More is true if there are more mentions than are listed.
+	More bool `json:"more,omitempty"`
 	// PersonalID is true if the ID itself, which is kept, contains such a text.
 	PersonalID bool `json:"personal_id,omitempty"`
 
@@ -111,50 +112,10 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 		search.ID = e.Subject
 	}
 
-	if e.DryRun {
-		done, err = r.rehearse(ctx, e, search)
-	} else {
-		done, err = r.perform(ctx, e, search)
-	}
-
-	// A person about whom nothing is stored may still be mentioned.
-	if event.KindOf(err) == event.NotFound && len(done.Mentions) > 0 {
-		err = nil
-	}
-
-	if err != nil {
-		return done, fmt.Errorf("erasing %s: %w", e.Subject, err)
-	}
-
-	done.DryRun, done.PersonalID = e.DryRun, strings.Contains(e.Subject, "@") || mentioned(e.Subject, texts)
-	done.Mentions = append([]postgres.Found{}, done.Mentions...)
-
-	return done, nil
-}
-
-// perform erases and then searches. The search reads everything, so it runs outside the
-// transaction, whose locks would stop consumers.
-func (r *Router) perform(ctx context.Context, e Erasing, search postgres.Search) (done Erasure, err error) {
-	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
-		done, err = r.erase(ctx, tx, e)
-
-		return err
-	})
-	if err != nil && !done.unknown {
-		return done, err
-	}
-
-	var failure error
-
-	done.Mentions, failure = postgres.Find(ctx, r.pool, search)
-
-	return done, errors.Join(err, failure)
-}
-
-// rehearse searches, erases in a transaction that it rolls back, and looks there at
-// what it found again.
-func (r *Router) rehearse(ctx context.Context, e Erasing, search postgres.Search) (done Erasure, err error) {
-	found, err := postgres.Find(ctx, r.pool, search)
+	// The search reads everything, so it runs before the transaction, whose locks would
+	// stop consumers, and while the texts are still known. Afterwards only what it found
+	// is looked at again.
+	found, more, err := postgres.Find(ctx, r.pool, search)
 	if err != nil {
 		return done, err
 	}
@@ -162,22 +123,30 @@ func (r *Router) rehearse(ctx context.Context, e Erasing, search postgres.Search
 	search.Within = append([]postgres.Found{}, found...)
 
 	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
-		if done, err = r.erase(ctx, tx, e); err == nil {
-			done.Mentions, err = postgres.Find(ctx, tx, search)
+		if done, err = r.erase(ctx, tx, e, texts); err == nil {
+			done.Mentions, _, err = postgres.Find(ctx, tx, search)
 		}
 
-		return cmp.Or(err, errDryRun)
+		if err == nil && e.DryRun {
+			err = errDryRun
+		}
+
+		return err
 	})
 
-	if done.unknown {
+	switch {
+	case errors.Is(err, errDryRun):
+	case done.unknown && len(found) > 0: // nothing is stored about the person, who is mentioned
 		done.Mentions = found
+	case err != nil:
+		return done, fmt.Errorf("erasing %s: %w", e.Subject, err)
 	}
 
-	if errors.Is(err, errDryRun) {
-		err = nil
-	}
+	done.DryRun, done.PersonalID = e.DryRun, strings.Contains(e.Subject, "@") || mentioned(e.Subject, texts)
+	done.Mentions = append([]postgres.Found{}, done.Mentions...)
+	done.More = more
 
-	return done, err
+	return done, nil
 }
 
 func (e Erasing) check() error {
@@ -245,12 +214,15 @@ func mentioned(text string, texts []string) bool {
 }
 
 // erase removes what is certainly about the person.
-func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing) (done Erasure, err error) {
+func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing, texts []string) (done Erasure, err error) {
 	done = Erasure{Subject: e.Subject, Rows: map[string]int64{}}
 	topics, about := r.about(e.Subject, func(...string) {})
 
 	// Handlers lock waiting keys before domain rows, so erase does too.
-	messages, err := failed.Erase(ctx, tx, failed.Erasing{Subject: e.Subject, Topics: topics, About: about, Also: e.Failed})
+	messages, err := failed.Erase(ctx, tx, failed.Erasing{
+		Subject: e.Subject, Topics: topics, About: about, Also: e.Failed,
+		Mentions: func(key string) bool { return mentioned(key, texts) },
+	})
 	if err != nil {
 		return done, err
 	}

@@ -3,6 +3,7 @@ package failed
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -20,8 +21,10 @@ type Erasing struct {
 	// of them is about the person.
 	Topics []string
 	About  func(key string, payload []byte) bool
-	// Also lists further messages, on any topic, that an operator names.
-	Also []int64
+	// Also lists further messages, on any topic, that an operator names. Their keys stay
+	// unless they mention the person.
+	Also     []int64
+	Mentions func(key string) bool
 }
 
 // Erased is what Erase removed.
@@ -36,6 +39,9 @@ type Erased struct {
 
 // erasedError replaces the error, which may quote the payload.
 const erasedError = "erased with the person that the message is about"
+
+// erasedKey replaces the key of a message that an operator names.
+const erasedKey = "erased"
 
 // Erase removes the messages that e selects. Waiting messages are deleted. Others lose
 // their content but remain, because an operator may still have to act on them. Actions
@@ -61,14 +67,24 @@ func Erase(ctx context.Context, tx pgx.Tx, e Erasing) (erased Erased, err error)
 	}
 
 	erased.About = len(ids)
+	keys := postgres.Column(ids, func(int64) string { return event.Text(e.Subject) })
 
 	for _, id := range e.Also {
-		if _, err := get(ctx, tx, id, ``); err != nil {
+		found, err := get(ctx, tx, id, ``)
+
+		switch {
+		case err != nil:
 			return erased, err
+		case slices.Contains(ids, id):
+			continue
+		case e.Mentions(found.Key):
+			found.Key = erasedKey
 		}
+
+		ids, keys = append(ids, id), append(keys, found.Key)
 	}
 
-	return erased, e.erase(ctx, tx, append(ids, e.Also...), &erased)
+	return erased, erase(ctx, tx, ids, keys, &erased)
 }
 
 // Concerned returns the IDs of the messages about the person whose content is still
@@ -101,7 +117,8 @@ func Concerned(ctx context.Context, db postgres.Querier, e Erasing) (ids []int64
 	return ids, nil
 }
 
-func (e Erasing) erase(ctx context.Context, tx pgx.Tx, ids []int64, erased *Erased) error {
+// erase erases messages and gives them new keys.
+func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *Erased) error {
 	// Finished attempts lock the key before the message, so do the same.
 	_, err := tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE EXISTS (
@@ -113,37 +130,37 @@ func (e Erasing) erase(ctx context.Context, tx pgx.Tx, ids []int64, erased *Eras
 
 	// A reason of the service is an error, which may quote the payload.
 	tag, err := tx.Exec(ctx, `
-		UPDATE operator_actions a SET payload = NULL, subject = m.consumer || ' ' || $2,
+		UPDATE operator_actions a SET payload = NULL, subject = m.consumer || ' ' || n.key,
 			why = CASE WHEN a.who = $3 THEN $4 ELSE a.why END
-		FROM failed_messages m WHERE a.entry_id = ANY($1) AND m.id = a.entry_id
-		AND (a.payload IS NOT NULL OR a.subject <> m.consumer || ' ' || $2 OR a.who = $3 AND a.why <> $4)`,
-		ids, event.Text(e.Subject), activity.Service, erasedError)
+		FROM unnest($1::bigint[], $2::text[]) AS n (id, key) JOIN failed_messages m ON m.id = n.id
+		WHERE a.entry_id = m.id AND (a.payload IS NOT NULL OR a.subject <> m.consumer || ' ' || n.key OR a.who = $3 AND a.why <> $4)`,
+		ids, keys, activity.Service, erasedError)
 	if err != nil {
 		return fmt.Errorf("erasing actions on failed messages: %w", err)
 	}
 
 	erased.Actions = tag.RowsAffected()
 
-	keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
+	waiting, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
 		DELETE FROM failed_messages WHERE id = ANY($1) AND state = 'waiting' RETURNING consumer, waiting_key`, ids)
 	if err != nil {
 		return fmt.Errorf("withdrawing failed messages: %w", err)
 	}
 
-	erased.Withdrawn = int64(len(keys))
+	erased.Withdrawn = int64(len(waiting))
 
-	for _, k := range keys {
+	for _, k := range waiting {
 		if err := free(ctx, tx, k); err != nil {
 			return err
 		}
 	}
 
-	return e.empty(ctx, tx, ids, erased)
+	return empty(ctx, tx, ids, keys, erased)
 }
 
 // empty removes the content of messages that are kept, and puts them into the group of
 // erased messages of their consumer and reason.
-func (e Erasing) empty(ctx context.Context, tx pgx.Tx, ids []int64, erased *Erased) error {
+func empty(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *Erased) error {
 	kinds, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[struct {
 		Consumer string
 		Reason   event.Reason
@@ -154,10 +171,10 @@ func (e Erasing) empty(ctx context.Context, tx pgx.Tx, ids []int64, erased *Eras
 
 	for _, k := range kinds {
 		tag, err := tx.Exec(ctx, `
-			UPDATE failed_messages SET payload = '', edited = NULL, headers = '{}', key = $2, revision = revision + 1,
+			UPDATE failed_messages m SET payload = '', edited = NULL, headers = '{}', key = n.key, revision = revision + 1,
 				error = $3, cause = $3, group_id = $4
-			WHERE id = ANY($1) AND consumer = $5 AND reason = $6`,
-			ids, event.Text(e.Subject), erasedError, groupOf(k.Consumer, k.Reason, erasedError), k.Consumer, string(k.Reason))
+			FROM unnest($1::bigint[], $2::text[]) AS n (id, key) WHERE m.id = n.id AND consumer = $5 AND reason = $6`,
+			ids, keys, erasedError, groupOf(k.Consumer, k.Reason, erasedError), k.Consumer, string(k.Reason))
 		if err != nil {
 			return fmt.Errorf("erasing failed messages: %w", err)
 		}

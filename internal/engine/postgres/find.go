@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -32,7 +33,7 @@ type Search struct {
 	// ID is looked for too, except in columns that hold ids on purpose. A text that is the
 	// ID is not looked for there either.
 	ID string
-	// Limit is the maximum number of rows returned.
+	// Limit is the maximum number of rows returned of a table or partition.
 	Limit int
 	// Within restricts the search to rows found before, if not nil.
 	Within []Found
@@ -50,24 +51,30 @@ type table struct {
 	Name, Parent string
 	Text, Bytes  []string
 	Key          []string
+	// KeyType is the type of a key of one column, by which a row is found again even
+	// after it has changed.
+	KeyType *string
 }
 
-// Find returns the rows that contain one of the texts.
-func Find(ctx context.Context, db Querier, s Search) (found []Found, err error) {
+// Find returns the rows that contain one of the texts. There may be more if a table has
+// as many as the limit.
+func Find(ctx context.Context, db Querier, s Search) (found []Found, more bool, err error) {
 	tables, err := Collect(ctx, db, pgx.RowToStructByPos[table], `
 		SELECT c.oid::regclass::text, coalesce((SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid), c.oid::regclass)::text,
 		       array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.atttypid <> 'bytea'::regtype),
 		       array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.atttypid = 'bytea'::regtype),
 		       coalesce((SELECT array_agg(k.attname::text ORDER BY array_position(i.indkey::int2[], k.attnum))
 		                 FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY(i.indkey)
-		                 WHERE i.indrelid = c.oid AND i.indisprimary), ARRAY['message_id'])
+		                 WHERE i.indrelid = c.oid AND i.indisprimary), ARRAY['message_id']),
+		       (SELECT format_type(k.atttypid, NULL) FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = i.indkey[0]
+		        WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnatts = 1)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
 		WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
 		  AND a.attnum > 0 AND NOT a.attisdropped AND NOT a.attname = ANY($1)
 		  AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'json'::regtype, 'jsonb'::regtype, 'bytea'::regtype, 'text[]'::regtype)
 		GROUP BY c.oid ORDER BY 2, 1`, ownColumns)
 	if err != nil {
-		return nil, fmt.Errorf("listing the tables to search: %w", err)
+		return nil, false, fmt.Errorf("listing the tables to search: %w", err)
 	}
 
 	for _, t := range tables {
@@ -77,13 +84,13 @@ func Find(ctx context.Context, db Querier, s Search) (found []Found, err error) 
 
 		rows, err := s.in(ctx, db, t)
 		if err != nil {
-			return nil, fmt.Errorf("searching %s: %w", t.Name, err)
+			return nil, false, fmt.Errorf("searching %s: %w", t.Name, err)
 		}
 
-		found = append(found, rows...)
+		found, more = append(found, rows...), more || len(rows) == s.Limit
 	}
 
-	return found, nil
+	return found, more, nil
 }
 
 // in searches one table.
@@ -114,9 +121,15 @@ func (s Search) in(ctx context.Context, db Querier, t table) ([]Found, error) {
 	args := []any{pattern(s.Texts, s.ID, plain), pattern(others, "", plain), pattern(s.Texts, s.ID, escaped)}
 
 	if s.Within != nil {
-		args = append(args, Column(slices.DeleteFunc(slices.Clone(s.Within), func(f Found) bool { return f.partition != t.Name }),
-			func(f Found) string { return f.tid }))
-		within = "ctid = ANY($4::text[]::tid[]) AND"
+		own := slices.DeleteFunc(slices.Clone(s.Within), func(f Found) bool { return f.partition != t.Name })
+
+		if t.KeyType != nil {
+			args = append(args, Column(own, func(f Found) string { return f.Row }))
+			within = fmt.Sprintf("%s = ANY($4::text[]::%s[]) AND", quoted(t.Key[0]), *t.KeyType)
+		} else {
+			args = append(args, Column(own, func(f Found) string { return f.tid }))
+			within = "ctid = ANY($4::text[]::tid[]) AND"
+		}
 	}
 
 	// All parameters have to be used for their types to be known.
@@ -130,15 +143,23 @@ func (s Search) in(ctx context.Context, db Querier, t table) ([]Found, error) {
 		return nil, err
 	}
 
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Found, error) {
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Found, error) {
 		f := Found{Table: t.Parent, partition: t.Name}
 
 		return f, row.Scan(&f.tid, &f.Row, &f.Columns)
 	})
+
+	// Numbers in their order.
+	slices.SortFunc(found, func(a, b Found) int { return cmp.Or(len(a.Row)-len(b.Row), strings.Compare(a.Row, b.Row)) })
+
+	return found, err
 }
 
 // never matches nothing.
 const never = `(?!)`
+
+// escapes lets the escapes of JSON be escaped themselves, as they are in JSON in JSON.
+var escapes = strings.NewReplacer(`\\\\u`, `\\+u`, `\\u`, `\\+u`)
 
 // pattern returns a regular expression of Postgres for any of the texts as a whole
 // word. Before a word there may be an escape of JSON, whose last character is a letter
@@ -156,7 +177,7 @@ func pattern(texts []string, id string, spell func(string) string) string {
 
 	for _, text := range texts {
 		for _, spelling := range []string{text, ascii(text), url.QueryEscape(text), url.PathEscape(text)} {
-			if spelling = regexp.QuoteMeta(spell(spelling)); !slices.Contains(spellings, spelling) {
+			if spelling = escapes.Replace(regexp.QuoteMeta(spell(spelling))); !slices.Contains(spellings, spelling) {
 				spellings = append(spellings, spelling)
 			}
 		}

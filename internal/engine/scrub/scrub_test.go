@@ -97,7 +97,7 @@ func TestErrorsOfLibraries(t *testing.T) {
 
 	const secret = "hunter2hunter2"
 
-	_, urlErr := url.Parse("https://u:" + secret + "@host:port/x")
+	_, urlErr := url.Parse("https://u:" + secret + "@host:port/x") //nolint:staticcheck // invalid on purpose
 	_, poolErr := pgxpool.ParseConfig("postgres://u:" + secret + "@host:port/x")
 	_, dsnErr := pgxpool.ParseConfig("host=h user=u password=" + secret + " port=x")
 	_, requestErr := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://u:"+secret+"@h:x/?token="+secret, nil)

@@ -1,0 +1,107 @@
+package postgres_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+func TestATextIsFoundInEverySpelling(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	for _, sql := range []string{
+		`CREATE SCHEMA other`,
+		`CREATE TABLE other.notes (id bigint PRIMARY KEY, text text, data jsonb, bytes bytea, list text[], n int)`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	search := postgres.Search{Texts: []string{"Zoë Lee", "zoe+x@home.example"}, ID: "zoe-1", Limit: 10}
+
+	// Each text is looked for in every column that can hold it.
+	for text, want := range map[string]bool{
+		"Zoë Lee":                               true,
+		"to ZOë LEE, urgently":                  true,
+		`{"name":"Zo\u00eb Lee"}`:               true,
+		`{"name":"ZO\u00EB LEE"}`:               true,
+		`{"text":"Dear\nZoë Lee"}`:              true,
+		`{"text":"\u201cZoë Lee\u201d"}`:        true,
+		"“Zoë Lee”":                             true,
+		"name=Zo%C3%AB+Lee&x":                   true,
+		"name=Zo%c3%ab%20Lee":                   true,
+		"<Zoe+X@Home.example>":                  true,
+		"mailto:zoe%2Bx%40home.example":         true,
+		"account.create zoe-1":                  true,
+		"Zoë Leeds":                             false,
+		"MarzoZoë Lee":                          false,
+		"zoe-12":                                false,
+		"zoe_1":                                 false,
+		"zoexx@home.example":                    false,
+		`{"order":{"id":"x","product_id":"p"}}`: false,
+	} {
+		for _, column := range []string{"text", "data", "bytes", "list"} {
+			cast := map[string]string{"text": "$1", "data": "to_jsonb($1::text)", "bytes": "convert_to($1, 'UTF8')", "list": "ARRAY['x', $1]"}[column]
+
+			if _, err := pool.Exec(t.Context(), `TRUNCATE other.notes`); err != nil {
+				t.Fatal(err)
+			}
+
+			if _, err := pool.Exec(t.Context(), `INSERT INTO other.notes (id, `+column+`) VALUES (7, `+cast+`)`, text); err != nil {
+				t.Fatal(err)
+			}
+
+			found, _, err := postgres.Find(t.Context(), pool, search)
+
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case !want && len(found) > 0 || want && (len(found) != 1 || found[0].Table != "other.notes" || found[0].Row != "7" || fmt.Sprint(found[0].Columns) != "["+column+"]"):
+				t.Errorf("%s in %s: found %+v", text, column, found)
+			}
+		}
+	}
+}
+
+func TestAnIDIsNotFoundWhereItBelongs(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	for _, sql := range []string{
+		`INSERT INTO user_keys (user_id, erased_at) VALUES ('zoe-1', now())`,
+		`INSERT INTO operator_actions (action, subject, who, why) VALUES ('erased', 'zoe-1', 'zoe-1', 'ticket')`,
+		`INSERT INTO events (stream, version, type, data, message_id) VALUES ('user-zoe-1', 1, 'UserErased', '{}', gen_random_uuid())`,
+		`INSERT INTO analytics_events (day, message_id, event, occurred_at, properties) VALUES ('2001-01-01', '01a20d99-da82-78bd-aff6-b8d9052f7c63', 'x', now(), '{"by": "zoe-1"}')`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// A text that is the id is not looked for there either.
+	found, _, err := postgres.Find(t.Context(), pool, postgres.Search{Texts: []string{"Zoe-1"}, ID: "zoe-1", Limit: 10})
+	if err != nil || len(found) != 1 || found[0].Table != "analytics_events" || found[0].Row != "01a20d99-da82-78bd-aff6-b8d9052f7c63" {
+		t.Errorf("found %+v, %v", found, err)
+	}
+
+	// Within what was found, only rows that still match are found.
+	within := postgres.Search{ID: "zoe-1", Limit: 10, Within: found}
+	if found, _, err = postgres.Find(t.Context(), pool, within); err != nil || len(found) != 1 {
+		t.Errorf("within: found %+v, %v", found, err)
+	}
+
+	within.Within = []postgres.Found{}
+	if found, _, err = postgres.Find(t.Context(), pool, within); err != nil || len(found) != 0 {
+		t.Errorf("within nothing: found %+v, %v", found, err)
+	}
+
+	if found, _, err = postgres.Find(t.Context(), pool, postgres.Search{Limit: 10}); err != nil || len(found) != 0 {
+		t.Errorf("nothing: found %+v, %v", found, err)
+	}
+}
