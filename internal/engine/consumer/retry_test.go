@@ -318,6 +318,109 @@ func TestAnEffectIsRetriedAfterTheRequestedDelay(t *testing.T) {
 	}
 }
 
+// A preliminary answer is no failure: it neither counts nor opens the breaker.
+func TestAPendingEffectIsAskedAboutIndefinitely(t *testing.T) {
+	t.Parallel()
+
+	const asked = 10 // more than the attempts of a message that fails
+
+	var (
+		performed atomic.Int32
+		decided   atomic.Bool
+	)
+
+	r := start(t, newPool(t), performing(func(n note) error {
+		if n.ID == "slow" && !decided.Load() {
+			return event.Pending(10*time.Millisecond, errors.New("not decided yet"))
+		}
+
+		return nil
+	}, "provider", &performed), parking(1))
+	r.send(message("slow", "1"), message("slow", "2"))
+	pgtest.Eventually(t, "it is asked about repeatedly", func() bool { return performed.Load() > asked })
+	r.send(message("other", "x"))
+	pgtest.Eventually(t, "another message is applied", func() bool { return r.texts("other") == "x" })
+
+	if list := r.waiting("slow"); len(list) != 1 || list[0].Attempts != 0 || list[0].Reason != event.ReasonPending || list[0].Blocked != 1 {
+		t.Errorf("got %+v", list)
+	}
+
+	if suspended := r.router.Suspended(); len(suspended) != 0 {
+		t.Errorf("%v are suspended", suspended)
+	}
+
+	decided.Store(true)
+	r.settle()
+
+	if got := r.texts("slow"); got != "1 2" || len(r.stopped()) != 0 {
+		t.Errorf("applied %s, stopped %v", got, r.stopped())
+	}
+}
+
+// A message that a dependency cannot handle is parked and counts, and others wait.
+func TestAnOverloadedDependencyIsSparedAndItsMessagesCount(t *testing.T) {
+	t.Parallel()
+
+	var (
+		performed atomic.Int32
+		busy      atomic.Bool
+	)
+
+	busy.Store(true)
+
+	r := start(t, newPool(t), performing(func(note) error {
+		if busy.Load() {
+			return event.Overloaded("receiver", 0, errors.New("503"))
+		}
+
+		return nil
+	}, "receiver", &performed), parking(1000))
+
+	var batch []event.Message
+	for i := range 400 {
+		batch = append(batch, message(fmt.Sprint("n", i), "x"))
+	}
+
+	r.send(batch...)
+	pgtest.Eventually(t, "the consumer is suspended", func() bool { return slices.Contains(r.router.Suspended(), "writer") })
+
+	if tried, parked := performed.Load(), pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_messages WHERE attempts > 0`); tried > 300 || parked == 0 {
+		t.Errorf("%d attempts, %d parked messages", tried, parked)
+	}
+
+	busy.Store(false)
+	r.settle()
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes WHERE text = 'x'`); n != 400 || len(r.stopped()) != 0 {
+		t.Errorf("%d were applied, stopped %v", n, r.stopped())
+	}
+}
+
+func TestDefaultsOfATopic(t *testing.T) {
+	t.Parallel()
+
+	stopsAfter := func(change func(*consumer.Config)) string {
+		r := start(t, newPool(t), func(router *consumer.Router) {
+			breakable(func(note) bool { return false })(router)
+			router.Defaults(consumer.TopicConfig{Topic: note{}.Topic(), ParkAttempts: new(2)})
+		}, parking(5), change)
+		r.send(message("a", "1"))
+		pgtest.Eventually(t, "it is stopped", func() bool { return len(r.stopped()) == 1 })
+
+		return r.stopped()[0].Error
+	}
+
+	if got := stopsAfter(func(*consumer.Config) {}); got != "gave up after 3 attempts: it is broken" {
+		t.Errorf("the defaults of the topic: %s", got)
+	}
+
+	if got := stopsAfter(func(c *consumer.Config) {
+		c.PerTopic = []consumer.TopicConfig{{Topic: note{}.Topic(), ParkAttempts: new(1)}}
+	}); got != "gave up after 2 attempts: it is broken" {
+		t.Errorf("the configuration of the topic: %s", got)
+	}
+}
+
 func TestAnUnavailableDependencySuspendsOnlyItsConsumersAndStopsNoMessage(t *testing.T) {
 	t.Parallel()
 

@@ -469,6 +469,23 @@ func TestAnAuditBlocksNeitherWritersNorProjections(t *testing.T) {
 	}})
 }
 
+func TestAFailedRefundOfACompletedOrderIsNotAViolation(t *testing.T) {
+	t.Parallel()
+
+	pool, gateway := healthy(t)
+
+	execute(t, pool, `
+		INSERT INTO events (stream, version, type, data, message_id)
+		SELECT e.stream, e.version + n, more.type, '{}', e.message_id
+		FROM events e CROSS JOIN (VALUES (1, 'PaymentRefunded'), (2, 'PaymentRefundFailed')) AS more (n, type)
+		WHERE e.stream = 'order-paid_0' AND e.type = 'OrderCompleted'`)
+	execute(t, pool, `UPDATE orders SET version = version + 2 WHERE id = 'paid_0'`)
+
+	if got := found(run(t, pool, gateway, invariant.Options{})); len(got) > 0 {
+		t.Errorf("found %q", got)
+	}
+}
+
 func TestARefundedSecondCaptureIsNotAViolation(t *testing.T) {
 	t.Parallel()
 

@@ -354,3 +354,61 @@ func TestConfigurationErrorsNameTheKey(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheSimulatedGatewayDecidesLater(t *testing.T) {
+	t.Parallel()
+
+	gateway := newGateway(t, simulatedConfig(
+		payment.Rule{Order: "paid", Action: "pending", Times: 2}, payment.Rule{Order: "declined", Action: "pending_then_decline"},
+		payment.Rule{Order: "returned", Action: "refund_pending", Times: 2}, payment.Rule{Order: "kept", Action: "refund_pending_then_fail"},
+	), pgtest.New(t))
+
+	// A lookup asks the provider as well.
+	for name, ask := range map[string]func(payment.Charge) (payment.Outcome, error){
+		"charge": func(c payment.Charge) (payment.Outcome, error) { return gateway.Charge(t.Context(), c) },
+		"find":   func(c payment.Charge) (payment.Outcome, error) { return gateway.Find(t.Context(), c) },
+	} {
+		attempt := map[string]int{"charge": 1, "find": 2}[name]
+
+		for order, c := range map[string]struct {
+			pending  int
+			declined string
+		}{"paid": {2, ""}, "declined": {1, "the card was declined"}} {
+			charge := chargeFor(order)
+			charge.Attempt = attempt
+
+			_, err := gateway.Charge(t.Context(), charge)
+			for range c.pending {
+				if !errors.Is(err, payment.ErrPending) || len(ledger(t, gateway, order)) != map[string]int{"paid": attempt - 1}[order] && name == "charge" {
+					t.Errorf("%s %s: got %v, expected a pending charge", name, order, err)
+				}
+
+				_, err = ask(charge)
+			}
+
+			if outcome, err := ask(charge); err != nil || outcome.Declined != c.declined || outcome.Captured() != (c.declined == "") {
+				t.Errorf("%s %s: got %+v, %v", name, order, outcome, err)
+			}
+		}
+	}
+
+	for order, want := range map[string]string{"returned": "", "kept": "the payment provider refused: the refund failed"} {
+		outcome, err := gateway.Charge(t.Context(), chargeFor(order))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		refund := payment.Refund{OrderID: order, TransactionID: outcome.TransactionID}
+
+		for range map[string]int{"returned": 2, "kept": 1}[order] {
+			if _, err := gateway.Refund(t.Context(), refund); !errors.Is(err, payment.ErrPending) || ledger(t, gateway, order)[0].Refunded.IsPositive() {
+				t.Errorf("%s: got %v, expected a pending refund", order, err)
+			}
+		}
+
+		_, err = gateway.Refund(t.Context(), refund)
+		if (err == nil) != (want == "") || err != nil && err.Error() != want || ledger(t, gateway, order)[0].Refunded.IsPositive() != (want == "") {
+			t.Errorf("%s: got %v, expected %q", order, err, want)
+		}
+	}
+}
