@@ -43,7 +43,7 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 			Name: "millrace_batch_seconds", Help: "Duration of a transaction.", Buckets: seconds,
 		}, []string{"consumer"}),
 		waitingKeys: factory.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_failed_waiting_keys", Help: "Keys whose first message is waiting for its next attempt, counted up to 10000.",
+			Name: "millrace_failed_waiting_keys", Help: "Keys whose first message failed and waits for its next attempt, counted up to 10000.",
 		}),
 		stoppedNow: factory.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_failed_stopped", Help: "Stopped messages that need an operator, counted up to 10000.",

@@ -349,6 +349,10 @@ func TestAPendingEffectIsAskedAboutIndefinitely(t *testing.T) {
 		t.Errorf("%v are suspended", suspended)
 	}
 
+	if keys, _, err := r.failed.Count(t.Context()); err != nil || keys != 0 {
+		t.Errorf("%d keys are counted as failing, %v", keys, err)
+	}
+
 	decided.Store(true)
 	r.settle()
 

@@ -222,11 +222,13 @@ func get(ctx context.Context, db postgres.Querier, id int64, lock string) (Entry
 const maxCount = 10_000
 
 // Count returns the number of waiting keys and stopped messages, each counted up to
-// 10,000.
+// 10,000. A key whose message waits for another system's decision is not counted,
+// because nothing has failed.
 func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err error) {
 	err = s.pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys LIMIT $1) AS k),
-		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, maxCount).Scan(&waitingKeys, &stopped)
+		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys k WHERE (
+			SELECT reason FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key ORDER BY id LIMIT 1) IS DISTINCT FROM $2 LIMIT $1) AS k),
+		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, maxCount, string(event.ReasonPending)).Scan(&waitingKeys, &stopped)
 	if err != nil {
 		return 0, 0, fmt.Errorf("counting failed messages: %w", err)
 	}

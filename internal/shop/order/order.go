@@ -253,7 +253,7 @@ func (o Order) Apply(data eventstore.Data) (Order, error) {
 func (o Order) successor(data eventstore.Data) (to Status, ok bool) {
 	from := o.Status
 
-	switch data := data.(type) {
+	switch data.(type) {
 	case Created:
 		return StatusCreated, from == ""
 	case InventoryReserved:
@@ -270,20 +270,29 @@ func (o Order) successor(data eventstore.Data) (to Status, ok bool) {
 		return StatusExpired, from == StatusInventoryReserved
 	case Cancelled:
 		return StatusCancelled, from.HoldsStock()
+	default:
+		return from, o.money(data)
+	}
+}
+
+// money reports whether an event about a capture is possible. It does not change the
+// status.
+func (o Order) money(data eventstore.Data) bool {
+	switch data := data.(type) {
 	case CapturedLate:
 		_, known := o.Capture(data.TransactionID)
 
-		return from, !known && (from == StatusPaid || from.Terminal())
+		return !known && (o.Status == StatusPaid || o.Status.Terminal())
 	case PaymentRefunded:
 		capture, known := o.Capture(data.TransactionID)
 
-		return from, known && capture.RefundID == ""
+		return known && capture.RefundID == ""
 	case RefundFailed:
 		capture, known := o.Capture(data.TransactionID)
 
-		return from, known && (capture.RefundID == "" || capture.RefundID == data.RefundID)
+		return known && (capture.RefundID == "" || capture.RefundID == data.RefundID)
 	default:
-		return from, false
+		return false
 	}
 }
 

@@ -348,32 +348,28 @@ func hangUp(w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
+// operations has the operations by method and path.
+var operations = map[string]string{
+	"POST payment_intents":            OpCreate,
+	"GET payment_intents":             OpList,
+	"GET payment_intents/search":      OpSearch,
+	"GET payment_intents/ID":          OpRetrieve,
+	"POST payment_intents/ID/confirm": OpConfirm,
+	"POST payment_intents/ID/cancel":  OpCancel,
+	"POST refunds":                    OpRefund,
+	"GET refunds":                     OpRefunds,
+	"GET refunds/ID":                  OpRefundStatus,
+}
+
 func route(r *http.Request) (operation, id string) {
 	path := strings.TrimPrefix(r.URL.Path, "/v1/")
-	parts := strings.Split(path, "/")
 
-	switch post := r.Method == http.MethodPost; {
-	case path == "payment_intents" && post:
-		return OpCreate, ""
-	case path == "payment_intents":
-		return OpList, ""
-	case path == "payment_intents/search":
-		return OpSearch, ""
-	case path == "refunds" && post:
-		return OpRefund, ""
-	case path == "refunds":
-		return OpRefunds, ""
-	case len(parts) == 3 && parts[2] == "confirm" && post:
-		return OpConfirm, parts[1]
-	case len(parts) == 3 && parts[2] == "cancel" && post:
-		return OpCancel, parts[1]
-	case len(parts) == 2 && parts[0] == "refunds" && !post:
-		return OpRefundStatus, parts[1]
-	case len(parts) == 2 && !post:
-		return OpRetrieve, parts[1]
-	default:
-		return "unknown", path
+	if parts := strings.Split(path, "/"); len(parts) > 1 && parts[1] != "search" {
+		id, parts[1] = parts[1], "ID"
+		path = strings.Join(parts, "/")
 	}
+
+	return operations[r.Method+" "+path], id
 }
 
 // answer executes a request, unless a response is stored under its key.
@@ -434,10 +430,8 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 			return success(i)
 		}
 	case OpRefundStatus:
-		for _, r := range s.refunds {
-			if r.ID == id {
-				return success(r)
-			}
+		if at := slices.IndexFunc(s.refunds, func(r *refund) bool { return r.ID == id }); at >= 0 {
+			return success(s.refunds[at])
 		}
 	case OpSearch:
 		return success(map[string]any{"object": "search_result", "data": s.search(form.Get("query")), "has_more": false})
@@ -446,13 +440,7 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 	case OpRefund:
 		return s.refund(s.find(form.Get("payment_intent")), metadataOf(form))
 	case OpRefunds:
-		made := []*refund{}
-
-		for _, r := range s.refunds {
-			if r.PaymentIntent == form.Get("payment_intent") {
-				made = append(made, r)
-			}
-		}
+		made := slices.DeleteFunc(slices.Clone(s.refunds), func(r *refund) bool { return r.PaymentIntent != form.Get("payment_intent") })
 
 		return success(map[string]any{"object": "list", "data": made, "has_more": false})
 	}
