@@ -74,19 +74,21 @@ CREATE TABLE published_messages (
 COMMENT ON TABLE published_messages IS 'Published messages of topics that are not consumed here, for conversations. Kept as long as the inbox.';
 CREATE TABLE published_messages_default PARTITION OF published_messages DEFAULT;
 
--- Waiting keys: a message failed, and later messages of its key are blocked by it.
--- The row is the lock of the key: adding a message locks it FOR KEY SHARE (through
--- the foreign key), freeing the key locks it FOR UPDATE.
+-- Keys with failed messages. While a message waits, later messages of its key are
+-- blocked by it. While messages are only stopped, later ones are applied, and are
+-- recorded in overtaking_messages. The row is the lock of the key: batches and new
+-- failed messages lock it FOR KEY SHARE, freeing the key and requeueing lock it FOR
+-- UPDATE.
 CREATE TABLE failed_keys (
     consumer text        NOT NULL,
     key      text        NOT NULL,
-    due_at   timestamptz NOT NULL,
+    due_at   timestamptz,
     CONSTRAINT failed_keys_pkey PRIMARY KEY (consumer, key)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-COMMENT ON TABLE failed_keys IS 'Keys of a consumer whose first waiting message is retried at due_at.';
-COMMENT ON COLUMN failed_keys.due_at IS 'Also a lease: a process advances it before it tries the message.';
-CREATE INDEX failed_keys_due ON failed_keys (consumer, due_at);
+COMMENT ON TABLE failed_keys IS 'Keys of a consumer with waiting or stopped messages. The first waiting message is retried at due_at.';
+COMMENT ON COLUMN failed_keys.due_at IS 'NULL if no message waits: the key then blocks nothing. Also a lease: a process advances it before it tries the message.';
+CREATE INDEX failed_keys_due ON failed_keys (consumer, due_at) WHERE due_at IS NOT NULL;
 
 -- Messages that did not go through.
 CREATE TABLE failed_messages (
@@ -95,7 +97,7 @@ CREATE TABLE failed_messages (
     consumer      text        NOT NULL,
     topic         text        NOT NULL,
     key           text        NOT NULL,
-    waiting_key   text,
+    failed_key    text,
     message_id    uuid        NOT NULL,
     fingerprint   bigint      NOT NULL,
     applied_as    uuid,
@@ -119,9 +121,9 @@ CREATE TABLE failed_messages (
     resolved_at   timestamptz,
     CONSTRAINT failed_messages_pkey PRIMARY KEY (id),
     CONSTRAINT failed_messages_once UNIQUE (consumer, message_id, fingerprint),
-    CONSTRAINT failed_messages_key FOREIGN KEY (consumer, waiting_key) REFERENCES failed_keys (consumer, key),
+    CONSTRAINT failed_messages_key FOREIGN KEY (consumer, failed_key) REFERENCES failed_keys (consumer, key),
     CONSTRAINT failed_messages_state_known CHECK (state IN ('waiting', 'stopped', 'resolved')),
-    CONSTRAINT failed_messages_waiting CHECK ((state = 'waiting') = (waiting_key IS NOT NULL)),
+    CONSTRAINT failed_messages_holds_key CHECK (CASE state WHEN 'waiting' THEN failed_key IS NOT NULL WHEN 'resolved' THEN failed_key IS NULL ELSE true END),
     CONSTRAINT failed_messages_stopped CHECK (state = 'waiting' OR (deliveries > 0 AND reason <> '')),
     CONSTRAINT failed_messages_resolved CHECK ((state = 'resolved') = (resolution IS NOT NULL) AND (state = 'resolved') = (resolved_at IS NOT NULL)),
     CONSTRAINT failed_messages_resolution_known CHECK (resolution IN ('applied', 'discarded')),
@@ -131,7 +133,7 @@ CREATE TABLE failed_messages (
 COMMENT ON TABLE failed_messages IS 'Messages that did not go through. waiting: the first of its key has a next attempt due, the others are blocked by it. stopped: needs an operator. resolved: was stopped, then applied after a requeue or discarded. An applied message that was never stopped is deleted.';
 COMMENT ON COLUMN failed_messages.id IS 'Order of arrival: the lowest waiting id of a key is tried, the others wait.';
 COMMENT ON COLUMN failed_messages.key IS 'The key of the payload, or the broker''s key if the payload has no readable key.';
-COMMENT ON COLUMN failed_messages.waiting_key IS 'The key in failed_keys while the message waits: key, unless an edit changed it or it is too long for an index.';
+COMMENT ON COLUMN failed_messages.failed_key IS 'The key in failed_keys until the message is resolved: key, unless an edit changed it or it is too long for an index. NULL if a stopped message has no readable key.';
 COMMENT ON COLUMN failed_messages.applied_as IS 'The id under which the message is applied, if another payload was applied under its own id.';
 COMMENT ON COLUMN failed_messages.origin IS 'Where the message was read, for example kafka:orders.created/3@42.';
 COMMENT ON COLUMN failed_messages.headers IS 'Headers as received; non-text values are stored as {"base64": "..."}.';
@@ -149,7 +151,7 @@ COMMENT ON COLUMN failed_messages.last_release IS 'Program version of the last f
 -- The condition does not use the state: when a key is freed, the foreign key looks up
 -- rows by consumer and key in any state, and without this index it would read all
 -- messages of the consumer.
-CREATE INDEX failed_messages_waiting ON failed_messages (consumer, waiting_key, id) WHERE waiting_key IS NOT NULL;
+CREATE INDEX failed_messages_of_key ON failed_messages (consumer, failed_key, state, id) WHERE failed_key IS NOT NULL;
 CREATE INDEX failed_messages_open ON failed_messages (id) WHERE state = 'stopped';
 CREATE INDEX failed_messages_group ON failed_messages (group_id, id);
 CREATE INDEX failed_messages_resolved_at ON failed_messages (resolved_at) WHERE resolved_at IS NOT NULL;
@@ -157,6 +159,24 @@ CREATE INDEX failed_messages_applied_as ON failed_messages (applied_as) WHERE ap
 -- A digest, because a key may exceed the size of an index entry, and a message that
 -- cannot be stored cannot be acknowledged.
 CREATE INDEX failed_messages_open_key ON failed_messages (hashtextextended(key, 0), id) WHERE state = 'stopped';
+
+-- Messages that were applied while earlier messages of their key were stopped: if one
+-- of those is requeued, it may overwrite what they did. There is one row per key and
+-- failed message that they came after, so a busy key does not fill the table.
+CREATE TABLE overtaking_messages (
+    consumer text        NOT NULL,
+    key      text        NOT NULL,
+    after_id bigint      NOT NULL,
+    messages bigint      NOT NULL,
+    last_ids uuid[]      NOT NULL,
+    last_at  timestamptz NOT NULL,
+    CONSTRAINT overtaking_messages_pkey PRIMARY KEY (consumer, key, after_id),
+    CONSTRAINT overtaking_messages_key FOREIGN KEY (consumer, key) REFERENCES failed_keys (consumer, key) ON DELETE CASCADE
+) WITH (fillfactor = 50);
+
+COMMENT ON TABLE overtaking_messages IS 'How many messages of a key were applied after its stopped messages, and the last of them. Deleted with the key.';
+COMMENT ON COLUMN overtaking_messages.after_id IS 'They overtook the failed messages of the key up to this id.';
+COMMENT ON COLUMN overtaking_messages.last_ids IS 'The ids of the last ten messages, newest first.';
 
 CREATE TABLE paused_consumers (
     consumer  text        NOT NULL,
@@ -179,6 +199,7 @@ CREATE TABLE operator_actions (
     detail     text        NOT NULL DEFAULT '',
     payload    bytea,
     message_id uuid,
+    request_id uuid,
     acted_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT operator_actions_pkey PRIMARY KEY (id),
     CONSTRAINT operator_actions_known CHECK (action IN ('paused', 'resumed', 'edited', 'requeued', 'reopened', 'discarded', 'retried', 'skipped', 'repaired', 'erased')),
@@ -192,11 +213,14 @@ COMMENT ON COLUMN operator_actions.entry_id IS 'The failed message that was chan
 COMMENT ON COLUMN operator_actions.detail IS 'Extra information, such as the values before and after a repair.';
 COMMENT ON COLUMN operator_actions.payload IS 'The payload after an edit.';
 COMMENT ON COLUMN operator_actions.message_id IS 'The id under which a message was requeued.';
+COMMENT ON COLUMN operator_actions.request_id IS 'Equal for all actions of one command or HTTP request that retries messages, so that their outcome can be asked for.';
+CREATE INDEX operator_actions_of_request ON operator_actions (request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX operator_actions_of_entry ON operator_actions (entry_id, id) WHERE entry_id IS NOT NULL;
 
 -- +goose Down
 DROP TABLE operator_actions;
 DROP TABLE paused_consumers;
+DROP TABLE overtaking_messages;
 DROP TABLE failed_messages;
 DROP TABLE failed_keys;
 DROP TABLE published_messages;

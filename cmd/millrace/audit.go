@@ -18,6 +18,7 @@ func newAudit(opts *options) *cobra.Command {
 	var (
 		config      invariant.Options
 		repair, dry bool
+		confirmed   bool
 	)
 
 	return operation(opts, &cobra.Command{
@@ -25,8 +26,9 @@ func newAudit(opts *options) *cobra.Command {
 		Long: `Check all invariants in one snapshot, without blocking a running service. For each
 invariant the command prints what it examined, what violates it and what to do.
 
---repair fixes the violations that have only one safe fix, then checks again;
---repair --dry-run shows what it would fix. Each repair is recorded.
+--repair fixes the violations that have only one safe fix, then checks again; on a
+terminal it shows them first and asks. --repair --dry-run only shows what it would
+fix. Each repair is recorded.
 
 Checks: ` + strings.Join(audit.Names(), ", ") + `.
 
@@ -36,6 +38,14 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 	}, func(c *call) error {
 		progress, done := showProgress("checking")
 		config.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
+
+		if repair && !dry && !confirmed && c.interactive() {
+			if err := c.confirmRepairs(config); err != nil {
+				done()
+
+				return err
+			}
+		}
 
 		out, err := c.Operator.Audit(c.ctx, config, repair, dry, c.by)
 
@@ -58,6 +68,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
 		flags.BoolVar(&repair, "repair", false, "fix the violations that have only one safe fix")
 		flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
+		flags.BoolVar(&confirmed, "yes", false, "with --repair, do not ask for confirmation on a terminal")
 	})
 }
 
@@ -95,6 +106,28 @@ func writeViolations(w io.Writer, c invariant.Result) {
 	}
 
 	fmt.Fprintf(w, "  What to do: %s\n", c.Advice)
+}
+
+// confirmRepairs shows what a repair would do and asks for confirmation.
+func (c *call) confirmRepairs(config invariant.Options) error {
+	would, err := c.Operator.Audit(c.ctx, config, true, true, c.by)
+	if err != nil || len(would.Repairs) == 0 {
+		return err
+	}
+
+	var text strings.Builder
+
+	for _, r := range would.Repairs[:min(len(would.Repairs), previewed)] {
+		fmt.Fprintf(&text, "  %s %s: %s\n", r.Check, oneLine(r.ID, 200), oneLine(r.What, 300))
+	}
+
+	if more := len(would.Repairs) - previewed; more > 0 {
+		fmt.Fprintf(&text, "  and %d more\n", more)
+	}
+
+	fmt.Fprintf(&text, "Repair %d violations?", len(would.Repairs))
+
+	return c.confirm(func() (string, error) { return text.String(), nil })
 }
 
 func writeRepairs(w io.Writer, out operate.Audit) {

@@ -112,6 +112,8 @@ func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...f
 	}
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		opts.by.Request = event.NewID()
+
 		return fn(&call{options: opts, ctx: cmd.Context(), cmd: cmd, args: args})
 	}
 
@@ -290,11 +292,17 @@ var (
 	errUnconfirmed = event.Errorf(event.Invalid, "not confirmed: nothing was changed")
 )
 
+// interactive reports whether there is a terminal to ask on.
+func (c *call) interactive() bool {
+	in, isFile := c.cmd.InOrStdin().(*os.File)
+
+	return isFile && isatty.IsTerminal(in.Fd())
+}
+
 // confirm asks a question on the terminal and returns an error unless the answer is
 // yes. It refuses if there is no terminal.
 func (c *call) confirm(question func() (string, error)) error {
-	in, isFile := c.cmd.InOrStdin().(*os.File)
-	if !isFile || !isatty.IsTerminal(in.Fd()) {
+	if !c.interactive() {
 		return errUnasked
 	}
 
@@ -303,7 +311,7 @@ func (c *call) confirm(question func() (string, error)) error {
 		return err
 	}
 
-	return ask(in, c.cmd.ErrOrStderr(), text)
+	return ask(c.cmd.InOrStdin(), c.cmd.ErrOrStderr(), text)
 }
 
 func ask(in io.Reader, out io.Writer, question string) error {

@@ -152,7 +152,7 @@ func TestEveryNameCompletes(t *testing.T) {
 		"JSON", "MESSAGE", // arguments
 		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate",
 		"--older", "--ledger", "--timeout", "--config", "--file",
-		"--search", "--activity",
+		"--search", "--activity", "--new-key",
 	}
 
 	var visit func(cmd *cobra.Command)

@@ -143,57 +143,6 @@ func (m *moment) Set(text string) error {
 	return fmt.Errorf("expected a duration such as 2h or a time such as 2006-01-02T15:04:05Z")
 }
 
-// act is operation for a command that acts on the selected stopped messages. It
-// prints the outcome even if the action ended early.
-func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace,
-	do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error), flags ...flag,
-) *cobra.Command {
-	var selected selection
-
-	return operation(opts, cmd, func(c *call) error {
-		f, err := selected.toActOn(c)
-		if err != nil {
-			return err
-		}
-
-		progress, end := showProgress(cmd.Name())
-		pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
-
-		outcome, err := do(c, f, *pace)
-
-		end()
-
-		done := done
-		if outcome.DryRun {
-			done = "would " + cmd.Name()
-		}
-
-		printErr := c.print(outcome, func(w io.Writer) { writeOutcome(w, done, outcome) })
-
-		switch {
-		case err != nil:
-			return err
-		case printErr == nil && outcome.Refused > 0:
-			return errRefused
-		default:
-			return printErr
-		}
-	}, append(flags, selected.flags, recorded,
-		yes(&selected.all, "all", "select all stopped messages"), yes(&pace.DryRun, "dry-run", "only report what would be done"))...)
-}
-
-func writeOutcome(w io.Writer, done string, o failed.Outcome) {
-	fmt.Fprintf(w, "%s %d of %d stopped messages\n", done, o.Done, o.Selected)
-
-	for _, r := range o.Refusals {
-		fmt.Fprintf(w, "refused message %d: %s\n", r.ID, oneLine(r.Error, 300))
-	}
-
-	if more := o.Refused - len(o.Refusals); more > 0 {
-		fmt.Fprintf(w, "refused %d more\n", more)
-	}
-}
-
 // state returns the state of an entry, or its resolution, or "edited".
 func state(e failed.Entry) string {
 	switch {

@@ -20,7 +20,7 @@ func newFailedDiscard(opts *options) *cobra.Command {
 
 			return nil
 		},
-	}, "discarded", &failed.Pace{}, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+	}, "discarded", &failed.Pace{}, nil, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
 		return c.Failed.Discard(c.ctx, f, c.by, pace)
 	})
 }

@@ -22,50 +22,107 @@ import (
 )
 
 func newFailedEdit(opts *options) *cobra.Command {
-	var file string
+	var e editing
 
 	return operation(opts, &cobra.Command{
 		Use: "edit ID", Short: "Edit the payload of a stopped message in $VISUAL or $EDITOR",
 		Long: `Edit the payload of a stopped message in $VISUAL or $EDITOR. The edit is stored if
 the consumer accepts it; otherwise the command reports the invalid field and lets
-you edit again. The original payload is kept; requeue uses the edited one.`,
+you edit again. The original payload is kept; requeue uses the edited one.
+
+An edit that changes the key of the message is refused unless --new-key names the
+new key, or you confirm it on a terminal. --requeue requeues the message after the
+edit, as ` + "`millrace failed requeue`" + ` does with the same flags.`,
 		Example: `  millrace failed edit 17 --why "the shop sent 0"
-  millrace failed edit 17 --file order.json`,
+  millrace failed edit 17 --file order.json --requeue --wait`,
 	}, func(c *call) error {
 		id, err := entryID(c.args[0])
 		if err != nil {
 			return err
 		}
 
-		entry, err := c.Failed.Get(c.ctx, id)
-		if err == nil {
-			err = entry.Actable()
-		}
+		return e.run(c, id)
+	}, recorded, words(&e.pace), e.wait.flags, yes(&e.requeue, "requeue", "requeue the message after the edit"),
+		text(&e.newKey, "new-key", "", "allow the edit to change the key of the message to this one"),
+		func(_ *options, flags *pflag.FlagSet) {
+			flags.StringVarP(&e.file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
+		})
+}
 
-		if err != nil {
-			return err
-		}
+// editing holds the flags of an edit.
+type editing struct {
+	file, newKey string
+	requeue      bool
+	pace         failed.Pace
+	wait         wait
+}
 
-		save := func(payload []byte) (err error) {
-			entry, err = c.Failed.Edit(c.ctx, id, entry.Revision, payload, c.by, c.Router.Check)
+func (e *editing) run(c *call, id int64) error {
+	found, err := c.Operator.Exported(c.ctx, id)
+	if err == nil {
+		err = found.Actable()
+	}
 
-			return err
-		}
+	if err != nil {
+		return err
+	}
 
-		if file != "" {
-			err = c.editFrom(file, save)
-		} else {
-			err = c.editIn(entry.Current(), save)
-		}
+	if found.Overtaken != nil {
+		fmt.Fprintf(c.cmd.ErrOrStderr(), "message %d %s\n", id, oneLine(found.Overtaken.String(), 500))
+	}
 
-		if err != nil {
-			return err
-		}
+	entry := found.Entry
+	save := func(payload []byte) (err error) {
+		entry, err = e.save(c, entry, payload)
 
-		return c.printDiff(entry, "the payload is the original")
-	}, recorded, func(_ *options, flags *pflag.FlagSet) {
-		flags.StringVarP(&file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
-	})
+		return err
+	}
+
+	if e.file != "" {
+		err = c.editFrom(e.file, save)
+	} else {
+		err = c.editIn(entry.Current(), save)
+	}
+
+	if err != nil {
+		return err
+	}
+
+	if err := c.printDiff(entry, "the payload is the original"); err != nil || !e.requeue {
+		return err
+	}
+
+	f := failed.Filter{IDs: []int64{id}, Revision: entry.Revision}
+	outcome, err := c.Failed.Requeue(c.ctx, f, c.by, e.pace, c.Router.Check)
+
+	return c.finishAct("requeued", outcome, &e.wait, err)
+}
+
+// save stores a payload. It asks on a terminal whether the key may change.
+func (e *editing) save(c *call, entry failed.Entry, payload []byte) (failed.Entry, error) {
+	edit := failed.Edit{Revision: entry.Revision, Payload: payload, NewKey: e.newKey}
+	saved, err := c.Failed.Edit(c.ctx, entry.ID, edit, c.by, c.Router.Check)
+
+	refusal, ok := errors.AsType[*event.Error](err)
+	switch {
+	case err == nil:
+		return saved, nil
+	case !ok || refusal.Kind != event.KeyChange:
+		return entry, err
+	}
+
+	if !c.interactive() {
+		return entry, fmt.Errorf("%w (--new-key)", err)
+	}
+
+	change, _ := refusal.Detail.(failed.KeyChange)
+	if err := c.confirm(func() (string, error) { return oneLine(err.Error(), 1000) + "\nStore it?", nil }); err != nil {
+		return entry, err
+	}
+
+	edit.NewKey = change.To
+
+	return c.Failed.Edit(c.ctx, entry.ID, edit, c.by, c.Router.Check)
 }
 
 func (c *call) editFrom(name string, save func([]byte) error) error {

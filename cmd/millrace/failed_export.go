@@ -22,6 +22,6 @@ func newFailedExport(opts *options) *cobra.Command {
 			return err
 		}
 
-		return c.Failed.Export(c.ctx, f, line[failed.Exported](c))
+		return c.Failed.Export(c.ctx, f, c.Router.Check, line[failed.Exported](c))
 	}, selected.flags, selected.stateFlag("all"))
 }

@@ -9,7 +9,10 @@ import (
 )
 
 func newFailedRequeue(opts *options) *cobra.Command {
-	var pace failed.Pace
+	var (
+		pace failed.Pace
+		w    wait
+	)
 
 	return act(opts, &cobra.Command{
 		Use: "requeue [ID...]", Short: "Retry stopped messages in order of arrival",
@@ -19,9 +22,18 @@ keep their ids, so none is applied twice.
 
 A message whose payload the consumer would reject is refused and stays stopped:
 edit or discard it. A message behind an older stopped one of its key is refused
-too, to keep the order; --out-of-order requeues it anyway. Ctrl-C stops between
-two messages; run the same command again to continue.`,
+too, to keep the order; --out-of-order requeues it anyway. So is an overtaken
+message: later messages of its key have been applied since it stopped, and it may
+overwrite what they did. See them with ` + "`millrace failed show`" + `; --overtaken requeues it
+anyway. Ctrl-C stops between two messages; run the same command again to continue.
+
+--wait waits until each requeued message has been tried, and groups those that came
+back by cause. Ctrl-C then ends the wait, and the messages are still tried.
+
+Exit code 4 if messages were refused because of their payload; 1 if others were
+left stopped, or with --wait if some came back or were not tried in time.`,
 		Example: `  millrace failed requeue 17 18
+  millrace failed requeue 17 --overtaken --wait --why "Berlin is right"
   millrace failed requeue --group 4be1a2c09f3d --rate 50 --why "fixed in 1.4.2"`,
 		PreRunE: func(*cobra.Command, []string) error {
 			if pace.PerSecond < 0 {
@@ -30,10 +42,18 @@ two messages; run the same command again to continue.`,
 
 			return nil
 		},
-	}, "requeued", &pace, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+	}, "requeued", &pace, &w, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
 		return c.Failed.Requeue(c.ctx, f, c.by, pace, c.Router.Check)
-	}, yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key"),
+	}, words(&pace), w.flags,
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.IntVar(&pace.PerSecond, "rate", 0, "requeue at most this many per second; 0 is unlimited")
 		})
+}
+
+// words adds the flags for what a requeue asks to be said explicitly.
+func words(pace *failed.Pace) flag {
+	return func(o *options, flags *pflag.FlagSet) {
+		yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key")(o, flags)
+		yes(&pace.Overtaken, "overtaken", "also requeue messages of whose key later ones were applied")(o, flags)
+	}
 }

@@ -13,16 +13,23 @@ func newFailedRetry(opts *options) *cobra.Command {
 	var (
 		filter failed.KeyFilter
 		all    bool
+		w      wait
 	)
 
-	return query(opts, &cobra.Command{
+	return operation(opts, &cobra.Command{
 		Use: "retry [ID]", Short: "Retry waiting messages now",
+		Long: `Make waiting keys due now, so that the running service tries the first message of
+each. The command says what holds up keys whose consumer is paused or waits for a
+dependency: those are tried as soon as it takes messages again.
+
+--wait waits until the first message of each key has been tried. Exit code 1 if some
+came back or were not tried in time.`,
 		Example: `  millrace failed retry 17
-  millrace failed retry --consumer fulfilment.charge --why "the provider is back"`,
-	}, func(c *call) (map[string]int64, error) {
+  millrace failed retry --consumer fulfilment.charge --wait --why "the provider is back"`,
+	}, func(c *call) error {
 		ids, err := entryIDs(c.args)
 		if err != nil {
-			return nil, err
+			return err
 		}
 
 		for _, id := range ids {
@@ -30,9 +37,25 @@ func newFailedRetry(opts *options) *cobra.Command {
 		}
 
 		due, err := c.Operator.Retry(c.ctx, filter, all, c.by)
+		if err != nil {
+			return err
+		}
 
-		return map[string]int64{"due": due}, err
-	}, func(w io.Writer, done map[string]int64) {
-		fmt.Fprintf(w, "%d keys are due now; the running service tries them within a second\n", done["due"])
-	}, recorded, keyFlags(&filter), yes(&all, "all", "select all waiting keys"))
+		result := action{Retried: &due, Request: c.by.Request}
+		if due.Due > 0 {
+			if err := c.follow(&result, due.Consumers, &w); err != nil {
+				return err
+			}
+		}
+
+		err = c.print(result, func(out io.Writer) {
+			fmt.Fprintf(out, "%d keys are due now, with %d messages\n", due.Due, due.Messages)
+			writeFollowed(out, result)
+		})
+		if err != nil {
+			return err
+		}
+
+		return result.err()
+	}, recorded, keyFlags(&filter), yes(&all, "all", "select all waiting keys"), w.flags)
 }

@@ -53,6 +53,14 @@ func writeEntry(w io.Writer, e failed.Exported) {
 	row(w, "deliveries", fmt.Sprintf("%d, first %s by %s, last %s by %s", e.Deliveries,
 		stamp(e.FirstAt), oneLine(e.FirstRelease, 40), stamp(e.LastAt), oneLine(e.LastRelease, 40)))
 
+	if e.Overtaken != nil {
+		row(w, "overtaken", e.Overtaken.String())
+
+		for i, id := range e.Overtaken.LastIDs {
+			row(w, "", fmt.Sprintf("later message %d from the last: %s", i+1, id))
+		}
+	}
+
 	if e.Attempts > 0 {
 		row(w, "attempts", e.Attempts)
 	}

@@ -10,11 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -52,7 +54,7 @@ func orderOf(id string) string { return strings.Replace(oneOrder, `"o"`, `"`+id+
 func TestFailedCommandsSelectAndAct(t *testing.T) {
 	t.Parallel()
 
-	url, pool := stopped(t, orderOf("a"), orderOf("bb"), "{}", orderOf("d"))
+	url, pool := stopped(t, orderOf("key0"), orderOf("key1"), "{}", orderOf("key3"))
 	group := pgtest.Value[string](t, pool, `SELECT min(group_id) FROM failed_messages`)
 
 	for _, c := range []struct {
@@ -84,6 +86,7 @@ func TestFailedCommandsSelectAndAct(t *testing.T) {
 		{"failed requeue --group " + group + " --dry-run", exitRejected, "would requeue 3 of 4"},
 		{"failed requeue --group nothing", exitUsage, "there is no group nothing"},
 		{"failed requeue --topic user.created", 0, "requeued 0 of 0"},
+		{"failed requeue --topic user.created --wait", 0, "requeued 0 of 0"},
 		{"failed requeue 1 2 --by bob --why fixed", 0, "requeued 2 of 2"},
 		{"failed requeue 1", exitFailure, "message 1 is already waiting"},
 		{"failed waiting", 0, "fulfilment.place"},
@@ -91,9 +94,10 @@ func TestFailedCommandsSelectAndAct(t *testing.T) {
 		{"failed waiting 3", exitNotFound, "there is no waiting message 3"},
 		{"failed retry", exitUsage, "nothing is selected"},
 		{"failed retry 3", exitNotFound, "there is no waiting message 3"},
-		{"failed retry 1 --by bob", 0, "1 keys are due now"},
+		{"failed retry 1 --by bob", 0, "1 keys are due now, with 1 messages\n1 wait for fulfilment.place: no service responds"},
 		{"failed skip 2 --by bob --why later", 0, "skipped message 2"},
 		{"failed requeue 2", 0, "requeued 1 of 1"},
+		{"failed retry --all --wait --timeout 10ms", exitFailure, "2 not tried yet; they are still due"},
 		{"failed requeue --all", exitRejected, "refused message 3: order.id: is missing"},
 		{"failed show 1", 0, "by bob: fixed"},
 		{"failed discard 3", exitUsage, "--why: is missing"},
@@ -124,7 +128,7 @@ func TestFailedCommandsSelectAndAct(t *testing.T) {
 func TestFailedExportHasEverything(t *testing.T) {
 	t.Parallel()
 
-	url, _ := stopped(t, orderOf("a"), "\xff")
+	url, _ := stopped(t, orderOf("key0"), "\xff")
 	if out, code := run(t, url, "failed", "discard", "2", "--by", "bob", "--why", "junk"); code != 0 {
 		t.Fatal(out)
 	}
@@ -187,7 +191,7 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 // Tests that set the environment cannot run in parallel.
 
 func TestFailedEditValidatesAndLetsEditAgain(t *testing.T) {
-	url, pool := stopped(t, `{"order":{"id":"o","product_id":"p","quantity":0,"total_amount":1}}`)
+	url, pool := stopped(t, `{"order":{"id":"key0","product_id":"p","quantity":0,"total_amount":1}}`)
 
 	// The first edit makes it worse, the second one fixes it.
 	editor(t, `[ "$1" = --wait ] || exit 9
@@ -201,7 +205,7 @@ if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "
 	}
 
 	got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`)
-	if got != `{"order":{"id":"o","product_id":"p","quantity":3,"total_amount":1}}` {
+	if got != `{"order":{"id":"key0","product_id":"p","quantity":3,"total_amount":1}}` {
 		t.Errorf("saved %s", got)
 	}
 
@@ -215,7 +219,7 @@ if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "
 }
 
 func TestFailedEditKeepsADraftThatIsGivenUp(t *testing.T) {
-	url, pool := stopped(t, oneOrder)
+	url, pool := stopped(t, orderOf("key0"))
 
 	editor(t, `echo nonsense > "$2"`)
 
@@ -274,15 +278,72 @@ func TestFailedEditTakesAFile(t *testing.T) {
 
 	url, pool := stopped(t, "{}")
 
-	if out, code := answer(t, url, oneOrder+"\n", "failed", "edit", "1", "--file", "-"); code != 0 || !strings.Contains(out, "+++ edited") {
+	if out, code := answer(t, url, orderOf("key0")+"\n", "failed", "edit", "1", "--file", "-"); code != 0 || !strings.Contains(out, "+++ edited") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 
-	if got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`); got != oneOrder {
+	if got := pgtest.Value[string](t, pool, `SELECT convert_from(edited, 'UTF8') FROM failed_messages`); got != orderOf("key0") {
 		t.Errorf("saved %s", got)
 	}
 
 	if out, code := answer(t, url, "{}", "failed", "edit", "1", "--file", "-"); code != exitRejected || !strings.Contains(out, "order.id: is missing") {
 		t.Errorf("exit code %d: %s", code, out)
+	}
+}
+
+func TestFailedRequeueLeavesOvertakenMessages(t *testing.T) {
+	t.Parallel()
+
+	url, pool := stopped(t, orderOf("key0"), orderOf("key1"), "{}")
+
+	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
+		return failed.Overtake(t.Context(), tx, "fulfilment.place", []failed.Delivery{
+			{MessageID: event.NewID(), Key: "key0"}, {MessageID: event.NewID(), Key: "key0"},
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"failed show 1", 0, "overtaken   is overtaken: 2 later messages of key key0 were applied"},
+		{"failed show 2", 0, "key1"},
+		{"failed requeue 1 2 --dry-run", exitFailure, "would requeue 1 of 2 stopped messages\nrefused message 1: is overtaken: 2 later"},
+		{"failed requeue 1 2 --json", exitFailure, `"overtaken": 1`},
+		{"failed requeue 1", exitFailure, "--overtaken also requeues the 1 overtaken messages"},
+		{"failed requeue --all", exitRejected, "requeued 0 of 2"}, // one has an invalid payload
+		{"failed requeue 1 --overtaken", 0, "requeued 1 of 1"},
+	} {
+		if out, code := run(t, url, strings.Split(c.args, " ")...); code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+}
+
+func TestFailedEditChangesTheKeyOnlyIfItIsNamed(t *testing.T) {
+	t.Parallel()
+
+	url, _ := stopped(t, orderOf("key0"), "{}")
+
+	for _, c := range []struct {
+		edit string
+		args string
+		code int
+		says string
+	}{
+		{orderOf("other"), "failed edit 1 --file -", exitFailure, "changes the key from key0 to other"},
+		{orderOf("other"), "failed edit 1 --file - --new-key wrong", exitFailure, "changes the key from key0 to other"},
+		{orderOf("other"), "failed edit 1 --file - --new-key other", 0, "+++ edited"},
+		{orderOf("key0"), "failed edit 1 --file -", exitFailure, "changes the key from other to key0"},
+		{orderOf("key0"), "failed edit 1 --file - --new-key key0", 0, "the payload is the original"},
+		{orderOf("key1"), "failed edit 2 --file - --requeue", 0, "requeued 1 of 1"},
+	} {
+		if out, code := answer(t, url, c.edit, strings.Split(c.args, " ")...); code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
 	}
 }

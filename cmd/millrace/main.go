@@ -37,6 +37,7 @@ func main() {
 
 // Errors of commands that have already listed the messages.
 var (
-	errRejected = event.Errorf(operate.Rejected, "some messages were rejected and not published")
-	errRefused  = event.Errorf(operate.Rejected, "some messages were refused and stay stopped")
+	errRejected = event.Errorf(event.Rejected, "some messages were rejected and not published")
+	errRefused  = event.Errorf(event.Rejected, "some messages were refused and stay stopped")
+	errLeft     = event.Errorf(event.Conflict, "some messages were left as they are")
 )

@@ -72,7 +72,7 @@ func TestAListThatIsCutSaysSo(t *testing.T) {
 		`INSERT INTO analytics_daily (day, event, count) SELECT (now() AT TIME ZONE 'UTC')::date, 'e' || n, n FROM generate_series(1, 25) n`,
 		`INSERT INTO failed_keys (consumer, key, due_at) SELECT 'fulfilment.place', 'k' || n, now() + interval '1h' FROM generate_series(1, 23) n`,
 		`INSERT INTO failed_messages (consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id, attempts,
-			first_release, last_release, state, waiting_key, deliveries)
+			first_release, last_release, state, failed_key, deliveries)
 			SELECT 'fulfilment.place', 'orders.created', 'k' || n, gen_random_uuid(), n, '', '{}', '{}', 'panic', 'e', 'c', 'g' || n, 1, '1', '1',
 				CASE WHEN n < 24 THEN 'waiting' ELSE 'stopped' END, CASE WHEN n < 24 THEN 'k' || n END, 1 FROM generate_series(1, 50) n`,
 	} {

@@ -72,7 +72,7 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 		case <-more.C:
 			stopSome(t, s)
 
-			if _, err := s.Pool.Exec(t.Context(), `UPDATE failed_messages SET state = 'stopped', waiting_key = NULL, resolution = NULL, resolved_at = NULL WHERE id = 17`); err != nil {
+			if _, err := s.Pool.Exec(t.Context(), `UPDATE failed_messages SET state = 'stopped', failed_key = NULL, resolution = NULL, resolved_at = NULL WHERE id = 17`); err != nil {
 				t.Fatal(err)
 			}
 		case err := <-done:

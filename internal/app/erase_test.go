@@ -11,6 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/notification"
@@ -95,7 +96,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
 	corrected := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 
-	if _, err := s.Failed.Edit(t.Context(), id, 1, corrected, operator, s.Router.Check); err != nil {
+	if _, err := s.Failed.Edit(t.Context(), id, failed.Edit{Revision: 1, Payload: corrected}, operator, s.Router.Check); err != nil {
 		t.Fatal(err)
 	}
 

@@ -169,7 +169,7 @@ func fail(t *testing.T, s *apptest.Service) {
 			payload string
 			by      activity.Actor
 		}{{before, `{"nobody":1}`, naming}, {after, p.payload, why}, {between, p.payload, why}, {between, `{"nobody":2}`, why}} {
-			_, err := s.Failed.Edit(t.Context(), edit.id, 0, []byte(edit.payload), edit.by, anything)
+			_, err := s.Failed.Edit(t.Context(), edit.id, failed.Edit{Payload: []byte(edit.payload), NewKey: "adel-1"}, edit.by, anything)
 			must(err)
 		}
 	}

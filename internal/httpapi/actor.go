@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // Caller identifies the sender of a request. There is no authentication: the name is
@@ -24,5 +25,5 @@ type ReasonBody struct {
 }
 
 func (c Caller) actor(why string) activity.Actor {
-	return activity.Actor{Who: cmp.Or(strings.TrimSpace(c.Operator), "http"), Why: strings.TrimSpace(why)}
+	return activity.Actor{Who: cmp.Or(strings.TrimSpace(c.Operator), "http"), Why: strings.TrimSpace(why), Request: event.NewID()}
 }

@@ -154,9 +154,15 @@ func (a *API) problem(ctx context.Context, err error) error {
 		detail = "the request failed; see the log of the service"
 	}
 
-	return &huma.ErrorModel{
+	problem := &huma.ErrorModel{
 		Type: "urn:millrace:problem:" + outcome.Name, Title: http.StatusText(outcome.Status), Status: outcome.Status, Detail: detail,
 	}
+
+	if known, ok := errors.AsType[*event.Error](err); ok && known.Detail != nil {
+		problem.Errors = []*huma.ErrorDetail{{Message: detail, Value: known.Detail}}
+	}
+
+	return problem
 }
 
 // versionOutput is the response of /version.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -104,7 +105,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 
-	operator := &operate.Operator{Brokers: brokers, Pool: pool, Router: router, Failed: store, Dependencies: dependencies}
+	operator := &operate.Operator{Brokers: brokers, Pool: pool, Router: router, Failed: store, Dependencies: dependencies, StartedAt: time.Now()}
 	server := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, registry)
 	server.Handle("GET /statusz", operator)
 	server.Handle(httpapi.Prefix+"/", httpapi.NewAPI(operator, logger, things))

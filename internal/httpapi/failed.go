@@ -10,7 +10,9 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/conditional"
+	"github.com/google/uuid"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -25,6 +27,8 @@ type entry struct {
 	Payload  *content `json:"payload,omitempty" doc:"The original payload."`
 	Edited   *content `json:"edited,omitempty" doc:"The payload after an operator's edit."`
 	IsEdited bool     `json:"is_edited"`
+
+	Overtaken *failed.Overtaken `json:"overtaken,omitempty" doc:"Later messages of the key that were applied since the message stopped."`
 }
 
 func summary(e failed.Entry) entry { return entry{Entry: e, IsEdited: e.Edited != nil} }
@@ -32,6 +36,13 @@ func summary(e failed.Entry) entry { return entry{Entry: e, IsEdited: e.Edited !
 func detail(e failed.Entry) entry {
 	view := summary(e)
 	view.Headers, view.Payload, view.Edited = &headers{e.Headers}, contentOf(e.Payload), contentOf(e.Edited)
+
+	return view
+}
+
+func exported(e failed.Exported) entry {
+	view := detail(e.Entry)
+	view.Overtaken = e.Overtaken
 
 	return view
 }
@@ -56,7 +67,7 @@ func (c *Conditions) Resolve(ctx huma.Context) []error {
 }
 
 // check returns a 304 or 412 response if the conditions do not hold.
-func (c *Conditions) check(e failed.Entry) error {
+func (c *Conditions) check(e failed.Exported) error {
 	if failure := c.PreconditionFailed(tag(e), e.LastAt); failure != nil {
 		if failure.GetStatus() == http.StatusNotModified {
 			return huma.ErrorWithHeaders(failure, http.Header{"ETag": {quoted(e)}})
@@ -69,9 +80,16 @@ func (c *Conditions) check(e failed.Entry) error {
 }
 
 // tag returns the entity tag of a failed message.
-func tag(e failed.Entry) string { return fmt.Sprintf("%d-%d", e.ID, e.Revision) }
+func tag(e failed.Exported) string {
+	text := fmt.Sprintf("%d-%d", e.ID, e.Revision)
+	if e.Overtaken != nil {
+		text += fmt.Sprintf("-%d", e.Overtaken.Messages)
+	}
 
-func quoted(e failed.Entry) string { return `"` + tag(e) + `"` }
+	return text
+}
+
+func quoted(e failed.Exported) string { return `"` + tag(e) + `"` }
 
 // ChangeInput is the input of all operations that change one failed message.
 type ChangeInput struct {
@@ -81,8 +99,9 @@ type ChangeInput struct {
 }
 
 type entryOutput struct {
-	ETag string `header:"ETag"`
-	Body entry
+	ETag     string `header:"ETag"`
+	Location string `header:"Location" doc:"Where to ask for the outcome of a requeue."`
+	Body     entry
 }
 
 // Paced limits an action to a part of the selected messages.
@@ -94,17 +113,41 @@ type Paced struct {
 	DryRun bool    `json:"dry_run,omitempty" doc:"Only report what the action would do."`
 }
 
-// outcome is the result of an action on many messages.
-type outcome struct {
-	Selected int              `json:"selected" doc:"The number of stopped messages selected."`
-	Done     int              `json:"done"`
-	Refused  int              `json:"refused" doc:"The number of messages that stay stopped."`
-	Refusals []failed.Refusal `json:"refusals" nullable:"false" doc:"The reasons, for the first 100."`
-	DryRun   bool             `json:"dry_run"`
-	Next     int64            `json:"next,omitempty" doc:"There are more messages: repeat the request with this value as after."`
+// Words are what a requeue asks to be said explicitly.
+type Words struct {
+	OutOfOrder bool `json:"out_of_order,omitempty" doc:"Requeue even if older messages of the key are stopped."`
+	Overtaken  bool `json:"overtaken,omitempty" doc:"Requeue even if later messages of the key were applied: it may overwrite what they did."`
 }
 
-type outcomeOutput struct{ Body outcome }
+func (w Words) pace(p failed.Pace) failed.Pace {
+	p.OutOfOrder, p.Overtaken = w.OutOfOrder, w.Overtaken
+
+	return p
+}
+
+// outcomeAt returns the path of the outcome of a request.
+func outcomeAt(by activity.Actor) string { return Prefix + "/requests/" + by.Request.String() }
+
+// outcome is the result of an action on many messages.
+type outcome struct {
+	Selected  int                `json:"selected" doc:"The number of stopped messages selected."`
+	Done      int                `json:"done"`
+	Refused   int                `json:"refused" doc:"The number of messages that stay stopped."`
+	RefusedBy map[event.Kind]int `json:"refused_by" doc:"Their number by reason: rejected, overtaken, or conflict."`
+	Refusals  []failed.Refusal   `json:"refusals" nullable:"false" doc:"The reasons, for the first 100."`
+	Changed   int                `json:"changed" doc:"The number of messages that were no longer stopped."`
+	Held      []operate.Held     `json:"held" nullable:"false" doc:"What holds up the messages that are now due."`
+	Request   uuid.UUID          `json:"request" doc:"Ask for the outcome at /requests/{id}."`
+	DryRun    bool               `json:"dry_run"`
+	Next      int64              `json:"next,omitempty" doc:"There are more messages: repeat the request with this value as after."`
+}
+
+type outcomeOutput struct {
+	Location string `header:"Location" doc:"Where to ask for the outcome of a requeue."`
+	Body     outcome
+
+	consumers map[string]int
+}
 
 // textOutput is plain text, which a browser must not render as a page.
 type textOutput struct {
@@ -227,16 +270,18 @@ func (e engine) getEntry(ctx context.Context, in *struct {
 // entry responds with a failed message, after changing it if change is not nil. The
 // conditions are checked before the change.
 func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) (failed.Entry, error)) (*entryOutput, error) {
-	found, err := e.Failed.Get(ctx, id)
+	found, err := e.Exported(ctx, id)
 	if err == nil {
 		err = conditions.check(found)
 	}
 
 	if err == nil && change != nil {
-		found, err = change(found)
+		if _, err = change(found.Entry); err == nil {
+			found, err = e.Exported(ctx, id)
+		}
 	}
 
-	return &entryOutput{ETag: quoted(found), Body: detail(found)}, err
+	return &entryOutput{ETag: quoted(found), Body: exported(found)}, err
 }
 
 func (e engine) editEntry(ctx context.Context, in *struct {
@@ -245,6 +290,7 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 	Body struct {
 		WhyBody
 
+		NewKey  string  `json:"new_key,omitempty" maxLength:"2000" example:"order_123" doc:"The key of the new payload: required if the edit changes the key."`
 		Payload content `json:"payload" example:"{\"text\":\"{\\\"order\\\":{\\\"id\\\":\\\"order_123\\\",\\\"product_id\\\":\\\"product_1\\\",\\\"quantity\\\":2,\\\"total_amount\\\":99.99}}\"}"`
 	}
 },
@@ -255,7 +301,9 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 	}
 
 	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
-		return e.Failed.Edit(ctx, in.ID, found.Revision, payload, in.actor(in.Body.Why), e.Router.Check)
+		edit := failed.Edit{Revision: found.Revision, Payload: payload, NewKey: in.Body.NewKey}
+
+		return e.Failed.Edit(ctx, in.ID, edit, in.actor(in.Body.Why), e.Router.Check)
 	})
 }
 
@@ -293,15 +341,20 @@ func (e engine) requeueEntry(ctx context.Context, in *struct {
 	Body struct {
 		WhyBody
 
-		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Requeue even if older messages of its key are stopped."`
+		Words
 	}
 },
 ) (*entryOutput, error) {
-	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
+	by := in.actor(in.Body.Why)
+
+	out, err := e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
 		return e.ActOnOne(ctx, found, func(f failed.Filter) (failed.Outcome, error) {
-			return e.Failed.Requeue(ctx, f, in.actor(in.Body.Why), failed.Pace{OutOfOrder: in.Body.OutOfOrder}, e.Router.Check)
+			return e.Failed.Requeue(ctx, f, by, in.Body.pace(failed.Pace{}), e.Router.Check)
 		})
 	})
+	out.Location = outcomeAt(by)
+
+	return out, err
 }
 
 func (e engine) discardEntry(ctx context.Context, in *struct {
@@ -324,16 +377,21 @@ func (e engine) requeueMany(ctx context.Context, in *struct {
 		operate.Selection
 		Paced
 		WhyBody
-
-		OutOfOrder bool `json:"out_of_order,omitempty" doc:"Requeue even if older messages of their key are stopped."`
+		Words
 	}
 },
 ) (*outcomeOutput, error) {
-	return e.actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
-		pace.OutOfOrder = in.Body.OutOfOrder
+	by := in.actor(in.Body.Why)
 
-		return e.Failed.Requeue(ctx, f, in.actor(in.Body.Why), pace, e.Router.Check)
+	out, err := e.actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		return e.Failed.Requeue(ctx, f, by, in.Body.pace(pace), e.Router.Check)
 	})
+	if err == nil && !in.Body.DryRun {
+		out.Location, out.Body.Request = outcomeAt(by), by.Request
+		out.Body.Held, err = e.Held(ctx, "", out.consumers)
+	}
+
+	return out, err
 }
 
 func (e engine) discardMany(ctx context.Context, in *struct {
@@ -377,8 +435,11 @@ func (e engine) actOnMany(ctx context.Context, selection operate.Selection, pace
 		err = nil // the caller continues after the last message
 	}
 
-	out := &outcomeOutput{Body: outcome{Selected: o.Selected, Done: o.Done, Refused: o.Refused, Refusals: o.Refusals, DryRun: o.DryRun}}
-	if o.Done+o.Refused < o.Selected {
+	out := &outcomeOutput{consumers: o.Consumers, Body: outcome{
+		Selected: o.Selected, Done: o.Done, Refused: o.Refused, RefusedBy: o.RefusedBy, Refusals: o.Refusals, Changed: o.Changed,
+		Held: []operate.Held{}, DryRun: o.DryRun,
+	}}
+	if o.Done+o.Refused+o.Changed < o.Selected {
 		out.Body.Next = o.Last
 	}
 

@@ -2,8 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
@@ -23,8 +28,26 @@ type KeyFilter struct {
 }
 
 type retryOutput struct {
+	Location string `header:"Location" doc:"Where to ask for the outcome."`
+	Body     struct {
+		failed.Retried
+
+		Held    []operate.Held `json:"held" nullable:"false" doc:"What holds up keys that are due: messages counts keys."`
+		Request uuid.UUID      `json:"request" doc:"Ask for the outcome at /requests/{id}."`
+	}
+}
+
+// RequestInput identifies an action that retried messages.
+type RequestInput struct {
+	ID   string `path:"id" format:"uuid"`
+	Wait int    `query:"wait" minimum:"0" maximum:"20" doc:"Wait up to this many seconds until each message has been tried."`
+}
+
+type progressOutput struct {
 	Body struct {
-		Due int64 `json:"due" doc:"The number of keys made due."`
+		failed.Progress
+
+		Held []operate.Held `json:"held" nullable:"false" doc:"What holds up the pending messages."`
 	}
 }
 
@@ -47,6 +70,7 @@ func (e engine) registerWaiting(a *API) {
 		return All(postgres.Column(list, detail), err)
 	})
 	Post(a, "/waiting/retry", "Retry waiting keys now", e.retry)
+	Get(a, "/requests/{id}", "Show what became of the messages that a request requeued or retried", e.progress)
 	Post(a, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is retried", func(ctx context.Context, in *struct {
 		EntryInput
 		Caller
@@ -54,7 +78,7 @@ func (e engine) registerWaiting(a *API) {
 		Body WhyBody
 	},
 	) (*entryOutput, error) {
-		if err := e.Failed.Skip(ctx, in.ID, in.actor(in.Body.Why)); err != nil {
+		if _, err := e.Failed.Skip(ctx, in.ID, in.actor(in.Body.Why)); err != nil {
 			return nil, err
 		}
 
@@ -75,8 +99,38 @@ func (e engine) retry(ctx context.Context, in *struct {
 },
 ) (out *retryOutput, err error) {
 	f := failed.KeyFilter{ID: in.Body.ID, Consumer: in.Body.Consumer, Key: in.Body.Key}
+	by := in.actor(in.Body.Why)
 	out = &retryOutput{}
-	out.Body.Due, err = e.Retry(ctx, f, in.Body.All, in.actor(in.Body.Why))
+	out.Body.Request = by.Request
+
+	out.Body.Retried, err = e.Retry(ctx, f, in.Body.All, by)
+	if err == nil {
+		out.Location = outcomeAt(by)
+		out.Body.Held, err = e.Held(ctx, "", out.Body.Consumers)
+	}
+
+	return out, err
+}
+
+func (e engine) progress(ctx context.Context, in *RequestInput) (out *progressOutput, err error) {
+	id, err := uuid.Parse(in.ID)
+	if err != nil {
+		return nil, event.Errorf(event.Invalid, "id: is %q, expected a UUID", in.ID)
+	}
+
+	waiting, cancel := context.WithTimeout(ctx, time.Duration(in.Wait)*time.Second)
+	defer cancel()
+
+	out = &progressOutput{}
+	if out.Body.Progress, err = e.Follow(waiting, id, nil); err != nil {
+		return nil, err
+	}
+
+	if out.Body.Messages == 0 {
+		return nil, event.Missing("request that retried messages", in.ID)
+	}
+
+	out.Body.Held, err = e.Held(ctx, "", out.Body.Consumers)
 
 	return out, err
 }

@@ -17,6 +17,9 @@ import (
 type Actor struct {
 	Who string
 	Why string
+	// Request identifies the command or HTTP request, so that its outcome can be
+	// asked for; see failed.Store.Progress. It may be uuid.Nil.
+	Request uuid.UUID
 }
 
 // Service is the actor name for actions that the service takes by itself.
@@ -63,6 +66,8 @@ type Action struct {
 	Payload event.Content `json:"payload,omitempty"`
 	// MessageID is the ID under which a message was requeued.
 	MessageID *uuid.UUID `json:"message_id,omitempty"`
+	// RequestID is equal for all actions of one command or request.
+	RequestID *uuid.UUID `json:"request_id,omitempty"`
 }
 
 // Record stores the actions of one actor in the caller's transaction. It sets their
@@ -73,8 +78,8 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 	}
 
 	_, err := tx.Exec(ctx, `
-		INSERT INTO operator_actions (action, subject, entry_id, who, why, detail, payload, message_id)
-		SELECT a.action, a.subject, a.entry, $1, $2, a.detail, a.payload, a.message
+		INSERT INTO operator_actions (action, subject, entry_id, who, why, detail, payload, message_id, request_id)
+		SELECT a.action, a.subject, a.entry, $1, $2, a.detail, a.payload, a.message, nullif($9::uuid, $10)
 		FROM unnest($3::text[], $4::text[], $5::bigint[], $6::text[], $7::bytea[], $8::uuid[])
 		     WITH ORDINALITY AS a (action, subject, entry, detail, payload, message, n)
 		ORDER BY a.n`,
@@ -84,7 +89,7 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 		postgres.Column(actions, func(a Action) *int64 { return a.EntryID }),
 		postgres.Column(actions, func(a Action) string { return event.Text(a.Detail) }),
 		postgres.Column(actions, func(a Action) []byte { return a.Payload }),
-		postgres.Column(actions, func(a Action) *uuid.UUID { return a.MessageID }))
+		postgres.Column(actions, func(a Action) *uuid.UUID { return a.MessageID }), by.Request, uuid.Nil)
 	if err != nil {
 		return fmt.Errorf("recording actions of %s: %w", by.Who, err)
 	}
@@ -203,7 +208,7 @@ func query(ctx context.Context, db postgres.Querier, f Filter, order string) ([]
 	where := f.where()
 
 	actions, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Action], `
-		SELECT id, action, subject, entry_id, who, why, acted_at, detail, payload, message_id
+		SELECT id, action, subject, entry_id, who, why, acted_at, detail, payload, message_id, request_id
 		FROM operator_actions WHERE `+where.String()+` `+order, where.Args...)
 	if err != nil {
 		return nil, fmt.Errorf("reading operator actions: %w", err)

@@ -61,14 +61,23 @@ func (a *admission[P]) answer(ctx context.Context, units []*unit[event.Event[P]]
 	}
 
 	batch := &pgx.Batch{}
-	waiting := failed.QueueWaiting(batch, a.consumer, keysOf(units))
+	found := failed.QueueKeys(batch, a.consumer, keysOf(units))
 
 	if err := a.router.pool.SendBatch(ctx, batch).Close(); err != nil {
-		return nil, fmt.Errorf("reading waiting keys: %w", err)
+		return nil, fmt.Errorf("reading failed keys: %w", err)
 	}
 
-	fresh, index, conflicts, err := a.fresh(units, verdicts, waiting, func(u *unit[event.Event[P]]) (bool, error) {
-		return a.router.failed.BlockAlone(ctx, u.from.failed(fate{}))
+	decided, err := a.decided(ctx, a.router.pool, units, found)
+	if err != nil {
+		return nil, err
+	}
+
+	fresh, index, conflicts, err := a.fresh(units, verdicts, found, func(i int) (bool, error) {
+		if u := units[i]; !decided[i] && u.from.entry == nil {
+			return a.router.failed.BlockAlone(ctx, u.from.failed(fate{}))
+		}
+
+		return decided[i], nil
 	})
 
 	for i, conflict := range conflicts {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
@@ -53,28 +55,31 @@ func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
 }
 
 // fresh returns the events to apply and the index of each in units. It calls block
-// for units whose key is waiting; block reports whether the unit is now blocked.
-func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, waiting map[string]bool, block func(*unit[E]) (bool, error),
+// for units that are retried or whose key has failed messages, see failed.QueueKeys;
+// block reports whether the unit is now blocked.
+func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, found map[string]bool, block func(i int) (bool, error),
 ) (fresh []E, index []int, conflicts event.RejectSome, err error) {
 	conflicts = event.RejectSome{}
+	blocked := map[uuid.UUID]bool{}
 
 	for i, u := range units {
-		u.blocked, u.verdict = false, verdicts[i]
+		// A unit that repeats a blocked one was not applied either.
+		u.blocked, u.verdict = blocked[u.from.id], verdicts[i]
 
-		switch u.verdict {
-		case inbox.Fresh:
-			if len(waiting) > 0 && waiting[failed.WaitingKey(u.from.key)] && u.from.blockable() {
-				if u.blocked, err = block(u); err != nil {
-					return nil, nil, nil, err
-				}
+		if !u.blocked && u.verdict == inbox.Fresh && u.mayBeBlocked(found) {
+			if u.blocked, err = block(i); err != nil {
+				return nil, nil, nil, err
 			}
+		}
 
-			if !u.blocked {
-				fresh, index = append(fresh, u.event), append(index, i)
-			}
-		case inbox.Conflict:
+		switch {
+		case u.blocked:
+			blocked[u.from.id] = true
+		case u.verdict == inbox.Fresh:
+			fresh, index = append(fresh, u.event), append(index, i)
+		case u.verdict == inbox.Conflict:
 			conflicts[i] = inbox.ErrConflict
-		case inbox.Duplicate:
+		default:
 			b.router.metrics.duplicates.WithLabelValues(b.consumer).Inc()
 		}
 	}
@@ -82,12 +87,46 @@ func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, waiting ma
 	return fresh, index, conflicts, nil
 }
 
+// mayBeBlocked reports whether the unit is retried or its key has failed messages.
+func (u *unit[E]) mayBeBlocked(found map[string]bool) bool {
+	if u.from.entry != nil {
+		return true
+	}
+
+	if len(found) == 0 {
+		return false
+	}
+
+	_, is := found[failed.StoredKey(u.from.key)]
+
+	return is
+}
+
+// decided returns the units that an operator's decision keeps from being applied; see
+// failed.Decided.
+func (b batches[E]) decided(ctx context.Context, db postgres.Querier, units []*unit[E], found map[string]bool) (map[int]bool, error) {
+	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.mayBeBlocked(found) }) {
+		return nil, nil //nolint:nilnil // a nil map has no units
+	}
+
+	return failed.Decided(ctx, db, b.consumer, postgres.Column(units, (*unit[E]).delivery))
+}
+
+func (u *unit[E]) delivery() failed.Delivery {
+	d := failed.Delivery{MessageID: u.from.id, Fingerprint: u.from.claim.Fingerprint, Key: failed.StoredKey(u.from.key)}
+	if u.from.entry != nil {
+		d.EntryID, d.Revision = u.from.entry.ID, u.from.entry.Revision
+	}
+
+	return d
+}
+
 func claimsOf[E any](units []*unit[E]) []inbox.Entry {
 	return postgres.Column(units, func(u *unit[E]) inbox.Entry { return u.from.claim })
 }
 
 func keysOf[E any](units []*unit[E]) []string {
-	return postgres.Column(units, func(u *unit[E]) string { return failed.WaitingKey(u.from.key) })
+	return postgres.Column(units, func(u *unit[E]) string { return failed.StoredKey(u.from.key) })
 }
 
 // batchHandler applies events in a transaction and returns the events to publish.
@@ -98,6 +137,9 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
+	// performed is true if the units' effects have been performed: they are recorded
+	// whatever operators decided meanwhile.
+	performed bool
 }
 
 func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *applier[E] {
@@ -203,21 +245,45 @@ func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E],
 // to apply and the index of each in units.
 func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
 	along := &pgx.Batch{}
-	waiting := failed.QueueWaiting(along, a.consumer, keysOf(units))
+	found := failed.QueueKeys(along, a.consumer, keysOf(units))
 
 	verdicts, err := inbox.Claim(ctx, tx, a.consumer, claimsOf(units), along)
 	if err != nil {
 		return nil, nil, err
 	}
 
-	var behind []*unit[E]
+	decided := map[int]bool{}
 
-	fresh, index, conflicts, err := a.fresh(units, verdicts, waiting, func(u *unit[E]) (bool, error) {
-		behind = append(behind, u)
+	if !a.performed {
+		if decided, err = a.decided(ctx, tx, units, found); err != nil {
+			return nil, nil, err
+		}
+	}
 
-		return true, nil
+	var (
+		behind []*unit[E]
+		stored []failed.Entry
+	)
+
+	fresh, index, conflicts, err := a.fresh(units, verdicts, found, func(i int) (bool, error) {
+		u := units[i]
+
+		waits := u.from.entry == nil && found[failed.StoredKey(u.from.key)]
+		if waits {
+			stored = append(stored, u.from.failed(fate{}))
+		}
+
+		if waits || decided[i] {
+			behind = append(behind, u)
+		}
+
+		return waits || decided[i], nil
 	})
-	if err := errors.Join(err, conflicts.Err()); err != nil || len(behind) == 0 {
+	if err := errors.Join(err, conflicts.Err()); err != nil || len(found)+len(behind) == 0 {
+		return fresh, index, err
+	}
+
+	if err := a.overtake(ctx, tx, units, index, found); err != nil || len(behind) == 0 {
 		return fresh, index, err
 	}
 
@@ -225,7 +291,25 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 		return nil, nil, err
 	}
 
-	return fresh, index, a.router.failed.Block(ctx, tx, postgres.Column(behind, func(u *unit[E]) failed.Entry { return u.from.failed(fate{}) }))
+	return fresh, index, a.router.failed.Block(ctx, tx, stored)
+}
+
+// overtake records the units to apply that overtake stopped messages of their keys.
+func (a *applier[E]) overtake(ctx context.Context, tx pgx.Tx, units []*unit[E], index []int, found map[string]bool) error {
+	var list []failed.Delivery
+
+	for _, i := range index {
+		d := units[i].delivery()
+		if _, is := found[d.Key]; is {
+			list = append(list, d)
+		}
+	}
+
+	if len(list) == 0 {
+		return nil
+	}
+
+	return failed.Overtake(ctx, tx, a.consumer, list)
 }
 
 // reindex translates the indexes of a handler's rejections from the fresh events to

@@ -73,10 +73,6 @@ func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared
 // headers returns the message's original headers.
 func (d *delivery) headers() event.Headers { return event.Headers(d.msg.Metadata) }
 
-// blockable reports whether a waiting key blocks the message. A message being retried
-// is the first of its key and would block itself.
-func (d *delivery) blockable() bool { return d.entry == nil }
-
 // failed builds the entry to store for the message.
 func (d *delivery) failed(f fate) failed.Entry {
 	e := failed.Entry{

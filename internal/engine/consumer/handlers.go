@@ -88,6 +88,7 @@ type Effect[P event.Payload, R any] struct {
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
+	record.performed = true
 
 	register(r, consumer, func(e event.Event[P], d *delivery) error {
 		question, err := admit.submit(e, d)

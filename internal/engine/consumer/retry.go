@@ -129,15 +129,20 @@ func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) [
 // retryKey retries the messages of a key in order until one is parked again or none
 // is left. It returns how many were settled or parked.
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
-	var last int64
+	var (
+		last int64
+		f    fate
+	)
 
 	for leased := time.Now(); ; {
 		head, ok, err := r.headOf(key)
-		if !errors.Is(err, ErrStopping) && (err != nil || !ok || head.ID == last) {
+		again := head.ID == last && f.outcome == blocked // it has changed during the attempt
+
+		if !errors.Is(err, ErrStopping) && !again && (err != nil || !ok || head.ID == last) {
 			return finished // the lease will expire, the key is free, or its message waits again
 		}
 
-		if err != nil || ctx.Err() != nil || head.Behind || !r.gate.enter() {
+		if err != nil || ctx.Err() != nil || again || head.Behind || !r.gate.enter() {
 			r.postpone(ctx, key, 0)
 
 			return finished
@@ -151,7 +156,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			leased = time.Now()
 		}
 
-		f := r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false))
+		f = r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false))
 
 		if f.outcome == returned {
 			r.postpone(ctx, key, waitOf(f))

@@ -104,8 +104,8 @@ func TestAttemptsSurviveARestartAndTheLastUnblocksOthers(t *testing.T) {
 	for attempts := 1; attempts <= 3; attempts++ {
 		pgtest.Eventually(t, "an attempt has failed", func() bool { list := second.waiting("a"); return list[0].Attempts == attempts })
 
-		if n, err := second.failed.RetryNow(t.Context(), failed.KeyFilter{Key: "a"}, activity.Actor{Who: "test", Why: "to see"}); n != 1 || err != nil {
-			t.Fatalf("made %d keys due: %v", n, err)
+		if out, err := second.failed.RetryNow(t.Context(), failed.KeyFilter{Key: "a"}, activity.Actor{Who: "test", Why: "to see"}); out.Due != 1 || out.Messages != 2 || err != nil {
+			t.Fatalf("made due: %+v, %v", out, err)
 		}
 	}
 
@@ -237,11 +237,11 @@ func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 	}
 
 	by := activity.Actor{Who: "test", Why: "not worth it"}
-	if err := r.failed.Skip(t.Context(), queue[1].ID, by); err == nil || !strings.Contains(err.Error(), "expected the first of its key") {
+	if _, err := r.failed.Skip(t.Context(), queue[1].ID, by); err == nil || !strings.Contains(err.Error(), "expected the first of its key") {
 		t.Errorf("skipping the second message did not fail as expected: %v", err)
 	}
 
-	if err := r.failed.Skip(t.Context(), queue[0].ID, by); err != nil {
+	if _, err := r.failed.Skip(t.Context(), queue[0].ID, by); err != nil {
 		t.Fatal(err)
 	}
 
@@ -772,7 +772,7 @@ func (r *rig) requeue() {
 		return n.ID, err
 	}
 
-	o, err := r.failed.Requeue(context.Background(), failed.Filter{}, activity.Actor{Who: "test"}, failed.Pace{}, check)
+	o, err := r.failed.Requeue(context.Background(), failed.Filter{}, activity.Actor{Who: "test"}, failed.Pace{Overtaken: true}, check)
 	if err != nil || o.Refused != 0 || o.Done == 0 {
 		r.t.Fatalf("got %+v, %v", o, err)
 	}

@@ -18,6 +18,11 @@ const (
 	Conflict Kind = "conflict"  // the current state does not allow it
 	Changed  Kind = "changed"   // changed since the caller read it
 	Invalid  Kind = "invalid"   // the request is contradictory or incomplete
+	Rejected Kind = "rejected"  // a consumer would reject the payload
+
+	// These two ask for an explicit word.
+	Overtaken Kind = "overtaken"  // later messages of the key were applied
+	KeyChange Kind = "key-change" // an edit changes the key of a message
 )
 
 // Error reports a request that cannot be fulfilled, as opposed to one that failed.
@@ -29,6 +34,8 @@ type Error struct {
 	Known []string
 	// Message replaces the standard text unless empty.
 	Message string
+	// Detail is the data behind the message, or nil.
+	Detail any
 }
 
 // Missing returns a NotFound error, such as "there is no order order_123".

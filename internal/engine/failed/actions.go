@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,34 +45,71 @@ func (s *Store) Actions(ctx context.Context, id int64) ([]activity.Action, error
 	return found[id], err
 }
 
+// Edit is a new payload for a stopped entry.
+type Edit struct {
+	// Revision must match the entry's, unless it is 0.
+	Revision int
+	Payload  []byte
+	// NewKey must be the payload's key if the edit changes the key.
+	NewKey string
+}
+
+// KeyChange says that an edit changes the key of a message.
+type KeyChange struct {
+	// From is empty if the message had no readable key.
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// err refuses a change of the key.
+func (c KeyChange) err() error {
+	from := "from " + c.From
+	if c.From == "" {
+		from = "from none that could be read"
+	}
+
+	return &event.Error{Kind: event.KeyChange, Detail: c, Message: fmt.Sprintf("the edit changes the key %s to %s, and later messages of "+
+		"key %s that were applied are not known: to store it, name %s as the new key", from, c.To, c.To, c.To)}
+}
+
 // Edit sets the payload that a stopped entry is requeued with. The original is kept.
-// If check rejects the payload, Edit returns the rejection and stores nothing. A
-// nonzero revision must match the entry's. Edit records nothing if the payload does
-// not change.
-func (s *Store) Edit(ctx context.Context, id int64, revision int, payload []byte, by activity.Actor, check Check) (e Entry, err error) {
+// If check rejects the payload, Edit returns the rejection and stores nothing. Edit
+// refuses to change the key unless the edit names the new one. It records nothing if
+// the payload does not change.
+func (s *Store) Edit(ctx context.Context, id int64, edit Edit, by activity.Actor, check Check) (e Entry, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		// Serialize with Erase, which locks keys before messages.
+		if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
+			return err
+		}
+
 		e, err = get(ctx, tx, id, ` FOR UPDATE`)
 
 		switch {
 		case err != nil:
 			return err
-		case revision != 0 && e.Revision != revision:
+		case edit.Revision != 0 && e.Revision != edit.Revision:
 			return ChangedError(id)
 		case e.State != Stopped:
 			return e.Actable()
 		}
 
-		if _, err := check(e.Consumer, payload); err != nil {
+		key, err := check(e.Consumer, edit.Payload)
+		if err != nil {
 			return err
 		}
 
-		if bytes.Equal(payload, e.Current()) {
+		if bytes.Equal(edit.Payload, e.Current()) {
 			return nil
 		}
 
+		if err := editKey(ctx, tx, e, key, edit.NewKey); err != nil {
+			return err
+		}
+
 		var edited []byte // NULL if the payload is the original again
-		if !bytes.Equal(payload, e.Payload) {
-			edited = payload
+		if !bytes.Equal(edit.Payload, e.Payload) {
+			edited = edit.Payload
 		}
 
 		list, err := entries(ctx, tx, `UPDATE failed_messages SET edited = $2, revision = revision + 1 WHERE id = $1 RETURNING `+columns, id, edited)
@@ -80,10 +119,29 @@ func (s *Store) Edit(ctx context.Context, id int64, revision int, payload []byte
 
 		e = list[0]
 
-		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Edited, Subject: subjectOf(e), EntryID: &id, Payload: payload})
+		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Edited, Subject: subjectOf(e), EntryID: &id, Payload: edit.Payload})
 	})
 
 	return e, err
+}
+
+// editKey moves e to the key of its new payload, if that differs. Messages of the new
+// key that are applied from now on are recorded as overtaking e.
+func editKey(ctx context.Context, tx pgx.Tx, e Entry, key, allowed string) error {
+	if key == "" || StoredKey(key) == e.FailedKey {
+		return nil
+	}
+
+	change := KeyChange{From: e.FailedKey, To: key}
+	if StoredKey(e.Key) == e.FailedKey {
+		change.From = e.Key
+	}
+
+	if key != allowed {
+		return change.err()
+	}
+
+	return moveKey(ctx, tx, e, StoredKey(key))
 }
 
 // Discard resolves the stopped entries selected by f. It deletes nothing. Like
@@ -97,23 +155,33 @@ func (s *Store) Discard(ctx context.Context, f Filter, by activity.Actor, pace P
 	}
 
 	return s.inChunks(ctx, f, pace, func(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error {
-		outcome.Done += len(list)
+		outcome.did(list)
 
 		if pace.DryRun {
 			return nil
 		}
 
 		_, err := tx.Exec(ctx, `
-			UPDATE failed_messages SET state = 'resolved', resolution = 'discarded', resolved_at = now(), revision = revision + 1
+			UPDATE failed_messages
+			SET state = 'resolved', failed_key = NULL, resolution = 'discarded', resolved_at = now(), revision = revision + 1
 			WHERE id = ANY($1)`, idsOf(list))
 		if err != nil {
 			return fmt.Errorf("discarding failed messages: %w", err)
+		}
+
+		if err := free(ctx, tx, keysOf(list)...); err != nil {
+			return err
 		}
 
 		return activity.Record(ctx, tx, by, postgres.Column(list, func(e Entry) activity.Action {
 			return activity.Action{Action: activity.Discarded, Subject: subjectOf(e), EntryID: &e.ID}
 		})...)
 	})
+}
+
+// keysOf returns the keys that entries have in failed_keys.
+func keysOf(list []Entry) []Key {
+	return postgres.Column(list, func(e Entry) Key { return Key{Consumer: e.Consumer, Key: e.FailedKey} })
 }
 
 func idsOf(list []Entry) []int64 { return postgres.Column(list, func(e Entry) int64 { return e.ID }) }
@@ -128,6 +196,8 @@ type Pace struct {
 	DryRun bool
 	// OutOfOrder also requeues entries with older stopped entries of their key.
 	OutOfOrder bool
+	// Overtaken also requeues entries that are overtaken.
+	Overtaken bool
 	// Progress is called after each step, unless nil.
 	Progress func(done, total int)
 }
@@ -137,27 +207,56 @@ type Outcome struct {
 	// Selected is the number of stopped entries selected.
 	Selected int `json:"selected"`
 	Done     int `json:"done"`
-	// Refused counts entries that stay stopped; Refusals gives the reasons for the
-	// first 100.
-	Refused  int       `json:"refused"`
-	Refusals []Refusal `json:"refusals"`
-	DryRun   bool      `json:"dry_run,omitempty"`
-	// Last is the ID of the last entry examined.
-	Last int64 `json:"last,omitempty"`
+	// Refused counts entries that stay stopped, by reason in RefusedBy; Refusals
+	// gives the reasons for the first 100.
+	Refused   int                `json:"refused"`
+	RefusedBy map[event.Kind]int `json:"refused_by"`
+	Refusals  []Refusal          `json:"refusals"`
+	// Changed counts selected entries that were no longer stopped when it was their
+	// turn: someone else was faster.
+	Changed int  `json:"changed"`
+	DryRun  bool `json:"dry_run,omitempty"`
+	// Last is the ID of the last entry examined, Newest that of the newest selected.
+	Last   int64 `json:"last,omitempty"`
+	Newest int64 `json:"-"`
+	// Consumers counts the entries done by consumer.
+	Consumers map[string]int `json:"-"`
 }
 
 // Refusal is the reason why an entry was not requeued.
 type Refusal struct {
-	ID    int64  `json:"id"`
-	Error string `json:"error"`
+	ID    int64      `json:"id"`
+	Kind  event.Kind `json:"kind"`
+	Error string     `json:"error"`
+	// Overtaken is set if the entry is overtaken.
+	Overtaken *Overtaken `json:"overtaken,omitempty"`
 }
 
 // maxRefusals caps the refusals of an outcome.
 const maxRefusals = 100
 
 func (o *Outcome) refuse(id int64, err error) {
+	r := Refusal{ID: id, Kind: cmp.Or(event.KindOf(err), event.Rejected), Error: err.Error()}
+
+	if known, ok := errors.AsType[*event.Error](err); ok {
+		if overtaken, ok := known.Detail.(Overtaken); ok {
+			r.Overtaken = &overtaken
+		}
+	}
+
+	o.RefusedBy[r.Kind]++
+
 	if o.Refused++; len(o.Refusals) < maxRefusals {
-		o.Refusals = append(o.Refusals, Refusal{ID: id, Error: err.Error()})
+		o.Refusals = append(o.Refusals, r)
+	}
+}
+
+// did counts entries that were processed.
+func (o *Outcome) did(list []Entry) {
+	o.Done += len(list)
+
+	for _, e := range list {
+		o.Consumers[e.Consumer]++
 	}
 }
 
@@ -173,15 +272,16 @@ type step func(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) e
 // oldest first, with one transaction per chunk.
 func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (Outcome, error) {
 	f.State = Stopped
-	outcome := Outcome{Refusals: []Refusal{}, DryRun: pace.DryRun}
+	outcome := Outcome{Refusals: []Refusal{}, RefusedBy: map[event.Kind]int{}, Consumers: map[string]int{}, DryRun: pace.DryRun}
 	where, args := f.where()
 
-	// Ignore entries added during this run.
-	var newest int64
-
-	err := s.pool.QueryRow(ctx, `SELECT count(*), coalesce(max(id), 0) FROM failed_messages WHERE `+where, args...).Scan(&outcome.Selected, &newest)
+	err := s.pool.QueryRow(ctx, `SELECT count(*), coalesce(max(id), 0) FROM failed_messages WHERE `+where, args...).Scan(&outcome.Selected, &outcome.Newest)
 	if err != nil {
 		return outcome, fmt.Errorf("counting failed messages: %w", err)
+	}
+
+	if outcome.Changed, err = s.notStopped(ctx, f); err != nil {
+		return outcome, err
 	}
 
 	left := outcome.Selected
@@ -195,7 +295,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 		limiter = rate.NewLimiter(rate.Limit(pace.PerSecond), size)
 	}
 
-	f.Before = newest + 1
+	f.Before = outcome.Newest + 1 // ignore entries added during this run
 
 	for total := left; left > 0; {
 		n := min(size, left)
@@ -205,6 +305,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 		}
 
 		next := outcome
+		next.RefusedBy, next.Consumers = maps.Clone(outcome.RefusedBy), maps.Clone(outcome.Consumers)
 
 		taken, err := s.chunk(ctx, f, n, pace.DryRun, step, &next)
 		if err != nil {
@@ -212,6 +313,8 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 		}
 
 		if len(taken) == 0 { // another operator was faster
+			outcome.Changed += left
+
 			break
 		}
 
@@ -225,6 +328,22 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 	}
 
 	return outcome, nil
+}
+
+// notStopped returns how many of the entries that f lists by ID are not stopped.
+func (s *Store) notStopped(ctx context.Context, f Filter) (n int, err error) {
+	if f.IDs == nil || f.After > 0 { // a later part does not count them again
+		return 0, nil
+	}
+
+	err = s.pool.QueryRow(ctx, `
+		SELECT count(DISTINCT id) FROM unnest($1::bigint[]) AS i (id)
+		WHERE NOT EXISTS (SELECT FROM failed_messages m WHERE m.id = i.id AND state = 'stopped')`, f.IDs).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("counting failed messages: %w", err)
+	}
+
+	return n, nil
 }
 
 // chunk runs step once, atomically.
@@ -263,11 +382,14 @@ type Exported struct {
 	Entry
 
 	Actions []activity.Action `json:"actions"`
+	// Overtaken is set if the entry is overtaken.
+	Overtaken *Overtaken `json:"overtaken,omitempty"`
 }
 
 // Export calls fn with the entries selected by f and the actions on each, oldest
-// first. It holds at most one chunk in memory, and no transaction.
-func (s *Store) Export(ctx context.Context, f Filter, fn func(Exported) error) error {
+// first. It holds at most one chunk in memory, and no transaction. For check see
+// Overtaken.
+func (s *Store) Export(ctx context.Context, f Filter, check Check, fn func(Exported) error) error {
 	for {
 		list, err := s.list(ctx, columns, f, `ORDER BY id`, chunkSize)
 		if err != nil || len(list) == 0 {
@@ -279,8 +401,18 @@ func (s *Store) Export(ctx context.Context, f Filter, fn func(Exported) error) e
 			return err
 		}
 
+		overtaken, err := s.Overtaken(ctx, list, check)
+		if err != nil {
+			return err
+		}
+
 		for _, e := range list {
-			if err := fn(Exported{Entry: e, Actions: append([]activity.Action{}, actions[e.ID]...)}); err != nil {
+			out := Exported{Entry: e, Actions: append([]activity.Action{}, actions[e.ID]...)}
+			if o, is := overtaken[e.ID]; is {
+				out.Overtaken = &o
+			}
+
+			if err := fn(out); err != nil {
 				return err
 			}
 		}

@@ -102,10 +102,14 @@ type Entry struct {
 	// AppliedAs is the ID under which the message is applied, if another payload was
 	// applied under its own ID.
 	AppliedAs *uuid.UUID `json:"applied_as,omitempty"`
+	// FailedKey is the key that the message waits for, or that it had when it was
+	// stopped, as StoredKey returns it. It is empty if there is none.
+	FailedKey string `json:"-"`
 }
 
 const columns = `id, state, consumer, topic, message_id, origin, key, headers, payload, reason, error, deliveries, attempts,
-	first_at, last_at, tried_at, first_release, last_release, group_id, cause, revision, edited, coalesce(resolution, ''), resolved_at, applied_as`
+	first_at, last_at, tried_at, first_release, last_release, group_id, cause, revision, edited, coalesce(resolution, ''), resolved_at, applied_as,
+	coalesce(failed_key, '')`
 
 // Current returns the payload to apply: the edited one, if any.
 func (e Entry) Current() []byte {
@@ -135,8 +139,8 @@ type Key struct {
 // fit in a page.
 const maxKey = 1000
 
-// WaitingKey returns a key as failed_keys stores it.
-func WaitingKey(key string) string {
+// StoredKey returns a key as failed_keys stores it.
+func StoredKey(key string) string {
 	key = event.Text(key)
 	if len(key) <= maxKey {
 		return key
@@ -226,8 +230,8 @@ const maxCount = 10_000
 // because nothing has failed.
 func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err error) {
 	err = s.pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys k WHERE (
-			SELECT reason FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key ORDER BY id LIMIT 1) IS DISTINCT FROM $2 LIMIT $1) AS k),
+		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys k WHERE due_at IS NOT NULL AND (
+			SELECT reason FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting' ORDER BY id LIMIT 1) IS DISTINCT FROM $2 LIMIT $1) AS k),
 		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, maxCount, string(event.ReasonPending)).Scan(&waitingKeys, &stopped)
 	if err != nil {
 		return 0, 0, fmt.Errorf("counting failed messages: %w", err)

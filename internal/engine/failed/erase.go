@@ -55,8 +55,8 @@ func Erase(ctx context.Context, tx pgx.Tx, e Erasing) (erased Erased, err error)
 	// Lock the keys before the caller locks anything else, as consumers do.
 	_, err = tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE key = $1
-		AND EXISTS (SELECT FROM failed_messages m WHERE m.state = 'waiting' AND m.consumer = k.consumer AND m.waiting_key = k.key AND m.topic = ANY($2))
-		ORDER BY consumer FOR UPDATE`, WaitingKey(e.Subject), e.Topics)
+		AND EXISTS (SELECT FROM failed_messages m WHERE m.state = 'waiting' AND m.consumer = k.consumer AND m.failed_key = k.key AND m.topic = ANY($2))
+		ORDER BY consumer FOR UPDATE`, StoredKey(e.Subject), e.Topics)
 	if err != nil {
 		return erased, fmt.Errorf("locking the keys of %s: %w", e.Subject, err)
 	}
@@ -122,7 +122,7 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 	// Finished attempts lock the key before the message, so do the same.
 	_, err := tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE EXISTS (
-			SELECT FROM failed_messages m WHERE m.id = ANY($1) AND m.state = 'waiting' AND m.consumer = k.consumer AND m.waiting_key = k.key)
+			SELECT FROM failed_messages m WHERE m.id = ANY($1) AND m.state = 'waiting' AND m.consumer = k.consumer AND m.failed_key = k.key)
 		ORDER BY consumer, key FOR UPDATE`, ids)
 	if err != nil {
 		return fmt.Errorf("locking the keys of failed messages: %w", err)
@@ -142,7 +142,7 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 	erased.Actions = tag.RowsAffected()
 
 	waiting, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
-		DELETE FROM failed_messages WHERE id = ANY($1) AND state = 'waiting' RETURNING consumer, waiting_key`, ids)
+		DELETE FROM failed_messages WHERE id = ANY($1) AND state = 'waiting' RETURNING consumer, failed_key`, ids)
 	if err != nil {
 		return fmt.Errorf("withdrawing failed messages: %w", err)
 	}
@@ -159,8 +159,15 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 }
 
 // empty removes the content of messages that are kept, and puts them into the group of
-// erased messages of their consumer and reason.
+// erased messages of their consumer and reason. They have no content to apply, so they
+// need no key that later messages could overtake them in.
 func empty(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *Erased) error {
+	held, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
+		SELECT DISTINCT consumer, failed_key FROM failed_messages WHERE id = ANY($1) AND failed_key IS NOT NULL`, ids)
+	if err != nil {
+		return fmt.Errorf("reading the keys of failed messages: %w", err)
+	}
+
 	kinds, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[struct {
 		Consumer string
 		Reason   event.Reason
@@ -171,7 +178,7 @@ func empty(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 
 	for _, k := range kinds {
 		tag, err := tx.Exec(ctx, `
-			UPDATE failed_messages m SET payload = '', edited = NULL, headers = '{}', key = n.key, revision = revision + 1,
+			UPDATE failed_messages m SET payload = '', edited = NULL, headers = '{}', key = n.key, failed_key = NULL, revision = revision + 1,
 				error = $3, cause = $3, group_id = $4
 			FROM unnest($1::bigint[], $2::text[]) AS n (id, key) WHERE m.id = n.id AND consumer = $5 AND reason = $6`,
 			ids, keys, erasedError, groupOf(k.Consumer, k.Reason, erasedError), k.Consumer, string(k.Reason))
@@ -182,5 +189,5 @@ func empty(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 		erased.Emptied += tag.RowsAffected()
 	}
 
-	return nil
+	return free(ctx, tx, held...)
 }

@@ -133,7 +133,7 @@ func (r rig) waiting() (list []sent) {
 	slices.Reverse(entries)
 
 	for _, e := range entries {
-		key := pgtest.Value[string](r.t, r.pool, `SELECT waiting_key FROM failed_messages WHERE id = $1`, e.ID)
+		key := pgtest.Value[string](r.t, r.pool, `SELECT failed_key FROM failed_messages WHERE id = $1`, e.ID)
 		list = append(list, sent{Key: key, Entry: e, Attempts: e.Attempts, Payload: string(e.Current())})
 	}
 
@@ -220,7 +220,7 @@ func TestSummariesOmitLargeFields(t *testing.T) {
 	r := newRig(t)
 	r.add(entry("a", "x"), entry("b", "x"))
 
-	if _, err := r.Edit(t.Context(), 1, 0, body("a", "y"), alice, check); err != nil {
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Payload: body("a", "y")}, alice, check); err != nil {
 		t.Fatal(err)
 	}
 
@@ -531,9 +531,9 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 
 	o := r.requeue(failed.Filter{})
 	want := []failed.Refusal{
-		{ID: 1, Error: "text: is missing"},
-		{ID: 2, Error: "is blocked by message 1 of the same key, which stays stopped: edit, requeue or discard that first"},
-		{ID: 3, Error: "consumer retired no longer exists"},
+		{ID: 1, Kind: event.Rejected, Error: "text: is missing"},
+		{ID: 2, Kind: event.Conflict, Error: "is blocked by message 1 of the same key, which stays stopped: edit, requeue or discard that first"},
+		{ID: 3, Kind: event.Rejected, Error: "consumer retired no longer exists"},
 	}
 
 	if diff := cmp.Diff(want, o.Refusals); diff != "" || o.Done != 1 || o.Refused != 3 || o.Selected != 4 {
@@ -545,21 +545,21 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 		t.Errorf("blocked by a stopped entry: %+v", o)
 	}
 
-	_, err := r.Edit(t.Context(), 1, 0, []byte(`{"id":"z"}`), alice, check)
+	_, err := r.Edit(t.Context(), 1, failed.Edit{Payload: []byte(`{"id":"z"}`), NewKey: "z"}, alice, check)
 	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Error() != "text: is missing" || r.get(1).Edited != nil {
 		t.Errorf("an invalid edit: %v", err)
 	}
 
-	edited, err := r.Edit(t.Context(), 1, 1, body("z", "fixed"), alice, check)
+	edited, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "fixed"), NewKey: "z"}, alice, check)
 	if err != nil || edited.Revision != 2 || string(edited.Payload) != string(bad.Payload) {
 		t.Fatalf("got %+v, %v", edited, err)
 	}
 
-	if _, err := r.Edit(t.Context(), 1, 1, body("z", "again"), alice, check); event.KindOf(err) != event.Changed {
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "again")}, alice, check); event.KindOf(err) != event.Changed {
 		t.Errorf("an edit with an old revision: %v", err)
 	}
 
-	if _, err := r.Edit(t.Context(), 1, 2, body("z", "fixed"), alice, check); err != nil || r.get(1).Revision != 2 {
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 2, Payload: body("z", "fixed")}, alice, check); err != nil || r.get(1).Revision != 2 {
 		t.Errorf("a repeated edit: %v, %+v", err, r.get(1))
 	}
 
@@ -580,7 +580,7 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 		t.Errorf("history: %s", got)
 	}
 
-	if _, err := r.Edit(t.Context(), 1, 0, body("z", "late"), alice, check); event.KindOf(err) != event.Conflict {
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Payload: body("z", "late")}, alice, check); event.KindOf(err) != event.Conflict {
 		t.Errorf("an edit of a requeued entry: %v", err)
 	}
 }
@@ -658,7 +658,7 @@ func TestAnotherFailureReopensTheEntry(t *testing.T) {
 	e.Reason, e.Error = event.ReasonInvalid, "text: is missing"
 	id := r.add(e)
 
-	if _, err := r.Edit(t.Context(), id, 0, body("a", "fixed"), alice, check); err != nil {
+	if _, err := r.Edit(t.Context(), id, failed.Edit{Payload: body("a", "fixed")}, alice, check); err != nil {
 		t.Fatal(err)
 	}
 
@@ -732,7 +732,7 @@ func TestAnActionThatCannotBeRecordedIsRolledBack(t *testing.T) {
 
 	_, requeueErr := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{}, check)
 	_, discardErr := r.Discard(t.Context(), failed.Filter{}, alice, failed.Pace{})
-	_, editErr := r.Edit(t.Context(), id, 0, body("a", "y"), alice, check)
+	_, editErr := r.Edit(t.Context(), id, failed.Edit{Payload: body("a", "y")}, alice, check)
 
 	for name, err := range map[string]error{"requeue": requeueErr, "discard": discardErr, "edit": editErr} {
 		if err == nil {

@@ -54,7 +54,7 @@ func (f Filter) where(args ...any) (string, []any) {
 
 	// Use literals here: with parameters, a generic plan could not use the partial
 	// indexes.
-	w.And(f.State == Waiting, "state = 'waiting' AND waiting_key IS NOT NULL")
+	w.And(f.State == Waiting, "state = 'waiting' AND failed_key IS NOT NULL")
 	w.And(f.State == Stopped, "state = 'stopped'")
 	w.And(f.State != "" && f.State != Waiting && f.State != Stopped, "state = $?", string(f.State))
 	w.And(f.IDs != nil, "id = ANY($?)", f.IDs)

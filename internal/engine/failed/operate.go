@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
@@ -29,11 +30,11 @@ type KeyFilter struct {
 	Key      string
 }
 
-const keyCondition = ` ($1 = 0 OR EXISTS (SELECT FROM failed_messages q WHERE q.id = $1 AND q.consumer = k.consumer AND q.waiting_key = k.key))
+const keyCondition = ` ($1 = 0 OR EXISTS (SELECT FROM failed_messages q WHERE q.id = $1 AND q.state = 'waiting' AND q.consumer = k.consumer AND q.failed_key = k.key))
 	AND ($2 = '' OR k.consumer = $2) AND ($3 = '' OR k.key = $3) `
 
 func (f KeyFilter) args(more ...any) []any {
-	return append([]any{f.ID, f.Consumer, WaitingKey(f.Key)}, more...)
+	return append([]any{f.ID, f.Consumer, StoredKey(f.Key)}, more...)
 }
 
 // WaitingKeys returns the first messages of at most limit waiting keys, in order of
@@ -42,10 +43,10 @@ func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]Wait
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[WaitingEntry], `
 		SELECT `+columns+`, due_at, blocked FROM (
 			SELECT h.*, k.due_at,
-			       (SELECT count(*) - 1 FROM failed_messages b WHERE b.consumer = k.consumer AND b.waiting_key = k.key AND b.state = 'waiting') AS blocked
+			       (SELECT count(*) - 1 FROM failed_messages b WHERE b.consumer = k.consumer AND b.failed_key = k.key AND b.state = 'waiting') AS blocked
 			FROM failed_keys k
 			CROSS JOIN LATERAL (
-				SELECT * FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting'
+				SELECT * FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting'
 				ORDER BY id LIMIT 1) AS h
 			WHERE`+keyCondition+`) AS w
 		ORDER BY due_at, id LIMIT $4`, f.args(limit)...)
@@ -68,7 +69,7 @@ func notWaiting(id int64) error { return event.Missing("waiting message", fmt.Sp
 func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
 	list, err := entries(ctx, s.pool, `
 		SELECT `+columns+` FROM failed_messages
-		WHERE state = 'waiting' AND (consumer, waiting_key) = (SELECT consumer, waiting_key FROM failed_messages WHERE id = $1) ORDER BY id`, id)
+		WHERE state = 'waiting' AND (consumer, failed_key) = (SELECT consumer, failed_key FROM failed_messages WHERE id = $1 AND state = 'waiting') ORDER BY id`, id)
 	if err == nil && len(list) == 0 {
 		err = notWaiting(id)
 	}
@@ -76,35 +77,79 @@ func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
 	return list, err
 }
 
-// RetryNow makes the selected keys due now and returns their number.
-func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (n int64, err error) {
+// Retried is the result of RetryNow.
+type Retried struct {
+	// Due is the number of keys made due, Messages that of the messages waiting for
+	// them.
+	Due      int `json:"due"`
+	Messages int `json:"messages"`
+	// Consumers counts the keys by consumer.
+	Consumers map[string]int `json:"-"`
+}
+
+// RetryNow makes the selected keys due now.
+func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (out Retried, err error) {
+	out.Consumers = map[string]int{}
+
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		// Serialize operators: two that lock many keys could deadlock.
 		if err := postgres.LockInTx(ctx, tx, postgres.LockFailed, ""); err != nil {
 			return err
 		}
 
-		keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key],
-			`UPDATE failed_keys k SET due_at = clock_timestamp() WHERE`+keyCondition+`RETURNING consumer, key`, f.args()...)
+		keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[dueKey], `
+			WITH due AS (
+				UPDATE failed_keys k SET due_at = clock_timestamp() WHERE due_at IS NOT NULL AND`+keyCondition+`RETURNING consumer, key)
+			SELECT due.consumer, due.key, m.first, m.messages, (SELECT coalesce(applied_as, message_id) FROM failed_messages WHERE id = m.first)
+			FROM due CROSS JOIN LATERAL (
+				SELECT min(id) AS first, count(*) AS messages FROM failed_messages m
+				WHERE m.consumer = due.consumer AND m.failed_key = due.key AND m.state = 'waiting') AS m`, f.args()...)
 		if err != nil {
 			return fmt.Errorf("retrying waiting messages: %w", err)
 		}
 
-		n = int64(len(keys))
+		for _, k := range keys {
+			out.Due++
+			out.Messages += k.Messages
+			out.Consumers[k.Consumer]++
+		}
 
-		return activity.Record(ctx, tx, by, postgres.Column(keys, func(k Key) activity.Action {
-			return activity.Action{Action: activity.Retried, Subject: k.Consumer + " " + k.Key}
-		})...)
+		return activity.Record(ctx, tx, by, postgres.Column(keys, dueKey.retried)...)
 	})
 
-	return n, err
+	return out, err
+}
+
+// dueKey is a key made due by an operator.
+type dueKey struct {
+	Key
+
+	// First is the ID of its first message, nil if the key was freed in the meantime.
+	First    *int64
+	Messages int
+	// MessageID is the ID under which the first message is applied.
+	MessageID *uuid.UUID
+}
+
+func (k dueKey) retried() activity.Action {
+	return activity.Action{Action: activity.Retried, Subject: k.Consumer + " " + k.Key.Key, EntryID: k.First, MessageID: k.MessageID}
+}
+
+const firstOfKey = `SELECT ` + columns + ` FROM failed_messages WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`
+
+// Skipped is the result of Skip.
+type Skipped struct {
+	ID int64 `json:"skipped"`
+	// Next is the ID of the next message of the key, which is now due, or 0.
+	Next     int64  `json:"next,omitempty"`
+	Consumer string `json:"consumer"`
 }
 
 // Skip stops the first message of a key, given its ID; the next message of the key
 // becomes due. It refuses any other message, because skipping it would break the
 // order.
-func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
-	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) (out Skipped, err error) {
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
 		k, waits, err := lockKeyOf(ctx, tx, id)
 		if err != nil {
 			return err
@@ -114,9 +159,7 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
 			return notWaiting(id)
 		}
 
-		list, err := entries(ctx, tx, `
-			SELECT `+columns+` FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`,
-			k.Consumer, k.Key)
+		list, err := entries(ctx, tx, firstOfKey, k.Consumer, k.Key)
 
 		switch {
 		case err != nil:
@@ -127,21 +170,46 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) error {
 			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, list[0].ID, list[0].Key)
 		}
 
-		e := list[0]
-		e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, e.Attempts, e.Error)
+		out, err = s.skip(ctx, tx, k, list[0], by)
 
-		if _, _, err := s.stop(ctx, tx, e); err != nil {
-			return err
-		}
-
-		if err := free(ctx, tx, k); err != nil {
-			return err
-		}
-
-		if err := postpone(ctx, tx, k, 0); err != nil {
-			return err
-		}
-
-		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Skipped, Subject: subjectOf(e), EntryID: &id, MessageID: &e.MessageID})
+		return err
 	})
+
+	return out, err
+}
+
+// skip stops e, the first message of k, which is locked.
+func (s *Store) skip(ctx context.Context, tx pgx.Tx, k Key, e Entry, by activity.Actor) (out Skipped, err error) {
+	e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, e.Attempts, e.Error)
+
+	if _, err := s.stop(ctx, tx, e); err != nil {
+		return out, err
+	}
+
+	if err := free(ctx, tx, k); err != nil {
+		return out, err
+	}
+
+	if err := postpone(ctx, tx, k, 0); err != nil {
+		return out, err
+	}
+
+	next, err := entries(ctx, tx, firstOfKey, k.Consumer, k.Key)
+	if err != nil {
+		return out, err
+	}
+
+	var actions []activity.Action
+
+	out = Skipped{ID: e.ID, Consumer: e.Consumer}
+
+	for _, n := range next {
+		out.Next = n.ID
+		messageID := n.ApplyID()
+		actions = append(actions, activity.Action{Action: activity.Retried, Subject: subjectOf(n), EntryID: &n.ID, MessageID: &messageID})
+	}
+
+	actions = append(actions, activity.Action{Action: activity.Skipped, Subject: subjectOf(e), EntryID: &e.ID, MessageID: &e.MessageID})
+
+	return out, activity.Record(ctx, tx, by, actions...)
 }

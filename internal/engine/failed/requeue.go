@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -16,11 +17,12 @@ import (
 
 // Requeue makes the stopped entries selected by f wait with their due time now. They
 // are retried by the consumer in which they failed, and by no other, in order of
-// arrival per key across consumers. Entries that check rejects stay stopped, and so
-// do entries with an older stopped entry of the same key that is not requeued with
-// them: order per key is kept. Messages keep their IDs and headers, so none is
-// applied twice. If another payload was applied under a message's ID, the message
-// gets a new ID, caused by the old one.
+// arrival per key across consumers. These stay stopped: entries that check rejects;
+// entries that are overtaken, because they may overwrite what later messages did; and
+// entries with an older stopped entry of the same key that is neither requeued with
+// them nor overtaken, so that order per key is kept. Messages keep their IDs and
+// headers, so none is applied twice. If another payload was applied under a message's
+// ID, the message gets a new ID, caused by the old one.
 //
 // Requeue uses one transaction per chunk. When ctx ends it stops between two chunks;
 // the outcome reports its progress.
@@ -45,12 +47,13 @@ type requeue struct {
 }
 
 func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error {
-	older, err := r.older(ctx, tx, list)
-	if err != nil {
-		return err
+	if !r.pace.DryRun {
+		if err := settle(ctx, tx, list); err != nil {
+			return err
+		}
 	}
 
-	verdicts, err := seen(ctx, tx, list)
+	known, err := r.read(ctx, tx, list)
 	if err != nil {
 		return err
 	}
@@ -63,28 +66,35 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 	for _, e := range list {
 		key, err := r.check(e.Consumer, e.Current())
 		if err == nil {
-			err = r.inOrder(e, older[e.ID])
+			err = r.inOrder(e, known.older[e.ID])
+		}
+
+		o, is := e.overtaken(key, known.overtaken)
+
+		// A message that was applied after all overwrites nothing.
+		if err == nil && is && !r.pace.Overtaken && known.verdicts[e.ID] != inbox.Duplicate {
+			err = o.err()
 		}
 
 		if err != nil {
 			outcome.refuse(e.ID, err)
 
-			if in := (Key{e.Consumer, e.Key}); r.refused[in] == 0 {
+			if in := (Key{e.Consumer, e.FailedKey}); r.refused[in] == 0 && !is {
 				r.refused[in] = e.ID
 			}
 
 			continue
 		}
 
-		if verdicts[e.ID] == inbox.Conflict { // another payload was applied under this ID
+		if known.verdicts[e.ID] == inbox.Conflict { // another payload was applied under this ID
 			id := event.NewID()
 			e.AppliedAs = &id
 		}
 
-		accepted, keys = append(accepted, e), append(keys, WaitingKey(cmp.Or(key, e.ApplyID().String())))
+		accepted, keys = append(accepted, e), append(keys, StoredKey(cmp.Or(key, e.ApplyID().String())))
 	}
 
-	outcome.Done += len(accepted)
+	outcome.did(accepted)
 
 	if r.pace.DryRun || len(accepted) == 0 {
 		return nil
@@ -93,13 +103,47 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 	return release(ctx, tx, accepted, keys, r.by)
 }
 
+// known is what the database knows about the entries of a chunk, by ID.
+type known struct {
+	overtaken map[int64]Overtaken
+	older     map[int64]int64
+	verdicts  map[int64]inbox.Verdict
+}
+
+func (r *requeue) read(ctx context.Context, tx pgx.Tx, list []Entry) (k known, err error) {
+	if k.overtaken, err = overtaken(ctx, tx, list); err != nil {
+		return k, err
+	}
+
+	if k.older, err = r.older(ctx, tx, list); err != nil {
+		return k, err
+	}
+
+	k.verdicts, err = seen(ctx, tx, list)
+
+	return k, err
+}
+
+// settle waits for the batches that are applying messages of the entries' keys and
+// keeps further ones waiting, so that no message overtakes an entry unnoticed.
+func settle(ctx context.Context, tx pgx.Tx, list []Entry) error {
+	_, err := tx.Exec(ctx, `
+		SELECT FROM failed_keys k WHERE (consumer, key) IN (SELECT consumer, failed_key FROM failed_messages WHERE id = ANY($1))
+		ORDER BY consumer, key FOR UPDATE`, idsOf(list))
+	if err != nil {
+		return fmt.Errorf("locking the keys of failed messages: %w", err)
+	}
+
+	return nil
+}
+
 // inOrder refuses an entry that would overtake an older one of its key.
 func (r *requeue) inOrder(e Entry, older int64) error {
-	if r.pace.OutOfOrder || e.Key == "" {
+	if r.pace.OutOfOrder || e.FailedKey == "" {
 		return nil
 	}
 
-	if before := cmp.Or(r.refused[Key{e.Consumer, e.Key}], older); before != 0 {
+	if before := cmp.Or(r.refused[Key{e.Consumer, e.FailedKey}], older); before != 0 {
 		return event.Errorf(event.Conflict, "is blocked by message %d of the same key, which stays stopped: edit, requeue or discard that first", before)
 	}
 
@@ -108,7 +152,7 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 
 // older returns, for each entry, an older stopped entry of its key that is not part
 // of this run: f does not select it, or the previous run that this one continues left
-// it stopped.
+// it stopped. An overtaken entry does not count: its order is lost already.
 func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]int64, error) {
 	if r.pace.OutOfOrder {
 		return map[int64]int64{}, nil
@@ -121,11 +165,11 @@ func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64
 
 	found, err := postgres.Map[int64, int64](ctx, tx, `
 		SELECT e.id, min(o.id)
-		FROM (SELECT id, consumer, key FROM failed_messages WHERE id = ANY($1) AND key <> '') AS e
+		FROM (SELECT id, consumer, failed_key FROM failed_messages WHERE id = ANY($1) AND failed_key IS NOT NULL) AS e
 		CROSS JOIN LATERAL (
-			SELECT id FROM failed_messages
-			WHERE hashtextextended(key, 0) = hashtextextended(e.key, 0) AND id < e.id AND state = 'stopped'
-			  AND key = e.key AND consumer = e.consumer AND (id <= $2 OR NOT (`+where+`))
+			SELECT id FROM failed_messages AS m
+			WHERE consumer = e.consumer AND failed_key = e.failed_key AND state = 'stopped' AND id < e.id AND (id <= $2 OR NOT (`+where+`))
+			  AND NOT EXISTS (SELECT FROM overtaking_messages t WHERE t.consumer = m.consumer AND t.key = m.failed_key AND t.after_id >= m.id)
 			ORDER BY id LIMIT 1
 		) AS o
 		GROUP BY e.id`, args...)
@@ -173,19 +217,30 @@ func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by act
 	batch.Queue(`
 		INSERT INTO failed_keys AS k (consumer, key, due_at)
 		SELECT DISTINCT consumer, key, now() FROM unnest($1::text[], $2::text[]) AS r (consumer, key) ORDER BY 1, 2
-		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at`, consumers, keys)
+		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = coalesce(k.due_at, excluded.due_at)`, consumers, keys)
 	batch.Queue(`
-		UPDATE failed_messages m SET state = 'waiting', waiting_key = r.key, applied_as = r.renamed, tried_at = NULL, revision = m.revision + 1
+		UPDATE failed_messages m SET state = 'waiting', failed_key = r.key, applied_as = r.renamed, tried_at = NULL, revision = m.revision + 1
 		FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS r (id, key, renamed) WHERE m.id = r.id`, ids, keys, renamed)
 	batch.Queue(`
 		UPDATE failed_keys k SET due_at = clock_timestamp()
 		FROM (SELECT DISTINCT consumer, key FROM unnest($1::text[], $2::text[]) AS r (consumer, key)) AS r
 		WHERE k.consumer = r.consumer AND k.key = r.key AND $3::bigint[] @> ARRAY[
-			(SELECT min(id) FROM failed_messages m WHERE m.consumer = r.consumer AND m.waiting_key = r.key AND m.state = 'waiting')]`,
+			(SELECT min(id) FROM failed_messages m WHERE m.consumer = r.consumer AND m.failed_key = r.key AND m.state = 'waiting')]`,
 		consumers, keys, ids)
 
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("requeueing failed messages: %w", err)
+	}
+
+	left := keysOf(list)
+	for i := range left {
+		if left[i].Key == keys[i] {
+			left[i].Key = "" // still waits for it
+		}
+	}
+
+	if err := free(ctx, tx, slices.DeleteFunc(left, func(k Key) bool { return k.Key == "" })...); err != nil {
+		return err
 	}
 
 	return activity.Record(ctx, tx, by, postgres.Column(list, func(e Entry) activity.Action {

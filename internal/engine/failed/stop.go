@@ -12,7 +12,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// insert adds e in the given state, unless the message is already stored.
+// insert adds e in the given state, unless the message is already stored. The caller
+// must hold the key of a waiting message; the key of a stopped one is added, or locked.
 func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state State) (stored bool, err error) {
 	payload := e.Payload
 	if payload == nil { // a Kafka tombstone; nil would become NULL
@@ -24,13 +25,16 @@ func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state S
 	cause, group := causeOf(e)
 
 	tag, err := db.Exec(ctx, `
+		WITH held AS (
+			INSERT INTO failed_keys AS k (consumer, key) SELECT $1, $16 WHERE $15 = 'stopped' AND $16 <> ''
+			ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at)
 		INSERT INTO failed_messages (consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id,
-			attempts, first_release, last_release, state, waiting_key, deliveries, tried_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, CASE WHEN $15 = 'waiting' THEN $16 END,
+			attempts, first_release, last_release, state, failed_key, deliveries, tried_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, CASE WHEN $15 = 'waiting' THEN $16 ELSE nullif($16, '') END,
 			CASE WHEN $15 = 'stopped' THEN 1 ELSE 0 END, CASE WHEN $10::text <> '' THEN now() END)
 		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`,
 		e.Consumer, e.Topic, event.Text(e.Key), e.MessageID, event.Fingerprint(e.Payload), e.Origin, string(headers), payload,
-		string(e.Reason), storedError(e), cause, group, e.Attempts, event.Text(s.cfg.Release), string(state), WaitingKey(e.Key))
+		string(e.Reason), storedError(e), cause, group, e.Attempts, event.Text(s.cfg.Release), string(state), StoredKey(e.Key))
 	if err != nil {
 		return false, fmt.Errorf("storing failed message %s: %w", e.MessageID, err)
 	}
@@ -65,15 +69,17 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 		}
 	}
 
-	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-		if e.ID == 0 {
-			err := tx.QueryRow(ctx, `SELECT id FROM failed_messages WHERE consumer = $1 AND message_id = $2 AND fingerprint = $3`,
-				e.Consumer, e.MessageID, event.Fingerprint(e.Payload)).Scan(&e.ID)
-			if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-				return fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
-			}
+	var keys []Key
 
-			e.Revision = 0 // a broker delivery stops the row at any revision
+	if e.ID == 0 && e.Key != "" {
+		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added in vain
+	}
+
+	return s.inTx(ctx, func(tx pgx.Tx) error {
+		if e.ID == 0 {
+			if err := e.find(ctx, tx); err != nil {
+				return err
+			}
 		}
 
 		k, waits, err := lockKeyOf(ctx, tx, e.ID)
@@ -81,16 +87,22 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 			return err
 		}
 
-		reopened, key, err := s.stop(ctx, tx, e)
+		was, err := s.stop(ctx, tx, e)
 		if err != nil {
 			return err
 		}
 
-		if key != nil && !waits { // requeued between these two statements
-			k, waits = Key{Consumer: e.Consumer, Key: *key}, true
+		if was.waitedFor != nil && !waits { // requeued between these two statements
+			k, waits = Key{Consumer: e.Consumer, Key: *was.waitedFor}, true
 		}
 
-		if reopened {
+		if was.keyless && e.Key != "" { // it was resolved
+			if err := moveKey(ctx, tx, e, StoredKey(e.Key)); err != nil {
+				return err
+			}
+		}
+
+		if was.decided {
 			by := activity.Actor{Who: activity.Service, Why: e.Error}
 
 			err = activity.Record(ctx, tx, by, activity.Action{Action: activity.Reopened, Subject: subjectOf(e), EntryID: &e.ID})
@@ -100,38 +112,82 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 		}
 
 		if waits {
-			return free(ctx, tx, k)
+			return free(ctx, tx, append(keys, k)...)
 		}
 
-		return nil
+		return free(ctx, tx, keys...)
 	})
 }
 
-// stop stops the row with the ID of e, if it has the revision of e or e has none. It
-// reports whether an operator had decided on the message before, and returns the key
-// that it waited for, which the caller must free.
-func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (reopened bool, key *string, err error) {
+// find sets the ID of a message that a broker delivered again. It stops the row at any
+// revision.
+func (e *Entry) find(ctx context.Context, tx pgx.Tx) error {
+	err := tx.QueryRow(ctx, `SELECT id FROM failed_messages WHERE consumer = $1 AND message_id = $2 AND fingerprint = $3`,
+		e.Consumer, e.MessageID, event.Fingerprint(e.Payload)).Scan(&e.ID)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
+	}
+
+	e.Revision = 0
+
+	return nil
+}
+
+// before is what a message was before it was stopped.
+type before struct {
+	// decided is true if an operator had requeued it.
+	decided bool
+	// waitedFor is the key that it waited for, which the caller must free, or nil.
+	waitedFor *string
+	// keyless is true if the message is now stopped without a key.
+	keyless bool
+}
+
+// stop stops the row with the ID of e, if it has the revision of e or e has none.
+func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err error) {
 	cause, group := causeOf(e)
 
 	err = tx.QueryRow(ctx, `
 		WITH old AS (
-			SELECT id, state, resolution, deliveries, waiting_key FROM failed_messages
+			SELECT id, state, resolution, deliveries, CASE WHEN state = 'waiting' THEN failed_key END AS waits_for FROM failed_messages
 			WHERE id = $1 AND ($8 = 0 OR revision = $8) FOR UPDATE
 		)
 		UPDATE failed_messages m
-		SET state = CASE WHEN old.resolution = 'discarded' THEN m.state ELSE 'stopped' END, waiting_key = NULL,
+		SET state = CASE WHEN old.resolution = 'discarded' THEN m.state ELSE 'stopped' END,
 		    resolution = nullif(m.resolution, 'applied'),
 		    resolved_at = CASE WHEN old.resolution = 'discarded' THEN m.resolved_at END,
 		    deliveries = m.deliveries + 1, attempts = greatest(m.attempts, $2), last_at = now(), tried_at = now(),
 		    reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, revision = m.revision + 1
 		FROM old WHERE m.id = old.id
-		RETURNING old.state = 'waiting' AND old.deliveries > 0 OR coalesce(old.resolution = 'applied', false), old.waiting_key`,
-		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release), e.Revision).Scan(&reopened, &key)
+		RETURNING old.state = 'waiting' AND old.deliveries > 0 OR coalesce(old.resolution = 'applied', false), old.waits_for,
+			m.state = 'stopped' AND m.failed_key IS NULL`,
+		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release), e.Revision).
+		Scan(&was.decided, &was.waitedFor, &was.keyless)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return false, nil, fmt.Errorf("stopping failed message %d: %w", e.ID, err)
+		return was, fmt.Errorf("stopping failed message %d: %w", e.ID, err)
 	}
 
-	return reopened, key, nil
+	return was, nil
+}
+
+// moveKey gives a stopped message another key, which must be locked after the
+// message.
+func moveKey(ctx context.Context, tx pgx.Tx, e Entry, key string) error {
+	k := Key{Consumer: e.Consumer, Key: key}
+
+	if err := holdKey(ctx, tx, k, nil); err != nil {
+		return err
+	}
+
+	if _, err := tx.Exec(ctx, `UPDATE failed_messages SET failed_key = $2 WHERE id = $1`, e.ID, key); err != nil {
+		return fmt.Errorf("moving failed message %d to key %s: %w", e.ID, key, err)
+	}
+
+	if e.FailedKey == "" {
+		return nil
+	}
+
+	return free(ctx, tx, Key{Consumer: e.Consumer, Key: e.FailedKey})
 }
 
 // subjectOf names a message in the action log.

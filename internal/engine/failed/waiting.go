@@ -8,26 +8,33 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// QueueWaiting adds a query to batch that finds which of the keys are waiting; see
-// WaitingKey. The result is filled when the batch runs. The rows stay locked until
-// the transaction ends, so that no key is freed before messages are blocked by it.
-func QueueWaiting(batch *pgx.Batch, consumer string, keys []string) (waiting map[string]bool) {
-	waiting = map[string]bool{}
+// QueueKeys adds a query to batch that finds which of the keys have failed messages;
+// see StoredKey. The result is filled when the batch runs: found[key] is true if
+// messages of the key wait, and false if messages are only stopped. The rows stay
+// locked until the transaction ends, so that no key is freed before messages are
+// blocked by it, and no message is requeued before those that overtake it are
+// recorded.
+func QueueKeys(batch *pgx.Batch, consumer string, keys []string) (found map[string]bool) {
+	found = map[string]bool{}
 
 	batch.Queue(`
-		SELECT key FROM failed_keys WHERE consumer = $1 AND key = ANY($2)
+		SELECT key, due_at IS NOT NULL FROM failed_keys WHERE consumer = $1 AND key = ANY($2)
 		ORDER BY key FOR KEY SHARE`, consumer, keys).
 		Query(func(rows pgx.Rows) error {
-			var key string
+			var (
+				key   string
+				waits bool
+			)
 
-			_, err := pgx.ForEachRow(rows, []any{&key}, func() error {
-				waiting[key] = true
+			_, err := pgx.ForEachRow(rows, []any{&key, &waits}, func() error {
+				found[key] = waits
 
 				return nil
 			})
@@ -35,12 +42,12 @@ func QueueWaiting(batch *pgx.Batch, consumer string, keys []string) (waiting map
 			return err
 		})
 
-	return waiting
+	return found
 }
 
 // Block stores messages as blocked by the waiting messages of their keys. A message
 // that is already stored is not changed. The caller must hold the keys; see
-// QueueWaiting.
+// QueueKeys.
 func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	for _, e := range list {
 		if _, err := s.insert(ctx, tx, e, Waiting); err != nil {
@@ -51,14 +58,55 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	return nil
 }
 
+// Delivery is a message that is about to be applied.
+type Delivery struct {
+	MessageID   uuid.UUID
+	Fingerprint int64
+	// Key is the message's key; see StoredKey.
+	Key string
+	// EntryID and Revision are those of the failed message if it is retried, and 0 if
+	// a broker delivered it.
+	EntryID  int64
+	Revision int
+}
+
+// Decided returns the indexes of deliveries that must not be applied, because they
+// might undo what an operator or a later message did. A retried message must still be
+// the first that waits for its key, and unchanged: an earlier one may have been
+// requeued, or the message skipped. A message that a broker delivers again must not
+// be stopped.
+func Decided(ctx context.Context, db postgres.Querier, consumer string, list []Delivery) (map[int]bool, error) {
+	decided, err := postgres.Map[int, bool](ctx, db, `
+		SELECT d.n - 1, true
+		FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::bigint[], $6::int[]) WITH ORDINALITY AS d (message_id, fingerprint, key, entry, revision, n)
+		WHERE CASE
+			WHEN d.entry = 0 THEN EXISTS (
+				SELECT FROM failed_messages m
+				WHERE m.consumer = $1 AND m.message_id = d.message_id AND m.fingerprint = d.fingerprint AND m.state = 'stopped')
+			ELSE NOT EXISTS (SELECT FROM failed_messages m WHERE m.id = d.entry AND m.state = 'waiting' AND m.revision = d.revision)
+				OR EXISTS (SELECT FROM failed_messages m WHERE m.consumer = $1 AND m.failed_key = d.key AND m.state = 'waiting' AND m.id < d.entry) END`,
+		consumer,
+		postgres.Column(list, func(d Delivery) uuid.UUID { return d.MessageID }),
+		postgres.Column(list, func(d Delivery) int64 { return d.Fingerprint }),
+		postgres.Column(list, func(d Delivery) string { return d.Key }),
+		postgres.Column(list, func(d Delivery) int64 { return d.EntryID }),
+		postgres.Column(list, func(d Delivery) int { return d.Revision }))
+	if err != nil {
+		return nil, fmt.Errorf("reading what operators decided: %w", err)
+	}
+
+	return decided, nil
+}
+
 // BlockAlone is Block for one message, in its own transaction. It returns false if
 // the key is no longer waiting.
 func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err error) {
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
-		waiting := QueueWaiting(batch, e.Consumer, []string{WaitingKey(e.Key)})
+		key := StoredKey(e.Key)
+		found := QueueKeys(batch, e.Consumer, []string{key})
 
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil || len(waiting) == 0 {
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil || !found[key] {
 			return err
 		}
 
@@ -76,20 +124,16 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 // stored message that is not waiting is not changed, because its fate is an
 // operator's decision.
 func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
-	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+	return s.inTx(ctx, func(tx pgx.Tx) error {
 		if e.ID != 0 {
 			return s.parkAgain(ctx, tx, e, wait)
 		}
 
-		// A key that is already waiting is locked but not changed: without the lock
-		// it could be freed before the message is stored.
-		k := Key{Consumer: e.Consumer, Key: WaitingKey(e.Key)}
-
-		_, err := tx.Exec(ctx, `
-			INSERT INTO failed_keys AS k (consumer, key, due_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
-			ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at`, k.Consumer, k.Key, wait.Seconds())
-		if err != nil {
-			return fmt.Errorf("parking key %s: %w", e.Key, err)
+		// A key that already exists is locked, and changed only if nothing waits:
+		// without the lock it could be freed before the message is stored.
+		k := Key{Consumer: e.Consumer, Key: StoredKey(e.Key)}
+		if err := holdKey(ctx, tx, k, &wait); err != nil {
+			return err
 		}
 
 		stored, err := s.insert(ctx, tx, e, Waiting)
@@ -99,6 +143,26 @@ func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
 
 		return free(ctx, tx, k)
 	})
+}
+
+// holdKey adds a key or locks it. If no message waits for the key and wait is not nil,
+// the key becomes due after wait.
+func holdKey(ctx context.Context, tx pgx.Tx, k Key, wait *time.Duration) error {
+	var seconds *float64
+
+	if wait != nil {
+		s := wait.Seconds()
+		seconds = &s
+	}
+
+	_, err := tx.Exec(ctx, `
+		INSERT INTO failed_keys AS k (consumer, key, due_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
+		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = coalesce(k.due_at, excluded.due_at)`, k.Consumer, k.Key, seconds)
+	if err != nil {
+		return fmt.Errorf("storing key %s: %w", k.Key, err)
+	}
+
+	return nil
 }
 
 func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Duration) error {
@@ -125,7 +189,7 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	// A message that was requeued ahead of it in the meantime stays due.
 	_, err = tx.Exec(ctx, `
 		UPDATE failed_keys SET due_at = clock_timestamp() + $4 * interval '1 second' WHERE consumer = $1 AND key = $2
-		AND $3 = (SELECT min(id) FROM failed_messages WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting')`,
+		AND $3 = (SELECT min(id) FROM failed_messages WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting')`,
 		k.Consumer, k.Key, e.ID, wait.Seconds())
 	if err != nil {
 		return fmt.Errorf("postponing key %s: %w", k.Key, err)
@@ -141,7 +205,8 @@ func (s *Store) Postpone(ctx context.Context, k Key, wait time.Duration) error {
 
 func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration) error {
 	_, err := db.Exec(ctx, `
-		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second' WHERE consumer = $1 AND key = $2`,
+		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'
+		WHERE consumer = $1 AND key = $2 AND due_at IS NOT NULL`,
 		k.Consumer, k.Key, wait.Seconds())
 	if err != nil {
 		return fmt.Errorf("postponing key %s: %w", k.Key, err)
@@ -164,11 +229,26 @@ func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 	return nil
 }
 
+// errMoved reports that a message stopped waiting while its key was being locked. The
+// transaction must end before it touches the message, because operators lock stopped
+// messages before keys.
+var errMoved = errors.New("the message no longer waits")
+
+// inTx runs fn in a transaction, and again if a message was moved meanwhile.
+func (s *Store) inTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
+	for {
+		if err := postgres.InTx(ctx, s.pool, fn); !errors.Is(err, errMoved) {
+			return err
+		}
+	}
+}
+
 // lockKeyOf locks the key that a message is waiting for. Transactions that are about
-// to block messages by the key commit before it returns.
+// to block messages by the key commit before it returns. Call it in a transaction of
+// inTx.
 func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err error) {
 	err = tx.QueryRow(ctx, `
-		SELECT k.consumer, k.key FROM failed_keys k JOIN failed_messages m ON m.consumer = k.consumer AND m.waiting_key = k.key
+		SELECT k.consumer, k.key FROM failed_keys k JOIN failed_messages m ON m.consumer = k.consumer AND m.failed_key = k.key
 		WHERE m.id = $1 AND m.state = 'waiting' FOR UPDATE OF k`, id).Scan(&k.Consumer, &k.Key)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return k, false, nil
@@ -178,20 +258,46 @@ func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err
 		return k, false, fmt.Errorf("locking the key of failed message %d: %w", id, err)
 	}
 
-	return k, true, nil
+	// Before the key was locked, another process may have stopped the message.
+	var still bool
+
+	err = tx.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM failed_messages WHERE id = $1 AND state = 'waiting' AND failed_key = $2)`, id, k.Key).Scan(&still)
+
+	switch {
+	case err != nil:
+		return k, false, fmt.Errorf("reading failed message %d: %w", id, err)
+	case !still:
+		return k, false, errMoved
+	default:
+		return k, true, nil
+	}
 }
 
-// free deletes a key that no message is waiting for.
-func free(ctx context.Context, tx pgx.Tx, k Key) error {
+// free deletes keys without waiting and stopped messages. A key with stopped messages
+// only no longer blocks others.
+func free(ctx context.Context, tx pgx.Tx, keys ...Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+
+	consumers := postgres.Column(keys, func(k Key) string { return k.Consumer })
+	names := postgres.Column(keys, func(k Key) string { return k.Key })
+
+	const given = ` (consumer, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) `
+
 	batch := &pgx.Batch{}
-	batch.Queue(`SELECT FROM failed_keys WHERE consumer = $1 AND key = $2 FOR UPDATE`, k.Consumer, k.Key)
+	batch.Queue(`SELECT FROM failed_keys WHERE`+given+`ORDER BY consumer, key FOR UPDATE`, consumers, names)
 	batch.Queue(`
-		DELETE FROM failed_keys k WHERE consumer = $1 AND key = $2
-		AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting')`,
-		k.Consumer, k.Key)
+		DELETE FROM failed_keys k WHERE`+given+`
+		AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key)`, consumers, names)
+	batch.Queue(`
+		UPDATE failed_keys k SET due_at = NULL WHERE`+given+`AND due_at IS NOT NULL
+		AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting')`,
+		consumers, names)
 
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("freeing key %s: %w", k.Key, err)
+		return fmt.Errorf("freeing keys: %w", err)
 	}
 
 	return nil
@@ -199,22 +305,27 @@ func free(ctx context.Context, tx pgx.Tx, k Key) error {
 
 // Finish ends the wait of e, which was applied. It deletes the message, or resolves
 // it if it was ever stopped. The next message of the key becomes the first; without
-// one the key is freed. A message that was edited since e was read continues to wait,
-// because its new payload has not been applied.
+// one the key is freed. A message that was skipped during the attempt is resolved too:
+// it is no operator's task any more. A message that was edited since e was read
+// continues to wait, or stays stopped, because its new payload has not been applied.
 func (s *Store) Finish(ctx context.Context, e Entry) error {
-	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+	return s.inTx(ctx, func(tx pgx.Tx) error {
 		k, waits, err := lockKeyOf(ctx, tx, e.ID)
-		if err != nil || !waits {
-			return err // settled by another replica, withdrawn or skipped
+		if err != nil {
+			return err
 		}
 
-		const applied = `id = $1 AND state = 'waiting' AND edited IS NOT DISTINCT FROM $2 AND applied_as IS NOT DISTINCT FROM $3`
+		if !waits { // settled by another replica, withdrawn or skipped
+			k = Key{Consumer: e.Consumer, Key: e.FailedKey}
+		}
+
+		const applied = `id = $1 AND state IN ('waiting', 'stopped') AND edited IS NOT DISTINCT FROM $2 AND applied_as IS NOT DISTINCT FROM $3`
 
 		batch := &pgx.Batch{}
 		batch.Queue(`DELETE FROM failed_messages WHERE `+applied+` AND deliveries = 0`, e.ID, e.Edited, e.AppliedAs)
 		batch.Queue(`
 			UPDATE failed_messages
-			SET state = 'resolved', waiting_key = NULL, resolution = 'applied', resolved_at = now(), revision = revision + 1
+			SET state = 'resolved', failed_key = NULL, resolution = 'applied', resolved_at = now(), revision = revision + 1
 			WHERE `+applied, e.ID, e.Edited, e.AppliedAs)
 
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
@@ -263,12 +374,12 @@ func (s *Store) Head(ctx context.Context, k Key, running []string) (h Head, ok b
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
 		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (
 			SELECT FROM failed_messages o
-			WHERE o.consumer = ANY($3) AND o.consumer <> h.consumer AND o.waiting_key = h.waiting_key AND o.state = 'waiting'
+			WHERE o.consumer = ANY($3) AND o.consumer <> h.consumer AND o.failed_key = h.failed_key AND o.state = 'waiting'
 			  AND o.id < h.id AND o.deliveries > 0 AND o.tried_at IS NULL
 			  AND NOT EXISTS (
 				SELECT FROM failed_messages p
-				WHERE p.consumer = o.consumer AND p.waiting_key = o.waiting_key AND p.state = 'waiting' AND p.id < o.id AND p.tried_at IS NOT NULL))
-		FROM failed_messages h WHERE consumer = $1 AND waiting_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`, k.Consumer, k.Key, running)
+				WHERE p.consumer = o.consumer AND p.failed_key = o.failed_key AND p.state = 'waiting' AND p.id < o.id AND p.tried_at IS NOT NULL))
+		FROM failed_messages h WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`, k.Consumer, k.Key, running)
 	if err != nil {
 		return h, false, fmt.Errorf("reading the first message of key %s: %w", k.Key, err)
 	}

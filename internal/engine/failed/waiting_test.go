@@ -98,7 +98,7 @@ func TestAnAttemptAtASkippedMessageBlocksNoOther(t *testing.T) {
 	first := park(t, s, broken(), 0)
 	park(t, s, broken(), 0) // blocked by it
 
-	if err := s.Skip(t.Context(), first.ID, activity.Actor{Who: "test"}); err != nil {
+	if _, err := s.Skip(t.Context(), first.ID, activity.Actor{Who: "test"}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -111,6 +111,29 @@ func TestAnAttemptAtASkippedMessageBlocksNoOther(t *testing.T) {
 	list, err := s.WaitingKeys(t.Context(), failed.KeyFilter{}, 10)
 	if err != nil || len(list) != 1 || list[0].ID == first.ID || time.Until(list[0].DueAt) > time.Minute {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestAMessageThatIsAppliedWhileItIsSkippedIsResolved(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	first := park(t, r.Store, broken(), 0)
+
+	if _, err := r.Skip(t.Context(), first.ID, alice); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := r.Finish(t.Context(), first); err != nil { // the attempt was running meanwhile
+		t.Fatal(err)
+	}
+
+	if got := r.get(first.ID); got.Resolution != failed.Applied {
+		t.Errorf("the message is %s", got.State)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 {
+		t.Errorf("%d keys are left", n)
 	}
 }
 
@@ -200,7 +223,7 @@ func TestAStoppedMessageIsNotParked(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(id).State != failed.Stopped {
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE due_at IS NOT NULL`); n != 0 || r.get(id).State != failed.Stopped {
 		t.Errorf("%d keys are waiting; %+v", n, r.get(id))
 	}
 }
@@ -313,13 +336,13 @@ func TestFreeingAKeyUsesAnIndex(t *testing.T) {
 
 	// This is the foreign key's query when the row of a key is deleted.
 	rows, err := r.pool.Query(t.Context(), `
-		EXPLAIN SELECT 1 FROM ONLY failed_messages x WHERE 'writer' = consumer AND 'k' = waiting_key FOR KEY SHARE OF x`)
+		EXPLAIN SELECT 1 FROM ONLY failed_messages x WHERE 'writer' = consumer AND 'k' = failed_key FOR KEY SHARE OF x`)
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || !strings.Contains(strings.Join(plan, "\n"), "failed_messages_waiting") {
+	if err != nil || !strings.Contains(strings.Join(plan, "\n"), "failed_messages_of_key") {
 		t.Errorf("%v\n%s", err, strings.Join(plan, "\n"))
 	}
 }
@@ -333,11 +356,11 @@ func TestAnAttemptAtAnEditedMessageHasNoEffect(t *testing.T) {
 	tried := park(t, r.Store, m, 0)
 
 	// While an attempt is running, an operator skips, edits and requeues the message.
-	if err := r.Skip(t.Context(), tried.ID, alice); err != nil {
+	if _, err := r.Skip(t.Context(), tried.ID, alice); err != nil {
 		t.Fatal(err)
 	}
 
-	if _, err := r.Edit(t.Context(), tried.ID, 0, body("k", "2"), alice, check); err != nil {
+	if _, err := r.Edit(t.Context(), tried.ID, failed.Edit{Payload: body("k", "2")}, alice, check); err != nil {
 		t.Fatal(err)
 	}
 
@@ -406,8 +429,8 @@ func TestRequeueingAMessageWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 	})
 
 	for _, sql := range []string{
-		`INSERT INTO failed_keys (consumer, key, due_at) VALUES ('writer', 'k', now())`,
-		`UPDATE failed_messages SET state = 'waiting', waiting_key = 'k', tried_at = NULL, revision = revision + 1`,
+		`UPDATE failed_keys SET due_at = now()`,
+		`UPDATE failed_messages SET state = 'waiting', failed_key = 'k', tried_at = NULL, revision = revision + 1`,
 	} {
 		if _, err := tx.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
@@ -418,7 +441,7 @@ func TestRequeueingAMessageWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys`); n != 0 || r.get(1).State != failed.Stopped {
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE due_at IS NOT NULL`); n != 0 || r.get(1).State != failed.Stopped {
 		t.Errorf("%d keys are waiting, but the message is %s", n, r.get(1).State)
 	}
 }
@@ -497,8 +520,9 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 	}
 
 	if n := pgtest.Value[int](t, r.pool, `
-		SELECT count(*)::int FROM failed_keys k WHERE NOT EXISTS (
-			SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.waiting_key = k.key AND m.state = 'waiting')`); n != 0 {
-		t.Errorf("%d keys have no waiting message", n)
+		SELECT count(*)::int FROM failed_keys k
+		LEFT JOIN (SELECT consumer, failed_key AS key, bool_or(state = 'waiting') AS waits FROM failed_messages GROUP BY 1, 2) AS m USING (consumer, key)
+		WHERE m.waits IS NULL OR m.waits <> (k.due_at IS NOT NULL)`); n != 0 {
+		t.Errorf("%d keys have no failed message, or are due without a waiting one, or the other way round", n)
 	}
 }

@@ -85,21 +85,23 @@ func engine() []Source {
 			}},
 		},
 		{
-			Name:  "waiting keys",
+			Name:  "failed keys",
 			Count: `SELECT count(*) FROM failed_keys`,
 			Rows: `
-				SELECT coalesce(k.consumer, p.consumer) || ' ' || coalesce(k.key, p.key) AS id, k.due_at, p.waiting,
+				SELECT k.consumer || ' ' || k.key AS id, k.due_at, coalesce(m.waiting, 0) AS waiting, coalesce(m.stopped, 0) AS stopped,
 				       EXISTS (SELECT FROM paused_consumers c WHERE c.consumer = k.consumer) AS paused
 				FROM failed_keys k
-				FULL JOIN (SELECT consumer, waiting_key AS key, count(*) AS waiting FROM failed_messages WHERE state = 'waiting' GROUP BY 1, 2) AS p
-					ON p.consumer = k.consumer AND p.key = k.key`,
+				LEFT JOIN (
+					SELECT consumer, failed_key AS key, count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'stopped') AS stopped
+					FROM failed_messages WHERE failed_key IS NOT NULL GROUP BY 1, 2) AS m ON m.consumer = k.consumer AND m.key = k.key`,
 			Checks: []Check{{
 				Name:   "waiting",
-				Means:  "Each waiting key has a waiting message, each waiting message has a key, and no key is overdue.",
+				Means:  "Each key has a failed message, a key is due exactly if a message waits, and no key is overdue.",
 				Advice: "Inspect the key with `millrace failed waiting` and retry it with `millrace failed retry`. If keys stay overdue, no running service has their consumer.",
 				Fault: `CASE
-					WHEN waiting IS NULL THEN 'is blocked, but no message waits'
-					WHEN due_at IS NULL THEN 'has waiting messages that nothing retries'
+					WHEN waiting = 0 AND due_at IS NOT NULL THEN 'is blocked, but no message waits'
+					WHEN waiting > 0 AND due_at IS NULL THEN 'has waiting messages that nothing retries'
+					WHEN waiting + stopped = 0 THEN 'has no failed message'
 					WHEN due_at < now() - @older::interval AND NOT paused THEN 'has been due since ' || to_char(due_at, 'YYYY-MM-DD HH24:MI:SS') END`,
 			}},
 		},

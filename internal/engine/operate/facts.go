@@ -108,7 +108,7 @@ func (o *Operator) queueCounts(batch *pgx.Batch, f *Facts, limit *int64) {
 	batch.Queue(`
 		SELECT (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
 		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at IS NOT NULL LIMIT $1) AS o),
-		       (SELECT count(*) FROM (SELECT FROM failed_keys LIMIT $1) AS k),
+		       (SELECT count(*) FROM (SELECT FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k),
 		       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $2 AND objid = 0 AND objsubid = 2 AND granted
 		          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, limit, postgres.LockRelays).
 		QueryRow(func(row pgx.Row) error {
@@ -132,7 +132,7 @@ func (o *Operator) queueCounts(batch *pgx.Batch, f *Facts, limit *int64) {
 	// Each half uses a partial index.
 	batch.Queue(`
 		SELECT consumer, count(*) FILTER (WHERE state = 'waiting'), count(*) FILTER (WHERE state = 'stopped') FROM (
-			(SELECT consumer, state FROM failed_messages WHERE state = 'waiting' AND waiting_key IS NOT NULL LIMIT $1)
+			(SELECT consumer, state FROM failed_messages WHERE state = 'waiting' AND failed_key IS NOT NULL LIMIT $1)
 			UNION ALL
 			(SELECT consumer, state FROM failed_messages WHERE state = 'stopped' LIMIT $1)) AS f
 		GROUP BY consumer`, limit).

@@ -3,12 +3,14 @@ package operate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -156,15 +158,19 @@ func (o *Operator) Actable(ctx context.Context, ids []int64) error {
 }
 
 // Exported returns a failed message with the actions on it.
-func (o *Operator) Exported(ctx context.Context, id int64) (failed.Exported, error) {
-	e, err := o.Failed.Get(ctx, id)
-	if err != nil {
-		return failed.Exported{}, err
+func (o *Operator) Exported(ctx context.Context, id int64) (out failed.Exported, err error) {
+	f := failed.Filter{IDs: []int64{id}}
+
+	err = o.Failed.Export(ctx, f, o.Router.Check, func(e failed.Exported) error {
+		out = e
+
+		return nil
+	})
+	if err == nil && out.ID == 0 {
+		err = event.Missing("failed message", fmt.Sprint(id))
 	}
 
-	actions, err := o.Failed.Actions(ctx, id)
-
-	return failed.Exported{Entry: e, Actions: append([]activity.Action{}, actions...)}, err
+	return out, err
 }
 
 // ActOnOne runs an action on one stopped message, unless it has changed since e was
@@ -180,7 +186,7 @@ func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed
 	case err != nil:
 		return e, err
 	case outcome.Refused > 0:
-		return e, event.Errorf(event.Conflict, "message %d was refused: %s", e.ID, outcome.Refusals[0].Error)
+		return e, refused(outcome.Refusals[0])
 	case outcome.Done == 0:
 		return e, failed.ChangedError(e.ID)
 	}
@@ -188,17 +194,55 @@ func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed
 	return o.Failed.Get(ctx, e.ID)
 }
 
+// refused returns the error for which an action on one message was refused.
+func refused(r failed.Refusal) error {
+	refusal := event.Errorf(event.Conflict, "message %d was refused: %s", r.ID, r.Error)
+
+	if r.Overtaken != nil {
+		refusal.Kind, refusal.Detail = event.Overtaken, *r.Overtaken
+	}
+
+	return refusal
+}
+
 // Retry makes the selected waiting keys due now.
-func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by activity.Actor) (int64, error) {
+func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by activity.Actor) (out failed.Retried, err error) {
 	if err := errors.Join(selected(f != (failed.KeyFilter{}), all), o.Known(ctx, failed.Filter{Consumer: f.Consumer})); err != nil {
-		return 0, err
+		return out, err
 	}
 
 	if f.ID != 0 {
 		if _, err := o.Failed.Queue(ctx, f.ID); err != nil {
-			return 0, err
+			return out, err
 		}
 	}
 
 	return o.Failed.RetryNow(ctx, f, by)
+}
+
+// readProgressEvery limits how often Follow reads the progress of a request.
+const readProgressEvery = 250 * time.Millisecond
+
+// Follow reads the progress of a request until each of its messages has been tried or
+// ctx ends, which is not an error. It calls fn, unless nil, with each reading.
+func (o *Operator) Follow(ctx context.Context, request uuid.UUID, fn func(failed.Progress)) (p failed.Progress, err error) {
+	for {
+		started := time.Now()
+
+		// The last reading must not depend on the end of ctx.
+		if p, err = o.Failed.Progress(context.WithoutCancel(ctx), request); err != nil {
+			return p, err
+		}
+
+		if fn != nil {
+			fn(p)
+		}
+
+		if p.Pending == 0 || ctx.Err() != nil {
+			return p, nil
+		}
+
+		// Reading the progress of many messages takes time itself.
+		_ = backoff.Sleep(ctx, max(readProgressEvery, 4*time.Since(started)))
+	}
 }

@@ -25,6 +25,8 @@ func TestOutcomesOfErrors(t *testing.T) {
 		"not-found":   {event.Missing("order", "x"), 3, http.StatusNotFound},
 		"unknown":     {event.UnknownName("topic", "x", nil), 2, http.StatusNotFound},
 		"conflict":    {event.Errorf(event.Conflict, "resolved"), 1, http.StatusConflict},
+		"overtaken":   {event.Errorf(event.Overtaken, "overtaken"), 1, http.StatusConflict},
+		"key-change":  {event.Errorf(event.KeyChange, "key"), 1, http.StatusConflict},
 		"changed":     {failed.ChangedError(1), 1, http.StatusPreconditionFailed},
 		"invalid":     {failed.ErrNoReason, 2, http.StatusUnprocessableEntity},
 		"rejected":    {event.Reject(errors.New("no")), 4, http.StatusUnprocessableEntity},

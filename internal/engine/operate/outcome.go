@@ -39,19 +39,20 @@ type Outcome struct {
 
 // outcomes maps error kinds to outcomes.
 var outcomes = map[event.Kind]Outcome{
-	event.NotFound: {Exit: ExitNotFound, Status: http.StatusNotFound},
-	event.Unknown:  {Exit: ExitUsage, Status: http.StatusNotFound},
-	event.Conflict: {Exit: ExitFailure, Status: http.StatusConflict},
-	event.Changed:  {Exit: ExitFailure, Status: http.StatusPreconditionFailed},
-	event.Invalid:  {Exit: ExitUsage, Status: http.StatusUnprocessableEntity},
-	Rejected:       {Exit: ExitRejected, Status: http.StatusUnprocessableEntity},
-	unavailable:    {Exit: ExitFailure, Status: http.StatusServiceUnavailable},
-	internal:       {Exit: ExitFailure, Status: http.StatusInternalServerError},
+	event.NotFound:  {Exit: ExitNotFound, Status: http.StatusNotFound},
+	event.Unknown:   {Exit: ExitUsage, Status: http.StatusNotFound},
+	event.Conflict:  {Exit: ExitFailure, Status: http.StatusConflict},
+	event.Overtaken: {Exit: ExitFailure, Status: http.StatusConflict},
+	event.KeyChange: {Exit: ExitFailure, Status: http.StatusConflict},
+	event.Changed:   {Exit: ExitFailure, Status: http.StatusPreconditionFailed},
+	event.Invalid:   {Exit: ExitUsage, Status: http.StatusUnprocessableEntity},
+	event.Rejected:  {Exit: ExitRejected, Status: http.StatusUnprocessableEntity},
+	unavailable:     {Exit: ExitFailure, Status: http.StatusServiceUnavailable},
+	internal:        {Exit: ExitFailure, Status: http.StatusInternalServerError},
 }
 
 // Kinds that are assigned to errors without one.
 const (
-	Rejected    event.Kind = "rejected"    // a payload or message was rejected
 	unavailable event.Kind = "unavailable" // the database is unreachable or too slow
 	internal    event.Kind = "internal"    // anything else
 )
@@ -61,7 +62,7 @@ func OutcomeOf(err error) Outcome {
 	kind := event.KindOf(err)
 
 	if _, reject := errors.AsType[*event.RejectError](err); kind == "" && reject {
-		kind = Rejected
+		kind = event.Rejected
 	}
 
 	if kind == "" {

@@ -40,7 +40,7 @@ type Search struct {
 }
 
 // idColumns hold ids on purpose: what they name is not erased.
-var idColumns = []string{"id", "user_id", "stream", "key", "waiting_key", "subject", "who"}
+var idColumns = []string{"id", "user_id", "stream", "key", "failed_key", "subject", "who"}
 
 // ownColumns hold names of the program and no data. They are not searched, so neither
 // are tables without any other text.

@@ -301,6 +301,6 @@ func (s *Service) WaitForOrder(id, status string) {
 func (s *Service) WaitUntilIdle() {
 	s.tb.Helper()
 	pgtest.Eventually(s.tb, "the outbox is empty and no key is waiting", func() bool {
-		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys)`) == 0
+		return Value[int](s, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys WHERE due_at IS NOT NULL)`) == 0
 	})
 }

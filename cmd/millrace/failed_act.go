@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
+)
+
+// action is the result of a command that acts on failed messages.
+type action struct {
+	*failed.Outcome
+	*failed.Retried
+
+	// Held says what holds up the messages that are now due.
+	Held []operate.Held `json:"held,omitempty"`
+	// Request identifies the action in `millrace activity` and in the HTTP API.
+	Request uuid.UUID `json:"request"`
+	// Progress is set with --wait.
+	Progress *failed.Progress `json:"progress,omitempty"`
+}
+
+// act is operation for a command that acts on the selected stopped messages. It
+// prints the outcome even if the action ended early. w is nil for an action that
+// retries nothing.
+func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace, w *wait,
+	do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error), flags ...flag,
+) *cobra.Command {
+	var (
+		selected  selection
+		confirmed bool
+	)
+
+	return operation(opts, cmd, func(c *call) error {
+		f, err := selected.toActOn(c)
+		if err != nil {
+			return err
+		}
+
+		if f.IDs == nil && !pace.DryRun && !confirmed && c.interactive() {
+			if f.Before, err = c.preview(f, *pace, do); err != nil {
+				return err
+			}
+		}
+
+		progress, end := showProgress(cmd.Name())
+		pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
+
+		outcome, err := do(c, f, *pace)
+
+		end()
+
+		if outcome.DryRun {
+			done = "would " + cmd.Name()
+		}
+
+		return c.finishAct(done, outcome, w, err)
+	}, append(flags, selected.flags, recorded,
+		yes(&selected.all, "all", "select all stopped messages"), yes(&pace.DryRun, "dry-run", "only report what would be done"),
+		yes(&confirmed, "yes", "do not ask for confirmation on a terminal"))...)
+}
+
+// previewed is how many of the selected messages a preview lists.
+const previewed = 5
+
+// preview shows what an action would do and asks for confirmation. It returns the ID
+// before which all selected messages are, so that the action takes no later ones.
+func (c *call) preview(f failed.Filter, pace failed.Pace, do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error)) (before int64, err error) {
+	pace.DryRun = true
+
+	would, err := do(c, f, pace)
+	if err != nil || would.Selected == 0 {
+		return would.Newest + 1, err
+	}
+
+	f.State = failed.Stopped
+
+	first, err := c.Failed.Summaries(c.ctx, f, previewed)
+	if err != nil {
+		return 0, err
+	}
+
+	var text strings.Builder
+
+	for _, e := range first {
+		fmt.Fprintf(&text, "  %d %s %s %s\n", e.ID, e.Consumer, oneLine(e.Key, 60), oneLine(e.Error, 100))
+	}
+
+	if more := would.Selected - len(first); more > 0 {
+		fmt.Fprintf(&text, "  and %d more\n", more)
+	}
+
+	writeOutcome(&text, "would "+c.cmd.Name(), would)
+	fmt.Fprintf(&text, "%s %d messages?", strings.ToUpper(c.cmd.Name()[:1])+c.cmd.Name()[1:], would.Done)
+
+	return would.Newest + 1, c.confirm(func() (string, error) { return text.String(), nil })
+}
+
+// finishAct prints the outcome of an action that ended with err, follows its messages
+// if asked to, and returns the error that tells the exit code.
+func (c *call) finishAct(done string, outcome failed.Outcome, w *wait, err error) error {
+	result := action{Outcome: &outcome, Request: c.by.Request}
+
+	if w != nil && !outcome.DryRun && outcome.Done > 0 {
+		if followErr := c.follow(&result, outcome.Consumers, w); err == nil {
+			err = followErr
+		}
+	}
+
+	printErr := c.print(result, func(out io.Writer) {
+		writeOutcome(out, done, outcome)
+		writeFollowed(out, result)
+	})
+
+	switch {
+	case err != nil:
+		return err
+	case printErr != nil:
+		return printErr
+	case outcome.RefusedBy[event.Rejected] > 0:
+		return errRefused
+	case outcome.Refused+outcome.Changed > 0:
+		return errLeft
+	default:
+		return result.err()
+	}
+}
+
+func writeOutcome(w io.Writer, done string, o failed.Outcome) {
+	fmt.Fprintf(w, "%s %d of %d stopped messages\n", done, o.Done, o.Selected)
+
+	for _, r := range o.Refusals {
+		fmt.Fprintf(w, "refused message %d: %s\n", r.ID, oneLine(r.Error, 300))
+	}
+
+	if more := o.Refused - len(o.Refusals); more > 0 {
+		fmt.Fprintf(w, "refused %d more\n", more)
+	}
+
+	if n := o.RefusedBy[event.Overtaken]; n > 0 {
+		fmt.Fprintf(w, "--overtaken also requeues the %d overtaken messages\n", n)
+	}
+
+	if o.Changed > 0 {
+		fmt.Fprintf(w, "%d selected messages were no longer stopped: they have changed in the meantime\n", o.Changed)
+	}
+}
+
+// wait holds the flags of a command that can follow the messages that it retries.
+type wait struct {
+	yes     bool
+	timeout time.Duration
+}
+
+func (w *wait) flags(_ *options, flags *pflag.FlagSet) {
+	flags.BoolVar(&w.yes, "wait", false, "wait for the outcome and report it")
+	flags.DurationVar(&w.timeout, "timeout", 5*time.Minute, "with --wait, stop waiting after this long")
+}
+
+// follow adds to result what holds up the messages that are now due, counted by
+// consumer, and with --wait what became of them. The end of the wait changes nothing.
+func (c *call) follow(result *action, messages map[string]int, w *wait) (err error) {
+	ctx := context.WithoutCancel(c.ctx)
+
+	if result.Held, err = c.Operator.Held(ctx, c.cfg.HTTP.Addr, messages); err != nil {
+		return err
+	}
+
+	if w.yes {
+		for _, h := range result.Held { // the operator may want to do something about it
+			fmt.Fprintln(c.cmd.ErrOrStderr(), oneLine(h.String(), 500))
+		}
+
+		waiting, cancel := context.WithTimeout(c.ctx, w.timeout)
+		defer cancel()
+
+		progress, end := showProgress("tried")
+		p, err := c.Operator.Follow(waiting, c.by.Request, func(p failed.Progress) {
+			progress(int64(p.Messages-p.Pending), int64(p.Messages))
+		})
+
+		end()
+
+		if err != nil {
+			return err
+		}
+
+		result.Progress = &p
+		result.Held, err = c.Operator.Held(ctx, c.cfg.HTTP.Addr, p.Consumers)
+
+		return err
+	}
+
+	return nil
+}
+
+// writeFollowed prints what follow found.
+func writeFollowed(w io.Writer, a action) {
+	if p := a.Progress; p != nil {
+		fmt.Fprintf(w, "applied %d of %d\n", p.Applied, p.Messages)
+
+		for _, n := range []struct {
+			count int
+			what  string
+		}{
+			{p.Stopped, "stopped again"}, {p.Waiting, "waiting again"}, {p.Withdrawn, "withdrawn: discarded or erased"},
+			{p.Pending, "not tried yet; they are still due"},
+		} {
+			if n.count > 0 {
+				fmt.Fprintf(w, "%d %s\n", n.count, n.what)
+			}
+		}
+
+		for _, c := range p.Causes {
+			fmt.Fprintf(w, "  %d %s, group %s of %s: %s\n", c.Messages, c.State, c.Group, c.Consumer, oneLine(c.Cause, 200))
+		}
+	}
+
+	for _, h := range a.Held {
+		fmt.Fprintln(w, oneLine(h.String(), 500))
+	}
+}
+
+// err returns an error if messages came back or were not tried.
+func (a action) err() error {
+	switch p := a.Progress; {
+	case p == nil:
+		return nil
+	case p.Stopped+p.Waiting+p.Withdrawn > 0:
+		return event.Errorf(event.Conflict, "%d of %d messages came back", p.Stopped+p.Waiting+p.Withdrawn, p.Messages)
+	case p.Pending > 0:
+		return event.Errorf(event.Conflict, "%d of %d messages were not tried in time", p.Pending, p.Messages)
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,58 @@
+package operate
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Held says why messages that are due are not tried.
+type Held struct {
+	Consumer string `json:"consumer"`
+	Messages int    `json:"messages"`
+	Why      string `json:"why"`
+}
+
+func (h Held) String() string {
+	return fmt.Sprintf("%d wait for %s: %s", h.Messages, h.Consumer, h.Why)
+}
+
+// Held returns what holds up messages, which are counted by consumer. In a process
+// that is not the service it asks the service at addr.
+func (o *Operator) Held(ctx context.Context, addr string, messages map[string]int) ([]Held, error) {
+	held := []Held{}
+	if len(messages) == 0 {
+		return held, nil
+	}
+
+	consumers, err := o.Consumers(ctx)
+	if o.StartedAt.IsZero() {
+		consumers, err = o.ConsumersAt(ctx, addr)
+	}
+
+	for _, c := range consumers {
+		n := messages[c.Consumer]
+		if why := c.holds(addr); n > 0 && why != "" {
+			held = append(held, Held{Consumer: c.Consumer, Messages: n, Why: why})
+		}
+	}
+
+	return held, err
+}
+
+// holds returns why a consumer retries no messages and what to do about it, or "". It
+// needs no broker for that.
+func (c Consumer) holds(addr string) string {
+	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+	switch {
+	case c.Pause != nil:
+		return fmt.Sprintf("it is %s; resume it first: millrace consumers resume %s", paused(*c.Pause, stamp), c.Consumer)
+	case c.State == Waiting:
+		return fmt.Sprintf("it is %s; it tries them when that is available", c.Describe(stamp))
+	case c.State == Unknown:
+		return fmt.Sprintf("no service responds at http.addr %s; they are tried once a service runs", addr)
+	default:
+		return ""
+	}
+}

@@ -1,0 +1,193 @@
+package httpapi_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// overtake records a later message of a key as applied.
+func (r *rig) overtake(key string) uuid.UUID {
+	r.t.Helper()
+
+	id := event.NewID()
+
+	err := postgres.InTx(r.t.Context(), r.pool, func(tx pgx.Tx) error {
+		return failed.Overtake(r.t.Context(), tx, "writer", []failed.Delivery{{MessageID: id, Key: key}})
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return id
+}
+
+func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+	r.add("b", "y")
+
+	seen := r.ask("GET", "/failed/1", "")
+	if seen.at("overtaken") != nil {
+		t.Errorf("got %s", seen.text)
+	}
+
+	later := r.overtake("a")
+
+	if a := r.ask("GET", "/failed/1", "", "If-None-Match", seen.headers.Get("ETag")); a.status != 200 || a.at("overtaken", "last_ids", 0) != later.String() {
+		t.Errorf("the message has changed: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/failed/1/requeue", `{"overtaken":true}`, "If-Match", seen.headers.Get("ETag")); a.status != 412 {
+		t.Errorf("with a tag from before: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/failed/1/requeue", `{}`); a.status != 409 || a.at("type") != "urn:millrace:problem:overtaken" ||
+		a.at("errors", 0, "value", "messages") != 1.0 || a.at("errors", 0, "value", "key") != "a" {
+		t.Errorf("without the word: %d %s", a.status, a.text)
+	}
+
+	// Of several, the others go.
+	if a := r.ask("POST", "/failed/requeue", `{"all":true}`); a.status != 200 || a.at("done") != 1.0 || a.at("refused_by", "overtaken") != 1.0 ||
+		a.at("refusals", 0, "overtaken", "last_ids", 0) != later.String() {
+		t.Errorf("many: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/failed/1/requeue", `{"overtaken":true}`); a.status != 200 || a.at("state") != "waiting" {
+		t.Errorf("with the word: %d %s", a.status, a.text)
+	}
+}
+
+func TestAnEditChangesTheKeyOnlyIfItNamesTheNewOne(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+
+	a := r.ask("PATCH", "/failed/1", `{"payload":{"text":"{\"id\":\"b\",\"text\":\"x\"}"}}`)
+	if diff := cmp.Diff(map[string]any{"from": "a", "to": "b"}, a.at("errors", 0, "value")); a.status != 409 || diff != "" ||
+		a.at("type") != "urn:millrace:problem:key-change" {
+		t.Errorf("got %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("PATCH", "/failed/1", `{"new_key":"b","payload":{"text":"{\"id\":\"b\",\"text\":\"x\"}"}}`); a.status != 200 || a.at("is_edited") != true {
+		t.Errorf("got %d %s", a.status, a.text)
+	}
+
+	// Messages of the new key overtake it from now on.
+	r.overtake("a")
+
+	if a := r.ask("GET", "/failed/1", ""); a.at("overtaken") != nil {
+		t.Errorf("got %s", a.text)
+	}
+
+	r.overtake("b")
+
+	if a := r.ask("GET", "/failed/1", ""); a.at("overtaken", "key") != "b" {
+		t.Errorf("got %s", a.text)
+	}
+}
+
+func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "1")
+	r.add("a", "2")
+	r.add("b", "3")
+	r.add("c", "4")
+	r.add("d", "5")
+
+	done := r.ask("POST", "/failed/requeue", `{"all":true}`)
+	outcome := "/requests/" + done.at("request").(string)
+
+	if a := r.ask("GET", outcome+"?wait=1", ""); a.status != 200 || a.at("messages") != 5.0 || a.at("pending") != 5.0 {
+		t.Errorf("before the attempts: %d %s", a.status, a.text)
+	}
+
+	// One fails and waits, and blocks another; one fails and stops; one is applied.
+	fails := func(id int64) failed.Entry {
+		e, err := r.store.Get(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		e.Attempts++
+		e.Reason, e.Error = event.ReasonFailed, "the disk is full"
+
+		return e
+	}
+
+	err := errors.Join(
+		r.store.Park(t.Context(), fails(1), time.Hour), r.store.Stop(t.Context(), fails(3)), r.store.Finish(t.Context(), fails(4)))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	a := r.ask("GET", outcome, "")
+
+	for name, want := range map[string]float64{"messages": 5, "applied": 1, "waiting": 2, "stopped": 1, "pending": 1, "withdrawn": 0} {
+		if a.at(name) != want {
+			t.Errorf("%s: got %v, expected %v", name, a.at(name), want)
+		}
+	}
+
+	if a.at("causes", 0, "messages") != 2.0 || a.at("causes", 0, "state") != "waiting" || a.at("causes", 1, "cause") != "the disk is full" {
+		t.Errorf("got %s", a.text)
+	}
+
+	// It answers as soon as each has been tried.
+	answered := make(chan answer)
+	go func() { answered <- r.ask("GET", outcome+"?wait=20", "") }()
+
+	if err := r.store.Finish(context.Background(), fails(5)); err != nil {
+		t.Fatal(err)
+	}
+
+	if a := <-answered; a.at("pending") != 0.0 || a.at("applied") != 2.0 {
+		t.Errorf("got %s", a.text)
+	}
+
+	if a := r.ask("GET", "/requests/"+event.NewID().String(), ""); a.status != 404 {
+		t.Errorf("an unknown request: %d", a.status)
+	}
+}
+
+func TestARetrySaysWhatHoldsUpTheMessages(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "1")
+
+	if a := r.ask("POST", "/consumers/writer/pause", `{"why":"maintenance"}`, "X-Millrace-Operator", "bob"); a.status != 200 {
+		t.Fatal(a.text)
+	}
+
+	const why = "it is paused by bob since "
+
+	requeued := r.ask("POST", "/failed/requeue", `{"all":true}`)
+	if got, _ := requeued.at("held", 0, "why").(string); requeued.at("done") != 1.0 || !strings.HasPrefix(got, why) {
+		t.Errorf("a requeue: %s", requeued.text)
+	}
+
+	retried := r.ask("POST", "/waiting/retry", `{"all":true}`)
+	if got, _ := retried.at("held", 0, "why").(string); retried.at("due") != 1.0 || retried.at("held", 0, "consumer") != "writer" || !strings.HasPrefix(got, why) {
+		t.Errorf("a retry: %s", retried.text)
+	}
+
+	if a := r.ask("GET", "/requests/"+retried.at("request").(string), ""); a.at("pending") != 1.0 || a.at("held", 0, "consumer") != "writer" {
+		t.Errorf("its outcome: %s", a.text)
+	}
+}
