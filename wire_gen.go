@@ -58,7 +58,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		cleanup()
 		return nil, nil, err
 	}
-	v := config.Warnings(cfg)
+	warnings := config.Warnings(cfg)
 	engine := app.Engine{
 		Postgres:     postgresConfig,
 		Pool:         pool,
@@ -68,7 +68,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Failed:       store,
 		Dependencies: breakerSet,
 		Registry:     registry,
-		Warnings:     v,
+		Warnings:     warnings,
 	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/apptest"
@@ -303,6 +305,36 @@ func TestALostPrivilegeStopsNoMessage(t *testing.T) {
 	})
 	r.exec(t, owner, `GRANT INSERT ON orders TO `+role)
 	s.WaitForOrder("a", "completed")
+}
+
+// The relay and the projections read the last number of a sequence.
+func TestHaltedBackgroundWorkIsInTheHealth(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	owner := connect(t, r.owner)
+	sequences := `ON ALL SEQUENCES IN SCHEMA public`
+	s := apptest.New(t, r.service)
+	s.Run()
+	s.Seed()
+
+	r.exec(t, owner, `REVOKE SELECT `+sequences+` FROM `+r.name+`_service`)
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
+
+	halted := func(task string) bool {
+		return slices.ContainsFunc(s.Operator.Health(), func(trouble health.Trouble) bool {
+			return trouble.Kind == health.Task && trouble.Name == task && trouble.Since != nil &&
+				strings.Contains(trouble.Reason, "permission denied for sequence") && strings.Contains(trouble.Remedy, "docs/deploying.md")
+		})
+	}
+
+	for _, task := range []string{"projections", "relay"} {
+		pgtest.Eventually(t, task+" is named with the reason and the remedy", func() bool { return halted(task) })
+	}
+
+	r.exec(t, owner, `GRANT SELECT `+sequences+` TO `+r.name+`_service`)
+	pgtest.Eventually(t, "the user is projected", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
+	pgtest.Eventually(t, "nothing is halted", func() bool { return !halted("projections") && !halted("relay") })
 }
 
 func TestTablesMayBeInAnotherSchema(t *testing.T) {

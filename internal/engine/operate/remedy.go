@@ -13,8 +13,8 @@ var remedies = []struct {
 	match *regexp.Regexp
 	text  string
 }{
-	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "connect to the primary: correct postgres.url, or list all hosts with target_session_attrs=read-write"},
-	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Postgres"},
+	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "wait for the failover, or correct postgres.url: it may list all hosts; the service continues by itself"},
+	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Two roles"},
 	{regexp.MustCompile(`SQLSTATE 42P01|SQLSTATE 42703`), "run `millrace migrate up`"},
 	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server; the service continues by itself"},
 	{regexp.MustCompile(`SQLSTATE 53300`), "raise max_connections of the Postgres server, or lower postgres.max_conns"},
