@@ -16,25 +16,41 @@ import (
 func (s *Service) upkeep() []upkeep.Task {
 	return []upkeep.Task{
 		{Name: "partitions ahead", Do: func(ctx context.Context) (int64, error) { return 0, s.ensurePartitions(ctx) }},
-		{Name: "inbox partitions", Do: func(ctx context.Context) (int64, error) {
-			return inbox.Partitions.Drop(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
-		}},
-		{Name: "inbox rows without a day", Do: func(ctx context.Context) (int64, error) {
-			return inbox.DeleteUndated(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
-		}},
-		{Name: "published messages", Do: func(ctx context.Context) (int64, error) {
-			return outbox.Partitions.Drop(ctx, s.Pool, time.Now().Add(-s.Inbox.Retention))
-		}},
-		{Name: "analytics events", Do: func(ctx context.Context) (int64, error) { return s.Analytics.Clean(ctx, time.Now()) }},
+		{Name: "inbox partitions", Do: s.timed(func(ctx context.Context, now time.Time) (int64, error) {
+			return inbox.Partitions.Drop(ctx, s.Pool, now.Add(-s.Inbox.Retention))
+		})},
+		{Name: "inbox rows without a day", Do: s.timed(func(ctx context.Context, now time.Time) (int64, error) {
+			return inbox.DeleteUndated(ctx, s.Pool, now.Add(-s.Inbox.Retention))
+		})},
+		{Name: "published messages", Do: s.timed(func(ctx context.Context, now time.Time) (int64, error) {
+			return outbox.Partitions.Drop(ctx, s.Pool, now.Add(-s.Inbox.Retention))
+		})},
+		{Name: "analytics events", Do: s.timed(s.Analytics.Clean)},
 		{Name: "resolved messages", Do: s.Failed.Expire},
 		{Name: "updates of unknown users", Do: s.Users.DeleteExpiredMisses},
 		{Name: "notifications", Do: s.Notifications.DeleteExpired},
 	}
 }
 
+// timed passes the time of the database to a task: a process whose clock is ahead must
+// not drop what is still needed.
+func (s *Service) timed(do func(ctx context.Context, now time.Time) (int64, error)) func(context.Context) (int64, error) {
+	return func(ctx context.Context) (int64, error) {
+		now, err := postgres.Now(ctx, s.Pool)
+		if err != nil {
+			return 0, err
+		}
+
+		return do(ctx, now)
+	}
+}
+
 // ensurePartitions creates upcoming partitions.
 func (s *Service) ensurePartitions(ctx context.Context) error {
-	now := time.Now()
+	now, err := postgres.Now(ctx, s.Pool)
+	if err != nil {
+		return err
+	}
 
 	return errors.Join(inbox.Partitions.Ensure(ctx, s.Pool, now), outbox.Partitions.Ensure(ctx, s.Pool, now), s.Analytics.EnsurePartitions(ctx, now))
 }

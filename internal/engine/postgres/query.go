@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -31,6 +32,21 @@ func CountRows(ctx context.Context, db Querier, sql string, args ...any) (int, e
 	}
 
 	return counts[0], nil
+}
+
+// Now returns the time on the server's clock, which all processes share.
+func Now(ctx context.Context, db Querier) (time.Time, error) {
+	rows, err := db.Query(ctx, `SELECT clock_timestamp()`)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("reading the server's clock: %w", err)
+	}
+
+	now, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[time.Time])
+	if err != nil {
+		return time.Time{}, fmt.Errorf("reading the server's clock: %w", err)
+	}
+
+	return now, nil
 }
 
 // Map runs a query with two columns and returns a map from the first to the second.

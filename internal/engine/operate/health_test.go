@@ -1,0 +1,111 @@
+package operate
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/health"
+)
+
+func TestATopicIsNotSubscribedIfItsBrokerKnowsNoneForAWhile(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		m := &monitor{}
+		first := time.Now().UTC()
+
+		look := func(subscriptions int, unknown string) *time.Time {
+			m.note([]Backlog{{Topic: "orders.created", Subscriptions: subscriptions, Unknown: unknown}})
+
+			return m.unsubscribed("orders.created")
+		}
+
+		for _, c := range []struct {
+			what          string
+			subscriptions int
+			unknown       string
+			lost          bool
+		}{
+			{"a group that is being rebalanced", 0, "", false},
+			{"15 s later", 0, "", false},
+			{"30 s later", 0, "", true},
+			{"an unknown number", 0, "the broker is away", false},
+			{"none again", 0, "", false},
+			{"a subscription", 4, "", false},
+		} {
+			since := look(c.subscriptions, c.unknown)
+			if (since != nil) != c.lost || since != nil && !since.Equal(first) {
+				t.Errorf("%s: not subscribed since %v", c.what, since)
+			}
+
+			time.Sleep(measureEvery)
+		}
+	})
+}
+
+func TestFactsThatNeedAttentionAreNamedWithARemedy(t *testing.T) {
+	t.Parallel()
+
+	long, now := time.Now().Add(-time.Hour), time.Now()
+
+	for name, c := range map[string]struct {
+		facts          Facts
+		reason, remedy string
+	}{
+		"stopped messages":   {Facts{Stopped: 1000}, "1000 messages are stopped", "millrace failed groups"},
+		"waiting messages":   {Facts{WaitingMessages: 7, WaitingKeys: 1}, "", ""},
+		"a slow outbox":      {Facts{OutboxDue: 5, OldestDue: &long}, "5 messages wait", "add replicas"},
+		"a busy outbox":      {Facts{OutboxDue: 5, OldestDue: &now}, "", ""},
+		"a clock ahead":      {Facts{ClockAhead: 42}, "the clock here is 42s ahead", "NTP"},
+		"a clock behind":     {Facts{ClockAhead: -42}, "the clock here is -42s ahead", "NTP"},
+		"a clock as it goes": {Facts{ClockAhead: 0.2}, "", ""},
+	} {
+		list := c.facts.Troubles()
+
+		switch {
+		case c.reason == "" && len(list) > 0:
+			t.Errorf("%s: got %+v", name, list)
+		case c.reason != "" && (len(list) != 1 || list[0].Level != health.Degraded || !strings.Contains(list[0].Reason, c.reason) || !strings.Contains(list[0].Remedy, c.remedy)):
+			t.Errorf("%s: got %+v", name, list)
+		}
+	}
+}
+
+func TestAClockIsComparedWithinTheTimeThatAskingTook(t *testing.T) {
+	t.Parallel()
+
+	sent := time.Now()
+	received := sent.Add(time.Second)
+
+	for remote, want := range map[time.Duration]time.Duration{
+		500 * time.Millisecond: 0, time.Minute: -59 * time.Second, -time.Minute: time.Minute,
+	} {
+		if got := ahead(sent, received, sent.Add(remote)); got != want {
+			t.Errorf("the database says %s later: got %s ahead, expected %s", remote, got, want)
+		}
+	}
+}
+
+func TestTheRemedyFollowsFromTheError(t *testing.T) {
+	t.Parallel()
+
+	for _, c := range []struct{ dependency, why, remedy string }{
+		{"postgres", "ERROR: could not extend file: No space left on device (SQLSTATE 53100)", "free disk space"},
+		{"postgres", "ERROR: cannot execute INSERT in a read-only transaction (SQLSTATE 25006)", "connect to the primary"},
+		{"postgres", "ERROR: permission denied for table orders (SQLSTATE 42501)", "grant the role"},
+		{"postgres", "FATAL: sorry, too many clients already (SQLSTATE 53300)", "max_connections"},
+		{"postgres", "dial tcp 127.0.0.1:1: connect: connection refused", "check that Postgres runs"},
+		{"kafka", "kafka: client has run out of available brokers: connection refused", "broker.kafka"},
+		{"kafka", "kafka server: SASL Authentication failed", "correct user, password"},
+		{"rabbitmq", "Exception (403) Reason: \"username or password not allowed\"", "correct user, password"},
+		{"payment gateway", "401: invalid API key", "correct user, password"},
+		{"mail server", "tls: failed to verify certificate: x509: unknown authority", "CA file"},
+		{"mail server", "dial tcp: lookup mail.example: no such host", "correct the host"},
+	} {
+		if got := remedyFor(c.dependency, c.why); !strings.Contains(got, c.remedy) {
+			t.Errorf("%s, %s: got %q, expected %q", c.dependency, c.why, got, c.remedy)
+		}
+	}
+}
