@@ -8,6 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/mailtest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -90,6 +91,10 @@ func TestSendingWaitsForAnUnavailableMailServer(t *testing.T) {
 	s.ExpectFailures()
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "there were more attempts than a message may fail", func() bool { return server.Logins() > 3 })
+
+	// The others go on, and the outage is the same on all replicas.
+	reported(t, s, expected{"mail server", 200, health.Degraded, "unavailable: ", "check that it runs", ""})
+	reported(t, s, expected{"notification.email", 200, health.Degraded, "waits for mail server", "see the dependency", "mail server"})
 
 	server.RefuseSender(0, [3]int{}, "")
 	pgtest.Eventually(t, "the e-mail is recorded", func() bool {
