@@ -1,0 +1,103 @@
+package consumer_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	watermill "github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// brittle is a source whose subscriptions can end by themselves.
+type brittle struct {
+	connected chan struct{}
+	topics    map[string]chan *watermill.Message
+}
+
+func (b *brittle) Connect(ctx context.Context) error {
+	select {
+	case <-b.connected:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (*brittle) Has(string) bool                                   { return true }
+func (b *brittle) Subscriber(string) (watermill.Subscriber, error) { return b, nil }
+func (*brittle) Subscribed()                                       {}
+func (*brittle) Close() error                                      { return nil }
+
+func (b *brittle) Subscribe(ctx context.Context, topic string) (<-chan *watermill.Message, error) {
+	out := make(chan *watermill.Message)
+
+	go func() {
+		select {
+		case <-b.topics[topic]:
+		case <-ctx.Done():
+		}
+
+		close(out)
+	}()
+
+	return out, nil
+}
+
+// One topic of two would not be read any more, and nothing would say so.
+func TestASubscriptionThatEndsEndsTheService(t *testing.T) {
+	t.Parallel()
+
+	pool, logger, registry := pgtest.New(t), pgtest.Logger(t), prometheus.NewRegistry()
+
+	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool), breaker.NewSet(logger, registry),
+		outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	consumer.On(router, "writer", func(context.Context, pgx.Tx, event.Event[note]) ([]event.Outgoing, error) { return nil, nil })
+	consumer.On(router, "other", func(context.Context, pgx.Tx, event.Event[other]) ([]event.Outgoing, error) { return nil, nil })
+
+	expect := func(phase consumer.Phase) {
+		t.Helper()
+
+		for _, s := range router.States() {
+			if s.Phase != phase {
+				t.Errorf("%s is %s, expected %s", s.Consumer, s.Phase, phase)
+			}
+		}
+	}
+
+	broker := &brittle{connected: make(chan struct{}), topics: map[string]chan *watermill.Message{}}
+	consumed, _ := router.Topics()
+
+	for _, topic := range consumed {
+		broker.topics[topic] = make(chan *watermill.Message)
+	}
+
+	expect(consumer.NotRunning)
+
+	started, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- router.Run(t.Context(), []consumer.Source{broker}, func() { close(started) }) }()
+
+	pgtest.Eventually(t, "it connects", func() bool { return router.States()[0].Phase == consumer.Connecting })
+	close(broker.connected)
+	<-started
+	expect(consumer.Subscribed)
+	close(broker.topics[consumed[1]])
+
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "the subscription of topic "+consumed[1]+" ended unexpectedly") {
+		t.Errorf("got %v", err)
+	}
+
+	expect(consumer.Draining)
+}
