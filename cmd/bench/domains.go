@@ -87,7 +87,7 @@ func legacyMessage(i, _ int) event.Payload {
 
 func trackedMessage(i, _ int) event.Payload {
 	return analytics.Tracked{
-		Event: "event_" + strconv.Itoa(i%20), Timestamp: analytics.Timestamp{Time: time.Now()},
+		Event: "event_" + strconv.Itoa(i%20), Timestamp: event.Time{Time: time.Now()},
 		UserID: "user-" + strconv.Itoa(i), Properties: json.RawMessage(`{"page":"/home","referrer":"https://example.com"}`),
 	}
 }

@@ -43,8 +43,8 @@ func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Reason, "reason", "", "select this reason: malformed, invalid, refused, conflict, too_large, handler_error, panic or pending")
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
-	flags.Var((*moment)(&s.Since), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")
-	flags.Var((*moment)(&s.Until), "until", "select failures before this time")
+	flags.Var((*moment)(&s.Since.Time), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")
+	flags.Var((*moment)(&s.Until.Time), "until", "select failures before this time")
 }
 
 func (s *selection) stateFlag(value string) flag {
@@ -119,7 +119,8 @@ func entryID(arg string) (int64, error) {
 	return id, nil
 }
 
-// moment is a flag with a time, or a duration before now.
+// moment is a flag with a time, in the local zone if it names none, or a duration
+// before now.
 type moment time.Time
 
 func (*moment) Type() string   { return "time" }
@@ -132,15 +133,14 @@ func (m *moment) Set(text string) error {
 		return nil
 	}
 
-	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05", "2006-01-02 15:04", time.DateOnly} {
-		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
-			*m = moment(t)
-
-			return nil
-		}
+	t, err := event.ParseTime(text, time.Local)
+	if err != nil {
+		return fmt.Errorf("%w, or a duration such as 2h", err)
 	}
 
-	return fmt.Errorf("expected a duration such as 2h or a time such as 2006-01-02T15:04:05Z")
+	*m = moment(t)
+
+	return nil
 }
 
 // state returns the state of an entry, or its resolution, or "edited".

@@ -3,9 +3,9 @@ package httpapi
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -23,11 +23,11 @@ func actionOf(a activity.Action) action { return action{Action: a, Payload: cont
 
 // ActivityFilter is the query of the activity list.
 type ActivityFilter struct {
-	Action  string    `query:"action" enum:"paused,resumed,edited,requeued,reopened,discarded,retried,skipped,repaired,erased"`
-	Subject string    `query:"subject" maxLength:"2500" doc:"Only actions on this consumer, user or key."`
-	Who     string    `query:"who" maxLength:"100" doc:"Only actions of this operator."`
-	Since   time.Time `query:"since" doc:"Only actions at this time or later."`
-	Until   time.Time `query:"until" doc:"Only actions before this time."`
+	Action  string     `query:"action" enum:"paused,resumed,edited,requeued,reopened,discarded,retried,skipped,repaired,erased"`
+	Subject string     `query:"subject" maxLength:"2500" doc:"Only actions on this consumer, user or key."`
+	Who     string     `query:"who" maxLength:"100" doc:"Only actions of this operator."`
+	Since   event.Time `query:"since" doc:"Only actions at this time or later."`
+	Until   event.Time `query:"until" doc:"Only actions before this time."`
 }
 
 // registerHistory adds the operations on past messages, events and actions.
@@ -86,7 +86,7 @@ func (e engine) listActivity(ctx context.Context, in *struct {
 	ActivityFilter
 },
 ) (*List[action], error) {
-	f := activity.Filter{Action: activity.Kind(in.Action), Subject: in.Subject, Who: in.Who, Since: in.Since, Until: in.Until}
+	f := activity.Filter{Action: activity.Kind(in.Action), Subject: in.Subject, Who: in.Who, Since: in.Since.Time, Until: in.Until.Time}
 	if err := in.After("%d", &f.Before); err != nil {
 		return nil, err
 	}

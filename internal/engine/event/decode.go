@@ -41,9 +41,23 @@ func Decode[P Payload](data []byte) (P, error) {
 	return p, nil
 }
 
+// byteOrderMark is what some producers and editors on Windows put before JSON.
+const byteOrderMark = "\xef\xbb\xbf"
+
+// TrimMark removes a byte order mark, which parsers may ignore (RFC 8259, section
+// 8.1).
+func TrimMark(data []byte) []byte { return bytes.TrimPrefix(data, []byte(byteOrderMark)) }
+
 // Unmarshal parses JSON into v as Decode does, without validating it.
 func Unmarshal(data []byte, v any) error {
-	if err := json.Unmarshal(data, v); err != nil {
+	data = TrimMark(data)
+
+	err := json.Unmarshal(data, v)
+	if refusedNumber(err) {
+		err = json.Unmarshal(data, v, wholeNumbers)
+	}
+
+	if err != nil {
 		return explain(err)
 	}
 
@@ -201,6 +215,8 @@ func path(p jsontext.Pointer) string {
 		switch {
 		case token != "" && strings.Trim(token, "0123456789") == "":
 			fmt.Fprintf(&b, "[%s]", token)
+		case !Printable(token):
+			fmt.Fprintf(&b, "[%+q]", shortened(token))
 		case b.Len() > 0:
 			b.WriteString("." + token)
 		default:

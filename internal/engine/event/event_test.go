@@ -48,9 +48,18 @@ func TestDecodeErrorsNameTheFieldAndTheMistake(t *testing.T) {
 		"wrong type":         {`{"id":5}`, event.ReasonMalformed, "id: is a JSON number, expected a string"},
 		"wrong type, deeper": {`{"id":"a","parts":[{"name":"x"},{"name":[]}]}`, event.ReasonMalformed, "parts[1].name: is a JSON array, expected a string"},
 		"huge number":        {`{"id":"a","count":1e40}`, event.ReasonMalformed, "count: "},
-		"fraction":           {`{"id":"a","count":1.5}`, event.ReasonMalformed, "count: "},
+		"fraction":           {`{"id":"a","count":1.5}`, event.ReasonMalformed, "count: is 1.5, expected a whole number"},
 		"NaN":                {`{"id":"a","count":NaN}`, event.ReasonMalformed, "count: not valid JSON"},
 		"name twice":         {`{"id":"a","id":"b"}`, event.ReasonMalformed, "id: not valid JSON"},
+		"name twice, deeper": {`{"id":"a","extra":{"b":1,"b":2}}`, event.ReasonMalformed, "extra.b: not valid JSON"},
+		"odd name":           {"{\"id\":\"a\",\"x\\u001b[31m\\n\":{\"b\":1,\"b\":2}}", event.ReasonMalformed, `["x\x1b[31m\n"].b: not valid JSON`},
+		"half a surrogate":   {`{"id":"\ud83d"}`, event.ReasonMalformed, "id: not valid JSON"},
+		"surrogates swapped": {`{"id":"\ude00\ud83d"}`, event.ReasonMalformed, "id: not valid JSON"},
+		"raw control":        {"{\"id\":\"a\tb\"}", event.ReasonMalformed, "id: not valid JSON"},
+		"two marks":          {"\ufeff\ufeff{\"id\":\"a\"}", event.ReasonMalformed, "payload: not valid JSON"},
+		"UTF-16":             {"\xff\xfe{\x00}\x00", event.ReasonMalformed, "payload: not valid JSON"},
+		"single quotes":      {`{'id':'a'}`, event.ReasonMalformed, "not valid JSON"},
+		"trailing comma":     {`{"id":"a",}`, event.ReasonMalformed, "not valid JSON"},
 		"not UTF-8":          {"{\"id\":\"\xff\"}", event.ReasonMalformed, "id: not valid JSON"},
 		"too deep":           {strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000), event.ReasonMalformed, "nests deeper than 64"},
 		"too large":          {`{"id":"` + strings.Repeat("a", 2<<20) + `"}`, event.ReasonTooLarge, "expected at most 1048576"},
@@ -79,6 +88,25 @@ func TestDecodeIgnoresUnknownFieldsAndBracketsInStrings(t *testing.T) {
 	got, err := event.Decode[thing]([]byte(`{"id":"` + strings.Repeat("[", 100) + `\"","extra":{"a":[1]}}`))
 	if err != nil || got.ID != strings.Repeat("[", 100)+`"` {
 		t.Fatalf("got %v, %v", got, err)
+	}
+}
+
+// What producers and editors add to valid JSON.
+func TestDecodeTakesHarmlessOddities(t *testing.T) {
+	t.Parallel()
+
+	for name, payload := range map[string]string{
+		"a byte order mark":       "\ufeff{\"id\":\"a\"}",
+		"white space":             " \r\n\t{\"id\" : \"a\"}\r\n",
+		"an escaped slash":        `{"id":"\u0061","url":"http:\/\/x"}`,
+		"a line separator":        "{\"id\":\"a\",\"text\":\"one\u2028two\"}",
+		"a pair of surrogates":    `{"id":"a","text":"\ud83d\ude00"}`,
+		"NUL in an unknown field": `{"id":"a","text":"\u0000"}`,
+		"a name in another case":  `{"id":"a","ID":"b"}`,
+	} {
+		if got, err := event.Decode[thing]([]byte(payload)); err != nil || got.ID != "a" {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
 	}
 }
 

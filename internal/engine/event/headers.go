@@ -4,8 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"strings"
-	"unicode/utf8"
 )
 
 // binaryValue is the JSON form of a non-text header value.
@@ -20,11 +18,11 @@ func (h Headers) MarshalJSON() ([]byte, error) {
 	object := make(map[string]any, len(h))
 
 	for name, value := range h {
-		if !isText(name) {
+		if Storable(name) != nil {
 			name = fmt.Sprintf("%+q", name)
 		}
 
-		if isText(value) {
+		if Storable(value) == nil {
 			object[name] = value
 		} else {
 			object[name] = binaryValue{Base64: base64.StdEncoding.EncodeToString([]byte(value))}
@@ -65,17 +63,4 @@ func (h *Headers) UnmarshalJSON(data []byte) error {
 	}
 
 	return nil
-}
-
-func isText(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsRune(s, 0)
-}
-
-// Text returns s, quoted if Postgres cannot store it as text.
-func Text(s string) string {
-	if isText(s) {
-		return s
-	}
-
-	return fmt.Sprintf("%+q", s)
 }

@@ -21,7 +21,7 @@ type Personal interface {
 func ReadPersonal(p Personal, data []byte) Personal {
 	value := reflect.New(reflect.TypeOf(p))
 	// The standard decoder continues after a field of the wrong type.
-	_ = json.Unmarshal(data, value.Interface())
+	_ = json.Unmarshal(TrimMark(data), value.Interface())
 
 	return value.Elem().Interface().(Personal) //nolint:forcetypeassert // value has the type of p
 }

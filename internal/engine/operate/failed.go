@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -19,14 +18,14 @@ import (
 // Selection selects failed messages. It serves as the flags of a command, the query
 // of a list and the body of a request.
 type Selection struct {
-	Group     string    `query:"group" json:"group,omitempty" maxLength:"64"`
-	Topic     string    `query:"topic" json:"topic,omitempty" maxLength:"250"`
-	Consumer  string    `query:"consumer" json:"consumer,omitempty" maxLength:"250"`
-	Reason    string    `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic,pending"`
-	Key       string    `query:"key" json:"key,omitempty" maxLength:"2000"`
-	MessageID string    `query:"message_id" json:"message_id,omitempty" format:"uuid"`
-	Since     time.Time `query:"since" json:"since,omitzero" doc:"Only messages that failed at this time or later."`
-	Until     time.Time `query:"until" json:"until,omitzero" doc:"Only messages that failed before this time."`
+	Group     string     `query:"group" json:"group,omitempty" maxLength:"64"`
+	Topic     string     `query:"topic" json:"topic,omitempty" maxLength:"250"`
+	Consumer  string     `query:"consumer" json:"consumer,omitempty" maxLength:"250"`
+	Reason    string     `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic,pending"`
+	Key       string     `query:"key" json:"key,omitempty" maxLength:"2000"`
+	MessageID string     `query:"message_id" json:"message_id,omitempty" format:"uuid"`
+	Since     event.Time `query:"since" json:"since,omitzero" doc:"Only messages that failed at this time or later."`
+	Until     event.Time `query:"until" json:"until,omitzero" doc:"Only messages that failed before this time."`
 }
 
 // anyState selects messages in all states.
@@ -39,7 +38,7 @@ var States = []string{string(failed.Waiting), string(failed.Stopped), string(fai
 // or all.
 func (s Selection) Filter(state string) (failed.Filter, error) {
 	f := failed.Filter{
-		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since, Until: s.Until,
+		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since.Time, Until: s.Until.Time,
 	}
 
 	err := errors.Join(event.KnownName("state", state, States), event.KnownName("reason", f.Reason, event.Reasons))

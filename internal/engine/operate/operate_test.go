@@ -53,7 +53,7 @@ func TestASelectionRefusesToSelectEverythingByAccident(t *testing.T) {
 		"all":               {all: true},
 		"ids":               {ids: []int64{1}},
 		"a filter":          {selection: operate.Selection{Topic: "t"}},
-		"a time":            {selection: operate.Selection{Since: time.Now()}},
+		"a time":            {selection: operate.Selection{Since: event.Time{Time: time.Now()}}},
 		"all and a filter":  {selection: operate.Selection{Key: "k"}, all: true, kind: event.Invalid},
 		"all and ids":       {ids: []int64{1}, all: true, kind: event.Invalid},
 		"a message, not id": {selection: operate.Selection{MessageID: "x"}, kind: event.Invalid},

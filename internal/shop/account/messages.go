@@ -6,8 +6,6 @@ import (
 	"maps"
 	"net/mail"
 	"slices"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
@@ -27,7 +25,7 @@ const (
 	maxName       = 200     // characters
 	maxEmail      = 254     // bytes: RFC 5321, section 4.5.3.1.3, less the brackets
 	maxProperties = 100     // fields
-	maxProperty   = 64      // bytes of a name
+	maxProperty   = 64      // characters of a name
 	maxValue      = 8 << 10 // bytes of a value
 )
 
@@ -61,7 +59,7 @@ func (p UserCreated) Marks() []string { return []string{p.User.Name, p.User.Emai
 func (p UserCreated) Validate() error {
 	return errors.Join(
 		event.CheckID("user.id", p.User.ID),
-		checkName("user.name", p.User.Name),
+		event.CheckName("user.name", p.User.Name, maxName),
 		checkEmail("user.email", p.User.Email),
 		checkProperties("user.", p.User.Properties),
 	)
@@ -102,7 +100,7 @@ func (p UserUpdated) Validate() error {
 	}
 
 	if u.Name != nil {
-		errs = append(errs, checkName("updates.name", *u.Name))
+		errs = append(errs, event.CheckName("updates.name", *u.Name, maxName))
 	}
 
 	if u.Email != nil {
@@ -133,19 +131,6 @@ func (p ProfileUpdated) Marks() []string { return Fields(p.Changes).marks() }
 // Validate implements event.Payload.
 func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.UserID) }
 
-func checkName(field, name string) error {
-	switch n := utf8.RuneCountInString(name); {
-	case strings.TrimSpace(name) == "":
-		return fmt.Errorf("%s: is missing, expected 1 to %d characters of text", field, maxName)
-	case n > maxName:
-		return fmt.Errorf("%s: has %d characters, expected at most %d", field, n, maxName)
-	case !event.Printable(name):
-		return fmt.Errorf("%s: is %+q, expected printable characters", field, name)
-	}
-
-	return nil
-}
-
 // checkEmail accepts a bare address without display name or comment. Its error
 // does not repeat the address, because errors are logged.
 func checkEmail(field, email string) error {
@@ -175,8 +160,8 @@ func checkProperties(prefix string, properties user.Properties) error {
 		unstorable := event.CheckStorable(value)
 
 		switch {
-		case name == "" || len(name) > maxProperty || !event.Printable(name):
-			errs = append(errs, fmt.Errorf("%s%+q: is not a property name, expected 1 to %d printable bytes", prefix, name, maxProperty))
+		case event.CheckName("", name, maxProperty) != nil:
+			errs = append(errs, fmt.Errorf("%s%+q: is not a property name, expected 1 to %d characters on one line", prefix, event.Shorten(name, maxProperty), maxProperty))
 		case len(value) > maxValue:
 			errs = append(errs, fmt.Errorf("%s%s: has %d bytes, expected at most %d", prefix, name, len(value), maxValue))
 		case unstorable != nil:

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -41,11 +40,17 @@ func (c Config) Validate() error {
 // maxName is the maximum length of an event's name, in characters.
 const maxName = 200
 
+// Bounds of a timestamp: a day has a row in analytics_daily.
+var (
+	earliest = time.Unix(0, 0)
+	latest   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
 // Tracked is an action of a user.
 type Tracked struct {
-	Event     string    `json:"event"`
-	Timestamp Timestamp `json:"timestamp"`
-	UserID    string    `json:"user_id,omitempty"`
+	Event     string     `json:"event"`
+	Timestamp event.Time `json:"timestamp"`
+	UserID    string     `json:"user_id,omitempty"`
 	// Properties are any JSON object.
 	Properties json.RawMessage `json:"properties,omitempty"`
 }
@@ -64,21 +69,17 @@ func (Tracked) Marks() []string { return nil }
 
 // Validate implements event.Payload.
 func (t Tracked) Validate() error {
-	var errs []error
+	errs := []error{event.CheckText("event", t.Event, maxName), event.CheckOptionalID("user_id", t.UserID)}
 
-	switch n := utf8.RuneCountInString(t.Event); {
-	case strings.TrimSpace(t.Event) == "":
+	if strings.TrimSpace(t.Event) == "" {
 		errs = append(errs, fmt.Errorf("event: is missing, expected a name of 1 to %d characters", maxName))
-	case n > maxName:
-		errs = append(errs, fmt.Errorf("event: has %d characters, expected at most %d", n, maxName))
-	case event.Text(t.Event) != t.Event:
-		errs = append(errs, fmt.Errorf("event: is %+q, expected printable characters", t.Event))
 	}
 
-	errs = append(errs, check.That(!t.Timestamp.IsZero(), "timestamp: is missing, expected a time such as 2026-01-31T12:00:00Z"))
-
-	if len(t.UserID) > event.MaxID || !event.Printable(t.UserID) {
-		errs = append(errs, fmt.Errorf("user_id: is %+q, expected at most %d printable bytes", t.UserID[:min(len(t.UserID), event.MaxID)], event.MaxID))
+	switch {
+	case t.Timestamp.IsZero():
+		errs = append(errs, errors.New("timestamp: is missing, expected a time such as 2026-01-31T12:00:00Z"))
+	case t.Timestamp.Before(earliest) || !t.Timestamp.Before(latest):
+		errs = append(errs, errors.New("timestamp: is out of range, expected a time from 1970 to 9998"))
 	}
 
 	if p := strings.TrimSpace(string(t.Properties)); p != "" && p != "null" {
@@ -90,70 +91,6 @@ func (t Tracked) Validate() error {
 	}
 
 	return errors.Join(errs...)
-}
-
-// Timestamp is a time in one of the forms that producers use: RFC 3339, the
-// same without a zone (Python's isoformat, read as UTC), or a number of seconds
-// or milliseconds since 1970.
-type Timestamp struct{ time.Time }
-
-// Bounds of a timestamp that Go, Postgres and JSON can all represent.
-var (
-	earliest = time.Unix(0, 0)
-	latest   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
-)
-
-// minMillis is the smallest number that is read as milliseconds. As seconds it
-// would be in the year 5138.
-const minMillis = 1e11
-
-// UnmarshalJSON reads any of the forms.
-func (t *Timestamp) UnmarshalJSON(data []byte) error {
-	parsed, err := read(data)
-	if err != nil {
-		return err
-	}
-
-	if parsed.Before(earliest) || !parsed.Before(latest) {
-		return errors.New("is out of range, expected a time from 1970 to 9998")
-	}
-
-	t.Time = parsed
-
-	return nil
-}
-
-func read(data []byte) (time.Time, error) {
-	var (
-		text   string
-		number float64
-	)
-
-	if data[0] == '"' && json.Unmarshal(data, &text) == nil && text != "" {
-		return parse(text)
-	}
-
-	if data[0] == 'n' || json.Unmarshal(data, &number) != nil {
-		return time.Time{}, errors.New("is not a time, expected one such as 2026-01-31T12:00:00Z or seconds since 1970")
-	}
-
-	if number >= minMillis {
-		number /= 1000
-	}
-
-	number = max(-1, min(number, float64(latest.Unix()))) // the conversion to int64 must not overflow
-
-	return time.UnixMicro(int64(number * 1e6)).UTC(), nil
-}
-
-func parse(text string) (time.Time, error) {
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999", time.DateOnly} {
-		if parsed, err := time.Parse(layout, text); err == nil {
-			return parsed.UTC(), nil
-		}
-	}
-
-	return time.Time{}, fmt.Errorf("is %.60q, expected a time such as 2026-01-31T12:00:00Z", text)
 }
 
 // partitions are those of the events, one a day.

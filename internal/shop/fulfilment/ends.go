@@ -210,14 +210,14 @@ func commandOf(e event.Event[payment.Reported]) Command {
 
 	switch p.Outcome {
 	case payment.ReportRefunded:
-		return Refunded{TransactionID: event.Text(p.TransactionID), RefundID: event.Text(p.RefundID), Money: amount}
+		return Refunded{TransactionID: p.TransactionID, RefundID: p.RefundID, Money: amount}
 	case payment.ReportRefundFailed:
-		return FailRefund{TransactionID: event.Text(p.TransactionID), RefundID: event.Text(p.RefundID), Reason: event.Text(p.Reason)}
+		return FailRefund{TransactionID: p.TransactionID, RefundID: p.RefundID, Reason: p.Reason}
 	case payment.ReportDisputed:
-		return Dispute{TransactionID: event.Text(p.TransactionID), Reason: event.Text(p.Reason)}
+		return Dispute{TransactionID: p.TransactionID, Reason: p.Reason}
 	case payment.ReportDeclined:
-		return Settle{Outcome: payment.Outcome{Declined: event.Text(p.Reason)}, Attempt: p.Attempt}
+		return Settle{Outcome: payment.Outcome{Declined: p.Reason}, Attempt: p.Attempt}
 	default:
-		return Settle{Outcome: payment.Outcome{TransactionID: event.Text(p.TransactionID)}, Attempt: p.Attempt, Money: amount}
+		return Settle{Outcome: payment.Outcome{TransactionID: p.TransactionID}, Attempt: p.Attempt, Money: amount}
 	}
 }

@@ -32,7 +32,7 @@ const (
 // Limits of an order.
 const (
 	maxItems  = 1000
-	maxReason = 500 // bytes
+	maxReason = 500 // characters
 )
 
 // OrderCreated requests a new order. It has one product, or several items.
@@ -180,16 +180,7 @@ func (p CancelRequested) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p CancelRequested) Validate() error {
-	err := event.CheckID("order_id", p.OrderID)
-
-	switch {
-	case len(p.Reason) > maxReason:
-		err = errors.Join(err, fmt.Errorf("reason: has %d bytes, expected at most %d", len(p.Reason), maxReason))
-	case !event.Printable(p.Reason):
-		err = errors.Join(err, fmt.Errorf("reason: is %+q, expected printable characters", p.Reason))
-	}
-
-	return err
+	return errors.Join(event.CheckID("order_id", p.OrderID), event.CheckText("reason", p.Reason, maxReason))
 }
 
 // CancelRefused reports that an order could not be cancelled.
@@ -221,7 +212,9 @@ func (OrderCancelled) Topic() string { return TopicOrderCancelled }
 func (p OrderCancelled) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
-func (p OrderCancelled) Validate() error { return event.CheckID("order_id", p.OrderID) }
+func (p OrderCancelled) Validate() error {
+	return errors.Join(event.CheckID("order_id", p.OrderID), event.CheckText("reason", p.Reason, maxReason))
+}
 
 // ExpiryDue reports that the time to pay for an order is over; see Sweeper.
 type ExpiryDue struct {
@@ -276,7 +269,7 @@ func (p RefundRequested) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p RefundRequested) Validate() error {
 	return errors.Join(event.CheckID("order_id", p.OrderID), money.CheckMoved("amount", p.Amount, p.Currency),
-		check.That(p.TransactionID != "", "transaction_id: is missing, expected the id of a capture"))
+		event.CheckID("transaction_id", p.TransactionID), event.CheckOptionalID("failed_refund_id", p.FailedRefundID))
 }
 
 // PaymentRefunded reports that a capture was refunded.
@@ -296,7 +289,8 @@ func (p PaymentRefunded) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p PaymentRefunded) Validate() error {
-	return errors.Join(event.CheckID("order_id", p.OrderID), money.CheckMoved("amount", p.Amount, p.Currency))
+	return errors.Join(event.CheckID("order_id", p.OrderID), event.CheckID("transaction_id", p.TransactionID),
+		event.CheckID("refund_id", p.RefundID), money.CheckMoved("amount", p.Amount, p.Currency))
 }
 
 // RefundFailed reports that a refund failed after payments.refunded reported it.

@@ -132,20 +132,20 @@ func TestBadMessagesNameTheField(t *testing.T) {
 	t.Parallel()
 
 	for says, err := range map[string]error{
-		"order_id: is missing":                 decoding[fulfilment.CancelRequested](`{}`),
-		"reason: has 501 bytes":                decoding[fulfilment.CancelRequested](`{"order_id":"o","reason":"` + strings.Repeat("x", 501) + `"}`),
-		`reason: is "\x00"`:                    decoding[fulfilment.CancelRequested](`{"order_id":"o","reason":"\u0000"}`),
-		"attempt: is -1, expected 1 to 1000":   decoding[fulfilment.PaymentRequested](`{"order_id":"o","amount":1,"attempt":-1}`),
-		"currency: is null, expected":          decoding[fulfilment.PaymentRequested](`{"order_id":"o","amount":1,"currency":null}`),
-		`currency: is "", expected a code`:     decoding[fulfilment.RefundRequested](`{"order_id":"o","transaction_id":"t","amount":1,"currency":null}`),
-		"transaction_id: is missing":           decoding[fulfilment.RefundRequested](`{"order_id":"o","amount":1,"currency":"USD"}`),
-		"amount: is missing":                   decoding[fulfilment.RefundRequested](`{"order_id":"o","transaction_id":"t","currency":"USD"}`),
-		"product_id: is missing":               decoding[inventory.Restocked](`{"quantity":1}`),
-		"product_id: has 201 bytes":            decoding[inventory.Restocked](`{"quantity":1,"product_id":"` + strings.Repeat("x", 201) + `"}`),
-		`product_id: is "\n"`:                  decoding[inventory.Restocked](`{"quantity":1,"product_id":"\n"}`),
-		"quantity: is missing":                 decoding[inventory.Restocked](`{"product_id":"p"}`),
-		"quantity: is 0, expected 1 to":        decoding[inventory.Restocked](`{"product_id":"p","quantity":0}`),
-		"quantity: is a JSON string, expected": decoding[inventory.Restocked](`{"product_id":"p","quantity":"1"}`),
+		"order_id: is missing":                  decoding[fulfilment.CancelRequested](`{}`),
+		"reason: has 501 characters":            decoding[fulfilment.CancelRequested](`{"order_id":"o","reason":"` + strings.Repeat("x", 501) + `"}`),
+		"reason: contains the character U+0000": decoding[fulfilment.CancelRequested](`{"order_id":"o","reason":"\u0000"}`),
+		"attempt: is -1, expected 1 to 1000":    decoding[fulfilment.PaymentRequested](`{"order_id":"o","amount":1,"attempt":-1}`),
+		"currency: is null, expected":           decoding[fulfilment.PaymentRequested](`{"order_id":"o","amount":1,"currency":null}`),
+		`currency: is "", expected a code`:      decoding[fulfilment.RefundRequested](`{"order_id":"o","transaction_id":"t","amount":1,"currency":null}`),
+		"transaction_id: is missing":            decoding[fulfilment.RefundRequested](`{"order_id":"o","amount":1,"currency":"USD"}`),
+		"amount: is missing":                    decoding[fulfilment.RefundRequested](`{"order_id":"o","transaction_id":"t","currency":"USD"}`),
+		"product_id: is missing":                decoding[inventory.Restocked](`{"quantity":1}`),
+		"product_id: has 201 bytes":             decoding[inventory.Restocked](`{"quantity":1,"product_id":"` + strings.Repeat("x", 201) + `"}`),
+		`product_id: is "\n"`:                   decoding[inventory.Restocked](`{"quantity":1,"product_id":"\n"}`),
+		"quantity: is missing":                  decoding[inventory.Restocked](`{"product_id":"p"}`),
+		"quantity: is 0, expected 1 to":         decoding[inventory.Restocked](`{"product_id":"p","quantity":0}`),
+		"quantity: is a JSON string, expected":  decoding[inventory.Restocked](`{"product_id":"p","quantity":"1"}`),
 	} {
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("got %v, expected %q", err, says)

@@ -52,8 +52,8 @@ const (
 	WebhookReceiver = "webhook receiver"
 )
 
-// Maximum lengths of a content in bytes. That of a webhook is as JSON: Standard
-// Webhooks 1.0 recommends bodies below 20 kB.
+// Maximum lengths of a content: in characters, and for a webhook in bytes as JSON,
+// because Standard Webhooks 1.0 recommends bodies below 20 kB.
 const (
 	maxContent        = 100 << 10
 	maxWebhookContent = 19 << 10
@@ -113,16 +113,11 @@ func (Message) Marks() []string { return nil }
 
 // Validate implements event.Payload.
 func (m Message) Validate() error {
-	err := event.CheckID("user_id", m.UserID)
-
-	switch {
-	case m.Content == "":
-		err = errors.Join(err, errors.New("content: is missing, expected text"))
-	case len(m.Content) > maxContent:
-		err = errors.Join(err, fmt.Errorf("content: has %d bytes, expected at most %d", len(m.Content), maxContent))
-	}
-
-	return err
+	return errors.Join(
+		event.CheckID("user_id", m.UserID),
+		check.That(m.Content != "", "content: is missing, expected text"),
+		event.CheckText("content", m.Content, maxContent),
+	)
 }
 
 // The messages of the channels.
@@ -140,7 +135,7 @@ type (
 
 		// At is when the notification was requested. Each attempt posts the same
 		// body, so it is part of the message.
-		At time.Time `json:"at"`
+		At event.Time `json:"at"`
 	}
 	// LogDue is a message to write to the log.
 	LogDue struct{ Message }
@@ -226,7 +221,7 @@ func (s *Service) Route(_ context.Context, _ pgx.Tx, events []event.Event[Reques
 
 		switch e.Payload.channel() {
 		case Webhook:
-			outgoing = append(outgoing, e.Then(WebhookDue{Message: message, At: time.Now().UTC().Truncate(time.Millisecond)}))
+			outgoing = append(outgoing, e.Then(WebhookDue{Message: message, At: event.Time{Time: time.Now().UTC().Truncate(time.Millisecond)}}))
 		case Log:
 			outgoing = append(outgoing, e.Then(LogDue{Message: message}))
 		default:

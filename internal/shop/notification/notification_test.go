@@ -470,7 +470,7 @@ func TestTheContentOfAWebhookIsBounded(t *testing.T) {
 		{strings.Repeat("<", 10_000), notification.Webhook, "content: has 60002 bytes as JSON, expected at most 19456 for a webhook"},
 		{strings.Repeat("x", 20_000), notification.Email, ""},
 		{strings.Repeat("x", 20_000), notification.Log, ""},
-		{strings.Repeat("x", 102_401), notification.Log, "content: has 102401 bytes, expected at most 102400"},
+		{strings.Repeat("x", 102_401), notification.Log, "content: has 102401 characters, expected at most 102400"},
 	} {
 		got := ""
 		if err := (notification.Requested{UserID: "alice", Content: c.content, Channel: c.channel}).Validate(); err != nil {

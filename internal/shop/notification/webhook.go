@@ -169,7 +169,7 @@ var overloaded = []int{http.StatusTooManyRequests, http.StatusBadGateway, http.S
 func (w *webhook) request(ctx context.Context, e event.Event[WebhookDue]) (*http.Request, error) {
 	now := time.Now()
 
-	data, err := json.Marshal(body{Type: "notification", Timestamp: e.Payload.At, Data: e.Payload.Message})
+	data, err := json.Marshal(body{Type: "notification", Timestamp: e.Payload.At.Time, Data: e.Payload.Message})
 	if err != nil {
 		return nil, fmt.Errorf("encoding webhook: %w", err)
 	}

@@ -141,6 +141,9 @@ func unrecorded(err error) error {
 // TopicReported carries the outcomes that providers report by webhook.
 const TopicReported = "payments.reported"
 
+// maxReason is the maximum length of the reason of a report, in characters.
+const maxReason = 2000
+
 // Report is an outcome that the provider reports by webhook.
 type Report string
 
@@ -177,15 +180,25 @@ func (p Reported) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p Reported) Validate() error {
 	is := func(outcomes ...Report) bool { return slices.Contains(outcomes, p.Outcome) }
-	with := ": is missing, expected one with outcome " + string(p.Outcome)
 
 	return errors.Join(
 		event.CheckID("order_id", p.OrderID),
 		check.Value(is(ReportCaptured, ReportDeclined, ReportRefunded, ReportRefundFailed, ReportDisputed), "outcome", string(p.Outcome),
 			"captured, declined, refunded, refund_failed or disputed"),
-		check.That(!is(ReportCaptured, ReportRefunded, ReportRefundFailed, ReportDisputed) || p.TransactionID != "", "transaction_id"+with),
-		check.That(!is(ReportDeclined, ReportRefundFailed, ReportDisputed) || p.Reason != "", "reason"+with),
-		check.That(!is(ReportRefunded, ReportRefundFailed) || p.RefundID != "", "refund_id"+with),
+		checkIf(is(ReportCaptured, ReportRefunded, ReportRefundFailed, ReportDisputed), "transaction_id", p.TransactionID),
+		checkIf(is(ReportRefunded, ReportRefundFailed), "refund_id", p.RefundID),
+		check.That(!is(ReportDeclined, ReportRefundFailed, ReportDisputed) || p.Reason != "",
+			"reason: is missing, expected one with outcome "+string(p.Outcome)),
+		event.CheckText("reason", p.Reason, maxReason),
 		money.CheckMoved("amount", p.Amount, p.Currency),
 	)
+}
+
+// checkIf validates an ID that is required in some cases.
+func checkIf(required bool, path, id string) error {
+	if required {
+		return event.CheckID(path, id)
+	}
+
+	return event.CheckOptionalID(path, id)
 }

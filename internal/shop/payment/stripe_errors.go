@@ -68,7 +68,7 @@ func declineReason(err *stripe.Error) string {
 		reason += " (" + string(err.Code) + ")"
 	}
 
-	return scrub.Text(reason)
+	return event.Text(event.Shorten(scrub.Text(reason), maxReason))
 }
 
 // refuses reports whether Stripe rejected the request itself.
