@@ -93,7 +93,7 @@ const minText = 3
 var errDryRun = errors.New("dry run")
 
 // Erase removes a person's data from the tables of all domains and from the stored
-// messages whose payload types implement event.Personal. Then it looks in all tables
+// messages whose payload types implement event.Personal. It also looks in all tables
 // for texts by which the person can be recognised. It can be repeated to remove data
 // that arrived later, such as a late message that failed because the person had been
 // erased. It does not affect messages that were already published.
@@ -121,21 +121,9 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 	}
 
 	search.Within = append([]postgres.Found{}, found...)
-
-	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
-		if done, err = r.erase(ctx, tx, e, texts); err == nil {
-			done.Mentions, _, err = postgres.Find(ctx, tx, search)
-		}
-
-		if err == nil && e.DryRun {
-			err = errDryRun
-		}
-
-		return err
-	})
+	done, err = r.eraseInTx(ctx, e, texts, search)
 
 	switch {
-	case errors.Is(err, errDryRun):
 	case done.unknown && len(found) > 0: // nothing is stored about the person, who is mentioned
 		done.Mentions = found
 	case err != nil:
@@ -147,6 +135,26 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 	done.More = more
 
 	return done, nil
+}
+
+// eraseInTx erases, and searches again within what was found.
+func (r *Router) eraseInTx(ctx context.Context, e Erasing, texts []string, search postgres.Search) (done Erasure, err error) {
+	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
+		if done, err = r.erase(ctx, tx, e, texts); err == nil {
+			done.Mentions, _, err = postgres.Find(ctx, tx, search)
+		}
+
+		if err == nil && e.DryRun {
+			err = errDryRun
+		}
+
+		return err
+	})
+	if errors.Is(err, errDryRun) {
+		err = nil
+	}
+
+	return done, err
 }
 
 func (e Erasing) check() error {
