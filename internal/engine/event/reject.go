@@ -22,7 +22,7 @@ const (
 )
 
 // Reasons lists all reasons.
-var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonFailed, ReasonPanicked}
+var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonFailed, ReasonPanicked, ReasonPending}
 
 // RejectError marks an error as the message's own fault. A retry cannot help, so the
 // message is stopped immediately.

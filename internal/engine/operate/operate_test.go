@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -113,5 +116,22 @@ func TestATapKeepsMessagesBetweenReads(t *testing.T) {
 
 	if third := tap.After(t.Context(), "t", second.Next, time.Minute); len(third.Messages) != 1 {
 		t.Errorf("got %+v", third)
+	}
+}
+
+func TestTheAPIKnowsAllReasons(t *testing.T) {
+	t.Parallel()
+
+	field, _ := reflect.TypeFor[operate.Selection]().FieldByName("Reason")
+	known := strings.Split(field.Tag.Get("enum"), ",")
+
+	for _, reason := range event.Reasons {
+		if !slices.Contains(known, string(reason)) {
+			t.Errorf("%s is missing", reason)
+		}
+	}
+
+	if len(known) != len(event.Reasons) {
+		t.Errorf("got %v, expected %v", known, event.Reasons)
 	}
 }
