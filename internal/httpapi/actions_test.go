@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +112,7 @@ func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
 	r.add("d", "5")
 
 	done := r.ask("POST", "/failed/requeue", `{"all":true}`)
-	outcome := "/requests/" + done.at("request").(string)
+	outcome := "/requests/" + fmt.Sprint(done.at("request"))
 
 	if a := r.ask("GET", outcome+"?wait=1", ""); a.status != 200 || a.at("messages") != 5.0 || a.at("pending") != 5.0 {
 		t.Errorf("before the attempts: %d %s", a.status, a.text)
@@ -178,16 +179,16 @@ func TestARetrySaysWhatHoldsUpTheMessages(t *testing.T) {
 	const why = "it is paused by bob since "
 
 	requeued := r.ask("POST", "/failed/requeue", `{"all":true}`)
-	if got, _ := requeued.at("held", 0, "why").(string); requeued.at("done") != 1.0 || !strings.HasPrefix(got, why) {
+	if got := fmt.Sprint(requeued.at("held", 0, "why")); requeued.at("done") != 1.0 || !strings.HasPrefix(got, why) {
 		t.Errorf("a requeue: %s", requeued.text)
 	}
 
 	retried := r.ask("POST", "/waiting/retry", `{"all":true}`)
-	if got, _ := retried.at("held", 0, "why").(string); retried.at("due") != 1.0 || retried.at("held", 0, "consumer") != "writer" || !strings.HasPrefix(got, why) {
+	if got := fmt.Sprint(retried.at("held", 0, "why")); retried.at("due") != 1.0 || retried.at("held", 0, "consumer") != "writer" || !strings.HasPrefix(got, why) {
 		t.Errorf("a retry: %s", retried.text)
 	}
 
-	if a := r.ask("GET", "/requests/"+retried.at("request").(string), ""); a.at("pending") != 1.0 || a.at("held", 0, "consumer") != "writer" {
+	if a := r.ask("GET", "/requests/"+fmt.Sprint(retried.at("request")), ""); a.at("pending") != 1.0 || a.at("held", 0, "consumer") != "writer" {
 		t.Errorf("its outcome: %s", a.text)
 	}
 }

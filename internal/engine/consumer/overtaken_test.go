@@ -262,7 +262,7 @@ func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 	for key := range keys {
 		last := -1
 
-		for _, text := range strings.Fields(replicas[0].texts(fmt.Sprint(key))) {
+		for text := range strings.FieldsSeq(replicas[0].texts(fmt.Sprint(key))) {
 			n, err := strconv.Atoi(text)
 			if err != nil || n <= last {
 				t.Fatalf("key %d: %s was applied after %d: %v", key, text, last, err)

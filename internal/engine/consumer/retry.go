@@ -136,13 +136,11 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 
 	for leased := time.Now(); ; {
 		head, ok, err := r.headOf(key)
-		again := head.ID == last && f.outcome == blocked // it has changed during the attempt
-
-		if !errors.Is(err, ErrStopping) && !again && (err != nil || !ok || head.ID == last) {
-			return finished // the lease will expire, the key is free, or its message waits again
+		if isOver(head, ok, err, last, f) {
+			return finished
 		}
 
-		if err != nil || ctx.Err() != nil || again || head.Behind || !r.gate.enter() {
+		if err != nil || ctx.Err() != nil || head.ID == last || head.Behind || !r.gate.enter() {
 			r.postpone(ctx, key, 0)
 
 			return finished
@@ -175,6 +173,20 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 		}
 
 		last = head.ID
+	}
+}
+
+// isOver reports whether nothing is left to do for a key: the lease will expire, the
+// key is free, or its message, the last one tried, waits again. A message that changed
+// during its attempt, which had no effect then, is due at once.
+func isOver(head failed.Head, ok bool, err error, last int64, f fate) bool {
+	switch {
+	case errors.Is(err, ErrStopping):
+		return false
+	case err != nil || !ok:
+		return true
+	default:
+		return head.ID == last && f.outcome != blocked
 	}
 }
 

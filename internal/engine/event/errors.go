@@ -20,7 +20,6 @@ const (
 	Invalid  Kind = "invalid"   // the request is contradictory or incomplete
 	Rejected Kind = "rejected"  // a consumer would reject the payload
 
-	// These two ask for an explicit word.
 	Overtaken Kind = "overtaken"  // later messages of the key were applied
 	KeyChange Kind = "key-change" // an edit changes the key of a message
 )

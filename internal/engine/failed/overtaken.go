@@ -116,14 +116,15 @@ func (e Entry) overtaken(key string, known map[int64]Overtaken) (o Overtaken, is
 // were stopped.
 func overtaken(ctx context.Context, db postgres.Querier, list []Entry) (map[int64]Overtaken, error) {
 	type row struct {
-		ID int64
 		Overtaken
+
+		ID int64
 	}
 
 	rows, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[row], `
-		SELECT m.id, '', o.messages, ARRAY(
+		SELECT '', o.messages, ARRAY(
 			SELECT l.id FROM overtaking_messages o CROSS JOIN LATERAL unnest(o.last_ids) WITH ORDINALITY AS l (id, n)
-			WHERE o.consumer = m.consumer AND o.key = m.failed_key AND o.after_id >= m.id ORDER BY o.last_at DESC, l.n LIMIT $2), o.last_at
+			WHERE o.consumer = m.consumer AND o.key = m.failed_key AND o.after_id >= m.id ORDER BY o.last_at DESC, l.n LIMIT $2), o.last_at, m.id
 		FROM failed_messages m
 		CROSS JOIN LATERAL (
 			SELECT sum(messages)::bigint AS messages, max(last_at) AS last_at FROM overtaking_messages o

@@ -64,24 +64,9 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 	)
 
 	for _, e := range list {
-		key, err := r.check(e.Consumer, e.Current())
-		if err == nil {
-			err = r.inOrder(e, known.older[e.ID])
-		}
-
-		o, is := e.overtaken(key, known.overtaken)
-
-		// A message that was applied after all overwrites nothing.
-		if err == nil && is && !r.pace.Overtaken && known.verdicts[e.ID] != inbox.Duplicate {
-			err = o.err()
-		}
-
+		key, err := r.accept(e, known)
 		if err != nil {
 			outcome.refuse(e.ID, err)
-
-			if in := (Key{e.Consumer, e.FailedKey}); r.refused[in] == 0 && !is {
-				r.refused[in] = e.ID
-			}
 
 			continue
 		}
@@ -101,6 +86,27 @@ func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *O
 	}
 
 	return release(ctx, tx, accepted, keys, r.by)
+}
+
+// accept returns the key that e would be applied under, or why e stays stopped.
+func (r *requeue) accept(e Entry, k known) (key string, err error) {
+	key, err = r.check(e.Consumer, e.Current())
+	if err == nil {
+		err = r.inOrder(e, k.older[e.ID])
+	}
+
+	o, is := e.overtaken(key, k.overtaken)
+
+	// A message that was applied after all overwrites nothing.
+	if err == nil && is && !r.pace.Overtaken && k.verdicts[e.ID] != inbox.Duplicate {
+		err = o.err()
+	}
+
+	if in := (Key{e.Consumer, e.FailedKey}); err != nil && !is && r.refused[in] == 0 {
+		r.refused[in] = e.ID
+	}
+
+	return key, err
 }
 
 // known is what the database knows about the entries of a chunk, by ID.

@@ -75,62 +75,64 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added in vain
 	}
 
-	return s.inTx(ctx, func(tx pgx.Tx) error {
-		if e.ID == 0 {
-			if err := e.find(ctx, tx); err != nil {
-				return err
-			}
-		}
-
-		k, waits, err := lockKeyOf(ctx, tx, e.ID)
-		if err != nil {
-			return err
-		}
-
-		was, err := s.stop(ctx, tx, e)
-		if err != nil {
-			return err
-		}
-
-		if was.waitedFor != nil && !waits { // requeued between these two statements
-			k, waits = Key{Consumer: e.Consumer, Key: *was.waitedFor}, true
-		}
-
-		if was.keyless && e.Key != "" { // it was resolved
-			if err := moveKey(ctx, tx, e, StoredKey(e.Key)); err != nil {
-				return err
-			}
-		}
-
-		if was.decided {
-			by := activity.Actor{Who: activity.Service, Why: e.Error}
-
-			err = activity.Record(ctx, tx, by, activity.Action{Action: activity.Reopened, Subject: subjectOf(e), EntryID: &e.ID})
-			if err != nil {
-				return err
-			}
-		}
-
-		if waits {
-			return free(ctx, tx, append(keys, k)...)
-		}
-
-		return free(ctx, tx, keys...)
-	})
+	return s.inTx(ctx, func(tx pgx.Tx) error { return s.stopAgain(ctx, tx, e, keys) })
 }
 
-// find sets the ID of a message that a broker delivered again. It stops the row at any
-// revision.
-func (e *Entry) find(ctx context.Context, tx pgx.Tx) error {
-	err := tx.QueryRow(ctx, `SELECT id FROM failed_messages WHERE consumer = $1 AND message_id = $2 AND fingerprint = $3`,
-		e.Consumer, e.MessageID, event.Fingerprint(e.Payload)).Scan(&e.ID)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
+// stopAgain stops a message that is already stored, and frees its key and keys.
+func (s *Store) stopAgain(ctx context.Context, tx pgx.Tx, e Entry, keys []Key) (err error) {
+	if e.ID == 0 {
+		if e.ID, err = findDelivered(ctx, tx, e); err != nil {
+			return err
+		}
+
+		e.Revision = 0 // a broker delivery stops the row at any revision
 	}
 
-	e.Revision = 0
+	k, waits, err := lockKeyOf(ctx, tx, e.ID)
+	if err != nil {
+		return err
+	}
 
-	return nil
+	was, err := s.stop(ctx, tx, e)
+	if err != nil {
+		return err
+	}
+
+	if was.waitedFor != nil && !waits { // requeued between these two statements
+		k, waits = Key{Consumer: e.Consumer, Key: *was.waitedFor}, true
+	}
+
+	if was.keyless && e.Key != "" { // it was resolved
+		if err := moveKey(ctx, tx, e, StoredKey(e.Key)); err != nil {
+			return err
+		}
+	}
+
+	if was.decided {
+		by := activity.Actor{Who: activity.Service, Why: e.Error}
+
+		err = activity.Record(ctx, tx, by, activity.Action{Action: activity.Reopened, Subject: subjectOf(e), EntryID: &e.ID})
+		if err != nil {
+			return err
+		}
+	}
+
+	if waits {
+		return free(ctx, tx, append(keys, k)...)
+	}
+
+	return free(ctx, tx, keys...)
+}
+
+// findDelivered returns the ID of a message that a broker delivered again, or 0.
+func findDelivered(ctx context.Context, tx pgx.Tx, e Entry) (id int64, err error) {
+	err = tx.QueryRow(ctx, `SELECT id FROM failed_messages WHERE consumer = $1 AND message_id = $2 AND fingerprint = $3`,
+		e.Consumer, e.MessageID, event.Fingerprint(e.Payload)).Scan(&id)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("reading failed message %s: %w", e.MessageID, err)
+	}
+
+	return id, nil
 }
 
 // before is what a message was before it was stopped.
