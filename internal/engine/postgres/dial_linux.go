@@ -19,7 +19,7 @@ func abandonAfter(d time.Duration) func(network, address string, conn syscall.Ra
 		}
 
 		if controlErr := conn.Control(func(fd uintptr) {
-			err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.Milliseconds())) //nolint:gosec // a descriptor is an int
+			err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.Milliseconds()))
 		}); controlErr != nil {
 			return controlErr
 		}

@@ -252,7 +252,7 @@ func (s *session) checkPooler(ctx context.Context, conn *pgconn.PgConn, pid stri
 		case shared:
 			return errPooled
 		case err != nil:
-			return nil //nolint:nilerr // all sessions of the pooler are in use: the next connection checks again
+			return nil // all sessions of the pooler are in use: the next connection checks again
 		}
 	}
 

@@ -113,7 +113,7 @@ func publicDir(tb testing.TB) string {
 
 	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(dir, 0o755); err != nil {
 		tb.Fatal(err)
 	}
 
