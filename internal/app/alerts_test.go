@@ -3,7 +3,6 @@ package app_test
 import (
 	"io/fs"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -18,12 +17,14 @@ func metricNames(t *testing.T) map[string]bool {
 	names := map[string]bool{}
 	declared := regexp.MustCompile(`Name: "(millrace_[a-z_]+)"|desc\("([a-z_]+)"`)
 
-	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+	sources := os.DirFS("..")
+
+	err := fs.WalkDir(sources, ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return err
 		}
 
-		source, err := os.ReadFile(path)
+		source, err := fs.ReadFile(sources, path)
 		for _, match := range declared.FindAllStringSubmatch(string(source), -1) {
 			names[match[1]], names["millrace_"+match[2]] = true, true
 		}

@@ -46,7 +46,7 @@ const (
 type Trouble struct {
 	Kind  string `json:"kind"`
 	Name  string `json:"name"`
-	Level Level  `json:"level" enum:"unready,degraded,note"`
+	Level Level  `enum:"unready,degraded,note" json:"level"`
 	// Since is when it began, if that is known.
 	Since *time.Time `json:"since,omitempty"`
 	// Reason says what is wrong, Remedy what to do about it.

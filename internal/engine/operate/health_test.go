@@ -93,7 +93,7 @@ func TestTheRemedyFollowsFromTheError(t *testing.T) {
 
 	for _, c := range []struct{ dependency, why, remedy string }{
 		{"postgres", "ERROR: could not extend file: No space left on device (SQLSTATE 53100)", "free disk space"},
-		{"postgres", "ERROR: cannot execute INSERT in a read-only transaction (SQLSTATE 25006)", "connect to the primary"},
+		{"postgres", "ERROR: cannot execute INSERT in a read-only transaction (SQLSTATE 25006)", "correct postgres.url"},
 		{"postgres", "ERROR: permission denied for table orders (SQLSTATE 42501)", "grant the role"},
 		{"postgres", "FATAL: sorry, too many clients already (SQLSTATE 53300)", "max_connections"},
 		{"postgres", "dial tcp 127.0.0.1:1: connect: connection refused", "check that Postgres runs"},

@@ -56,9 +56,7 @@ func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 	}
 
 	asking.Wait()
-	s.complete(o.unknown())
-
-	return s
+	return s.completed(o.unknown())
 }
 
 // Backlog says how many messages of a topic wait in the outbox and at the broker.
@@ -78,8 +76,8 @@ func (s Status) Backlog(topic string) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// complete lists the consumers and the troubles.
-func (s *Status) complete(unknown []Consumer) {
+// completed lists the consumers and the troubles.
+func (s Status) completed(unknown []Consumer) Status {
 	s.Consumers = unknown
 	if s.Service != nil {
 		s.Consumers = s.Service.Consumers
@@ -110,9 +108,11 @@ func (s *Status) complete(unknown []Consumer) {
 			}})
 		}
 	}
+
+	return s
 }
 
-func (s *Status) serviceRemedy() string {
+func (s Status) serviceRemedy() string {
 	if s.Database != nil && s.Database.Replicas > 0 {
 		return fmt.Sprintf("%d processes publish from this database, but none answers here: run the command where one runs, or correct http.addr", s.Database.Replicas)
 	}
