@@ -44,6 +44,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		outbox.NewRelay,
 		consumer.NewRouter,
 		consumer.NewAppend,
+		consumer.NewStalled,
+		consumer.NewUndelivered,
 		httpapi.NewServer,
 
 		order.NewService,

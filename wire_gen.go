@@ -72,16 +72,18 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	service := order.NewService(pool)
 	inventoryService := inventory.NewService(pool)
+	fulfilmentConfig := cfg.Fulfilment
 	paymentConfig := cfg.Payment
 	gateway, err := payment.NewGateway(paymentConfig, pool)
 	if err != nil {
 		cleanup()
 		return nil, nil, err
 	}
-	process := fulfilment.NewProcess(service, inventoryService, gateway)
-	fulfilmentConfig := cfg.Fulfilment
+	undelivered := consumer.NewUndelivered(router)
+	process := fulfilment.NewProcess(fulfilmentConfig, service, inventoryService, gateway, undelivered)
 	eventAppend := consumer.NewAppend(router)
-	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, logger)
+	stalled := consumer.NewStalled(router)
+	sweeper := fulfilment.NewSweeper(fulfilmentConfig, pool, eventAppend, stalled, logger)
 	userConfig := cfg.User
 	userService := user.NewService(userConfig, pool)
 	accounts := account.New(userService)

@@ -83,12 +83,16 @@ CREATE TABLE failed_keys (
     consumer text        NOT NULL,
     key      text        NOT NULL,
     due_at   timestamptz,
+    awaits   text[]      NOT NULL DEFAULT '{}',
     CONSTRAINT failed_keys_pkey PRIMARY KEY (consumer, key)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 COMMENT ON TABLE failed_keys IS 'Keys of a consumer with waiting or stopped messages. The first waiting message is retried at due_at.';
 COMMENT ON COLUMN failed_keys.due_at IS 'NULL if no message waits: the key then blocks nothing. Also a lease: a process advances it before it tries the message.';
+COMMENT ON COLUMN failed_keys.awaits IS 'Topics that may carry a message that the first waiting message awaits. When one is applied, the key becomes due.';
 CREATE INDEX failed_keys_due ON failed_keys (consumer, due_at) WHERE due_at IS NOT NULL;
+
+CREATE INDEX failed_keys_awaiting ON failed_keys (key) WHERE awaits <> '{}';
 
 -- Messages that did not go through.
 CREATE TABLE failed_messages (
@@ -183,10 +187,12 @@ CREATE TABLE paused_consumers (
     who       text        NOT NULL,
     why       text        NOT NULL,
     paused_at timestamptz NOT NULL DEFAULT now(),
+    until     timestamptz,
     CONSTRAINT paused_consumers_pkey PRIMARY KEY (consumer)
 );
 
 COMMENT ON TABLE paused_consumers IS 'Consumers paused by an operator, on all replicas.';
+COMMENT ON COLUMN paused_consumers.until IS 'When the pause ends by itself; NULL if it does not.';
 
 -- All operator actions. Each is written in the transaction that performs it.
 CREATE TABLE operator_actions (

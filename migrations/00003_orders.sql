@@ -28,16 +28,30 @@ COMMENT ON COLUMN orders.lines IS 'The ordered products: [{"product_id": ..., "q
 CREATE INDEX orders_created_at ON orders (created_at);
 
 CREATE TABLE expiry_cursor (
-    single   boolean     NOT NULL DEFAULT true,
-    at       timestamptz NOT NULL,
-    order_id text        NOT NULL,
+    single     boolean     NOT NULL DEFAULT true,
+    at         timestamptz NOT NULL,
+    order_id   text        NOT NULL,
+    ticked_at  timestamptz,
+    stalled_at timestamptz,
     CONSTRAINT expiry_cursor_pkey PRIMARY KEY (single),
     CONSTRAINT expiry_cursor_one_row CHECK (single)
 );
 
 COMMENT ON TABLE expiry_cursor IS 'How far the sweep for orders that were not paid in time has got, by created_at and id. The row lock lets one replica at a time sweep.';
 
+COMMENT ON COLUMN expiry_cursor.ticked_at IS 'When a sweep last looked whether orders can be paid.';
+COMMENT ON COLUMN expiry_cursor.stalled_at IS 'When a sweep last found that orders cannot be paid.';
+
 INSERT INTO expiry_cursor (at, order_id) VALUES (now(), '');
+
+CREATE TABLE payment_stalls (
+    began_at timestamptz NOT NULL,
+    ended_at timestamptz NOT NULL,
+    CONSTRAINT payment_stalls_pkey PRIMARY KEY (began_at),
+    CONSTRAINT payment_stalls_ordered CHECK (began_at <= ended_at)
+);
+
+COMMENT ON TABLE payment_stalls IS 'Times at which orders could not be paid, because something was paused, unavailable or not running. They do not count towards the payment timeout.';
 
 CREATE TABLE stock (
     product_id text   NOT NULL,
@@ -58,5 +72,6 @@ COMMENT ON COLUMN stock.reserved IS 'Reserved for orders in state inventory_rese
 
 -- +goose Down
 DROP TABLE stock;
+DROP TABLE payment_stalls;
 DROP TABLE expiry_cursor;
 DROP TABLE orders;

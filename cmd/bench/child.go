@@ -108,7 +108,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	router.AddMiddleware(middleware.Retry{MaxRetries: 3, InitialInterval: 10 * time.Millisecond, Multiplier: 2}.Middleware, middleware.Recoverer)
 
 	payments := payment.NewSimulated()
-	process := fulfilment.NewProcess(order.NewService(pool), inventory.NewService(pool), payments)
+	process := fulfilment.NewProcess(fulfilment.DefaultConfig(), order.NewService(pool), inventory.NewService(pool), payments, nil)
 	add := func(consumer, topic string, handle naiveHandler) {
 		subscriber, err := conn.Subscriber(topic)
 		if err != nil {

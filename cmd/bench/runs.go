@@ -319,7 +319,7 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 		next    = make(chan int)
 		wait    sync.WaitGroup
 		failed  atomic.Value
-		process = fulfilment.NewProcess(order.NewService(s.pool), inventory.NewService(s.pool), payment.NewSimulated())
+		process = fulfilment.NewProcess(fulfilment.DefaultConfig(), order.NewService(s.pool), inventory.NewService(s.pool), payment.NewSimulated(), nil)
 		wal     = s.wal(ctx)
 		before  = cpuNow()
 	)

@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
@@ -96,9 +98,12 @@ func TestGuideUserUpdated(t *testing.T) {
 func TestGuideUserNotFound(t *testing.T) {
 	t.Parallel()
 
-	s := apptest.Start(t)
+	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = 100 * time.Millisecond })
 	id := s.Publish("user.updated", guide(t, "user.updated"))
-	s.Messages("user.updated", 1)
+	pgtest.Eventually(t, "it has waited for the user long enough", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM user_misses`) == 1
+	})
+	s.WaitUntilIdle()
 
 	misses, err := s.Users.Misses(t.Context(), 10)
 	if err != nil || len(misses) != 1 || misses[0].UserID != "user_1" || misses[0].MessageID != id {

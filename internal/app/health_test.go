@@ -101,7 +101,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 			begin: func(t *testing.T, s *apptest.Service) {
 				t.Helper()
 
-				if _, err := s.Router.Pause(t.Context(), "account.create", by); err != nil {
+				if _, err := s.Router.Pause(t.Context(), "account.create", 0, by); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -225,7 +225,7 @@ func TestWithoutItsBrokerTheServiceIsNotReadyAndConsumersAreNotRunning(t *testin
 				c.Broker.RabbitMQ.URL = "amqp://guest:guest@" + "127.0.0.1:1/"
 			})
 
-			if _, err := s.Router.Pause(t.Context(), "account.create", activity.Actor{Who: "ann", Why: "fixing the import"}); err != nil {
+			if _, err := s.Router.Pause(t.Context(), "account.create", 0, activity.Actor{Who: "ann", Why: "fixing the import"}); err != nil {
 				t.Fatal(err)
 			}
 

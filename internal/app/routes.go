@@ -48,7 +48,7 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnEffect(r, "fulfilment.expire", consumer.Effect[fulfilment.ExpiryDue, payment.Outcome]{
 		Admit: d.Fulfilment.AdmitExpiry, Perform: d.Fulfilment.FindForExpiry, Record: d.Fulfilment.Expire,
 		Needs: gateway[fulfilment.ExpiryDue],
-	}, fulfilment.OrderExpired{}, fulfilment.OrderCompleted{}, fulfilment.RefundRequested{})
+	}, fulfilment.OrderExpired{}, fulfilment.OrderCompleted{}, fulfilment.RefundRequested{}, fulfilment.ExpiryDue{})
 	consumer.OnEffect(r, "fulfilment.refund", consumer.Effect[fulfilment.RefundRequested, string]{
 		Admit: d.Fulfilment.AdmitRefund, Perform: d.Fulfilment.Refund, Record: d.Fulfilment.RecordRefund,
 		Needs: gateway[fulfilment.RefundRequested],
@@ -95,7 +95,7 @@ func postWebhook(r *consumer.Router, s *notification.Service) func(context.Conte
 			return answer, err
 		}
 
-		if _, pauseErr := r.Pause(ctx, webhookConsumer, activity.Actor{Who: activity.Service, Why: notification.ErrGone.Error()}); pauseErr != nil {
+		if _, pauseErr := r.Pause(ctx, webhookConsumer, 0, activity.Actor{Who: activity.Service, Why: notification.ErrGone.Error()}); pauseErr != nil {
 			return "", pauseErr // posts it again, and then pauses
 		}
 

@@ -90,6 +90,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 		Warnings: engine.Warnings, Logger: logger,
 	}
 
+	s.Operator.Affected = append(s.Operator.Affected, domains.Expiry.Affected)
 	s.Janitor.Add(s.upkeep()...)
 	http.Handle("GET /statusz", s.Operator)
 	http.Explain(s.Operator.Health)

@@ -2,21 +2,36 @@ package httpapi
 
 import (
 	"context"
+	"time"
 
-	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
-type switchInput struct {
+type pauseInput struct {
+	Caller
+
+	Consumer string `path:"consumer" maxLength:"250" example:"fulfilment.charge"`
+	Body     struct {
+		WhyBody
+
+		For    string `json:"for,omitempty" maxLength:"50" example:"1h" doc:"How long the pause lasts, such as 30m. Without it the pause lasts until it is resumed."`
+		DryRun bool   `json:"dry_run,omitempty" doc:"Only report what the pause would affect."`
+	}
+}
+
+type pauseOutput struct{ Body operate.PauseOutcome }
+
+type resumeInput struct {
 	Caller
 
 	Consumer string `path:"consumer" maxLength:"250" example:"fulfilment.charge"`
 	Body     WhyBody
 }
 
-type switchOutput struct {
+type resumeOutput struct {
 	Body struct {
-		Changed bool `json:"changed" doc:"False if the consumer was already in this state."`
+		Changed bool `json:"changed" doc:"False if the consumer was not paused."`
 	}
 }
 
@@ -24,15 +39,28 @@ func (e engine) registerConsumers(a *API) {
 	Get(a, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[operate.Consumer], error) {
 		return All(e.Consumers(ctx))
 	})
-	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas", switchConsumer(e.Router.Pause))
-	Post(a, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", switchConsumer(e.Router.Resume))
+	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas, and report what waits meanwhile", e.pause)
+	Post(a, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", e.resume)
 }
 
-func switchConsumer(change func(context.Context, string, activity.Actor) (bool, error)) func(context.Context, *switchInput) (*switchOutput, error) {
-	return func(ctx context.Context, in *switchInput) (out *switchOutput, err error) {
-		out = &switchOutput{}
-		out.Body.Changed, err = change(ctx, in.Consumer, in.actor(in.Body.Why))
+func (e engine) pause(ctx context.Context, in *pauseInput) (out *pauseOutput, err error) {
+	pausing := operate.Pausing{DryRun: in.Body.DryRun}
 
-		return out, err
+	if in.Body.For != "" {
+		if pausing.For, err = time.ParseDuration(in.Body.For); err != nil || pausing.For == 0 {
+			return nil, event.Errorf(event.Invalid, "for: is %q, expected a duration such as 30m or 1h", in.Body.For)
+		}
 	}
+
+	out = &pauseOutput{}
+	out.Body, err = e.Pause(ctx, in.Consumer, pausing, in.actor(in.Body.Why))
+
+	return out, err
+}
+
+func (e engine) resume(ctx context.Context, in *resumeInput) (out *resumeOutput, err error) {
+	out = &resumeOutput{}
+	out.Body.Changed, err = e.Router.Resume(ctx, in.Consumer, in.actor(in.Body.Why))
+
+	return out, err
 }

@@ -210,7 +210,7 @@ func (h harness) shared(t *testing.T) {
 	s.wait("it still waits after a restart", sharedKeys*s.sent, (sharedKeys-1)*s.sent)
 
 	operator := activity.Actor{Who: "test", Why: "test"}
-	if _, err := e.router.Pause(t.Context(), "failing", operator); err != nil {
+	if _, err := e.router.Pause(t.Context(), "failing", 0, operator); err != nil {
 		t.Fatal(err)
 	}
 

@@ -75,6 +75,15 @@ func (c *Conn) State() State {
 	return state
 }
 
+// Down returns why the broker does not answer, or "".
+func (c *Conn) Down() string {
+	if c.State().Up() {
+		return ""
+	}
+
+	return c.kind + " does not answer"
+}
+
 var errSilent = errors.New("the broker does not answer")
 
 // Check asks a connected broker whether it answers, and remembers the result. It

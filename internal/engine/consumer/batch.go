@@ -113,7 +113,7 @@ func (b batches[E]) decided(ctx context.Context, db postgres.Querier, units []*u
 }
 
 func (u *unit[E]) delivery() failed.Delivery {
-	d := failed.Delivery{MessageID: u.from.id, Fingerprint: u.from.claim.Fingerprint, Key: failed.StoredKey(u.from.key)}
+	d := failed.Delivery{MessageID: u.from.id, Fingerprint: u.from.claim.Fingerprint, Key: failed.StoredKey(u.from.key), Ahead: u.from.ahead}
 	if u.from.entry != nil {
 		d.EntryID, d.Revision = u.from.entry.ID, u.from.entry.Revision
 	}
@@ -224,6 +224,8 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	if caused > 0 {
 		a.router.onCommit()
 	}
+
+	a.router.wakeAwaiting(units[0].from.route.Topic, keysOf(units))
 
 	a.router.metrics.batchSize.WithLabelValues(a.consumer).Observe(float64(len(units)))
 	a.router.metrics.batchSeconds.WithLabelValues(a.consumer).Observe(time.Since(started).Seconds())

@@ -34,7 +34,12 @@ type Config struct {
 	// ParkAttempts is how often a waiting message is retried before it is stopped.
 	// At 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
-	// PerTopic overrides the five settings above, and the defaults of a topic, for
+	// AwaitTimeout is how long a message waits for another one that it depends on,
+	// such as the creation of its user on another topic. The time does not run while
+	// consumers of the other message are paused, unavailable or starting, or while it
+	// is itself among the failed messages. 0 does not wait. Defaults to 1m.
+	AwaitTimeout time.Duration `koanf:"await_timeout"`
+	// PerTopic overrides the settings from Retries to ParkAttempts, and the defaults of a topic, for
 	// individual topics. Empty by default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in flight.
@@ -64,6 +69,7 @@ func DefaultConfig() Config {
 		ParkInterval:      2 * time.Second,
 		ParkMaxInterval:   10 * time.Minute,
 		ParkAttempts:      20,
+		AwaitTimeout:      time.Minute,
 		PerTopic:          []TopicConfig{},
 		DrainTimeout:      15 * time.Second,
 	}
@@ -78,6 +84,7 @@ func (c Config) Validate() error {
 		check.Value(c.ConcurrentBatches >= 1 && c.ConcurrentBatches <= 64, "consumer.concurrent_batches", c.ConcurrentBatches, "1 to 64"),
 		check.Value(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "consumer.handler_timeout", c.HandlerTimeout,
 			"more than 0s and at most 50s, to stay below Kafka's rebalance timeout"),
+		check.Value(c.AwaitTimeout >= 0, "consumer.await_timeout", c.AwaitTimeout, "more than 0s, or 0 not to wait"),
 		check.Value(c.DrainTimeout > 0, "consumer.drain_timeout", c.DrainTimeout, "more than 0s"),
 		c.validateRetries("consumer."),
 		err,
@@ -109,6 +116,22 @@ func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 	}
 
 	return wait
+}
+
+// minAwait is the first wait of a message that awaits another one. It matters if the
+// other one is applied while this one is being parked; later it wakes its key.
+const minAwait = 500 * time.Millisecond
+
+// await returns how long a message of this age waits before it looks again for the
+// message that it awaits.
+func (c Config) await(age time.Duration) time.Duration {
+	wait := min(max(minAwait, 3*age), c.AwaitTimeout)
+
+	if left := c.AwaitTimeout - age; left > 0 {
+		wait = min(wait, left)
+	}
+
+	return max(wait, 10*time.Millisecond)
 }
 
 // perTopic returns the settings of the topics in Config.PerTopic.

@@ -33,6 +33,11 @@ type delivery struct {
 	entry *failed.Entry
 	// failures counts the previous failures.
 	failures int
+	// ahead is true if an earlier message of the key awaits one on the topic: this one is
+	// tried before it.
+	ahead bool
+	// age is the time since the message was first stored as failed.
+	age time.Duration
 	// shared is true if other consumers receive the message too. The message is then
 	// parked while this consumer is suspended, so that the others can continue.
 	shared bool
@@ -44,8 +49,8 @@ type delivery struct {
 	key string
 	// claim identifies the message in the inbox.
 	claim inbox.Entry
-	// apply makes one attempt.
-	apply func() error
+	// apply makes one attempt. The handler sees overdue as event.Meta.Overdue.
+	apply func(overdue bool) error
 }
 
 // newDelivery decodes msg for a consumer.
@@ -64,7 +69,7 @@ func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared
 	}
 
 	if _, err := protect(func() (struct{}, error) { return struct{}{}, route.open(d) }); err != nil {
-		d.apply = func() error { return err }
+		d.apply = func(bool) error { return err }
 	}
 
 	return d
@@ -128,6 +133,8 @@ type fate struct {
 	attempts int
 	// wait is how long the message is parked.
 	wait time.Duration
+	// awaits lists the topics of a message that the parked one awaits.
+	awaits []string
 }
 
 // deliver attempts to apply a message, decides its fate and carries that out. The
@@ -147,7 +154,23 @@ func (r *Router) attempt(d *delivery) error {
 		return err
 	}
 
-	apply := middleware.Recoverer(func(*message.Message) ([]*message.Message, error) { return nil, d.apply() })
+	err := r.try(d, false)
+
+	early, isEarly := errors.AsType[*event.EarlyError](err)
+	if !isEarly || d.ahead || !r.overdue(d, early) {
+		return err
+	}
+
+	err = r.try(d, true)
+	if early, isEarly = errors.AsType[*event.EarlyError](err); isEarly {
+		return early.Err // now a failure like any other
+	}
+
+	return err
+}
+
+func (r *Router) try(d *delivery, overdue bool) error {
+	apply := middleware.Recoverer(func(*message.Message) ([]*message.Message, error) { return nil, d.apply(overdue) })
 	_, err := quickRetries(r.configOf(d.route.Topic)).Middleware(apply)(d.msg)
 
 	return err
@@ -173,7 +196,11 @@ func (r *Router) decide(d *delivery, err error) fate {
 	cfg := r.configOf(d.route.Topic)
 	later, _ := errors.AsType[*event.LaterError](err)
 
+	early, isEarly := errors.AsType[*event.EarlyError](err)
+
 	switch {
+	case isEarly: // which is not a failure
+		f.outcome, f.attempts, f.wait, f.awaits = parked, d.failures, cfg.await(d.age), early.Topics
 	case isRejection(err):
 	case isPending(err):
 		f.outcome, f.wait, f.attempts = parked, later.After, d.failures
@@ -214,13 +241,15 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 	case f.outcome == stopped:
 		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Stop(ctx, d.failed(f)) })
 	case f.outcome == parked:
-		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Park(ctx, d.failed(f), f.wait) })
+		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Park(ctx, d.failed(f), f.wait, f.awaits...) })
 	case f.outcome == applied && d.entry != nil:
 		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Finish(ctx, *d.entry) })
 	}
 
 	switch {
 	case err == nil:
+		r.awaited.add(f.awaits)
+
 		return f
 	case f.outcome == parked && !isReturn(err): // it cannot wait
 		f.outcome = stopped
@@ -248,6 +277,9 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
 	case f.outcome == parked && isPending(f.err):
 		log(slog.LevelInfo, "message waits for an outcome", slog.Duration("wait", f.wait.Round(time.Millisecond)))
+	case f.outcome == parked && len(f.awaits) > 0 && d.entry != nil: // said before
+	case f.outcome == parked && len(f.awaits) > 0:
+		log(slog.LevelInfo, "message parked: it came before a message that it depends on")
 	case f.outcome == parked && !isReturn(f.err):
 		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}
@@ -323,6 +355,7 @@ func reasonOf(err error) event.Reason {
 		rejection *event.RejectError
 		panicked  *panicError
 		recovered middleware.RecoveredPanicError
+		early     *event.EarlyError
 	)
 
 	switch {
@@ -332,6 +365,8 @@ func reasonOf(err error) event.Reason {
 		return event.ReasonPanicked
 	case isPending(err):
 		return event.ReasonPending
+	case errors.As(err, &early):
+		return event.ReasonEarly
 	default:
 		return event.ReasonFailed
 	}

@@ -227,7 +227,12 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 			d.claim = inbox.Entry{
 				ID: e.ID, Fingerprint: event.Fingerprint(d.msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}
-			d.apply = func() error { return handle(e, d) }
+			d.apply = func(overdue bool) error {
+				e := e
+				e.Overdue, e.Ahead = overdue, d.ahead
+
+				return handle(e, d)
+			}
 
 			if d.key == "" {
 				d.key = e.ID.String() // unordered

@@ -37,6 +37,8 @@ type Pause struct {
 	Who      string    `json:"who"`
 	Why      string    `json:"why"`
 	At       time.Time `json:"paused_at"`
+	// Until is when the pause ends by itself; nil if it does not.
+	Until *time.Time `json:"until,omitempty"`
 }
 
 // suspensions tracks the suspended consumers: paused by an operator or waiting for a
@@ -219,6 +221,12 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 			r.logger.Warn("could not read the paused consumers", slog.Any("error", err))
 		}
 
+		r.noteStalled()
+
+		if err := r.refreshAwaited(ctx); err != nil && ctx.Err() == nil {
+			r.logger.Debug("could not read the awaited topics", slog.Any("error", err))
+		}
+
 		if err := r.count(ctx); err != nil && ctx.Err() == nil {
 			r.logger.Debug("could not count failed messages", slog.Any("error", err))
 		}
@@ -235,7 +243,11 @@ func (r *Router) refreshPauses(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 
-	pauses, err := Pauses(ctx, r.pool)
+	pauses, over, err := readPauses(ctx, r.pool)
+	if err == nil && over > 0 {
+		err = r.endPauses(ctx)
+	}
+
 	if err != nil {
 		return err
 	}
@@ -265,32 +277,80 @@ func (r *Router) count(ctx context.Context) error {
 
 // Pauses returns the consumers paused by operators.
 func Pauses(ctx context.Context, db postgres.Querier) ([]Pause, error) {
-	pauses, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Pause],
-		`SELECT consumer, who, why, paused_at FROM paused_consumers ORDER BY consumer`)
-	if err != nil {
-		return nil, fmt.Errorf("reading paused consumers: %w", err)
-	}
+	pauses, _, err := readPauses(ctx, db)
 
-	return pauses, nil
+	return pauses, err
 }
 
-// Pause stops a consumer on all replicas until Resume. Replicas stop taking its
-// messages within a second. It reports whether the consumer was running.
-func (r *Router) Pause(ctx context.Context, consumer string, by activity.Actor) (changed bool, err error) {
-	return r.change(ctx, consumer, by, activity.Paused, `
-		INSERT INTO paused_consumers (consumer, who, why) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		consumer, event.Text(by.Who), event.Text(by.Why))
+// readPauses returns the pauses in force, and how many are over and still stored.
+func readPauses(ctx context.Context, db postgres.Querier) (pauses []Pause, over int, err error) {
+	type stored struct {
+		Pause
+
+		Over bool
+	}
+
+	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[stored], `
+		SELECT consumer, who, why, paused_at, until, coalesce(until <= clock_timestamp(), false) FROM paused_consumers ORDER BY consumer`)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading paused consumers: %w", err)
+	}
+
+	for _, s := range list {
+		if s.Over {
+			over++
+		} else {
+			pauses = append(pauses, s.Pause)
+		}
+	}
+
+	return pauses, over, nil
+}
+
+// endPauses deletes the pauses that are over and records that.
+func (r *Router) endPauses(ctx context.Context) error {
+	return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
+		ended, err := postgres.Collect(ctx, tx, pgx.RowTo[string],
+			`DELETE FROM paused_consumers WHERE until <= clock_timestamp() RETURNING consumer`)
+		if err != nil || len(ended) == 0 {
+			return err // another replica was faster
+		}
+
+		by := activity.Actor{Who: activity.Service, Why: "the time of the pause is over"}
+
+		return activity.Record(ctx, tx, by, postgres.Column(ended, func(consumer string) activity.Action {
+			return activity.Action{Action: activity.Resumed, Subject: consumer}
+		})...)
+	})
+}
+
+// Pause stops a consumer on all replicas until Resume, or for the given time unless it
+// is 0. Replicas stop taking its messages within a second. Pausing a paused consumer
+// sets when its pause ends. It reports whether anything changed.
+func (r *Router) Pause(ctx context.Context, consumer string, lasts time.Duration, by activity.Actor) (changed bool, err error) {
+	detail := ""
+	if lasts > 0 {
+		detail = "for " + lasts.String()
+	}
+
+	return r.change(ctx, by, activity.Action{Action: activity.Paused, Subject: consumer, Detail: detail}, `
+		INSERT INTO paused_consumers AS p (consumer, who, why, until)
+		VALUES ($1, $2, $3, CASE WHEN $4 > 0 THEN clock_timestamp() + $4 * interval '1 second' END)
+		ON CONFLICT ON CONSTRAINT paused_consumers_pkey DO UPDATE SET who = EXCLUDED.who, why = EXCLUDED.why, until = EXCLUDED.until,
+			paused_at = CASE WHEN p.until <= clock_timestamp() THEN EXCLUDED.paused_at ELSE p.paused_at END
+		WHERE $4 > 0 OR p.until IS NOT NULL`,
+		consumer, event.Text(by.Who), event.Text(by.Why), lasts.Seconds())
 }
 
 // Resume restarts a paused consumer. It reports whether the consumer was paused.
 func (r *Router) Resume(ctx context.Context, consumer string, by activity.Actor) (changed bool, err error) {
-	return r.change(ctx, consumer, by, activity.Resumed, `DELETE FROM paused_consumers WHERE consumer = $1`, consumer)
+	return r.change(ctx, by, activity.Action{Action: activity.Resumed, Subject: consumer},
+		`DELETE FROM paused_consumers WHERE consumer = $1`, consumer)
 }
 
-func (r *Router) change(ctx context.Context, consumer string, by activity.Actor, kind activity.Kind, sql string, args ...any,
-) (changed bool, err error) {
-	if r.routeOf(consumer) == nil {
-		return false, event.UnknownName("consumer", consumer, r.consumers())
+func (r *Router) change(ctx context.Context, by activity.Actor, action activity.Action, sql string, args ...any) (changed bool, err error) {
+	if err := r.Known(action.Subject); err != nil {
+		return false, err
 	}
 
 	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
@@ -301,11 +361,20 @@ func (r *Router) change(ctx context.Context, consumer string, by activity.Actor,
 
 		changed = true
 
-		return activity.Record(ctx, tx, by, activity.Action{Action: kind, Subject: consumer})
+		return activity.Record(ctx, tx, by, action)
 	})
 	if err != nil {
-		return false, fmt.Errorf("recording that consumer %s was %s: %w", consumer, kind, err)
+		return false, fmt.Errorf("recording that consumer %s was %s: %w", action.Subject, action.Action, err)
 	}
 
 	return changed, nil
+}
+
+// Known returns an Unknown error unless there is a consumer with this name.
+func (r *Router) Known(consumer string) error {
+	if r.routeOf(consumer) == nil {
+		return event.UnknownName("consumer", consumer, r.consumers())
+	}
+
+	return nil
 }

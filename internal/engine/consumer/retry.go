@@ -32,8 +32,9 @@ func quickRetries(c Config) middleware.Retry {
 		ResetContextOnRetry: true,
 		ShouldRetry: func(params middleware.RetryParams) bool {
 			_, later := errors.AsType[*event.LaterError](params.Err)
+			_, early := errors.AsType[*event.EarlyError](params.Err)
 
-			return !later && !isRejection(params.Err) && !isReturn(params.Err) && !errors.Is(params.Err, errBlocked)
+			return !later && !early && !isRejection(params.Err) && !isReturn(params.Err) && !errors.Is(params.Err, errBlocked)
 		},
 	}
 }
@@ -81,14 +82,12 @@ func (r *Router) retryWaiting(ctx context.Context) {
 		room[consumer].Store(keysAtOnce)
 	}
 
-	done := make(chan struct{}, 1)
-
 	for r.Retries.Begin(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-		case <-done:
+		case <-r.due:
 		}
 
 		for _, key := range r.leaseKeys(ctx, room) {
@@ -98,13 +97,18 @@ func (r *Router) retryWaiting(ctx context.Context) {
 				room[key.Consumer].Add(1)
 
 				if finished > 0 {
-					select {
-					case done <- struct{}{}:
-					default:
-					}
+					r.retrySoon()
 				}
 			})
 		}
+	}
+}
+
+// retrySoon makes retryWaiting look for due keys now.
+func (r *Router) retrySoon() {
+	select {
+	case r.due <- struct{}{}:
+	default:
 	}
 }
 
@@ -127,15 +131,16 @@ func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) [
 }
 
 // retryKey retries the messages of a key in order until one is parked again or none
-// is left. It returns how many were settled or parked.
+// is left. A message that awaits another one on its own topic does not end this: the
+// other one may wait behind it. It returns how many were settled or parked.
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var (
-		last int64
-		f    fate
+		last, after int64
+		f           fate
 	)
 
 	for leased := time.Now(); ; {
-		head, ok, err := r.headOf(key)
+		head, ok, err := r.headOf(key, after)
 		if isOver(head, ok, err, last, f) {
 			return finished
 		}
@@ -154,7 +159,10 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			leased = time.Now()
 		}
 
-		f = r.deliver(newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false))
+		route := r.routeOf(key.Consumer)
+		d := newDelivery(route, messageOf(head.Entry), &head.Entry, false)
+		d.age, d.ahead = head.Age, after > 0
+		f = r.deliver(d)
 
 		if f.outcome == returned {
 			r.postpone(ctx, key, waitOf(f))
@@ -168,11 +176,14 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 
 		finished++
 
-		if f.outcome == parked {
+		switch {
+		case f.outcome != parked:
+			last, after = head.ID, 0
+		case slices.Contains(f.awaits, route.Topic):
+			after = head.ID
+		default:
 			return finished
 		}
-
-		last = head.ID
 	}
 }
 
@@ -199,11 +210,11 @@ func waitOf(f fate) time.Duration {
 	return suspendedWait
 }
 
-// headOf returns the first message of a key. It waits for Postgres: if it gave up,
+// headOf returns the first message of a key after the given ID. It waits for Postgres: if it gave up,
 // the key would wait until the lease expires.
-func (r *Router) headOf(key failed.Key) (head failed.Head, ok bool, err error) {
+func (r *Router) headOf(key failed.Key, after int64) (head failed.Head, ok bool, err error) {
 	err = r.untilAvailable(func(ctx context.Context) (err error) {
-		head, ok, err = r.failed.Head(ctx, key, r.consuming())
+		head, ok, err = r.failed.Head(ctx, key, after, r.consuming())
 
 		return err
 	})

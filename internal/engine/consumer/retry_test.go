@@ -544,15 +544,15 @@ func TestAPausedConsumerTakesNoMessagesUntilResumed(t *testing.T) {
 	r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
 	by := activity.Actor{Who: "test", Why: "maintenance of notes"}
 
-	if changed, err := r.router.Pause(t.Context(), "writer", by); err != nil || !changed {
+	if changed, err := r.router.Pause(t.Context(), "writer", 0, by); err != nil || !changed {
 		t.Fatalf("%t, %v", changed, err)
 	}
 
-	if changed, err := r.router.Pause(t.Context(), "writer", by); err != nil || changed {
+	if changed, err := r.router.Pause(t.Context(), "writer", 0, by); err != nil || changed {
 		t.Errorf("a second pause changed something: %t, %v", changed, err)
 	}
 
-	if _, err := r.router.Pause(t.Context(), "writre", by); event.KindOf(err) != event.Unknown || !strings.Contains(err.Error(), "did you mean writer") {
+	if _, err := r.router.Pause(t.Context(), "writre", 0, by); event.KindOf(err) != event.Unknown || !strings.Contains(err.Error(), "did you mean writer") {
 		t.Errorf("got %v", err)
 	}
 

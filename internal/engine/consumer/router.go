@@ -50,7 +50,11 @@ type Router struct {
 	subscribers  []message.Subscriber
 	suspensions  *suspensions
 	topics       subscriptions
+	progress     *progress
+	awaited      awaited
 	gate         gate
+	// due wakes retryWaiting.
+	due chan struct{}
 
 	// Retries tracks whether waiting messages are retried.
 	Retries *health.Loop
@@ -108,6 +112,8 @@ func NewRouter(
 		logger:       logger,
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),
+		progress:     newProgress(),
+		due:          make(chan struct{}, 1),
 		stopping:     stopping,
 		stop:         stop,
 		working:      working,
@@ -224,6 +230,8 @@ const closeTimeout = 5 * time.Second
 
 // Source adapts a broker to the router.
 type Source interface {
+	// Down returns why the broker does not answer, or "".
+	Down() string
 	// Connect waits until the broker answers or ctx ends.
 	Connect(ctx context.Context) error
 	// Has reports whether the source carries a topic.
@@ -406,6 +414,7 @@ func (r *Router) subscribeTo(ctx, subscriptions context.Context, router *message
 
 	for topic, handler := range handlers {
 		r.topics.enter(Subscribed, topic)
+		r.progress.subscribed(topic, source)
 
 		go func() {
 			<-handler.Stopped()

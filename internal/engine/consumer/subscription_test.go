@@ -23,6 +23,8 @@ type brittle struct {
 	topics    map[string]chan *watermill.Message
 }
 
+func (*brittle) Down() string { return "" }
+
 func (b *brittle) Connect(ctx context.Context) error {
 	select {
 	case <-b.connected:

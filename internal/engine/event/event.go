@@ -35,6 +35,13 @@ type Meta struct {
 	Causation uuid.UUID
 	// Trace is the W3C traceparent of the message, if it has one.
 	Trace string
+	// Overdue is true once the message has waited as long as it may for another one
+	// that it depends on; see Await.
+	Overdue bool
+	// Ahead is true if an earlier message of the key awaits one on this topic. The
+	// handler applies the message only if it is one that others await, and otherwise
+	// returns Await, or it would overtake the earlier one.
+	Ahead bool
 }
 
 // Event is a decoded and validated message.

@@ -2,6 +2,7 @@ package event
 
 import (
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -19,6 +20,7 @@ const (
 	ReasonFailed    Reason = "handler_error" // the handler kept failing
 	ReasonPanicked  Reason = "panic"         // the handler panicked
 	ReasonPending   Reason = "pending"       // waits for an outcome; see Pending
+	ReasonEarly     Reason = "early"         // the message awaits another one
 )
 
 // Reasons lists all reasons.
@@ -73,6 +75,26 @@ func Overloaded(dependency string, after time.Duration, err error) error {
 func Pending(after time.Duration, err error) error {
 	return &LaterError{After: after, Err: err, Pending: true}
 }
+
+// EarlyError reports that a message depends on another one that has not been applied
+// yet, such as the creation of its user. The message is parked and blocks later
+// messages of its key, until a message with its key is applied on one of the topics
+// or consumer.await_timeout is over. A handler that can do without the other message
+// then checks Meta.Overdue; otherwise the error is an ordinary failure.
+type EarlyError struct {
+	// Topics are those that may carry the other message.
+	Topics []string
+	Err    error
+}
+
+func (e *EarlyError) Error() string {
+	return e.Err.Error() + "; awaiting " + strings.Join(e.Topics, " or ")
+}
+
+func (e *EarlyError) Unwrap() error { return e.Err }
+
+// Await marks err as the consequence of a message that is missing on one of topics.
+func Await(err error, topics ...string) error { return &EarlyError{Topics: topics, Err: err} }
 
 // UnavailableError reports that an effect could not be attempted, or that its outcome
 // is unknown, because a dependency is unavailable. Consumers that need the dependency

@@ -152,7 +152,7 @@ func (r rig) apply() (list []sent) {
 
 	for _, k := range keys {
 		for {
-			e, ok, err := r.Head(context.Background(), k, nil)
+			e, ok, err := r.Head(context.Background(), k, 0, nil)
 			if err == nil && ok {
 				list = append(list, sent{Key: k.Key, Entry: e.Entry, Attempts: e.Attempts, Payload: string(e.Current())})
 				err = r.Finish(context.Background(), e.Entry)

@@ -18,6 +18,8 @@ type WaitingEntry struct {
 	Entry
 
 	DueAt time.Time `json:"due_at"`
+	// Awaits lists the topics that may carry a message that it awaits.
+	Awaits []string `json:"awaits,omitempty"`
 	// Blocked is the number of later messages of the key that it blocks.
 	Blocked int `json:"blocked"`
 }
@@ -41,8 +43,8 @@ func (f KeyFilter) args(more ...any) []any {
 // due time.
 func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]WaitingEntry, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[WaitingEntry], `
-		SELECT `+columns+`, due_at, blocked FROM (
-			SELECT h.*, k.due_at,
+		SELECT `+columns+`, due_at, CASE WHEN reason = 'early' THEN awaits ELSE '{}' END, blocked FROM (
+			SELECT h.*, k.due_at, k.awaits,
 			       (SELECT count(*) - 1 FROM failed_messages b WHERE b.consumer = k.consumer AND b.failed_key = k.key AND b.state = 'waiting') AS blocked
 			FROM failed_keys k
 			CROSS JOIN LATERAL (

@@ -177,7 +177,7 @@ func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err e
 func moveKey(ctx context.Context, tx pgx.Tx, e Entry, key string) error {
 	k := Key{Consumer: e.Consumer, Key: key}
 
-	if err := holdKey(ctx, tx, k, nil); err != nil {
+	if err := holdKey(ctx, tx, k, nil, nil); err != nil {
 		return err
 	}
 

@@ -46,8 +46,8 @@ func QueueKeys(batch *pgx.Batch, consumer string, keys []string) (found map[stri
 }
 
 // Block stores messages as blocked by the waiting messages of their keys. A message
-// that is already stored is not changed. The caller must hold the keys; see
-// QueueKeys.
+// that is already stored is not changed. A key that awaits one of the messages becomes
+// due. The caller must hold the keys; see QueueKeys.
 func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	for _, e := range list {
 		if _, err := s.insert(ctx, tx, e, Waiting); err != nil {
@@ -55,7 +55,60 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 		}
 	}
 
-	return nil
+	if len(list) == 0 {
+		return nil
+	}
+
+	_, err := wake(ctx, tx, list[0].Topic, postgres.Column(list, func(e Entry) string { return StoredKey(e.Key) }))
+
+	return err
+}
+
+// Wake makes the keys due that await a message on topic, and returns their number. Of
+// the messages with these keys, one has been applied.
+func (s *Store) Wake(ctx context.Context, topic string, keys []string) (int64, error) {
+	return wake(ctx, s.pool, topic, keys)
+}
+
+func wake(ctx context.Context, db postgres.Execer, topic string, keys []string) (int64, error) {
+	tag, err := db.Exec(ctx, `
+		WITH awaiting AS (
+			SELECT consumer, key FROM failed_keys WHERE key = ANY($1) AND due_at IS NOT NULL AND awaits <> '{}' AND awaits @> ARRAY[$2]
+			ORDER BY consumer, key FOR NO KEY UPDATE
+		)
+		UPDATE failed_keys k SET due_at = clock_timestamp() FROM awaiting a WHERE k.consumer = a.consumer AND k.key = a.key`, keys, topic)
+	if err != nil {
+		return 0, fmt.Errorf("waking keys that await %s: %w", topic, err)
+	}
+
+	return tag.RowsAffected(), nil
+}
+
+// Awaited returns the topics of messages that waiting keys await.
+func (s *Store) Awaited(ctx context.Context) ([]string, error) {
+	topics, err := postgres.Collect(ctx, s.pool, pgx.RowTo[string], `
+		SELECT DISTINCT unnest(awaits) FROM (SELECT awaits FROM failed_keys WHERE awaits <> '{}' AND due_at IS NOT NULL LIMIT $1) AS k`, maxCount)
+	if err != nil {
+		return nil, fmt.Errorf("reading awaited topics: %w", err)
+	}
+
+	return topics, nil
+}
+
+// Unresolved returns which of keys have a message that waits for one of the consumers
+// waiting, or is stopped in one of the consumers stopped.
+func (s *Store) Unresolved(ctx context.Context, waiting, stopped, keys []string) ([]string, error) {
+	found, err := postgres.Collect(ctx, s.pool, pgx.RowTo[string], `
+		SELECT u.key FROM unnest($3::text[], $4::text[]) AS u (key, failed_key)
+		WHERE EXISTS (
+			SELECT FROM failed_messages m WHERE m.consumer = ANY($2) AND m.failed_key = u.failed_key
+			AND (m.state = 'stopped' OR m.state = 'waiting' AND m.consumer = ANY($1)))`,
+		waiting, stopped, postgres.Column(keys, event.Text), postgres.Column(keys, StoredKey))
+	if err != nil {
+		return nil, fmt.Errorf("looking for failed messages: %w", err)
+	}
+
+	return found, nil
 }
 
 // Delivery is a message that is about to be applied.
@@ -68,29 +121,34 @@ type Delivery struct {
 	// a broker delivered it.
 	EntryID  int64
 	Revision int
+	// Ahead is true if the message is tried before the first of its key, which awaits
+	// one of its topic.
+	Ahead bool
 }
 
 // Decided returns the indexes of deliveries that must not be applied, because they
 // might undo what an operator or a later message did. A retried message must still be
-// the first that waits for its key, and unchanged: an earlier one may have been
-// requeued, or the message skipped. A message that a broker delivers again must not
+// the first that waits for its key, unless it is tried ahead, and unchanged: an earlier
+// one may have been requeued, or the message skipped. A message that a broker delivers again must not
 // be stopped.
 func Decided(ctx context.Context, db postgres.Querier, consumer string, list []Delivery) (map[int]bool, error) {
 	decided, err := postgres.Map[int, bool](ctx, db, `
 		SELECT d.n - 1, true
-		FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::bigint[], $6::int[]) WITH ORDINALITY AS d (message_id, fingerprint, key, entry, revision, n)
+		FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::bigint[], $6::int[], $7::boolean[])
+			WITH ORDINALITY AS d (message_id, fingerprint, key, entry, revision, ahead, n)
 		WHERE CASE
 			WHEN d.entry = 0 THEN EXISTS (
 				SELECT FROM failed_messages m
 				WHERE m.consumer = $1 AND m.message_id = d.message_id AND m.fingerprint = d.fingerprint AND m.state = 'stopped')
 			ELSE NOT EXISTS (SELECT FROM failed_messages m WHERE m.id = d.entry AND m.state = 'waiting' AND m.revision = d.revision)
-				OR EXISTS (SELECT FROM failed_messages m WHERE m.consumer = $1 AND m.failed_key = d.key AND m.state = 'waiting' AND m.id < d.entry) END`,
+				OR NOT d.ahead AND EXISTS (SELECT FROM failed_messages m WHERE m.consumer = $1 AND m.failed_key = d.key AND m.state = 'waiting' AND m.id < d.entry) END`,
 		consumer,
 		postgres.Column(list, func(d Delivery) uuid.UUID { return d.MessageID }),
 		postgres.Column(list, func(d Delivery) int64 { return d.Fingerprint }),
 		postgres.Column(list, func(d Delivery) string { return d.Key }),
 		postgres.Column(list, func(d Delivery) int64 { return d.EntryID }),
-		postgres.Column(list, func(d Delivery) int { return d.Revision }))
+		postgres.Column(list, func(d Delivery) int { return d.Revision }),
+		postgres.Column(list, func(d Delivery) bool { return d.Ahead }))
 	if err != nil {
 		return nil, fmt.Errorf("reading what operators decided: %w", err)
 	}
@@ -122,17 +180,20 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 // waiting for its next attempt. A message with an ID is already waiting: Park
 // postpones its next attempt, unless the message has changed since e was read. A
 // stored message that is not waiting is not changed, because its fate is an
-// operator's decision.
-func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
+// operator's decision. If e awaits a message, awaits lists the topics that may
+// carry it; see Wake.
+func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration, awaits ...string) error {
+	awaits = append([]string{}, awaits...) // NULL is not allowed
+
 	return s.inTx(ctx, func(tx pgx.Tx) error {
 		if e.ID != 0 {
-			return s.parkAgain(ctx, tx, e, wait)
+			return s.parkAgain(ctx, tx, e, wait, awaits)
 		}
 
 		// A key that already exists is locked, and changed only if nothing waits:
 		// without the lock it could be freed before the message is stored.
 		k := Key{Consumer: e.Consumer, Key: StoredKey(e.Key)}
-		if err := holdKey(ctx, tx, k, &wait); err != nil {
+		if err := holdKey(ctx, tx, k, &wait, awaits); err != nil {
 			return err
 		}
 
@@ -146,8 +207,8 @@ func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration) error {
 }
 
 // holdKey adds a key or locks it. If no message waits for the key and wait is not nil,
-// the key becomes due after wait.
-func holdKey(ctx context.Context, tx pgx.Tx, k Key, wait *time.Duration) error {
+// the key becomes due after wait and awaits a message on one of the topics awaits.
+func holdKey(ctx context.Context, tx pgx.Tx, k Key, wait *time.Duration, awaits []string) error {
 	var seconds *float64
 
 	if wait != nil {
@@ -156,8 +217,9 @@ func holdKey(ctx context.Context, tx pgx.Tx, k Key, wait *time.Duration) error {
 	}
 
 	_, err := tx.Exec(ctx, `
-		INSERT INTO failed_keys AS k (consumer, key, due_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
-		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = coalesce(k.due_at, excluded.due_at)`, k.Consumer, k.Key, seconds)
+		INSERT INTO failed_keys AS k (consumer, key, due_at, awaits) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second', coalesce($4::text[], '{}'))
+		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = coalesce(k.due_at, excluded.due_at),
+			awaits = CASE WHEN k.due_at IS NULL THEN excluded.awaits ELSE k.awaits END`, k.Consumer, k.Key, seconds, awaits)
 	if err != nil {
 		return fmt.Errorf("storing key %s: %w", k.Key, err)
 	}
@@ -165,7 +227,7 @@ func holdKey(ctx context.Context, tx pgx.Tx, k Key, wait *time.Duration) error {
 	return nil
 }
 
-func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Duration) error {
+func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Duration, awaits []string) error {
 	k, waits, err := lockKeyOf(ctx, tx, e.ID)
 	if err != nil || !waits {
 		return err // skipped, withdrawn or settled by another replica: the messages that it blocked need not wait
@@ -186,11 +248,14 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 		return nil // whoever changed it also set the due time
 	}
 
-	// A message that was requeued ahead of it in the meantime stays due.
+	// A message that was requeued ahead of it in the meantime stays due. So does a key
+	// whose awaited message was applied during the attempt: the lease was in the future.
 	_, err = tx.Exec(ctx, `
-		UPDATE failed_keys SET due_at = clock_timestamp() + $4 * interval '1 second' WHERE consumer = $1 AND key = $2
+		UPDATE failed_keys SET awaits = $5::text[],
+			due_at = CASE WHEN $5::text[] <> '{}' AND due_at <= clock_timestamp() THEN due_at ELSE clock_timestamp() + $4 * interval '1 second' END
+		WHERE consumer = $1 AND key = $2
 		AND $3 = (SELECT min(id) FROM failed_messages WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting')`,
-		k.Consumer, k.Key, e.ID, wait.Seconds())
+		k.Consumer, k.Key, e.ID, wait.Seconds(), awaits)
 	if err != nil {
 		return fmt.Errorf("postponing key %s: %w", k.Key, err)
 	}
@@ -366,11 +431,13 @@ type Head struct {
 	// the same key in another consumer that has not been tried since. Messages that
 	// were requeued together are tried in order of arrival.
 	Behind bool
+	// Age is the time since the message was stored.
+	Age time.Duration
 }
 
-// Head returns the first message of a key; ok is false if none is waiting. Messages
-// of consumers that are not running block no others.
-func (s *Store) Head(ctx context.Context, k Key, running []string) (h Head, ok bool, err error) {
+// Head returns the first message of a key with an ID above after; ok is false if none
+// is waiting. Messages of consumers that are not running block no others.
+func (s *Store) Head(ctx context.Context, k Key, after int64, running []string) (h Head, ok bool, err error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
 		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (
 			SELECT FROM failed_messages o
@@ -378,8 +445,9 @@ func (s *Store) Head(ctx context.Context, k Key, running []string) (h Head, ok b
 			  AND o.id < h.id AND o.deliveries > 0 AND o.tried_at IS NULL
 			  AND NOT EXISTS (
 				SELECT FROM failed_messages p
-				WHERE p.consumer = o.consumer AND p.failed_key = o.failed_key AND p.state = 'waiting' AND p.id < o.id AND p.tried_at IS NOT NULL))
-		FROM failed_messages h WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' ORDER BY id LIMIT 1`, k.Consumer, k.Key, running)
+				WHERE p.consumer = o.consumer AND p.failed_key = o.failed_key AND p.state = 'waiting' AND p.id < o.id AND p.tried_at IS NOT NULL)),
+			clock_timestamp() - first_at
+		FROM failed_messages h WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' AND id > $4 ORDER BY id LIMIT 1`, k.Consumer, k.Key, running, after)
 	if err != nil {
 		return h, false, fmt.Errorf("reading the first message of key %s: %w", k.Key, err)
 	}

@@ -43,7 +43,7 @@ func park(t *testing.T, s *failed.Store, m failed.Entry, wait time.Duration) fai
 		t.Fatal(err)
 	}
 
-	head, ok, err := s.Head(t.Context(), failed.Key{Consumer: m.Consumer, Key: m.Key}, nil)
+	head, ok, err := s.Head(t.Context(), failed.Key{Consumer: m.Consumer, Key: m.Key}, 0, nil)
 	if err != nil || !ok {
 		t.Fatalf("%t, %v", ok, err)
 	}
@@ -291,7 +291,7 @@ func TestRequeuedMessagesAreTriedInOrderOfArrivalAcrossConsumers(t *testing.T) {
 	}
 
 	behind := func(consumer string, running []string) bool {
-		head, ok, err := r.Head(t.Context(), failed.Key{Consumer: consumer, Key: "a"}, running)
+		head, ok, err := r.Head(t.Context(), failed.Key{Consumer: consumer, Key: "a"}, 0, running)
 		if err != nil || !ok {
 			t.Fatalf("%t, %v", ok, err)
 		}
@@ -492,7 +492,7 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 			leased, err := r.Lease(t.Context(), map[string]int{"writer": 3}, time.Millisecond)
 
 			for _, k := range leased {
-				e, ok, headErr := r.Head(t.Context(), k, nil)
+				e, ok, headErr := r.Head(t.Context(), k, 0, nil)
 				if ok {
 					e.Attempts++
 					headErr = r.Stop(t.Context(), e.Entry)

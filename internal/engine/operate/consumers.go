@@ -198,7 +198,12 @@ func (c Consumer) Describe(stamp func(time.Time) string) string {
 	return text
 }
 
-// paused formats who paused a consumer, since when and why.
+// paused formats who paused a consumer, since when, until when and why.
 func paused(p consumer.Pause, stamp func(time.Time) string) string {
-	return fmt.Sprintf("paused by %s since %s: %s", p.Who, stamp(p.At), p.Why)
+	until := ""
+	if p.Until != nil {
+		until = " until " + stamp(*p.Until)
+	}
+
+	return fmt.Sprintf("paused by %s since %s%s: %s", p.Who, stamp(p.At), until, p.Why)
 }

@@ -34,6 +34,8 @@ type Operator struct {
 	// Retention is the retention of the inbox.
 	Retention time.Duration
 	Brokers   *broker.Set
+	// Affected has what pauses mean for the business.
+	Affected []Affected
 	// Tap records the messages that pass through this process.
 	Tap Tap
 	// Relay and Tasks are the background work of the service. Warnings is what is

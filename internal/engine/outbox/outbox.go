@@ -15,6 +15,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Shards is the number of shards that replicas divide among themselves. The table
@@ -94,6 +95,18 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	}
 
 	return r.insert(ctx, tx)
+}
+
+// Pending returns which of keys have a message on topic in the outbox. No index has the
+// keys, so it reads the whole outbox: call it for many keys, and rarely.
+func Pending(ctx context.Context, db postgres.Querier, topic string, keys []string) ([]string, error) {
+	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
+		`SELECT DISTINCT key FROM outbox WHERE topic = $1 AND key = ANY($2)`, topic, postgres.Column(keys, event.Text))
+	if err != nil {
+		return nil, fmt.Errorf("reading the outbox: %w", err)
+	}
+
+	return found, nil
 }
 
 // rows holds the columns of the messages to insert.

@@ -6,6 +6,7 @@ package account
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -30,8 +31,8 @@ func (a *Accounts) Create(ctx context.Context, tx pgx.Tx, events []event.Event[U
 	return apply(ctx, a, tx, events, func(p UserCreated) event.Payload { return p })
 }
 
-// Update updates users and notifies them. It records an update of a user who
-// does not exist as a miss.
+// Update updates users and notifies them. An update of a user who does not exist
+// awaits the user's creation, and is a miss when it has waited as long as it may.
 func (a *Accounts) Update(ctx context.Context, tx pgx.Tx, events []event.Event[UserUpdated]) ([]event.Outgoing, error) {
 	return apply(ctx, a, tx, events, func(p UserUpdated) event.Payload { return p })
 }
@@ -74,13 +75,15 @@ func apply[P event.Payload](ctx context.Context, a *Accounts, tx pgx.Tx, events 
 			caused, err = update(session, e.Meta, p)
 		}
 
-		if rejection, ok := errors.AsType[*event.RejectError](err); ok {
-			rejected[i] = rejection
+		_, rejection := errors.AsType[*event.RejectError](err)
+		_, early := errors.AsType[*event.EarlyError](err)
+
+		switch {
+		case rejection || early:
+			rejected[i] = err
 
 			continue
-		}
-
-		if err != nil {
+		case err != nil:
 			return nil, err
 		}
 
@@ -108,10 +111,8 @@ func create(session *user.Session, meta event.Meta, u NewUser) ([]event.Outgoing
 
 func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outgoing, error) {
 	u := session.User(p.UserID)
-	if !u.Exists() {
-		session.Miss(p.UserID, meta.ID)
-
-		return nil, nil
+	if !u.Exists() || meta.Ahead {
+		return nil, miss(session, meta, p.UserID)
 	}
 
 	events := u.Update(p.Updates)
@@ -129,8 +130,25 @@ func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outg
 	}, session.Record(u.ID, meta.ID, events)
 }
 
+// creations are the topics on which users are created.
+var creations = []string{TopicUserCreated, TopicUserEvents}
+
+// miss records an update of a user who does not exist, unless the message that creates
+// the user may still come.
+func miss(session *user.Session, meta event.Meta, id string) error {
+	if meta.Ahead || !meta.Overdue && !session.User(id).Erased {
+		return event.Await(fmt.Errorf("user_id: there is no user %s yet", id), creations...)
+	}
+
+	session.Miss(id, meta.ID)
+
+	return nil
+}
+
 // NewDirectory returns a lookup of e-mail addresses for notifications.
-func NewDirectory(users *user.Service) notification.Directory { return users.Emails }
+func NewDirectory(users *user.Service) notification.Directory {
+	return notification.Directory{Emails: users.Emails, Creations: creations}
+}
 
 // Projections returns the projections of users.
 func Projections() []eventstore.Projection { return []eventstore.Projection{user.Projection()} }

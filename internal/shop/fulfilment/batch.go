@@ -127,8 +127,8 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 }
 
 // classifyNotFound rejects commands that a missing order would itself have
-// caused, because these cannot arrive before it. Other commands arrive on their
-// own topics and may overtake the order.
+// caused, because these cannot arrive before it. Other commands come from elsewhere
+// and may overtake the order.
 func classifyNotFound(c Command, err error) error {
 	if event.KindOf(err) != event.NotFound {
 		return err
@@ -143,9 +143,8 @@ func classifyNotFound(c Command, err error) error {
 }
 
 // notYetCreated is the error of a message that may have overtaken its order.
-// It is retried.
 func notYetCreated(err error) error {
-	return fmt.Errorf("order_id: %w yet, expected %s first", err, TopicOrderCreated)
+	return event.Await(fmt.Errorf("order_id: %w yet", err), TopicOrderCreated)
 }
 
 // addPayments collects payments and refunds from the events of a decision.

@@ -20,7 +20,7 @@ import (
 // the gateway is asked about the charge.
 
 // AdmitCancel asks the gateway about orders that wait for their payment. The
-// request may overtake its order; then it fails and is retried.
+// request may overtake its order; then it awaits the order.
 func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events []event.Event[CancelRequested]) ([]error, error) {
 	return admitUnpaid(ctx, p, db, events, notYetCreated, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
 }
@@ -45,11 +45,41 @@ func (p *Process) Cancel(ctx context.Context, tx pgx.Tx, events []event.Effected
 	})
 }
 
-// AdmitExpiry asks the gateway about orders that wait for their payment.
+// AdmitExpiry asks the gateway about orders that wait for their payment. It does not
+// ask about orders whose request for payment has not been processed; Expire gives
+// these their time again.
 func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events []event.Event[ExpiryDue]) ([]error, error) {
 	reject := func(err error) error { return event.Reject(fmt.Errorf("order_id: %w", err)) }
 
-	return admitUnpaid(ctx, p, db, events, reject, func(p *ExpiryDue, charge payment.Charge) { p.charge = charge })
+	verdicts, err := admitUnpaid(ctx, p, db, events, reject, func(p *ExpiryDue, charge payment.Charge) { p.charge = charge })
+	if err != nil {
+		return nil, err
+	}
+
+	var unpaid []string
+
+	for i, e := range events {
+		if verdicts[i] == nil {
+			unpaid = append(unpaid, e.Payload.OrderID)
+		}
+	}
+
+	if len(unpaid) == 0 {
+		return verdicts, nil
+	}
+
+	unserved, err := p.undelivered(ctx, TopicPaymentRequested, unpaid)
+	if err != nil {
+		return nil, err
+	}
+
+	for i := range events {
+		if payload := &events[i].Payload; verdicts[i] == nil && slices.Contains(unserved, payload.OrderID) {
+			payload.unserved, verdicts[i] = true, event.ErrSkip
+		}
+	}
+
+	return verdicts, nil
 }
 
 // FindForExpiry returns what the gateway knows of the order's charge. An order does
@@ -59,9 +89,29 @@ func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (
 }
 
 // Expire ends orders that are still unpaid. An order that was charged, but whose
-// answer was lost, is paid instead.
+// answer was lost, is paid instead. An order whose request for payment has not been
+// processed, because it waits or is stopped, gets its time again.
 func (p *Process) Expire(ctx context.Context, tx pgx.Tx, events []event.Effected[ExpiryDue, payment.Outcome]) ([]event.Outgoing, error) {
-	return endUnpaid(ctx, p, tx, events, func(_ ExpiryDue, found payment.Outcome) Command { return Expire{Found: found} })
+	outgoing, err := endUnpaid(ctx, p, tx, events, func(e ExpiryDue, found payment.Outcome) Command {
+		if e.unserved {
+			return nil
+		}
+
+		return Expire{Found: found}
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	for _, e := range events {
+		if e.Payload.unserved && p.cfg.PaymentTimeout > 0 {
+			again := e.Then(ExpiryDue{OrderID: e.Payload.OrderID})
+			again.Delay = p.cfg.PaymentTimeout
+			outgoing = append(outgoing, again)
+		}
+	}
+
+	return outgoing, nil
 }
 
 // admitUnpaid admits events about orders that wait for their payment and passes
@@ -97,7 +147,8 @@ func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Q
 var errNotAsked = errors.New("the order waits for its payment and the gateway was not asked")
 
 // endUnpaid applies commands with the gateway's answers. The gateway was not
-// asked about orders that did not wait for their payment.
+// asked about orders that did not wait for their payment. If command returns nil,
+// there is nothing to decide.
 func endUnpaid[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []event.Effected[P, payment.Outcome],
 	command func(p P, found payment.Outcome) Command,
 ) ([]event.Outgoing, error) {
@@ -107,7 +158,8 @@ func endUnpaid[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, even
 	}
 
 	for _, e := range events {
-		if e.Result == nil && b.orders[e.AggregateID()].Status == order.StatusInventoryReserved {
+		waits := b.orders[e.AggregateID()].Status == order.StatusInventoryReserved
+		if e.Result == nil && waits && command(e.Payload, payment.Outcome{}) != nil {
 			return nil, errNotAsked
 		}
 	}

@@ -20,8 +20,9 @@ import (
 
 // Config sets how long an order waits for its payment.
 type Config struct {
-	// PaymentTimeout is how old an unpaid order may be before it expires. 0 lets
-	// orders wait indefinitely. Defaults to 15m.
+	// PaymentTimeout is how long an order may stay unpaid before it expires. Times at
+	// which orders cannot be paid do not count. 0 lets orders wait indefinitely.
+	// Defaults to 15m.
 	PaymentTimeout time.Duration `koanf:"payment_timeout"`
 }
 
@@ -50,21 +51,30 @@ const (
 // ExpiryDue for each. A delayed message per order would do the same, but would be
 // wasted on most orders, which are paid.
 type Sweeper struct {
-	cfg    Config
-	pool   *pgxpool.Pool
-	append event.Append
+	cfg     Config
+	pool    *pgxpool.Pool
+	append  event.Append
+	stalled event.Stalled
+	logger  *slog.Logger
 	// Loop tracks whether sweeps succeed.
 	Loop *health.Loop
+	// why is the reason for which the clock stands still, as last logged.
+	why string
 }
 
 // NewSweeper returns a sweeper that does nothing until Run. Each replica runs
 // one; a row lock lets one sweep at a time.
-func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, logger *slog.Logger) *Sweeper {
+func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, stalled event.Stalled, logger *slog.Logger) *Sweeper {
+	logger = logger.With(slog.String("component", "expiry"))
+
 	return &Sweeper{
-		cfg: cfg, pool: pool, append: appendEvents,
-		Loop: health.NewLoop("expiry of unpaid orders", health.Degraded, sweepLimit, logger.With(slog.String("component", "expiry"))),
+		cfg: cfg, pool: pool, append: appendEvents, stalled: stalled, logger: logger,
+		Loop: health.NewLoop("expiry of unpaid orders", health.Degraded, sweepLimit, logger),
 	}
 }
+
+// interval is the time between two sweeps.
+func (s *Sweeper) interval() time.Duration { return min(s.cfg.PaymentTimeout/4, maxSweepInterval) }
 
 // Run sweeps until ctx ends. It retries failures indefinitely.
 func (s *Sweeper) Run(ctx context.Context) {
@@ -72,18 +82,20 @@ func (s *Sweeper) Run(ctx context.Context) {
 		return
 	}
 
-	for s.Loop.Begin(); ctx.Err() == nil; {
+	for s.Loop.Begin(); backoff.Sleep(ctx, s.interval()) == nil; {
 		if err := s.Sweep(ctx); ctx.Err() == nil {
 			s.Loop.Report(err)
 		}
-
-		_ = backoff.Sleep(ctx, min(s.cfg.PaymentTimeout/4, maxSweepInterval))
 	}
 }
 
-// Sweep reads all due orders once. An unpaid order gets one message even if it is
+// Sweep advances the clock and reads all due orders once. An unpaid order gets one message even if it is
 // read several times, because the message's id depends on the order alone.
 func (s *Sweeper) Sweep(ctx context.Context) error {
+	if err := s.tick(ctx); err != nil {
+		return err
+	}
+
 	var from *position
 
 	for {
@@ -110,11 +122,9 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 	defer cancel()
 
 	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-		var cursor, due time.Time // orders created up to due are due
+		var cursor, now time.Time
 
-		err := tx.QueryRow(ctx, `
-			SELECT at, clock_timestamp() - $1 * interval '1 second' FROM expiry_cursor
-			FOR NO KEY UPDATE SKIP LOCKED`, s.cfg.PaymentTimeout.Seconds()).Scan(&cursor, &due)
+		err := tx.QueryRow(ctx, `SELECT at, clock_timestamp() FROM expiry_cursor FOR NO KEY UPDATE SKIP LOCKED`).Scan(&cursor, &now)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil // another replica sweeps
 		}
@@ -126,6 +136,11 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 		if from == nil {
 			// With a payment timeout above maxCommitDelay, no order is missed.
 			from = &position{CreatedAt: cursor.Add(-max(0, maxCommitDelay-s.cfg.PaymentTimeout))}
+		}
+
+		due, err := s.due(ctx, tx, now) // orders created up to due are due
+		if err != nil {
+			return err
 		}
 
 		var unpaid []event.Outgoing

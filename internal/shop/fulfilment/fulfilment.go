@@ -18,14 +18,16 @@ import (
 
 // Process takes orders from their creation to their end.
 type Process struct {
-	orders    *order.Service
-	inventory *inventory.Service
-	gateway   payment.Gateway
+	cfg         Config
+	orders      *order.Service
+	inventory   *inventory.Service
+	gateway     payment.Gateway
+	undelivered event.Undelivered
 }
 
 // NewProcess returns a process that charges through gateway.
-func NewProcess(orders *order.Service, stock *inventory.Service, gateway payment.Gateway) *Process {
-	return &Process{orders: orders, inventory: stock, gateway: gateway}
+func NewProcess(cfg Config, orders *order.Service, stock *inventory.Service, gateway payment.Gateway, undelivered event.Undelivered) *Process {
+	return &Process{cfg: cfg, orders: orders, inventory: stock, gateway: gateway, undelivered: undelivered}
 }
 
 // Place creates orders and reserves the stock of all their lines, or of none. It

@@ -28,14 +28,23 @@ type shop struct {
 	process *fulfilment.Process
 	orders  *order.Service
 	stock   *inventory.Service
+	// unserved has the orders whose request for payment has not been processed.
+	unserved []string
 }
+
+func (s *shop) undelivered(context.Context, string, []string) ([]string, error) {
+	return s.unserved, nil
+}
+
+// running is the state in which orders can be paid.
+func running(...string) string { return "" }
 
 func newShop(tb testing.TB) *shop {
 	tb.Helper()
 
 	pool := pgtest.New(tb)
 	s := &shop{pool: pool, orders: order.NewService(pool), stock: inventory.NewService(pool)}
-	s.process = fulfilment.NewProcess(s.orders, s.stock, payment.NewSimulated())
+	s.process = fulfilment.NewProcess(fulfilment.DefaultConfig(), s.orders, s.stock, payment.NewSimulated(), s.undelivered)
 
 	if err := s.stock.Seed(context.Background(), map[string]int64{"product_1": 100, "product_2": 50, "product_3": 25}); err != nil {
 		tb.Fatal(err)
@@ -333,11 +342,11 @@ func TestNewsMayOvertakeTheirOrder(t *testing.T) {
 	}
 
 	for _, err := range []error{verdicts[0], some[0]} {
-		if _, rejected := errors.AsType[*event.RejectError](err); rejected {
-			t.Errorf("%v: is a rejection, expected an error that is retried", err)
+		if _, early := errors.AsType[*event.EarlyError](err); !early {
+			t.Errorf("%v: expected an error that awaits the order", err)
 		}
 
-		expect(t, err.Error(), "order_id: there is no order o yet, expected orders.created first")
+		expect(t, err.Error(), "order_id: there is no order o yet; awaiting orders.created")
 	}
 }
 
@@ -389,7 +398,7 @@ func TestARefundGoesToTheRightCapture(t *testing.T) {
 	expect(t, s.status("cancelled"), "cancelled v5: OrderCreated InventoryReserved OrderPaid OrderCancelled PaymentRefunded")
 
 	// A final refusal stops the message, with the provider's reason.
-	refusing := fulfilment.NewProcess(s.orders, s.stock, newGateway())
+	refusing := fulfilment.NewProcess(fulfilment.DefaultConfig(), s.orders, s.stock, newGateway(), s.undelivered)
 
 	_, err = refusing.Refund(t.Context(), refund)
 	if _, rejected := errors.AsType[*event.RejectError](err); !rejected || !strings.Contains(err.Error(), "the payment provider refused: there is no capture t2") {
@@ -432,7 +441,7 @@ func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
 		return pgtest.Value[string](t, s.pool, `SELECT coalesce(string_agg(convert_from(payload, 'UTF8'), ' ' ORDER BY seq), '') FROM outbox WHERE topic = 'orders.expiry.due'`)
 	}
 	sweep := func(timeout time.Duration) {
-		if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, outbox.Append, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
+		if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, outbox.Append, running, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -497,7 +506,7 @@ func TestTheSweepReadsManyOrdersPageByPage(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, outbox.Append, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
+	if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, outbox.Append, running, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 

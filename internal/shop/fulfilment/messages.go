@@ -222,6 +222,9 @@ type ExpiryDue struct {
 
 	// charge is set by AdmitExpiry: the charge to look up.
 	charge payment.Charge
+	// unserved is set by AdmitExpiry: the order's request for payment has not been
+	// processed.
+	unserved bool
 }
 
 // Topic implements event.Payload.

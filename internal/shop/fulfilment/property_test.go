@@ -59,7 +59,7 @@ func TestTheHandlersKeepTheInvariantsInAnyStory(t *testing.T) {
 						rt.Fatal(err)
 					}
 
-					return &postgresBackend{shop: s, prefix: prefix, process: fulfilment.NewProcess(s.orders, s.stock, g)}
+					return &postgresBackend{shop: s, prefix: prefix, process: fulfilment.NewProcess(fulfilment.DefaultConfig(), s.orders, s.stock, g, s.undelivered)}
 				})
 			})
 		})

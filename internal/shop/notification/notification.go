@@ -179,9 +179,14 @@ func checkWebhookContent(content string) error {
 		fmt.Sprintf("content: has %d bytes as JSON, expected at most %d for a webhook", len(encoded), maxWebhookContent))
 }
 
-// Directory returns the e-mail addresses of users by id. The address of an
-// erased user is empty; a user who does not exist is missing.
-type Directory func(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error)
+// Directory knows the e-mail addresses of users.
+type Directory struct {
+	// Emails returns the addresses by id. The address of an erased user is empty; a
+	// user who does not exist is missing.
+	Emails func(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error)
+	// Creations are the topics on which users are created.
+	Creations []string
+}
 
 // Service sends notifications.
 type Service struct {
@@ -232,10 +237,10 @@ func (s *Service) Route(_ context.Context, _ pgx.Tx, events []event.Event[Reques
 	return outgoing, nil
 }
 
-// AdmitEmail looks up the addresses of e-mails. It skips users who were erased and
-// rejects users who do not exist.
+// AdmitEmail looks up the addresses of e-mails. It skips users who were erased. A user
+// who does not exist is awaited, and then rejected.
 func (s *Service) AdmitEmail(ctx context.Context, db postgres.Querier, events []event.Event[EmailDue]) ([]error, error) {
-	addresses, err := s.directory(ctx, db, postgres.Column(events, event.Event[EmailDue].AggregateID))
+	addresses, err := s.directory.Emails(ctx, db, postgres.Column(events, event.Event[EmailDue].AggregateID))
 	if err != nil {
 		return nil, err
 	}
@@ -247,6 +252,8 @@ func (s *Service) AdmitEmail(ctx context.Context, db postgres.Querier, events []
 		address, known := addresses[p.UserID]
 
 		switch {
+		case !known && !events[i].Overdue:
+			verdicts[i] = event.Await(fmt.Errorf("user_id: there is no user %s yet to send an e-mail to", p.UserID), s.directory.Creations...)
 		case !known:
 			verdicts[i] = event.Reject(fmt.Errorf("user_id: there is no user %s to send an e-mail to", p.UserID))
 		case address == "":

@@ -40,7 +40,7 @@ func newService(t *testing.T, cfg notification.Config) *notification.Service {
 		t.Fatal(err)
 	}
 
-	s, err := notification.NewService(cfg, nil, directory, pgtest.Logger(t))
+	s, err := notification.NewService(cfg, nil, notification.Directory{Emails: directory, Creations: []string{"user.created"}}, pgtest.Logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,8 +270,17 @@ func TestUsersWithoutAnAddress(t *testing.T) {
 
 	s := newService(t, notification.DefaultConfig())
 
+	unknown := email(t, "nobody")
+
+	var early *event.EarlyError
+	if _, err := send(t, s, unknown); !errors.As(err, &early) {
+		t.Errorf("a user who may still be created: got %v", err)
+	}
+
+	unknown.Overdue = true
+
 	var rejected *event.RejectError
-	if _, err := send(t, s, email(t, "nobody")); !errors.As(err, &rejected) {
+	if _, err := send(t, s, unknown); !errors.As(err, &rejected) {
 		t.Errorf("unknown user: got %v", err)
 	}
 

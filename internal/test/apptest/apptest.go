@@ -170,7 +170,7 @@ func (s *Service) reportFailure(ctx context.Context) bool {
 
 	err := s.Pool.QueryRow(ctx, `
 		SELECT consumer, topic, payload, reason, error FROM failed_messages
-		WHERE state <> 'resolved' AND error <> '' ORDER BY id LIMIT 1`).Scan(&consumer, &topic, &payload, &reason, &text)
+		WHERE state <> 'resolved' AND error <> '' AND reason <> 'early' ORDER BY id LIMIT 1`).Scan(&consumer, &topic, &payload, &reason, &text)
 	if err != nil || s.expectFailures.Load() {
 		return false
 	}

@@ -1,0 +1,128 @@
+package consumer
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// This file handles messages that came before another one that they depend on; see
+// event.Await.
+
+// awaited is the set of topics that waiting messages await.
+type awaited struct {
+	mu     sync.Mutex
+	topics []string
+	added  time.Time
+}
+
+// set replaces the topics by those read from Postgres since the given time.
+func (a *awaited) set(topics []string, since time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	if a.added.After(since) {
+		topics = append(topics, a.topics...) // the reader may have missed some
+	}
+
+	a.topics = topics
+}
+
+func (a *awaited) add(topics []string) {
+	if len(topics) == 0 {
+		return
+	}
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	a.added = time.Now()
+
+	for _, topic := range topics {
+		if !slices.Contains(a.topics, topic) {
+			a.topics = append(a.topics, topic)
+		}
+	}
+}
+
+func (a *awaited) has(topic string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	return slices.Contains(a.topics, topic)
+}
+
+// refreshAwaited reads which topics are awaited, because other replicas park messages
+// too.
+func (r *Router) refreshAwaited(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+
+	started := time.Now()
+
+	topics, err := r.failed.Awaited(ctx)
+	if err == nil {
+		r.awaited.set(topics, started)
+	}
+
+	return err
+}
+
+// wakeAwaiting makes the keys due that await the messages with these keys, which were
+// just applied. If it fails, they look again when they are due.
+func (r *Router) wakeAwaiting(topic string, keys []string) {
+	if !r.awaited.has(topic) {
+		return
+	}
+
+	r.briefly(r.working, "could not wake awaiting keys", func(ctx context.Context) error {
+		woken, err := r.failed.Wake(ctx, topic, keys)
+		if woken > 0 {
+			r.retrySoon()
+		}
+
+		return err
+	})
+}
+
+// overdue reports whether a message has waited as long as it may. The time does not
+// run while the consumers of the awaited message are not running, because it may wait
+// for them. It does not run either while that message is among the failed messages.
+func (r *Router) overdue(d *delivery, early *event.EarlyError) bool {
+	limit := r.cfg.AwaitTimeout
+
+	switch {
+	case limit == 0:
+		return true
+	case d.age < limit || r.Stalled(early.Topics...) != "" || time.Since(r.runningSince(early.Topics)) < limit:
+		return false
+	}
+
+	coming := true // until the answer is known
+
+	r.briefly(r.working, "could not look for an awaited message", func(ctx context.Context) error {
+		// Waiting messages of its own consumer are tried in turn.
+		all := r.consumersOf(early.Topics)
+		others := slices.DeleteFunc(slices.Clone(all), func(consumer string) bool { return consumer == d.route.Consumer })
+		found, err := r.failed.Unresolved(ctx, others, all, []string{d.key})
+		coming = err != nil || len(found) > 0
+
+		return err
+	})
+
+	return !coming
+}
+
+// consumersOf returns the consumers of topics.
+func (r *Router) consumersOf(topics []string) (consumers []string) {
+	for _, topic := range topics {
+		for _, route := range r.routesOf(topic) {
+			consumers = append(consumers, route.Consumer)
+		}
+	}
+
+	return consumers
+}

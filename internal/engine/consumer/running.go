@@ -1,0 +1,119 @@
+package consumer
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// progress records which topics are being processed in this process.
+type progress struct {
+	mu sync.Mutex
+	// sources has the broker of each topic that has been subscribed.
+	sources map[string]Source
+	// stalled is when each topic was last found not to be processed.
+	stalled map[string]time.Time
+}
+
+func newProgress() *progress {
+	return &progress{sources: map[string]Source{}, stalled: map[string]time.Time{}}
+}
+
+func (p *progress) subscribed(topic string, source Source) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	p.sources[topic] = source
+}
+
+// down returns why messages on a topic do not arrive, or "".
+func (p *progress) down(topic string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if source := p.sources[topic]; source != nil {
+		return source.Down()
+	}
+
+	return topic + " is not subscribed yet"
+}
+
+// Stalled returns why this process does not process the messages on some of the given
+// topics, or "" if it does: a consumer is paused or waits for a dependency, or the
+// broker is unavailable.
+func (r *Router) Stalled(topics ...string) string {
+	var why []string
+
+	for _, topic := range topics {
+		if down := r.progress.down(topic); down != "" && !slices.Contains(why, down) {
+			why = append(why, down)
+		}
+	}
+
+	for _, s := range r.States() {
+		switch {
+		case !slices.Contains(topics, s.Topic):
+		case s.Pause != nil:
+			why = append(why, s.Consumer+" is paused")
+		case len(s.Waits) > 0:
+			names := postgres.Column(s.Waits, func(d breaker.State) string { return d.Name })
+			why = append(why, s.Consumer+" waits for "+strings.Join(names, " and "))
+		}
+	}
+
+	return strings.Join(why, ", ")
+}
+
+// noteStalled records which topics are not processed now.
+func (r *Router) noteStalled() {
+	topics, _ := r.Topics()
+
+	for _, topic := range topics {
+		if r.Stalled(topic) != "" {
+			r.progress.mu.Lock()
+			r.progress.stalled[topic] = time.Now()
+			r.progress.mu.Unlock()
+		}
+	}
+}
+
+// runningSince returns since when all of topics are being processed, to the second.
+func (r *Router) runningSince(topics []string) (since time.Time) {
+	r.progress.mu.Lock()
+	defer r.progress.mu.Unlock()
+
+	for _, topic := range topics {
+		if stalled := r.progress.stalled[topic]; stalled.After(since) {
+			since = stalled
+		}
+	}
+
+	return since
+}
+
+// NewStalled returns [Router.Stalled].
+func NewStalled(r *Router) event.Stalled { return r.Stalled }
+
+// NewUndelivered returns a function that looks for messages in the outbox and among the
+// failed messages.
+func NewUndelivered(r *Router) event.Undelivered {
+	return func(ctx context.Context, topic string, keys []string) ([]string, error) {
+		consumers := r.consumersOf([]string{topic})
+
+		failed, err := r.failed.Unresolved(ctx, consumers, consumers, keys)
+		if err != nil {
+			return nil, err
+		}
+
+		pending, err := outbox.Pending(ctx, r.pool, topic, keys)
+
+		return append(failed, pending...), err
+	}
+}

@@ -1,0 +1,13 @@
+package event
+
+import "context"
+
+// Stalled returns why messages on some of the topics are not being processed, or "" if
+// they are: a consumer is paused or waits for a dependency, or their broker is
+// unavailable. It is for work that must not go on meanwhile, such as deadlines.
+type Stalled func(topics ...string) string
+
+// Undelivered returns which of keys have a message on topic that has not been applied:
+// it is in the outbox, or waits or is stopped among the failed messages. It does not
+// see messages inside another broker.
+type Undelivered func(ctx context.Context, topic string, keys []string) ([]string, error)

@@ -1,0 +1,138 @@
+package operate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Affected returns what it means for the business if the messages on topic are not
+// processed, or "".
+type Affected func(ctx context.Context, topic string) (string, error)
+
+// Pausing is a request to pause a consumer.
+type Pausing struct {
+	// For is how long the pause lasts; 0 until it is resumed.
+	For time.Duration
+	// DryRun only reports what the pause would affect.
+	DryRun bool
+}
+
+// minPause is the shortest pause. Replicas look for pauses once a second.
+const minPause = time.Second
+
+// PauseOutcome is what a pause did, or would do.
+type PauseOutcome struct {
+	// Changed is false if the consumer was already paused in this way.
+	Changed bool `json:"changed"`
+	DryRun  bool `json:"dry_run,omitempty"`
+	// Pause is the pause in force, if any.
+	Pause *consumer.Pause `json:"pause,omitempty"`
+	// Effects lists what waits while the consumer is paused.
+	Effects []string `json:"effects"`
+}
+
+// Pause pauses a consumer on all replicas and reports what that affects.
+func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activity.Actor) (out PauseOutcome, err error) {
+	if p.For != 0 && p.For < minPause {
+		return out, event.Errorf(event.Invalid, "for: is %s, expected at least %s", p.For, minPause)
+	}
+
+	if err := o.Router.Known(name); err != nil {
+		return out, err
+	}
+
+	out.DryRun = p.DryRun
+
+	if !p.DryRun {
+		if out.Changed, err = o.Router.Pause(ctx, name, p.For, by); err != nil {
+			return out, err
+		}
+	}
+
+	if out.Effects, err = o.effects(ctx, name); err != nil {
+		return out, err
+	}
+
+	pauses, err := consumer.Pauses(ctx, o.Pool)
+	if i := slices.IndexFunc(pauses, func(p consumer.Pause) bool { return p.Consumer == name }); i >= 0 {
+		out.Pause = &pauses[i]
+	}
+
+	return out, err
+}
+
+// effects returns what waits while a consumer is paused.
+func (o *Operator) effects(ctx context.Context, name string) (effects []string, err error) {
+	var (
+		topic  string
+		others []string
+	)
+
+	for _, s := range o.Router.States() {
+		if s.Consumer == name {
+			topic = s.Topic
+		}
+	}
+
+	for _, s := range o.Router.States() {
+		if s.Topic == topic && s.Consumer != name {
+			others = append(others, s.Consumer)
+		}
+	}
+
+	kind := ""
+
+	for _, conn := range o.Brokers.Conns() {
+		if o.Brokers.Has(conn, topic) {
+			kind = conn.Kind()
+		}
+	}
+
+	switch {
+	case len(others) > 0:
+		effects = append(effects, fmt.Sprintf("messages on %s are parked for it, because %s continues; they are applied in order after the pause",
+			topic, strings.Join(others, " and ")))
+	case kind == broker.Embedded:
+		var pending int64
+		if err := o.Pool.QueryRow(ctx, `SELECT count(*) FROM outbox WHERE topic = $1`, topic).Scan(&pending); err != nil {
+			return nil, fmt.Errorf("counting messages on %s: %w", topic, err)
+		}
+
+		effects = append(effects, fmt.Sprintf("messages on %s stay in the outbox; %d are there now", topic, pending))
+	default:
+		effects = append(effects, fmt.Sprintf("messages on %s stay in %s", topic, kind))
+	}
+
+	var waiting, keys int64
+
+	err = o.Pool.QueryRow(ctx, `SELECT count(*), count(DISTINCT failed_key) FROM failed_messages WHERE consumer = $1 AND state = 'waiting'`, name).
+		Scan(&waiting, &keys)
+	if err != nil {
+		return nil, fmt.Errorf("counting waiting messages of %s: %w", name, err)
+	}
+
+	if waiting > 0 {
+		effects = append(effects, fmt.Sprintf("%d waiting messages of %d keys are not retried", waiting, keys))
+	}
+
+	for _, affected := range o.Affected {
+		text, err := affected(ctx, topic)
+		if err != nil {
+			return nil, err
+		}
+
+		if text != "" {
+			effects = append(effects, text)
+		}
+	}
+
+	return effects, nil
+}
