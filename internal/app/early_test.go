@@ -189,7 +189,7 @@ func TestUpdatesRightBehindTheirUsersOnKafka(t *testing.T) {
 		cfg = c.Broker
 	})
 
-	updatesRightBehind(s, t, func(topic string, messages []brokertest.Foreign) {
+	updatesRightBehind(t, s, func(topic string, messages []brokertest.Foreign) {
 		brokertest.ProduceKafka(t, cfg, cfg.Kafka.Prefix+topic, messages...)
 	})
 }
@@ -209,14 +209,14 @@ func TestUpdatesRightBehindTheirUsersOnRabbitMQ(t *testing.T) {
 		cfg = c.Broker
 	})
 
-	updatesRightBehind(s, t, func(topic string, messages []brokertest.Foreign) {
+	updatesRightBehind(t, s, func(topic string, messages []brokertest.Foreign) {
 		brokertest.ProduceRabbitMQ(t, cfg, topic, messages...)
 	})
 }
 
 // updatesRightBehind publishes 300 users and an update of each at the same time, as two
 // topics of one producer do.
-func updatesRightBehind(s *apptest.Service, t *testing.T, produce func(topic string, messages []brokertest.Foreign)) {
+func updatesRightBehind(t *testing.T, s *apptest.Service, produce func(topic string, messages []brokertest.Foreign)) {
 	t.Helper()
 
 	const users = 300

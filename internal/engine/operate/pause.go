@@ -70,11 +70,8 @@ func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activit
 }
 
 // effects returns what waits while a consumer is paused.
-func (o *Operator) effects(ctx context.Context, name string) (effects []string, err error) {
-	var (
-		topic  string
-		others []string
-	)
+func (o *Operator) effects(ctx context.Context, name string) ([]string, error) {
+	var topic string
 
 	for _, s := range o.Router.States() {
 		if s.Consumer == name {
@@ -82,34 +79,12 @@ func (o *Operator) effects(ctx context.Context, name string) (effects []string, 
 		}
 	}
 
-	for _, s := range o.Router.States() {
-		if s.Topic == topic && s.Consumer != name {
-			others = append(others, s.Consumer)
-		}
+	arriving, err := o.arriving(ctx, name, topic)
+	if err != nil {
+		return nil, err
 	}
 
-	kind := ""
-
-	for _, conn := range o.Brokers.Conns() {
-		if o.Brokers.Has(conn, topic) {
-			kind = conn.Kind()
-		}
-	}
-
-	switch {
-	case len(others) > 0:
-		effects = append(effects, fmt.Sprintf("messages on %s are parked for it, because %s continues; they are applied in order after the pause",
-			topic, strings.Join(others, " and ")))
-	case kind == broker.Embedded:
-		var pending int64
-		if err := o.Pool.QueryRow(ctx, `SELECT count(*) FROM outbox WHERE topic = $1`, topic).Scan(&pending); err != nil {
-			return nil, fmt.Errorf("counting messages on %s: %w", topic, err)
-		}
-
-		effects = append(effects, fmt.Sprintf("messages on %s stay in the outbox; %d are there now", topic, pending))
-	default:
-		effects = append(effects, fmt.Sprintf("messages on %s stay in %s", topic, kind))
-	}
+	effects := []string{arriving}
 
 	var waiting, keys int64
 
@@ -135,4 +110,31 @@ func (o *Operator) effects(ctx context.Context, name string) (effects []string, 
 	}
 
 	return effects, nil
+}
+
+// arriving returns what becomes of the messages that arrive for a paused consumer.
+func (o *Operator) arriving(ctx context.Context, name, topic string) (string, error) {
+	var others []string
+
+	for _, s := range o.Router.States() {
+		if s.Topic == topic && s.Consumer != name {
+			others = append(others, s.Consumer)
+		}
+	}
+
+	if len(others) > 0 {
+		return fmt.Sprintf("messages on %s are parked for it, because %s continues; they are applied in order after the pause",
+			topic, strings.Join(others, " and ")), nil
+	}
+
+	if kind := o.Brokers.Of(topic).Kind(); kind != broker.Embedded {
+		return fmt.Sprintf("messages on %s stay in %s", topic, kind), nil
+	}
+
+	var pending int64
+	if err := o.Pool.QueryRow(ctx, `SELECT count(*) FROM outbox WHERE topic = $1`, topic).Scan(&pending); err != nil {
+		return "", fmt.Errorf("counting messages on %s: %w", topic, err)
+	}
+
+	return fmt.Sprintf("messages on %s stay in the outbox; %d are there now", topic, pending), nil
 }
