@@ -13,7 +13,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode/utf8"
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
@@ -25,6 +24,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 	"github.com/millracehq/millrace/internal/localpg"
 	"github.com/millracehq/millrace/internal/telemetry"
 )
@@ -91,7 +91,9 @@ func assemble(cfg config.Config) (*app.Service, func(), error) {
 	return millrace.New(cfg, newLogger(cfg))
 }
 
-func newLogger(cfg config.Config) *slog.Logger { return telemetry.NewLogger(cfg.Log, os.Stderr) }
+func newLogger(cfg config.Config) *slog.Logger {
+	return telemetry.NewLogger(cfg.Log, terminal.NewWriter(os.Stderr))
+}
 
 // call is one run of a command.
 type call struct {
@@ -376,16 +378,9 @@ func cell(v any) string {
 // stamp formats a time in the zone of the operator, which it names.
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000Z07:00") }
 
-// oneLine shortens s and removes control characters, which terminals interpret.
+// oneLine escapes and shortens s, so that it cannot break a table.
 func oneLine(s string, limit int) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == utf8.RuneError {
-			return ' '
-		}
-
-		return r
-	}, s)
-
+	s = terminal.Line(s)
 	if runes := []rune(s); len(runes) > limit {
 		return string(runes[:limit]) + "..."
 	}

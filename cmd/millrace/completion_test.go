@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -19,9 +20,7 @@ func completed(t *testing.T, args ...string) []string {
 
 	var out bytes.Buffer
 
-	root := newRoot()
-	root.SetOut(&out)
-	root.SetErr(&bytes.Buffer{})
+	root := newRoot(&out, io.Discard)
 	root.SetArgs(append([]string{"__completeNoDesc"}, args...))
 
 	if err := root.ExecuteContext(t.Context()); err != nil {
@@ -178,5 +177,5 @@ func TestEveryNameCompletes(t *testing.T) {
 		}
 	}
 
-	visit(newRoot())
+	visit(newRoot(io.Discard, io.Discard))
 }

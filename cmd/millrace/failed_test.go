@@ -15,7 +15,6 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
-	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -175,17 +174,13 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 
 	var buffer bytes.Buffer
 
-	root := newRoot()
+	root := newRoot(&buffer, &buffer)
 	root.SetIn(strings.NewReader(answers))
-	root.SetOut(&buffer)
-	root.SetErr(&buffer)
 	root.SetArgs(append([]string{"--database-url", url}, args...))
 
-	if err := root.ExecuteContext(t.Context()); err != nil {
-		return buffer.String() + err.Error(), operate.OutcomeOf(err).Exit
-	}
+	code = execute(t.Context(), root)
 
-	return buffer.String(), 0
+	return buffer.String(), code
 }
 
 // Tests that set the environment cannot run in parallel.
@@ -224,13 +219,14 @@ func TestFailedEditKeepsADraftThatIsGivenUp(t *testing.T) {
 	editor(t, `echo nonsense > "$2"`)
 
 	out, code := answer(t, url, "n\n", "failed", "edit", "1")
-	_, draft, _ := strings.Cut(out, "the draft is in ")
+	_, rest, _ := strings.Cut(out, "the draft is in ")
+	draft, _, _ := strings.Cut(rest, ")")
 
-	if text, err := os.ReadFile(strings.TrimSuffix(draft, ")")); code != exitRejected || err != nil || string(text) != "nonsense\n" {
+	if text, err := os.ReadFile(draft); code != exitRejected || err != nil || string(text) != "nonsense\n" {
 		t.Errorf("exit code %d, draft %q, %v:\n%s", code, text, err, out)
 	}
 
-	file, err := os.Stat(strings.TrimSuffix(draft, ")"))
+	file, err := os.Stat(draft)
 	if err != nil || file.Mode() != 0o600 {
 		t.Errorf("the draft is %v, %v", file, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
 
@@ -28,5 +29,5 @@ func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
 		}
 	}
 
-	visit(newRoot())
+	visit(newRoot(io.Discard, io.Discard))
 }

@@ -3,10 +3,11 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -29,10 +30,19 @@ func main() {
 		stop() // a second signal ends the process at once
 	}()
 
-	if err := newRoot().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "millrace:", scrub.Text(err.Error()))
-		os.Exit(operate.OutcomeOf(err).Exit)
+	os.Exit(execute(ctx, newRoot(os.Stdout, os.Stderr)))
+}
+
+// execute runs a command and returns its exit code.
+func execute(ctx context.Context, root *cobra.Command) int {
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
 	}
+
+	root.PrintErrln("millrace:", scrub.Text(err.Error()))
+
+	return operate.OutcomeOf(err).Exit
 }
 
 // Errors of commands that have already listed the messages.

@@ -26,16 +26,12 @@ func run(t *testing.T, url string, args ...string) (out string, code int) {
 
 	var buffer bytes.Buffer
 
-	root := newRoot()
-	root.SetOut(&buffer)
-	root.SetErr(&buffer)
+	root := newRoot(&buffer, &buffer)
 	root.SetArgs(append([]string{"--database-url", url}, args...))
 
-	if err := root.ExecuteContext(t.Context()); err != nil {
-		return buffer.String() + err.Error(), operate.OutcomeOf(err).Exit
-	}
+	code = execute(t.Context(), root)
 
-	return buffer.String(), 0
+	return buffer.String(), code
 }
 
 const oneOrder = `{"order":{"id":"o","product_id":"p","quantity":1,"total_amount":1}}`

@@ -179,9 +179,9 @@ func (p *publisher) write(w io.Writer) {
 
 	for _, r := range p.result.Rejected {
 		if r.Line == 0 {
-			fmt.Fprintf(w, "rejected: %s\n", r.Error)
+			fmt.Fprintf(w, "rejected: %s\n", oneLine(r.Error, maxReason))
 		} else {
-			fmt.Fprintf(w, "rejected line %d: %s\n", r.Line, r.Error)
+			fmt.Fprintf(w, "rejected line %d: %s\n", r.Line, oneLine(r.Error, maxReason))
 		}
 	}
 }

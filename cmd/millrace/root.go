@@ -2,15 +2,19 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
-func newRoot() *cobra.Command {
+// newRoot returns the command line. All that it prints goes through a writer that
+// escapes what a terminal would obey.
+func newRoot(out, problems io.Writer) *cobra.Command {
 	opts := &options{}
 	root := group(opts, &cobra.Command{
 		Use:   "millrace",
@@ -43,6 +47,9 @@ keeps in the working directory.
 		parent("consumers", "List, pause and resume consumers", `consumers pause fulfilment.charge --why "the provider is down"`,
 			newConsumersList, newConsumersPause, newConsumersResume),
 		parent("migrate", "Show and apply the migrations of the database", "migrate up", newMigrateUp, newMigrateStatus))
+
+	root.SetOut(terminal.NewWriter(out))
+	root.SetErr(terminal.NewWriter(problems))
 
 	flags := root.PersistentFlags()
 	flags.StringVarP(&opts.file, "config", "c", "", "read the configuration from this file (YAML)")

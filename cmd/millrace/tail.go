@@ -29,7 +29,7 @@ broker it asks the service at http.addr for the messages that it delivers.`,
 				payload = fmt.Sprintf("%q", p.Base64)
 			}
 
-			_, err := fmt.Fprintf(c.out(), "%s  %s  %s  %s\n", stamp(p.At), p.MessageID, oneLine(p.Key, 60), oneLine(payload, 4000))
+			_, err := fmt.Fprintf(c.out(), "%s  %s  %s  %s\n", stamp(p.At), oneLine(p.MessageID, 60), oneLine(p.Key, 60), oneLine(payload, 4000))
 
 			return err
 		}

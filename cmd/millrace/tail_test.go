@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +23,7 @@ func tail(t *testing.T, args ...string) *bufio.Scanner {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 
-	root := newRoot()
-	root.SetOut(writer)
+	root := newRoot(writer, os.Stderr)
 	root.SetArgs(append([]string{"tail"}, args...))
 
 	go func() { done <- root.ExecuteContext(ctx) }()

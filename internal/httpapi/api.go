@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"path"
@@ -16,6 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/scrub"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
 // Prefix is the path prefix of the API, which is served at Prefix + "/".
@@ -43,6 +45,7 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	config.DocsPath = ""
 	config.SchemasPath = ""
 	config.CreateHooks = nil // no $schema in bodies
+	config.Formats = formats
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 
 	api := &API{huma: humago.NewWithPrefix(mux, Prefix, config), logger: logger, methods: map[string][]string{}}
@@ -52,6 +55,15 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	}
 
 	return recovered(logger, known(mux, api.methods))
+}
+
+// formats escapes in responses what a terminal would obey, because people read them
+// there.
+var formats = map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat}
+
+var jsonFormat = huma.Format{
+	Marshal:   func(w io.Writer, v any) error { return huma.DefaultJSONFormat.Marshal(terminal.NewWriter(w), v) },
+	Unmarshal: huma.DefaultJSONFormat.Unmarshal,
 }
 
 // schemaName prefixes the name of a type with its package, unless it is a view of

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -708,5 +709,32 @@ func TestTheAPIDescribesItself(t *testing.T) {
 	a := newRig(t).ask("GET", "/openapi.json", "")
 	if a.status != 200 || !strings.HasPrefix(fmt.Sprint(a.body["openapi"]), "3.1") || !strings.Contains(a.text, `"/failed/{id}/requeue"`) {
 		t.Errorf("got %d %.200s", a.status, a.text)
+	}
+}
+
+// People read responses in terminals.
+func TestResponsesHaveNothingThatATerminalObeys(t *testing.T) {
+	t.Parallel()
+
+	const evil = "x\x1b[31m\u009b31m\x7f\u202ereversed\u2028"
+
+	r := newRig(t)
+	r.add(evil, evil)
+
+	for path, says := range map[string]string{
+		"/failed":                 `x\u001b[31m\u009b31m\u007f\u202ereversed\u2028`,
+		"/failed/1":               `x\u001b[31m\u009b31m\u007f\u202ereversed\u2028`,
+		"/failed/groups":          `\u009b`,
+		"/failed/counts?by=key":   `\u202e`,
+		"/things/%C2%9B%E2%80%AE": `there is no thing \\u009b\\u202e`,
+	} {
+		a := r.ask("GET", path, "")
+		if i := strings.IndexFunc(a.text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 || !strings.Contains(a.text, says) {
+			t.Errorf("%s: got %q, expected %q", path, a.text, says)
+		}
+	}
+
+	if got := r.ask("GET", "/failed/1", "").at("key"); got != evil {
+		t.Errorf("the key is %q, expected %q", got, evil)
 	}
 }

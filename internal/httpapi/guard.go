@@ -12,6 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
 // guard sets security headers on all responses and refuses cross-site requests,
@@ -116,5 +117,5 @@ func writeProblem(w http.ResponseWriter, status int, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
 
-	_ = json.NewEncoder(w).Encode(huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail})
+	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(huma.ErrorModel{Title: http.StatusText(status), Status: status, Detail: detail})
 }

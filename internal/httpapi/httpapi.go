@@ -15,6 +15,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
 // Config configures the listener.
@@ -152,5 +153,5 @@ func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 
-	_ = json.NewEncoder(w).Encode(body) // fails only if the client is gone
+	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(body) // fails only if the client is gone
 }

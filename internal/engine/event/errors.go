@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
 // Kind classifies why a request cannot be fulfilled. Package operate maps kinds to
@@ -78,7 +80,7 @@ func (e *Error) Error() string {
 		return e.Message
 	}
 
-	text := fmt.Sprintf("there is no %s %s", e.What, e.Name)
+	text := fmt.Sprintf("there is no %s %s", e.What, terminal.Line(e.Name))
 
 	if near := Nearest(e.Name, e.Known); len(near) > 0 {
 		return text + "; did you mean " + strings.Join(near, " or ") + "?"

@@ -1,8 +1,8 @@
 // Package event defines the types that all other packages share: messages, decoded
 // events, and the results of handlers.
 //
-// It does no I/O. It imports only the standard library, a JSON codec, uuid and, for
-// the signature of Append, pgx.
+// It does no I/O. It imports only the standard library, a JSON codec, uuid, package
+// terminal and, for the signature of Append, pgx.
 package event
 
 import (

@@ -11,6 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
 // WaitingEntry is the first message of a waiting key.
@@ -169,7 +170,7 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) (out Skip
 		case len(list) == 0 || list[0].ID > id: // settled before the key was locked
 			return notWaiting(id)
 		case list[0].ID < id:
-			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, list[0].ID, list[0].Key)
+			return event.Errorf(event.Conflict, "message %d is blocked by message %d of key %s, expected the first of its key", id, list[0].ID, terminal.Line(list[0].Key))
 		}
 
 		out, err = s.skip(ctx, tx, k, list[0], by)

@@ -16,6 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/scrub"
+	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
 // Phases of a service.
@@ -129,7 +130,7 @@ func merge(list, more []health.Trouble) []health.Trouble {
 func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 
-	_ = json.NewEncoder(w).Encode(o.Process()) // fails only if the client is gone
+	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(o.Process()) // fails only if the client is gone
 }
 
 // troubles returns what is not as it should be in the process.
