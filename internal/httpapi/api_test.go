@@ -110,7 +110,11 @@ func newRig(t *testing.T) *rig {
 	server := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, registry)
 	server.Handle("GET /statusz", operator)
 	server.Handle(httpapi.Prefix+"/", httpapi.NewAPI(operator, logger, things))
-	server.HandlePublic("POST /hook", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Host == "shop.example") }))
+	server.HandlePublic("POST /hook", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host == "shop.example" {
+			w.WriteHeader(http.StatusAccepted)
+		}
+	}))
 
 	if err := server.Listen(); err != nil {
 		t.Fatal(err)
@@ -326,8 +330,8 @@ func TestEveryEndpointForOperatorsChecksTheHost(t *testing.T) {
 	}
 	defer response.Body.Close()
 
-	if forwarded, err := io.ReadAll(response.Body); err != nil || string(forwarded) != "true" {
-		t.Errorf("got %q, %v", forwarded, err)
+	if response.StatusCode != http.StatusAccepted {
+		t.Errorf("got %s", response.Status)
 	}
 }
 

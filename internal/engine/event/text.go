@@ -42,7 +42,7 @@ func CheckOptionalID(path, id string) error {
 	return CheckID(path, id)
 }
 
-// CheckName validates a required name of at most most characters. A name is one line
+// CheckName validates a required name of at most that many characters. A name is one line
 // of any characters, in any script: spaces such as U+3000 and U+00A0, joiners, and
 // emoji newer than Go's version of Unicode. Control characters and line separators
 // are refused, and so is a name without a visible character. The error does not repeat
@@ -58,7 +58,7 @@ func CheckName(path, name string, most int) error {
 	return CheckText(path, name, most)
 }
 
-// CheckText validates free text of at most most characters, which may be empty: any
+// CheckText validates free text of at most that many characters, which may be empty: any
 // characters except U+0000, which Postgres cannot store.
 func CheckText(path, s string, most int) error {
 	if n := utf8.RuneCountInString(s); n > most {

@@ -82,7 +82,6 @@ func TestKindsOfText(t *testing.T) {
 			}
 		}
 	}
-
 }
 
 func TestShortenKeepsCharactersWhole(t *testing.T) {

@@ -88,9 +88,8 @@ func ParseTime(text string, zone *time.Location) (time.Time, error) {
 	date, err := time.Parse(time.DateOnly, m[1])
 	hour, minute, second := number(m[2]), number(m[3]), number(m[4])
 	nanos := number((m[5] + "000000000")[:9])
-	endOfDay := hour == 24 && minute == 0 && second == 0 && nanos == 0
 
-	if err != nil || hour > 23 && !endOfDay || minute > 59 || second > 60 {
+	if err != nil || !isClock(hour, minute, second, nanos) {
 		return time.Time{}, noTime(text)
 	}
 
@@ -98,19 +97,23 @@ func ParseTime(text string, zone *time.Location) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%w: %w", noTime(text), err)
 	}
 
-	leap := second == 60
-	if leap {
-		second, nanos = 59, 0
+	if second == 60 {
+		nanos = 0
 	}
 
 	t := time.Date(date.Year(), date.Month(), date.Day(), hour, minute, second, nanos, zone).UTC()
-	if leap {
-		if t = t.Add(time.Second); t.Day() != 1 || t.Truncate(24*time.Hour) != t {
-			return time.Time{}, fmt.Errorf("%w: a leap second ends a month in UTC", noTime(text))
-		}
+	if second == 60 && (t.Day() != 1 || t.Truncate(24*time.Hour) != t) {
+		return time.Time{}, fmt.Errorf("%w: a leap second ends a month in UTC", noTime(text))
 	}
 
 	return inYears(t)
+}
+
+// isClock reports whether a clock shows this, with 24:00 and leap seconds.
+func isClock(hour, minute, second, nanos int) bool {
+	endOfDay := hour == 24 && minute == 0 && second == 0 && nanos == 0
+
+	return (hour <= 23 || endOfDay) && minute <= 59 && second <= 60
 }
 
 func number(digits string) int {

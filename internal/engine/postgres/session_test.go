@@ -281,8 +281,8 @@ func TestADedicatedConnectionHasItsOwnSettings(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 
-	got := pgtest.Value[string](t, conn, `SELECT concat_ws(', ', current_setting('application_name'), current_setting('synchronous_commit'), current_setting('enable_sort'), current_setting('timezone'))`)
-	if got != "millrace test, off, off, UTC" {
+	got := pgtest.Value[string](t, conn, `SELECT concat_ws(', ', current_setting('application_name'), current_setting('synchronous_commit'), current_setting('timezone'), current_setting('enable_sort'))`)
+	if got != "millrace test, off, UTC, off" {
 		t.Errorf("got %s", got)
 	}
 }

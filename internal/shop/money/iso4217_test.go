@@ -105,7 +105,7 @@ func TestACurrencyIsAbsentOrGiven(t *testing.T) {
 			Currency money.Currency `json:"currency"`
 		}
 
-		got := ""
+		var got string
 		if err := json.Unmarshal([]byte(in), &message); err != nil {
 			got = err.Error()
 		} else {
