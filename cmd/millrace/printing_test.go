@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +100,7 @@ func TestCommandsPrintNothingThatATerminalObeys(t *testing.T) {
 		for _, format := range []string{"", "--json"} {
 			args := c.args
 			if format != "" {
-				args = append(args[:len(args):len(args)], format)
+				args = append(slices.Clip(args), format)
 			}
 
 			out, _ := run(t, url, args...)

@@ -54,7 +54,7 @@ func TestWrittenJSONHasTheSameValue(t *testing.T) {
 	t.Parallel()
 
 	var all strings.Builder
-	for r := rune(0); r < 0x3000; r++ {
+	for r := range rune(0x3000) {
 		all.WriteRune(r)
 	}
 
