@@ -24,7 +24,7 @@ const (
 )
 
 // Reasons lists all reasons.
-var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonFailed, ReasonPanicked, ReasonPending}
+var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonFailed, ReasonPanicked, ReasonPending, ReasonEarly}
 
 // RejectError marks an error as the message's own fault. A retry cannot help, so the
 // message is stopped immediately.
