@@ -97,7 +97,7 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) bool {
 	switch {
 	case limit == 0:
 		return true
-	case d.age < limit || r.Stalled(early.Topics...) != "" || time.Since(r.runningSince(early.Topics)) < limit:
+	case d.waited < limit || r.Stalled(early.Topics...) != "" || time.Since(r.runningSince(early.Topics)) < limit:
 		return false
 	}
 

@@ -122,12 +122,12 @@ func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 // other one is applied while this one is being parked; later it wakes its key.
 const minAwait = 500 * time.Millisecond
 
-// await returns how long a message of this age waits before it looks again for the
-// message that it awaits.
-func (c Config) await(age time.Duration) time.Duration {
-	wait := min(max(minAwait, 3*age), c.AwaitTimeout)
+// await returns how long a message that has waited for another one so far waits before
+// it looks again.
+func (c Config) await(waited time.Duration) time.Duration {
+	wait := min(max(minAwait, 3*waited), c.AwaitTimeout)
 
-	if left := c.AwaitTimeout - age; left > 0 {
+	if left := c.AwaitTimeout - waited; left > 0 {
 		wait = min(wait, left)
 	}
 

@@ -36,8 +36,8 @@ type delivery struct {
 	// ahead is true if an earlier message of the key awaits one on the topic: this one is
 	// tried before it.
 	ahead bool
-	// age is the time since the message was first stored as failed.
-	age time.Duration
+	// waited is the time since the message was first found to await another one, or 0.
+	waited time.Duration
 	// shared is true if other consumers receive the message too. The message is then
 	// parked while this consumer is suspended, so that the others can continue.
 	shared bool
@@ -200,7 +200,7 @@ func (r *Router) decide(d *delivery, err error) fate {
 
 	switch {
 	case isEarly: // which is not a failure
-		f.outcome, f.attempts, f.wait, f.awaits = parked, d.failures, cfg.await(d.age), early.Topics
+		f.outcome, f.attempts, f.wait, f.awaits = parked, d.failures, cfg.await(d.waited), early.Topics
 	case isRejection(err):
 	case isPending(err):
 		f.outcome, f.wait, f.attempts = parked, later.After, d.failures

@@ -161,7 +161,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 
 		route := r.routeOf(key.Consumer)
 		d := newDelivery(route, messageOf(head.Entry), &head.Entry, false)
-		d.age, d.ahead = head.Age, after > 0
+		d.waited, d.ahead = head.Awaited, after > 0
 		f = r.deliver(d)
 
 		if f.outcome == returned {

@@ -225,7 +225,7 @@ func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by act
 		SELECT DISTINCT consumer, key, now() FROM unnest($1::text[], $2::text[]) AS r (consumer, key) ORDER BY 1, 2
 		ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = coalesce(k.due_at, excluded.due_at)`, consumers, keys)
 	batch.Queue(`
-		UPDATE failed_messages m SET state = 'waiting', failed_key = r.key, applied_as = r.renamed, tried_at = NULL, revision = m.revision + 1
+		UPDATE failed_messages m SET state = 'waiting', failed_key = r.key, applied_as = r.renamed, tried_at = NULL, awaits_since = NULL, revision = m.revision + 1
 		FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS r (id, key, renamed) WHERE m.id = r.id`, ids, keys, renamed)
 	batch.Queue(`
 		UPDATE failed_keys k SET due_at = clock_timestamp()

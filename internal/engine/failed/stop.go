@@ -29,9 +29,10 @@ func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state S
 			INSERT INTO failed_keys AS k (consumer, key) SELECT $1, $16 WHERE $15 = 'stopped' AND $16 <> ''
 			ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at)
 		INSERT INTO failed_messages (consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id,
-			attempts, first_release, last_release, state, failed_key, deliveries, tried_at)
+			attempts, first_release, last_release, state, failed_key, deliveries, tried_at, awaits_since)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $14, $15, CASE WHEN $15 = 'waiting' THEN $16 ELSE nullif($16, '') END,
-			CASE WHEN $15 = 'stopped' THEN 1 ELSE 0 END, CASE WHEN $10::text <> '' THEN now() END)
+			CASE WHEN $15 = 'stopped' THEN 1 ELSE 0 END, CASE WHEN $10::text <> '' THEN now() END,
+			CASE WHEN $9::text = 'early' THEN now() END)
 		ON CONFLICT ON CONSTRAINT failed_messages_once DO NOTHING`,
 		e.Consumer, e.Topic, event.Text(e.Key), e.MessageID, event.Fingerprint(e.Payload), e.Origin, string(headers), payload,
 		string(e.Reason), storedError(e), cause, group, e.Attempts, event.Text(s.cfg.Release), string(state), StoredKey(e.Key))

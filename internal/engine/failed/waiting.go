@@ -237,7 +237,8 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 
 	tag, err := tx.Exec(ctx, `
 		UPDATE failed_messages
-		SET attempts = $2, reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, tried_at = now(), last_at = now(), revision = revision + 1
+		SET attempts = $2, reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, tried_at = now(), last_at = now(), revision = revision + 1,
+			awaits_since = coalesce(awaits_since, CASE WHEN $3 = 'early' THEN now() END)
 		WHERE id = $1 AND state = 'waiting' AND revision = $8`,
 		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release), e.Revision)
 	if err != nil {
@@ -431,12 +432,13 @@ type Head struct {
 	// the same key in another consumer that has not been tried since. Messages that
 	// were requeued together are tried in order of arrival.
 	Behind bool
-	// Age is the time since the message was stored.
-	Age time.Duration
+	// Awaited is the time since the message was first tried and awaited another one, or 0.
+	Awaited time.Duration
 }
 
-// Head returns the first message of a key with an ID above after; ok is false if none
-// is waiting. Messages of consumers that are not running block no others.
+// Head returns the first message of a key; ok is false if none is waiting. If after is
+// not 0, it returns the first one behind that message that has not been found to await
+// another one itself. Messages of consumers that are not running block no others.
 func (s *Store) Head(ctx context.Context, k Key, after int64, running []string) (h Head, ok bool, err error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
 		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (
@@ -446,8 +448,9 @@ func (s *Store) Head(ctx context.Context, k Key, after int64, running []string) 
 			  AND NOT EXISTS (
 				SELECT FROM failed_messages p
 				WHERE p.consumer = o.consumer AND p.failed_key = o.failed_key AND p.state = 'waiting' AND p.id < o.id AND p.tried_at IS NOT NULL)),
-			clock_timestamp() - first_at
-		FROM failed_messages h WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' AND id > $4 ORDER BY id LIMIT 1`, k.Consumer, k.Key, running, after)
+			coalesce(clock_timestamp() - awaits_since, interval '0')
+		FROM failed_messages h WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' AND id > $4
+			AND ($4 = 0 OR tried_at IS NULL OR reason <> 'early') ORDER BY id LIMIT 1`, k.Consumer, k.Key, running, after)
 	if err != nil {
 		return h, false, fmt.Errorf("reading the first message of key %s: %w", k.Key, err)
 	}

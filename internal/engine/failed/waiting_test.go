@@ -526,3 +526,112 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 		t.Errorf("%d keys have no failed message, or are due without a waiting one, or the other way round", n)
 	}
 }
+
+// early returns e as a message that awaits another one.
+func early(e failed.Entry) failed.Entry {
+	e.Reason, e.Error = event.ReasonEarly, "there is no user yet; awaiting users"
+
+	return e
+}
+
+// The time that a message awaits another one runs from when it was first tried. It runs
+// on while the message fails for other reasons, and begins anew after a requeue.
+func TestTheTimeThatAMessageAwaitsAnotherOne(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	message := broken()
+	message.Payload = body("k", "1")
+	head := park(t, r.Store, message, 0)
+
+	age := func(sql string) {
+		t.Helper()
+
+		if _, err := r.pool.Exec(t.Context(), `UPDATE failed_messages SET `+sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	expect := func(when string, from, to time.Duration) {
+		t.Helper()
+
+		h, ok, err := r.Head(t.Context(), failed.Key{Consumer: "writer", Key: "k"}, 0, nil)
+		if err != nil || !ok || h.Awaited < from || h.Awaited > to {
+			t.Errorf("%s, it has awaited another message for %s, expected %s to %s (%t, %v)", when, h.Awaited, from, to, ok, err)
+		}
+
+		head = h.Entry
+	}
+
+	again := func(e failed.Entry) {
+		t.Helper()
+
+		if err := r.Park(t.Context(), e, time.Minute, "users"); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	age(`first_at = first_at - interval '1 day'`)
+	expect("after a day of other failures", 0, 0)
+	again(early(head))
+	expect("after the first attempt that missed it", 0, time.Minute)
+	age(`awaits_since = awaits_since - interval '1 hour'`)
+	again(early(head))
+	expect("after the next one", time.Hour, 2*time.Hour)
+
+	head.Reason = event.ReasonFailed
+	again(head)
+	expect("after another failure", time.Hour, 2*time.Hour)
+
+	if err := r.Stop(t.Context(), head); err != nil {
+		t.Fatal(err)
+	}
+
+	r.requeue(failed.Filter{})
+	expect("after a requeue", 0, 0)
+}
+
+func TestOnlyMessagesThatMayBeAwaitedAreTriedAheadOfTheFirst(t *testing.T) {
+	t.Parallel()
+
+	s, _ := newStore(t)
+	first := park(t, s, early(broken()), time.Minute)
+
+	for range 2 {
+		if blocked, err := s.BlockAlone(t.Context(), failed.Entry{
+			Consumer: "writer", Topic: "notes", Key: "k", MessageID: event.NewID(), Headers: event.Headers{}, Payload: []byte(`{}`),
+		}); err != nil || !blocked {
+			t.Fatal(blocked, err)
+		}
+	}
+
+	behind := func(wants int64) failed.Entry {
+		t.Helper()
+
+		h, ok, err := s.Head(t.Context(), failed.Key{Consumer: "writer", Key: "k"}, first.ID, nil)
+		if err != nil || ok != (wants != 0) || h.ID != wants {
+			t.Errorf("message %d is tried, expected %d: %v", h.ID, wants, err)
+		}
+
+		return h.Entry
+	}
+
+	tried := func(e failed.Entry) {
+		t.Helper()
+
+		if err := s.Park(t.Context(), e, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	second := behind(first.ID + 1)
+	tried(early(second))
+
+	third := behind(first.ID + 2)
+	third.Attempts, third.Reason, third.Error = 1, event.ReasonFailed, "it is broken"
+	tried(third)
+
+	third = behind(first.ID + 2) // may be awaited, and succeed next time
+	tried(early(third))
+	behind(0)
+}
