@@ -30,9 +30,10 @@ withdrawn, failed messages and edits lose their content, and tracked events lose
 the user and their properties. The id remains, so that no later message creates
 the user again.
 
-Then the command looks in all tables for the id, the names and the e-mail
-addresses of the user and lists the rows that contain one, such as messages that
-cannot be read, and reasons that operators gave. Look at them, and name those that
+Then the command looks in all tables of the schema for the id, the names and the
+e-mail addresses of the user and lists the rows that contain one, such as messages
+that cannot be read, and reasons that operators gave. It names the tables that the
+role may not read. Look at them, and name those that
 are about the user with --failed and --activity.
 
 The command shows first what it will do and asks for confirmation. Run it again if
@@ -78,6 +79,10 @@ func (c *call) printErasure(done consumer.Erasure, err error) error {
 
 		if done.PersonalID {
 			fmt.Fprintln(w, "The id itself is personal data. It remains, so that no later message creates the user again.")
+		}
+
+		for _, name := range done.Skipped {
+			fmt.Fprintf(w, "Table %s was not searched: the role may not read it.\n", name)
 		}
 
 		if len(done.Mentions) == 0 {

@@ -39,7 +39,7 @@ func (r *Router) OnErase(name string, erase EraseFunc) {
 	r.erasers = append(r.erasers, eraser{name: name, erase: erase})
 }
 
-// OnSearch registers a function whose texts Erase looks for in all tables.
+// OnSearch registers a function whose texts Erase looks for in all tables of the schema.
 func (r *Router) OnSearch(marks MarksFunc) {
 	r.refuseAfterRun("search for a person")
 	r.marks = append(r.marks, marks)
@@ -75,6 +75,8 @@ type Erasure struct {
 	Mentions []postgres.Found `json:"mentions" nullable:"false"`
 	// More is true if there are more mentions than are listed.
 	More bool `json:"more,omitempty"`
+	// Skipped are the tables that were not searched because the role may not read them.
+	Skipped []string `json:"skipped,omitempty"`
 	// PersonalID is true if the ID itself, which is kept, contains such a text.
 	PersonalID bool `json:"personal_id,omitempty"`
 
@@ -94,9 +96,9 @@ var errDryRun = errors.New("dry run")
 
 // Erase removes a person's data from the tables of all domains and from the stored
 // messages whose payload types implement event.Personal. It also looks in all tables
-// for texts by which the person can be recognised. It can be repeated to remove data
-// that arrived later, such as a late message that failed because the person had been
-// erased. It does not affect messages that were already published.
+// of the schema for texts by which the person can be recognised. It can be repeated to
+// remove data that arrived later, such as a late message that failed because the person
+// had been erased. It does not affect messages that were already published.
 func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error) {
 	if err := e.check(); err != nil {
 		return done, err
@@ -115,24 +117,24 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 	// The search reads everything, so it runs before the transaction, whose locks would
 	// stop consumers, and while the texts are still known. Afterwards only what it found
 	// is looked at again.
-	found, more, err := postgres.Find(ctx, r.pool, search)
+	found, err := postgres.Find(ctx, r.pool, search)
 	if err != nil {
 		return done, err
 	}
 
-	search.Within = append([]postgres.Found{}, found...)
+	search.Within = append([]postgres.Found{}, found.Rows...)
 	done, err = r.eraseInTx(ctx, e, texts, search)
 
 	switch {
-	case done.unknown && len(found) > 0: // nothing is stored about the person, who is mentioned
-		done.Mentions = found
+	case done.unknown && len(found.Rows) > 0: // nothing is stored about the person, who is mentioned
+		done.Mentions = found.Rows
 	case err != nil:
 		return done, fmt.Errorf("erasing %s: %w", e.Subject, err)
 	}
 
 	done.DryRun, done.PersonalID = e.DryRun, strings.Contains(e.Subject, "@") || mentioned(e.Subject, texts)
 	done.Mentions = append([]postgres.Found{}, done.Mentions...)
-	done.More = more
+	done.More, done.Skipped = found.More, found.Skipped
 
 	return done, nil
 }
@@ -140,9 +142,12 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 // eraseInTx erases, and searches again within what was found.
 func (r *Router) eraseInTx(ctx context.Context, e Erasing, texts []string, search postgres.Search) (done Erasure, err error) {
 	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
-		if done, err = r.erase(ctx, tx, e, texts); err == nil {
-			done.Mentions, _, err = postgres.Find(ctx, tx, search)
+		if done, err = r.erase(ctx, tx, e, texts); err != nil {
+			return err
 		}
+
+		left, err := postgres.Find(ctx, tx, search)
+		done.Mentions = left.Rows
 
 		if err == nil && e.DryRun {
 			err = errDryRun

@@ -11,6 +11,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/migrations"
 )
 
 // Found is a row that contains a text.
@@ -25,8 +27,8 @@ type Found struct {
 	partition, tid string
 }
 
-// Search finds texts in all tables, as whole words, in any case, in plain text and in
-// the spellings of JSON and URLs. It reads every row.
+// Search finds texts in all tables of the schema, as whole words, in any case, in plain
+// text and in the spellings of JSON and URLs. It reads every row.
 type Search struct {
 	// Texts are looked for in all columns.
 	Texts []string
@@ -53,12 +55,23 @@ type table struct {
 	Key          []string
 	// KeyType is the type of a key of one column, by which a row is found again even
 	// after it has changed.
-	KeyType *string
+	KeyType  *string
+	Readable bool
 }
 
-// Find returns the rows that contain one of the texts. There may be more if a table has
-// as many as the limit.
-func Find(ctx context.Context, db Querier, s Search) (found []Found, more bool, err error) {
+// Findings are what a search found.
+type Findings struct {
+	Rows []Found
+	// More is true if a table has as many rows as the limit, so that there may be more.
+	More bool
+	// Skipped are the tables that the role may not read, such as a copy that somebody
+	// made.
+	Skipped []string
+}
+
+// Find returns the rows that contain one of the texts. It reads the tables in the schema
+// of the service. The other schemas of the database belong to other programs.
+func Find(ctx context.Context, db Querier, s Search) (found Findings, err error) {
 	tables, err := Collect(ctx, db, pgx.RowToStructByPos[table], `
 		SELECT c.oid::regclass::text, coalesce((SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid), c.oid::regclass)::text,
 		       array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.atttypid <> 'bytea'::regtype),
@@ -67,14 +80,16 @@ func Find(ctx context.Context, db Querier, s Search) (found []Found, more bool, 
 		                 FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY(i.indkey)
 		                 WHERE i.indrelid = c.oid AND i.indisprimary), ARRAY['message_id']),
 		       (SELECT format_type(k.atttypid, NULL) FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = i.indkey[0]
-		        WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnatts = 1)
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
-		WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+		        WHERE i.indrelid = c.oid AND i.indisprimary AND i.indnatts = 1),
+		       has_table_privilege(c.oid, 'SELECT')
+		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+		WHERE c.relkind = 'r' AND c.relpersistence <> 't'
+		  AND c.relnamespace IN (SELECT relnamespace FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM unnest($2::text[]) AS name))
 		  AND a.attnum > 0 AND NOT a.attisdropped AND NOT a.attname = ANY($1)
 		  AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'json'::regtype, 'jsonb'::regtype, 'bytea'::regtype, 'text[]'::regtype)
-		GROUP BY c.oid ORDER BY 2, 1`, ownColumns)
+		GROUP BY c.oid ORDER BY 2, 1`, ownColumns, migrations.Tables())
 	if err != nil {
-		return nil, false, fmt.Errorf("listing the tables to search: %w", err)
+		return found, fmt.Errorf("listing the tables to search: %w", err)
 	}
 
 	for _, t := range tables {
@@ -82,15 +97,21 @@ func Find(ctx context.Context, db Querier, s Search) (found []Found, more bool, 
 			continue
 		}
 
-		rows, err := s.in(ctx, db, t)
-		if err != nil {
-			return nil, false, fmt.Errorf("searching %s: %w", t.Name, err)
+		if !t.Readable {
+			found.Skipped = append(found.Skipped, t.Name)
+
+			continue
 		}
 
-		found, more = append(found, rows...), more || len(rows) == s.Limit
+		rows, err := s.in(ctx, db, t)
+		if err != nil {
+			return found, fmt.Errorf("searching %s: %w", t.Name, err)
+		}
+
+		found.Rows, found.More = append(found.Rows, rows...), found.More || len(rows) == s.Limit
 	}
 
-	return found, more, nil
+	return found, nil
 }
 
 // in searches one table.

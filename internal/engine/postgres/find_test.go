@@ -13,14 +13,7 @@ func TestATextIsFoundInEverySpelling(t *testing.T) {
 
 	pool := pgtest.New(t)
 
-	for _, sql := range []string{
-		`CREATE SCHEMA other`,
-		`CREATE TABLE other.notes (id bigint PRIMARY KEY, text text, data jsonb, bytes bytea, list text[], n int)`,
-	} {
-		if _, err := pool.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	exec(t, pool, `CREATE TABLE notes (id bigint PRIMARY KEY, text text, data jsonb, bytes bytea, list text[], n int)`)
 
 	search := postgres.Search{Texts: []string{"Zoë Lee", "zoe+x@home.example"}, ID: "zoe-1", Limit: 10}
 
@@ -48,20 +41,20 @@ func TestATextIsFoundInEverySpelling(t *testing.T) {
 		for _, column := range []string{"text", "data", "bytes", "list"} {
 			cast := map[string]string{"text": "$1", "data": "to_jsonb($1::text)", "bytes": "convert_to($1, 'UTF8')", "list": "ARRAY['x', $1]"}[column]
 
-			if _, err := pool.Exec(t.Context(), `TRUNCATE other.notes`); err != nil {
+			if _, err := pool.Exec(t.Context(), `TRUNCATE notes`); err != nil {
 				t.Fatal(err)
 			}
 
-			if _, err := pool.Exec(t.Context(), `INSERT INTO other.notes (id, `+column+`) VALUES (7, `+cast+`)`, text); err != nil {
+			if _, err := pool.Exec(t.Context(), `INSERT INTO notes (id, `+column+`) VALUES (7, `+cast+`)`, text); err != nil {
 				t.Fatal(err)
 			}
 
-			found, _, err := postgres.Find(t.Context(), pool, search)
+			found, err := postgres.Find(t.Context(), pool, search)
 
 			switch {
 			case err != nil:
 				t.Fatal(err)
-			case !want && len(found) > 0 || want && (len(found) != 1 || found[0].Table != "other.notes" || found[0].Row != "7" || fmt.Sprint(found[0].Columns) != "["+column+"]"):
+			case !want && len(found.Rows) > 0 || want && (len(found.Rows) != 1 || found.Rows[0].Table != "notes" || found.Rows[0].Row != "7" || fmt.Sprint(found.Rows[0].Columns) != "["+column+"]"):
 				t.Errorf("%s in %s: found %+v", text, column, found)
 			}
 		}
@@ -85,23 +78,56 @@ func TestAnIDIsNotFoundWhereItBelongs(t *testing.T) {
 	}
 
 	// A text that is the id is not looked for there either.
-	found, _, err := postgres.Find(t.Context(), pool, postgres.Search{Texts: []string{"Zoe-1"}, ID: "zoe-1", Limit: 10})
-	if err != nil || len(found) != 1 || found[0].Table != "analytics_events" || found[0].Row != "01a20d99-da82-78bd-aff6-b8d9052f7c63" {
+	found, err := postgres.Find(t.Context(), pool, postgres.Search{Texts: []string{"Zoe-1"}, ID: "zoe-1", Limit: 10})
+	if err != nil || len(found.Rows) != 1 || found.Rows[0].Table != "analytics_events" || found.Rows[0].Row != "01a20d99-da82-78bd-aff6-b8d9052f7c63" {
 		t.Errorf("found %+v, %v", found, err)
 	}
 
 	// Within what was found, only rows that still match are found.
-	within := postgres.Search{ID: "zoe-1", Limit: 10, Within: found}
-	if found, _, err = postgres.Find(t.Context(), pool, within); err != nil || len(found) != 1 {
+	within := postgres.Search{ID: "zoe-1", Limit: 10, Within: found.Rows}
+	if found, err = postgres.Find(t.Context(), pool, within); err != nil || len(found.Rows) != 1 {
 		t.Errorf("within: found %+v, %v", found, err)
 	}
 
 	within.Within = []postgres.Found{}
-	if found, _, err = postgres.Find(t.Context(), pool, within); err != nil || len(found) != 0 {
+	if found, err = postgres.Find(t.Context(), pool, within); err != nil || len(found.Rows) != 0 {
 		t.Errorf("within nothing: found %+v, %v", found, err)
 	}
 
-	if found, _, err = postgres.Find(t.Context(), pool, postgres.Search{Limit: 10}); err != nil || len(found) != 0 {
+	if found, err = postgres.Find(t.Context(), pool, postgres.Search{Limit: 10}); err != nil || len(found.Rows) != 0 {
 		t.Errorf("nothing: found %+v, %v", found, err)
+	}
+}
+
+// Other programs may keep tables in the same database, and people make copies.
+func TestTablesThatTheRoleMayNotReadAreNamed(t *testing.T) {
+	t.Parallel()
+
+	const create = `CREATE SCHEMA other; CREATE TABLE %[1]s (message_id int, note text); INSERT INTO %[1]s VALUES (1, 'zoe-1'); `
+
+	for name, c := range map[string]struct{ table, grants, found, skipped string }{
+		"a copy that the role may read":     {"copies", `GRANT SELECT ON copies TO pg_monitor`, "[copies]", "[]"},
+		"a copy that the role may not read": {"copies", ``, "[]", "[copies]"},
+		"another program's table":           {"other.notes", `GRANT USAGE ON SCHEMA other TO pg_monitor; GRANT SELECT ON other.notes TO pg_monitor`, "[]", "[]"},
+		"another program's closed schema":   {"other.notes", ``, "[]", "[]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			address := pgtest.URL(t)
+			owner := open(t, address)
+
+			for _, sql := range []string{`GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor`, fmt.Sprintf(create, c.table) + c.grants} {
+				exec(t, owner, sql)
+			}
+
+			pool := open(t, with(t, address, "role", "pg_monitor"))
+			found, err := postgres.Find(t.Context(), pool, postgres.Search{Texts: []string{"zoe-1"}, Limit: 10})
+			tables := postgres.Column(found.Rows, func(f postgres.Found) string { return f.Table })
+
+			if err != nil || fmt.Sprint(tables) != c.found || fmt.Sprint(found.Skipped) != c.skipped {
+				t.Errorf("found %v, skipped %v, %v; expected %s and %s", tables, found.Skipped, err, c.found, c.skipped)
+			}
+		})
 	}
 }
