@@ -300,7 +300,9 @@ func (c Refunded) decide(d *Decision) {
 	case capture.RefundID != "":
 		return
 	case known && capture.FailedRefundID == c.RefundID: // the report of its failure came first
-		d.refundAfter(c.TransactionID, c.RefundID)
+		if d.Order.Owes(capture) {
+			d.refundAfter(c.TransactionID, c.RefundID)
+		}
 
 		return
 	case !known && d.Order.Status == order.StatusInventoryReserved:

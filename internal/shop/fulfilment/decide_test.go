@@ -188,6 +188,8 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 		"place; captured; complete; refunded": { // nothing is owed
 			"refund failed": "PaymentRefundFailed -> completed ! payments.refund.failed",
 		},
+		"place; captured; complete; refunded; refund failed": {"refunded": "-> completed", "refunded by hand": "PaymentRefunded -> completed ! payments.refunded"},
+		"place; captured; refund failed":                     {"refunded": "-> paid"},
 	} {
 		o := after(t, state)
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millracehq/millrace/internal/shop/money"
 	"github.com/millracehq/millrace/internal/shop/payment"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -125,12 +126,12 @@ func TestRequestsFollowStripesDescription(t *testing.T) {
 		t.Error(err)
 	}
 
-	if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "order", TransactionID: "pi_1"}); err != nil {
-		t.Error(err)
-	}
+	refund := payment.Refund{OrderID: "order", TransactionID: "pi_1", Amount: money.MustParse("1"), Currency: "USD"} // the example's amount
 
-	if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "order", TransactionID: "pi_1", FailedID: "re_1"}); err != nil {
-		t.Error(err)
+	for _, refund.FailedID = range []string{"", "re_1"} {
+		if _, err := gateway.Refund(t.Context(), refund); err != nil {
+			t.Error(err)
+		}
 	}
 
 	if err := gateway.Ledger(t.Context(), time.Now().Add(-time.Hour), func(payment.Entry) error { return nil }); err != nil {

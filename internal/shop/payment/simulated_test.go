@@ -364,30 +364,28 @@ func TestTheSimulatedGatewayDecidesLater(t *testing.T) {
 	), pgtest.New(t))
 
 	// A lookup asks the provider as well.
-	for name, ask := range map[string]func(payment.Charge) (payment.Outcome, error){
-		"charge": func(c payment.Charge) (payment.Outcome, error) { return gateway.Charge(t.Context(), c) },
-		"find":   func(c payment.Charge) (payment.Outcome, error) { return gateway.Find(t.Context(), c) },
-	} {
-		attempt := map[string]int{"charge": 1, "find": 2}[name]
-
+	for i, by := range []struct {
+		name string
+		ask  func(context.Context, payment.Charge) (payment.Outcome, error)
+	}{{"charge", gateway.Charge}, {"find", gateway.Find}} {
 		for order, c := range map[string]struct {
 			pending  int
 			declined string
 		}{"paid": {2, ""}, "declined": {1, "the card was declined"}} {
 			charge := chargeFor(order)
-			charge.Attempt = attempt
+			charge.Attempt = i + 1
 
 			_, err := gateway.Charge(t.Context(), charge)
 			for range c.pending {
-				if !errors.Is(err, payment.ErrPending) || len(ledger(t, gateway, order)) != map[string]int{"paid": attempt - 1}[order] && name == "charge" {
-					t.Errorf("%s %s: got %v, expected a pending charge", name, order, err)
+				if !errors.Is(err, payment.ErrPending) || len(ledger(t, gateway, order)) != map[string]int{"paid": i}[order] {
+					t.Errorf("%s %s: got %v, expected a pending charge", by.name, order, err)
 				}
 
-				_, err = ask(charge)
+				_, err = by.ask(t.Context(), charge)
 			}
 
-			if outcome, err := ask(charge); err != nil || outcome.Declined != c.declined || outcome.Captured() != (c.declined == "") {
-				t.Errorf("%s %s: got %+v, %v", name, order, outcome, err)
+			if outcome, err := by.ask(t.Context(), charge); err != nil || outcome.Declined != c.declined || outcome.Captured() != (c.declined == "") {
+				t.Errorf("%s %s: got %+v, %v", by.name, order, outcome, err)
 			}
 		}
 	}

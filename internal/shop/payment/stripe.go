@@ -1,6 +1,7 @@
 package payment
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -352,10 +353,23 @@ func (s *Stripe) search(ctx context.Context, orderID string) ([]*stripe.PaymentI
 	return intents, nil
 }
 
-// Refund implements Gateway: it refunds what remains of a capture.
+// Refund implements Gateway: it refunds what remains of a capture, once. It looks for
+// an earlier refund first, because Stripe forgets idempotency keys, and after a refund
+// has failed a person decides.
 func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
-	if refund.FailedID != "" {
-		return s.earlierRefund(ctx, refund)
+	whole, err := minorUnits(refund.Amount, refund.Currency)
+	if err != nil {
+		return "", event.Reject(err)
+	}
+
+	made, err := s.refunds(ctx, refund.TransactionID)
+	if err != nil {
+		return "", err
+	}
+
+	ours := func(r *stripe.Refund) bool { return r.Metadata[metaSource] == event.Source }
+	if refund.FailedID != "" || slices.ContainsFunc(made, ours) {
+		return outcomeOfRefunds(refund, whole, made)
 	}
 
 	created, err := withKey(refund.IdempotencyKey(), "", func(key string) (*stripe.Refund, error) {
@@ -374,9 +388,13 @@ func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 
 	switch {
 	case err == nil:
-		return s.refundID(ctx, created)
+		return outcomeOfRefunds(refund, whole, slices.Insert(made, 0, created))
 	case answer != nil && answer.Code == stripe.ErrorCodeChargeAlreadyRefunded:
-		return s.earlierRefund(ctx, refund)
+		if made, err = s.refunds(ctx, refund.TransactionID); err != nil { // another process was faster
+			return "", err
+		}
+
+		return outcomeOfRefunds(refund, whole, made)
 	case answer != nil && refuses(answer):
 		return "", &RefusedError{Reason: describe(answer)}
 	default:
@@ -384,45 +402,65 @@ func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 	}
 }
 
-// earlierRefund returns the refund that already exists: one that succeeded, else one
-// that is pending, else the reason why it failed.
-func (s *Stripe) earlierRefund(ctx context.Context, refund Refund) (string, error) {
-	params := &stripe.RefundListParams{PaymentIntent: stripe.String(refund.TransactionID)}
-
-	// A dispute returns money too.
-	var result error = &RefusedError{Reason: refund.TransactionID + " was returned, but not by a refund"}
-
-	for earlier, err := range s.client.V1Refunds.List(ctx, params) {
-		if err != nil {
-			return "", requestError("listing the refunds of "+refund.TransactionID, err)
-		}
-
-		id, err := finishedRefund(earlier)
-		if err == nil {
-			return id, nil
-		}
-
-		if !errors.Is(result, ErrPending) {
-			result = err
-		}
+// refunds returns the refunds of an intent, newest first.
+func (s *Stripe) refunds(ctx context.Context, intentID string) (made []*stripe.Refund, err error) {
+	params := &stripe.RefundListParams{
+		ListParams: stripe.ListParams{Limit: new(int64(100))}, PaymentIntent: stripe.String(intentID),
 	}
 
-	return "", result
+	for refund, err := range s.client.V1Refunds.List(ctx, params) {
+		if answer, ok := errors.AsType[*stripe.Error](err); ok && refuses(answer) { // no such intent
+			return nil, &RefusedError{Reason: describe(answer)}
+		}
+
+		if err != nil {
+			return nil, requestError("listing the refunds of "+intentID, err)
+		}
+
+		made = append(made, refund)
+	}
+
+	return made, nil
 }
 
-// refundID returns the id of a refund that succeeded. A repeated request is answered
-// with the status that the refund had at first.
-func (s *Stripe) refundID(ctx context.Context, refund *stripe.Refund) (string, error) {
-	if _, err := finishedRefund(refund); !errors.Is(err, ErrPending) {
-		return finishedRefund(refund)
+// outcomeOfRefunds returns the id of the newest refund that succeeded, if those that
+// succeeded add up to the whole capture. It returns an [ErrPending] if those that are
+// pending may complete it, and a [RefusedError] otherwise.
+func outcomeOfRefunds(refund Refund, whole int64, made []*stripe.Refund) (id string, err error) {
+	var (
+		returned, awaited int64
+		waits             error
+		reasons           []string // the newest failure
+	)
+
+	for _, r := range made {
+		finished, err := finishedRefund(r)
+		refused, failed := errors.AsType[*RefusedError](err)
+
+		switch {
+		case err == nil:
+			returned, id = returned+r.Amount, cmp.Or(id, finished)
+		case !failed:
+			awaited, waits = awaited+r.Amount, cmp.Or(waits, err)
+		case reasons == nil:
+			reasons = []string{refused.Reason}
+		}
 	}
 
-	current, err := s.client.V1Refunds.Retrieve(ctx, refund.ID, nil)
-	if err != nil {
-		return "", requestError("retrieving "+refund.ID, err)
+	switch {
+	case id != "" && returned >= whole:
+		return id, nil
+	case waits != nil && returned+awaited >= whole:
+		return "", waits
+	case len(made) == 0:
+		// A dispute returns money too.
+		return "", &RefusedError{Reason: refund.TransactionID + " was returned, but not by a refund"}
+	case returned+awaited > 0:
+		amount, currency := amountOf(returned, refund.Currency)
+		reasons = slices.Insert(reasons, 0, fmt.Sprintf("%s of %s %s is refunded", amount, refund.Amount, currency))
 	}
 
-	return finishedRefund(current)
+	return "", &RefusedError{Reason: strings.Join(reasons, "; ")}
 }
 
 // finishedRefund returns the id of a refund that succeeded, a [RefusedError] if it

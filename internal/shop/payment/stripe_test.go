@@ -49,6 +49,11 @@ func chargeFor(orderID string) payment.Charge {
 	return payment.Charge{OrderID: orderID, Attempt: 1, Amount: money.MustParse("99.99"), Currency: "USD"}
 }
 
+// refundOf requests the refund of a charge that chargeFor returned.
+func refundOf(orderID string, outcome payment.Outcome) payment.Refund {
+	return payment.Refund{OrderID: orderID, TransactionID: outcome.TransactionID, Amount: money.MustParse("99.99"), Currency: "USD"}
+}
+
 // expectRetryable fails the test unless err permits a retry, and returns the
 // delay before it.
 func expectRetryable(tb testing.TB, err error) time.Duration {
@@ -353,7 +358,7 @@ func TestStripeRefundsOnceDespiteFailures(t *testing.T) {
 					t.Fatal(err)
 				}
 
-				refund := payment.Refund{OrderID: order, TransactionID: outcome.TransactionID, Amount: money.MustParse("99.99"), Currency: "USD"}
+				refund := refundOf(order, outcome)
 				server.Fail(paymenttest.OpRefund, fault)
 
 				if _, err = gateway.Refund(t.Context(), refund); fault != paymenttest.None {
@@ -411,7 +416,7 @@ func TestTheLedgerOfStripeIsReadInPages(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "back", TransactionID: outcome.TransactionID}); err != nil {
+	if _, err := gateway.Refund(t.Context(), refundOf("back", outcome)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -518,7 +523,7 @@ func TestStripeUnderChaos(t *testing.T) {
 		}
 
 		if outcomes[0].Captured() {
-			refundUntilDone(t, gateway, payment.Refund{OrderID: order, TransactionID: outcomes[0].TransactionID})
+			refundUntilDone(t, gateway, refundOf(order, outcomes[0]))
 		}
 
 		if captures, refunds, net := server.Captured(order); net != 0 || refunds != captures {
@@ -676,7 +681,7 @@ func TestARefundIsDoneWhenItHasSucceeded(t *testing.T) {
 					t.Fatal(err)
 				}
 
-				refund := payment.Refund{OrderID: "order", TransactionID: outcome.TransactionID}
+				refund := refundOf("order", outcome)
 
 				for range 2 {
 					id, err := gateway.Refund(t.Context(), refund)
@@ -693,10 +698,6 @@ func TestARefundIsDoneWhenItHasSucceeded(t *testing.T) {
 
 				server.SettleRefunds("order", c.status, c.reason)
 
-				if c.status == "failed" && forgetful {
-					refund.FailedID = "re_000000" // otherwise a requeue refunds again
-				}
-
 				id, err := gateway.Refund(t.Context(), refund)
 
 				if c.want == "" && (err != nil || id != "re_000000") {
@@ -705,6 +706,10 @@ func TestARefundIsDoneWhenItHasSucceeded(t *testing.T) {
 
 				if _, refused := errors.AsType[*payment.RefusedError](err); c.want != "" && (!refused || err.Error() != c.want) {
 					t.Errorf("got %v, expected %s", err, c.want)
+				}
+
+				if n := server.Requests(paymenttest.OpRefund); n != 1 {
+					t.Errorf("%d refunds were requested, expected one, whatever became of it", n)
 				}
 			})
 		}
@@ -723,7 +728,7 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	refund := payment.Refund{OrderID: "order", TransactionID: outcome.TransactionID}
+	refund := refundOf("order", outcome)
 
 	first, err := gateway.Refund(t.Context(), refund)
 	if err != nil {
@@ -742,12 +747,94 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 		t.Errorf("got %v after %d requests", err, server.Requests(paymenttest.OpRefund)-made)
 	}
 
-	byHand, err := gateway.Refund(t.Context(), refund) // as in the provider's dashboard
-	if err != nil {
-		t.Fatal(err)
-	}
+	byHand := server.RefundByHand(outcome.TransactionID, 9999, "succeeded")
 
 	if found, err := gateway.Refund(t.Context(), again); err != nil || found != byHand {
 		t.Errorf("found %q, %v, expected %s", found, err, byHand)
+	}
+}
+
+// A person refunds parts. A capture is refunded when the refunds that have succeeded
+// add up to it.
+func TestPartsOfARefundCountTogether(t *testing.T) {
+	t.Parallel()
+
+	const (
+		pending = "the payment provider has not decided yet: "
+		refused = "the payment provider refused: "
+	)
+
+	for _, c := range []struct {
+		name    string
+		parts   []string // made before the request: units and status
+		failed  bool     // Millrace's own refund of the rest has failed
+		more    []string // made after that
+		want    string   // the refund, or the error
+		request int      // refunds that Millrace creates
+	}{
+		{"the rest is refunded", []string{"4000 succeeded"}, false, nil, "re_000001", 1},
+		{"a part is pending", []string{"4000 pending"}, false, nil, pending + "the refund re_000000 is pending", 1},
+		{"a part had failed", []string{"4000 failed"}, false, nil, "re_000001", 1},
+		{"a person has refunded all", []string{"4000 succeeded", "5999 succeeded"}, false, nil, "re_000001", 1},
+		{"the rest fails", []string{"4000 succeeded"}, true, nil, refused + "40 of 99.99 USD is refunded; the refund re_000001 is failed: lost_card", 1},
+		{"the rest fails, a person refunds it", []string{"4000 succeeded"}, true, []string{"5999 succeeded"}, "re_000002", 1},
+		{"the rest fails, a person is refunding it", []string{"4000 succeeded"}, true, []string{"5999 pending"}, pending + "the refund re_000002 is pending", 1},
+		{"the rest fails, a person refunds less", []string{"4000 succeeded"}, true, []string{"5998 pending"}, refused + "40 of 99.99 USD is refunded; the refund re_000001 is failed: lost_card", 1},
+	} {
+		for _, told := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, the failure is known %t", c.name, told), func(t *testing.T) {
+				t.Parallel()
+
+				server := paymenttest.NewServer(t)
+				gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+
+				outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				byHand := func(parts []string) {
+					for _, part := range parts {
+						var (
+							units  int64
+							status string
+						)
+
+						if _, err := fmt.Sscan(part, &units, &status); err != nil {
+							t.Fatal(err)
+						}
+
+						server.SettleRefund(server.RefundByHand(outcome.TransactionID, units, "pending"), status, "")
+					}
+				}
+
+				refund := refundOf("order", outcome)
+				byHand(c.parts)
+
+				if c.failed {
+					own, err := gateway.Refund(t.Context(), refund)
+					if err != nil {
+						t.Fatal(err)
+					}
+
+					server.SettleRefund(own, "failed", "lost_card")
+					server.ForgetKeys()
+					byHand(c.more)
+
+					if told {
+						refund.FailedID = own
+					}
+				}
+
+				got, err := gateway.Refund(t.Context(), refund)
+				if err != nil {
+					got = err.Error()
+				}
+
+				if n := server.Requests(paymenttest.OpRefund); got != c.want || n != c.request {
+					t.Errorf("got %s by %d requests, expected %s by %d", got, n, c.want, c.request)
+				}
+			})
+		}
 	}
 }

@@ -399,7 +399,7 @@ func TestStateComparesBothRecords(t *testing.T) {
 		given := charge("refunded elsewhere")
 		record("refunded elsewhere", "captured", "99.99", given, "")
 
-		if _, err := gateway.Refund(t.Context(), payment.Refund{OrderID: "refunded elsewhere", TransactionID: given}); err != nil {
+		if _, err := gateway.Refund(t.Context(), refundOf("refunded elsewhere", payment.Outcome{TransactionID: given})); err != nil {
 			t.Fatal(err)
 		}
 

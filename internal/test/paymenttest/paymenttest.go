@@ -129,8 +129,6 @@ const (
 	OpRefund   = "refund"
 	OpRefunds  = "refunds"
 	OpCancel   = "cancel"
-	// OpRefundStatus retrieves a refund.
-	OpRefundStatus = "refund status"
 )
 
 // Plan makes fn decide how each request fails. Calls do not overlap.
@@ -219,20 +217,42 @@ func (s *Server) SettleRefunds(orderID, status, reason string) (ids []string) {
 	delete(s.refunded, orderID)
 
 	for _, r := range s.refunds {
-		i := s.find(r.PaymentIntent)
-		if i.Metadata["order_id"] != orderID {
-			continue
+		if s.find(r.PaymentIntent).Metadata["order_id"] == orderID {
+			s.settleRefund(r, status, reason)
+			ids = append(ids, r.ID)
 		}
-
-		if status == "failed" && r.Status != "failed" {
-			i.LatestCharge.AmountRefunded -= r.Amount
-		}
-
-		r.Status, r.FailureReason = status, reason
-		ids = append(ids, r.ID)
 	}
 
 	return ids
+}
+
+// SettleRefund is SettleRefunds for one refund.
+func (s *Server) SettleRefund(id, status, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for _, r := range s.refunds {
+		if r.ID == id {
+			s.settleRefund(r, status, reason)
+		}
+	}
+}
+
+func (s *Server) settleRefund(r *refund, status, reason string) {
+	returned := func(status string) bool { return status == "failed" || status == "canceled" }
+	if returned(status) && !returned(r.Status) {
+		s.find(r.PaymentIntent).LatestCharge.AmountRefunded -= r.Amount
+	}
+
+	r.Status, r.FailureReason = status, reason
+}
+
+// RefundByHand refunds a part of an intent, as a person does in the dashboard.
+func (s *Server) RefundByHand(intentID string, units int64, status string) (id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	return s.newRefund(s.find(intentID), units, status, nil).ID
 }
 
 // ForgetKeys forgets the idempotency keys, as Stripe does after a day.
@@ -358,7 +378,6 @@ var operations = map[string]string{
 	"POST payment_intents/ID/cancel":  OpCancel,
 	"POST refunds":                    OpRefund,
 	"GET refunds":                     OpRefunds,
-	"GET refunds/ID":                  OpRefundStatus,
 }
 
 func route(r *http.Request) (operation, id string) {
@@ -429,10 +448,6 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 		if i := s.find(id); i != nil {
 			return success(i)
 		}
-	case OpRefundStatus:
-		if at := slices.IndexFunc(s.refunds, func(r *refund) bool { return r.ID == id }); at >= 0 {
-			return success(s.refunds[at])
-		}
 	case OpSearch:
 		return success(map[string]any{"object": "search_result", "data": s.search(form.Get("query")), "has_more": false})
 	case OpList:
@@ -440,7 +455,12 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 	case OpRefund:
 		return s.refund(s.find(form.Get("payment_intent")), metadataOf(form))
 	case OpRefunds:
+		if s.find(form.Get("payment_intent")) == nil {
+			break
+		}
+
 		made := slices.DeleteFunc(slices.Clone(s.refunds), func(r *refund) bool { return r.PaymentIntent != form.Get("payment_intent") })
+		slices.Reverse(made) // newest first, like Stripe
 
 		return success(map[string]any{"object": "list", "data": made, "has_more": false})
 	}
@@ -575,14 +595,20 @@ func (s *Server) refund(i *intent, metadata map[string]string) answer {
 		return failure(http.StatusBadRequest, "invalid_request_error", "charge_already_refunded", "", "the charge has already been refunded")
 	}
 
+	status := cmp.Or(s.refunded[i.Metadata["order_id"]], "succeeded")
+
+	return success(s.newRefund(i, i.Amount-i.LatestCharge.AmountRefunded, status, metadata))
+}
+
+func (s *Server) newRefund(i *intent, units int64, status string, metadata map[string]string) *refund {
 	r := &refund{
-		ID: fmt.Sprintf("re_%06d", len(s.refunds)), Object: "refund", Status: cmp.Or(s.refunded[i.Metadata["order_id"]], "succeeded"), Created: time.Now().Unix(),
-		Amount: i.Amount - i.LatestCharge.AmountRefunded, Currency: i.Currency, PaymentIntent: i.ID, Metadata: metadata,
+		ID: fmt.Sprintf("re_%06d", len(s.refunds)), Object: "refund", Status: status, Created: time.Now().Unix(),
+		Amount: units, Currency: i.Currency, PaymentIntent: i.ID, Metadata: metadata,
 	}
 	s.refunds = append(s.refunds, r)
-	i.LatestCharge.AmountRefunded = i.Amount
+	i.LatestCharge.AmountRefunded += units
 
-	return success(r)
+	return r
 }
 
 func metadataOf(form url.Values) map[string]string {
