@@ -45,7 +45,7 @@ func TestNamesCompleteWithoutADatabase(t *testing.T) {
 		"publish orders.can":                   "orders.cancel.requested orders.cancelled orders.cancel.refused",
 		"projections rebuild ":                 "users",
 		"completion ":                          "bash fish powershell zsh",
-		"failed list --reason p":               "panic",
+		"failed list --reason p":               "panic pending",
 		"failed list --state ":                 "waiting stopped resolved all",
 		"failed list --consumer inventory.":    "inventory.restock",
 		"failed waiting --consumer analytics.": "analytics.track",
@@ -89,7 +89,7 @@ func TestIDsCompleteFromTheDatabase(t *testing.T) {
 	url, pool := stopped(t, oneOrder, "{}")
 	group := pgtest.Value[string](t, pool, `SELECT max(group_id) FROM failed_messages`)
 
-	if out, code := run(t, url, "failed", "requeue", "1"); code != 0 {
+	if out, code := run(t, url, "failed", "requeue", "1", "--overtaken"); code != 0 {
 		t.Fatal(out)
 	}
 
@@ -149,7 +149,7 @@ func TestEveryNameCompletes(t *testing.T) {
 
 	free := []string{
 		"JSON", "MESSAGE", // arguments
-		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate",
+		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate", "--for",
 		"--older", "--ledger", "--timeout", "--config", "--file",
 		"--search", "--activity", "--new-key",
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
@@ -17,7 +19,7 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 	t.Parallel()
 
 	url := pgtest.URL(t)
-	s := apptest.New(t, url)
+	s := apptest.New(t, url, func(c *config.Config) { c.Consumer.AwaitTimeout = 100 * time.Millisecond })
 	s.Run()
 
 	first := s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`)
