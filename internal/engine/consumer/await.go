@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -14,21 +15,20 @@ import (
 
 // awaited is the set of topics that waiting messages await.
 type awaited struct {
-	mu     sync.Mutex
-	topics []string
-	added  time.Time
+	mu sync.Mutex
+	// topics has when this process last parked a message that awaits the topic; zero if
+	// it has been read from Postgres only.
+	topics map[string]time.Time
 }
 
-// set replaces the topics by those read from Postgres since the given time.
+// set replaces the topics by those that were read from Postgres since the given time.
+// It keeps those added since, which the reader may have missed.
 func (a *awaited) set(topics []string, since time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 
-	if a.added.After(since) {
-		topics = append(topics, a.topics...) // the reader may have missed some
-	}
-
-	a.topics = topics
+	maps.DeleteFunc(a.topics, func(_ string, added time.Time) bool { return !added.After(since) })
+	a.put(topics, time.Time{})
 }
 
 func (a *awaited) add(topics []string) {
@@ -39,11 +39,17 @@ func (a *awaited) add(topics []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 
-	a.added = time.Now()
+	a.put(topics, time.Now())
+}
+
+func (a *awaited) put(topics []string, added time.Time) {
+	if a.topics == nil {
+		a.topics = map[string]time.Time{}
+	}
 
 	for _, topic := range topics {
-		if !slices.Contains(a.topics, topic) {
-			a.topics = append(a.topics, topic)
+		if !added.Before(a.topics[topic]) {
+			a.topics[topic] = added
 		}
 	}
 }
@@ -52,7 +58,9 @@ func (a *awaited) has(topic string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 
-	return slices.Contains(a.topics, topic)
+	_, has := a.topics[topic]
+
+	return has
 }
 
 // refreshAwaited reads which topics are awaited, because other replicas park messages

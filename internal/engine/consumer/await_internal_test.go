@@ -1,6 +1,8 @@
 package consumer
 
 import (
+	"maps"
+	"slices"
 	"testing"
 	"time"
 )
@@ -25,4 +27,34 @@ func TestAwaitingMessagesAreNotTriedInATightLoop(t *testing.T) {
 	if attempts > 6 || age != cfg.AwaitTimeout {
 		t.Errorf("%d attempts in %s, expected few until %s", attempts, age, cfg.AwaitTimeout)
 	}
+}
+
+// Each read replaces the awaited topics, except those of messages parked during the read.
+func TestAwaitedTopicsAreForgottenWhenNothingAwaitsThem(t *testing.T) {
+	t.Parallel()
+
+	var a awaited
+
+	expect := func(want ...string) {
+		t.Helper()
+
+		if got := slices.Sorted(maps.Keys(a.topics)); !slices.Equal(got, want) {
+			t.Errorf("awaited are %v, expected %v", got, want)
+		}
+	}
+
+	a.add([]string{"users", "orders"})
+	a.set([]string{"orders"}, time.Now())
+	expect("orders")
+
+	for range 3 { // a message is parked during each read
+		began := time.Now()
+
+		a.add([]string{"users"})
+		a.set([]string{"users", "notes"}, began)
+		expect("notes", "users")
+	}
+
+	a.set(nil, time.Now())
+	expect()
 }

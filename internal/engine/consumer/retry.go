@@ -137,9 +137,17 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var (
 		last, after int64
 		f           fate
+		due         time.Time // when the first message is due again, while those behind it are tried
+		leased      = time.Now()
 	)
 
-	for leased := time.Now(); ; {
+	defer func() {
+		if after > 0 && !leased.IsZero() {
+			r.renew(ctx, key, time.Until(due))
+		}
+	}()
+
+	for {
 		head, ok, err := r.headOf(key, after)
 		if isOver(head, ok, err, last, f) {
 			return finished
@@ -154,7 +162,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 		// The lease covers one message only. If it expired, another replica could
 		// retry the same messages concurrently.
 		if time.Since(leased) > renewAfter {
-			r.renew(ctx, key)
+			r.renew(ctx, key, r.lease())
 
 			leased = time.Now()
 		}
@@ -180,6 +188,10 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 		case f.outcome != parked:
 			last, after = head.ID, 0
 		case slices.Contains(f.awaits, route.Topic):
+			if after == 0 { // parking the first message ended the lease
+				due, leased = time.Now().Add(f.wait), time.Time{}
+			}
+
 			after = head.ID
 		default:
 			return finished
@@ -222,9 +234,9 @@ func (r *Router) headOf(key failed.Key, after int64) (head failed.Head, ok bool,
 	return head, ok, err
 }
 
-// renew extends the lease of a key.
-func (r *Router) renew(ctx context.Context, key failed.Key) {
-	r.briefly(ctx, "could not renew the lease of a key", func(ctx context.Context) error { return r.failed.Renew(ctx, key, r.lease()) })
+// renew makes the lease of a key end after the given time, unless the key is due.
+func (r *Router) renew(ctx context.Context, key failed.Key, lease time.Duration) {
+	r.briefly(ctx, "could not renew the lease of a key", func(ctx context.Context) error { return r.failed.Renew(ctx, key, lease) })
 }
 
 // postpone makes a key due after wait instead of when its lease expires.

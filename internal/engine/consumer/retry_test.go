@@ -180,6 +180,62 @@ func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
 	}
 }
 
+// The messages behind one that awaits its own topic are tried under a lease of the key.
+// It ends when the first one is due again.
+func TestALeaseForMessagesTriedAheadEndsWhenTheFirstIsDue(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	failures := failed.NewStore(failed.DefaultConfig(), pool)
+
+	for i := range 3 {
+		e := failed.Entry{
+			Consumer: "writer", Topic: "notes", Key: "a", MessageID: event.NewID(), Origin: "test", Headers: event.Headers{},
+			Payload: fmt.Appendf(nil, `{"id":"a","text":"%d"}`, i),
+		}
+
+		if i == 0 {
+			e.Reason, e.Error = event.ReasonEarly, "it is early"
+		}
+
+		if err := failures.Park(t.Context(), e, 0, "notes"); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	var ahead sync.Map
+
+	trying, proceed := make(chan struct{}, 100), make(chan struct{})
+
+	r := start(t, pool, func(router *consumer.Router) {
+		consumer.On(router, "writer", func(_ context.Context, _ pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			if e.Ahead {
+				if _, again := ahead.LoadOrStore(e.Payload.Text, true); again {
+					t.Errorf("message %s is tried ahead twice", e.Payload.Text)
+				}
+
+				trying <- struct{}{}
+
+				<-proceed
+			}
+
+			return nil, event.Await(errBroken, "notes")
+		})
+	}, func(c *consumer.Config) { c.Retries, c.AwaitTimeout = 0, time.Hour })
+
+	due := func() time.Duration { return time.Until(r.waiting("a")[0].DueAt) }
+
+	<-trying
+
+	if left := due(); left < 30*time.Second {
+		t.Errorf("while a message is tried ahead, another replica may lease the key in %s", left)
+	}
+
+	close(proceed)
+	<-trying
+	pgtest.Eventually(t, "the key is due when the first message is", func() bool { return due() < 30*time.Second })
+}
+
 func TestALeasedKeyIsTriedDespiteALostConnection(t *testing.T) {
 	t.Parallel()
 

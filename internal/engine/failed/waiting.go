@@ -281,7 +281,7 @@ func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration
 	return nil
 }
 
-// Renew extends the lease of a key to now + lease, unless the key is due: a message
+// Renew sets the end of the lease of a key to now + lease, unless the key is due: a message
 // was requeued ahead, or the lease has expired.
 func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
