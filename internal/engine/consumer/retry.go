@@ -167,17 +167,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			leased = time.Now()
 		}
 
-		route := r.routeOf(key.Consumer)
-		d := newDelivery(route, messageOf(head.Entry), &head.Entry, false)
-		d.waited, d.ahead = head.Awaited, after > 0
-		f = r.deliver(d)
-
-		if f.outcome == returned {
-			r.postpone(ctx, key, waitOf(f))
-		}
-
-		r.gate.leave()
-
+		f = r.retry(ctx, key, head, after > 0)
 		if f.outcome == returned {
 			return finished
 		}
@@ -187,7 +177,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 		switch {
 		case f.outcome != parked:
 			last, after = head.ID, 0
-		case slices.Contains(f.awaits, route.Topic):
+		case slices.Contains(f.awaits, head.Topic):
 			if after == 0 { // parking the first message ended the lease
 				due, leased = time.Now().Add(f.wait), time.Time{}
 			}
@@ -197,6 +187,21 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			return finished
 		}
 	}
+}
+
+// retry tries a message of a leased key, which is behind the first one if ahead is true.
+func (r *Router) retry(ctx context.Context, key failed.Key, head failed.Head, ahead bool) fate {
+	defer r.gate.leave()
+
+	d := newDelivery(r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false)
+	d.waited, d.ahead = head.Awaited, ahead
+
+	f := r.deliver(d)
+	if f.outcome == returned {
+		r.postpone(ctx, key, waitOf(f))
+	}
+
+	return f
 }
 
 // isOver reports whether nothing is left to do for a key: the lease will expire, the
