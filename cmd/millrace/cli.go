@@ -114,6 +114,10 @@ func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...f
 	}
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkFlags(cmd.Flags()); err != nil {
+			return err
+		}
+
 		opts.by.Request = event.NewID()
 
 		return fn(&call{options: opts, ctx: cmd.Context(), cmd: cmd, args: args})
@@ -124,6 +128,19 @@ func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...f
 	}
 
 	return cmd
+}
+
+// checkFlags refuses flags with text that Postgres cannot store. File names may have
+// any bytes.
+func checkFlags(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		problem := event.Storable(f.Value.String())
+		if problem != nil && f.Name != "file" && f.Name != "config" {
+			err = event.Errorf(event.Invalid, "--%s: %v", f.Name, problem)
+		}
+	})
+
+	return err
 }
 
 // operation is command for a fn that needs a service.
@@ -264,6 +281,12 @@ func arguments(use string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
 			return event.Errorf(event.Invalid, "%v: usage: %s", err, cmd.UseLine())
+		}
+
+		for _, arg := range args {
+			if err := event.Storable(arg); err != nil {
+				return event.Errorf(event.Invalid, "%q: %v", arg, err)
+			}
 		}
 
 		return nil

@@ -105,7 +105,12 @@ func (p *publisher) lines(name string) error {
 	scanner.Buffer(make([]byte, 0, 64<<10), maxLine)
 
 	for line := 1; scanner.Scan(); line++ {
-		if payload := bytes.TrimSpace(scanner.Bytes()); len(payload) > 0 {
+		payload := scanner.Bytes()
+		if line == 1 {
+			payload = event.TrimMark(payload) // editors on Windows write it
+		}
+
+		if payload = bytes.TrimSpace(payload); len(payload) > 0 {
 			if err := p.add(line, bytes.Clone(payload)); err != nil {
 				return err
 			}
@@ -122,17 +127,23 @@ func (p *publisher) lines(name string) error {
 // add takes one message, or records why it is rejected.
 func (p *publisher) add(line int, payload []byte) error {
 	key, err := p.Check(p.result.Topic, payload)
-
-	switch {
-	case event.KindOf(err) == event.Unknown:
+	if event.KindOf(err) == event.Unknown {
 		return err
-	case err != nil && !p.unchecked:
+	}
+
+	m := event.Message{ID: event.NewID(), Topic: p.result.Topic, Key: key, Payload: payload}
+
+	if p.unchecked {
+		err = m.Check()
+	}
+
+	if err != nil {
 		p.result.Rejected = append(p.result.Rejected, rejection{Line: line, Error: err.Error()})
 
 		return nil
 	}
 
-	p.pending = append(p.pending, event.Message{ID: event.NewID(), Topic: p.result.Topic, Key: key, Payload: payload})
+	p.pending = append(p.pending, m)
 	if len(p.pending) < publishBatch {
 		return nil
 	}

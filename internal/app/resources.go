@@ -8,7 +8,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/httpapi"
@@ -57,10 +56,9 @@ func (s *Service) resources(api *httpapi.API) {
 			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 		},
 		) (*httpapi.List[notification.Entry], error) {
-			user := event.Text(in.User)
-			list, err := s.Notifications.List(ctx, user, in.Limit+1)
+			list, err := s.Notifications.List(ctx, in.User, in.Limit+1)
 
-			return httpapi.First(list, err, in.Limit, func() (int, error) { return s.Notifications.Count(ctx, user) })
+			return httpapi.First(list, err, in.Limit, func() (int, error) { return s.Notifications.Count(ctx, in.User) })
 		})
 }
 
@@ -68,11 +66,6 @@ func (s *Service) getOrder(ctx context.Context, in *struct {
 	ID string `path:"id" maxLength:"500" example:"order_123"`
 },
 ) (*orderOutput, error) {
-	// Postgres would refuse an ID that is not text.
-	if event.Text(in.ID) != in.ID {
-		return nil, order.NotFound(in.ID)
-	}
-
 	o, err := s.ShowOrder(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -93,7 +86,7 @@ func (s *Service) listStock(ctx context.Context, in *httpapi.Paging) (*httpapi.L
 		return nil, err
 	}
 
-	list, err := s.Inventory.Page(ctx, event.Text(after), in.Limit+1)
+	list, err := s.Inventory.Page(ctx, after, in.Limit+1)
 
 	return httpapi.Page(in, list, func(stock inventory.Stock) string { return fmt.Sprintf("%q", stock.ProductID) }), err
 }

@@ -8,6 +8,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
+// operatorHeader is the header of Caller.
+const operatorHeader = "X-Millrace-Operator"
+
 // Caller identifies the sender of a request. There is no authentication: the name is
 // only recorded.
 type Caller struct {

@@ -54,16 +54,22 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 		register(api)
 	}
 
-	return recovered(logger, known(mux, api.methods))
+	return recovered(logger, storable(known(mux, api.methods)))
 }
 
-// formats escapes in responses what a terminal would obey, because people read them
-// there.
+// formats decodes requests as strictly as messages, and escapes in responses what a
+// terminal would obey, because people read them there.
 var formats = map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat}
 
 var jsonFormat = huma.Format{
-	Marshal:   func(w io.Writer, v any) error { return huma.DefaultJSONFormat.Marshal(terminal.NewWriter(w), v) },
-	Unmarshal: huma.DefaultJSONFormat.Unmarshal,
+	Marshal: func(w io.Writer, v any) error { return huma.DefaultJSONFormat.Marshal(terminal.NewWriter(w), v) },
+	Unmarshal: func(data []byte, v any) error {
+		if err := event.CheckStorable(data); err != nil {
+			return err
+		}
+
+		return event.Unmarshal(data, v)
+	},
 }
 
 // schemaName prefixes the name of a type with its package, unless it is a view of

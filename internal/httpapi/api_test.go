@@ -234,7 +234,17 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 		{"GET", "/failed?cursor=nonsense", "", 422, "is not a cursor"},
 		{"GET", "/failed?since=yesterday", "", 422, "query.since"},
 		{"GET", "/things/nope", "", 404, `"type":"urn:millrace:problem:not-found"`},
-		{"GET", "/things/%00", "", 404, "there is no thing"},
+		{"GET", "/things/%00", "", 422, "path: contains the character U+0000"},
+		{"GET", "/things/%FF", "", 422, "path: is not UTF-8"},
+		{"GET", "/failed?key=%00", "", 422, "query.key: contains the character U+0000"},
+		{"GET", "/failed?%FF=1", "", 422, `query.\\xff: is not UTF-8`},
+		{"GET", "/failed?key=%zz", "", 422, "query: invalid URL escape"},
+		{"GET", "/failed?since=2026-01-31T12:00%2B0000", "", 200, "items"},
+		{"GET", "/failed?since=2026-01-31", "", 200, "items"},
+		{"GET", "/failed?since=2026-01-31T12:00:00+01:00", "", 422, "expected a time such as 2026-01-31T12:00:00Z"}, // + is a space
+		{"POST", "/failed/requeue", `{"key":"\u0000"}`, 400, "contains the character U+0000"},
+		{"POST", "/failed/requeue", "{\"key\":\"\xff\"}", 400, "not valid JSON"},
+		{"POST", "/failed/requeue", `{"all":false,"all":true}`, 400, "duplicate"},
 		{"GET", "/waiting/1", "", 404, "there is no waiting message 1"},
 		{"POST", "/waiting/retry", "{}", 422, "nothing is selected"},
 		{"POST", "/waiting/1/skip", "{}", 404, "there is no waiting message 1"},
@@ -351,7 +361,7 @@ func TestEachPageLinksToTheNext(t *testing.T) {
 		{"/failed?limit=2&topic=notes", "id", []any{5.0, 4.0, 3.0, 2.0, 1.0}},
 		{"/failed?limit=5", "id", []any{5.0, 4.0, 3.0, 2.0, 1.0}},
 		{"/failed?reason=panic", "id", nil},
-		{"/failed?key=%00%ff", "id", nil},
+		{"/failed?key=%22%5Cx00%5Cxff%22", "id", nil},
 		{"/things?limit=1", "name", []any{"a", `b " c`, "d"}},
 	} {
 		var got []any

@@ -2,9 +2,12 @@ package httpapi
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -12,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
@@ -52,6 +56,43 @@ func localHost(hostport string) bool {
 	}
 
 	return check.Loopback(host)
+}
+
+// storable refuses requests with text that Postgres cannot store: no name that the
+// service knows has it. Keys of messages that are not text are shown and selected in
+// quoted form. JSON bodies are checked when they are decoded.
+func storable(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := checkText(r); err != nil {
+			writeProblem(w, http.StatusUnprocessableEntity, err.Error())
+
+			return
+		}
+
+		next.ServeHTTP(w, r)
+	})
+}
+
+func checkText(r *http.Request) error {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return fmt.Errorf("query: %w", err)
+	}
+
+	texts := map[string][]string{"path": {r.URL.Path}, "header." + operatorHeader: r.Header.Values(operatorHeader)}
+	for name, values := range query {
+		texts["query."+terminal.Line(name)] = append(values, name)
+	}
+
+	for _, location := range slices.Sorted(maps.Keys(texts)) {
+		for _, text := range texts[location] {
+			if err := event.Storable(text); err != nil {
+				return fmt.Errorf("%s: %w", location, err)
+			}
+		}
+	}
+
+	return nil
 }
 
 // recovered logs a panic and responds with a problem. The server alone would just

@@ -4,9 +4,10 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/url"
-	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 // Paging is the query of a paged list.
@@ -23,7 +24,7 @@ func (p *Paging) Resolve(ctx huma.Context) []error {
 	p.url = ctx.URL()
 
 	text, err := base64.RawURLEncoding.DecodeString(p.Cursor)
-	if err != nil || !utf8.Valid(text) {
+	if err != nil || event.Storable(string(text)) != nil {
 		return []error{p.invalid()}
 	}
 
@@ -43,7 +44,18 @@ func (p *Paging) After(format string, values ...any) error {
 		return nil
 	}
 
-	if n, err := fmt.Sscanf(p.after, format, values...); err != nil || n != len(values) {
+	// The end mark makes Sscanf refuse what follows the values.
+	const end = " ."
+	n, err := fmt.Sscanf(p.after+end, format+end, values...)
+	ok := err == nil && n == len(values)
+
+	for _, value := range values {
+		if text, isText := value.(*string); isText && event.Storable(*text) != nil {
+			ok = false
+		}
+	}
+
+	if !ok {
 		return huma.Error422UnprocessableEntity("validation failed", p.invalid())
 	}
 

@@ -3,6 +3,7 @@ package event
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -17,6 +18,23 @@ type Message struct {
 	Key     string
 	Headers Headers
 	Payload []byte
+}
+
+// maxKey is the maximum length of a key of a message to publish, in bytes.
+const maxKey = 2000
+
+// Check returns an error if the message cannot be stored and published as it is. Its
+// payload and its headers may be any bytes.
+func (m Message) Check() error {
+	if len(m.Key) > maxKey {
+		return fmt.Errorf("key: has %d bytes, expected at most %d", len(m.Key), maxKey)
+	}
+
+	if err := Storable(m.Key); err != nil {
+		return fmt.Errorf("key: %w", err)
+	}
+
+	return nil
 }
 
 // Headers are the headers of a message. Values are arbitrary bytes, not

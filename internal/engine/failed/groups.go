@@ -150,7 +150,7 @@ var lists = regexp.MustCompile(`\?(?:(?:,|;| and| or)? \?)+`)
 // same in the next release.
 func Cause(e Entry) string {
 	line, rest, _ := strings.Cut(e.Error, "\n")
-	line = line[:min(len(line), maxError)]
+	line = event.Shorten(line, maxError)
 	ids := identifiers(e, line)
 
 	line = taken.ReplaceAllStringFunc(line, func(found string) string {
@@ -173,13 +173,7 @@ func Cause(e Entry) string {
 		}
 	}
 
-	line = event.Text(line)
-	for len(line) > maxCause {
-		_, size := utf8.DecodeLastRuneInString(line[:maxCause+1])
-		line = line[:maxCause+1-size]
-	}
-
-	return line
+	return event.Shorten(event.Text(line), maxCause)
 }
 
 // minIdentifier is the minimum length of an identifier: a shorter one could be an

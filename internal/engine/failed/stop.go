@@ -43,7 +43,7 @@ func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state S
 	return tag.RowsAffected() > 0, nil
 }
 
-func storedError(e Entry) string { return event.Text(e.Error[:min(len(e.Error), maxError)]) }
+func storedError(e Entry) string { return event.Text(event.Shorten(e.Error, maxError)) }
 
 // causeOf returns the cause and the group of a failed message.
 func causeOf(e Entry) (cause, group string) {

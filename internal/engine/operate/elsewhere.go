@@ -59,7 +59,7 @@ const maxCauseShown = 200
 // place says what became of a failed message.
 func place(e failed.Entry) string {
 	cause, _, _ := strings.Cut(e.Error, "\n")
-	cause = event.Text(cause[:min(len(cause), maxCauseShown)])
+	cause = event.Text(event.Shorten(cause, maxCauseShown))
 
 	switch {
 	case e.State == failed.Stopped:

@@ -83,7 +83,8 @@ func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 	return r.insert(ctx, tx)
 }
 
-// AppendMessages stores messages unchanged, without decoding them.
+// AppendMessages stores messages unchanged, without decoding them. It refuses those
+// that Message.Check refuses.
 func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) error {
 	if len(messages) == 0 {
 		return nil
@@ -91,6 +92,10 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 
 	r := newRows(len(messages))
 	for _, m := range messages {
+		if err := m.Check(); err != nil {
+			return err
+		}
+
 		r.add(m.Topic, m.Key, event.Meta{ID: m.ID, Correlation: m.ID}, m.Headers, m.Payload, 0)
 	}
 

@@ -535,6 +535,11 @@ func TestALongAnswerIsCutOff(t *testing.T) {
 	if got, err := newService(t, cfg).PostWebhook(t.Context(), posted(t)); err != nil || len(got) > 2000 {
 		t.Errorf("body: got %d bytes, %v", len(got), err)
 	}
+
+	cfg, _ = receiver(t, func(w http.ResponseWriter) { _, _ = io.WriteString(w, strings.Repeat("注", 1000)) })
+	if got, err := newService(t, cfg).PostWebhook(t.Context(), posted(t)); err != nil || got != "200 OK "+strings.Repeat("注", 341) {
+		t.Errorf("characters: got %q, %v", got, err)
+	}
 }
 
 func TestConfigurationMistakesNameTheKey(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
@@ -142,8 +143,8 @@ func (w *webhook) send(ctx context.Context, e event.Event[WebhookDue]) (answer s
 	}
 	defer func() { _ = response.Body.Close() }()
 
-	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	answer = response.Status + " " + e.Payload.anonymous(string(bytes.TrimSpace(text)))
+	text, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswer+utf8.UTFMax))
+	answer = response.Status + " " + e.Payload.anonymous(event.Shorten(string(bytes.TrimSpace(text)), maxAnswer))
 	code, after := response.StatusCode, event.RetryAfter(response.Header.Get("Retry-After"))
 	refusal := fmt.Errorf("posting webhook: the receiver answered %s", answer)
 

@@ -148,10 +148,10 @@ func (h *Webhook) verify(body []byte, signature string) (e stripe.Event, err err
 	switch {
 	case err != nil:
 		return e, fmt.Errorf("verifying webhook: %w", err)
-	case e.ID == "" || e.Data == nil:
-		return e, errors.New("the webhook has no id or no data")
+	case e.Data == nil:
+		return e, errors.New("the webhook has no data")
 	default:
-		return e, nil
+		return e, event.CheckID("id", e.ID)
 	}
 }
 
@@ -243,7 +243,11 @@ func reportOf(e stripe.Event) (r report, relevant bool, err error) {
 		return r, false, nil
 	}
 
-	if r, relevant, err = of(e.Data); err != nil {
+	if r, relevant, err = of(e.Data); err == nil && relevant {
+		err = errors.Join(event.CheckID("payment_intent", r.intent), event.CheckOptionalID("order_id", r.OrderID))
+	}
+
+	if err != nil {
 		return r, false, fmt.Errorf("reading %s: %w", e.Type, err)
 	}
 

@@ -253,6 +253,9 @@ func TestUnverifiedWebhooksAreRefused(t *testing.T) {
 		"not JSON":         {r.post("{", "whsec_new", now), http.StatusBadRequest},
 		"no id":            {r.post(`{"type": "payment_intent.succeeded"}`, "whsec_new", now), http.StatusBadRequest},
 		"no object":        {r.post(stripeEvent("evt_2", "payment_intent.succeeded", `[]`, ""), "whsec_new", now), http.StatusBadRequest},
+		"NUL in its id":    {r.post(strings.Replace(stripeEvent("evt_3", "payment_intent.succeeded", succeeded, ""), `"evt_3"`, `"evt\u0000"`, 1), "whsec_new", now), http.StatusBadRequest},
+		"NUL in an intent": {r.post(stripeEvent("evt_3", "payment_intent.succeeded", strings.Replace(succeeded, `"pi_1"`, `"pi\u0000"`, 1), ""), "whsec_new", now), http.StatusBadRequest},
+		"NUL in an order":  {r.post(stripeEvent("evt_4", "payment_intent.succeeded", strings.Replace(succeeded, `"order"`, `"o\u0000"`, 1), ""), "whsec_new", now), http.StatusBadRequest},
 		"oversized":        {r.post(strings.Repeat(" ", 256<<10)+good, "whsec_new", now), http.StatusRequestEntityTooLarge},
 		"modified":         {r.send(strings.Replace(good, "9999", "9998", 2), webhook.GenerateTestSignedPayload(&webhook.UnsignedPayload{Payload: []byte(good), Secret: "whsec_new"}).Header), http.StatusBadRequest},
 	} {
@@ -261,7 +264,7 @@ func TestUnverifiedWebhooksAreRefused(t *testing.T) {
 		}
 	}
 
-	if reports := r.published(); len(reports) != 0 || r.counted("refused") != 9 {
+	if reports := r.published(); len(reports) != 0 || r.counted("refused") != 12 {
 		t.Errorf("published %+v, refused %v", reports, r.counted("refused"))
 	}
 
