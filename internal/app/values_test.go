@@ -7,7 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -215,5 +219,55 @@ func TestWhatPeopleWriteIsApplied(t *testing.T) {
 
 	if n := apptest.Value[int64](s, `SELECT count(*) FROM analytics_events WHERE event = ANY($1) AND occurred_at = '2026-01-31 12:00:00+00'`, texts); n != int64(len(texts)) {
 		t.Errorf("%d of %d events are stored", n, len(texts))
+	}
+}
+
+// Keys, headers and payloads of other producers are any bytes.
+func TestForeignMessagesNeedNotBeText(t *testing.T) {
+	t.Parallel()
+
+	address := brokertest.Address(t, brokertest.Kafka)
+
+	var cfg broker.Config
+
+	s := apptest.Start(t, func(c *config.Config) {
+		c.Broker.Kind = broker.Kafka
+		c.Broker.Kafka.Brokers = strings.Split(address, ",")
+		c.Broker.Kafka.Group = brokertest.Topic()
+		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
+		c.Broker.Kafka.Partitions = 1
+		cfg = c.Broker
+	})
+	s.ExpectFailures()
+	s.Seed()
+
+	const odd = "a\x00b\xff"
+
+	headers := map[string]any{odd: odd, "correlation_id": odd, "ce_id": odd, "ce_source": odd, "traceparent": odd}
+	brokertest.ProduceKafka(t, cfg, cfg.Kafka.Prefix+"orders.created",
+		brokertest.Foreign{Key: odd, Headers: headers, Payload: []byte(`{"order":{"id":"good","product_id":"product_1","quantity":1,"total_amount":1}}`)},
+		brokertest.Foreign{Key: odd, Payload: []byte(odd)},
+		brokertest.Foreign{Key: "k", Payload: []byte(`{"order":{"id":"o\u0000","product_id":"product_1","quantity":1,"total_amount":1}}`)},
+		brokertest.Foreign{Payload: []byte(`{"order":{"id":"last","product_id":"product_1","quantity":1,"total_amount":1}}`)})
+
+	s.WaitForOrder("good", "completed")
+	s.WaitForOrder("last", "completed")
+
+	pgtest.Eventually(t, "two messages are stopped", func() bool {
+		return apptest.Value[int64](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 2
+	})
+
+	entries, err := s.Failed.List(t.Context(), failed.Filter{}, 10)
+	if err != nil || len(entries) != 2 {
+		t.Fatalf("%v: %+v", err, entries)
+	}
+
+	for i, want := range []struct{ key, payload, says string }{
+		{`"o\x00"`, `{"order":{"id":"o\u0000","product_id":"product_1","quantity":1,"total_amount":1}}`, `order.id: is "o\x00", expected printable characters`},
+		{`"a\x00b\xff"`, odd, "payload: not valid JSON"},
+	} {
+		if e := entries[i]; e.Key != want.key || string(e.Payload) != want.payload || !strings.Contains(e.Error, want.says) {
+			t.Errorf("got key %s, payload %q, error %s, expected %+v", e.Key, e.Payload, e.Error, want)
+		}
 	}
 }

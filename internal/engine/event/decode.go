@@ -70,6 +70,10 @@ func Encode(p Payload) ([]byte, error) {
 		return nil, fmt.Errorf("encoding payload of %s: %w", p.Topic(), flatten(err))
 	}
 
+	if err := Storable(p.Key()); err != nil {
+		return nil, fmt.Errorf("encoding payload of %s: its key %w", p.Topic(), err)
+	}
+
 	data, err := json.Marshal(p, json.Deterministic(true))
 	if err != nil {
 		return nil, fmt.Errorf("encoding payload of %s: %w", p.Topic(), err)

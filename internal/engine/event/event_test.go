@@ -110,6 +110,21 @@ func TestDecodeTakesHarmlessOddities(t *testing.T) {
 	}
 }
 
+func TestAKeyThatCannotBeStoredIsNotSent(t *testing.T) {
+	t.Parallel()
+
+	for key, says := range map[string]string{"a\x00": "encoding payload of things: its key contains the character U+0000", "\xff": "its key is not UTF-8", "\u202e": ""} {
+		_, err := event.Encode(thing{ID: key})
+		if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: got %v, expected %q", key, err, says)
+		}
+
+		if err := (event.Message{Key: key}).Check(); (err == nil) != (says == "") {
+			t.Errorf("%q: got %v", key, err)
+		}
+	}
+}
+
 func TestHeadersSurviveJSONByteForByte(t *testing.T) {
 	t.Parallel()
 
