@@ -74,7 +74,12 @@ func (a *admission[P]) answer(ctx context.Context, units []*unit[event.Event[P]]
 
 	fresh, index, conflicts, err := a.fresh(units, verdicts, found, func(i int) (bool, error) {
 		if u := units[i]; !decided[i] && u.from.entry == nil {
-			return a.router.failed.BlockAlone(ctx, u.from.failed(fate{}))
+			blocked, err := a.router.failed.BlockAlone(ctx, u.from.failed(fate{}))
+			if blocked {
+				a.router.wakeAwaiting(u.from.route.Topic, keysOf(units[i:i+1]))
+			}
+
+			return blocked, err
 		}
 
 		return decided[i], nil

@@ -304,10 +304,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 			return outcome, fmt.Errorf("interrupted: %w", cmp.Or(ctx.Err(), err))
 		}
 
-		next := outcome
-		next.RefusedBy, next.Consumers = maps.Clone(outcome.RefusedBy), maps.Clone(outcome.Consumers)
-
-		taken, err := s.chunk(ctx, f, n, pace.DryRun, step, &next)
+		next, taken, err := s.chunk(ctx, f, n, pace.DryRun, step, outcome)
 		if err != nil {
 			return outcome, err
 		}
@@ -346,12 +343,14 @@ func (s *Store) notStopped(ctx context.Context, f Filter) (n int, err error) {
 	return n, nil
 }
 
-// chunk runs step once, atomically.
-func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step, outcome *Outcome) (list []Entry, err error) {
+// chunk runs step once, atomically, and again if its transaction collides with another.
+func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step, before Outcome) (outcome Outcome, list []Entry, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
 	defer cancel()
 
-	err = postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+	run := func(tx pgx.Tx) error {
+		outcome = before
+		outcome.RefusedBy, outcome.Consumers = maps.Clone(before.RefusedBy), maps.Clone(before.Consumers)
 		lock := ""
 
 		if !dry {
@@ -371,10 +370,14 @@ func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step,
 			return err
 		}
 
-		return step(ctx, tx, list, outcome)
-	})
+		return step(ctx, tx, list, &outcome)
+	}
 
-	return list, err
+	for {
+		if err = postgres.InTx(ctx, s.pool, run); !postgres.IsContention(err) || ctx.Err() != nil {
+			return outcome, list, err
+		}
+	}
 }
 
 // Exported is an entry with the actions on it.

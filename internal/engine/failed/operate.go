@@ -101,8 +101,11 @@ func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (o
 		}
 
 		keys, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[dueKey], `
-			WITH due AS (
-				UPDATE failed_keys k SET due_at = clock_timestamp() WHERE due_at IS NOT NULL AND`+keyCondition+`RETURNING consumer, key)
+			WITH chosen AS (
+				SELECT consumer, key FROM failed_keys k WHERE due_at IS NOT NULL AND`+keyCondition+`ORDER BY consumer, key FOR NO KEY UPDATE
+			), due AS (
+				UPDATE failed_keys k SET due_at = clock_timestamp() FROM chosen c WHERE k.consumer = c.consumer AND k.key = c.key
+				RETURNING k.consumer, k.key)
 			SELECT due.consumer, due.key, m.first, m.messages, (SELECT coalesce(applied_as, message_id) FROM failed_messages WHERE id = m.first)
 			FROM due CROSS JOIN LATERAL (
 				SELECT min(id) AS first, count(*) AS messages FROM failed_messages m

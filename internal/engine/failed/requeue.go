@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -46,7 +47,15 @@ type requeue struct {
 	refused map[Key]int64
 }
 
-func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error {
+func (r *requeue) chunk(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) (err error) {
+	before := maps.Clone(r.refused)
+
+	defer func() {
+		if err != nil { // the transaction runs again
+			r.refused = before
+		}
+	}()
+
 	if !r.pace.DryRun {
 		if err := settle(ctx, tx, list); err != nil {
 			return err

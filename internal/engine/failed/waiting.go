@@ -46,8 +46,9 @@ func QueueKeys(batch *pgx.Batch, consumer string, keys []string) (found map[stri
 }
 
 // Block stores messages as blocked by the waiting messages of their keys. A message
-// that is already stored is not changed. A key that awaits one of the messages becomes
-// due. The caller must hold the keys; see QueueKeys.
+// that is already stored is not changed. The caller must hold the keys; see QueueKeys.
+// After the commit it wakes the keys that await one of the messages: in the transaction
+// that would lock keys of other consumers out of order.
 func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	for _, e := range list {
 		if _, err := s.insert(ctx, tx, e, Waiting); err != nil {
@@ -55,23 +56,13 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 		}
 	}
 
-	if len(list) == 0 {
-		return nil
-	}
-
-	_, err := wake(ctx, tx, list[0].Topic, postgres.Column(list, func(e Entry) string { return StoredKey(e.Key) }))
-
-	return err
+	return nil
 }
 
 // Wake makes the keys due that await a message on topic, and returns their number. Of
-// the messages with these keys, one has been applied.
+// the messages with these keys, one has been applied or blocked.
 func (s *Store) Wake(ctx context.Context, topic string, keys []string) (int64, error) {
-	return wake(ctx, s.pool, topic, keys)
-}
-
-func wake(ctx context.Context, db postgres.Execer, topic string, keys []string) (int64, error) {
-	tag, err := db.Exec(ctx, `
+	tag, err := s.pool.Exec(ctx, `
 		WITH awaiting AS (
 			SELECT consumer, key FROM failed_keys WHERE key = ANY($1) AND due_at IS NOT NULL AND awaits <> '{}' AND awaits @> ARRAY[$2]
 			ORDER BY consumer, key FOR NO KEY UPDATE
@@ -358,7 +349,7 @@ func free(ctx context.Context, tx pgx.Tx, keys ...Key) error {
 		DELETE FROM failed_keys k WHERE`+given+`
 		AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key)`, consumers, names)
 	batch.Queue(`
-		UPDATE failed_keys k SET due_at = NULL WHERE`+given+`AND due_at IS NOT NULL
+		UPDATE failed_keys k SET due_at = NULL, awaits = '{}' WHERE`+given+`AND due_at IS NOT NULL
 		AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting')`,
 		consumers, names)
 

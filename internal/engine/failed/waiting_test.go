@@ -635,3 +635,173 @@ func TestOnlyMessagesThatMayBeAwaitedAreTriedAheadOfTheFirst(t *testing.T) {
 	tried(early(third))
 	behind(0)
 }
+
+// stopAndAwait stores, for two consumers, a stopped message of key "k". In the first, a
+// message of the key also waits, and awaits one on "notes".
+func stopAndAwait(r rig) {
+	r.t.Helper()
+
+	awaiting, stopped := entry("k", "1"), entry("k", "2")
+	awaiting.Consumer, stopped.Consumer = "reader", "reader"
+	awaiting.Topic = "readings"
+
+	if err := r.Park(r.t.Context(), awaiting, time.Hour, "notes"); err != nil {
+		r.t.Fatal(err)
+	}
+
+	r.add(stopped, entry("k", "3"))
+}
+
+// lockWaits reports whether a statement waits for a lock.
+func lockWaits(r rig) func() bool {
+	return func() bool {
+		return pgtest.Value[int](r.t, r.pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+	}
+}
+
+// A batch that blocks a message holds its key. A requeue that holds an earlier key, which
+// awaits that message, waits for it.
+func TestARequeueAndABatchThatBlocksAMessageDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	stopAndAwait(r)
+
+	var group errgroup.Group
+
+	err := postgres.InTx(t.Context(), r.pool, func(tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		failed.QueueKeys(batch, "writer", []string{"k"})
+
+		if err := tx.SendBatch(t.Context(), batch).Close(); err != nil {
+			return err
+		}
+
+		group.Go(func() error {
+			anything := func(string, []byte) (string, error) { return "k", nil }
+			out, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{OutOfOrder: true}, anything)
+
+			if out.Done != 2 {
+				err = errors.Join(err, fmt.Errorf("requeued %d messages, expected 2", out.Done))
+			}
+
+			return err
+		})
+		pgtest.Eventually(t, "the requeue waits for the batch", lockWaits(r))
+
+		return r.Block(t.Context(), tx, []failed.Entry{entry("k", "4")})
+	})
+	if err := errors.Join(err, group.Wait()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOperatorsAndWakesDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+
+	const keys = 50
+
+	r := newRig(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+
+	var names []string
+
+	for i := range keys {
+		key := fmt.Sprint("key-", keys+10-i) // their rows are not in the order of the keys
+		names = append(names, key)
+
+		if err := r.Park(t.Context(), entry(key, "1"), time.Hour, "users"); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	var group errgroup.Group
+
+	wake := func() error {
+		_, err := r.Wake(t.Context(), "users", names)
+
+		return err
+	}
+	retry := func() error {
+		_, err := r.RetryNow(t.Context(), failed.KeyFilter{}, alice)
+
+		return err
+	}
+
+	for _, do := range []func() error{wake, retry} {
+		group.Go(func() error {
+			for ctx.Err() == nil {
+				if err := do(); err != nil {
+					return err
+				}
+			}
+
+			return nil
+		})
+	}
+
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Postgres ends one of two transactions that wait for each other. The operator's runs
+// again and loses nothing.
+func TestARequeueThatCollidesRunsAgain(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	id := r.add(entry("k", "1"))
+
+	var group errgroup.Group
+
+	err := postgres.InTx(t.Context(), r.pool, func(tx pgx.Tx) error {
+		// Only the other transaction looks for a deadlock.
+		_, err := tx.Exec(t.Context(), `SET LOCAL deadlock_timeout = '1min'`)
+		if err != nil {
+			return err
+		}
+
+		if _, err := tx.Exec(t.Context(), `SELECT FROM failed_keys FOR UPDATE`); err != nil {
+			return err
+		}
+
+		group.Go(func() error {
+			out, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{}, check)
+
+			if out.Done != 1 || len(out.Refusals) != 0 {
+				err = errors.Join(err, fmt.Errorf("got %+v", out))
+			}
+
+			return err
+		})
+		pgtest.Eventually(t, "the requeue waits", lockWaits(r))
+
+		_, err = tx.Exec(t.Context(), `SELECT FROM failed_messages WHERE id = $1 FOR UPDATE`, id)
+
+		return err
+	})
+	if err := errors.Join(err, group.Wait()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAFreedKeyAwaitsNothing(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	if err := r.Park(t.Context(), entry("k", "1"), time.Hour, "users"); err != nil {
+		t.Fatal(err)
+	}
+
+	e := r.waiting()[0].Entry
+	e.Reason, e.Error = event.ReasonInvalid, "text: is missing"
+	r.add(e)
+	r.requeue(failed.Filter{})
+
+	if n, err := r.Wake(t.Context(), "users", []string{"k"}); err != nil || n != 0 {
+		t.Errorf("%d keys await a message, %v", n, err)
+	}
+}
