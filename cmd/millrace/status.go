@@ -84,8 +84,8 @@ func writeProgress(w io.Writer, s operate.Status) {
 	table("CONSUMER TOPIC STATE BACKLOG WAITING STOPPED", func(c operate.Consumer) []any {
 		backlog, waiting, stopped := "unknown", "unknown", "unknown"
 
-		if s.Database != nil {
-			failed := s.Database.FailedByConsumer[c.Consumer]
+		if counts := s.Counts(); counts != nil {
+			failed := counts.FailedByConsumer[c.Consumer]
 			backlog, waiting, stopped = s.Backlog(c.Topic), fmt.Sprint(failed.Waiting), fmt.Sprint(failed.Stopped)
 		}
 
@@ -94,17 +94,25 @@ func writeProgress(w io.Writer, s operate.Status) {
 }
 
 func writeFacts(w io.Writer, f operate.Facts) {
-	oldest := ""
-	if f.OldestDue != nil {
-		oldest = ", the oldest since " + stamp(*f.OldestDue)
-	}
+	fmt.Fprintln(w)
 
-	fmt.Fprintf(w, "\noutbox\t%d to publish%s; %d scheduled\n", f.OutboxDue, oldest, f.OutboxScheduled)
-	fmt.Fprintf(w, "waiting\t%d messages of %d keys\n", f.WaitingMessages, f.WaitingKeys)
-	fmt.Fprintf(w, "stopped\t%d messages\n", f.Stopped)
+	if c := f.Counts; c != nil {
+		oldest := ""
+		if c.OldestDue != nil {
+			oldest = ", the oldest since " + stamp(*c.OldestDue)
+		}
+
+		fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled\n", c.OutboxDue, oldest, c.OutboxScheduled)
+		fmt.Fprintf(w, "waiting\t%d messages of %d keys\n", c.WaitingMessages, c.WaitingKeys)
+		fmt.Fprintf(w, "stopped\t%d messages\n", c.Stopped)
+	}
 
 	for _, p := range f.Projections {
 		fmt.Fprintf(w, "projection\t%s, %s behind\n", p.Name, p.Lag().Round(time.Second))
+	}
+
+	for _, g := range f.Gaps {
+		fmt.Fprintf(w, "%s\tunknown\n", g.Part)
 	}
 }
 

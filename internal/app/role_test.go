@@ -328,6 +328,18 @@ func TestHaltedBackgroundWorkIsInTheHealth(t *testing.T) {
 		})
 	}
 
+	status := s.Operator.Status(t.Context(), s.HTTPAddr())
+	if status.Counts() == nil || len(status.Database.Gaps) != 1 {
+		t.Errorf("one part that cannot be read hides others: %+v", status.Database)
+	}
+
+	if !slices.ContainsFunc(status.Troubles, func(trouble health.Trouble) bool {
+		return trouble.Kind == health.Postgres && trouble.Name == "projections" && strings.Contains(trouble.Reason, "could not be read: ") &&
+			strings.Contains(trouble.Remedy, "docs/deploying.md")
+	}) || slices.ContainsFunc(status.Troubles, func(trouble health.Trouble) bool { return trouble.Kind == health.Dependency }) {
+		t.Errorf("expected that the projections cannot be read and that Postgres is up, got %+v", status.Troubles)
+	}
+
 	for _, task := range []string{"projections", "relay"} {
 		pgtest.Eventually(t, task+" is named with the reason and the remedy", func() bool { return halted(task) })
 	}

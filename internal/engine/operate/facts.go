@@ -11,11 +11,24 @@ import (
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 )
 
 // Facts is the state stored in Postgres, which does not depend on a running service.
+// It has parts that are read independently. A part that could not be read is among the
+// gaps, and empty.
 type Facts struct {
+	Counts      *Counts             `json:"counts,omitempty"`
+	Paused      []consumer.Pause    `json:"paused_consumers"`
+	Projections []eventstore.Status `json:"projections"`
+	// Transaction is a long-running transaction that holds back vacuum.
+	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
+	Gaps        []Gap               `json:"gaps,omitempty"`
+}
+
+// Counts says how many messages wait where.
+type Counts struct {
 	// OutboxDue counts the messages due for publishing, OutboxScheduled those
 	// scheduled for later. OldestDue is the creation time of the oldest due message.
 	OutboxDue       int64      `json:"outbox_due"`
@@ -32,12 +45,29 @@ type Facts struct {
 	// ClockAhead is how many seconds the clock of this process is ahead of the
 	// database's.
 	ClockAhead float64 `json:"clock_ahead_seconds"`
-
-	Paused      []consumer.Pause    `json:"paused_consumers"`
-	Projections []eventstore.Status `json:"projections"`
-	// Transaction is a long-running transaction that holds back vacuum.
-	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
 }
+
+// Parts of the facts.
+const (
+	partCounts       = "counts"
+	partPauses       = "pauses"
+	partProjections  = "projections"
+	partTransactions = "transactions"
+)
+
+// Gap is a part of the facts that could not be read.
+type Gap struct {
+	Part string `json:"part" enum:"counts,pauses,projections,transactions"`
+	// Since is the first of consecutive measurements without the part, if that is
+	// known.
+	Since *time.Time `json:"since,omitempty"`
+	Why   string     `json:"why"`
+
+	err error
+}
+
+// away reports whether the part is missing because Postgres did not answer.
+func (g Gap) away() bool { return postgres.IsAway(g.err) }
 
 // Failed counts the failed messages of a consumer.
 type Failed struct {
@@ -45,9 +75,77 @@ type Failed struct {
 	Stopped int64 `json:"stopped"`
 }
 
-// Facts reads the facts from Postgres. Each count ends at most, unless that is 0.
-func (o *Operator) Facts(ctx context.Context, most int64) (f Facts, err error) {
-	f.DueByTopic, f.FailedByConsumer = map[string]int64{}, map[string]Failed{}
+// Facts reads the facts from Postgres. Each count ends at most, unless that is 0. It
+// asks no further once Postgres does not answer.
+func (o *Operator) Facts(ctx context.Context, most int64) (f Facts) {
+	var away error
+
+	read := func(part string, from func() error) {
+		err := away
+		if err == nil {
+			err = from()
+		}
+
+		if err != nil {
+			f.Gaps = append(f.Gaps, Gap{Part: part, Why: scrub.Text(err.Error()), err: err})
+		}
+
+		if postgres.IsAway(err) {
+			away = err
+		}
+	}
+
+	read(partPauses, func() (err error) {
+		f.Paused, err = consumer.Pauses(ctx, o.Pool)
+
+		return err
+	})
+	read(partProjections, func() (err error) {
+		f.Projections, err = o.Projector.Status(ctx)
+
+		return err
+	})
+	read(partTransactions, func() (err error) {
+		f.Transaction, err = o.Janitor.Old(ctx)
+
+		return err
+	})
+	// Counts take the longest.
+	read(partCounts, func() (err error) {
+		f.Counts, err = o.counts(ctx, most)
+
+		return err
+	})
+
+	return f
+}
+
+// gap returns the gap of a part, or nil if it was read or nothing is known.
+func (f *Facts) gap(part string) *Gap {
+	if f == nil {
+		return nil
+	}
+
+	for i := range f.Gaps {
+		if f.Gaps[i].Part == part {
+			return &f.Gaps[i]
+		}
+	}
+
+	return nil
+}
+
+// away returns why nothing could be read because Postgres did not answer, or "".
+func (f *Facts) away() string {
+	if first := f.gap(partPauses); first != nil && first.away() {
+		return first.Why
+	}
+
+	return ""
+}
+
+func (o *Operator) counts(ctx context.Context, most int64) (*Counts, error) {
+	c := &Counts{DueByTopic: map[string]int64{}, FailedByConsumer: map[string]Failed{}}
 
 	var limit *int64
 	if most > 0 {
@@ -55,7 +153,7 @@ func (o *Operator) Facts(ctx context.Context, most int64) (f Facts, err error) {
 	}
 
 	batch := &pgx.Batch{}
-	o.queueCounts(batch, &f, limit)
+	c.queue(batch, limit)
 
 	asked := time.Now()
 
@@ -64,31 +162,21 @@ func (o *Operator) Facts(ctx context.Context, most int64) (f Facts, err error) {
 	batch.Queue(`SELECT clock_timestamp()`).QueryRow(func(row pgx.Row) error { return row.Scan(&now) })
 
 	if err := o.Pool.SendBatch(ctx, batch).Close(); err != nil {
-		return f, fmt.Errorf("reading status: %w", err)
+		return nil, fmt.Errorf("counting messages: %w", err)
 	}
 
-	f.ClockAhead = ahead(asked, time.Now(), now).Seconds()
+	c.ClockAhead = ahead(asked, time.Now(), now).Seconds()
 
-	for topic := range f.DueByTopic {
-		f.OutboxDue += f.DueByTopic[topic]
+	for topic := range c.DueByTopic {
+		c.OutboxDue += c.DueByTopic[topic]
 	}
 
-	for _, failed := range f.FailedByConsumer {
-		f.WaitingMessages += failed.Waiting
-		f.Stopped += failed.Stopped
+	for _, failed := range c.FailedByConsumer {
+		c.WaitingMessages += failed.Waiting
+		c.Stopped += failed.Stopped
 	}
 
-	if f.Paused, err = consumer.Pauses(ctx, o.Pool); err != nil {
-		return f, err
-	}
-
-	if f.Projections, err = o.Projector.Status(ctx); err != nil {
-		return f, err
-	}
-
-	f.Transaction, err = o.Janitor.Old(ctx)
-
-	return f, err
+	return c, nil
 }
 
 // ahead returns how far the local clock is ahead of a remote time that was read
@@ -104,15 +192,15 @@ func ahead(sent, received, remote time.Time) time.Duration {
 	}
 }
 
-func (o *Operator) queueCounts(batch *pgx.Batch, f *Facts, limit *int64) {
+func (c *Counts) queue(batch *pgx.Batch, limit *int64) {
 	batch.Queue(`
-		SELECT (SELECT min(created_at) FROM outbox WHERE available_at IS NULL),
+		SELECT (SELECT created_at FROM outbox WHERE available_at IS NULL ORDER BY seq LIMIT 1),
 		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at IS NOT NULL LIMIT $1) AS o),
 		       (SELECT count(*) FROM (SELECT FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k),
 		       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $2 AND objid = 0 AND objsubid = 2 AND granted
 		          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, limit, postgres.LockRelays).
 		QueryRow(func(row pgx.Row) error {
-			return row.Scan(&f.OldestDue, &f.OutboxScheduled, &f.WaitingKeys, &f.Replicas)
+			return row.Scan(&c.OldestDue, &c.OutboxScheduled, &c.WaitingKeys, &c.Replicas)
 		})
 	batch.Queue(`SELECT topic, count(*) FROM (SELECT topic FROM outbox WHERE available_at IS NULL LIMIT $1) AS o GROUP BY topic`, limit).
 		Query(func(rows pgx.Rows) error {
@@ -122,7 +210,7 @@ func (o *Operator) queueCounts(batch *pgx.Batch, f *Facts, limit *int64) {
 			)
 
 			_, err := pgx.ForEachRow(rows, []any{&topic, &n}, func() error {
-				f.DueByTopic[topic] = n
+				c.DueByTopic[topic] = n
 
 				return nil
 			})
@@ -143,7 +231,7 @@ func (o *Operator) queueCounts(batch *pgx.Batch, f *Facts, limit *int64) {
 			)
 
 			_, err := pgx.ForEachRow(rows, []any{&name, &counts.Waiting, &counts.Stopped}, func() error {
-				f.FailedByConsumer[name] = counts
+				c.FailedByConsumer[name] = counts
 
 				return nil
 			})
@@ -163,23 +251,17 @@ const (
 )
 
 // Troubles returns what somebody should act on.
-func (f Facts) Troubles() (list []health.Trouble) {
+func (f *Facts) Troubles() (list []health.Trouble) {
 	add := func(kind, name string, since *time.Time, reason, remedy string) {
 		list = append(list, health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy})
 	}
 
-	if f.Stopped > 0 {
-		add(health.Messages, "stopped messages", nil, fmt.Sprintf("%d messages are stopped and need a decision", f.Stopped),
-			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`")
+	if f.Counts != nil {
+		list = f.Counts.troubles()
 	}
 
 	for _, p := range f.Paused {
 		add(health.Consumer, p.Consumer, &p.At, fmt.Sprintf("paused by %s: %s", p.Who, p.Why), "`millrace consumers resume "+p.Consumer+"`")
-	}
-
-	if f.OldestDue != nil && time.Since(*f.OldestDue) > maxDue {
-		add(health.Messages, "outbox", f.OldestDue, fmt.Sprintf("%d messages wait for a broker or for a consumer, the oldest since then", f.OutboxDue),
-			"see what else is listed: a broker, a pause or a dependency; otherwise add replicas")
 	}
 
 	for _, p := range f.Projections {
@@ -193,7 +275,37 @@ func (f Facts) Troubles() (list []health.Trouble) {
 		add(health.Postgres, "old transaction", nil, t.Describe()+" holds back vacuum, projections and reads of the outbox", t.Remedy())
 	}
 
-	if skew := time.Duration(f.ClockAhead * float64(time.Second)).Round(time.Second); skew.Abs() > maxClockAhead {
+	for _, g := range f.Gaps {
+		kind, name := health.Postgres, g.Part
+		if g.away() { // the breaker says the same, and merge keeps one
+			kind, name = health.Dependency, postgres.Dependency
+		}
+
+		list = merge(list, []health.Trouble{{
+			Kind: kind, Name: name, Level: health.Degraded, Since: g.Since,
+			Reason: "the " + g.Part + " could not be read: " + g.Why, Remedy: remedyFor(postgres.Dependency, g.Why),
+		}})
+	}
+
+	return list
+}
+
+func (c Counts) troubles() (list []health.Trouble) {
+	add := func(kind, name string, since *time.Time, reason, remedy string) {
+		list = append(list, health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy})
+	}
+
+	if c.Stopped > 0 {
+		add(health.Messages, "stopped messages", nil, fmt.Sprintf("%d messages are stopped and need a decision", c.Stopped),
+			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`")
+	}
+
+	if c.OldestDue != nil && time.Since(*c.OldestDue) > maxDue {
+		add(health.Messages, "outbox", c.OldestDue, fmt.Sprintf("%d messages wait for a broker or for a consumer, the oldest since then", c.OutboxDue),
+			"see what else is listed: a broker, a pause or a dependency; otherwise add replicas")
+	}
+
+	if skew := time.Duration(c.ClockAhead * float64(time.Second)).Round(time.Second); skew.Abs() > maxClockAhead {
 		add(health.Service, "clock", nil, fmt.Sprintf("the clock here is %s ahead of the database's", skew),
 			"synchronise the clocks (NTP): webhooks, certificates and retention depend on them")
 	}

@@ -1,6 +1,9 @@
 package operate
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -54,13 +57,13 @@ func TestFactsThatNeedAttentionAreNamedWithARemedy(t *testing.T) {
 		facts          Facts
 		reason, remedy string
 	}{
-		"stopped messages":   {Facts{Stopped: 1000}, "1000 messages are stopped", "millrace failed groups"},
-		"waiting messages":   {Facts{WaitingMessages: 7, WaitingKeys: 1}, "", ""},
-		"a slow outbox":      {Facts{OutboxDue: 5, OldestDue: &long}, "5 messages wait", "add replicas"},
-		"a busy outbox":      {Facts{OutboxDue: 5, OldestDue: &now}, "", ""},
-		"a clock ahead":      {Facts{ClockAhead: 42}, "the clock here is 42s ahead", "NTP"},
-		"a clock behind":     {Facts{ClockAhead: -42}, "the clock here is -42s ahead", "NTP"},
-		"a clock as it goes": {Facts{ClockAhead: 0.2}, "", ""},
+		"stopped messages":   {Facts{Counts: &Counts{Stopped: 1000}}, "1000 messages are stopped", "millrace failed groups"},
+		"waiting messages":   {Facts{Counts: &Counts{WaitingMessages: 7, WaitingKeys: 1}}, "", ""},
+		"a slow outbox":      {Facts{Counts: &Counts{OutboxDue: 5, OldestDue: &long}}, "5 messages wait", "add replicas"},
+		"a busy outbox":      {Facts{Counts: &Counts{OutboxDue: 5, OldestDue: &now}}, "", ""},
+		"a clock ahead":      {Facts{Counts: &Counts{ClockAhead: 42}}, "the clock here is 42s ahead", "NTP"},
+		"a clock behind":     {Facts{Counts: &Counts{ClockAhead: -42}}, "the clock here is -42s ahead", "NTP"},
+		"a clock as it goes": {Facts{Counts: &Counts{ClockAhead: 0.2}}, "", ""},
 	} {
 		list := c.facts.Troubles()
 
@@ -71,6 +74,58 @@ func TestFactsThatNeedAttentionAreNamedWithARemedy(t *testing.T) {
 			t.Errorf("%s: got %+v", name, list)
 		}
 	}
+}
+
+func TestWhatCannotBeReadIsNamedSinceTheFirstTimeAndHasNoSample(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		o := &Operator{Logger: slog.New(slog.DiscardHandler)}
+		denied := errors.New("permission denied for sequence s (SQLSTATE 42501)")
+		first := time.Now()
+
+		for _, c := range []struct {
+			what          string
+			err           error
+			kind, name    string
+			since         time.Time
+			remedy        string
+			countsMissing bool
+		}{
+			{"nothing is denied", nil, "", "", first, "", false},
+			{"the projections are denied", denied, health.Postgres, "projections", first.Add(measureEvery), "grant the role", false},
+			{"they still are", denied, health.Postgres, "projections", first.Add(measureEvery), "grant the role", false},
+			{"nothing is denied again", nil, "", "", first, "", false},
+			{"Postgres does not answer", context.DeadlineExceeded, health.Dependency, "postgres", first.Add(4 * measureEvery), "check that Postgres runs", true},
+		} {
+			facts := Facts{Counts: &Counts{}}
+			if c.err != nil {
+				facts.Gaps = []Gap{{Part: partProjections, Why: c.err.Error(), err: c.err}}
+			}
+
+			if c.countsMissing {
+				facts.Counts = nil
+				facts.Gaps = append(facts.Gaps, Gap{Part: partCounts, Why: c.err.Error(), err: c.err})
+			}
+
+			o.learn(facts)
+
+			now, _ := o.monitor.measured()
+			list := now.Troubles()
+
+			switch {
+			case (now.Counts == nil) != c.countsMissing:
+				t.Errorf("%s: old counts stay", c.what)
+			case c.err == nil && len(list) > 0:
+				t.Errorf("%s: got %+v", c.what, list)
+			case c.err != nil && (len(list) != 1 || list[0].Kind != c.kind || list[0].Name != c.name || list[0].Level != health.Degraded ||
+				!list[0].Since.Equal(c.since) || !strings.Contains(list[0].Remedy, c.remedy)):
+				t.Errorf("%s: got %+v, expected it since %s", c.what, list, c.since)
+			}
+
+			time.Sleep(measureEvery)
+		}
+	})
 }
 
 func TestAClockIsComparedWithinTheTimeThatAskingTook(t *testing.T) {

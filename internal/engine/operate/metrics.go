@@ -82,15 +82,17 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		return
 	}
 
-	gauge(c.clock, facts.ClockAhead)
+	if counts := facts.Counts; counts != nil {
+		gauge(c.clock, counts.ClockAhead)
 
-	for topic, n := range facts.DueByTopic {
-		gauge(c.backlog, float64(n), topic, "outbox")
-	}
+		for topic, n := range counts.DueByTopic {
+			gauge(c.backlog, float64(n), topic, "outbox")
+		}
 
-	for consumer, n := range facts.FailedByConsumer {
-		gauge(c.failed, float64(n.Waiting), consumer, "waiting")
-		gauge(c.failed, float64(n.Stopped), consumer, "stopped")
+		for consumer, n := range counts.FailedByConsumer {
+			gauge(c.failed, float64(n.Waiting), consumer, "waiting")
+			gauge(c.failed, float64(n.Stopped), consumer, "stopped")
+		}
 	}
 
 	for _, p := range facts.Projections {

@@ -57,62 +57,31 @@ func (m *monitor) measured() (facts *Facts, backlogs []Backlog) {
 }
 
 // Watch measures until ctx ends: whether brokers answer, what waits where, and the
-// clock of the database.
+// clock of the database. Nobody waits for another that does not answer.
 func (o *Operator) Watch(ctx context.Context) {
-	var background sync.WaitGroup
-	defer background.Wait()
+	var loops sync.WaitGroup
+	defer loops.Wait()
 
-	background.Go(func() {
-		for ctx.Err() == nil {
-			o.checkBrokers(ctx)
+	repeat := func(every, timeout time.Duration, measure func(context.Context)) {
+		loops.Go(func() {
+			for ctx.Err() == nil {
+				bounded, cancel := context.WithTimeout(ctx, timeout)
+				measure(bounded)
+				cancel()
 
-			_ = backoff.Sleep(ctx, checkEvery)
-		}
-	})
-
-	for ctx.Err() == nil {
-		o.measure(ctx)
-
-		_ = backoff.Sleep(ctx, measureEvery)
-	}
-}
-
-func (o *Operator) checkBrokers(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-
-	var checks sync.WaitGroup
-
-	for _, conn := range o.Brokers.Conns() {
-		checks.Go(func() { conn.Check(ctx) })
-	}
-
-	checks.Wait()
-}
-
-func (o *Operator) measure(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, measureTimeout)
-	defer cancel()
-
-	var reading sync.WaitGroup
-
-	reading.Go(func() {
-		facts, err := o.Facts(ctx, maxMeasured)
-		if err != nil {
-			if ctx.Err() == nil {
-				o.Logger.Debug("could not read the counts", slog.Any("error", err))
+				_ = backoff.Sleep(ctx, every)
 			}
+		})
+	}
 
-			return
+	repeat(checkEvery, checkTimeout, o.checkBrokers)
+	repeat(measureEvery, measureTimeout, func(bounded context.Context) {
+		if facts := o.Facts(bounded, maxMeasured); ctx.Err() == nil {
+			o.learn(facts)
 		}
-
-		o.monitor.mu.Lock()
-		defer o.monitor.mu.Unlock()
-
-		o.monitor.facts = &facts
 	})
-	reading.Go(func() {
-		backlogs := o.Backlogs(ctx)
+	repeat(measureEvery, measureTimeout, func(bounded context.Context) {
+		backlogs := o.Backlogs(bounded)
 
 		o.monitor.mu.Lock()
 		defer o.monitor.mu.Unlock()
@@ -120,8 +89,39 @@ func (o *Operator) measure(ctx context.Context) {
 		o.monitor.backlogs = backlogs
 		o.monitor.note(backlogs)
 	})
+}
 
-	reading.Wait()
+// learn remembers facts, and since when parts could not be read. It logs new reasons.
+func (o *Operator) learn(facts Facts) {
+	o.monitor.mu.Lock()
+	defer o.monitor.mu.Unlock()
+
+	now, logged := time.Now().UTC(), ""
+
+	for i := range facts.Gaps {
+		g := &facts.Gaps[i]
+		g.Since = &now
+
+		if before := o.monitor.facts.gap(g.Part); before != nil {
+			g.Since = before.Since
+		} else if g.Why != logged {
+			o.Logger.Warn("could not read the "+g.Part+": health and metrics lack them", slog.String("error", g.Why))
+
+			logged = g.Why
+		}
+	}
+
+	o.monitor.facts = &facts
+}
+
+func (o *Operator) checkBrokers(ctx context.Context) {
+	var checks sync.WaitGroup
+
+	for _, conn := range o.Brokers.Conns() {
+		checks.Go(func() { conn.Check(ctx) })
+	}
+
+	checks.Wait()
 }
 
 // note remembers which topics have no subscription.

@@ -49,19 +49,33 @@ func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 		s.Troubles = process.Troubles
 	}
 
-	if facts, err := o.Facts(ctx, 0); err != nil {
-		s.Away = scrub.Text(err.Error())
-	} else {
+	facts := o.Facts(ctx, 0)
+	if s.Away = facts.away(); s.Away == "" {
 		s.Database = &facts
 	}
 
 	asking.Wait()
+
 	return s.completed(o.unknown())
+}
+
+// Counts returns what was counted in Postgres, or nil if that is unknown.
+func (s Status) Counts() *Counts {
+	if s.Database == nil {
+		return nil
+	}
+
+	return s.Database.Counts
 }
 
 // Backlog says how many messages of a topic wait in the outbox and at the broker.
 func (s Status) Backlog(topic string) string {
-	n := s.Database.DueByTopic[topic]
+	counts := s.Counts()
+	if counts == nil {
+		return string(Unknown)
+	}
+
+	n := counts.DueByTopic[topic]
 
 	for _, b := range s.Backlogs {
 		if b.Topic == topic && b.Unknown != "" {
@@ -83,7 +97,7 @@ func (s Status) completed(unknown []Consumer) Status {
 		s.Consumers = s.Service.Consumers
 	}
 
-	if s.Database != nil {
+	if s.Database != nil && s.Database.gap(partPauses) == nil {
 		s.Consumers = pausedBy(s.Consumers, s.Database.Paused)
 	}
 
@@ -113,8 +127,8 @@ func (s Status) completed(unknown []Consumer) Status {
 }
 
 func (s Status) serviceRemedy() string {
-	if s.Database != nil && s.Database.Replicas > 0 {
-		return fmt.Sprintf("%d processes publish from this database, but none answers here: run the command where one runs, or correct http.addr", s.Database.Replicas)
+	if counts := s.Counts(); counts != nil && counts.Replicas > 0 {
+		return fmt.Sprintf("%d processes publish from this database, but none answers here: run the command where one runs, or correct http.addr", counts.Replicas)
 	}
 
 	return "start it with `millrace serve`, or correct http.addr"

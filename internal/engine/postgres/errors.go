@@ -46,6 +46,18 @@ func IsContention(err error) bool {
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
+// IsAway reports whether err means that the server did not answer or does no work at
+// all: IsUnavailable without a privilege that is missing for one statement.
+func IsAway(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+
+	server, answered := errors.AsType[*pgconn.PgError](err)
+
+	return IsUnavailable(err) && !(answered && server.Code == insufficientPrivilege)
+}
+
 // insufficientPrivilege is the SQLSTATE of a statement that the role may not run.
 const insufficientPrivilege = "42501"
 
