@@ -47,6 +47,10 @@ func writePause(w io.Writer, name string, asked operate.Pausing, o operate.Pause
 		fmt.Fprintf(w, "paused %s; every replica follows within a second\n", name)
 	}
 
+	if o.Unknown != "" {
+		fmt.Fprintf(w, "until when is unknown: %s\n", oneLine(o.Unknown, 300))
+	}
+
 	for _, effect := range o.Effects {
 		fmt.Fprintf(w, "- %s\n", effect)
 	}

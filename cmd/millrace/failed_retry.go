@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 
@@ -42,20 +43,18 @@ came back or were not tried in time.`,
 		}
 
 		result := action{Retried: &due, Request: c.by.Request}
+
+		var followErr error
 		if due.Due > 0 {
-			if err := c.follow(&result, due.Consumers, &w); err != nil {
-				return err
-			}
+			followErr = c.follow(&result, due.Consumers, &w)
 		}
 
+		// What was done is printed whatever happens afterwards.
 		err = c.print(result, func(out io.Writer) {
 			fmt.Fprintf(out, "%d keys are due now, with %d messages\n", due.Due, due.Messages)
 			writeFollowed(out, result)
 		})
-		if err != nil {
-			return err
-		}
 
-		return result.err()
+		return cmp.Or(followErr, err, result.err())
 	}, recorded, keyFlags(&filter), yes(&all, "all", "select all waiting keys"), w.flags)
 }

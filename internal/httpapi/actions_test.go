@@ -192,3 +192,19 @@ func TestARetrySaysWhatHoldsUpTheMessages(t *testing.T) {
 		t.Errorf("its outcome: %s", a.text)
 	}
 }
+
+func TestAnActionThatWasDoneIsReportedAlthoughWhatFollowsIsUnknown(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+
+	if _, err := r.pool.Exec(t.Context(), `ALTER TABLE paused_consumers RENAME TO paused_away`); err != nil {
+		t.Fatal(err)
+	}
+
+	a := r.ask("POST", "/failed/requeue", `{"all":true,"why":"corrected"}`)
+	if a.status != 200 || a.body["done"] != 1.0 || !strings.Contains(fmt.Sprint(a.body["unknown"]), "paused_consumers") {
+		t.Errorf("got %d: %s", a.status, a.text)
+	}
+}

@@ -137,6 +137,7 @@ type outcome struct {
 	Refusals  []failed.Refusal   `json:"refusals" nullable:"false" doc:"The reasons, for the first 100."`
 	Changed   int                `json:"changed" doc:"The number of messages that were no longer stopped."`
 	Held      []operate.Held     `json:"held" nullable:"false" doc:"What holds up the messages that are now due."`
+	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what holds them up. The action was done."`
 	Request   uuid.UUID          `json:"request" doc:"Ask for the outcome at /requests/{id}."`
 	DryRun    bool               `json:"dry_run"`
 	Next      int64              `json:"next,omitempty" doc:"There are more messages: repeat the request with this value as after."`
@@ -388,7 +389,7 @@ func (e engine) requeueMany(ctx context.Context, in *struct {
 	})
 	if err == nil && !in.Body.DryRun {
 		out.Location, out.Body.Request = outcomeAt(by), by.Request
-		out.Body.Held, err = e.Held(ctx, "", out.consumers)
+		out.Body.Held, out.Body.Unknown = e.HeldAfter(ctx, "", out.consumers)
 	}
 
 	return out, err

@@ -33,6 +33,7 @@ type retryOutput struct {
 		failed.Retried
 
 		Held    []operate.Held `json:"held" nullable:"false" doc:"What holds up keys that are due: messages counts keys."`
+		Unknown string         `json:"unknown,omitempty" doc:"Why it is unknown what holds them up. The action was done."`
 		Request uuid.UUID      `json:"request" doc:"Ask for the outcome at /requests/{id}."`
 	}
 }
@@ -106,7 +107,7 @@ func (e engine) retry(ctx context.Context, in *struct {
 	out.Body.Retried, err = e.Retry(ctx, f, in.Body.All, by)
 	if err == nil {
 		out.Location = outcomeAt(by)
-		out.Body.Held, err = e.Held(ctx, "", out.Body.Consumers)
+		out.Body.Held, out.Body.Unknown = e.HeldAfter(ctx, "", out.Body.Consumers)
 	}
 
 	return out, err

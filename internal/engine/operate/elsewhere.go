@@ -17,6 +17,9 @@ import (
 // elsewhereAtMost is how many messages of each place Elsewhere names.
 const elsewhereAtMost = 3
 
+// searchTimeout bounds how long Elsewhere searches the outbox.
+const searchTimeout = time.Second
+
 // Elsewhere adds to a NotFound error where the messages about the missing thing are,
 // if they have not been applied: among the failed messages or in the outbox. Messages
 // are about it if they have its key and a consumer with the given prefix takes them.
@@ -41,8 +44,12 @@ func (o *Operator) Elsewhere(ctx context.Context, err error, key, consumers stri
 		}
 	}
 
-	unpublished, readErr := o.unpublished(ctx, key, consumers)
-	if readErr != nil {
+	// The outbox has no index of keys: a long one is not searched to its end.
+	bounded, cancel := context.WithTimeout(ctx, searchTimeout)
+	defer cancel()
+
+	unpublished, readErr := o.unpublished(bounded, key, consumers)
+	if readErr != nil && (bounded.Err() == nil || ctx.Err() != nil) {
 		return readErr
 	}
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Held says why messages that are due are not tried.
@@ -38,6 +40,17 @@ func (o *Operator) Held(ctx context.Context, addr string, messages map[string]in
 	}
 
 	return held, err
+}
+
+// HeldAfter is Held after an action that was done: it says why it does not know, instead
+// of failing.
+func (o *Operator) HeldAfter(ctx context.Context, addr string, messages map[string]int) (held []Held, unknown string) {
+	held, err := o.Held(ctx, addr, messages)
+	if err != nil {
+		unknown = scrub.Text(err.Error())
+	}
+
+	return held, unknown
 }
 
 // holds returns why a consumer retries no messages and what to do about it, or "". It

@@ -11,6 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Affected returns what it means for the business if the messages on topic are not
@@ -37,6 +38,8 @@ type PauseOutcome struct {
 	Pause *consumer.Pause `json:"pause,omitempty"`
 	// Effects lists what waits while the consumer is paused.
 	Effects []string `json:"effects"`
+	// Unknown says why the pause in force could not be read. The action was done.
+	Unknown string `json:"unknown,omitempty"`
 }
 
 // Pause pauses a consumer on all replicas and reports what that affects.
@@ -51,14 +54,15 @@ func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activit
 
 	out.DryRun = p.DryRun
 
+	// Nothing after the action may hide that it was done.
+	if out.Effects, err = o.effects(ctx, name); err != nil {
+		return out, err
+	}
+
 	if !p.DryRun {
 		if out.Changed, err = o.Router.Pause(ctx, name, p.For, by); err != nil {
 			return out, err
 		}
-	}
-
-	if out.Effects, err = o.effects(ctx, name); err != nil {
-		return out, err
 	}
 
 	pauses, err := consumer.Pauses(ctx, o.Pool)
@@ -66,7 +70,11 @@ func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activit
 		out.Pause = &pauses[i]
 	}
 
-	return out, err
+	if err != nil {
+		out.Unknown = scrub.Text(err.Error())
+	}
+
+	return out, nil
 }
 
 // effects returns what waits while a consumer is paused.
