@@ -58,3 +58,23 @@ func TestAwaitedTopicsAreForgottenWhenNothingAwaitsThem(t *testing.T) {
 	a.set(nil, time.Now())
 	expect()
 }
+
+// After a stall the backlog has as long again, at most an hour.
+func TestTheBacklogOfAStallIsServedFirst(t *testing.T) {
+	t.Parallel()
+
+	began := time.Now()
+
+	for lasts, backlog := range map[time.Duration]time.Duration{
+		0: 0, time.Second: time.Second, 20 * time.Minute: 20 * time.Minute, 2 * time.Hour: time.Hour,
+	} {
+		s := stall{began: began.Add(-24 * time.Hour), ended: began.Add(-23 * time.Hour)} // an earlier one
+		for at := time.Duration(0); at <= lasts; at += time.Second {
+			s = s.extended(began.Add(at))
+		}
+
+		if got := s.served().Sub(began.Add(lasts)); got != backlog {
+			t.Errorf("after a stall of %s the backlog has %s, expected %s", lasts, got, backlog)
+		}
+	}
+}

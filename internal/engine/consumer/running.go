@@ -18,12 +18,32 @@ type progress struct {
 	mu sync.Mutex
 	// sources has the broker of each topic that has been subscribed.
 	sources map[string]Source
-	// stalled is when each topic was last found not to be processed.
-	stalled map[string]time.Time
+	// stalled is the latest stall of each topic.
+	stalled map[string]stall
 }
 
+// stall is a time during which a topic was not processed.
+type stall struct{ began, ended time.Time }
+
+// maxBacklogTime limits how long the backlog after a stall may take.
+const maxBacklogTime = time.Hour
+
+// extended returns the stall of a topic that is not processed now.
+func (s stall) extended(now time.Time) stall {
+	if now.Sub(s.ended) > 3*watchInterval {
+		s.began = now // another one
+	}
+
+	s.ended = now
+
+	return s
+}
+
+// served returns when the backlog of a stall counts as served: after as long again.
+func (s stall) served() time.Time { return s.ended.Add(min(s.ended.Sub(s.began), maxBacklogTime)) }
+
 func newProgress() *progress {
-	return &progress{sources: map[string]Source{}, stalled: map[string]time.Time{}}
+	return &progress{sources: map[string]Source{}, stalled: map[string]stall{}}
 }
 
 func (p *progress) subscribed(topic string, source Source) {
@@ -78,20 +98,21 @@ func (r *Router) noteStalled() {
 	for _, topic := range topics {
 		if r.Stalled(topic) != "" {
 			r.progress.mu.Lock()
-			r.progress.stalled[topic] = time.Now()
+			r.progress.stalled[topic] = r.progress.stalled[topic].extended(time.Now())
 			r.progress.mu.Unlock()
 		}
 	}
 }
 
-// runningSince returns since when all of topics are being processed, to the second.
-func (r *Router) runningSince(topics []string) (since time.Time) {
+// servedSince returns since when all of topics are being processed without a backlog of
+// a stall, to the second. It may be in the future.
+func (r *Router) servedSince(topics []string) (since time.Time) {
 	r.progress.mu.Lock()
 	defer r.progress.mu.Unlock()
 
 	for _, topic := range topics {
-		if stalled := r.progress.stalled[topic]; stalled.After(since) {
-			since = stalled
+		if served := r.progress.stalled[topic].served(); served.After(since) {
+			since = served
 		}
 	}
 
