@@ -32,7 +32,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 		code int
 		says string
 	}{
-		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of [in-flight"},
+		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of in-flight"},
 		{"audit --dry-run", exitUsage, "--dry-run requires --repair"},
 		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, but orders hold 0\n  What to do: `--repair`"},
 		{"audit --only stock,reservations", exitFailure, "the audit found 1 violations: reservations"},

@@ -127,7 +127,12 @@ func (*moment) Type() string   { return "time" }
 func (*moment) String() string { return "" }
 
 func (m *moment) Set(text string) error {
-	if ago, err := time.ParseDuration(text); err == nil {
+	ago, err := time.ParseDuration(text)
+
+	switch {
+	case err == nil && ago < 0:
+		return fmt.Errorf("is %s, which is in the future, expected a time ago such as 2h", text)
+	case err == nil:
 		*m = moment(time.Now().Add(-ago))
 
 		return nil

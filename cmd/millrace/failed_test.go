@@ -68,6 +68,7 @@ func TestFailedCommandsSelectAndAct(t *testing.T) {
 		{"failed list --limit 0", exitUsage, `invalid argument "0" for "--limit"`},
 		{"failed groups --limit -1", exitUsage, `invalid argument "-1" for "--limit"`},
 		{"failed list --state maybe", exitUsage, "there is no state maybe"},
+		{"failed list --since -5h", exitUsage, `invalid argument "-5h" for "--since" flag: is -5h, which is in the future`},
 		{"failed list --since yesterday", exitUsage, `invalid argument "yesterday" for "--since"`},
 		{"failed list --since 1h --until 2999-01-01", 0, "key0"},
 		{"failed list --message x", exitUsage, "expected a UUID"},

@@ -65,7 +65,7 @@ func TestExitCodesMeanSomething(t *testing.T) {
 		{"migrate status", 0, "00003_orders.sql"},
 		{"config --broker pigeon", exitUsage, `broker.kind: is "pigeon"`},
 		{"publish orders.created", exitUsage, "expected a topic and either"},
-		{"publish nowhere {}", exitUsage, "there is no topic nowhere, expected one of [orders.created"},
+		{"publish nowhere {}", exitUsage, "there is no topic nowhere, expected one of orders.created"},
 		{"publish orders.creatd {}", exitUsage, "did you mean orders.created?"},
 		{"publish orders.created {}", exitRejected, "rejected: order.id: is missing"},
 		{"publish orders.created " + oneOrder, 0, "published 1 to orders.created, id "},

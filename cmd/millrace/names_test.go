@@ -23,7 +23,7 @@ func TestNamesThatDoNotExistAreRefusedWithTheNearest(t *testing.T) {
 		"completion zhs":                             "there is no shell zhs; did you mean zsh?",
 		"failed list --reason pannic":                "there is no reason pannic; did you mean panic?",
 		"failed groups --reason Handler_Error":       "there is no reason Handler_Error; did you mean handler_error?",
-		"failed export --reason x":                   "there is no reason x, expected one of [too_large malformed",
+		"failed export --reason x":                   "there is no reason x, expected one of too_large, malformed",
 		"failed list --state stoped":                 "there is no state stoped; did you mean stopped?",
 		"failed count --by toppic":                   "there is no property to count by toppic; did you mean topic?",
 		"failed list --group " + typo:                "there is no group " + typo + "; did you mean " + group + "?",

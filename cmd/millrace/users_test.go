@@ -56,7 +56,7 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"events export", 0, `"stream":"user-alice","version":1`},
 		{"projections status", 0, "BEHIND"},
 		{"projections rebuild users", 0, "rebuilt users from 1 positions in"},
-		{"projections rebuild nope", exitUsage, "there is no projection nope, expected one of [users]"},
+		{"projections rebuild nope", exitUsage, "there is no projection nope, expected one of users"},
 		{"trace " + first.String(), 0, "└─ notifications  applied"},
 		{"trace nope", exitUsage, "expected a UUID"},
 		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no trace of a message"},

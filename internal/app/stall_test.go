@@ -140,8 +140,9 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	}
 
 	for body, says := range map[string]string{
-		`{"for":"soon"}`: `for: is \"soon\", expected a duration such as 30m or 1h`,
-		`{"for":"-1h"}`:  `for: is -1h0m0s, expected at least 1s`,
+		`{"for":"soon"}`:     `for: is \"soon\", expected a duration such as 30m or 1h`,
+		`{"for":"-1h"}`:      `for: is -1h0m0s, expected 1s to 8760h0m0s`,
+		`{"for":"2562047h"}`: `for: is 2562047h0m0s, expected 1s to 8760h0m0s`,
 	} {
 		if status, _, text := post("fulfilment.charge", body); status != http.StatusUnprocessableEntity || !strings.Contains(text, says) {
 			t.Errorf("%s: %d %s", body, status, text)

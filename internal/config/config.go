@@ -166,14 +166,14 @@ func dropEmpty(values any) {
 func decode(k *koanf.Koanf, cfg *Config) error {
 	var found mapstructure.Metadata
 
-	errs := []error{k.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{Tag: "koanf", DecoderConfig: &mapstructure.DecoderConfig{
+	errs := []error{named(k.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{Tag: "koanf", DecoderConfig: &mapstructure.DecoderConfig{
 		Result:           cfg,
 		Metadata:         &found,
 		TagName:          "koanf",
 		MatchName:        func(key, field string) bool { return key == field },
 		WeaklyTypedInput: true,
 		DecodeHook:       mapstructure.ComposeDecodeHookFunc(sameNumber, mapstructure.StringToTimeDurationHookFunc(), listFromText),
-	}})}
+	}}))}
 
 	slices.Sort(found.Unused)
 
@@ -182,6 +182,52 @@ func decode(k *koanf.Koanf, cfg *Config) error {
 	}
 
 	return errors.Join(errs...)
+}
+
+// named returns the errors of decoding, each with the key, the value and what was
+// expected.
+func named(err error) error {
+	if all, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // takes the error apart
+		return errors.Join(postgres.Column(all.Unwrap(), named)...)
+	}
+
+	decoding, ok := errors.AsType[*mapstructure.DecodeError](err)
+	if !ok {
+		return err
+	}
+
+	inner := decoding.Unwrap()
+	if within := named(inner); within != inner { //nolint:errorlint // the same error: there is none within
+		return within
+	}
+
+	if parse, ok := errors.AsType[*mapstructure.ParseError](inner); ok {
+		inner = fmt.Errorf("is %q, expected %s", parse.Value, expected(parse.Expected.Type()))
+	}
+
+	if other, ok := errors.AsType[*mapstructure.UnconvertibleTypeError](inner); ok {
+		inner = fmt.Errorf("is %s, expected %s", expected(reflect.TypeOf(other.Value)), expected(other.Expected.Type()))
+	}
+
+	return fmt.Errorf("%s: %w", decoding.Name(), inner)
+}
+
+// expected names a type for the person who sets a key.
+func expected(t reflect.Type) string {
+	switch kind := t.Kind(); {
+	case kind == reflect.Bool:
+		return "true or false"
+	case kind == reflect.String:
+		return "text"
+	case kind == reflect.Float64:
+		return "a number"
+	case kind >= reflect.Int && kind <= reflect.Uint64:
+		return "a whole number"
+	case kind == reflect.Slice:
+		return "a list"
+	default:
+		return "keys and values"
+	}
 }
 
 // elements matches the index of an element of a list in the name of a key.
@@ -218,16 +264,26 @@ func names() (list []string) {
 	return list
 }
 
+// integer matches a decimal number.
+var integer = regexp.MustCompile(`^[+-]?(0|[1-9]\d*)$`)
+
 // sameNumber refuses numbers that would silently become others: 20 without a unit
-// would be 20 nanoseconds, 1.5 would be 1, and true would be 1.
+// would be 20 nanoseconds, 1.5 would be 1, true would be 1, and "010" would be 8.
 func sameNumber(from, to reflect.Type, value any) (any, error) {
 	isInteger := to.Kind() >= reflect.Int && to.Kind() <= reflect.Uint64
 
 	switch {
 	case to == reflect.TypeFor[time.Duration]():
+		_, err := time.ParseDuration(fmt.Sprint(value))
+		if from.Kind() == reflect.String && err != nil {
+			return nil, fmt.Errorf("is %q, expected a duration with a unit, such as 20s", value)
+		}
+
 		if from.Kind() != reflect.String && from != to && value != 0 {
 			return nil, fmt.Errorf("is %v, expected a duration with a unit, such as 20s", value)
 		}
+	case isInteger && from.Kind() == reflect.String && !integer.MatchString(fmt.Sprint(value)):
+		return nil, fmt.Errorf("is %q, expected a whole number without leading zeros", value)
 	case isInteger && from.Kind() == reflect.Bool, isInteger && from.Kind() == reflect.Float64 && value != math.Trunc(value.(float64)): //nolint:forcetypeassert // of this kind
 		return nil, fmt.Errorf("is %v, expected a whole number", value)
 	}
@@ -276,6 +332,10 @@ func Redacted(cfg Config) map[string]any {
 			flat[key] = value.String()
 		case string:
 			flat[key] = scrub.Text(value)
+
+			if strings.HasSuffix(key, "webhook.url") {
+				flat[key] = scrub.Address(value)
+			}
 		case []string:
 			flat[key] = postgres.Column(value, scrub.Text)
 		}

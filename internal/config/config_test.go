@@ -236,10 +236,28 @@ func TestAValueIsNeverSilentlyAnother(t *testing.T) {
 		"consumer: {handler_timeout: 20}":                   "is 20, expected a duration with a unit, such as 20s",
 		"fulfilment: {payment_timeout: 15}":                 "is 15, expected a duration with a unit, such as 20s",
 		"consumer: {retries: 2.5}":                          "is 2.5, expected a whole number",
+		"postgres: {migrate_on_start: maybe}":               `postgres.migrate_on_start: is "maybe", expected true or false`,
+		"payment: {simulated: {decline_rate: often}}":       `payment.simulated.decline_rate: is "often", expected a number`,
+		"consumer: {handler_timeout: soon}":                 `consumer.handler_timeout: is "soon", expected a duration with a unit, such as 20s`,
+		"log: {level: [debug]}":                             "log.level: is a list, expected text",
+		"consumer: {per_topic: [{topic: a, retries: x}]}":   `consumer.per_topic[0].retries: is "x", expected a whole number`,
+		"consumer: {retries: x, min_batch: y}":              `consumer.retries: is "x", expected a whole number`,
 		"consumer: {retries: true}":                         "is true, expected a whole number",
 		"consumer: {per_topic: [{topic: a, retries: 2.5}]}": "is 2.5, expected a whole number",
 	} {
-		if _, err := config.Load(written(t, text), nil); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := config.Load(written(t, text), nil)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "decoding") {
+			t.Errorf("%s: got %v, expected %q", text, err, want)
+		}
+	}
+
+	for text, want := range map[string]string{
+		"010":   `is "010", expected a whole number`,
+		"0x10":  `is "0x10", expected a whole number`,
+		"1_000": `is "1_000", expected a whole number`,
+		"many":  `is "many", expected a whole number`,
+	} {
+		if _, err := config.Load("", map[string]any{"postgres.max_conns": text}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, expected %q", text, err, want)
 		}
 	}
@@ -308,6 +326,26 @@ func TestMistakesInListsAreNamed(t *testing.T) {
 
 		if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, expected %q", err, want)
+		}
+	}
+}
+
+func TestThePathOfAWebhookIsHidden(t *testing.T) {
+	t.Parallel()
+
+	cfg := config.Default()
+
+	for address, want := range map[string]string{
+		"https://h.example/hunter2secret": "https://h.example/(redacted)",
+		"https://h.example/a/b?c=d":       "https://h.example/(redacted)?(redacted)",
+		"https://h.example":               "https://h.example",
+		"https://h.example/":              "https://h.example/",
+		"":                                "",
+	} {
+		cfg.Notification.Webhook.URL = address
+
+		if got := config.Redacted(cfg)["notification.webhook.url"]; got != want {
+			t.Errorf("%s: got %s, expected %s", address, got, want)
 		}
 	}
 }

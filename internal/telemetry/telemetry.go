@@ -60,6 +60,16 @@ func plain(_ []string, a slog.Attr) slog.Attr {
 		a.Value = slog.StringValue(scrub.Text(value.Error()))
 	case string:
 		a.Value = slog.StringValue(scrub.Text(value))
+	default:
+		if a.Value.Kind() != slog.KindAny {
+			break
+		}
+
+		// Lists, maps and structs keep their form unless they contain a secret.
+		text := fmt.Sprintf("%+v", value)
+		if clean := scrub.Text(text); clean != text {
+			a.Value = slog.StringValue(clean)
+		}
 	}
 
 	return a

@@ -1,6 +1,7 @@
 package telemetry_test
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -35,6 +36,35 @@ func TestErrorsAreLoggedWithoutTheirStack(t *testing.T) {
 
 		if got := out.String(); !strings.Contains(got, want) || strings.Contains(got, "main.go") {
 			t.Errorf("%s: got %s", format, got)
+		}
+	}
+}
+
+type stringer struct{ text string }
+
+func (s stringer) String() string { return s.text }
+
+func TestSecretsInValuesOfAnyTypeAreHidden(t *testing.T) {
+	t.Parallel()
+
+	const address = "https://user:hunter2@h.example"
+
+	for name, value := range map[string]any{
+		"a text":      address,
+		"a list":      []string{"x", address},
+		"a stringer":  stringer{address},
+		"a map":       map[string]string{"url": address},
+		"an error":    errors.New(address),
+		"a structure": struct{ URL string }{address},
+	} {
+		for _, format := range []string{"text", "json"} {
+			var out strings.Builder
+
+			telemetry.NewLogger(telemetry.Config{Level: "info", Format: format}, &out).Info("x", slog.Any("value", value), slog.Any("list", []string{"plain"}))
+
+			if got := out.String(); strings.Contains(got, "hunter2") || !strings.Contains(got, "plain") {
+				t.Errorf("%s as %s: got %s", name, format, got)
+			}
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (e *Error) Error() string {
 	}
 
 	if len(e.Known) > 0 {
-		text += fmt.Sprintf(", expected one of %v", e.Known)
+		text += ", expected one of " + strings.Join(e.Known, ", ")
 	}
 
 	return text

@@ -117,10 +117,13 @@ func Shorten(s string, most int) string {
 // shortened returns the beginning of a value for an error.
 func shortened(s string) string { return Shorten(s, MaxID) }
 
+// emptyBraille is a symbol without a dot.
+const emptyBraille = '\u2800'
+
 // blank reports whether s has no visible character.
 func blank(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool {
-		return !unicode.IsSpace(r) && !unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+		return r != emptyBraille && !unicode.IsSpace(r) && !unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 	})
 }
 

@@ -57,6 +57,7 @@ func TestKindsOfText(t *testing.T) {
 		"only an ideographic space":  {"\u3000", printable, missing, ok},
 		"only joiners":               {"\u200d\u200b\ufe0f", printable, missing, ok},
 		"a Hangul filler":            {"\u3164", ok, missing, ok},
+		"a Braille blank":            {"\u115f\u2800", ok, missing, ok},
 		"NUL":                        {"a\x00", printable, oneLine, nul},
 		"not UTF-8":                  {"a\xff", printable, utf8, utf8},
 		"half a surrogate pair":      {"\xed\xa0\xbd", printable, utf8, utf8},

@@ -76,7 +76,8 @@ var timeForm = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}):(\d{2})(?
 // Digits beyond nanoseconds are dropped. Week dates, ordinal dates and the basic form
 // without hyphens are refused.
 func ParseTime(text string, zone *time.Location) (time.Time, error) {
-	if t, err := time.Parse("2006-01-02T15:04:05.999999999Z", text); err == nil { // the usual form
+	// The usual form. The package time also takes an hour of one digit.
+	if t, err := time.Parse("2006-01-02T15:04:05.999999999Z", text); err == nil && text[len("2006-01-02T15")] == ':' {
 		return inYears(t)
 	}
 

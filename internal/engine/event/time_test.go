@@ -14,6 +14,8 @@ func TestSpellingsOfTimes(t *testing.T) {
 	const refused = "expected a time such as 2026-01-31T12:00:00Z"
 
 	for spelling, want := range map[string]string{ // the time in UTC, or a part of the error
+		`"2026-01-31T1:00:00Z"`:   refused,
+		`"2026-01-31T1:00:00.5Z"`: refused,
 		// RFC 3339
 		`"2026-01-31T12:00:00Z"`:           "2026-01-31T12:00:00Z",
 		`"2026-01-31t12:00:00z"`:           "2026-01-31T12:00:00Z",

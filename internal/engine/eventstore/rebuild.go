@@ -89,8 +89,11 @@ func (r *rebuild) run(ctx context.Context, pool *pgxpool.Pool, progress func(don
 
 func (r *rebuild) prepare(ctx context.Context, pool *pgxpool.Pool) error {
 	for _, table := range r.Tables {
-		if err := postgres.CheckOwner(ctx, pool, table); err != nil {
-			return fmt.Errorf("%w: run the command as that role", err)
+		err := postgres.CheckOwner(ctx, pool, table)
+		if other, ok := errors.AsType[*postgres.OwnerError](err); ok {
+			return fmt.Errorf("%w: run the command as %s", other, other.Owner)
+		} else if err != nil {
+			return err
 		}
 
 		if err := pool.QueryRow(ctx, `SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = $1::text::regclass`, table).Scan(&r.live); err != nil {

@@ -26,8 +26,12 @@ type Pausing struct {
 	DryRun bool
 }
 
-// minPause is the shortest pause. Replicas look for pauses once a second.
-const minPause = time.Second
+// Replicas look for pauses once a second. A pause of more than a year is a mistake: one
+// without an end lasts until it is resumed.
+const (
+	minPause = time.Second
+	maxPause = 8760 * time.Hour
+)
 
 // PauseOutcome is what a pause did, or would do.
 type PauseOutcome struct {
@@ -44,8 +48,8 @@ type PauseOutcome struct {
 
 // Pause pauses a consumer on all replicas and reports what that affects.
 func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activity.Actor) (out PauseOutcome, err error) {
-	if p.For != 0 && p.For < minPause {
-		return out, event.Errorf(event.Invalid, "for: is %s, expected at least %s", p.For, minPause)
+	if p.For != 0 && (p.For < minPause || p.For > maxPause) {
+		return out, event.Errorf(event.Invalid, "for: is %s, expected %s to %s", p.For, minPause, maxPause)
 	}
 
 	if err := o.Router.Known(name); err != nil {

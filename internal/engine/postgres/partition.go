@@ -58,7 +58,7 @@ func (p DailyPartitions) complain(ctx context.Context, pool *pgxpool.Pool, today
 		return err
 	}
 
-	return fmt.Errorf("creating partitions: %w: run `millrace upkeep` as that role, every day", err)
+	return fmt.Errorf("creating partitions: %w: run `millrace upkeep` as %s, every day", err, err.Owner)
 }
 
 // name returns the name of a day's partition.

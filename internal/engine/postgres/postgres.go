@@ -33,14 +33,17 @@ func DefaultConfig() Config {
 	return Config{MaxConns: 20, MigrateOnStart: true}
 }
 
+// form is what postgres.url looks like. A password after :// would be hidden as a secret.
+const form = "postgres://host:5432/database with user:password@ before the host"
+
 // Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
 	// Do not include the parser's error: it can quote the password.
 	_, err := pgxpool.ParseConfig(string(c.URL))
 
 	return errors.Join(
-		check.That(c.URL != "", "postgres.url: must not be empty: set it, or DATABASE_URL, to postgres://user:password@host:5432/database"),
-		check.That(err == nil, "postgres.url: not a connection string, expected postgres://user:password@host:5432/database"),
+		check.That(c.URL != "", "postgres.url: must not be empty: set it, or DATABASE_URL, to "+form),
+		check.That(err == nil, "postgres.url: not a connection string, expected "+form),
 		check.Value(c.MaxConns >= 4, "postgres.max_conns", c.MaxConns, "at least 4"),
 	)
 }

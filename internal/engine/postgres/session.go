@@ -117,7 +117,7 @@ func closeOn(fatal pgconn.PgErrorHandler) pgconn.PgErrorHandler {
 // Postgres sends these two parameters with the response to any statement once they
 // have changed.
 func reportsReadOnly(conn *pgconn.PgConn) bool {
-	return conn.ParameterStatus("in_hot_standby") == "on" || conn.ParameterStatus("default_transaction_read_only") == "on"
+	return conn.ParameterStatus("in_hot_standby") == "on" || conn.ParameterStatus(defaultReadOnly) == "on"
 }
 
 // staleReport marks a connection whose reports are those that a pooler remembered.
@@ -133,6 +133,8 @@ func becameReadOnly(conn *pgconn.PgConn) bool {
 func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 	var pid, encoding, readOnly, standby string
 
+	_, own := s.settings[defaultReadOnly]
+
 	err := queryRow(ctx, conn, `
 		SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('transaction_read_only'), pg_is_in_recovery()`,
 		&pid, &encoding, &readOnly, &standby)
@@ -142,14 +144,10 @@ func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 		return err
 	case standby == "t":
 		return errors.New("the server is a standby, which takes no writes: postgres.url must lead to the primary")
-	case readOnly == "on":
-		return errors.New("the server takes no writes: default_transaction_read_only is on for it, the database or the role")
+	case readOnly == "on" && !own:
+		return errReadOnly
 	case encoding != "UTF8":
 		return &SetupError{fmt.Sprintf("the database has the encoding %s, but messages are UTF-8: create one with ENCODING 'UTF8' TEMPLATE template0", encoding)}
-	}
-
-	if reportsReadOnly(conn) {
-		conn.CustomData()[staleReport] = true
 	}
 
 	// A pooler gives each client a number of its own.
@@ -159,8 +157,29 @@ func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 		}
 	}
 
-	return set(ctx, conn, s.settings)
+	if err := set(ctx, conn, s.settings); err != nil {
+		return err
+	}
+
+	if own {
+		if err := queryRow(ctx, conn, `SELECT current_setting('transaction_read_only')`, &readOnly); err != nil {
+			return err
+		} else if readOnly == "on" {
+			return errReadOnly
+		}
+	}
+
+	if reportsReadOnly(conn) {
+		conn.CustomData()[staleReport] = true
+	}
+
+	return nil
 }
+
+// defaultReadOnly is the parameter that makes transactions read-only.
+const defaultReadOnly = "default_transaction_read_only"
+
+var errReadOnly = errors.New("the server takes no writes: default_transaction_read_only is on for it, the database, the role or postgres.url")
 
 // set sets parameters of a session.
 func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) error {

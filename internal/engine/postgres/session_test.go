@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -127,6 +128,35 @@ func TestConnectionsThatTakeNoWritesAreRefused(t *testing.T) {
 
 	if err := pool.Ping(t.Context()); err != nil {
 		t.Errorf("after the reset: %v", err)
+	}
+}
+
+func TestTheExpectedFormIsNotHidden(t *testing.T) {
+	t.Parallel()
+
+	for _, address := range []string{"", "postgres://host:5432/database?connect_timeout=abc", "nonsense"} {
+		err := postgres.Config{URL: postgres.Secret(address), MaxConns: 4}.Validate()
+		if err == nil || scrub.Text(err.Error()) != err.Error() || !strings.Contains(err.Error(), "postgres://host:5432/database") {
+			t.Errorf("%q: got %v", address, err)
+		}
+	}
+}
+
+func TestReadOnlyInTheURLDecides(t *testing.T) {
+	t.Parallel()
+
+	for _, c := range []struct{ database, url, says string }{
+		{"off", "on", "takes no writes: default_transaction_read_only is on"},
+		{"off", "true", "or postgres.url"},
+		{"on", "off", ""},
+	} {
+		address := pgtest.URL(t)
+		alter(t, open(t, address), `SET default_transaction_read_only = `+c.database)
+
+		err := open(t, with(t, address, "default_transaction_read_only", c.url)).Ping(t.Context())
+		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s in the database, %s in the URL: got %v, expected %q", c.database, c.url, err, c.says)
+		}
 	}
 }
 

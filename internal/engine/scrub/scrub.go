@@ -48,8 +48,14 @@ var rules = []rule{
 	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)\[[^\]\r\n]*\]?`), replace: "${1}${2}" + Hidden},
 	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)(?:(?:bearer|basic|digest|token|negotiate|apikey)\s+)?[^\s"'\[(,;}\])\\][^\s"',;}\])\\]*`), replace: "${1}${2}" + Hidden},
 
-	// JSON and Python, then connection strings and forms.
-	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?` + quote + `)[^"'\\]+`), replace: "${1}" + Hidden},
+	// JSON and Python: the value ends with its own quotation mark. Then YAML, connection
+	// strings and forms.
+	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?")(?:[^"\\]|\\.)+`), replace: "${1}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?')(?:[^'\\]|\\.)+`), replace: "${1}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?\\+")(?:[^"\\]|\\+[^"\\])+`), replace: "${1}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?\\+')(?:[^'\\]|\\+[^'\\])+`), replace: "${1}" + Hidden},
+	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?)-?\d[\w.+-]*`), replace: "${1}" + Hidden},
+	{pattern: regexp.MustCompile(`(?im)^([ \t]*(?:- +)?` + secretName + `:[ \t]+)(?:'[^'\r\n]*'|"[^"\r\n]*"|\S+)[ \t]*$`), replace: "${1}" + Hidden},
 	{pattern: regexp.MustCompile(`(?i)\b(` + secretName + `\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s"'&,;)}\]]+)`), replace: "${1}" + Hidden, unless: isHidden},
 
 	// Credentials that are recognised by themselves.
@@ -80,6 +86,12 @@ func Text(s string) string {
 
 	return s
 }
+
+// path matches the path of a URL.
+var path = regexp.MustCompile(`(://[^\s/?#]*)/[^\s?#]+`)
+
+// Address returns the URL of a receiver without secrets. Its whole path may be one.
+func Address(s string) string { return path.ReplaceAllString(Text(s), "${1}/"+Hidden) }
 
 // isHidden reports whether a value is hidden already.
 func isHidden(match string) bool { return strings.Contains(match, strings.TrimSuffix(Hidden, ")")) }

@@ -48,11 +48,16 @@ type Rule struct {
 }
 
 func (r Rule) validate() error {
+	var names []string
+	for _, action := range slices.Concat(actions, refundActions) {
+		names = append(names, string(action))
+	}
+
 	switch {
 	case r.Order == "":
 		return fmt.Errorf("payment.simulated.rules: order is missing in %+v, expected an id, or an id prefix followed by *", r)
 	case !slices.Contains(actions, r.Action) && !slices.Contains(refundActions, r.Action):
-		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %v", r.Action, r.Order, slices.Concat(actions, refundActions))
+		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %s", r.Action, r.Order, strings.Join(names, ", "))
 	case r.Times < 0:
 		return fmt.Errorf("payment.simulated.rules: times is %d for %s, expected 1 or more", r.Times, r.Order)
 	default:

@@ -316,14 +316,14 @@ func TestConfigurationErrorsNameTheKey(t *testing.T) {
 	t.Parallel()
 
 	for want, change := range map[string]func(*payment.Config){
-		`payment.gateway: is "cash"`:                                                func(c *payment.Config) { c.Gateway = "cash" },
-		"payment.simulated.latency: ":                                               func(c *payment.Config) { c.Simulated.Latency = -1 },
-		"payment.simulated.timeout: ":                                               func(c *payment.Config) { c.Simulated.Timeout = -1 },
-		"payment.simulated.decline_rate: is 2":                                      func(c *payment.Config) { c.Simulated.DeclineRate = 2 },
-		"payment.simulated: the rates add up to 1.2":                                func(c *payment.Config) { c.Simulated.TimeoutRate, c.Simulated.ErrorRate = 0.6, 0.6 },
-		"payment.simulated.rules: order is missing":                                 func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Action: "error"}} },
-		`payment.simulated.rules: action is "burn" for x, expected one of [capture`: func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Order: "x", Action: "burn"}} },
-		"payment.simulated.rules: times is -1 for x":                                func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Order: "x", Action: "error", Times: -1}} },
+		`payment.gateway: is "cash"`:                                                 func(c *payment.Config) { c.Gateway = "cash" },
+		"payment.simulated.latency: ":                                                func(c *payment.Config) { c.Simulated.Latency = -1 },
+		"payment.simulated.timeout: ":                                                func(c *payment.Config) { c.Simulated.Timeout = -1 },
+		"payment.simulated.decline_rate: is 2":                                       func(c *payment.Config) { c.Simulated.DeclineRate = 2 },
+		"payment.simulated: the rates add up to 1.2":                                 func(c *payment.Config) { c.Simulated.TimeoutRate, c.Simulated.ErrorRate = 0.6, 0.6 },
+		"payment.simulated.rules: order is missing":                                  func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Action: "error"}} },
+		`payment.simulated.rules: action is "burn" for x, expected one of capture, `: func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Order: "x", Action: "burn"}} },
+		"payment.simulated.rules: times is -1 for x":                                 func(c *payment.Config) { c.Simulated.Rules = []payment.Rule{{Order: "x", Action: "error", Times: -1}} },
 		"payment.simulated.ledger: is false": func(c *payment.Config) {
 			c.Simulated.Ledger, c.Simulated.Rules = false, []payment.Rule{{Order: "x", Action: "error"}}
 		},

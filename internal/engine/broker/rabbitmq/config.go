@@ -51,7 +51,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		check.Positive("broker.rabbitmq.consumers", c.Consumers),
 		check.Positive("broker.rabbitmq.lanes", c.Lanes),
-		check.That(valid, "broker.rabbitmq.url: not an AMQP address, expected amqp://user:password@host:5672/"),
+		check.That(valid, "broker.rabbitmq.url: not an AMQP address, expected amqp://host:5672/ with user:password@ before the host"),
 		check.That(c.CAFile == "" || !valid || u.Scheme == "amqps", "broker.rabbitmq.ca_file: has no effect unless broker.rabbitmq.url starts with amqps://"),
 		check.That(c.Exchange != "", "broker.rabbitmq.exchange: must not be empty"),
 	)
