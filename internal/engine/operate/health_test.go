@@ -154,6 +154,7 @@ func TestTheRemedyFollowsFromTheError(t *testing.T) {
 		{"postgres", "dial tcp 127.0.0.1:1: connect: connection refused", "check that Postgres runs"},
 		{"kafka", "kafka: client has run out of available brokers: connection refused", "broker.kafka"},
 		{"kafka", "kafka server: SASL Authentication failed", "correct user, password"},
+		{"kafka", "kafka server: Message was too large, server rejected it to avoid allocation error", "raise the limit of the topic"},
 		{"rabbitmq", "Exception (403) Reason: \"username or password not allowed\"", "correct user, password"},
 		{"payment gateway", "401: invalid API key", "correct user, password"},
 		{"mail server", "tls: failed to verify certificate: x509: unknown authority", "CA file"},

@@ -88,6 +88,9 @@ func (o *Operator) Process() Process {
 	}
 
 	p.Stuck = o.Relay.Stuck()
+	for i := range p.Stuck {
+		p.Stuck[i].Broker = o.Brokers.Of(p.Stuck[i].Topic).Kind()
+	}
 
 	p.Troubles = p.troubles()
 

@@ -23,6 +23,7 @@ var remedies = []struct {
 	{regexp.MustCompile(`SQLSTATE 57P03`), "wait until the Postgres server has started or recovered; the service continues by itself"},
 	{regexp.MustCompile(`x509|tls: |certificate`), "correct the certificate, or the CA file in the configuration"},
 	{regexp.MustCompile(`(?i)sasl|authenticat|ACCESS_REFUSED|username or password|not authorized|\b401\b|\b403\b`), "correct user, password or permissions"},
+	{regexp.MustCompile(`(?i)message (was|is) too large`), "raise the limit of the topic at the broker, or publish smaller messages"},
 	{regexp.MustCompile(`no such host`), "correct the host in the address"},
 }
 
