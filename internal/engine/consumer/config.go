@@ -39,8 +39,9 @@ type Config struct {
 	// consumers of the other message are paused, unavailable or starting, or while it
 	// is itself among the failed messages. 0 does not wait. Defaults to 1m.
 	AwaitTimeout time.Duration `koanf:"await_timeout"`
-	// PerTopic overrides the settings from Retries to ParkAttempts, and the defaults of a topic, for
-	// individual topics. Empty by default.
+	// PerTopic sets Retries, RetryInterval, ParkInterval, ParkMaxInterval and ParkAttempts
+	// for single topics, instead of the values above and of a topic's own defaults. Empty
+	// by default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in flight.
 	// Keep it below the grace period of the container. Defaults to 15s.

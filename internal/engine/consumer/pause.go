@@ -48,7 +48,8 @@ type suspensions struct {
 	paused map[string]Pause
 	// resumed is closed and replaced when a consumer is resumed.
 	resumed chan struct{}
-	// needs holds the dependencies that each consumer has found unavailable.
+	// needs holds the dependencies that each consumer has needed while they were
+	// unavailable.
 	needs map[string][]*breaker.Breaker
 }
 
@@ -173,7 +174,12 @@ func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attem
 	ctx, cancel := context.WithTimeout(r.stopping, d.maxWait)
 	defer cancel()
 
-	attempt, err := r.dependencies.Get(dependency).Wait(ctx)
+	needed := r.dependencies.Get(dependency)
+	if !needed.State().Up { // another consumer found that
+		r.suspensions.need(d.route.Consumer, needed)
+	}
+
+	attempt, err := needed.Wait(ctx)
 
 	switch {
 	case err == nil:
@@ -335,7 +341,7 @@ func (r *Router) Pause(ctx context.Context, consumer string, lasts time.Duration
 
 	return r.change(ctx, by, activity.Action{Action: activity.Paused, Subject: consumer, Detail: detail}, `
 		INSERT INTO paused_consumers AS p (consumer, who, why, until)
-		VALUES ($1, $2, $3, CASE WHEN $4 > 0 THEN clock_timestamp() + $4 * interval '1 second' END)
+		VALUES ($1, $2, $3, CASE WHEN $4::float8 > 0 THEN clock_timestamp() + $4 * interval '1 second' END)
 		ON CONFLICT ON CONSTRAINT paused_consumers_pkey DO UPDATE SET who = EXCLUDED.who, why = EXCLUDED.why, until = EXCLUDED.until,
 			paused_at = CASE WHEN p.until <= clock_timestamp() THEN EXCLUDED.paused_at ELSE p.paused_at END
 		WHERE $4 > 0 OR p.until IS NOT NULL`,

@@ -1,11 +1,17 @@
 package consumer_test
 
 import (
+	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -61,5 +67,79 @@ func TestAPauseEndsByItself(t *testing.T) {
 
 	if n := pgtest.Value[int](t, pool, `SELECT count(*) FROM paused_consumers`); n != 0 {
 		t.Errorf("%d pauses are left", n)
+	}
+}
+
+func TestAPauseMayLastAFractionOfASecondLonger(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+
+	if _, err := r.router.Pause(t.Context(), "writer", 90*time.Minute+500*time.Millisecond, activity.Actor{Who: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+
+	if lasts := pgtest.Value[float64](t, pool, `SELECT extract(epoch FROM until - paused_at)::float8 FROM paused_consumers`); lasts < 5400.5 {
+		t.Errorf("it lasts %.3f s, expected 5400.5 s", lasts)
+	}
+}
+
+// A consumer may wait for a dependency that another one has found unavailable.
+func TestATopicIsStalledIfAnotherConsumerFoundItsDependencyUnavailable(t *testing.T) {
+	t.Parallel()
+
+	var performed atomic.Int32
+
+	r := start(t, newPool(t), performing(func(note) error { return nil }, "gateway", &performed))
+	gateway := r.needs.Get("gateway")
+
+	for gateway.State().Up {
+		gateway.Failed(errors.New("connection refused"))
+	}
+
+	probe, err := gateway.Wait(t.Context()) // nobody else may try it meanwhile
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	r.send(message("a", "1"))
+	pgtest.Eventually(t, "the topic is stalled", func() bool { return r.router.Stalled("notes") == "writer waits for gateway" })
+	probe.Answered()
+	r.settle()
+
+	if got := r.router.Stalled("notes"); got != "" || performed.Load() != 1 {
+		t.Errorf("%s; performed %d times", got, performed.Load())
+	}
+}
+
+// If the outbox cannot be searched in time, all its keys count as undelivered.
+func TestAMessageIsUndeliveredUnlessTheOutboxSaysOtherwise(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	undelivered := consumer.NewUndelivered(r.router)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+
+	if got, err := undelivered(ctx, "notes", []string{"a"}); err != nil || len(got) != 0 {
+		t.Errorf("got %v, %v", got, err)
+	}
+
+	err := postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `LOCK TABLE outbox`); err != nil {
+			return err
+		}
+
+		got, err := undelivered(ctx, "notes", []string{"a"})
+		if len(got) != 1 {
+			t.Errorf("got %v", got)
+		}
+
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -122,8 +122,11 @@ func (r *Router) servedSince(topics []string) (since time.Time) {
 // NewStalled returns [Router.Stalled].
 func NewStalled(r *Router) event.Stalled { return r.Stalled }
 
+// outboxTimeout bounds a search for messages in the outbox, which may be long.
+const outboxTimeout = time.Second
+
 // NewUndelivered returns a function that looks for messages in the outbox and among the
-// failed messages.
+// failed messages. If the outbox is too long to search, all keys count as undelivered.
 func NewUndelivered(r *Router) event.Undelivered {
 	return func(ctx context.Context, topic string, keys []string) ([]string, error) {
 		consumers := r.consumersOf([]string{topic})
@@ -133,8 +136,14 @@ func NewUndelivered(r *Router) event.Undelivered {
 			return nil, err
 		}
 
-		pending, err := outbox.Pending(ctx, r.pool, topic, keys)
+		briefly, cancel := context.WithTimeout(ctx, outboxTimeout)
+		defer cancel()
 
-		return append(failed, pending...), err
+		unpublished, err := outbox.Unpublished(briefly, r.pool, topic, keys)
+		if err != nil && briefly.Err() != nil && ctx.Err() == nil {
+			return keys, nil //nolint:nilerr // Postgres is available, but the answer takes long
+		}
+
+		return append(failed, unpublished...), err
 	}
 }

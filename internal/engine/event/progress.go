@@ -9,5 +9,6 @@ type Stalled func(topics ...string) string
 
 // Undelivered returns which of keys have a message on topic that has not been applied:
 // it is in the outbox, or waits or is stopped among the failed messages. It does not
-// see messages inside another broker.
+// see messages inside another broker. A key about which this is unknown counts as one
+// that has a message.
 type Undelivered func(ctx context.Context, topic string, keys []string) ([]string, error)

@@ -1,10 +1,6 @@
 package event
 
-import (
-	"errors"
-	"strings"
-	"time"
-)
+import "errors"
 
 // Reason classifies why a message was stopped. It labels metrics and failed
 // messages.
@@ -42,59 +38,6 @@ func Reject(err error) error { return RejectAs(ReasonRefused, err) }
 
 // RejectAs marks err as the message's own fault, for the given reason.
 func RejectAs(reason Reason, err error) error { return &RejectError{Reason: reason, Err: err} }
-
-// LaterError reports that a message may succeed later, for example because a provider
-// was busy. The message is parked and blocks later messages of its key.
-type LaterError struct {
-	// After is the minimum wait. If 0, the consumer decides.
-	After time.Duration
-	Err   error
-	// Dependency is set if the error is also a failure of a dependency, for which
-	// other messages then wait.
-	Dependency string
-	// Pending is set if the attempt did not fail: its outcome is not known yet. It
-	// does not count, and the wait is exactly After.
-	Pending bool
-}
-
-func (e *LaterError) Error() string { return e.Err.Error() }
-
-func (e *LaterError) Unwrap() error { return e.Err }
-
-// Later marks err as temporary.
-func Later(after time.Duration, err error) error { return &LaterError{After: after, Err: err} }
-
-// Overloaded marks err as temporary, and as a failure of a dependency: either the
-// message or the dependency is at fault.
-func Overloaded(dependency string, after time.Duration, err error) error {
-	return &LaterError{After: after, Err: err, Dependency: dependency}
-}
-
-// Pending marks err as a preliminary answer: another system has accepted the request,
-// and its outcome will be known later. The message is parked and never stopped for it.
-func Pending(after time.Duration, err error) error {
-	return &LaterError{After: after, Err: err, Pending: true}
-}
-
-// EarlyError reports that a message depends on another one that has not been applied
-// yet, such as the creation of its user. The message is parked and blocks later
-// messages of its key, until a message with its key is applied on one of the topics
-// or consumer.await_timeout is over. A handler that can do without the other message
-// then checks Meta.Overdue; otherwise the error is an ordinary failure.
-type EarlyError struct {
-	// Topics are those that may carry the other message.
-	Topics []string
-	Err    error
-}
-
-func (e *EarlyError) Error() string {
-	return e.Err.Error() + "; awaiting " + strings.Join(e.Topics, " or ")
-}
-
-func (e *EarlyError) Unwrap() error { return e.Err }
-
-// Await marks err as the consequence of a message that is missing on one of topics.
-func Await(err error, topics ...string) error { return &EarlyError{Topics: topics, Err: err} }
 
 // UnavailableError reports that an effect could not be attempted, or that its outcome
 // is unknown, because a dependency is unavailable. Consumers that need the dependency

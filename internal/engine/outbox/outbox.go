@@ -102,9 +102,9 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	return r.insert(ctx, tx)
 }
 
-// Pending returns which of keys have a message on topic in the outbox. No index has the
+// Unpublished returns which of keys have a message on topic in the outbox. No index has the
 // keys, so it reads the whole outbox: call it for many keys, and rarely.
-func Pending(ctx context.Context, db postgres.Querier, topic string, keys []string) ([]string, error) {
+func Unpublished(ctx context.Context, db postgres.Querier, topic string, keys []string) ([]string, error) {
 	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
 		`SELECT DISTINCT key FROM outbox WHERE topic = $1 AND key = ANY($2)`, topic, postgres.Column(keys, event.Text))
 	if err != nil {
