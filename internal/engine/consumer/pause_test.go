@@ -113,6 +113,23 @@ func TestATopicIsStalledIfAnotherConsumerFoundItsDependencyUnavailable(t *testin
 	}
 }
 
+// While a topic is stalled, its messages may be inside a broker, where nobody sees them.
+func TestEveryMessageOfAStalledTopicIsUndelivered(t *testing.T) {
+	t.Parallel()
+
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.On(router, "writer", write) })
+
+	if _, err := r.router.Pause(t.Context(), "writer", 0, activity.Actor{Who: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "the topic is stalled", func() bool { return r.router.Stalled("notes") != "" })
+
+	if got, err := consumer.NewUndelivered(r.router)(t.Context(), "notes", []string{"a", "b"}); err != nil || len(got) != 2 {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
 // If the outbox cannot be searched in time, all its keys count as undelivered.
 func TestAMessageIsUndeliveredUnlessTheOutboxSaysOtherwise(t *testing.T) {
 	t.Parallel()

@@ -126,9 +126,14 @@ func NewStalled(r *Router) event.Stalled { return r.Stalled }
 const outboxTimeout = time.Second
 
 // NewUndelivered returns a function that looks for messages in the outbox and among the
-// failed messages. If the outbox is too long to search, all keys count as undelivered.
+// failed messages. All keys count as undelivered while the topic is stalled, because a
+// message may be inside a broker, and if the outbox is too long to search.
 func NewUndelivered(r *Router) event.Undelivered {
 	return func(ctx context.Context, topic string, keys []string) ([]string, error) {
+		if r.Stalled(topic) != "" {
+			return keys, nil
+		}
+
 		consumers := r.consumersOf([]string{topic})
 
 		failed, err := r.failed.Unresolved(ctx, consumers, consumers, keys)
