@@ -187,7 +187,7 @@ func decode(k *koanf.Koanf, cfg *Config) error {
 // named returns the errors of decoding, each with the key, the value and what was
 // expected.
 func named(err error) error {
-	if all, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // takes the error apart
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
 		return errors.Join(postgres.Column(all.Unwrap(), named)...)
 	}
 
