@@ -140,7 +140,7 @@ func (p *publisher) add(line int, payload []byte) error {
 	if err != nil {
 		p.result.Rejected = append(p.result.Rejected, rejection{Line: line, Error: err.Error()})
 
-		return nil
+		return nil //nolint:nilerr // the result reports it
 	}
 
 	p.pending = append(p.pending, m)

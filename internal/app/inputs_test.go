@@ -200,5 +200,4 @@ func TestTheAPIRefusesWhatCannotBeStored(t *testing.T) {
 			}
 		}
 	}
-
 }

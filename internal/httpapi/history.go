@@ -26,8 +26,8 @@ type ActivityFilter struct {
 	Action  string     `query:"action" enum:"paused,resumed,edited,requeued,reopened,discarded,retried,skipped,repaired,erased"`
 	Subject string     `query:"subject" maxLength:"2500" doc:"Only actions on this consumer, user or key."`
 	Who     string     `query:"who" maxLength:"100" doc:"Only actions of this operator."`
-	Since   event.Time `query:"since" doc:"Only actions at this time or later."`
-	Until   event.Time `query:"until" doc:"Only actions before this time."`
+	Since   event.Time `query:"since" example:"2026-01-31T12:00:00Z" doc:"Only actions at this time or later."`
+	Until   event.Time `query:"until" example:"2026-02-01T12:00:00Z" doc:"Only actions before this time."`
 }
 
 // registerHistory adds the operations on past messages, events and actions.

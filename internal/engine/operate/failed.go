@@ -25,8 +25,8 @@ type Selection struct {
 	Reason    string     `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic,pending,early"`
 	Key       string     `query:"key" json:"key,omitempty" maxLength:"2000"`
 	MessageID string     `query:"message_id" json:"message_id,omitempty" format:"uuid"`
-	Since     event.Time `query:"since" json:"since,omitzero" doc:"Only messages that failed at this time or later."`
-	Until     event.Time `query:"until" json:"until,omitzero" doc:"Only messages that failed before this time."`
+	Since     event.Time `query:"since" json:"since,omitzero" example:"2026-01-31T12:00:00Z" doc:"Only messages that failed at this time or later."`
+	Until     event.Time `query:"until" json:"until,omitzero" example:"2026-02-01T12:00:00Z" doc:"Only messages that failed before this time."`
 }
 
 // anyState selects messages in all states.
