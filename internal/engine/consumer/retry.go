@@ -153,7 +153,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 			return finished
 		}
 
-		if err != nil || ctx.Err() != nil || head.ID == last || head.Behind || !r.gate.enter() {
+		if errors.Join(err, ctx.Err()) != nil || head.ID == last || head.Behind || !r.gate.enter() {
 			r.postpone(ctx, key, 0)
 
 			return finished

@@ -146,7 +146,7 @@ func NewUndelivered(r *Router) event.Undelivered {
 
 		unpublished, err := outbox.Unpublished(briefly, r.pool, topic, keys)
 		if err != nil && briefly.Err() != nil && ctx.Err() == nil {
-			return keys, nil //nolint:nilerr // Postgres is available, but the answer takes long
+			return keys, nil // Postgres is available, but the answer takes long
 		}
 
 		return append(failed, unpublished...), err

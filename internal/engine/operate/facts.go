@@ -290,7 +290,7 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 	return list
 }
 
-func (c Counts) troubles() (list []health.Trouble) {
+func (c *Counts) troubles() (list []health.Trouble) {
 	add := func(kind, name string, since *time.Time, reason, remedy string) {
 		list = append(list, health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy})
 	}

@@ -55,7 +55,7 @@ func IsAway(err error) bool {
 
 	server, answered := errors.AsType[*pgconn.PgError](err)
 
-	return IsUnavailable(err) && !(answered && server.Code == insufficientPrivilege)
+	return IsUnavailable(err) && (!answered || server.Code != insufficientPrivilege)
 }
 
 // insufficientPrivilege is the SQLSTATE of a statement that the role may not run.
