@@ -154,35 +154,3 @@ func TestTheServiceFollowsAFailover(t *testing.T) {
 		return pgtest.Value[int](t, replica, `SELECT count(*) FROM orders WHERE id = 'd' AND status = 'completed'`) == 1
 	})
 }
-
-// The host of the primary disappears without closing connections, and its address moves
-// to another one.
-func TestConnectionsToAHostThatIsGoneDoNotHoldUpWork(t *testing.T) {
-	t.Parallel()
-
-	address := pgtest.URL(t)
-	proxy := pgtest.NewProxy(t, address)
-	s := apptest.New(t, proxy.URL)
-	s.Run()
-	s.Seed()
-
-	// Several connections in the pool.
-	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
-		place(s, id)
-	}
-
-	s.WaitForOrder("f", "completed")
-	s.WaitUntilIdle()
-	proxy.Swallow()
-
-	admin := connect(t, address)
-	soon(t, "the service is ready", func() bool {
-		status, _ := readiness(t, s.HTTPAddr())
-
-		return status == http.StatusOK
-	})
-	place(s, "g")
-	soon(t, "the order is completed", func() bool {
-		return pgtest.Value[int](t, admin, `SELECT count(*) FROM orders WHERE id = 'g' AND status = 'completed'`) == 1
-	})
-}

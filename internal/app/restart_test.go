@@ -96,7 +96,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 		status, troubles := readiness(t, cfg.HTTP.Addr)
 
 		return status == http.StatusServiceUnavailable && troubles["rabbitmq"].Level == health.Unready &&
-			troubles["notification.send"].Because == "rabbitmq" && troubles["kafka"].Name == "" && troubles["account.legacy"].Name == ""
+			troubles["notification.route"].Because == "rabbitmq" && troubles["kafka"].Name == "" && troubles["account.legacy"].Name == ""
 	})
 
 	rabbit.Do("start")
