@@ -2,14 +2,12 @@ package pgtest
 
 import (
 	"context"
-	"io"
 	"net"
 	"net/url"
 	"os"
 	osexec "os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 )
 
@@ -158,92 +156,4 @@ func freePort(tb testing.TB) string {
 	_, port, _ := net.SplitHostPort(listener.Addr().String())
 
 	return port
-}
-
-// Proxy forwards connections to a server, like the address that a failover moves.
-type Proxy struct {
-	// URL is that of the server, by the proxy.
-	URL string
-
-	target string
-
-	mu sync.Mutex
-	// swallow is closed to end the present connections on the side of the server.
-	swallow chan struct{}
-}
-
-// NewProxy starts a proxy for the server at address.
-func NewProxy(tb testing.TB, address string) *Proxy {
-	tb.Helper()
-
-	server, err := url.Parse(address)
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-
-	tb.Cleanup(func() { _ = listener.Close() })
-
-	p := &Proxy{target: server.Host, swallow: make(chan struct{})}
-	server.Host = listener.Addr().String()
-	p.URL = server.String()
-
-	go func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-
-			go p.serve(client)
-		}
-	}()
-
-	return p
-}
-
-// Swallow makes the present connections hang, as if their host had disappeared. New
-// ones work.
-func (p *Proxy) Swallow() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	close(p.swallow)
-	p.swallow = make(chan struct{})
-}
-
-func (p *Proxy) serve(client net.Conn) {
-	defer client.Close()
-
-	p.mu.Lock()
-	target, swallow := p.target, p.swallow
-	p.mu.Unlock()
-
-	server, err := net.Dial("tcp", target)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-
-	ended := make(chan struct{}, 2)
-
-	for to, from := range map[net.Conn]net.Conn{server: client, client: server} {
-		go func() {
-			_, _ = io.Copy(to, from)
-			ended <- struct{}{}
-		}()
-	}
-
-	select {
-	case <-ended:
-	case <-swallow:
-		_ = server.Close()
-		<-ended // the copy to the client
-
-		_, _ = io.Copy(io.Discard, client)
-	}
 }
