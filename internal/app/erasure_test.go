@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -290,8 +288,11 @@ func erase(t *testing.T, s *apptest.Service) {
 		t.Fatalf("dry run: %+v, %v", would, err)
 	}
 
+	// The running service writes the times of its projections and of its clock.
+	running := []string{"projections", "expiry_cursor"}
+
 	for table, rows := range dump(s) {
-		if table != "projections" && fmt.Sprint(rows) != fmt.Sprint(before[table]) {
+		if !slices.Contains(running, table) && fmt.Sprint(rows) != fmt.Sprint(before[table]) {
 			t.Errorf("the dry run changed %s", table)
 		}
 	}
@@ -380,15 +381,9 @@ func answers(t *testing.T, s *apptest.Service) {
 	}
 
 	for _, path := range paths {
-		response, err := http.Get("http://" + s.HTTPAddr() + "/api/v1" + path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, body := page(t, s, "/api/v1"+path)
 
-		body, _ := io.ReadAll(response.Body)
-		_ = response.Body.Close()
-
-		if found := traces(string(body)); len(found) > 0 {
+		if found := traces(body); len(found) > 0 {
 			t.Errorf("%s says %v: %.500s", path, found, body)
 		}
 	}
