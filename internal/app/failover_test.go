@@ -33,7 +33,7 @@ func soon(t *testing.T, what string, condition func() bool) {
 
 const anOrder = `{"order":{"id":"%","product_id":"product_1","quantity":1,"total_amount":9.99}}`
 
-// order publishes an order.
+// place publishes an order.
 func place(s *apptest.Service, id string) {
 	s.Publish("orders.created", strings.ReplaceAll(anOrder, "%", id))
 }
@@ -58,8 +58,7 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	address := pgtest.URL(t)
 	admin := connect(t, address)
 	name := pgtest.Value[string](t, admin, `SELECT current_database()::text`)
-	addr := "127.0.0.1:0"
-	s := apptest.New(t, address, func(c *config.Config) { c.HTTP.Addr = addr })
+	s := apptest.New(t, address)
 	s.Run()
 	s.Seed()
 	place(s, "before")
@@ -69,19 +68,17 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
-		t.Fatal(err)
-	}
+	pgtest.KillBackends(t, admin)
 
 	// The message is there; nobody can apply it.
 	pgtest.Eventually(t, "the service is not ready and says why", func() bool {
-		status, checks := readiness(t, s.HTTPAddr())
+		status, checks := readiness(t, s)
 
 		return status == http.StatusServiceUnavailable && strings.Contains(checks["postgres"].Reason, "takes no writes")
 	})
 
 	for range 20 {
-		if status, checks := readiness(t, s.HTTPAddr()); status != http.StatusServiceUnavailable {
+		if status, checks := readiness(t, s); status != http.StatusServiceUnavailable {
 			t.Fatalf("ready while nothing can be applied: %v", checks)
 		}
 	}
@@ -91,7 +88,7 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	}
 
 	soon(t, "the service is ready", func() bool {
-		status, _ := readiness(t, s.HTTPAddr())
+		status, _ := readiness(t, s)
 
 		return status == http.StatusOK
 	})
@@ -145,7 +142,7 @@ func TestTheServiceFollowsAFailover(t *testing.T) {
 	}
 
 	soon(t, "the service is ready", func() bool {
-		status, _ := readiness(t, s.HTTPAddr())
+		status, _ := readiness(t, s)
 
 		return status == http.StatusOK
 	})

@@ -1,9 +1,6 @@
 package app_test
 
 import (
-	"context"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +15,6 @@ import (
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/order"
 	"github.com/millracehq/millrace/internal/test/apptest"
-	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -199,29 +195,14 @@ func TestGuideDeadLetters(t *testing.T) {
 func TestGuideMonitoring(t *testing.T) {
 	t.Parallel()
 
-	addr := "127.0.0.1:" + brokertest.FreePort(t)
-	s := apptest.Start(t, func(c *config.Config) { c.HTTP.Addr = addr })
+	s := apptest.Start(t)
 	s.Publish("user.created", guide(t, "user.created"))
 	s.Messages("notifications", 1)
 
-	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+addr+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, text := page(t, s, "/metrics")
 
 	for _, line := range []string{`millrace_outbox_published_total{topic="notifications"} 1`, "millrace_outbox_oldest_age_seconds", `millrace_handle_seconds_count{consumer="account.create"} 1`} {
-		if !strings.Contains(string(text), line) {
+		if !strings.Contains(text, line) {
 			t.Errorf("/metrics lacks %s: %s", line, text)
 		}
 	}

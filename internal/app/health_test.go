@@ -3,12 +3,10 @@ package app_test
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/activity"
@@ -21,14 +19,16 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// page requests a page of the service's listener.
-func page(t *testing.T, s *apptest.Service, path string) (code int, body string) {
+// fetch sends a request to the service's listener.
+func fetch(t *testing.T, s *apptest.Service, method, path, body string, headers http.Header) (code int, answer string) {
 	t.Helper()
 
-	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+s.HTTPAddr()+path, nil)
+	request, err := http.NewRequestWithContext(context.Background(), method, "http://"+s.HTTPAddr()+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
+
+	maps.Copy(request.Header, headers)
 
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
@@ -42,6 +42,13 @@ func page(t *testing.T, s *apptest.Service, path string) (code int, body string)
 	}
 
 	return response.StatusCode, string(text)
+}
+
+// page requests a page of the service's listener.
+func page(t *testing.T, s *apptest.Service, path string) (code int, body string) {
+	t.Helper()
+
+	return fetch(t, s, http.MethodGet, path, "", nil)
 }
 
 // expected is how one trouble is reported.
@@ -59,7 +66,7 @@ type expected struct {
 func reported(t *testing.T, s *apptest.Service, want expected) {
 	t.Helper()
 	pgtest.Eventually(t, "/readyz names "+want.name, func() bool {
-		code, troubles := readiness(t, s.HTTPAddr())
+		code, troubles := readiness(t, s)
 		got := troubles[want.name]
 
 		return code == want.code && got.Level == want.level && strings.Contains(got.Reason, want.reason) &&
@@ -92,10 +99,9 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 	by := activity.Actor{Who: "ann", Why: "fixing the import"}
 
 	for name, c := range map[string]struct {
-		configure func(*config.Config)
-		begin     func(*testing.T, *apptest.Service)
-		want      []expected
-		end       func(*testing.T, *apptest.Service)
+		begin func(*testing.T, *apptest.Service)
+		want  expected
+		end   func(*testing.T, *apptest.Service)
 	}{
 		"a pause": {
 			begin: func(t *testing.T, s *apptest.Service) {
@@ -105,7 +111,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want: []expected{{"account.create", 200, health.Degraded, "paused by ann: fixing the import", "millrace consumers resume account.create", ""}},
+			want: expected{"account.create", 200, health.Degraded, "paused by ann: fixing the import", "millrace consumers resume account.create", ""},
 			end: func(t *testing.T, s *apptest.Service) {
 				t.Helper()
 
@@ -120,7 +126,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 				alter(t, s, `ALTER TABLE users RENAME TO elsewhere`)
 				s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
 			},
-			want: []expected{{"projections", 200, health.Degraded, `relation "users" does not exist`, "millrace migrate up", ""}},
+			want: expected{"projections", 200, health.Degraded, `relation "users" does not exist`, "millrace migrate up", ""},
 			end: func(t *testing.T, s *apptest.Service) {
 				t.Helper()
 				alter(t, s, `ALTER TABLE elsewhere RENAME TO users`)
@@ -131,7 +137,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 				t.Helper()
 				alter(t, s, `ALTER TABLE expiry_cursor RENAME TO elsewhere`)
 			},
-			want: []expected{{"expiry of unpaid orders", 200, health.Degraded, "expiry_cursor", "millrace migrate up", ""}},
+			want: expected{"expiry of unpaid orders", 200, health.Degraded, "expiry_cursor", "millrace migrate up", ""},
 			end: func(t *testing.T, s *apptest.Service) {
 				t.Helper()
 				alter(t, s, `ALTER TABLE elsewhere RENAME TO expiry_cursor`)
@@ -143,7 +149,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 				s.ExpectFailures()
 				s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
 			},
-			want: []expected{{"stopped messages", 200, health.Degraded, "1 messages are stopped", "millrace failed groups", ""}},
+			want: expected{"stopped messages", 200, health.Degraded, "1 messages are stopped", "millrace failed groups", ""},
 			end:  func(t *testing.T, s *apptest.Service) { t.Helper(); alter(t, s, `DELETE FROM failed_messages`) },
 		},
 	} {
@@ -154,10 +160,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 			recovered(t, s)
 			c.begin(t, s)
 
-			for _, want := range c.want {
-				reported(t, s, want)
-			}
-
+			reported(t, s, c.want)
 			c.end(t, s)
 			recovered(t, s)
 		})
@@ -176,28 +179,8 @@ func TestWithoutPostgresTheServiceIsNotReadyAndNamesEveryConsumer(t *testing.T) 
 	t.Parallel()
 
 	s := apptest.Start(t)
-	name := apptest.Value[string](s, `SELECT current_database()::text`)
-
-	admin, err := pgx.Connect(t.Context(), os.Getenv("MILLRACE_TEST_DATABASE_URL"))
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	allow := func(allowed string) {
-		if _, err := admin.Exec(context.Background(), `ALTER DATABASE `+name+` ALLOW_CONNECTIONS `+allowed); err != nil {
-			t.Fatal(err)
-		}
-	}
-
-	t.Cleanup(func() { _ = admin.Close(context.Background()) })
-	t.Cleanup(func() { allow("true") })
-
 	recovered(t, s)
-	allow("false")
-
-	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, name); err != nil {
-		t.Fatal(err)
-	}
+	allow := cutOff(t, s)
 
 	reported(t, s, expected{"postgres", 503, health.Unready, "unavailable: ", "postgres", ""})
 	reported(t, s, expected{"relay", 503, health.Unready, "makes no progress: ", "postgres", ""})
@@ -206,7 +189,7 @@ func TestWithoutPostgresTheServiceIsNotReadyAndNamesEveryConsumer(t *testing.T) 
 		reported(t, s, expected{c.Consumer, 503, health.Unready, "waits for postgres", "see the dependency", "postgres"})
 	}
 
-	allow("true")
+	allow()
 	recovered(t, s)
 }
 

@@ -3,7 +3,6 @@ package app_test
 import (
 	"encoding/base64"
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -143,26 +142,9 @@ func TestTheAPIRefusesWhatCannotBeStored(t *testing.T) {
 	send := func(in input) (int, string) {
 		t.Helper()
 
-		request, err := http.NewRequestWithContext(t.Context(), in.method, "http://"+s.HTTPAddr()+"/api/v1"+in.path, strings.NewReader(in.body))
-		if err != nil {
-			t.Fatal(err)
-		}
+		in.headers.Set("Content-Type", "application/json")
 
-		request.Header = in.headers
-		request.Header.Set("Content-Type", "application/json")
-
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-
-		answer, err := io.ReadAll(response.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		return response.StatusCode, string(answer)
+		return fetch(t, s, in.method, "/api/v1"+in.path, in.body, in.headers)
 	}
 
 	encoded := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/millracehq/millrace/internal/config"
-	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/shop/payment"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/paymenttest"
@@ -27,8 +26,8 @@ func transaction(s *apptest.Service, order string) string {
 	return apptest.Value[string](s, `SELECT intent_id FROM stripe_intents WHERE order_id = $1`, order)
 }
 
-// topicsOf returns on which topics messages about an order were published, of those
-// that others listen to.
+// told returns on which topics, of those that others listen to, messages about an order
+// were published.
 func told(s *apptest.Service, order string) (topics []string) {
 	for _, topic := range []string{
 		"orders.completed", "orders.rejected", "orders.expired", "orders.cancelled", "payments.refunded", "payments.refund.failed",
@@ -92,7 +91,7 @@ func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
 				t.Errorf("others were told %v", got)
 			}
 
-			if !slices.ContainsFunc(s.Dependencies.States(), func(d breaker.State) bool { return d.Name == payment.Dependency && d.Up }) {
+			if !s.Dependencies.Get(payment.Dependency).State().Up {
 				t.Errorf("the gateway is not available: %+v", s.Dependencies.States())
 			}
 

@@ -2,8 +2,6 @@ package app_test
 
 import (
 	"encoding/json"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -14,29 +12,15 @@ import (
 func ask(t *testing.T, s *apptest.Service, path string) (status int, body, next string) {
 	t.Helper()
 
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.HTTPAddr()+"/api/v1"+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	status, body = page(t, s, "/api/v1"+path)
 
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-
-	data, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	var page struct {
+	var list struct {
 		Next string `json:"next"`
 	}
 
-	_ = json.Unmarshal(data, &page) // not all responses have a next page
+	_ = json.Unmarshal([]byte(body), &list) // not all responses have a next page
 
-	return response.StatusCode, string(data), page.Next
+	return status, body, list.Next
 }
 
 func TestTheAPIServesTheShop(t *testing.T) {

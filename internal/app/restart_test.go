@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -17,22 +16,13 @@ import (
 )
 
 // readiness requests /readyz. It returns the troubles by name.
-func readiness(t *testing.T, addr string) (status int, troubles map[string]health.Trouble) {
+func readiness(t *testing.T, s *apptest.Service) (status int, troubles map[string]health.Trouble) {
 	t.Helper()
 
-	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+addr+"/readyz", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
+	status, body := page(t, s, "/readyz")
 
 	var answer struct{ Troubles []health.Trouble }
-	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+	if err := json.Unmarshal([]byte(body), &answer); err != nil {
 		t.Fatal(err)
 	}
 
@@ -41,7 +31,7 @@ func readiness(t *testing.T, addr string) (status int, troubles map[string]healt
 		troubles[trouble.Name] = trouble
 	}
 
-	return response.StatusCode, troubles
+	return status, troubles
 }
 
 // "Restart" in the name excludes the test from the race detector, because
@@ -93,7 +83,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	}
 
 	pgtest.Eventually(t, "readyz names the broker and the consumer that needs it, and no other", func() bool {
-		status, troubles := readiness(t, cfg.HTTP.Addr)
+		status, troubles := readiness(t, s)
 
 		return status == http.StatusServiceUnavailable && troubles["rabbitmq"].Level == health.Unready &&
 			troubles["notification.route"].Because == "rabbitmq" && troubles["kafka"].Name == "" && troubles["account.legacy"].Name == ""

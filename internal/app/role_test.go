@@ -57,16 +57,8 @@ func newRoles(t *testing.T) *roles {
 	names := strings.NewReplacer("millrace_owner", r.name+"_owner", "millrace_service", r.name+"_service", "DATABASE millrace", "DATABASE "+r.name)
 
 	t.Cleanup(func() {
-		conn, err := pgx.Connect(context.Background(), server)
-		if err != nil {
-			t.Error(err)
-
-			return
-		}
-		defer conn.Close(context.Background())
-
 		for _, sql := range []string{`DROP DATABASE IF EXISTS ` + r.name + ` WITH (FORCE)`, `DROP ROLE IF EXISTS ` + r.name + `_owner, ` + r.name + `_service`} {
-			if _, err := conn.Exec(context.Background(), sql); err != nil {
+			if _, err := r.admin.Exec(context.Background(), sql); err != nil {
 				t.Error(err)
 			}
 		}
@@ -101,8 +93,8 @@ func (r *roles) exec(t *testing.T, conn *pgx.Conn, sql string) {
 	}
 }
 
-// asOwner runs fn with a service of the owner's, as `millrace migrate` and `millrace
-// upkeep` do.
+// asOwner returns a service that connects as the owner, as `millrace migrate` and
+// `millrace upkeep` do.
 func (r *roles) asOwner(t *testing.T) *apptest.Service {
 	t.Helper()
 

@@ -61,15 +61,7 @@ func TestNoSecretIsKeptOrShown(t *testing.T) {
 	}
 
 	for _, path := range []string{"/statusz", "/readyz", "/api/v1/failed?limit=100", "/api/v1/failed/groups", "/api/v1/waiting", "/api/v1/consumers"} {
-		response, err := http.Get("http://" + s.HTTPAddr() + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		body, _ := io.ReadAll(response.Body)
-		_ = response.Body.Close()
-
-		texts[path] = string(body)
+		_, texts[path] = page(t, s, path)
 	}
 
 	for _, where := range []string{"the failed messages", "/statusz"} {

@@ -1,10 +1,8 @@
 package app_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -85,29 +83,12 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	post := func(consumer, body string) (int, operate.PauseOutcome, string) {
 		t.Helper()
 
-		request, err := http.NewRequestWithContext(context.Background(), http.MethodPost,
-			"http://"+s.HTTPAddr()+"/api/v1/consumers/"+consumer+"/pause", strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		request.Header.Set("Content-Type", "application/json")
-
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-
-		text, err := io.ReadAll(response.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		code, text := fetch(t, s, http.MethodPost, "/api/v1/consumers/"+consumer+"/pause", body, http.Header{"Content-Type": {"application/json"}})
 
 		var outcome operate.PauseOutcome
-		_ = json.Unmarshal(text, &outcome)
+		_ = json.Unmarshal([]byte(text), &outcome)
 
-		return response.StatusCode, outcome, string(text)
+		return code, outcome, text
 	}
 
 	const (

@@ -2,13 +2,9 @@ package app_test
 
 import (
 	"context"
-	"os"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/millracehq/millrace/internal/engine/activity"
-	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -16,40 +12,38 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestAnIdleServiceNoticesThatPostgresIsUnavailable(t *testing.T) {
-	t.Parallel()
+// cutOff refuses new connections to the service's database and ends the present ones.
+// allow, which also runs when the test ends, reverts that.
+func cutOff(t *testing.T, s *apptest.Service) (allow func()) {
+	t.Helper()
 
-	s := apptest.Start(t)
-	name := apptest.Value[string](s, `SELECT current_database()::text`)
-
-	admin, err := pgx.Connect(t.Context(), os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	address, err := pgtest.Setting("MILLRACE_TEST_DATABASE_URL")
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	allow := func(allowed string) {
-		if _, err := admin.Exec(context.Background(), `ALTER DATABASE `+name+` ALLOW_CONNECTIONS `+allowed); err != nil {
+	name, admin := apptest.Value[string](s, `SELECT current_database()::text`), connect(t, address)
+	exec := func(sql string, args ...any) {
+		if _, err := admin.Exec(context.Background(), sql, args...); err != nil {
 			t.Fatal(err)
 		}
 	}
-	state := func() (found breaker.State) {
-		for _, d := range s.Dependencies.States() {
-			if d.Name == postgres.Dependency {
-				found = d
-			}
-		}
+	allow = func() { exec(`ALTER DATABASE ` + name + ` ALLOW_CONNECTIONS true`) }
 
-		return found
-	}
+	t.Cleanup(allow)
 
-	t.Cleanup(func() { _ = admin.Close(context.Background()) })
-	t.Cleanup(func() { allow("true") })
+	exec(`ALTER DATABASE ` + name + ` ALLOW_CONNECTIONS false`)
+	exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, name)
 
-	allow("false")
+	return allow
+}
 
-	if _, err := admin.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1`, name); err != nil {
-		t.Fatal(err)
-	}
+func TestAnIdleServiceNoticesThatPostgresIsUnavailable(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	state := s.Dependencies.Get(postgres.Dependency).State
+	allow := cutOff(t, s)
 
 	pgtest.Eventually(t, "the state says since when and why postgres is unavailable", func() bool {
 		now := state()
@@ -57,7 +51,7 @@ func TestAnIdleServiceNoticesThatPostgresIsUnavailable(t *testing.T) {
 		return !now.Up && now.Since != nil && now.Why != ""
 	})
 
-	allow("true")
+	allow()
 	pgtest.Eventually(t, "the state says that postgres is up", func() bool { return state().Up })
 }
 

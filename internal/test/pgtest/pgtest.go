@@ -90,10 +90,10 @@ func create(tb testing.TB, source string) string {
 
 // KillBackends closes all other connections to the database of pool, like a server
 // crash.
-func KillBackends(tb testing.TB, pool *pgxpool.Pool) {
+func KillBackends(tb testing.TB, db postgres.Execer) {
 	tb.Helper()
 
-	_, err := pool.Exec(context.Background(), `
+	_, err := db.Exec(context.Background(), `
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 		WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 	if err != nil {
