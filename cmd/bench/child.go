@@ -107,8 +107,6 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 
 	router.AddMiddleware(middleware.Retry{MaxRetries: 3, InitialInterval: 10 * time.Millisecond, Multiplier: 2}.Middleware, middleware.Recoverer)
 
-	payments := payment.NewSimulated()
-	process := fulfilment.NewProcess(fulfilment.DefaultConfig(), order.NewService(pool), inventory.NewService(pool), payments, nil)
 	add := func(consumer, topic string, handle naiveHandler) {
 		subscriber, err := conn.Subscriber(topic)
 		if err != nil {
@@ -131,7 +129,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 		})
 	}
 
-	addOrders(process, add)
+	addOrders(pool, add)
 	addDomains(cfg, pool, logger, add)
 
 	// Both maintain the tables of users.
@@ -146,7 +144,9 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 }
 
 // addOrders adds the handlers of the order process.
-func addOrders(process *fulfilment.Process, add func(consumer, topic string, handle naiveHandler)) {
+func addOrders(pool *pgxpool.Pool, add func(consumer, topic string, handle naiveHandler)) {
+	process := fulfilment.NewProcess(fulfilment.DefaultConfig(), order.NewService(pool), inventory.NewService(pool), payment.NewSimulated(), nil)
+
 	add("fulfilment.place", fulfilment.TopicOrderCreated, func(ctx context.Context, tx pgx.Tx, msg *message.Message) ([]event.Outgoing, error) {
 		e, err := decode[fulfilment.OrderCreated](msg)
 

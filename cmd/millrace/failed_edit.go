@@ -154,24 +154,18 @@ func (c *call) editIn(payload []byte, save func([]byte) error) error {
 		shown = string(payload)
 	}
 
-	// Editors leave copies next to the file, so it has a directory of its own.
-	dir, err := os.MkdirTemp("", "millrace-failed-*")
+	draft, err := newDraft(shown)
 	if err != nil {
-		return fmt.Errorf("creating the draft: %w", err)
+		return err
 	}
 
-	draft := filepath.Join(dir, "draft.json")
 	keep := false
 
 	defer func() {
 		if !keep {
-			_ = os.RemoveAll(dir)
+			_ = os.RemoveAll(filepath.Dir(draft))
 		}
 	}()
-
-	if err := os.WriteFile(draft, []byte(shown), 0o600); err != nil {
-		return fmt.Errorf("writing the draft: %w", err)
-	}
 
 	kept := func(err error) error {
 		keep = true
@@ -212,6 +206,22 @@ func (c *call) editIn(payload []byte, save func([]byte) error) error {
 			return kept(fmt.Errorf("not saved: %w", err))
 		}
 	}
+}
+
+// newDraft returns the name of a new file with the text. Editors leave copies next to
+// it, so it has a directory of its own.
+func newDraft(text string) (name string, err error) {
+	dir, err := os.MkdirTemp("", "millrace-failed-*")
+	if err != nil {
+		return "", fmt.Errorf("creating the draft: %w", err)
+	}
+
+	name = filepath.Join(dir, "draft.json")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		return "", errors.Join(fmt.Errorf("writing the draft: %w", err), os.RemoveAll(dir))
+	}
+
+	return name, nil
 }
 
 // compact removes the indentation of JSON. From other text it removes the final

@@ -270,14 +270,14 @@ func (e engine) getEntry(ctx context.Context, in *struct {
 
 // entry responds with a failed message, after changing it if change is not nil. The
 // conditions are checked before the change.
-func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) (failed.Entry, error)) (*entryOutput, error) {
+func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) error) (*entryOutput, error) {
 	found, err := e.Exported(ctx, id)
 	if err == nil {
 		err = conditions.check(found)
 	}
 
 	if err == nil && change != nil {
-		if _, err = change(found.Entry); err == nil {
+		if err = change(found.Entry); err == nil {
 			found, err = e.Exported(ctx, id)
 		}
 	}
@@ -301,10 +301,12 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 		return nil, err
 	}
 
-	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
+	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
 		edit := failed.Edit{Revision: found.Revision, Payload: payload, NewKey: in.Body.NewKey}
 
-		return e.Failed.Edit(ctx, in.ID, edit, in.actor(in.Body.Why), e.Router.Check)
+		_, err := e.Failed.Edit(ctx, in.ID, edit, in.actor(in.Body.Why), e.Router.Check)
+
+		return err
 	})
 }
 
@@ -348,8 +350,8 @@ func (e engine) requeueEntry(ctx context.Context, in *struct {
 ) (*entryOutput, error) {
 	by := in.actor(in.Body.Why)
 
-	out, err := e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
-		return e.ActOnOne(ctx, found, func(f failed.Filter) (failed.Outcome, error) {
+	out, err := e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
+		return e.ActOnOne(found, func(f failed.Filter) (failed.Outcome, error) {
 			return e.Failed.Requeue(ctx, f, by, in.Body.pace(failed.Pace{}), e.Router.Check)
 		})
 	})
@@ -364,8 +366,8 @@ func (e engine) discardEntry(ctx context.Context, in *struct {
 	Body ReasonBody
 },
 ) (*entryOutput, error) {
-	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) (failed.Entry, error) {
-		return e.ActOnOne(ctx, found, func(f failed.Filter) (failed.Outcome, error) {
+	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
+		return e.ActOnOne(found, func(f failed.Filter) (failed.Outcome, error) {
 			return e.Failed.Discard(ctx, f, in.actor(in.Body.Why), failed.Pace{})
 		})
 	})

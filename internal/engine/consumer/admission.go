@@ -73,7 +73,7 @@ func (a *admission[P]) answer(ctx context.Context, units []*unit[event.Event[P]]
 	}
 
 	fresh, index, conflicts, err := a.fresh(units, verdicts, found, func(i int) (bool, error) {
-		if u := units[i]; !decided[i] && u.from.entry == nil {
+		if u := units[i]; !decided[i] && u.from.entry == nil && found[u.from.stored] {
 			blocked, err := a.router.failed.BlockAlone(ctx, u.from.failed(fate{}))
 			if blocked {
 				a.router.wakeAwaiting(u.from.route.Topic, keysOf(units[i:i+1]))

@@ -98,7 +98,8 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 
 // overdue reports whether a message has waited as long as it may. The time does not
 // run while the consumers of the awaited message are not running, because it may wait
-// for them, nor as long again afterwards, while they serve their backlog. It does not run either while that message is among the failed messages.
+// for them, nor as long again afterwards, while they serve their backlog. It does not
+// run while that message is among the failed messages either.
 func (r *Router) overdue(d *delivery, early *event.EarlyError) bool {
 	limit := r.cfg.AwaitTimeout
 

@@ -97,7 +97,7 @@ func (u *unit[E]) mayBeBlocked(found map[string]bool) bool {
 		return false
 	}
 
-	_, is := found[failed.StoredKey(u.from.key)]
+	_, is := found[u.from.stored]
 
 	return is
 }
@@ -113,7 +113,7 @@ func (b batches[E]) decided(ctx context.Context, db postgres.Querier, units []*u
 }
 
 func (u *unit[E]) delivery() failed.Delivery {
-	d := failed.Delivery{MessageID: u.from.id, Fingerprint: u.from.claim.Fingerprint, Key: failed.StoredKey(u.from.key), Ahead: u.from.ahead}
+	d := failed.Delivery{MessageID: u.from.id, Fingerprint: u.from.claim.Fingerprint, Key: u.from.stored, Ahead: u.from.ahead}
 	if u.from.entry != nil {
 		d.EntryID, d.Revision = u.from.entry.ID, u.from.entry.Revision
 	}
@@ -126,7 +126,7 @@ func claimsOf[E any](units []*unit[E]) []inbox.Entry {
 }
 
 func keysOf[E any](units []*unit[E]) []string {
-	return postgres.Column(units, func(u *unit[E]) string { return failed.StoredKey(u.from.key) })
+	return postgres.Column(units, func(u *unit[E]) string { return u.from.stored })
 }
 
 // batchHandler applies events in a transaction and returns the events to publish.
@@ -270,7 +270,7 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fr
 	fresh, index, conflicts, err := a.fresh(units, verdicts, found, func(i int) (bool, error) {
 		u := units[i]
 
-		waits := u.from.entry == nil && found[failed.StoredKey(u.from.key)]
+		waits := u.from.entry == nil && found[u.from.stored]
 		if waits {
 			stored = append(stored, u.from.failed(fate{}))
 		}

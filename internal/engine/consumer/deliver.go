@@ -47,6 +47,8 @@ type delivery struct {
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
 	key string
+	// stored is the key as the tables of failed messages have it; see failed.StoredKey.
+	stored string
 	// claim identifies the message in the inbox.
 	claim inbox.Entry
 	// apply makes one attempt. The handler sees overdue as event.Meta.Overdue.

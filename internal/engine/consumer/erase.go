@@ -245,17 +245,9 @@ func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing, texts []string
 		return done, err
 	}
 
-	var missing error
-
-	for _, domain := range r.erasers {
-		done.Rows[domain.name], err = domain.erase(ctx, tx, e.Subject, messages.About > 0 || unpublished > 0)
-
-		switch {
-		case event.KindOf(err) == event.NotFound:
-			missing = err
-		case err != nil:
-			return done, err
-		}
+	missing, err := r.eraseDomains(ctx, tx, &done, messages.About > 0 || unpublished > 0)
+	if err != nil {
+		return done, err
 	}
 
 	// A handler that held a lock may have added messages.
@@ -288,6 +280,23 @@ func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing, texts []string
 	}
 
 	return done, activity.Record(ctx, tx, e.By, activity.Action{Action: activity.Erased, Subject: e.Subject})
+}
+
+// eraseDomains erases the person in the tables of all domains and counts the rows. It
+// returns the error of a domain that does not know the person as missing.
+func (r *Router) eraseDomains(ctx context.Context, tx pgx.Tx, done *Erasure, inMessages bool) (missing, err error) {
+	for _, domain := range r.erasers {
+		done.Rows[domain.name], err = domain.erase(ctx, tx, done.Subject, inMessages)
+
+		switch {
+		case event.KindOf(err) == event.NotFound:
+			missing = err
+		case err != nil:
+			return nil, err
+		}
+	}
+
+	return missing, nil
 }
 
 // empty reports whether nothing was removed.

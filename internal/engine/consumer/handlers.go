@@ -11,6 +11,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -237,6 +238,8 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 			if d.key == "" {
 				d.key = e.ID.String() // unordered
 			}
+
+			d.stored = failed.StoredKey(d.key)
 
 			return nil
 		},

@@ -68,7 +68,9 @@ func (p *progress) down(topic string) string {
 // Stalled returns why this process does not process the messages on some of the given
 // topics, or "" if it does: a consumer is paused or waits for a dependency, or the
 // broker is unavailable.
-func (r *Router) Stalled(topics ...string) string {
+func (r *Router) Stalled(topics ...string) string { return r.stalled(r.States(), topics...) }
+
+func (r *Router) stalled(states []State, topics ...string) string {
 	var why []string
 
 	for _, topic := range topics {
@@ -77,7 +79,7 @@ func (r *Router) Stalled(topics ...string) string {
 		}
 	}
 
-	for _, s := range r.States() {
+	for _, s := range states {
 		switch {
 		case !slices.Contains(topics, s.Topic):
 		case s.Pause != nil:
@@ -94,9 +96,10 @@ func (r *Router) Stalled(topics ...string) string {
 // noteStalled records which topics are not processed now.
 func (r *Router) noteStalled() {
 	topics, _ := r.Topics()
+	states := r.States()
 
 	for _, topic := range topics {
-		if r.Stalled(topic) != "" {
+		if r.stalled(states, topic) != "" {
 			r.progress.mu.Lock()
 			r.progress.stalled[topic] = r.progress.stalled[topic].extended(time.Now())
 			r.progress.mu.Unlock()

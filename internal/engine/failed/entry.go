@@ -222,9 +222,6 @@ func get(ctx context.Context, db postgres.Querier, id int64, lock string) (Entry
 	return list[0], nil
 }
 
-// maxCount caps Count: above it, the exact number does not matter.
-const maxCount = 10_000
-
 // Count returns the number of waiting keys and stopped messages, each counted up to
 // 10,000. A key whose message waits for another system's decision is not counted,
 // because nothing has failed.
@@ -232,7 +229,7 @@ func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err erro
 	err = s.pool.QueryRow(ctx, `
 		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys k WHERE due_at IS NOT NULL AND (
 			SELECT reason FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting' ORDER BY id LIMIT 1) IS DISTINCT FROM $2 LIMIT $1) AS k),
-		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, maxCount, string(event.ReasonPending)).Scan(&waitingKeys, &stopped)
+		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, postgres.MaxCount, string(event.ReasonPending)).Scan(&waitingKeys, &stopped)
 	if err != nil {
 		return 0, 0, fmt.Errorf("counting failed messages: %w", err)
 	}

@@ -49,7 +49,8 @@ func (o Overtaken) err() error {
 const maxLastIDs = 10
 
 // Overtake records the messages that overtake stopped messages of their keys. A
-// retried message overtakes only those that arrived before it. The caller must hold the keys, see QueueKeys, and apply the messages in tx.
+// retried message overtakes only those that arrived before it. The caller must hold
+// the keys, see QueueKeys, and apply the messages in tx.
 func Overtake(ctx context.Context, tx pgx.Tx, consumer string, list []Delivery) error {
 	_, err := tx.Exec(ctx, `
 		INSERT INTO overtaking_messages AS o (consumer, key, after_id, messages, last_ids, last_at)

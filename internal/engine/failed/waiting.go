@@ -78,7 +78,7 @@ func (s *Store) Wake(ctx context.Context, topic string, keys []string) (int64, e
 // Awaited returns the topics of messages that waiting keys await.
 func (s *Store) Awaited(ctx context.Context) ([]string, error) {
 	topics, err := postgres.Collect(ctx, s.pool, pgx.RowTo[string], `
-		SELECT DISTINCT unnest(awaits) FROM (SELECT awaits FROM failed_keys WHERE awaits <> '{}' AND due_at IS NOT NULL LIMIT $1) AS k`, maxCount)
+		SELECT DISTINCT unnest(awaits) FROM (SELECT awaits FROM failed_keys WHERE awaits <> '{}' AND due_at IS NOT NULL LIMIT $1) AS k`, postgres.MaxCount)
 	if err != nil {
 		return nil, fmt.Errorf("reading awaited topics: %w", err)
 	}
@@ -120,8 +120,8 @@ type Delivery struct {
 // Decided returns the indexes of deliveries that must not be applied, because they
 // might undo what an operator or a later message did. A retried message must still be
 // the first that waits for its key, unless it is tried ahead, and unchanged: an earlier
-// one may have been requeued, or the message skipped. A message that a broker delivers again must not
-// be stopped.
+// one may have been requeued, or the message skipped. A message that a broker delivers
+// again must not be stopped.
 func Decided(ctx context.Context, db postgres.Querier, consumer string, list []Delivery) (map[int]bool, error) {
 	decided, err := postgres.Map[int, bool](ctx, db, `
 		SELECT d.n - 1, true
@@ -272,8 +272,8 @@ func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration
 	return nil
 }
 
-// Renew sets the end of the lease of a key to now + lease, unless the key is due: a message
-// was requeued ahead, or the lease has expired.
+// Renew sets the end of the lease of a key to now + lease, unless the key is due: a
+// message was requeued ahead, or the lease has expired.
 func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'

@@ -60,6 +60,7 @@ func (o *Operator) consumers() []Consumer {
 // applied.
 func (o *Operator) explain(c *Consumer, r consumer.State) {
 	conn := o.Brokers.Of(r.Topic).State()
+	lost := o.monitor.unsubscribed(r.Topic)
 	set := func(state ConsumerState, since *time.Time, why string) { c.State, c.Since, c.Why = state, since, why }
 
 	switch {
@@ -71,8 +72,8 @@ func (o *Operator) explain(c *Consumer, r consumer.State) {
 		set(Connecting, &r.Since, conn.Why)
 	case !conn.Up():
 		set(Disconnected, conn.Since, conn.Why)
-	case o.monitor.unsubscribed(r.Topic) != nil:
-		set(NotSubscribed, o.monitor.unsubscribed(r.Topic), "the broker knows no subscription of the topic")
+	case lost != nil:
+		set(NotSubscribed, lost, "the broker knows no subscription of the topic")
 	case r.Pause != nil:
 		set(Paused, &r.Pause.At, r.Pause.Why)
 	case len(r.Waits) > 0:

@@ -175,23 +175,23 @@ func (o *Operator) Exported(ctx context.Context, id int64) (out failed.Exported,
 
 // ActOnOne runs an action on one stopped message, unless it has changed since e was
 // read.
-func (o *Operator) ActOnOne(ctx context.Context, e failed.Entry, act func(failed.Filter) (failed.Outcome, error)) (failed.Entry, error) {
+func (o *Operator) ActOnOne(e failed.Entry, act func(failed.Filter) (failed.Outcome, error)) error {
 	if err := e.Actable(); err != nil {
-		return e, err
+		return err
 	}
 
 	outcome, err := act(failed.Filter{IDs: []int64{e.ID}, Revision: e.Revision})
 
 	switch {
 	case err != nil:
-		return e, err
+		return err
 	case outcome.Refused > 0:
-		return e, refused(outcome.Refusals[0])
+		return refused(outcome.Refusals[0])
 	case outcome.Done == 0:
-		return e, failed.ChangedError(e.ID)
+		return failed.ChangedError(e.ID)
 	}
 
-	return o.Failed.Get(ctx, e.ID)
+	return nil
 }
 
 // refused returns the error for which an action on one message was refused.

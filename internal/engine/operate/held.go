@@ -27,10 +27,12 @@ func (o *Operator) Held(ctx context.Context, addr string, messages map[string]in
 		return held, nil
 	}
 
-	consumers, err := o.Consumers(ctx)
+	read := o.Consumers
 	if o.StartedAt.IsZero() {
-		consumers, err = o.ConsumersAt(ctx, addr)
+		read = func(ctx context.Context) ([]Consumer, error) { return o.ConsumersAt(ctx, addr) }
 	}
+
+	consumers, err := read(ctx)
 
 	for _, c := range consumers {
 		n := messages[c.Consumer]

@@ -49,14 +49,15 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
 
-	troubles := c.operator.Health()
+	process := c.operator.Process()
+	facts, backlogs := c.operator.monitor.measured()
+	troubles := withFacts(process.Troubles, facts)
+
 	gauge(c.ready, number(health.Worst(troubles) != health.Unready))
 
 	for _, t := range troubles {
 		gauge(c.trouble, 1, t.Kind, t.Name, string(t.Level))
 	}
-
-	process := c.operator.Process()
 
 	for _, b := range process.Connected {
 		gauge(c.connected, number(b.Up()), b.Broker)
@@ -69,8 +70,6 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 	for _, t := range process.Tasks {
 		gauge(c.task, number(t.Why != ""), t.Name)
 	}
-
-	facts, backlogs := c.operator.monitor.measured()
 
 	for _, b := range backlogs {
 		if b.Unknown == "" {

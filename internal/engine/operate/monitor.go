@@ -168,7 +168,7 @@ func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 		var topics []string
 
 		for _, topic := range consumed {
-			if o.Brokers.Of(topic) == conn {
+			if o.Brokers.Has(conn, topic) {
 				topics = append(topics, topic)
 			}
 		}

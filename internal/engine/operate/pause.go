@@ -85,9 +85,9 @@ func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activit
 func (o *Operator) effects(ctx context.Context, name string) ([]string, error) {
 	var topic string
 
-	for _, s := range o.Router.States() {
-		if s.Consumer == name {
-			topic = s.Topic
+	for _, r := range o.Router.Routes() {
+		if r.Consumer == name {
+			topic = r.Topic
 		}
 	}
 
@@ -128,9 +128,9 @@ func (o *Operator) effects(ctx context.Context, name string) ([]string, error) {
 func (o *Operator) arriving(ctx context.Context, name, topic string) (string, error) {
 	var others []string
 
-	for _, s := range o.Router.States() {
-		if s.Topic == topic && s.Consumer != name {
-			others = append(others, s.Consumer)
+	for _, r := range o.Router.Routes() {
+		if r.Topic == topic && r.Consumer != name {
+			others = append(others, r.Consumer)
 		}
 	}
 

@@ -109,13 +109,18 @@ func (o *Operator) Process() Process {
 // Health returns the state of this process and what it last measured, for probes and
 // metrics.
 func (o *Operator) Health() []health.Trouble {
-	troubles := o.Process().Troubles
+	facts, _ := o.monitor.measured()
 
-	if facts, _ := o.monitor.measured(); facts != nil {
-		troubles = merge(troubles, facts.Troubles())
+	return withFacts(o.Process().Troubles, facts)
+}
+
+// withFacts adds the troubles of what was measured, if anything was.
+func withFacts(troubles []health.Trouble, facts *Facts) []health.Trouble {
+	if facts == nil {
+		return troubles
 	}
 
-	return troubles
+	return merge(troubles, facts.Troubles())
 }
 
 // merge adds troubles that are not listed yet.

@@ -51,16 +51,10 @@ func passing(topic string, msg *message.Message) Passing {
 func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing) error) error {
 	var err error
 
-	for _, conn := range o.Brokers.Conns() {
-		if !o.Brokers.Has(conn, topic) {
-			continue
-		}
-
-		if tailer, ok := conn.Driver.(driver.Tailer); ok {
-			err = tailer.Tail(ctx, topic, func(msg *message.Message) error { return fn(passing(topic, msg)) })
-		} else {
-			err = tailService(ctx, addr, topic, fn)
-		}
+	if tailer, ok := o.Brokers.Of(topic).Driver.(driver.Tailer); ok {
+		err = tailer.Tail(ctx, topic, func(msg *message.Message) error { return fn(passing(topic, msg)) })
+	} else {
+		err = tailService(ctx, addr, topic, fn)
 	}
 
 	if ctx.Err() != nil {

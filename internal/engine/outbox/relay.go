@@ -89,7 +89,7 @@ type link struct {
 	// suspended holds the topics that were suspended in the last round.
 	suspended atomic.Pointer[[]string]
 	loop      *health.Loop
-	// stuck has the topics that the broker refuses, and how many there are.
+	// stuck has the topics that the broker refuses.
 	stuck stuck
 	// woken is true if this process has committed rows since the last round. Other
 	// replicas are then notified.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Config configures access to the database.
@@ -82,7 +83,7 @@ func (s Secret) String() string {
 		return ""
 	}
 
-	return "(redacted)"
+	return scrub.Hidden
 }
 
 // NewPool returns a pool that connects on first use.

@@ -20,7 +20,7 @@ func Collect[T any](ctx context.Context, db Querier, scan pgx.RowToFunc[T], sql 
 	return pgx.CollectRows(rows, scan)
 }
 
-// MaxCount bounds CountRows: above it, the exact number does not matter.
+// MaxCount bounds counts: above it, the exact number does not matter.
 const MaxCount = 10_000
 
 // CountRows returns the number of rows of a query, or MaxCount + 1 if it has more
@@ -36,17 +36,12 @@ func CountRows(ctx context.Context, db Querier, sql string, args ...any) (int, e
 
 // Now returns the time on the server's clock, which all processes share.
 func Now(ctx context.Context, db Querier) (time.Time, error) {
-	rows, err := db.Query(ctx, `SELECT clock_timestamp()`)
+	now, err := Collect(ctx, db, pgx.RowTo[time.Time], `SELECT clock_timestamp()`)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("reading the server's clock: %w", err)
 	}
 
-	now, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[time.Time])
-	if err != nil {
-		return time.Time{}, fmt.Errorf("reading the server's clock: %w", err)
-	}
-
-	return now, nil
+	return now[0], nil
 }
 
 // Map runs a query with two columns and returns a map from the first to the second.
