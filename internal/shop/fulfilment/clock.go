@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -148,7 +149,7 @@ func (s *Sweeper) due(ctx context.Context, tx pgx.Tx, now time.Time) (time.Time,
 // Affected returns what it means for orders if the messages on topic are not
 // processed, or "".
 func (s *Sweeper) Affected(ctx context.Context, topic string) (string, error) {
-	if s.cfg.PaymentTimeout == 0 || topic != TopicPaymentRequested && topic != payment.TopicReported {
+	if s.cfg.PaymentTimeout == 0 || !slices.Contains(paying, topic) {
 		return "", nil
 	}
 

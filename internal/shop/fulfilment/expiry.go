@@ -89,8 +89,9 @@ func (s *Sweeper) Run(ctx context.Context) {
 	}
 }
 
-// Sweep advances the clock and reads all due orders once. An unpaid order gets one message even if it is
-// read several times, because the message's id depends on the order alone.
+// Sweep advances the clock and reads all due orders once. An unpaid order gets one
+// message even if it is read several times, because the message's id depends on the
+// order alone.
 func (s *Sweeper) Sweep(ctx context.Context) error {
 	if err := s.tick(ctx); err != nil {
 		return err

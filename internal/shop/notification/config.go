@@ -105,7 +105,7 @@ func (c Config) Warn() error {
 		check.That(c.Webhook.URL != "" || c.Webhook.Secret == "",
 			"notification.webhook.secret: is set, but notification.webhook.url is not, so the webhook channel is refused; set the URL"),
 		check.That(c.Email.Host != "" || c.Email.User == "",
-			"notification.email.user: is set, but notification.email.host is not, so e-mails are written to the log; set the host"),
+			"notification.email.user: is set, but notification.email.host is not, so no e-mail is sent; set the host"),
 	)
 }
 

@@ -283,6 +283,11 @@ func (m Message) anonymous(answer string) string {
 		return answer
 	}
 
+	// The expression for all words is large, and an answer rarely has even the first one.
+	if !regexp.MustCompile(`(?i)` + spelled(words[0])).MatchString(answer) {
+		return answer
+	}
+
 	return echoOf(words[:min(len(words), maxEcho)]).ReplaceAllLiteralString(answer, "(content)")
 }
 

@@ -227,25 +227,28 @@ func (o Order) Apply(data eventstore.Data) (Order, error) {
 	case CapturedLate:
 		o.Captures = append(slices.Clip(o.Captures), Capture{TransactionID: data.TransactionID, Late: true})
 	case PaymentRefunded:
-		o.Captures = slices.Clone(o.Captures)
-		for i := range o.Captures {
-			if o.Captures[i].TransactionID == data.TransactionID {
-				o.Captures[i].RefundID = data.RefundID
-			}
-		}
+		o.Captures = changed(o.Captures, data.TransactionID, func(c *Capture) { c.RefundID = data.RefundID })
 	case RefundFailed:
-		o.Captures = slices.Clone(o.Captures)
-		for i := range o.Captures {
-			if o.Captures[i].TransactionID == data.TransactionID {
-				o.Captures[i].RefundID, o.Captures[i].FailedRefundID = "", data.RefundID
-			}
-		}
+		o.Captures = changed(o.Captures, data.TransactionID, func(c *Capture) { c.RefundID, c.FailedRefundID = "", data.RefundID })
 	}
 
 	o.Status = next
 	o.Version++
 
 	return o, nil
+}
+
+// changed returns a copy of captures in which that of a transaction is changed.
+func changed(captures []Capture, transaction string, change func(*Capture)) []Capture {
+	captures = slices.Clone(captures)
+
+	for i := range captures {
+		if captures[i].TransactionID == transaction {
+			change(&captures[i])
+		}
+	}
+
+	return captures
 }
 
 // successor returns the state after the event; ok is false if the event is not

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Action is how the simulated gateway answers a request.
@@ -48,16 +50,14 @@ type Rule struct {
 }
 
 func (r Rule) validate() error {
-	var names []string
-	for _, action := range slices.Concat(actions, refundActions) {
-		names = append(names, string(action))
-	}
+	known := slices.Concat(actions, refundActions)
 
 	switch {
 	case r.Order == "":
 		return fmt.Errorf("payment.simulated.rules: order is missing in %+v, expected an id, or an id prefix followed by *", r)
-	case !slices.Contains(actions, r.Action) && !slices.Contains(refundActions, r.Action):
-		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %s", r.Action, r.Order, strings.Join(names, ", "))
+	case !slices.Contains(known, r.Action):
+		return fmt.Errorf("payment.simulated.rules: action is %q for %s, expected one of %s", r.Action, r.Order,
+			strings.Join(postgres.Column(known, func(a Action) string { return string(a) }), ", "))
 	case r.Times < 0:
 		return fmt.Errorf("payment.simulated.rules: times is %d for %s, expected 1 or more", r.Times, r.Order)
 	default:

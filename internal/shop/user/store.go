@@ -271,23 +271,10 @@ func (s *Service) Emails(ctx context.Context, db postgres.Querier, ids []string)
 
 // Marks returns all names and e-mail addresses that a user has had.
 func (s *Service) Marks(ctx context.Context, db postgres.Querier, id string) (marks []string, err error) {
-	rings, err := loadKeys(ctx, db, selectKeys, []string{id})
-	if err != nil {
-		return nil, err
-	}
+	history, err := read(ctx, db, id)
 
-	events, err := eventstore.Read(ctx, db, Stream(id))
-	if err != nil {
-		return nil, err
-	}
-
-	for _, e := range events {
-		data, err := rings[id].decode(e)
-		if err != nil {
-			return nil, err
-		}
-
-		switch d := data.(type) {
+	for _, e := range history {
+		switch d := e.Data.(type) {
 		case Created:
 			marks = append(marks, d.Name, d.Email)
 		case EmailUpdated:
@@ -297,7 +284,7 @@ func (s *Service) Marks(ctx context.Context, db postgres.Querier, id string) (ma
 		}
 	}
 
-	return marks, nil
+	return marks, err
 }
 
 // addErased adds the row of a user who is erased before they exist.
@@ -389,34 +376,52 @@ type Details struct {
 
 // Show returns a user with its history from the event store, or [NotFound].
 func (s *Service) Show(ctx context.Context, id string) (Details, error) {
-	rings, err := loadKeys(ctx, s.pool, selectKeys, []string{id})
+	history, err := read(ctx, s.pool, id)
+	if err == nil && len(history) == 0 {
+		err = NotFound(id)
+	}
+
 	if err != nil {
 		return Details{}, err
 	}
 
-	events, err := eventstore.Read(ctx, s.pool, Stream(id))
+	details := Details{User: User{ID: id}, History: history}
+	for _, e := range history {
+		details.User = details.Apply(e.Data)
+	}
+
+	return details, nil
+}
+
+// read returns the events of a user, none if there is no such user.
+func read(ctx context.Context, db postgres.Querier, id string) ([]Entry, error) {
+	rings, err := loadKeys(ctx, db, selectKeys, []string{id})
 	if err != nil {
-		return Details{}, err
+		return nil, err
 	}
 
 	ring, known := rings[id]
-	if !known || len(events) == 0 {
-		return Details{}, NotFound(id)
+	if !known {
+		return nil, nil
 	}
 
-	details := Details{User: User{ID: id}}
+	events, err := eventstore.Read(ctx, db, Stream(id))
+	if err != nil {
+		return nil, err
+	}
+
+	var history []Entry
 
 	for _, e := range events {
 		data, err := ring.decode(e)
 		if err != nil {
-			return Details{}, err
+			return nil, err
 		}
 
-		details.User = details.Apply(data)
-		details.History = append(details.History, Entry{Version: e.Version, Type: e.Type, Data: data, MessageID: e.MessageID, RecordedAt: e.RecordedAt})
+		history = append(history, Entry{Version: e.Version, Type: e.Type, Data: data, MessageID: e.MessageID, RecordedAt: e.RecordedAt})
 	}
 
-	return details, nil
+	return history, nil
 }
 
 // Summary is a user in a list.
