@@ -102,7 +102,7 @@ func Warnings(c Config) check.Warnings {
 	}
 
 	if c.Notification.Email.Host == "" {
-		list = append(list, "notification.email.host: is not set, so e-mails are written to the log; set it to the mail server")
+		list = append(list, "notification.email.host: is not set, so no e-mail is sent; set it to the mail server")
 	}
 
 	return list

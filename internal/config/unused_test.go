@@ -55,7 +55,7 @@ func TestSettingsThatDoNothingAreNamed(t *testing.T) {
 		}
 
 		// E-mails that are only logged are named wherever the state is shown.
-		if warnings := strings.Join(config.Warnings(cfg), "\n"); !strings.HasPrefix(warnings, got) || !strings.Contains(warnings, "notification.email.host: is not set, so e-mails are written to the log") {
+		if warnings := strings.Join(config.Warnings(cfg), "\n"); !strings.HasPrefix(warnings, got) || !strings.Contains(warnings, "notification.email.host: is not set, so no e-mail is sent") {
 			t.Errorf("%s: status shows %q", name, warnings)
 		}
 	}
