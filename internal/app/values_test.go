@@ -242,23 +242,25 @@ func TestForeignMessagesNeedNotBeText(t *testing.T) {
 	brokertest.ProduceKafka(t, cfg, cfg.Kafka.Prefix+"orders.created",
 		brokertest.Foreign{Key: odd, Headers: headers, Payload: []byte(`{"order":{"id":"good","product_id":"product_1","quantity":1,"total_amount":1}}`)},
 		brokertest.Foreign{Key: odd, Payload: []byte(odd)},
+		brokertest.Foreign{Key: "\x67\xf6", Payload: []byte(`{}`)},
 		brokertest.Foreign{Key: "k", Payload: []byte(`{"order":{"id":"o\u0000","product_id":"product_1","quantity":1,"total_amount":1}}`)},
 		brokertest.Foreign{Payload: []byte(`{"order":{"id":"last","product_id":"product_1","quantity":1,"total_amount":1}}`)})
 
 	s.WaitForOrder("good", "completed")
 	s.WaitForOrder("last", "completed")
 
-	pgtest.Eventually(t, "two messages are stopped", func() bool {
-		return apptest.Value[int64](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 2
+	pgtest.Eventually(t, "three messages are stopped", func() bool {
+		return apptest.Value[int64](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 3
 	})
 
 	entries, err := s.Failed.List(t.Context(), failed.Filter{}, 10)
-	if err != nil || len(entries) != 2 {
+	if err != nil || len(entries) != 3 {
 		t.Fatalf("%v: %+v", err, entries)
 	}
 
 	for i, want := range []struct{ key, payload, says string }{
 		{`"o\x00"`, `{"order":{"id":"o\u0000","product_id":"product_1","quantity":1,"total_amount":1}}`, `order.id: is "o\x00", expected printable characters`},
+		{`"g\xf6"`, `{}`, "order.id: is missing"},
 		{`"a\x00b\xff"`, odd, "payload: not valid JSON"},
 	} {
 		if e := entries[i]; e.Key != want.key || string(e.Payload) != want.payload || !strings.Contains(e.Error, want.says) {

@@ -474,3 +474,33 @@ func TestAnEffectIsNotRepeatedForAnAppliedMessage(t *testing.T) {
 		t.Errorf("performed %d times, expected 2; stopped %+v", performed.Load(), r.stopped())
 	}
 }
+
+func TestAMessageWhoseFateCannotBeStoredIsNotTriedInALoop(t *testing.T) {
+	t.Parallel()
+
+	pool := newPool(t)
+	for _, sql := range []string{
+		`CREATE SEQUENCE attempts`,
+		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('attempts'); RAISE 'refused'; END $$`,
+		`CREATE TRIGGER refuse BEFORE INSERT ON failed_messages FOR EACH ROW EXECUTE FUNCTION refuse()`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+	r.send(event.Message{ID: event.NewID(), Topic: "notes", Key: "a", Payload: []byte("nonsense")})
+
+	attempted := func(n int64) time.Time {
+		pgtest.Eventually(t, fmt.Sprint("attempt ", n), func() bool {
+			return pgtest.Value[int64](t, pool, `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM attempts`) >= n
+		})
+
+		return time.Now()
+	}
+
+	if first, second := attempted(1), attempted(2); second.Sub(first) < time.Second {
+		t.Errorf("the second attempt followed after %s, expected more than 2 s", second.Sub(first))
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/google/uuid"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -234,6 +235,10 @@ func isRejection(err error) bool {
 	return rejected
 }
 
+// storePause is how long a message whose fate could not be stored stays in memory before
+// it is returned to its broker.
+const storePause = 5 * time.Second
+
 // carryOut stores the fate in Postgres and retries until that succeeds: a message
 // that is neither applied nor stored must not be acknowledged.
 func (r *Router) carryOut(d *delivery, f fate) fate {
@@ -258,6 +263,10 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 
 		return r.carryOut(d, f)
 	default:
+		if !isReturn(err) {
+			sleep(r.working, backoff.Jitter(storePause)) // the broker may deliver it again at once
+		}
+
 		return fate{outcome: returned, err: err}
 	}
 }

@@ -194,7 +194,9 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Producer.Compression = sarama.CompressionNone
 	cfg.Producer.MaxMessageBytes = maxMessageBytes
 	cfg.Producer.Retry.Max = 5
+	cfg.Producer.Partitioner = newPartitioner
 
+	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // what a producer aborts has not happened
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
 	cfg.Consumer.Return.Errors = true
