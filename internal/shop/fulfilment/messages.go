@@ -314,5 +314,5 @@ func (p RefundFailed) Key() string { return p.OrderID }
 
 // Validate implements event.Payload.
 func (p RefundFailed) Validate() error {
-	return errors.Join(event.CheckID("order_id", p.OrderID), money.Check("amount", p.Amount, p.Currency))
+	return errors.Join(event.CheckID("order_id", p.OrderID), money.CheckMoved("amount", p.Amount, p.Currency))
 }

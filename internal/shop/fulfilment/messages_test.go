@@ -16,6 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
 	"github.com/millracehq/millrace/internal/shop/order"
+	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -203,5 +204,25 @@ func roundTrip[P event.Payload](t *testing.T, data []byte) {
 
 	if _, err := event.Decode[P](encoded); err != nil {
 		t.Errorf("%s became %s: %v", data, encoded, err)
+	}
+}
+
+// A currency may leave ISO 4217 after money has moved in it.
+func TestMoneyThatHasMovedMayBeInARetiredCurrency(t *testing.T) {
+	t.Parallel()
+
+	amount := money.MustParse("99.99")
+
+	for _, payload := range []event.Payload{
+		payment.Reported{
+			OrderID: "o", Outcome: payment.ReportRefundFailed, TransactionID: "t", RefundID: "r", Reason: "closed account", Amount: &amount, Currency: "HRK",
+		},
+		fulfilment.RefundRequested{OrderID: "o", TransactionID: "t", Amount: &amount, Currency: "HRK", Reason: order.StatusCancelled},
+		fulfilment.PaymentRefunded{OrderID: "o", TransactionID: "t", RefundID: "r", Amount: &amount, Currency: "HRK"},
+		fulfilment.RefundFailed{OrderID: "o", TransactionID: "t", RefundID: "r", Reason: "closed account", Amount: &amount, Currency: "HRK"},
+	} {
+		if err := payload.Validate(); err != nil {
+			t.Errorf("%s: %v", payload.Topic(), err)
+		}
 	}
 }
