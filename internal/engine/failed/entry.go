@@ -224,11 +224,12 @@ func get(ctx context.Context, db postgres.Querier, id int64, lock string) (Entry
 
 // Count returns the number of waiting keys and stopped messages, each counted up to
 // 10,000. A key whose message waits for another system's decision is not counted,
-// because nothing has failed.
+// because nothing has failed; of more than 10,000 waiting keys, those beyond are not
+// looked at.
 func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err error) {
 	err = s.pool.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM (SELECT FROM failed_keys k WHERE due_at IS NOT NULL AND (
-			SELECT reason FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting' ORDER BY id LIMIT 1) IS DISTINCT FROM $2 LIMIT $1) AS k),
+		SELECT (SELECT count(*) FROM (SELECT consumer, key FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k WHERE (
+			SELECT reason FROM failed_messages m WHERE m.consumer = k.consumer AND m.failed_key = k.key AND m.state = 'waiting' ORDER BY id LIMIT 1) IS DISTINCT FROM $2),
 		       (SELECT count(*) FROM (SELECT FROM failed_messages WHERE state = 'stopped' LIMIT $1) AS m)`, postgres.MaxCount, string(event.ReasonPending)).Scan(&waitingKeys, &stopped)
 	if err != nil {
 		return 0, 0, fmt.Errorf("counting failed messages: %w", err)

@@ -805,3 +805,39 @@ func TestAFreedKeyAwaitsNothing(t *testing.T) {
 		t.Errorf("%d keys await a message, %v", n, err)
 	}
 }
+
+// The service counts every second, however many messages wait for another system.
+func TestCountingLooksAtABoundedNumberOfKeys(t *testing.T) {
+	t.Parallel()
+
+	s, pool := newStore(t)
+
+	_, err := pool.Exec(t.Context(), `
+		INSERT INTO failed_keys (consumer, key, due_at) SELECT 'writer', n::text, now() FROM generate_series(1, 10100) AS n;
+		INSERT INTO failed_messages (state, consumer, topic, message_id, fingerprint, origin, key, failed_key, headers, payload, attempts, reason, error, cause, group_id)
+		SELECT 'waiting', 'writer', 'notes', gen_random_uuid(), 0, '', n::text, n::text, '{}', '', 1, 'pending', '', '', '' FROM generate_series(1, 10100) AS n;
+		ANALYZE failed_keys, failed_messages`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	scans := func() int {
+		return pgtest.Value[int](t, pool, `SELECT pg_stat_get_numscans('failed_messages_of_key'::regclass)`)
+	}
+
+	before := scans()
+
+	if keys, _, err := s.Count(t.Context()); err != nil || keys != 0 {
+		t.Errorf("counted %d keys that do not wait for a decision, %v", keys, err)
+	}
+
+	pgtest.Eventually(t, "the scans are reported", func() bool {
+		pgtest.Value[any](t, pool, `SELECT pg_stat_force_next_flush()::text`)
+
+		return scans() > before
+	})
+
+	if n := scans() - before; n > postgres.MaxCount {
+		t.Errorf("looked for the messages of %d keys", n)
+	}
+}
