@@ -103,6 +103,8 @@ type Breaker struct {
 	// error, and until is when the next attempt may start.
 	first, until time.Time
 	why          string
+	// writesFailed is true if an attempt that writes has failed since the last success.
+	writesFailed bool
 	// probing is true while the single attempt of an open breaker runs.
 	probing bool
 	// changed is closed and replaced when waiters should check again.
@@ -114,6 +116,8 @@ type Breaker struct {
 type Attempt struct {
 	breaker *Breaker
 	probe   bool
+	// reads is true if the attempt only reads.
+	reads bool
 }
 
 // Dependency returns the name of the dependency.
@@ -127,10 +131,19 @@ func (a *Attempt) Dependency() string {
 
 // Wait blocks until the dependency may be used or ctx ends. It returns immediately
 // while the breaker is closed.
-func (b *Breaker) Wait(ctx context.Context) (*Attempt, error) {
+func (b *Breaker) Wait(ctx context.Context) (*Attempt, error) { return b.wait(ctx, false) }
+
+// WaitToRead is Wait for an attempt that only reads. Its success proves nothing to those
+// who write, such as on a full disk: once a write has failed, only a write closes the
+// breaker.
+func (b *Breaker) WaitToRead(ctx context.Context) (*Attempt, error) { return b.wait(ctx, true) }
+
+func (b *Breaker) wait(ctx context.Context, reads bool) (*Attempt, error) {
 	for {
 		attempt, wait, changed := b.try()
 		if attempt != nil {
+			attempt.reads = reads
+
 			return attempt, nil
 		}
 
@@ -205,6 +218,12 @@ func (a *Attempt) Answered() {
 		b.probing = false
 	}
 
+	if a.reads && b.writesFailed {
+		b.wake() // those who write may try
+
+		return
+	}
+
 	if b.failures == 0 || !a.probe && b.failures >= threshold {
 		return
 	}
@@ -215,7 +234,7 @@ func (a *Attempt) Answered() {
 			slog.Duration("unavailable_for", time.Since(b.first).Round(time.Millisecond)))
 	}
 
-	b.failures, b.why = 0, ""
+	b.failures, b.why, b.writesFailed = 0, "", false
 	b.wake()
 }
 
@@ -243,6 +262,7 @@ func (a *Attempt) Failed(err error) time.Duration {
 	}
 
 	b.failures++
+	b.writesFailed = b.writesFailed || !a.reads
 	b.why = scrub.Text(err.Error())
 	pause := backoff.Jitter(min(maxPause, minPause<<min(b.failures-1, 10)))
 	b.until = time.Now().Add(pause)

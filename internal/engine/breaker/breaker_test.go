@@ -169,3 +169,52 @@ func TestALateAnswerDoesNotCloseAnOpenBreaker(t *testing.T) {
 		t.Error("an attempt from before the outage ended it")
 	}
 }
+
+// look makes an attempt that only reads and succeeds.
+func look(t *testing.T, b *breaker.Breaker) {
+	t.Helper()
+
+	a, err := b.WaitToRead(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	a.Answered()
+}
+
+func TestOnlyAWriteEndsAnOutageOfWrites(t *testing.T) {
+	t.Parallel()
+
+	b := set(&bytes.Buffer{}).Get("postgres")
+	for range 3 {
+		attempt(t, b, errRefused)
+		look(t, b)
+	}
+
+	if look(t, b); b.State().Up {
+		t.Error("a read ended it")
+	}
+
+	if attempt(t, b, nil); !b.State().Up {
+		t.Error("a write did not end it")
+	}
+}
+
+func TestAReadEndsAnOutageThatOnlyReadsHaveFound(t *testing.T) {
+	t.Parallel()
+
+	b := set(&bytes.Buffer{}).Get("postgres")
+
+	for range 3 {
+		a, err := b.WaitToRead(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		a.Failed(errRefused)
+	}
+
+	if look(t, b); !b.State().Up {
+		t.Errorf("got %+v", b.State())
+	}
+}

@@ -33,7 +33,7 @@ func newAdmission[P event.Payload](r *Router, consumer string, admit admitFunc[P
 func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 	var answers []error
 
-	err := a.router.untilAvailable(func(ctx context.Context) (err error) {
+	err := a.router.untilReadable(func(ctx context.Context) (err error) {
 		answers, err = a.answer(ctx, units)
 
 		return err

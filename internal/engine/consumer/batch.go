@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -336,8 +337,17 @@ func reindex(err error, index []int) error {
 // untilAvailable runs attempt until Postgres is available for it: an infrastructure
 // failure is never a message's fault. It returns ErrStopping if the service stops.
 func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
+	return r.until(r.postgres.Wait, attempt)
+}
+
+// untilReadable is untilAvailable for an attempt that only reads.
+func (r *Router) untilReadable(attempt func(ctx context.Context) error) error {
+	return r.until(r.postgres.WaitToRead, attempt)
+}
+
+func (r *Router) until(wait func(context.Context) (*breaker.Attempt, error), attempt func(ctx context.Context) error) error {
 	for contention := 0; ; {
-		permit, err := r.postgres.Wait(r.working)
+		permit, err := wait(r.working)
 		if err != nil {
 			return ErrStopping
 		}
@@ -353,12 +363,12 @@ func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
 			permit.Abandoned()
 
 			return ErrStopping
-		case !postgres.IsUnavailable(err):
-			permit.Answered()
+		case !postgres.IsUnavailable(err): // it may have ended before it wrote anything
+			permit.Abandoned()
 
 			return err
 		case postgres.IsContention(err):
-			permit.Answered()
+			permit.Abandoned()
 			sleep(r.working, rand.N(minContention<<min(contention, 6)))
 			contention++
 		default:

@@ -204,38 +204,22 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 	defer ticker.Stop()
 
 	for {
-		attempt, err := r.postgres.Wait(ctx)
-		if err != nil {
-			return
-		}
-
-		switch err := r.refreshPauses(ctx); {
-		case err == nil:
-			attempt.Answered()
-
+		if r.look(ctx) {
 			if seen != nil {
 				close(seen)
 				seen = nil
 			}
-		case ctx.Err() != nil:
-			attempt.Abandoned()
-		case postgres.IsUnavailable(err):
-			attempt.Failed(err) // keep the known pauses
-			postgres.Renew(r.pool, err)
-		default:
-			attempt.Answered()
-			r.logger.Warn("could not read the paused consumers", slog.Any("error", err))
+
+			if err := r.refreshAwaited(ctx); err != nil && ctx.Err() == nil {
+				r.logger.Debug("could not read the awaited topics", slog.Any("error", err))
+			}
+
+			if err := r.count(ctx); err != nil && ctx.Err() == nil {
+				r.logger.Debug("could not count failed messages", slog.Any("error", err))
+			}
 		}
 
 		r.noteStalled()
-
-		if err := r.refreshAwaited(ctx); err != nil && ctx.Err() == nil {
-			r.logger.Debug("could not read the awaited topics", slog.Any("error", err))
-		}
-
-		if err := r.count(ctx); err != nil && ctx.Err() == nil {
-			r.logger.Debug("could not count failed messages", slog.Any("error", err))
-		}
 
 		select {
 		case <-ctx.Done():
@@ -245,17 +229,43 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 	}
 }
 
+// look reads the pauses unless Postgres is unavailable, and reports whether it could.
+func (r *Router) look(ctx context.Context) bool {
+	waiting, cancel := context.WithTimeout(ctx, watchInterval)
+	defer cancel()
+
+	attempt, err := r.postgres.WaitToRead(waiting)
+	if err != nil {
+		return false // others found it unavailable
+	}
+
+	switch err = r.refreshPauses(ctx); {
+	case err == nil:
+		attempt.Answered()
+	case ctx.Err() != nil:
+		attempt.Abandoned()
+	case postgres.IsUnavailable(err):
+		attempt.Failed(err) // keep the known pauses
+		postgres.Renew(r.pool, err)
+	default:
+		attempt.Answered()
+		r.logger.Warn("could not read the paused consumers", slog.Any("error", err))
+	}
+
+	return err == nil
+}
+
 func (r *Router) refreshPauses(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 
 	pauses, over, err := readPauses(ctx, r.pool)
-	if err == nil && over > 0 {
-		err = r.endPauses(ctx)
-	}
-
 	if err != nil {
 		return err
+	}
+
+	if over > 0 {
+		r.briefly(ctx, "could not delete the pauses that are over", r.endPauses)
 	}
 
 	r.metrics.paused.Set(float64(len(pauses)))

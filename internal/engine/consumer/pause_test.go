@@ -3,6 +3,7 @@ package consumer_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -158,5 +159,50 @@ func TestAMessageIsUndeliveredUnlessTheOutboxSaysOtherwise(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// A server that refuses every write still answers those who read.
+func TestPostgresIsUnavailableUntilWritesWork(t *testing.T) {
+	t.Parallel()
+
+	for _, state := range []string{"53100", "42501", "25006"} { // disk full, no privilege, read-only
+		t.Run(state, func(t *testing.T) {
+			t.Parallel()
+
+			pool := newPool(t)
+			r := start(t, pool, func(router *consumer.Router) { consumer.On(router, "writer", write) })
+			postgres := r.needs.Get("postgres")
+
+			if _, err := pool.Exec(t.Context(), `
+				CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'cannot write' USING ERRCODE = '`+state+`'; END $$;
+				CREATE TRIGGER refuse BEFORE INSERT ON notes EXECUTE FUNCTION refuse()`); err != nil {
+				t.Fatal(err)
+			}
+
+			r.send(message("a", "1"))
+			pgtest.Eventually(t, "the breaker is open", func() bool { return !postgres.State().Up })
+
+			first := postgres.State()
+			pgtest.Eventually(t, "writes have been tried for some seconds", func() bool {
+				now := postgres.State()
+				if now.Up || !now.Since.Equal(*first.Since) || !strings.Contains(now.Why, state) {
+					t.Fatalf("at first %+v, now %+v", first, now)
+				}
+
+				return now.RetryAt.Sub(*now.Since) > 4*time.Second
+			})
+
+			if _, err := pool.Exec(t.Context(), `DROP TRIGGER refuse ON notes`); err != nil {
+				t.Fatal(err)
+			}
+
+			r.settle()
+			pgtest.Eventually(t, "the breaker is closed", func() bool { return postgres.State().Up })
+
+			if got, stopped := r.texts("a"), r.stopped(); got != "1" || len(stopped) > 0 {
+				t.Errorf("applied %q; stopped %+v", got, stopped)
+			}
+		})
 	}
 }

@@ -230,7 +230,7 @@ func waitOf(f fate) time.Duration {
 // headOf returns the first message of a key after the given ID. It waits for Postgres:
 // if it gave up, the key would wait until the lease expires.
 func (r *Router) headOf(key failed.Key, after int64) (head failed.Head, ok bool, err error) {
-	err = r.untilAvailable(func(ctx context.Context) (err error) {
+	err = r.untilReadable(func(ctx context.Context) (err error) {
 		head, ok, err = r.failed.Head(ctx, key, after, r.consuming())
 
 		return err
