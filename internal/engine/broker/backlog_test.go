@@ -2,6 +2,8 @@ package broker_test
 
 import (
 	"context"
+	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +90,51 @@ func TestABacklogIsUnknownWhileTheBrokerIsAway(t *testing.T) {
 		}
 
 		if took := time.Since(started); took > 10*time.Second {
+			t.Errorf("%s: took %s", kind, took)
+		}
+	}
+}
+
+// silence returns the address of a server that accepts connections and never answers.
+func silence(t *testing.T) string {
+	t.Helper()
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(func() { _ = listener.Close() })
+
+	return listener.Addr().String() // the kernel accepts up to the backlog of the listener
+}
+
+func TestABacklogIsUnknownInTimeWhileTheBrokerDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+
+	address := silence(t)
+	cfg := broker.DefaultConfig()
+	cfg.Kafka.Brokers = []string{address}
+	cfg.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@" + address + "/")
+
+	for _, kind := range []string{broker.Kafka, broker.RabbitMQ} {
+		cfg.Kind = kind
+
+		conn, err := broker.New(cfg, pgtest.Logger(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+
+		started := time.Now()
+
+		if list, err := conn.Backlogs(ctx, []string{"orders.created"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: got %v, %v", kind, list, err)
+		}
+
+		if took := time.Since(started); took > 2*time.Second {
 			t.Errorf("%s: took %s", kind, took)
 		}
 	}

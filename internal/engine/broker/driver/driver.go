@@ -37,7 +37,7 @@ type Driver interface {
 	Ping(ctx context.Context) error
 	// Backlogs returns what the broker holds of consumed topics. It does not need
 	// Connect: it uses a connection of its own, so that a command can ask while the
-	// service does not run. It may outlive ctx by some seconds.
+	// service does not run. It returns when ctx ends, whether or not the broker answers.
 	Backlogs(ctx context.Context, topics []string) ([]Backlog, error)
 	Close() error
 }

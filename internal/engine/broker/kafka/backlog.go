@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,18 +17,22 @@ const lookTimeout = 3 * time.Second
 
 // Backlogs implements driver.Driver. The backlog of a topic is the lag of its consumer
 // group, and its subscriptions are the members of the group.
-func (d *Driver) Backlogs(_ context.Context, topics []string) (list []driver.Backlog, err error) {
+func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.Backlog, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
 	cfg, err := d.sarama()
 	if err != nil {
 		return nil, err
 	}
 
-	cfg.Net.DialTimeout, cfg.Net.ReadTimeout, cfg.Net.WriteTimeout = lookTimeout, lookTimeout, lookTimeout
+	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(ctx, lookTimeout)
+	cfg.Net.ReadTimeout, cfg.Net.WriteTimeout = lookTimeout, lookTimeout
 	cfg.Metadata.Retry.Max, cfg.Admin.Retry.Max = 1, 1
 
 	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
+		return nil, fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, cmp.Or(ctx.Err(), err))
 	}
 
 	admin, err := sarama.NewClusterAdminFromClient(client)
@@ -37,33 +42,53 @@ func (d *Driver) Backlogs(_ context.Context, topics []string) (list []driver.Bac
 
 	defer func() { err = errors.Join(err, admin.Close()) }() // closes the client too
 
+	members, err := d.members(admin, topics)
+	if err != nil {
+		return nil, fmt.Errorf("reading consumer groups: %w", cmp.Or(ctx.Err(), err))
+	}
+
 	for _, topic := range topics {
-		list = append(list, d.backlog(client, admin, topic))
+		b := members[d.group(topic)]
+		b.Topic = topic
+
+		if b.Err == nil {
+			b.Messages, b.Err = d.lag(client, admin, topic)
+		}
+
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("reading topic %s: %w", topic, ctx.Err())
+		}
+
+		list = append(list, b)
 	}
 
 	return list, nil
 }
 
-func (d *Driver) backlog(client sarama.Client, admin sarama.ClusterAdmin, topic string) driver.Backlog {
-	b := driver.Backlog{Topic: topic}
-
-	b.Messages, b.Err = d.lag(client, admin, topic)
-	if b.Err != nil {
-		return b
+// members returns the subscriptions of each topic, by consumer group.
+func (d *Driver) members(admin sarama.ClusterAdmin, topics []string) (map[string]driver.Backlog, error) {
+	groups := make([]string, len(topics))
+	for i, topic := range topics {
+		groups[i] = d.group(topic)
 	}
 
-	groups, err := admin.DescribeConsumerGroups([]string{d.group(topic)})
-
-	switch {
-	case err != nil:
-		b.Err = fmt.Errorf("reading consumer group %s: %w", d.group(topic), err)
-	case len(groups) == 1 && !errors.Is(groups[0].Err, sarama.ErrNoError):
-		b.Err = fmt.Errorf("reading consumer group %s: %w", d.group(topic), groups[0].Err)
-	case len(groups) == 1:
-		b.Subscriptions = len(groups[0].Members)
+	described, err := admin.DescribeConsumerGroups(groups)
+	if err != nil {
+		return nil, err
 	}
 
-	return b
+	found := make(map[string]driver.Backlog, len(described))
+
+	for _, g := range described {
+		b := driver.Backlog{Subscriptions: len(g.Members)}
+		if !errors.Is(g.Err, sarama.ErrNoError) {
+			b.Err = fmt.Errorf("reading consumer group %s: %w", g.GroupId, g.Err)
+		}
+
+		found[g.GroupId] = b
+	}
+
+	return found, nil
 }
 
 // lag returns how many records of a topic its consumer group has not committed.
