@@ -815,7 +815,7 @@ func TestCountingLooksAtABoundedNumberOfKeys(t *testing.T) {
 	_, err := pool.Exec(t.Context(), `
 		INSERT INTO failed_keys (consumer, key, due_at) SELECT 'writer', n::text, now() FROM generate_series(1, 10100) AS n;
 		INSERT INTO failed_messages (state, consumer, topic, message_id, fingerprint, origin, key, failed_key, headers, payload, attempts, reason, error, cause, group_id)
-		SELECT 'waiting', 'writer', 'notes', gen_random_uuid(), 0, '', n::text, n::text, '{}', '', 1, 'pending', '', '', '' FROM generate_series(1, 10100) AS n;
+		SELECT 'waiting', 'writer', 'notes', gen_random_uuid(), 0, '', n::text, n || '', '{}', '', 1, 'pending', '', '', '' FROM generate_series(1, 10100) AS n;
 		ANALYZE failed_keys, failed_messages`)
 	if err != nil {
 		t.Fatal(err)
