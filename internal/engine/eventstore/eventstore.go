@@ -74,14 +74,15 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 
 	// The first condition assigns the transaction's ID before its first position,
 	// which Horizon relies on. The second prevents gaps in a stream. The primary key
-	// rejects existing versions.
+	// rejects existing versions. With OFFSET 0, the condition looks up each version by the
+	// primary key; without, Postgres may read the whole table into a hash first.
 	tag, err := tx.Exec(ctx, `
 		INSERT INTO events (stream, version, type, data, message_id, schema)
 		SELECT stream, version, type, data, message_id, schema
 		FROM unnest($1::text[], $2::int[], $3::text[], $4::jsonb[], $5::uuid[], $6::smallint[], $7::boolean[])
 		     AS r (stream, version, type, data, message_id, schema, follows)
 		WHERE pg_current_xact_id() IS NOT NULL
-		  AND (follows OR EXISTS (SELECT FROM events e WHERE e.stream = r.stream AND e.version = r.version - 1))
+		  AND (follows OR EXISTS (SELECT FROM events e WHERE e.stream = r.stream AND e.version = r.version - 1 OFFSET 0))
 		ON CONFLICT DO NOTHING`,
 		streams, versions, types, bodies, messages, schemas, follows)
 	if err != nil {

@@ -384,3 +384,34 @@ func TestARebuiltTableKeepsItsProperties(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestStreamsAreLookedUpByKey(t *testing.T) {
+	t.Parallel()
+
+	pgtest.LooksUpByKey(t, []string{"events"},
+		func(t *testing.T, tx pgx.Tx, from, to int) {
+			t.Helper()
+
+			_, err := tx.Exec(t.Context(), `
+				INSERT INTO events (stream, version, type, data, message_id)
+				SELECT 's' || n, 1, 'Counted', '{"by": 1}', gen_random_uuid() FROM generate_series($1::int, $2::int) AS n`, from, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		func(t *testing.T, tx pgx.Tx) {
+			t.Helper()
+
+			loaded, err := eventstore.Load(t.Context(), tx, []string{"s1", "s2", "none"}, 1)
+			if err != nil || len(loaded) != 2 {
+				t.Fatalf("%v, %v", loaded, err)
+			}
+
+			next := len(loaded["s1"].Events) + 1
+			records := []eventstore.Record{record("s1", next, 1), record("s1", next+1, 1), record(event.NewID().String(), 1, 1)}
+
+			if err := eventstore.Append(t.Context(), tx, records); err != nil {
+				t.Fatal(err)
+			}
+		})
+}

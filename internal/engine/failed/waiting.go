@@ -93,7 +93,7 @@ func (s *Store) Unresolved(ctx context.Context, waiting, stopped, keys []string)
 		SELECT u.key FROM unnest($3::text[], $4::text[]) AS u (key, failed_key)
 		WHERE EXISTS (
 			SELECT FROM failed_messages m WHERE m.consumer = ANY($2) AND m.failed_key = u.failed_key
-			AND (m.state = 'stopped' OR m.state = 'waiting' AND m.consumer = ANY($1)))`,
+			AND (m.state = 'stopped' OR m.state = 'waiting' AND m.consumer = ANY($1)) OFFSET 0)`,
 		waiting, stopped, postgres.Column(keys, event.Text), postgres.Column(keys, StoredKey))
 	if err != nil {
 		return nil, fmt.Errorf("looking for failed messages: %w", err)
@@ -130,9 +130,9 @@ func Decided(ctx context.Context, db postgres.Querier, consumer string, list []D
 		WHERE CASE
 			WHEN d.entry = 0 THEN EXISTS (
 				SELECT FROM failed_messages m
-				WHERE m.consumer = $1 AND m.message_id = d.message_id AND m.fingerprint = d.fingerprint AND m.state = 'stopped')
-			ELSE NOT EXISTS (SELECT FROM failed_messages m WHERE m.id = d.entry AND m.state = 'waiting' AND m.revision = d.revision)
-				OR NOT d.ahead AND EXISTS (SELECT FROM failed_messages m WHERE m.consumer = $1 AND m.failed_key = d.key AND m.state = 'waiting' AND m.id < d.entry) END`,
+				WHERE m.consumer = $1 AND m.message_id = d.message_id AND m.fingerprint = d.fingerprint AND m.state = 'stopped' OFFSET 0)
+			ELSE NOT EXISTS (SELECT FROM failed_messages m WHERE m.id = d.entry AND m.state = 'waiting' AND m.revision = d.revision OFFSET 0)
+				OR NOT d.ahead AND EXISTS (SELECT FROM failed_messages m WHERE m.consumer = $1 AND m.failed_key = d.key AND m.state = 'waiting' AND m.id < d.entry OFFSET 0) END`,
 		consumer,
 		postgres.Column(list, func(d Delivery) uuid.UUID { return d.MessageID }),
 		postgres.Column(list, func(d Delivery) int64 { return d.Fingerprint }),
@@ -341,7 +341,7 @@ func free(ctx context.Context, tx pgx.Tx, keys ...Key) error {
 	consumers := postgres.Column(keys, func(k Key) string { return k.Consumer })
 	names := postgres.Column(keys, func(k Key) string { return k.Key })
 
-	const given = ` (consumer, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) `
+	const given = ` (consumer, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) AND consumer = ANY($1) AND key = ANY($2) `
 
 	batch := &pgx.Batch{}
 	batch.Queue(`SELECT FROM failed_keys WHERE`+given+`ORDER BY consumer, key FOR UPDATE`, consumers, names)

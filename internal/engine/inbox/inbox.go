@@ -119,12 +119,13 @@ func verdictsOf(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry
 // Unclaim removes claims made in this transaction for messages that were not applied
 // after all.
 func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) error {
-	ids, days := columns(entries)
+	// Few messages are unclaimed. A join with their ids may read all rows of the consumer.
+	batch := &pgx.Batch{}
+	for _, e := range entries {
+		batch.Queue(`DELETE FROM inbox WHERE consumer = $1 AND message_id = $2 AND day = $3`, consumer, e.ID, Day(e.ID))
+	}
 
-	_, err := tx.Exec(ctx, `
-		DELETE FROM inbox i USING unnest($2::uuid[], $3::date[]) AS e (id, day)
-		WHERE i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
-	if err != nil {
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("removing claims: %w", err)
 	}
 
@@ -161,10 +162,14 @@ func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
 func fingerprints(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
 	ids, days := columns(entries)
 
+	// The lateral join makes Postgres look up each entry by the primary key. A join may
+	// become a hash join, which reads all rows of the consumer.
 	seen, err := postgres.Map[uuid.UUID, int64](ctx, db, `
-		SELECT i.message_id, i.fingerprint
+		SELECT e.id, i.fingerprint
 		FROM unnest($2::uuid[], $3::date[]) AS e (id, day)
-		JOIN inbox i ON i.consumer = $1 AND i.message_id = e.id AND i.day = e.day`, consumer, ids, days)
+		CROSS JOIN LATERAL (
+			SELECT x.fingerprint FROM inbox x WHERE x.consumer = $1 AND x.message_id = e.id AND x.day = e.day OFFSET 0
+		) AS i`, consumer, ids, days)
 	if err != nil {
 		return nil, fmt.Errorf("reading inbox: %w", err)
 	}

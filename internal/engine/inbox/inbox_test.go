@@ -1,6 +1,8 @@
 package inbox_test
 
 import (
+	"crypto/md5" //nolint:gosec // the only digest that SQL makes a UUID of
+	"crypto/rand"
 	"testing"
 	"time"
 
@@ -142,6 +144,41 @@ func TestARedeliveryAfterMidnightFindsItsPartition(t *testing.T) {
 	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM inbox_default`); n != 0 {
 		t.Errorf("the default partition still has %d rows", n)
 	}
+}
+
+func TestEntriesAreLookedUpByKey(t *testing.T) {
+	t.Parallel()
+
+	pgtest.LooksUpByKey(t, []string{"inbox_default"},
+		func(t *testing.T, tx pgx.Tx, from, to int) {
+			t.Helper()
+
+			_, err := tx.Exec(t.Context(), `
+				INSERT INTO inbox (consumer, message_id, day, fingerprint)
+				SELECT 'c', md5(n::text)::uuid, '1970-01-01', 1 FROM generate_series($1::int, $2::int) AS n`, from, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+		func(t *testing.T, tx pgx.Tx) {
+			t.Helper()
+
+			known := inbox.Entry{ID: uuid.UUID(md5.Sum([]byte("1"))), Fingerprint: 1} //nolint:gosec // as in SQL
+			entries := []inbox.Entry{known}
+
+			for range 99 {
+				entries = append(entries, inbox.Entry{ID: event.ForeignID(rand.Text())})
+			}
+
+			verdicts, err := inbox.Claim(t.Context(), tx, "c", entries, nil)
+			if err != nil || verdicts[0] != inbox.Duplicate || verdicts[1] != inbox.Fresh {
+				t.Fatalf("%v, %v", verdicts, err)
+			}
+
+			if err := inbox.Unclaim(t.Context(), tx, "c", entries[1:]); err != nil {
+				t.Fatal(err)
+			}
+		})
 }
 
 func TestDayDependsOnlyOnTheID(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 )
@@ -235,7 +236,7 @@ type want struct {
 	// limit is the number of rows to read; none if not positive.
 	limit int
 	// inFlight are the rows and backingOff the keys to exclude.
-	inFlight   []int64
+	inFlight   pgtype.Multirange[pgtype.Range[int64]]
 	backingOff []string
 	// returns is passed to push with the rows.
 	returns int
@@ -252,12 +253,27 @@ func (q *queue) wants(batch, maxInFlight int) want {
 	}
 
 	return want{
-		limit: min(batch, maxInFlight-len(q.inFlight)),
-		// Empty, not nil: a comparison with ALL of NULL is never true.
-		inFlight:   slices.AppendSeq(make([]int64, 0, len(q.inFlight)), maps.Keys(q.inFlight)),
+		limit:    min(batch, maxInFlight-len(q.inFlight)),
+		inFlight: ranges(slices.Sorted(maps.Keys(q.inFlight))),
+		// Empty, not nil: a comparison with NULL is never true.
 		backingOff: slices.AppendSeq([]string{}, maps.Keys(q.failures)),
 		returns:    q.returns,
 	}
+}
+
+// ranges returns sorted numbers as ranges of adjacent ones.
+func ranges(sorted []int64) pgtype.Multirange[pgtype.Range[int64]] {
+	list := pgtype.Multirange[pgtype.Range[int64]]{} // not nil, which is NULL
+
+	for _, n := range sorted {
+		if last := len(list) - 1; last >= 0 && list[last].Upper == n {
+			list[last].Upper++
+		} else {
+			list = append(list, pgtype.Range[int64]{Lower: n, Upper: n + 1, LowerType: pgtype.Inclusive, UpperType: pgtype.Exclusive, Valid: true})
+		}
+	}
+
+	return list
 }
 
 // deleted removes rows that have left the table.

@@ -268,7 +268,6 @@ func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 		// neither how few (LIMIT is a parameter) nor how many there are by now, and would
 		// read and sort all of them.
 		"enable_bitmapscan": "off",
-		"enable_seqscan":    "off",
 		"enable_sort":       "off",
 	})
 	if err != nil {
@@ -406,16 +405,19 @@ func (r *link) exchange(
 	}
 
 	if next.limit > 0 && len(owned.list) > 0 {
-		// Empty, not nil: a comparison with ALL of NULL is never true.
+		// Empty, not nil: a comparison with NULL is never true.
 		except := append(append([]string{}, r.suspendedTopics()...), r.target.Except...)
 		low := r.mark.begin(next, len(r.suspendedTopics()) > 0, r.cfg.PollInterval)
 		topics, args := r.topics(owned.list, next.inFlight, next.backingOff, next.limit, except, low)
 
 		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
+		// Reads pass over the rows in flight and those of keys that back off. A search in
+		// ranges and a hash make that cheap: ALL compares each row with each element.
 		batch.Queue(`
 			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
 			FROM outbox
-			WHERE available_at IS NULL AND shard = ANY($1) AND seq <> ALL($2) AND key <> ALL($3) AND topic <> ALL($5) AND seq > $6 `+topics+`
+			WHERE available_at IS NULL AND shard = ANY($1) AND NOT $2::int8multirange @> seq
+			  AND key NOT IN (SELECT unnest($3::text[])) AND topic <> ALL($5) AND seq > $6 `+topics+`
 			ORDER BY seq LIMIT $4`, args...).
 			Query(func(found pgx.Rows) error {
 				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])

@@ -50,6 +50,12 @@ var settings = map[string]string{
 	// A message is acknowledged after its commit, so the commit must survive a crash.
 	// Levels above off remain as they are.
 	synchronousCommit: "on",
+	// Statements look rows up by key. A plan that was made while a table was small would
+	// read all of it for each key, and stays in use until the next ANALYZE, however much
+	// the table has grown. Statements that no index serves still read the whole table;
+	// before Postgres 18 their estimates are so high that they would be compiled.
+	"enable_seqscan": "off",
+	"jit":            "off",
 }
 
 const synchronousCommit = "synchronous_commit"

@@ -114,8 +114,7 @@ func move(ctx context.Context, tx pgx.Tx, demands []Demand, change string) error
 		)
 		UPDATE stock SET `+change+`
 		FROM unnest($1::text[], $2::bigint[]) AS m (product_id, quantity)
-		JOIN locked USING (product_id)
-		WHERE stock.product_id = m.product_id`, products, quantities)
+		WHERE stock.product_id = m.product_id AND stock.product_id = ANY($1) AND (SELECT count(*) FROM locked) > 0`, products, quantities)
 	if err != nil {
 		return fmt.Errorf("moving stock: %w", err)
 	}

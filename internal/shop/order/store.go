@@ -144,10 +144,11 @@ func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error
 		}
 	}
 
+	// Without ANY, a join of a table that was small when it was planned reads all of it.
 	_, err := tx.Exec(ctx, `
 		UPDATE orders o SET status = c.status, version = c.version, updated_at = now()
 		FROM unnest($1::text[], $2::text[], $3::int[]) AS c (id, status, version)
-		WHERE o.id = c.id`,
+		WHERE o.id = c.id AND o.id = ANY($1)`,
 		postgres.Column(final, func(o Order) string { return o.ID }),
 		postgres.Column(final, func(o Order) string { return string(o.Status) }),
 		postgres.Column(final, func(o Order) int { return o.Version }))

@@ -92,7 +92,7 @@ func RecordRefunds(ctx context.Context, tx pgx.Tx, refunds []Refunded) error {
 			refund_id = CASE WHEN r.failure = '' THEN r.refund_id END, refunded_at = CASE WHEN r.failure = '' THEN now() END,
 			refund_failure = CASE WHEN r.failure <> '' THEN r.refund_id || ': ' || r.failure END
 		FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS r (order_id, txn, refund_id, failure)
-		WHERE p.order_id = r.order_id AND p.transaction_id = r.txn AND p.status IN ('captured', 'refunded')`,
+		WHERE p.order_id = r.order_id AND p.order_id = ANY($1) AND p.transaction_id = r.txn AND p.status IN ('captured', 'refunded')`,
 		postgres.Column(refunds, func(r Refunded) string { return r.OrderID }),
 		postgres.Column(refunds, func(r Refunded) string { return r.TransactionID }),
 		postgres.Column(refunds, func(r Refunded) string { return r.RefundID }),
