@@ -157,7 +157,7 @@ type received struct {
 func consume(tb testing.TB, conn *connection, topic string, handle func(*message.Message)) *received {
 	tb.Helper()
 
-	subscriber, err := conn.Subscriber(topic)
+	subscriber, err := conn.Subscriber(topic, func([]byte) string { return "" })
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -85,6 +85,13 @@ type Route struct {
 	open func(d *delivery) error
 }
 
+// key returns the ordering key of a payload, or "" if it cannot be read.
+func (r *Route) key(payload []byte) string {
+	key, _ := protect(func() (string, error) { return r.Check(payload) })
+
+	return key
+}
+
 // NewRouter returns a router without routes. It wakes relay after commits.
 func NewRouter(
 	cfg Config, pool *pgxpool.Pool, failures *failed.Store, dependencies *breaker.Set,
@@ -236,8 +243,10 @@ type Source interface {
 	Connect(ctx context.Context) error
 	// Has reports whether the source carries a topic.
 	Has(topic string) bool
-	// Subscriber returns the subscriber of a topic. Called after Connect.
-	Subscriber(topic string) (message.Subscriber, error)
+	// Subscriber returns the subscriber of a topic, which delivers messages of one key in
+	// order. key returns the key of a message that has none in its headers. Called
+	// after Connect.
+	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)
 	// Subscribed is called once all topics of the source are subscribed.
 	Subscribed()
 }
@@ -399,13 +408,15 @@ func (r *Router) subscribeTo(ctx, subscriptions context.Context, router *message
 			continue
 		}
 
-		subscriber, err := source.Subscriber(topic)
+		routes := r.routesOf(topic)
+
+		subscriber, err := source.Subscriber(topic, routes[0].key)
 		if err != nil {
 			return fmt.Errorf("connecting subscriber of %s: %w", topic, err)
 		}
 
 		r.subscribers = append(r.subscribers, subscriber)
-		handlers[topic] = router.AddConsumerHandler(topic, topic, subscriber, r.receive(r.routesOf(topic)))
+		handlers[topic] = router.AddConsumerHandler(topic, topic, subscriber, r.receive(routes))
 	}
 
 	if err := router.RunHandlers(subscriptions); err != nil {

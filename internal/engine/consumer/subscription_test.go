@@ -34,10 +34,12 @@ func (b *brittle) Connect(ctx context.Context) error {
 	}
 }
 
-func (*brittle) Has(string) bool                                   { return true }
-func (b *brittle) Subscriber(string) (watermill.Subscriber, error) { return b, nil }
-func (*brittle) Subscribed()                                       {}
-func (*brittle) Close() error                                      { return nil }
+func (*brittle) Has(string) bool { return true }
+func (b *brittle) Subscriber(string, func([]byte) string) (watermill.Subscriber, error) {
+	return b, nil
+}
+func (*brittle) Subscribed()  {}
+func (*brittle) Close() error { return nil }
 
 func (b *brittle) Subscribe(ctx context.Context, topic string) (<-chan *watermill.Message, error) {
 	out := make(chan *watermill.Message)

@@ -29,9 +29,10 @@ type Driver interface {
 	Connect(ctx context.Context, topics []Topic) error
 	// Publisher returns the publisher, after Connect.
 	Publisher() message.Publisher
-	// Subscriber returns a subscriber for one topic. Call it after Connect; the
-	// caller closes the subscriber.
-	Subscriber(topic string) (message.Subscriber, error)
+	// Subscriber returns a subscriber for one topic, which delivers messages of one key
+	// in order. key returns the key of a message that has none in its headers. Call
+	// it after Connect; the caller closes the subscriber.
+	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)
 	// Lanes returns how many messages to publish concurrently.
 	Lanes() int
 	Ping(ctx context.Context) error

@@ -70,7 +70,9 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 func (d *Driver) Publisher() message.Publisher { return publisher{d} }
 
 // Subscriber implements driver.Driver.
-func (d *Driver) Subscriber(string) (message.Subscriber, error) { return subscriber{d}, nil }
+func (d *Driver) Subscriber(string, func([]byte) string) (message.Subscriber, error) {
+	return subscriber{d}, nil
+}
 
 // Lanes implements driver.Driver.
 func (d *Driver) Lanes() int { return d.cfg.Lanes }

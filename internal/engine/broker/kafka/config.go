@@ -17,12 +17,14 @@ type Config struct {
 	// Prefix is prepended to all topic names, so that several environments can share
 	// a cluster. Empty by default.
 	Prefix string `koanf:"prefix"`
-	// Partitions is the partition count of topics that the service creates. Each
-	// partition has one message in flight, so this is the concurrency. Defaults to
-	// 64.
+	// Partitions is the partition count of topics that the service creates. It bounds
+	// how many replicas share a topic. Defaults to 8.
 	Partitions int32 `koanf:"partitions"`
 	// ReplicationFactor applies to topics that the service creates. Defaults to 1.
 	ReplicationFactor int16 `koanf:"replication_factor"`
+	// Window is how many messages of a topic are in hand at once, with at most 16 MiB of
+	// payloads. Defaults to 512.
+	Window int `koanf:"window"`
 	// Lanes is how many messages are published at once. Defaults to 256.
 	Lanes int `koanf:"lanes"`
 	// TLS encrypts connections and verifies the brokers. Defaults to false.
@@ -38,7 +40,7 @@ type Config struct {
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{Brokers: []string{"127.0.0.1:9092"}, Group: "millrace", Partitions: 64, ReplicationFactor: 1, Lanes: 256}
+	return Config{Brokers: []string{"127.0.0.1:9092"}, Group: "millrace", Partitions: 8, ReplicationFactor: 1, Window: 512, Lanes: 256}
 }
 
 // Validate reports all mistakes, naming the keys.
@@ -46,6 +48,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		check.Positive("broker.kafka.partitions", c.Partitions),
 		check.Positive("broker.kafka.replication_factor", c.ReplicationFactor),
+		check.Positive("broker.kafka.window", c.Window),
 		check.Positive("broker.kafka.lanes", c.Lanes),
 		check.That(len(c.Brokers) > 0, "broker.kafka.brokers: must not be empty, expected host:port, separated by commas"),
 		check.That(c.Group != "", "broker.kafka.group: must not be empty"),

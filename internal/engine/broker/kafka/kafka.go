@@ -113,37 +113,6 @@ func (d *Driver) createTopics(client sarama.Client, topics []driver.Topic) error
 // group returns the name of the consumer group of a topic.
 func (d *Driver) group(topic string) string { return d.cfg.Group + "." + topic }
 
-// Subscriber implements driver.Driver. Each topic has its own consumer group.
-func (d *Driver) Subscriber(topic string) (message.Subscriber, error) {
-	cfg, err := d.sarama()
-	if err != nil {
-		return nil, err
-	}
-
-	subscriber, err := kafka.NewSubscriber(kafka.SubscriberConfig{
-		Brokers:               d.cfg.Brokers,
-		Unmarshaler:           Marshaler{},
-		OverwriteSaramaConfig: cfg,
-		ConsumerGroup:         d.group(topic),
-		// Messages are nacked only when the service stops.
-		NackResendSleep: time.Second,
-	}, driver.WatermillLogger(d.logger))
-
-	return prefixedSubscriber{subscriber, d.cfg.Prefix}, err
-}
-
-// prefixedSubscriber adds the topic prefix of the cluster.
-type prefixedSubscriber struct {
-	message.Subscriber
-
-	prefix string
-}
-
-// Subscribe implements message.Subscriber.
-func (s prefixedSubscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	return s.Subscriber.Subscribe(ctx, s.prefix+topic)
-}
-
 // Ping implements driver.Driver.
 func (d *Driver) Ping(context.Context) error {
 	d.mu.Lock()
@@ -200,6 +169,9 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
 	cfg.Consumer.Return.Errors = true
+	// What is read ahead of the messages in hand stays small, for every partition.
+	cfg.Consumer.Fetch.Default = 256 << 10
+	cfg.ChannelBufferSize = 64
 
 	return cfg, d.secure(cfg)
 }

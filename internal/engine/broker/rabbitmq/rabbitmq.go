@@ -181,7 +181,7 @@ func (d *Driver) config() (amqp.Config, error) {
 }
 
 // Subscriber implements driver.Driver.
-func (d *Driver) Subscriber(string) (message.Subscriber, error) {
+func (d *Driver) Subscriber(string, func([]byte) string) (message.Subscriber, error) {
 	cfg, err := d.config()
 	if err != nil {
 		return nil, err

@@ -1,0 +1,178 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"sync"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/window"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// maxBytesInHand bounds the payloads of one topic that are in hand.
+const maxBytesInHand = 16 << 20
+
+// subscriber has many messages of a partition in hand, where Watermill's has one. Each
+// topic has a consumer group, so that they are rebalanced independently.
+type subscriber struct {
+	driver *Driver
+	cfg    *sarama.Config
+	group  string
+	key    func(payload []byte) string
+	logger *slog.Logger
+
+	closing context.Context //nolint:containedctx // it is a lifetime, not a request
+	close   context.CancelFunc
+	running sync.WaitGroup
+}
+
+// Subscriber implements driver.Driver.
+func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error) {
+	cfg, err := d.sarama()
+	if err != nil {
+		return nil, err
+	}
+
+	closing, stop := context.WithCancel(context.Background())
+
+	return &subscriber{
+		driver: d, cfg: cfg, group: d.group(topic), key: key, closing: closing, close: stop,
+		logger: d.logger.With(slog.String("topic", topic)),
+	}, nil
+}
+
+// Subscribe implements message.Subscriber. The channel stays open through failures of
+// the broker, until ctx ends or the subscriber is closed.
+func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(s.closing, cancel)
+
+	m := &member{subscriber: s, out: make(chan *message.Message)}
+
+	s.running.Go(func() {
+		defer close(m.out)
+		defer cancel()
+
+		for ctx.Err() == nil {
+			if err := m.consume(ctx, s.driver.cfg.Prefix+topic); err != nil && ctx.Err() == nil {
+				m.lost(ctx, err)
+			}
+		}
+	})
+
+	return m.out, nil
+}
+
+// Close implements message.Subscriber. It waits for the subscription to end.
+func (s *subscriber) Close() error {
+	s.close()
+	s.running.Wait()
+
+	return nil
+}
+
+// member takes part in a consumer group.
+type member struct {
+	*subscriber
+
+	out    chan *message.Message
+	budget *window.Budget
+	// failures counts the failed attempts to join since the member last consumed.
+	failures int
+}
+
+// consume joins the group and consumes until ctx ends, or until an error after which
+// only a new connection helps.
+func (m *member) consume(ctx context.Context, topic string) error {
+	group, err := sarama.NewConsumerGroup(m.driver.cfg.Brokers, m.group, m.cfg)
+	if err != nil {
+		return fmt.Errorf("joining group %s: %w", m.group, err)
+	}
+
+	go func() {
+		for err := range group.Errors() {
+			m.logger.Warn("reading from kafka", slog.Any("error", err))
+		}
+	}()
+
+	for ctx.Err() == nil && err == nil { // each round is a generation of the group
+		err = group.Consume(ctx, []string{topic}, m)
+	}
+
+	return errors.Join(err, group.Close())
+}
+
+// maxRejoinWait caps the wait before joining again.
+const maxRejoinWait = 5 * time.Second
+
+// lost waits before the next attempt to join. It logs the error at growing intervals.
+func (m *member) lost(ctx context.Context, err error) {
+	if m.failures++; bits.OnesCount(uint(m.failures)) == 1 {
+		m.logger.Warn("kafka's consumer group is lost; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
+	}
+
+	_ = backoff.Sleep(ctx, backoff.Jitter(min(time.Second<<min(m.failures, 3), maxRejoinWait)))
+}
+
+// Setup implements sarama.ConsumerGroupHandler. All partitions of a generation share a
+// budget, so one partition may use all of it.
+func (m *member) Setup(session sarama.ConsumerGroupSession) error {
+	if m.failures > 0 {
+		m.logger.Info("joined kafka's consumer group again", slog.Int("generation", int(session.GenerationID())))
+	}
+
+	m.failures = 0
+	m.budget = window.NewBudget(m.driver.cfg.Window, maxBytesInHand)
+
+	return nil
+}
+
+// Cleanup implements sarama.ConsumerGroupHandler.
+func (m *member) Cleanup(sarama.ConsumerGroupSession) error { return nil }
+
+// ConsumeClaim implements sarama.ConsumerGroupHandler. Offsets are marked only up to
+// the first message in hand.
+func (m *member) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.ConsumerGroupClaim) error {
+	hand := window.New(session.Context(), m.budget, m.out, window.Acks{UpTo: func(offset int64) {
+		session.MarkOffset(claim.Topic(), claim.Partition(), offset+1, "")
+	}})
+	defer hand.Wait()
+
+	for {
+		select {
+		case record, open := <-claim.Messages():
+			if !open {
+				return nil
+			}
+
+			msg, err := Marshaler{}.Unmarshal(record)
+			if err != nil {
+				return err
+			}
+
+			if !hand.Add(msg, m.keyOf(msg), record.Offset) {
+				return nil
+			}
+		case <-session.Context().Done():
+			return nil
+		}
+	}
+}
+
+// keyOf returns the key that orders a message: that of the record or, from a producer
+// that sets none, that of the payload.
+func (m *member) keyOf(msg *message.Message) string {
+	if key := msg.Metadata[event.HeaderKey]; key != "" {
+		return key
+	}
+
+	return m.key(msg.Payload)
+}

@@ -1,0 +1,250 @@
+// Package window keeps many messages of one partition or queue in hand, in order per
+// key. Package kafka and package rabbitmq share it.
+package window
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
+)
+
+// nackDelay is how long a message waits that the consumer did not acknowledge. The
+// router does so only while the service stops or a consumer is suspended.
+const nackDelay = time.Second
+
+// grace is how long Wait waits for messages in hand after the subscription has ended.
+// Those that it does not wait for are delivered again, to whoever subscribes next.
+const grace = 2 * time.Second
+
+// maxTracked bounds how many messages a window knows: those in hand and those that were
+// acknowledged behind one in hand, which are delivered again after a crash.
+const maxTracked = 1 << 16
+
+// maxLoose is how many acknowledged messages may stand behind one in hand before each
+// is reported by itself, where the broker allows that.
+const maxLoose = 128
+
+// Budget bounds what the windows of one session have in hand.
+type Budget struct {
+	messages, bytes *semaphore.Weighted
+	maxBytes        int64
+}
+
+// NewBudget returns a budget of that many messages and bytes of payload. A larger
+// message takes the whole budget, so it passes alone.
+func NewBudget(messages int, bytes int64) *Budget {
+	return &Budget{messages: semaphore.NewWeighted(int64(messages)), bytes: semaphore.NewWeighted(bytes), maxBytes: bytes}
+}
+
+// take blocks until there is room for a payload. It reports false if ctx ended first.
+func (b *Budget) take(ctx context.Context, size int64) bool {
+	if b.messages.Acquire(ctx, 1) != nil {
+		return false
+	}
+
+	if b.bytes.Acquire(ctx, size) != nil {
+		b.messages.Release(1)
+
+		return false
+	}
+
+	return true
+}
+
+func (b *Budget) give(size int64) {
+	b.bytes.Release(size)
+	b.messages.Release(1)
+}
+
+// item is a message in hand. It stays in Window.order until all before it are finished.
+type item struct {
+	msg      *message.Message
+	size     int64
+	position int64
+	finished bool
+}
+
+// Acks reports acknowledged messages to the broker. The calls do not overlap and must
+// not block for long.
+type Acks struct {
+	// UpTo reports that the message at a position and all before it are finished.
+	// Positions rise; some are passed over.
+	UpTo func(position int64)
+	// One reports that a single message is finished, while one before it is not. It is
+	// nil if the broker cannot record that.
+	One func(position int64)
+}
+
+// Window has the messages of one partition or queue in hand. A lane delivers the
+// messages of one key one at a time. It is a goroutine that exists while its key has
+// messages, so idle keys cost nothing.
+type Window struct {
+	ctx     context.Context //nolint:containedctx // it is the lifetime of a session, not a request
+	budget  *Budget
+	tracked *semaphore.Weighted
+	out     chan<- *message.Message
+	acks    Acks
+
+	running sync.WaitGroup
+	// late is closed when Wait no longer waits for answers.
+	late chan struct{}
+
+	mu sync.Mutex
+	// order holds the messages from the first unfinished one on, in order of arrival.
+	// loose of them are finished.
+	order []*item
+	loose int
+	// lanes holds the messages behind the one that each lane delivers.
+	lanes map[string][]*item
+}
+
+// New returns a window that sends messages to out until ctx ends. The context of each
+// message ends with ctx.
+func New(ctx context.Context, budget *Budget, out chan<- *message.Message, acks Acks) *Window {
+	return &Window{
+		ctx: ctx, budget: budget, tracked: semaphore.NewWeighted(maxTracked), out: out, acks: acks,
+		late: make(chan struct{}), lanes: map[string][]*item{},
+	}
+}
+
+// Add delivers a message after those that were added before with the same key. An
+// empty key has no order. Positions must rise. Add blocks while the budget is used up,
+// and reports false if ctx ends first. It must not be called concurrently.
+func (w *Window) Add(msg *message.Message, key string, position int64) bool {
+	added := &item{msg: msg, size: min(int64(len(msg.Payload)), w.budget.maxBytes), position: position}
+	if w.tracked.Acquire(w.ctx, 1) != nil || !w.budget.take(w.ctx, added.size) {
+		return false
+	}
+
+	if key == "" {
+		key = "\x00" + strconv.FormatInt(position, 10) // a lane of its own; no real key has NUL
+	}
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	w.order = append(w.order, added)
+
+	if behind, busy := w.lanes[key]; busy {
+		w.lanes[key] = append(behind, added)
+
+		return true
+	}
+
+	w.lanes[key] = nil
+
+	w.running.Go(func() { w.lane(key, added) })
+
+	return true
+}
+
+// lane delivers first and then what has been added behind it. It leaves the rest of its
+// key once a message was not acknowledged before the session ended.
+func (w *Window) lane(key string, first *item) {
+	for next := first; next != nil && w.deliver(next.msg); {
+		w.budget.give(next.size)
+		next = w.finish(key, next)
+	}
+}
+
+// deliver sends a message until it is acknowledged. It reports false if the
+// session ended before.
+func (w *Window) deliver(msg *message.Message) bool {
+	for w.ctx.Err() == nil {
+		msg.SetContext(w.ctx)
+
+		select {
+		case w.out <- msg:
+		case <-w.ctx.Done():
+			return false
+		}
+
+		select {
+		case <-msg.Acked():
+			return true
+		case <-msg.Nacked():
+			if backoff.Sleep(w.ctx, nackDelay) != nil {
+				return false
+			}
+
+			msg = msg.Copy() // an answer cannot be changed
+		case <-w.late:
+			return false
+		}
+	}
+
+	return false
+}
+
+// finish marks a message and returns the next of its lane, or nil at the end of the
+// lane.
+func (w *Window) finish(key string, done *item) (next *item) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	done.finished, done.msg = true, nil
+	w.loose++
+
+	w.report()
+
+	behind := w.lanes[key]
+	if len(behind) == 0 {
+		delete(w.lanes, key)
+
+		return nil
+	}
+
+	w.lanes[key] = behind[1:]
+
+	return behind[0]
+}
+
+// report reports what is finished and forgets it.
+func (w *Window) report() {
+	n := 0
+	for n < len(w.order) && w.order[n].finished {
+		n++
+	}
+
+	if n > 0 {
+		w.acks.UpTo(w.order[n-1].position)
+		w.forget(n)
+		clear(w.order[:n])
+		w.order = w.order[n:]
+	}
+
+	if w.acks.One == nil || w.loose < maxLoose {
+		return
+	}
+
+	w.forget(w.loose)
+	w.order = slices.DeleteFunc(w.order, func(i *item) bool {
+		if i.finished {
+			w.acks.One(i.position)
+		}
+
+		return i.finished
+	})
+}
+
+// forget makes room for n more messages.
+func (w *Window) forget(n int) {
+	w.loose -= n
+	w.tracked.Release(int64(n))
+}
+
+// Wait waits for the answers to the messages that have been delivered, but not
+// indefinitely. Call it after ctx has ended.
+func (w *Window) Wait() {
+	timer := time.AfterFunc(grace, func() { close(w.late) })
+	defer timer.Stop()
+
+	w.running.Wait()
+}

@@ -1,0 +1,325 @@
+package window_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/millracehq/millrace/internal/engine/broker/window"
+)
+
+func numbered(n int64) *message.Message {
+	return message.NewMessage(strconv.FormatInt(n, 10), []byte("payload"))
+}
+
+// broker records what a window reports.
+type broker struct {
+	mu sync.Mutex
+	// upTo is the last position reported with all before it.
+	upTo int64
+	ones []int64
+}
+
+func (b *broker) reported() (upTo int64, ones []int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+
+	return b.upTo, slices.Clone(b.ones)
+}
+
+func (b *broker) acks(single bool) window.Acks {
+	acks := window.Acks{UpTo: func(position int64) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+
+		b.upTo = position
+	}}
+
+	if single {
+		acks.One = func(position int64) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+
+			b.ones = append(b.ones, position)
+		}
+	}
+
+	return acks
+}
+
+// consumer answers messages after a while, and refuses some at first.
+type consumer struct {
+	*broker
+
+	takes, refusals []int
+
+	mu sync.Mutex
+	// acked lists the acknowledged positions in order. now are in hand, at most top were.
+	acked    []int64
+	now, top int
+}
+
+// answer answers a message, and reports whether it was acknowledged.
+func (c *consumer) answer(t *testing.T, msg *message.Message) bool {
+	t.Helper()
+
+	position, err := strconv.ParseInt(msg.UUID, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	c.now++
+	c.top = max(c.top, c.now)
+	c.refusals[position]--
+	ack := c.refusals[position] < 0
+
+	go func() {
+		time.Sleep(time.Duration(c.takes[position]) * time.Millisecond)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+
+		c.now--
+
+		if !ack {
+			msg.Nack()
+
+			return
+		}
+
+		if upTo, _ := c.reported(); upTo >= position {
+			t.Errorf("position %d was reported while %d was in hand", upTo, position)
+		}
+
+		c.acked = append(c.acked, position)
+		msg.Ack()
+	}()
+
+	return ack
+}
+
+// TestOrderAndPositionsHoldWhateverIsRefused delivers random messages to a consumer that
+// takes random times and refuses at random.
+func TestOrderAndPositionsHoldWhateverIsRefused(t *testing.T) {
+	t.Parallel()
+
+	rapid.Check(t, func(rt *rapid.T) {
+		keys := rapid.SliceOfN(rapid.SampledFrom([]string{"", "a", "b", "c"}), 1, 40).Draw(rt, "keys")
+		takes := rapid.SliceOfN(rapid.IntRange(0, 50), len(keys), len(keys)).Draw(rt, "takes ms")
+		refusals := rapid.SliceOfN(rapid.IntRange(0, 2), len(keys), len(keys)).Draw(rt, "refusals")
+		inHand := rapid.IntRange(1, 10).Draw(rt, "in hand")
+
+		synctest.Test(t, func(t *testing.T) { //nolint:thelper // it is a bubble
+			ctx, cancel := context.WithCancel(t.Context())
+			out := make(chan *message.Message)
+			c := &consumer{broker: &broker{upTo: -1}, takes: takes, refusals: refusals}
+			hand := window.New(ctx, window.NewBudget(inHand, 1<<20), out, c.acks(false))
+
+			go func() {
+				for n, key := range keys {
+					hand.Add(numbered(int64(n)), key, int64(n))
+				}
+			}()
+
+			for acked := 0; acked < len(keys); {
+				if c.answer(t, <-out) {
+					acked++
+				}
+			}
+
+			time.Sleep(time.Second) // of the bubble's clock
+			cancel()
+			hand.Wait()
+
+			if upTo, _ := c.reported(); upTo != int64(len(keys)-1) {
+				t.Errorf("reported up to %d of %d", upTo, len(keys)-1)
+			}
+
+			for _, key := range []string{"a", "b", "c"} {
+				of := slices.DeleteFunc(slices.Clone(c.acked), func(position int64) bool { return keys[position] != key })
+				if !slices.IsSorted(of) {
+					t.Errorf("key %s: acknowledged in order %v", key, of)
+				}
+			}
+
+			if c.top > inHand {
+				t.Errorf("%d messages were in hand, expected at most %d", c.top, inHand)
+			}
+		})
+	})
+}
+
+// take receives n messages.
+func take(t *testing.T, out <-chan *message.Message, n int) map[string]*message.Message {
+	t.Helper()
+
+	taken := map[string]*message.Message{}
+
+	for range n {
+		select {
+		case msg := <-out:
+			taken[msg.UUID] = msg
+		case <-time.After(time.Minute):
+			t.Fatalf("%d messages arrived, expected %d", len(taken), n)
+		}
+	}
+
+	return taken
+}
+
+func TestAMessageInHandHoldsItsKeyOnly(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		out := make(chan *message.Message)
+		b := &broker{upTo: -1}
+		hand := window.New(t.Context(), window.NewBudget(100, 1<<20), out, b.acks(false))
+
+		for n, key := range []string{"a", "a", "b", "", ""} {
+			hand.Add(numbered(int64(n)), key, int64(n))
+		}
+
+		first := take(t, out, 4)
+		for _, n := range []string{"2", "3", "4"} {
+			first[n].Ack()
+		}
+
+		synctest.Wait()
+
+		if upTo, _ := b.reported(); upTo != -1 {
+			t.Errorf("position %d was reported while 0 was in hand", upTo)
+		}
+
+		first["0"].Ack()
+		take(t, out, 1)["1"].Ack()
+		synctest.Wait()
+
+		if upTo, _ := b.reported(); upTo != 4 {
+			t.Errorf("reported up to %d, expected 4", upTo)
+		}
+	})
+}
+
+func TestBytesInHandAreBounded(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		out := make(chan *message.Message)
+		hand := window.New(t.Context(), window.NewBudget(100, 20), out, (&broker{}).acks(false))
+		added := make(chan int, 3)
+
+		go func() {
+			for n, size := range []int{15, 1000, 15} { // the second is larger than the whole budget
+				hand.Add(message.NewMessage(fmt.Sprint(n), make([]byte, size)), fmt.Sprint(n), int64(n))
+				added <- n
+			}
+		}()
+
+		for n := range 3 {
+			msg := take(t, out, 1)[fmt.Sprint(n)]
+
+			synctest.Wait()
+
+			if len(added) != 1 {
+				t.Errorf("message %d: %d more were taken beside it", n, len(added)-1)
+			}
+
+			<-added
+			msg.Ack()
+		}
+	})
+}
+
+// TestASingleMessageIsReportedWhereTheBrokerRecordsIt: one message in hand does not hold
+// back the acknowledgement of all others.
+func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		const messages = 300
+
+		out := make(chan *message.Message)
+		b := &broker{upTo: -1}
+		hand := window.New(t.Context(), window.NewBudget(messages, 1<<20), out, b.acks(true))
+
+		for n := range int64(messages) {
+			hand.Add(numbered(n), "", n)
+		}
+
+		taken := take(t, out, messages)
+		for n := 1; n < messages; n++ {
+			taken[fmt.Sprint(n)].Ack()
+			synctest.Wait()
+		}
+
+		var want []int64
+		for n := range int64(256) {
+			want = append(want, n+1)
+		}
+
+		upTo, ones := b.reported()
+		if diff := cmp.Diff(want, ones); diff != "" || upTo != -1 {
+			t.Errorf("reported up to %d, and %s", upTo, diff)
+		}
+
+		taken["0"].Ack()
+		synctest.Wait()
+
+		if upTo, _ := b.reported(); upTo != messages-1 {
+			t.Errorf("reported up to %d", upTo)
+		}
+	})
+}
+
+func TestTheEndOfTheSessionLeavesWhatIsInHand(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		out := make(chan *message.Message)
+		b := &broker{upTo: -1}
+		hand := window.New(ctx, window.NewBudget(100, 1<<20), out, b.acks(false))
+
+		for n, key := range []string{"a", "a", "b", "c", "c"} {
+			hand.Add(numbered(int64(n)), key, int64(n))
+		}
+
+		taken := take(t, out, 3)
+		cancel()
+		taken["0"].Ack() // in time; the one behind it is left
+		taken["3"].Nack()
+
+		began := time.Now()
+
+		hand.Wait() // 2 gets no answer
+
+		if waited := time.Since(began); waited < time.Second || waited > 10*time.Second {
+			t.Errorf("waited %s", waited)
+		}
+
+		if upTo, _ := b.reported(); upTo != 0 {
+			t.Errorf("reported up to %d, expected 0", upTo)
+		}
+
+		if hand.Add(numbered(5), "d", 5) {
+			t.Error("a message was taken after the end")
+		}
+
+		select {
+		case msg := <-out:
+			t.Errorf("message %s was delivered after the end", msg.UUID)
+		default:
+		}
+	})
+}
