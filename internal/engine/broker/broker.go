@@ -43,7 +43,7 @@ func newConn(cfg Config, kind string, logger *slog.Logger) (*Conn, error) {
 
 	switch kind {
 	case Embedded:
-		conn.Driver = embedded.New(cfg.Embedded, logger)
+		conn.Driver = embedded.New(cfg.Embedded)
 	case Kafka:
 		conn.Driver = kafka.New(cfg.Kafka, logger)
 	case RabbitMQ:

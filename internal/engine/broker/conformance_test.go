@@ -100,6 +100,10 @@ func (h harness) run(t *testing.T) {
 
 	t.Run("serves several consumers per topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
 
+	if !h.durable {
+		t.Run("returns refused messages to the publisher", func(t *testing.T) { t.Parallel(); h.returns(t) })
+	}
+
 	if h.durable {
 		t.Run("redelivers unacknowledged messages", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
 		t.Run("supports tailing", func(t *testing.T) { t.Parallel(); h.tails(t) })
@@ -354,6 +358,39 @@ func (h harness) closes(t *testing.T) {
 
 	if err := conn.Publisher().Publish(topic, newMessage("k", "2")); err == nil {
 		t.Error("publishing on a closed connection succeeded")
+	}
+}
+
+// returns checks that only the publisher delivers a refused message again: it keeps
+// the order.
+func (h harness) returns(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	defer conn.Close()
+
+	received := consume(t, conn, topic, func(msg *message.Message) {
+		if string(msg.Payload) == "refused" {
+			msg.Nack()
+		} else {
+			msg.Ack()
+		}
+	})
+
+	if err := conn.Publisher().Publish(topic, newMessage("k", "refused")); err == nil {
+		t.Error("publishing a refused message succeeded")
+	}
+
+	for range 10 {
+		if err := conn.Publisher().Publish(topic, newMessage("k", "taken")); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if all := received.all(); len(all) != 11 {
+		t.Errorf("%d messages were delivered, expected 11", len(all))
 	}
 }
 

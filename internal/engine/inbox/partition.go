@@ -10,8 +10,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// minRetention exceeds the redelivery window of all brokers. RabbitMQ and GoChannel
-// redeliver unacknowledged messages immediately.
+// minRetention exceeds the redelivery window of all brokers. RabbitMQ redelivers
+// unacknowledged messages immediately.
 const minRetention = time.Hour
 
 // Config configures the inbox.
