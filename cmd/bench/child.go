@@ -108,7 +108,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	router.AddMiddleware(middleware.Retry{MaxRetries: 3, InitialInterval: 10 * time.Millisecond, Multiplier: 2}.Middleware, middleware.Recoverer)
 
 	add := func(consumer, topic string, handle naiveHandler) {
-		subscriber, err := conn.Subscriber(topic)
+		subscriber, err := stockSubscriber(cfg.Broker, topic)
 		if err != nil {
 			panic(err) // the broker has just answered
 		}

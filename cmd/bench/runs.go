@@ -59,6 +59,10 @@ func (l *lab) drain(ctx context.Context, kind, role string, skus, orders int) (f
 
 // drain publishes orders, then starts the service and measures it.
 func (s *site) drain(ctx context.Context, role string, skus, orders int) (figures, error) {
+	if role == "naive" {
+		s.cfg.Broker.Kafka.Partitions = naiveInHand
+	}
+
 	from, err := s.newSource(ctx)
 	if err != nil {
 		return nil, err

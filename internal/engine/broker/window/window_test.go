@@ -120,7 +120,7 @@ func TestOrderAndPositionsHoldWhateverIsRefused(t *testing.T) {
 		refusals := rapid.SliceOfN(rapid.IntRange(0, 2), len(keys), len(keys)).Draw(rt, "refusals")
 		inHand := rapid.IntRange(1, 10).Draw(rt, "in hand")
 
-		synctest.Test(t, func(t *testing.T) { //nolint:thelper // it is a bubble
+		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			out := make(chan *message.Message)
 			c := &consumer{broker: &broker{upTo: -1}, takes: takes, refusals: refusals}

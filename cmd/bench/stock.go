@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+	brokerkafka "github.com/millracehq/millrace/internal/engine/broker/kafka"
+	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
+)
+
+// naiveInHand is how many messages of a topic the naive service has in hand: one for
+// each Kafka partition or RabbitMQ subscription, because Watermill's subscribers have
+// one message in hand.
+const naiveInHand = 64
+
+// stockSubscriber returns the subscriber of Watermill that the naive service uses.
+func stockSubscriber(cfg broker.Config, topic string) (message.Subscriber, error) {
+	if cfg.Kind == broker.Kafka {
+		settings := kafka.DefaultSaramaSubscriberConfig()
+		settings.Consumer.Offsets.Initial = -2 // the oldest
+
+		return kafka.NewSubscriber(kafka.SubscriberConfig{
+			Brokers: cfg.Kafka.Brokers, Unmarshaler: brokerkafka.Marshaler{}, OverwriteSaramaConfig: settings,
+			ConsumerGroup: cfg.Kafka.Group + "." + topic,
+		}, watermill.NopLogger{})
+	}
+
+	settings := amqp.NewDurableQueueConfig(string(cfg.RabbitMQ.URL))
+	settings.Marshaler = rabbitmq.Marshaler{}
+	settings.Consume.Qos.PrefetchCount = 4
+
+	subscriber, err := amqp.NewSubscriber(settings, watermill.NopLogger{})
+
+	return fanIn{subscriber}, err
+}
+
+// fanIn merges subscriptions of a queue.
+type fanIn struct{ message.Subscriber }
+
+// Subscribe implements message.Subscriber.
+func (f fanIn) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	var (
+		out    = make(chan *message.Message)
+		merged sync.WaitGroup
+	)
+
+	for range naiveInHand {
+		in, err := f.Subscriber.Subscribe(ctx, topic)
+		if err != nil {
+			return nil, err
+		}
+
+		merged.Go(func() {
+			for msg := range in {
+				out <- msg
+			}
+		})
+	}
+
+	go func() {
+		merged.Wait()
+		close(out)
+	}()
+
+	return out, nil
+}
