@@ -71,7 +71,7 @@ func (m *mark) end(next want, rows []row, xmin int64, kept bool) {
 		m.fullAfter = fullShare * time.Since(m.fullAt)
 	}
 
-	reached := len(rows) < next.limit || rows[len(rows)-1].Seq >= m.high
+	reached := !next.cut(rows) || rows[len(rows)-1].Seq >= m.high
 
 	if m.high > 0 && xmin > m.xid && kept && reached {
 		m.low, m.high = m.high, 0

@@ -30,8 +30,8 @@ const Channel = "millrace_outbox"
 type Config struct {
 	// BatchSize is how many messages are read at once. Defaults to 512.
 	BatchSize int `koanf:"batch_size"`
-	// MaxInFlight bounds the messages that have been read but not yet deleted, and so
-	// the relay's memory. Defaults to 2048.
+	// MaxInFlight bounds the messages that have been read but not yet deleted. The relay
+	// also reads at most 32 MiB of payloads ahead. Defaults to 2048.
 	MaxInFlight int `koanf:"max_in_flight"`
 	// PollInterval is how often the relay reads when nothing wakes it, and so how
 	// late a scheduled message may be. Defaults to 1s.

@@ -27,6 +27,11 @@ type row struct {
 	CreatedAt   time.Time
 }
 
+// maxBytes bounds the payloads that a relay has read and not yet published: some 30
+// messages of the largest size, 1 MiB, which keep a broker busy. Of usual messages,
+// Config.MaxInFlight is reached first.
+const maxBytes = 32 << 20
+
 // queue distributes rows to concurrent lanes. The rows of a key are published
 // sequentially, in order; different keys are published concurrently.
 type queue struct {
@@ -35,16 +40,18 @@ type queue struct {
 	// keys holds the unpublished rows of each key. A lane may be publishing the
 	// first.
 	keys map[string][]row
-	// ready lists the keys whose first row is not in a lane and not backing off.
+	// ready lists the keys whose first row is not in a lane.
 	ready []string
 	// inFlight contains all rows that have been read but not deleted.
 	inFlight map[int64]struct{}
+	// bytes is the size of the payloads in keys.
+	bytes int
 	// confirmed lists rows in flight that the broker has confirmed but the table
 	// still has.
 	confirmed []int64
-	// failures counts the consecutive failures of the first row of each key that
-	// backs off. Later rows of the key stay in the table.
-	failures map[string]int
+	// failures has the keys whose first row was not published. Their rows stay in the
+	// table, except the first while it is tried again.
+	failures map[string]failure
 	// returns counts how often rows were returned to the table. A read that ran at
 	// the time misses them; see push.
 	returns int
@@ -53,8 +60,17 @@ type queue struct {
 	closed bool
 }
 
+// failure is the state of a key whose first row was not published.
+type failure struct {
+	shard int16
+	// count is the number of consecutive failures.
+	count int
+	// due is true if the back-off is over and the row has not been read again.
+	due bool
+}
+
 func newQueue() *queue {
-	q := &queue{keys: make(map[string][]row), inFlight: make(map[int64]struct{}), failures: make(map[string]int)}
+	q := &queue{keys: make(map[string][]row), inFlight: make(map[int64]struct{}), failures: make(map[string]failure)}
 	q.nonEmpty = sync.NewCond(&q.mu)
 
 	return q
@@ -75,10 +91,15 @@ func (q *queue) push(rows []row, returns int) (kept bool) {
 	kept = true
 
 	for _, r := range rows {
-		if q.failures[r.Key] > 0 {
-			kept = false
+		if f, failed := q.failures[r.Key]; failed {
+			if !f.due {
+				kept = false
 
-			continue
+				continue
+			}
+
+			f.due = false
+			q.failures[r.Key] = f
 		}
 
 		q.inFlight[r.Seq] = struct{}{}
@@ -88,6 +109,7 @@ func (q *queue) push(rows []row, returns int) (kept bool) {
 		}
 
 		q.keys[r.Key] = append(q.keys[r.Key], r)
+		q.bytes += len(r.Payload)
 	}
 
 	q.nonEmpty.Broadcast()
@@ -116,58 +138,65 @@ func (q *queue) next() (r row, ok bool) {
 }
 
 // published marks r as confirmed by the broker and frees its key. due is true if the
-// relay should start a round: there are many rows to delete, the key had backed off,
-// or no lane is busy. Deleting rows individually would cost more than publishing
-// them.
+// relay should start a round: there are many rows to delete, there is space for large
+// rows again, the key had backed off, or no lane is busy. Deleting rows individually
+// would cost more than publishing them.
 func (q *queue) published(r row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	backedOff := q.failures[r.Key] > 0
+	_, backedOff := q.failures[r.Key]
 	delete(q.failures, r.Key)
 
 	q.busy--
 	q.confirmed = append(q.confirmed, r.Seq)
-	q.advance(r)
 
-	return backedOff || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
+	full := q.bytes >= maxBytes/2
+	q.advance(r)
+	space := full && q.bytes < maxBytes/2
+
+	return backedOff || space || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
 }
 
 // advance makes the next row of a key ready, unless the key was dropped in the
 // meantime.
 func (q *queue) advance(done row) {
 	rest := q.keys[done.Key]
+	if len(rest) == 0 || rest[0].Seq != done.Seq {
+		return
+	}
 
-	switch {
-	case len(rest) == 0 || rest[0].Seq != done.Seq:
-	case len(rest) == 1:
+	q.bytes -= len(done.Payload)
+	rest[0] = row{} // release the payload
+
+	if rest = rest[1:]; len(rest) == 0 {
 		delete(q.keys, done.Key)
-	default:
-		q.keys[done.Key] = rest[1:]
+	} else {
+		q.keys[done.Key] = rest
 		q.ready = append(q.ready, done.Key)
 		q.nonEmpty.Signal()
 	}
 }
 
 // failed makes the key of r back off and returns the wait. stuck is true if the wait
-// has just reached its maximum. Call release after the wait. The later rows of the
-// key are returned to the table, so that a key occupies one slot in memory however
-// many rows it has.
+// has just reached its maximum. Call release after the wait. The rows of the key are
+// returned to the table, so that keys that back off take no memory.
 func (q *queue) failed(r row) (wait time.Duration, stuck bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
 	q.busy--
-	q.failures[r.Key]++
 
-	if rows := q.keys[r.Key]; len(rows) > 1 {
-		q.remove(rows, false)
-		q.returns++
+	if rows := q.keys[r.Key]; len(rows) > 0 && rows[0].Seq == r.Seq {
+		q.remove(rows, true)
 	}
 
-	failures := q.failures[r.Key]
+	q.returns++
 
-	return min(maxWait, minWait<<min(failures-1, 10)), failures == stuckAfter
+	count := q.failures[r.Key].count + 1
+	q.failures[r.Key] = failure{shard: r.Shard, count: count}
+
+	return min(maxWait, minWait<<min(count-1, 10)), count == stuckAfter
 }
 
 // returned returns r and the later rows of its key to the table because its topic is
@@ -209,14 +238,14 @@ func (q *queue) dropTopics(topics []string) {
 	q.returns++
 }
 
-// release offers a key to the lanes again, if its row is still queued.
-func (q *queue) release(r row) {
+// release lets the next read take the first row of a key that has backed off.
+func (q *queue) release(key string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	if rest := q.keys[r.Key]; len(rest) > 0 && rest[0].Seq == r.Seq {
-		q.ready = append(q.ready, r.Key)
-		q.nonEmpty.Signal()
+	if f, failed := q.failures[key]; failed {
+		f.due = true
+		q.failures[key] = f
 	}
 }
 
@@ -233,8 +262,9 @@ func (q *queue) takeConfirmed() []int64 {
 
 // want describes the next read.
 type want struct {
-	// limit is the number of rows to read; none if not positive.
-	limit int
+	// limit is the number of rows to read; none if not positive. The read ends early
+	// with the row that fills bytes.
+	limit, bytes int
 	// inFlight are the rows and backingOff the keys to exclude.
 	inFlight   pgtype.Multirange[pgtype.Range[int64]]
 	backingOff []string
@@ -242,21 +272,40 @@ type want struct {
 	returns int
 }
 
+// cut reports whether a read ended at one of its limits, so that there may be more rows.
+func (w want) cut(rows []row) bool {
+	left := w.bytes
+	for _, r := range rows {
+		left -= len(r.Payload)
+	}
+
+	return len(rows) >= w.limit || left <= 0
+}
+
 // wants returns what to read next, at most batch rows. It returns nothing while that
-// many keys are ready, because each read scans all rows in flight.
+// many keys are ready, because each read scans all rows in flight, or while there is no
+// space for payloads. A key that backs off counts as a row in flight.
 func (q *queue) wants(batch, maxInFlight int) want {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	if len(q.ready) >= batch {
+	if len(q.ready) >= batch || q.bytes >= maxBytes {
 		return want{}
 	}
 
+	backingOff := []string{} // not nil: a comparison with NULL is never true
+
+	for key, f := range q.failures {
+		if !f.due {
+			backingOff = append(backingOff, key)
+		}
+	}
+
 	return want{
-		limit:    min(batch, maxInFlight-len(q.inFlight)),
-		inFlight: ranges(slices.Sorted(maps.Keys(q.inFlight))),
-		// Empty, not nil: a comparison with NULL is never true.
-		backingOff: slices.AppendSeq([]string{}, maps.Keys(q.failures)),
+		limit:      min(batch, maxInFlight-len(q.inFlight)-len(backingOff)),
+		bytes:      maxBytes - q.bytes,
+		inFlight:   ranges(slices.Sorted(maps.Keys(q.inFlight))),
+		backingOff: backingOff,
 		returns:    q.returns,
 	}
 }
@@ -315,13 +364,14 @@ func (q *queue) drop(keep func(shard int16) bool) {
 			}
 		default:
 			q.remove(rows, ready[key])
-			delete(q.failures, key)
 		}
 	}
+
+	maps.DeleteFunc(q.failures, func(_ string, f failure) bool { return !keep(f.shard) })
 }
 
 // remove removes the rows of a key. The first row stays in flight while a lane is
-// publishing it or it backs off, so that its confirmation finds it.
+// publishing it, so that its confirmation finds it.
 func (q *queue) remove(rows []row, all bool) {
 	key := rows[0].Key
 	if all {
@@ -333,6 +383,7 @@ func (q *queue) remove(rows []row, all bool) {
 
 	for _, r := range rows {
 		delete(q.inFlight, r.Seq)
+		q.bytes -= len(r.Payload)
 	}
 }
 

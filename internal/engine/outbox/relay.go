@@ -362,7 +362,7 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 			return err
 		}
 
-		if len(rows) < next.limit || next.limit <= 0 {
+		if next.limit <= 0 || !next.cut(rows) {
 			return nil
 		}
 	}
@@ -408,17 +408,22 @@ func (r *link) exchange(
 		// Empty, not nil: a comparison with NULL is never true.
 		except := append(append([]string{}, r.suspendedTopics()...), r.target.Except...)
 		low := r.mark.begin(next, len(r.suspendedTopics()) > 0, r.cfg.PollInterval)
-		topics, args := r.topics(owned.list, next.inFlight, next.backingOff, next.limit, except, low)
+		topics, args := r.topics(owned.list, next.inFlight, next.backingOff, next.limit, except, low, next.bytes)
 
 		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
 		// Reads pass over the rows in flight and those of keys that back off. A search in
 		// ranges and a hash make that cheap: ALL compares each row with each element.
 		batch.Queue(`
 			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
-			FROM outbox
-			WHERE available_at IS NULL AND shard = ANY($1) AND NOT $2::int8multirange @> seq
-			  AND key NOT IN (SELECT unnest($3::text[])) AND topic <> ALL($5) AND seq > $6 `+topics+`
-			ORDER BY seq LIMIT $4`, args...).
+			FROM (
+				SELECT *, sum(octet_length(payload)) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes FROM (
+					SELECT * FROM outbox
+					WHERE available_at IS NULL AND shard = ANY($1) AND NOT $2::int8multirange @> seq
+					  AND key NOT IN (SELECT unnest($3::text[])) AND topic <> ALL($5) AND seq > $6 `+topics+`
+					ORDER BY seq LIMIT $4) AS next
+			) AS next
+			WHERE bytes - octet_length(payload) < $7
+			ORDER BY seq`, args...).
 			Query(func(found pgx.Rows) error {
 				rows, err = pgx.CollectRows(found, pgx.RowToStructByPos[row])
 
@@ -444,7 +449,7 @@ func (r *link) topics(args ...any) (condition string, all []any) {
 		return ``, args
 	}
 
-	return `AND topic = ANY($7)`, append(args, r.target.Only)
+	return `AND topic = ANY($8)`, append(args, r.target.Only)
 }
 
 // broker returns the label of the target in metrics.
@@ -575,7 +580,10 @@ func (r *link) backOff(ctx context.Context, failed row, err error) {
 			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
 	}
 
-	time.AfterFunc(backoff.Jitter(wait), func() { r.queue.release(failed) })
+	time.AfterFunc(backoff.Jitter(wait), func() {
+		r.queue.release(failed.Key)
+		r.nudge()
+	})
 }
 
 // listen wakes the relay when another process has committed rows.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -327,4 +328,86 @@ func TestReplicasShareTheWorkAndTakeOver(t *testing.T) {
 	if got := locks(""); got != outbox.Shards {
 		t.Errorf("the survivor owns %d shards, expected %d", got, outbox.Shards)
 	}
+}
+
+// large returns n messages of 1 MiB with different keys.
+func large(n int) []event.Message {
+	messages := make([]event.Message, n)
+	for i := range messages {
+		messages[i] = event.Message{ID: event.NewID(), Topic: "t", Key: fmt.Sprint("a", i), Payload: make([]byte, 1<<20)}
+	}
+
+	return messages
+}
+
+// crowd is a publisher that takes one message each time that it is let.
+type crowd struct {
+	waiting, most, taken atomic.Int32
+	let                  chan struct{}
+}
+
+func (c *crowd) Publish(string, ...*message.Message) error {
+	now := c.waiting.Add(1)
+	for most := c.most.Load(); now > most && !c.most.CompareAndSwap(most, now); most = c.most.Load() {
+	}
+
+	<-c.let
+	c.waiting.Add(-1)
+	c.taken.Add(1)
+
+	return nil
+}
+
+func (*crowd) Close() error { return nil }
+
+func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
+	t.Parallel()
+
+	const all, few = 100, 32
+
+	pool := pgtest.New(t)
+	publisher := &crowd{let: make(chan struct{})}
+
+	appendMessages(t, pool, large(all)...)
+
+	r := outbox.NewRelay(outbox.DefaultConfig(), pool, pgtest.Logger(t), prometheus.NewRegistry())
+	ctx, cancel := context.WithCancel(t.Context())
+
+	var running sync.WaitGroup
+
+	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: all}) })
+
+	for n := range all {
+		pgtest.Eventually(t, "the relay has read as many as it may", func() bool { return publisher.waiting.Load() >= min(few/2, int32(all-n)) })
+
+		publisher.let <- struct{}{}
+	}
+
+	pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
+	cancel()
+	running.Wait()
+
+	if most := publisher.most.Load(); most > few+1 {
+		t.Errorf("the relay held %d messages at once, expected at most %d", most, few+1)
+	}
+}
+
+func TestLargeMessagesThatFailTakeNoSpace(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	published := &log{refuse: func(entry string) (error, error) {
+		if entry[:1] == "a" {
+			return errRefused, nil
+		}
+
+		return nil, nil //nolint:nilnil // no failure
+	}}
+	wake, stop := relay(t, pool, published)
+	defer stop()
+
+	appendMessages(t, pool, large(100)...)
+	appendMessage(t, pool, "b", "x")
+	wake()
+	pgtest.Eventually(t, "the small message is published", func() bool { return len(published.firsts()) == 1 })
 }
