@@ -42,7 +42,7 @@ start_native() {
   printf 'loopback_users.guest = true\nmax_message_size = 33554432\nvm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 100MB\n' >"$dir/rabbitmq.conf"
   setsid nohup "$server" >>"$log" 2>&1 </dev/null &
   child=$!
-  wait_until 90 "$log" ready_or_dead "$child" && ready || { tail -n 20 "$log" >&2; die "RabbitMQ did not start"; }
+  wait_until 90 "$log" ready_or_dead "$child" && kill -0 "$child" || { tail -n 20 "$log" >&2; die "RabbitMQ did not start"; }
   say "RabbitMQ answers on 127.0.0.1:$port (node $RABBITMQ_NODENAME, HOME=$dir)"
 }
 
