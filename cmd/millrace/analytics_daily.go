@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/analytics"
 )
 
@@ -31,7 +32,7 @@ func newAnalyticsDaily(opts *options) *cobra.Command {
 		}
 
 		if longest == 0 {
-			fmt.Fprintln(w, strings.TrimSpace("no events "+name)+fmt.Sprintf(" in the last %d days", days))
+			fmt.Fprintln(w, strings.TrimSpace("no events "+name)+" in the last "+event.Plural(days, "day", "days"))
 
 			return
 		}

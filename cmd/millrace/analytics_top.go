@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/analytics"
 )
 
@@ -19,7 +20,7 @@ func newAnalyticsTop(opts *options) *cobra.Command {
 		func(c *call) (int, error) { return c.Analytics.CountTop(c.ctx, days) },
 		func(w io.Writer, counts []analytics.Count) {
 			if len(counts) == 0 {
-				fmt.Fprintf(w, "no events in the last %d days\n", days)
+				fmt.Fprintf(w, "no events in the last %s\n", event.Plural(days, "day", "days"))
 			}
 
 			for _, e := range counts {

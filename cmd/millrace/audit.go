@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/invariant"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/shop/audit"
@@ -51,6 +53,10 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 
 		done()
 
+		if err != nil && len(out.Repairs) > 0 { // what was done is printed whatever happens afterwards
+			return errors.Join(c.print(out, func(w io.Writer) { writeRepairs(w, "Repaired:", out.Repairs) }), err)
+		}
+
 		if err != nil {
 			return err
 		}
@@ -78,7 +84,7 @@ func writeAudit(w io.Writer, out operate.Audit) {
 	for _, c := range out.Checks {
 		result := "ok"
 		if c.Violations > 0 {
-			result = fmt.Sprintf("%d violations", c.Violations)
+			result = event.Plural(c.Violations, "violation", "violations")
 		}
 
 		row(w, c.Name, fmt.Sprintf("%d %s", c.Examined, c.What), result)
@@ -90,7 +96,12 @@ func writeAudit(w io.Writer, out operate.Audit) {
 		}
 	}
 
-	writeRepairs(w, out)
+	title := "Repaired; the checks above ran after the repair:"
+	if out.DryRun {
+		title = "Would be repaired:"
+	}
+
+	writeRepairs(w, title, out.Repairs)
 	fmt.Fprintf(w, "\nas of %s, in %.1f s\n", stamp(out.At), out.Seconds)
 }
 
@@ -125,23 +136,19 @@ func (c *call) confirmRepairs(config invariant.Options) error {
 		fmt.Fprintf(&text, "  and %d more\n", more)
 	}
 
-	fmt.Fprintf(&text, "Repair %d violations?", len(would.Repairs))
+	fmt.Fprintf(&text, "Repair %s?", event.Plural(len(would.Repairs), "violation", "violations"))
 
 	return c.confirm(func() (string, error) { return text.String(), nil })
 }
 
-func writeRepairs(w io.Writer, out operate.Audit) {
-	if len(out.Repairs) == 0 {
+func writeRepairs(w io.Writer, title string, repairs []invariant.Repair) {
+	if len(repairs) == 0 {
 		return
 	}
 
-	if out.DryRun {
-		fmt.Fprintln(w, "\nWould be repaired:")
-	} else {
-		fmt.Fprintln(w, "\nRepaired; the checks above ran after the repair:")
-	}
+	fmt.Fprintln(w, "\n"+title)
 
-	for _, r := range out.Repairs {
+	for _, r := range repairs {
 		what := r.What
 		if r.Refused != "" {
 			what = "not repaired: " + r.Refused

@@ -35,7 +35,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of in-flight"},
 		{"audit --dry-run", exitUsage, "--dry-run requires --repair"},
 		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, but orders hold 0\n  What to do: `--repair`"},
-		{"audit --only stock,reservations", exitFailure, "the audit found 1 violations: reservations"},
+		{"audit --only stock,reservations", exitFailure, "the audit found 1 violation: reservations"},
 		{"audit --repair --dry-run", exitFailure, "Would be repaired:\n  reservations p: available 7 -> 10, reserved 3 -> 0, sold 0 -> 0"},
 		{"audit --repair --by me", 0, "Repaired; the checks above ran after the repair:\n  reservations p: available 7 -> 10"},
 		{"audit", 0, "2 products"},
@@ -51,6 +51,31 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 	var result operate.Audit
 	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 0 || result.Checks[0].Examined != 2 {
 		t.Errorf("exit code %d, %v: %s", code, err, out)
+	}
+}
+
+func TestARepairIsReportedAlthoughTheChecksFailAfterwards(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+
+	_, err = conn.Exec(t.Context(), `
+		INSERT INTO stock (product_id, supplied, available, reserved) VALUES ('p', 10, 7, 3);
+		CREATE FUNCTION break_down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN ALTER TABLE orders RENAME TO away; RETURN NULL; END $$;
+		CREATE TRIGGER break_down AFTER INSERT ON operator_actions EXECUTE FUNCTION break_down()`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	out, code := run(t, url, "audit", "--repair", "--by", "me")
+	if code != exitFailure || !strings.Contains(out, "Repaired:\n  reservations p: available 7 -> 10") || !strings.Contains(out, "SQLSTATE 42P01") {
+		t.Errorf("exit code %d: %s", code, out)
 	}
 }
 

@@ -211,6 +211,8 @@ func list[T any](c *call, read func(limit int) ([]T, error), count func() (int, 
 	return nil
 }
 
+func messages[N int | int64](n N) string { return event.Plural(n, "message", "messages") }
+
 // thousands formats a number below a million.
 func thousands(n int) string {
 	if n < 1000 {

@@ -23,6 +23,8 @@ type action struct {
 
 	// Held says what holds up the messages that are now due.
 	Held []operate.Held `json:"held,omitempty"`
+	// Unknown says why that is not known. The action was done.
+	Unknown string `json:"unknown,omitempty"`
 	// Request identifies the action in `millrace activity` and in the HTTP API.
 	Request uuid.UUID `json:"request"`
 	// Progress is set with --wait.
@@ -100,7 +102,7 @@ func (c *call) preview(f failed.Filter, pace failed.Pace, do func(*call, failed.
 	}
 
 	writeOutcome(&text, "would "+c.cmd.Name(), would)
-	fmt.Fprintf(&text, "%s %d messages?", strings.ToUpper(c.cmd.Name()[:1])+c.cmd.Name()[1:], would.Done)
+	fmt.Fprintf(&text, "%s %s?", strings.ToUpper(c.cmd.Name()[:1])+c.cmd.Name()[1:], messages(would.Done))
 
 	return would.Newest + 1, c.confirm(func() (string, error) { return text.String(), nil })
 }
@@ -136,7 +138,7 @@ func (c *call) finishAct(done string, outcome failed.Outcome, w *wait, err error
 }
 
 func writeOutcome(w io.Writer, done string, o failed.Outcome) {
-	fmt.Fprintf(w, "%s %d of %d stopped messages\n", done, o.Done, o.Selected)
+	fmt.Fprintf(w, "%s %d of %s\n", done, o.Done, event.Plural(o.Selected, "stopped message", "stopped messages"))
 
 	for _, r := range o.Refusals {
 		fmt.Fprintf(w, "refused message %d: %s\n", r.ID, oneLine(r.Error, 300))
@@ -147,11 +149,12 @@ func writeOutcome(w io.Writer, done string, o failed.Outcome) {
 	}
 
 	if n := o.RefusedBy[event.Overtaken]; n > 0 {
-		fmt.Fprintf(w, "--overtaken also requeues the %d overtaken messages\n", n)
+		fmt.Fprintf(w, "--overtaken also requeues %s\n", event.Plural(n, "overtaken message", "overtaken messages"))
 	}
 
 	if o.Changed > 0 {
-		fmt.Fprintf(w, "%d selected messages were no longer stopped: they have changed in the meantime\n", o.Changed)
+		fmt.Fprintf(w, "%s no longer stopped, because of changes in the meantime\n",
+			event.Plural(o.Changed, "selected message was", "selected messages were"))
 	}
 }
 
@@ -168,37 +171,34 @@ func (w *wait) flags(_ *options, flags *pflag.FlagSet) {
 
 // follow adds to result what holds up the messages that are now due, counted by
 // consumer, and with --wait what became of them. The end of the wait changes nothing.
-func (c *call) follow(result *action, messages map[string]int, w *wait) (err error) {
+func (c *call) follow(result *action, messages map[string]int, w *wait) error {
 	ctx := context.WithoutCancel(c.ctx)
 
-	if result.Held, err = c.Operator.Held(ctx, c.cfg.HTTP.Addr, messages); err != nil {
+	result.Held, result.Unknown = c.Operator.HeldAfter(ctx, c.cfg.HTTP.Addr, messages)
+	if !w.yes {
+		return nil
+	}
+
+	for _, h := range result.Held { // the operator may want to do something about it
+		fmt.Fprintln(c.cmd.ErrOrStderr(), oneLine(h.String(), 500))
+	}
+
+	waiting, cancel := context.WithTimeout(c.ctx, w.timeout)
+	defer cancel()
+
+	progress, end := showProgress("tried")
+	p, err := c.Operator.Follow(waiting, c.by.Request, func(p failed.Progress) {
+		progress(int64(p.Messages-p.Pending), int64(p.Messages))
+	})
+
+	end()
+
+	if err != nil {
 		return err
 	}
 
-	if w.yes {
-		for _, h := range result.Held { // the operator may want to do something about it
-			fmt.Fprintln(c.cmd.ErrOrStderr(), oneLine(h.String(), 500))
-		}
-
-		waiting, cancel := context.WithTimeout(c.ctx, w.timeout)
-		defer cancel()
-
-		progress, end := showProgress("tried")
-		p, err := c.Operator.Follow(waiting, c.by.Request, func(p failed.Progress) {
-			progress(int64(p.Messages-p.Pending), int64(p.Messages))
-		})
-
-		end()
-
-		if err != nil {
-			return err
-		}
-
-		result.Progress = &p
-		result.Held, err = c.Operator.Held(ctx, c.cfg.HTTP.Addr, p.Consumers)
-
-		return err
-	}
+	result.Progress = &p
+	result.Held, result.Unknown = c.Operator.HeldAfter(ctx, c.cfg.HTTP.Addr, p.Consumers)
 
 	return nil
 }
@@ -213,7 +213,7 @@ func writeFollowed(w io.Writer, a action) {
 			what  string
 		}{
 			{p.Stopped, "stopped again"}, {p.Waiting, "waiting again"}, {p.Withdrawn, "withdrawn: discarded or erased"},
-			{p.Pending, "not tried yet; they are still due"},
+			{p.Pending, "not tried yet, but due"},
 		} {
 			if n.count > 0 {
 				fmt.Fprintf(w, "%d %s\n", n.count, n.what)
@@ -228,6 +228,10 @@ func writeFollowed(w io.Writer, a action) {
 	for _, h := range a.Held {
 		fmt.Fprintln(w, oneLine(h.String(), 500))
 	}
+
+	if a.Unknown != "" {
+		fmt.Fprintf(w, "what holds up the messages is unknown: %s\n", oneLine(a.Unknown, 300))
+	}
 }
 
 // err returns an error if messages came back or were not tried.
@@ -236,9 +240,9 @@ func (a action) err() error {
 	case p == nil:
 		return nil
 	case p.Stopped+p.Waiting+p.Withdrawn > 0:
-		return event.Errorf(event.Conflict, "%d of %d messages came back", p.Stopped+p.Waiting+p.Withdrawn, p.Messages)
+		return event.Errorf(event.Conflict, "%d of %s came back", p.Stopped+p.Waiting+p.Withdrawn, messages(p.Messages))
 	case p.Pending > 0:
-		return event.Errorf(event.Conflict, "%d of %d messages were not tried in time", p.Pending, p.Messages)
+		return event.Errorf(event.Conflict, "%d of %s not tried in time", p.Pending, messages(p.Messages))
 	default:
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
@@ -51,7 +52,7 @@ came back or were not tried in time.`,
 
 		// What was done is printed whatever happens afterwards.
 		err = c.print(result, func(out io.Writer) {
-			fmt.Fprintf(out, "%d keys are due now, with %d messages\n", due.Due, due.Messages)
+			fmt.Fprintf(out, "%s due now, with %s\n", event.Plural(due.Due, "key is", "keys are"), messages(due.Messages))
 			writeFollowed(out, result)
 		})
 

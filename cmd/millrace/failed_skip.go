@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 
@@ -32,14 +33,16 @@ next message of its key is tried at once; --wait waits until it has been tried.`
 
 		result := skipped{action: action{Request: c.by.Request, Held: []operate.Held{}}}
 
-		if result.Skipped, err = c.Failed.Skip(c.ctx, id, c.by); err == nil && result.Next != 0 {
-			err = c.follow(&result.action, map[string]int{result.Consumer: 1}, &w)
-		}
-
-		if err != nil {
+		if result.Skipped, err = c.Failed.Skip(c.ctx, id, c.by); err != nil {
 			return err
 		}
 
+		var followErr error
+		if result.Next != 0 {
+			followErr = c.follow(&result.action, map[string]int{result.Consumer: 1}, &w)
+		}
+
+		// What was done is printed whatever happens afterwards.
 		err = c.print(result, func(out io.Writer) {
 			fmt.Fprintf(out, "skipped message %d; it is stopped now (see `millrace failed show %d`)\n", id, id)
 
@@ -49,10 +52,7 @@ next message of its key is tried at once; --wait waits until it has been tried.`
 
 			writeFollowed(out, result.action)
 		})
-		if err != nil {
-			return err
-		}
 
-		return result.err()
+		return cmp.Or(followErr, err, result.err())
 	}, recorded, w.flags)
 }

@@ -94,10 +94,10 @@ func TestFailedCommandsSelectAndAct(t *testing.T) {
 		{"failed waiting 3", exitNotFound, "there is no waiting message 3"},
 		{"failed retry", exitUsage, "nothing is selected"},
 		{"failed retry 3", exitNotFound, "there is no waiting message 3"},
-		{"failed retry 1 --by bob", 0, "1 keys are due now, with 1 messages\n1 wait for fulfilment.place: no service responds"},
+		{"failed retry 1 --by bob", 0, "1 key is due now, with 1 message\n1 waits for fulfilment.place: no service responds"},
 		{"failed skip 2 --by bob --why later", 0, "skipped message 2"},
 		{"failed requeue 2", 0, "requeued 1 of 1"},
-		{"failed retry --all --wait --timeout 10ms", exitFailure, "2 not tried yet; they are still due"},
+		{"failed retry --all --wait --timeout 10ms", exitFailure, "2 not tried yet, but due"},
 		{"failed requeue --all", exitRejected, "refused message 3: order.id: is missing"},
 		{"failed show 1", 0, "by bob: fixed"},
 		{"failed discard 3", exitUsage, "--why: is missing"},
@@ -341,6 +341,27 @@ func TestFailedEditChangesTheKeyOnlyIfItIsNamed(t *testing.T) {
 	} {
 		if out, code := answer(t, url, c.edit, strings.Split(c.args, " ")...); code != c.code || !strings.Contains(out, c.says) {
 			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+}
+
+func TestAnActionThatWasDoneIsReportedAlthoughWhatFollowsIsUnknown(t *testing.T) {
+	t.Parallel()
+
+	url, pool := stopped(t, orderOf("key0"), orderOf("key0"))
+
+	if _, err := pool.Exec(t.Context(), `ALTER TABLE paused_consumers RENAME TO away`); err != nil {
+		t.Fatal(err)
+	}
+
+	for _, c := range []struct{ args, says string }{
+		{"failed requeue 1 2", "requeued 2 of 2"},
+		{"failed retry 1", "1 key is due now, with 2 messages"},
+		{"failed skip 1", "skipped message 1"},
+	} {
+		out, code := run(t, url, strings.Split(c.args, " ")...)
+		if code != 0 || !strings.Contains(out, c.says) || !strings.Contains(out, "what holds up the messages is unknown: ") {
+			t.Errorf("millrace %s: exit code %d, expected %q; output:\n%s", c.args, code, c.says, out)
 		}
 	}
 }

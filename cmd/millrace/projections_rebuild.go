@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 func newProjectionsRebuild(opts *options) *cobra.Command {
@@ -35,7 +37,7 @@ at any time; nothing changes until the replacement.`,
 		took := time.Since(started)
 
 		return c.print(map[string]any{"projection": name, "positions": positions, "seconds": took.Seconds()}, func(w io.Writer) {
-			fmt.Fprintf(w, "rebuilt %s from %d positions in %s\n", name, positions, took.Round(time.Millisecond))
+			fmt.Fprintf(w, "rebuilt %s from %s in %s\n", name, event.Plural(positions, "position", "positions"), took.Round(time.Millisecond))
 		})
 	})
 }

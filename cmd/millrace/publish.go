@@ -118,7 +118,7 @@ func (p *publisher) lines(name string) error {
 	}
 
 	if err := scanner.Err(); err != nil {
-		return fmt.Errorf("reading %s: %w (%d messages are published)", name, err, p.result.Published)
+		return fmt.Errorf("reading %s: %w (%s published)", name, err, event.Plural(p.result.Published, "message is", "messages are"))
 	}
 
 	return p.finish()
@@ -153,7 +153,7 @@ func (p *publisher) add(line int, payload []byte) error {
 
 func (p *publisher) flush() error {
 	if err := p.Publish(p.ctx, p.pending); err != nil {
-		return fmt.Errorf("%w (%d messages are published)", err, p.result.Published)
+		return fmt.Errorf("%w (%s published)", err, event.Plural(p.result.Published, "message is", "messages are"))
 	}
 
 	p.result.Published += len(p.pending)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
@@ -103,8 +104,8 @@ func writeFacts(w io.Writer, f operate.Facts) {
 		}
 
 		fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled\n", c.OutboxDue, oldest, c.OutboxScheduled)
-		fmt.Fprintf(w, "waiting\t%d messages of %d keys\n", c.WaitingMessages, c.WaitingKeys)
-		fmt.Fprintf(w, "stopped\t%d messages\n", c.Stopped)
+		fmt.Fprintf(w, "waiting\t%s of %s\n", messages(c.WaitingMessages), event.Plural(c.WaitingKeys, "key", "keys"))
+		fmt.Fprintf(w, "stopped\t%s\n", messages(c.Stopped))
 	}
 
 	for _, p := range f.Projections {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 func newUsersErase(opts *options) *cobra.Command {
@@ -109,14 +110,14 @@ func describeErasure(done consumer.Erasure) string {
 	}
 
 	parts := []string{
-		fmt.Sprintf("%d waiting messages", done.Withdrawn),
-		fmt.Sprintf("the content of %d failed messages", done.Emptied),
-		fmt.Sprintf("the text of %d operator actions", done.Actions),
+		event.Plural(done.Withdrawn, "waiting message", "waiting messages"),
+		"the content of " + event.Plural(done.Emptied, "failed message", "failed messages"),
+		"the text of " + event.Plural(done.Actions, "operator action", "operator actions"),
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(done.Rows)) {
-		parts = append(parts, fmt.Sprintf("%d rows of %s", done.Rows[name], name))
+		parts = append(parts, event.Plural(done.Rows[name], "row", "rows")+" of "+name)
 	}
 
-	return fmt.Sprintf("%s user %s: %s; %d rows to look at", verb, done.Subject, strings.Join(parts, ", "), len(done.Mentions))
+	return fmt.Sprintf("%s user %s: %s; %s to look at", verb, done.Subject, strings.Join(parts, ", "), event.Plural(len(done.Mentions), "row", "rows"))
 }

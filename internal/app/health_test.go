@@ -149,7 +149,7 @@ func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 				s.ExpectFailures()
 				s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
 			},
-			want: expected{"stopped messages", 200, health.Degraded, "1 messages are stopped", "millrace failed groups", ""},
+			want: expected{"stopped messages", 200, health.Degraded, "1 message is stopped", "millrace failed groups", ""},
 			end:  func(t *testing.T, s *apptest.Service) { t.Helper(); alter(t, s, `DELETE FROM failed_messages`) },
 		},
 	} {

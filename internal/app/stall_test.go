@@ -91,15 +91,10 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 		return code, outcome, text
 	}
 
-	const (
-		kept  = "messages on payments.requested stay in the outbox; %d are there now"
-		clock = "%d orders wait for their payment; their time to be paid (15m0s) stands still, and so does that of new orders"
-	)
-
-	effects := func(n int) string { return fmt.Sprintf(kept, n) + "|" + fmt.Sprintf(clock, n) }
+	const clock = " payment; the time to be paid (15m0s) stands still, and so does that of new orders"
 
 	status, outcome, text := post("fulfilment.charge", `{"dry_run":true,"for":"1h"}`)
-	if got := strings.Join(outcome.Effects, "|"); status != 200 || got != effects(0) || outcome.Changed || !outcome.DryRun || outcome.Pause != nil {
+	if got := strings.Join(outcome.Effects, "|"); status != 200 || got != "messages on payments.requested stay in the outbox; 0 are there now|0 orders wait for their"+clock || outcome.Changed || !outcome.DryRun || outcome.Pause != nil {
 		t.Errorf("%d %s", status, text)
 	}
 
@@ -112,7 +107,7 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	s.Publish("orders.created", `{"order":{"id":"o","product_id":"product_1","quantity":1,"total_amount":5}}`)
 	s.WaitForOrder("o", "inventory_reserved")
 
-	if _, outcome, text = post("fulfilment.charge", `{}`); strings.Join(outcome.Effects, "|") != effects(1) || !outcome.Changed || outcome.Pause.Until != nil {
+	if _, outcome, text = post("fulfilment.charge", `{}`); strings.Join(outcome.Effects, "|") != "messages on payments.requested stay in the outbox; 1 is there now|1 order waits for its"+clock || !outcome.Changed || outcome.Pause.Until != nil {
 		t.Error(text)
 	}
 

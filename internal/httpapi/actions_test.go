@@ -208,3 +208,47 @@ func TestAnActionThatWasDoneIsReportedAlthoughWhatFollowsIsUnknown(t *testing.T)
 		t.Errorf("got %d: %s", a.status, a.text)
 	}
 }
+
+// removeChanged makes each failed message disappear as soon as it has changed, like one
+// that is applied and removed before anybody looks.
+func (r *rig) removeChanged() {
+	r.t.Helper()
+
+	_, err := r.pool.Exec(r.t.Context(), `
+		CREATE FUNCTION remove() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN DELETE FROM failed_messages WHERE id = NEW.id; RETURN NULL; END $$;
+		CREATE CONSTRAINT TRIGGER remove AFTER UPDATE ON failed_messages DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION remove()`)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func TestAnActionOnAMessageThatIsGoneAfterwardsIsReportedAsDone(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	for range 4 {
+		r.add("a", "x")
+	}
+
+	if a := r.ask("POST", "/failed/1/requeue", `{}`); a.status != 200 {
+		t.Fatal(a.text)
+	}
+
+	r.removeChanged()
+
+	for _, c := range []struct{ method, path, body string }{
+		{"POST", "/waiting/1/skip", `{}`},
+		{"PATCH", "/failed/2", `{"payload":{"text":"{\"id\":\"a\",\"text\":\"y\"}"}}`},
+		{"POST", "/failed/3/requeue", `{"out_of_order":true}`},
+		{"POST", "/failed/4/discard", `{"why":"junk"}`},
+	} {
+		a := r.ask(c.method, c.path, c.body)
+		if a.status != 200 || a.headers.Get("ETag") != "" || !strings.HasPrefix(fmt.Sprint(a.body["unknown"]), "there is no failed message") {
+			t.Errorf("%s: got %d: %s", c.path, a.status, a.text)
+		}
+	}
+
+	if a := r.ask("GET", "/activity", ""); strings.Count(a.text, `"action"`) != 5 {
+		t.Errorf("got %s", a.text)
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // entry is a failed message. Lists omit its headers and payloads.
@@ -29,6 +30,7 @@ type entry struct {
 	IsEdited bool     `json:"is_edited"`
 
 	Overtaken *failed.Overtaken `json:"overtaken,omitempty" doc:"Later messages of the key that were applied since the message stopped."`
+	Unknown   string            `json:"unknown,omitempty" doc:"Why the message could not be read after the action. The action was done; the message is shown as it was before."`
 }
 
 func summary(e failed.Entry) entry { return entry{Entry: e, IsEdited: e.Edited != nil} }
@@ -265,24 +267,39 @@ func (e engine) getEntry(ctx context.Context, in *struct {
 	Conditions
 },
 ) (*entryOutput, error) {
-	return e.entry(ctx, in.ID, &in.Conditions, nil)
+	_, out, err := e.entry(ctx, in.ID, &in.Conditions)
+
+	return out, err
 }
 
-// entry responds with a failed message, after changing it if change is not nil. The
-// conditions are checked before the change.
-func (e engine) entry(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) error) (*entryOutput, error) {
-	found, err := e.Exported(ctx, id)
+// entry responds with a failed message.
+func (e engine) entry(ctx context.Context, id int64, conditions *Conditions) (found failed.Exported, out *entryOutput, err error) {
+	found, err = e.Exported(ctx, id)
 	if err == nil {
 		err = conditions.check(found)
 	}
 
-	if err == nil && change != nil {
-		if err = change(found.Entry); err == nil {
-			found, err = e.Exported(ctx, id)
-		}
+	return found, &entryOutput{ETag: quoted(found), Body: exported(found)}, err
+}
+
+// changed is entry after a change. The conditions are checked before it. Nothing after
+// the change may hide that it was done: the message may be gone.
+func (e engine) changed(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) error) (*entryOutput, error) {
+	before, out, err := e.entry(ctx, id, conditions)
+	if err == nil {
+		err = change(before.Entry)
 	}
 
-	return &entryOutput{ETag: quoted(found), Body: exported(found)}, err
+	if err != nil {
+		return nil, err
+	}
+
+	_, after, err := e.entry(ctx, id, &Conditions{})
+	if err != nil {
+		after, out.ETag, out.Body.Unknown = out, "", scrub.Text(err.Error())
+	}
+
+	return after, nil
 }
 
 func (e engine) editEntry(ctx context.Context, in *struct {
@@ -301,7 +318,7 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 		return nil, err
 	}
 
-	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
+	return e.changed(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
 		edit := failed.Edit{Revision: found.Revision, Payload: payload, NewKey: in.Body.NewKey}
 
 		_, err := e.Failed.Edit(ctx, in.ID, edit, in.actor(in.Body.Why), e.Router.Check)
@@ -350,12 +367,14 @@ func (e engine) requeueEntry(ctx context.Context, in *struct {
 ) (*entryOutput, error) {
 	by := in.actor(in.Body.Why)
 
-	out, err := e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
+	out, err := e.changed(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
 		return e.ActOnOne(found, func(f failed.Filter) (failed.Outcome, error) {
 			return e.Failed.Requeue(ctx, f, by, in.Body.pace(failed.Pace{}), e.Router.Check)
 		})
 	})
-	out.Location = outcomeAt(by)
+	if err == nil {
+		out.Location = outcomeAt(by)
+	}
 
 	return out, err
 }
@@ -366,7 +385,7 @@ func (e engine) discardEntry(ctx context.Context, in *struct {
 	Body ReasonBody
 },
 ) (*entryOutput, error) {
-	return e.entry(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
+	return e.changed(ctx, in.ID, &in.Conditions, func(found failed.Entry) error {
 		return e.ActOnOne(found, func(f failed.Filter) (failed.Outcome, error) {
 			return e.Failed.Discard(ctx, f, in.actor(in.Body.Why), failed.Pace{})
 		})

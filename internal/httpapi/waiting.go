@@ -79,11 +79,11 @@ func (e engine) registerWaiting(a *API) {
 		Body WhyBody
 	},
 	) (*entryOutput, error) {
-		if _, err := e.Failed.Skip(ctx, in.ID, in.actor(in.Body.Why)); err != nil {
-			return nil, err
-		}
+		return e.changed(ctx, in.ID, &Conditions{}, func(failed.Entry) error {
+			_, err := e.Failed.Skip(ctx, in.ID, in.actor(in.Body.Why))
 
-		return e.entry(ctx, in.ID, &Conditions{}, nil)
+			return err
+		})
 	})
 }
 

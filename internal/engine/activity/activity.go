@@ -136,7 +136,7 @@ func Erase(ctx context.Context, tx pgx.Tx, ids []int64, subject string) (int64, 
 			subject = CASE WHEN position(' ' IN subject) > 0 THEN split_part(subject, ' ', 1) || ' ' || $3 ELSE subject END
 		WHERE id = ANY($1)`, ids, erasedText, event.Text(subject))
 	if err == nil && n < int64(len(ids)) {
-		err = event.Errorf(event.NotFound, "there are only %d of the %d actions %v", n, len(ids), ids)
+		err = event.Errorf(event.NotFound, "%d of the actions %v exist, expected all", n, ids)
 	}
 
 	return n, err

@@ -114,6 +114,15 @@ func Shorten(s string, most int) string {
 	return s[:most]
 }
 
+// Plural returns a number with what follows it: one if it is 1, many otherwise.
+func Plural[N int | int64](n N, one, many string) string {
+	if n == 1 {
+		many = one
+	}
+
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 // shortened returns the beginning of a value for an error.
 func shortened(s string) string { return Shorten(s, MaxID) }
 

@@ -186,7 +186,7 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) (out Skip
 
 // skip stops e, the first message of k, which is locked.
 func (s *Store) skip(ctx context.Context, tx pgx.Tx, k Key, e Entry, by activity.Actor) (out Skipped, err error) {
-	e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %d attempts: %s", by.Who, e.Attempts, e.Error)
+	e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %s: %s", by.Who, event.Plural(e.Attempts, "attempt", "attempts"), e.Error)
 
 	if _, err := s.stop(ctx, tx, e); err != nil {
 		return out, err

@@ -143,6 +143,9 @@ func (l *Loop) Report(err error) {
 	l.why = scrub.Text(err.Error())
 }
 
+// Silent begins the reason why a loop that does not report makes no progress.
+const Silent = "no round has finished since then"
+
 // State is the state of a loop.
 type State struct {
 	Name  string `json:"name"`
@@ -171,7 +174,7 @@ func (l *Loop) State() State {
 	case !last.IsZero() && time.Since(last) > l.limit:
 		since := last.UTC()
 
-		return State{Name: l.name, Level: l.level, Since: &since, Why: "no round has finished since then, expected one every " + l.limit.String()}
+		return State{Name: l.name, Level: l.level, Since: &since, Why: Silent + ", expected one every " + l.limit.String()}
 	default:
 		return State{Name: l.name, Level: l.level}
 	}

@@ -9,7 +9,6 @@ package invariant
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -127,7 +126,7 @@ type ViolatedError struct {
 }
 
 func (e *ViolatedError) Error() string {
-	return fmt.Sprintf("the audit found %d violations: %s", e.Violations, strings.Join(e.Checks, ", "))
+	return "the audit found " + event.Plural(e.Violations, "violation", "violations") + ": " + strings.Join(e.Checks, ", ")
 }
 
 // Err returns a ViolatedError if there is any violation.

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -266,7 +267,7 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 
 	for _, p := range f.Projections {
 		if p.Lag() > maxLag {
-			add(health.Task, "projection "+p.Name, p.Unread, fmt.Sprintf("is behind by %d positions, the oldest event since then", p.Behind),
+			add(health.Task, "projection "+p.Name, p.Unread, "is behind by "+event.Plural(p.Behind, "position", "positions")+", the oldest event since then",
 				"see what else is listed: a failing projection or an old transaction; `millrace projections status` shows progress")
 		}
 	}
@@ -276,14 +277,14 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 	}
 
 	for _, g := range f.Gaps {
-		kind, name := health.Postgres, g.Part
+		kind, name, remedy := health.Postgres, g.Part, remedyForTask(g.Why)
 		if g.away() { // the breaker says the same, and merge keeps one
-			kind, name = health.Dependency, postgres.Dependency
+			kind, name, remedy = health.Dependency, postgres.Dependency, remedyFor(postgres.Dependency, g.Why)
 		}
 
 		list = merge(list, []health.Trouble{{
 			Kind: kind, Name: name, Level: health.Degraded, Since: g.Since,
-			Reason: "the " + g.Part + " could not be read: " + g.Why, Remedy: remedyFor(postgres.Dependency, g.Why),
+			Reason: "the " + g.Part + " could not be read: " + g.Why, Remedy: remedy,
 		}})
 	}
 
@@ -296,12 +297,12 @@ func (c *Counts) troubles() (list []health.Trouble) {
 	}
 
 	if c.Stopped > 0 {
-		add(health.Messages, "stopped messages", nil, fmt.Sprintf("%d messages are stopped and need a decision", c.Stopped),
+		add(health.Messages, "stopped messages", nil, event.Plural(c.Stopped, "message is stopped and needs a decision", "messages are stopped and need a decision"),
 			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`")
 	}
 
 	if c.OldestDue != nil && time.Since(*c.OldestDue) > maxDue {
-		add(health.Messages, "outbox", c.OldestDue, fmt.Sprintf("%d messages wait for a broker or for a consumer, the oldest since then", c.OutboxDue),
+		add(health.Messages, "outbox", c.OldestDue, event.Plural(c.OutboxDue, "message waits", "messages wait")+" for a broker or for a consumer, the oldest since then",
 			"see what else is listed: a broker, a pause or a dependency; otherwise add replicas")
 	}
 

@@ -156,12 +156,50 @@ func TestTheRemedyFollowsFromTheError(t *testing.T) {
 		{"kafka", "kafka server: SASL Authentication failed", "correct user, password"},
 		{"kafka", "kafka server: Message was too large, server rejected it to avoid allocation error", "raise the limit of the topic"},
 		{"rabbitmq", "Exception (403) Reason: \"username or password not allowed\"", "correct user, password"},
-		{"payment gateway", "401: invalid API key", "correct user, password"},
+		{"payment gateway", "charging: stripe answered: 401 Invalid API Key provided (invalid_request_error, request req_1)", "correct user, password"},
+		{"notification webhook", "posting webhook: the receiver answered 403 Forbidden", "correct user, password"},
+		{"rabbitmq", "Exception (403) Reason: \"no access to this vhost\"", "correct user, password"},
+		{"payment gateway", "dial tcp 10.0.0.1:401: connect: connection refused", "check that it runs"},
+		{"payment gateway", "charging order 403: it answered 500", "check that it runs"},
 		{"mail server", "tls: failed to verify certificate: x509: unknown authority", "CA file"},
 		{"mail server", "dial tcp: lookup mail.example: no such host", "correct the host"},
 	} {
 		if got := remedyFor(c.dependency, c.why); !strings.Contains(got, c.remedy) {
 			t.Errorf("%s, %s: got %q, expected %q", c.dependency, c.why, got, c.remedy)
+		}
+	}
+}
+
+func TestTheRemedyOfATaskFollowsFromTheError(t *testing.T) {
+	t.Parallel()
+
+	for why, remedy := range map[string]string{
+		"ERROR: permission denied for table users (SQLSTATE 42501)":             "grant the role",
+		"failed to connect to `host=db`: dial tcp: connect: connection refused": "check that Postgres runs",
+		"ERROR: invalid input syntax for type json (SQLSTATE 22P02)":            "correct what the error names",
+		"applying event 17: there is no upcaster from version 3":                "correct what the error names",
+		health.Silent + ", expected one every 30s":                              "restart the service",
+	} {
+		p := Process{Phase: PhaseRunning, Tasks: []health.State{{Name: "projections", Level: health.Degraded, Why: why}}}
+
+		if list := p.troubles(); len(list) != 1 || !strings.Contains(list[0].Remedy, remedy) {
+			t.Errorf("%s: got %+v, expected %q", why, list, remedy)
+		}
+	}
+}
+
+func TestNothingContinuesByItselfWithoutAService(t *testing.T) {
+	t.Parallel()
+
+	away := "dial tcp 127.0.0.1:1: connect: connection refused"
+
+	for _, service := range []*Process{nil, {}} {
+		s := Status{Service: service, Away: away, Backlogs: []Backlog{{Topic: "t", Broker: "kafka", Unknown: away}}}.completed(nil)
+
+		for _, trouble := range s.Troubles {
+			if is := strings.Contains(trouble.Remedy, "the service"); is != (service != nil) {
+				t.Errorf("with a service %t: %s", service != nil, trouble.Remedy)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
@@ -16,7 +17,7 @@ type Held struct {
 }
 
 func (h Held) String() string {
-	return fmt.Sprintf("%d wait for %s: %s", h.Messages, h.Consumer, h.Why)
+	return fmt.Sprintf("%s for %s: %s", event.Plural(h.Messages, "waits", "wait"), h.Consumer, h.Why)
 }
 
 // Held returns what holds up messages, which are counted by consumer. In a process

@@ -107,7 +107,8 @@ func (o *Operator) effects(ctx context.Context, name string) ([]string, error) {
 	}
 
 	if waiting > 0 {
-		effects = append(effects, fmt.Sprintf("%d waiting messages of %d keys are not retried", waiting, keys))
+		effects = append(effects, fmt.Sprintf("not retried: %s of %s",
+			event.Plural(waiting, "waiting message", "waiting messages"), event.Plural(keys, "key", "keys")))
 	}
 
 	for _, affected := range o.Affected {
@@ -148,5 +149,5 @@ func (o *Operator) arriving(ctx context.Context, name, topic string) (string, er
 		return "", fmt.Errorf("counting messages on %s: %w", topic, err)
 	}
 
-	return fmt.Sprintf("messages on %s stay in the outbox; %d are there now", topic, pending), nil
+	return fmt.Sprintf("messages on %s stay in the outbox; %s there now", topic, event.Plural(pending, "is", "are")), nil
 }

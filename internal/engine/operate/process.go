@@ -159,7 +159,7 @@ func (p Process) troubles() (list []health.Trouble) {
 	for _, t := range p.Tasks {
 		if t.Why != "" {
 			list = append(list, health.Trouble{
-				Kind: health.Task, Name: t.Name, Level: t.Level, Since: t.Since, Reason: "makes no progress: " + t.Why, Remedy: remedyFor(postgres.Dependency, t.Why),
+				Kind: health.Task, Name: t.Name, Level: t.Level, Since: t.Since, Reason: "makes no progress: " + t.Why, Remedy: remedyForTask(t.Why),
 			})
 		}
 	}

@@ -5,42 +5,77 @@ import (
 	"strings"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
+
+// byItself ends the remedy of a trouble that a running service notices the end of.
+const byItself = "; the service continues by itself"
 
 // remedies says what to do about an error. The first that matches wins.
 var remedies = []struct {
 	match *regexp.Regexp
 	text  string
 }{
-	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "wait for the failover, or correct postgres.url: it may list all hosts; the service continues by itself"},
-	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Two roles"},
+	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "wait for the failover, or correct postgres.url: it may list all hosts" + byItself},
+	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Two roles" + byItself},
 	{regexp.MustCompile(`SQLSTATE 42P01|SQLSTATE 42703`), "run `millrace migrate up`"},
-	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server; the service continues by itself"},
+	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server" + byItself},
 	{regexp.MustCompile(`SQLSTATE 53300`), "raise max_connections of the Postgres server, or lower postgres.max_conns"},
 	{regexp.MustCompile(`SQLSTATE 28\w{3}`), "correct user and password in postgres.url, or pg_hba.conf"},
 	{regexp.MustCompile(`SQLSTATE 3D000`), "create the database, or correct postgres.url"},
-	{regexp.MustCompile(`SQLSTATE 57P03`), "wait until the Postgres server has started or recovered; the service continues by itself"},
+	{regexp.MustCompile(`SQLSTATE 57P03`), "wait until the Postgres server has started or recovered" + byItself},
 	{regexp.MustCompile(`x509|tls: |certificate`), "correct the certificate, or the CA file in the configuration"},
-	{regexp.MustCompile(`(?i)sasl|authenticat|ACCESS_REFUSED|username or password|not authorized|\b401\b|\b403\b`), "correct user, password or permissions"},
+	{
+		regexp.MustCompile(`(?i)sasl|authenticat|ACCESS_REFUSED|username or password|not authorized|(?:answered:?|status:?|HTTP|Exception) \(?40[13]\b`),
+		"correct user, password or permissions",
+	},
 	{regexp.MustCompile(`(?i)message (was|is) too large`), "raise the limit of the topic at the broker, or publish smaller messages"},
 	{regexp.MustCompile(`no such host`), "correct the host in the address"},
 }
 
-// remedyFor returns what to do about the error of a dependency.
-func remedyFor(dependency, why string) string {
+func remedyOf(why string) (text string, known bool) {
 	for _, r := range remedies {
 		if r.match.MatchString(why) {
-			return r.text
+			return r.text, true
 		}
+	}
+
+	return "", false
+}
+
+// remedyFor returns what to do about the error of a dependency.
+func remedyFor(dependency, why string) string {
+	if text, known := remedyOf(why); known {
+		return text
 	}
 
 	switch dependency {
 	case postgres.Dependency:
-		return "check that Postgres runs and that postgres.url is right; the service keeps trying"
+		return "check that Postgres runs and that postgres.url is right" + byItself
 	case broker.Kafka, broker.RabbitMQ:
-		return "check that the broker runs and that broker." + strings.ToLower(dependency) + " is right; the service keeps trying"
+		return "check that the broker runs and that broker." + strings.ToLower(dependency) + " is right" + byItself
 	default:
-		return "check that it runs and that its address and credentials in the configuration are right; the service keeps trying"
+		return "check that it runs and that its address and credentials in the configuration are right" + byItself
+	}
+}
+
+// disconnected matches the errors of a connection to Postgres.
+var disconnected = regexp.MustCompile(`failed to connect|connection re(fused|set)|conn closed|\bEOF\b|i/o timeout|context deadline exceeded|SQLSTATE (08|57P)`)
+
+// remedyForTask returns what to do about the error of background work, or of a statement
+// that reads what is measured.
+func remedyForTask(why string) string {
+	text, known := remedyOf(why)
+
+	switch {
+	case known:
+		return text
+	case strings.HasPrefix(why, health.Silent):
+		return "see what else is listed, and the log; restart the service if it does not continue"
+	case disconnected.MatchString(why):
+		return remedyFor(postgres.Dependency, why)
+	default:
+		return "correct what the error names; the log has more" + byItself
 	}
 }

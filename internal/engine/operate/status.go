@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/scrub"
@@ -123,12 +125,19 @@ func (s Status) completed(unknown []Consumer) Status {
 		}
 	}
 
+	if s.Service == nil { // nothing continues by itself
+		for i := range s.Troubles {
+			s.Troubles[i].Remedy = strings.TrimSuffix(s.Troubles[i].Remedy, byItself)
+		}
+	}
+
 	return s
 }
 
 func (s Status) serviceRemedy() string {
 	if counts := s.Counts(); counts != nil && counts.Replicas > 0 {
-		return fmt.Sprintf("%d processes publish from this database, but none answers here: run the command where one runs, or correct http.addr", counts.Replicas)
+		return event.Plural(counts.Replicas, "process publishes", "processes publish") +
+			" from this database, but none answers here: run the command where one runs, or correct http.addr"
 	}
 
 	return "start it with `millrace serve`, or correct http.addr"

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
@@ -161,6 +162,6 @@ func (s *Sweeper) Affected(ctx context.Context, topic string) (string, error) {
 		return "", fmt.Errorf("counting unpaid orders: %w", err)
 	}
 
-	return fmt.Sprintf("%d orders wait for their payment; their time to be paid (%s) stands still, and so does that of new orders",
-		waiting, s.cfg.PaymentTimeout), nil
+	return fmt.Sprintf("%s payment; the time to be paid (%s) stands still, and so does that of new orders",
+		event.Plural(waiting, "order waits for its", "orders wait for their"), s.cfg.PaymentTimeout), nil
 }
