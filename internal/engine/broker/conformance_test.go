@@ -451,12 +451,13 @@ func (h harness) foreign(t *testing.T) {
 		brokertest.Foreign{Payload: []byte("bare")},
 		brokertest.Foreign{Payload: nil, Headers: map[string]any{"empty": "yes"}},
 		brokertest.Foreign{Payload: []byte("cloud"), Headers: map[string]any{"ce_id": "1", "ce_source": "shop", "millrace_key": "forged"}},
+		brokertest.Foreign{Payload: []byte(`{"specversion": "1.0", "id": "2", "source": "shop", "type": "t", "data": "structured"}`)},
 		brokertest.Foreign{Payload: []byte("uuid"), Headers: map[string]any{event.HeaderWatermillID: uuid}},
 		brokertest.Foreign{Payload: []byte("native"), ID: "native-1", Headers: map[string]any{"number": int64(42), "binary": []byte{0xff, 0}}},
 	)
 
 	ids := map[string][]string{}
-	for _, msg := range received.wait(t, 10) {
+	for _, msg := range received.wait(t, 12) {
 		ids[string(msg.Payload)] = append(ids[string(msg.Payload)], msg.UUID)
 
 		if string(msg.Payload) == "cloud" && (msg.Metadata[event.HeaderKey] == "forged" || msg.Metadata["x-millrace_key"] != "forged") {
@@ -465,8 +466,9 @@ func (h harness) foreign(t *testing.T) {
 	}
 
 	want := map[string][]string{
-		"uuid":  {uuid, uuid},
-		"cloud": {event.ForeignID("cloudevents", "shop", "1").String(), event.ForeignID("cloudevents", "shop", "1").String()},
+		"uuid":         {uuid, uuid},
+		"cloud":        {event.ForeignID("cloudevents", "shop", "1").String(), event.ForeignID("cloudevents", "shop", "1").String()},
+		`"structured"`: {event.ForeignID("cloudevents", "shop", "2").String(), event.ForeignID("cloudevents", "shop", "2").String()},
 	}
 	for payload, expected := range want {
 		if diff := cmp.Diff(expected, ids[payload]); diff != "" {

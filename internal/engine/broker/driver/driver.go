@@ -3,6 +3,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -79,9 +80,15 @@ type Identity struct {
 	Coordinates string
 }
 
-// Received builds the message that the router gets. It renames foreign headers that
-// would be mistaken for reserved ones.
+// HeaderPartitionKey carries the key of a message whose broker has no property for it.
+// It is the CloudEvents partitioning extension.
+const HeaderPartitionKey = event.CloudEventsPrefix + "partitionkey"
+
+// Received builds the message that the router gets. It takes CloudEvents in structured
+// mode apart, and renames foreign headers that would be mistaken for reserved ones.
 func Received(headers event.Headers, id Identity, payload []byte) *message.Message {
+	payload = event.Unwrap(headers, payload)
+
 	for name, value := range headers {
 		if strings.HasPrefix(name, event.ReservedPrefix) {
 			delete(headers, name)
@@ -91,7 +98,7 @@ func Received(headers event.Headers, id Identity, payload []byte) *message.Messa
 
 	msg := message.NewMessage(event.IdentifyMessage(headers, id.NativeID, id.Coordinates).String(), payload)
 	msg.Metadata = message.Metadata(headers)
-	msg.Metadata[event.HeaderKey] = id.Key
+	msg.Metadata[event.HeaderKey] = cmp.Or(id.Key, headers[HeaderPartitionKey])
 	msg.Metadata[event.HeaderOrigin] = id.Origin
 
 	return msg

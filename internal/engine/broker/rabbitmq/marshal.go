@@ -18,10 +18,6 @@ import (
 // 1.0.2, section 3.1.3.1). We write the first and read both, as well as Kafka's ce_.
 var cloudEvents = []string{"cloudEvents:", "cloudEvents_"}
 
-// headerPartitionKey carries the key, because AMQP has no property for it. It is the
-// CloudEvents partitioning extension.
-const headerPartitionKey = event.CloudEventsPrefix + "partitionkey"
-
 // Marshaler converts between AMQP messages and ours. It accepts all messages:
 // RabbitMQ would redeliver a message that fails here immediately and indefinitely.
 type Marshaler struct{}
@@ -89,7 +85,7 @@ func (Marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) 
 
 	origin := "rabbitmq:" + delivery.RoutingKey
 
-	id := driver.Identity{NativeID: delivery.MessageId, Key: headers[headerPartitionKey], Origin: origin}
+	id := driver.Identity{NativeID: delivery.MessageId, Origin: origin}
 
 	return driver.Received(headers, id, delivery.Body), nil
 }
