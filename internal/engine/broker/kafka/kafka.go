@@ -168,6 +168,8 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // what a producer aborts has not happened
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
+	// A member learns with its next heartbeat that another has come or gone.
+	cfg.Consumer.Group.Heartbeat.Interval = time.Second
 	cfg.Consumer.Return.Errors = true
 	// What is read ahead of the messages in hand stays small, for every partition.
 	cfg.Consumer.Fetch.Default = 256 << 10
