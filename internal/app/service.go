@@ -152,7 +152,7 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 		return err
 	}
 
-	tuneGC()
+	tuneGC(s.logger)
 
 	s.Operator.StartedAt = time.Now()
 	s.Operator.Enter("starting")
