@@ -167,7 +167,7 @@ func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, 
 		return nil, err
 	}
 
-	before := cpuNow()
+	before := s.cpu()
 
 	child, err := s.start(ctx, role)
 	if err != nil {
@@ -184,7 +184,7 @@ func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, 
 		return nil, err
 	}
 
-	batch, used := s.meanBatch(ctx), cpuNow().since(before)
+	batch, used := s.meanBatch(ctx), s.cpu().since(before)
 
 	peak, own, err := child.stop()
 	if err != nil {
@@ -195,7 +195,7 @@ func (l *lab) domain(ctx context.Context, d load, role string, n int) (figures, 
 	err = s.pool.QueryRow(ctx, d.elapsed).Scan(&elapsed)
 
 	return figures{
-		"messages/s": float64(n) / elapsed, "batch": batch, "RSS MB": peak, "CPU ms/message": used.machine / float64(n) * 1000,
+		"messages/s": float64(n) / elapsed, "batch": batch, "RSS MB": peak, "CPU ms/message": (own + used.postgres + used.broker) / float64(n) * 1000,
 		"service": own / float64(n) * 1000, "postgres": used.postgres / float64(n) * 1000, "broker": used.broker / float64(n) * 1000,
 	}, err
 }

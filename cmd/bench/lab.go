@@ -143,7 +143,9 @@ type site struct {
 	lab  *lab
 	cfg  config.Config
 	pool *pgxpool.Pool
-	name string
+	// release closes the pool.
+	release func()
+	name    string
 	// http is the address of the child.
 	http string
 }
@@ -175,7 +177,9 @@ func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template s
 	s.cfg.Broker.Kafka.Group = s.name
 	s.cfg.Broker.RabbitMQ.URL = postgres.Secret(os.Getenv("MILLRACE_TEST_RABBITMQ_URL"))
 
-	if s.pool, err = pgxpool.New(ctx, address.String()); err != nil {
+	s.cfg.Postgres.MaxConns = 64
+
+	if s.pool, s.release, err = postgres.NewPool(s.cfg.Postgres); err != nil {
 		return nil, err
 	}
 
@@ -282,7 +286,7 @@ func (s *site) cleanRabbitMQ() error {
 
 func (s *site) close() {
 	ctx := context.Background()
-	s.pool.Close()
+	s.release()
 
 	if _, err := s.lab.server.Exec(ctx, "DROP DATABASE "+s.name+" WITH (FORCE)"); err != nil {
 		s.lab.logger.Error("dropping database", slog.Any("error", err))

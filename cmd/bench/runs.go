@@ -3,15 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
@@ -75,7 +73,7 @@ func (s *site) drain(ctx context.Context, role string, skus, orders int) (figure
 		return nil, err
 	}
 
-	wal, before := s.wal(ctx), cpuNow()
+	wal, before := s.wal(ctx), s.cpu()
 
 	child, err := s.start(ctx, role)
 	if err != nil {
@@ -87,7 +85,7 @@ func (s *site) drain(ctx context.Context, role string, skus, orders int) (figure
 	}
 
 	batch, n := s.meanBatch(ctx), float64(orders)
-	used := cpuNow().since(before)
+	used := s.cpu().since(before)
 	wal = s.wal(ctx) - wal
 
 	peak, own, err := child.stop()
@@ -103,7 +101,7 @@ func (s *site) drain(ctx context.Context, role string, skus, orders int) (figure
 
 	return figures{
 		"orders/s": n / elapsed, "batch": batch, "RSS MB": peak,
-		"CPU ms/order": used.machine / n * 1000, "service": own / n * 1000, "postgres": used.postgres / n * 1000, "broker": used.broker / n * 1000,
+		"CPU ms/order": (own + used.postgres + used.broker) / n * 1000, "service": own / n * 1000, "postgres": used.postgres / n * 1000, "broker": used.broker / n * 1000,
 		"WAL KB/order": wal / n / 1024,
 	}, err
 }
@@ -131,71 +129,6 @@ func (s *site) wal(ctx context.Context) (bytes float64) {
 	_ = s.pool.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8`).Scan(&bytes)
 
 	return bytes
-}
-
-// cpu is CPU time in seconds, of the machine and of the servers.
-type cpu struct{ machine, postgres, broker float64 }
-
-// ticks is the number of clock ticks in a second (proc(5)).
-const ticks = 100
-
-func cpuNow() cpu {
-	now := cpu{machine: machineCPU()}
-
-	processes, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		return now
-	}
-
-	for _, path := range processes {
-		stat, err := os.ReadFile(path)
-		if err != nil {
-			continue // the process has exited
-		}
-
-		// pid (comm) state ...: utime, stime and those of ended children are
-		// the 12th to 15th after the name.
-		name, rest, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(rest)
-		used := 0.0
-
-		for _, field := range fields[11:15] {
-			n, _ := strconv.ParseFloat(field, 64)
-			used += n / ticks
-		}
-
-		switch _, name, _ = strings.Cut(name, "("); name {
-		case "postgres":
-			now.postgres += used
-		case "java", "beam.smp":
-			now.broker += used
-		}
-	}
-
-	return now
-}
-
-func (c cpu) since(before cpu) cpu {
-	return cpu{c.machine - before.machine, c.postgres - before.postgres, c.broker - before.broker}
-}
-
-func machineCPU() float64 {
-	stat, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0
-	}
-
-	line, _, _ := strings.Cut(string(stat), "\n")
-	total := 0.0
-
-	for i, field := range strings.Fields(line)[1:] {
-		n, _ := strconv.ParseFloat(field, 64)
-		if i != 3 && i != 4 { // idle, iowait
-			total += n / ticks
-		}
-	}
-
-	return total
 }
 
 // latency measures the time from publishing an order to the commit that completes
@@ -325,7 +258,7 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 		failed  atomic.Value
 		process = fulfilment.NewProcess(fulfilment.DefaultConfig(), order.NewService(s.pool), inventory.NewService(s.pool), payment.NewSimulated(), nil)
 		wal     = s.wal(ctx)
-		before  = cpuNow()
+		before  = s.cpu()
 	)
 
 	for range workers {
@@ -349,11 +282,12 @@ func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 		return nil, err
 	}
 
+	used := s.cpu().since(before)
 	elapsed, err := s.elapsed(ctx)
 
 	return figures{
 		"orders/s": float64(n) / elapsed, "batch": float64(l.batch),
-		"CPU ms/order": cpuNow().since(before).machine / float64(n) * 1000, "WAL KB/order": (s.wal(ctx) - wal) / float64(n) / 1024,
+		"CPU ms/order": (used.bench + used.postgres) / float64(n) * 1000, "WAL KB/order": (s.wal(ctx) - wal) / float64(n) / 1024,
 	}, err
 }
 
@@ -403,14 +337,21 @@ func ids[E identified](events []E) []inbox.Entry {
 }
 
 func (s *site) step(ctx context.Context, consumer string, entries []inbox.Entry, handle func(pgx.Tx) ([]event.Outgoing, error)) error {
-	var sent []event.Outgoing
+	var (
+		sent  []event.Outgoing
+		first int64
+	)
 
 	err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) (err error) {
 		if _, err := inbox.Claim(ctx, tx, consumer, entries, nil); err != nil {
 			return err
 		}
 
-		if sent, err = handle(tx); err != nil {
+		if sent, err = handle(tx); err != nil || len(sent) == 0 {
+			return err
+		}
+
+		if err := tx.QueryRow(ctx, `SELECT last_value FROM outbox_seq_seq`).Scan(&first); err != nil {
 			return err
 		}
 
@@ -420,13 +361,13 @@ func (s *site) step(ctx context.Context, consumer string, entries []inbox.Entry,
 		return err
 	}
 
-	// What the relay does after publishing.
-	messages := make([]string, len(sent))
+	// What the relay does after publishing. No index has the ids of messages.
+	messages := make([]uuid.UUID, len(sent))
 	for i, m := range sent {
-		messages[i] = m.ID.String()
+		messages[i] = m.ID
 	}
 
-	_, err = s.pool.Exec(ctx, `DELETE FROM outbox WHERE message_id = ANY($1::uuid[]) AND available_at IS NULL`, messages)
+	_, err = s.pool.Exec(ctx, `DELETE FROM outbox WHERE seq >= $1 AND message_id = ANY($2) AND available_at IS NULL`, first, messages)
 
 	return err
 }
