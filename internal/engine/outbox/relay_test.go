@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -342,23 +341,32 @@ func large(n int) []event.Message {
 
 // crowd is a publisher that takes one message each time that it is let.
 type crowd struct {
-	waiting, most, taken atomic.Int32
-	let                  chan struct{}
+	let chan struct{}
+
+	mu            sync.Mutex
+	waiting, most int
 }
 
 func (c *crowd) Publish(string, ...*message.Message) error {
-	now := c.waiting.Add(1)
-	for most := c.most.Load(); now > most && !c.most.CompareAndSwap(most, now); most = c.most.Load() {
-	}
-
+	c.add(1)
 	<-c.let
-	c.waiting.Add(-1)
-	c.taken.Add(1)
+	c.add(-1)
 
 	return nil
 }
 
 func (*crowd) Close() error { return nil }
+
+// add changes the number of messages that wait, and returns it and its maximum.
+func (c *crowd) add(n int) (waiting, most int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	c.waiting += n
+	c.most = max(c.most, c.waiting)
+
+	return c.waiting, c.most
+}
 
 func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
 	t.Parallel()
@@ -378,7 +386,11 @@ func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
 	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: all}) })
 
 	for n := range all {
-		pgtest.Eventually(t, "the relay has read as many as it may", func() bool { return publisher.waiting.Load() >= min(few/2, int32(all-n)) })
+		pgtest.Eventually(t, "the relay publishes many at once", func() bool {
+			waiting, _ := publisher.add(0)
+
+			return waiting >= min(few/2, all-n)
+		})
 
 		publisher.let <- struct{}{}
 	}
@@ -387,7 +399,7 @@ func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
 	cancel()
 	running.Wait()
 
-	if most := publisher.most.Load(); most > few+1 {
+	if _, most := publisher.add(0); most > few+1 {
 		t.Errorf("the relay held %d messages at once, expected at most %d", most, few+1)
 	}
 }
