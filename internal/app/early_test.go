@@ -164,6 +164,11 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	})
 
 	pgtest.Eventually(t, "the other update has been tried after its time", late("stopped"))
+	pgtest.Eventually(t, "it says what it waits for", func() bool {
+		list, err := s.Failed.WaitingKeys(t.Context(), failed.KeyFilter{Key: "stopped"}, 1)
+
+		return err == nil && len(list) == 1 && strings.HasSuffix(list[0].Error, ": a message with this key is among the failed ones")
+	})
 
 	if n := apptest.Value[int](s, `SELECT count(*) FROM user_misses`); n != 0 {
 		t.Errorf("%d misses", n)
@@ -174,6 +179,30 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	}
 
 	pgtest.Eventually(t, "it is a miss", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM user_misses`) == 1 })
+}
+
+// The time does not run either while the other message is in the outbox.
+func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = time.Second })
+	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
+
+	_, err := s.Pool.Exec(t.Context(), `
+		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
+		VALUES (0, 'user.created', 'u', $1, $1, $2, now() + interval '5 s')`,
+		event.NewID(), []byte(`{"user":{"id":"u","name":"Ann","email":"ann@example.com"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "both are applied", func() bool {
+		if n := apptest.Value[int](s, `SELECT count(*) FROM user_misses`); n != 0 {
+			t.Fatal("the update is a miss")
+		}
+
+		return apptest.Value[int](s, `SELECT count(*) FROM events WHERE stream = 'user-u'`) == 2
+	})
 }
 
 func TestUpdatesRightBehindTheirUsersOnKafka(t *testing.T) {

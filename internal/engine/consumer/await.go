@@ -2,12 +2,15 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/outbox"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // This file handles messages that came before another one that they depend on; see
@@ -99,30 +102,77 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 // overdue reports whether a message has waited as long as it may. The time does not
 // run while the consumers of the awaited message are not running, because it may wait
 // for them, nor as long again afterwards, while they serve their backlog. It does not
-// run while that message is among the failed messages either.
-func (r *Router) overdue(d *delivery, early *event.EarlyError) bool {
+// run while that message is among the failed messages or in the outbox either; held
+// then says so.
+func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, held string) {
 	limit := r.cfg.AwaitTimeout
 
 	switch {
 	case limit == 0:
-		return true
+		return true, ""
 	case d.waited < limit || r.Stalled(early.Topics...) != "" || time.Since(r.servedSince(early.Topics)) < limit:
-		return false
+		return false, ""
 	}
 
-	coming := true // until the answer is known
+	unknown := true
 
 	r.briefly(r.working, "could not look for an awaited message", func(ctx context.Context) error {
 		// Waiting messages of its own consumer are tried in turn.
 		all := r.consumersOf(early.Topics)
 		others := slices.DeleteFunc(slices.Clone(all), func(consumer string) bool { return consumer == d.route.Consumer })
 		found, err := r.failed.Unresolved(ctx, others, all, []string{d.key})
-		coming = err != nil || len(found) > 0
+		unknown = err != nil
+
+		if len(found) > 0 {
+			held = "a message with this key is among the failed ones"
+		}
 
 		return err
 	})
 
-	return !coming
+	if unknown || held != "" {
+		return false, held
+	}
+
+	if _, err := r.outbox.submit(early.Topics, d); err != nil {
+		return false, err.Error()
+	}
+
+	return true, ""
+}
+
+var errUnpublished = errors.New("a message with this key is in the outbox, or it is too long to search")
+
+// lookInOutbox looks for messages on the topics with the keys of units. All units that
+// come during one search share the next one.
+func (r *Router) lookInOutbox(units []*unit[[]string]) {
+	var (
+		topics, found []string
+		searched      error
+	)
+
+	for _, u := range units {
+		topics = append(topics, u.event...)
+	}
+
+	keys := postgres.Column(units, func(u *unit[[]string]) string { return event.Text(u.from.key) })
+
+	r.briefly(r.working, "could not look for awaited messages in the outbox", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, outboxTimeout)
+		defer cancel()
+
+		found, searched = outbox.Unpublished(ctx, r.pool, topics, keys)
+
+		return searched
+	})
+
+	for i, u := range units {
+		if searched != nil || slices.Contains(found, keys[i]) {
+			u.done <- errUnpublished
+		} else {
+			u.done <- nil
+		}
+	}
 }
 
 // consumersOf returns the consumers of topics.

@@ -160,7 +160,15 @@ func (r *Router) attempt(d *delivery) error {
 	err := r.try(d, false)
 
 	early, isEarly := errors.AsType[*event.EarlyError](err)
-	if !isEarly || d.ahead || !r.overdue(d, early) {
+	if !isEarly || d.ahead {
+		return err
+	}
+
+	switch overdue, held := r.overdue(d, early); {
+	case overdue:
+	case held != "":
+		return fmt.Errorf("%w: %s", err, held)
+	default:
 		return err
 	}
 

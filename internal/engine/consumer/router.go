@@ -59,6 +59,9 @@ type Router struct {
 	// Retries tracks whether waiting messages are retried.
 	Retries *health.Loop
 
+	// outbox groups searches for awaited messages in the outbox, by their topics.
+	outbox batches[[]string]
+
 	// stopping is cancelled when shutdown begins: waiting messages are returned.
 	// working is cancelled when the drain times out.
 	stopping, working context.Context //nolint:containedctx // they are lifetimes, not requests
@@ -107,7 +110,7 @@ func NewRouter(
 
 	logger = logger.With(slog.String("component", "consumer"))
 
-	return &Router{
+	r := &Router{
 		Retries:      health.NewLoop("retries of waiting messages", health.Degraded, retryLimit, logger),
 		cfg:          cfg,
 		perTopic:     perTopic,
@@ -125,7 +128,10 @@ func NewRouter(
 		stop:         stop,
 		working:      working,
 		abort:        abort,
-	}, nil
+	}
+	r.outbox = newBatches(r, "", r.lookInOutbox)
+
+	return r, nil
 }
 
 // Defaults sets settings of a topic. They precede those of all topics, and

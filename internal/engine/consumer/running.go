@@ -147,7 +147,7 @@ func NewUndelivered(r *Router) event.Undelivered {
 		briefly, cancel := context.WithTimeout(ctx, outboxTimeout)
 		defer cancel()
 
-		unpublished, err := outbox.Unpublished(briefly, r.pool, topic, keys)
+		unpublished, err := outbox.Unpublished(briefly, r.pool, []string{topic}, keys)
 		if err != nil && briefly.Err() != nil && ctx.Err() == nil {
 			return keys, nil // Postgres is available, but the answer takes long
 		}

@@ -102,11 +102,11 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	return r.insert(ctx, tx)
 }
 
-// Unpublished returns which of keys have a message on topic in the outbox. No index has
-// the keys, so it reads the whole outbox: call it for many keys, and rarely.
-func Unpublished(ctx context.Context, db postgres.Querier, topic string, keys []string) ([]string, error) {
+// Unpublished returns which of keys have a message on one of topics in the outbox. No
+// index has the keys, so it reads the whole outbox: call it for many keys, and rarely.
+func Unpublished(ctx context.Context, db postgres.Querier, topics, keys []string) ([]string, error) {
 	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
-		`SELECT DISTINCT key FROM outbox WHERE topic = $1 AND key = ANY($2)`, topic, postgres.Column(keys, event.Text))
+		`SELECT DISTINCT key FROM outbox WHERE topic = ANY($1) AND key = ANY($2)`, topics, postgres.Column(keys, event.Text))
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}
