@@ -37,6 +37,8 @@ CREATE TABLE outbox (
     created_at     timestamptz NOT NULL DEFAULT now(),
     available_at   timestamptz,
     traceparent    text,
+    refused        text,
+    CONSTRAINT outbox_refused_is_never_due CHECK (refused IS NULL OR available_at = 'infinity'),
     CONSTRAINT outbox_shard_range CHECK (shard BETWEEN 0 AND 63)
 ) WITH (
     fillfactor = 100,
@@ -53,7 +55,8 @@ COMMENT ON TABLE outbox IS 'Messages to be published, in order per key. Also the
 COMMENT ON COLUMN outbox.seq IS 'Order of publication within a key. Assigned after the row lock of the aggregate is taken, so it follows the order of commits per key.';
 COMMENT ON COLUMN outbox.shard IS 'Hash of the key modulo 64. The relay that holds the advisory lock of a shard publishes its rows.';
 COMMENT ON COLUMN outbox.headers IS 'Additional headers to send; non-text values are stored as {"base64": "..."}.';
-COMMENT ON COLUMN outbox.available_at IS 'When the message becomes due; NULL once it is due.';
+COMMENT ON COLUMN outbox.available_at IS 'When the message becomes due; NULL once it is due, infinity if the broker refuses it.';
+COMMENT ON COLUMN outbox.refused IS 'Why the broker refuses the message, which then waits for an operator.';
 COMMENT ON COLUMN outbox.traceparent IS 'W3C trace context of the span that caused the message.';
 
 -- Each row is in exactly one of these two indexes: the queue or the schedule.

@@ -41,8 +41,6 @@ offsets.topic.num.partitions=4
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
-message.max.bytes=16777216
-replica.fetch.max.bytes=16777216
 log.cleaner.enable=true
 PROPERTIES
   cat >"$dir/log4j.properties" <<PROPERTIES
@@ -85,7 +83,7 @@ run_container() {
     -e KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT \
     -e KAFKA_CONTROLLER_QUORUM_VOTERS="1@127.0.0.1:$((port + 1))" \
     -e KAFKA_AUTO_CREATE_TOPICS_ENABLE=false -e KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1 \
-    -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 -e KAFKA_MESSAGE_MAX_BYTES=16777216 \
+    -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 \
     apache/kafka:3.9.1 >/dev/null
 }
 

@@ -113,7 +113,7 @@ func entryIDs(args []string) (ids []int64, err error) {
 func entryID(arg string) (int64, error) {
 	id, err := strconv.ParseInt(arg, 10, 64)
 	if err != nil || id < 1 {
-		return 0, event.Errorf(event.Invalid, "%q is not the id of a failed message, expected a number", arg)
+		return 0, event.Errorf(event.Invalid, "%q is not the id of a message, expected a number", arg)
 	}
 
 	return id, nil

@@ -103,7 +103,7 @@ func writeFacts(w io.Writer, f operate.Facts) {
 			oldest = ", the oldest since " + stamp(*c.OldestDue)
 		}
 
-		fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled\n", c.OutboxDue, oldest, c.OutboxScheduled)
+		fmt.Fprintf(w, "outbox\t%d to publish%s; %d scheduled; %d refused\n", c.OutboxDue, oldest, c.OutboxScheduled, c.OutboxRefused)
 		fmt.Fprintf(w, "waiting\t%s of %s\n", messages(c.WaitingMessages), event.Plural(c.WaitingKeys, "key", "keys"))
 		fmt.Fprintf(w, "stopped\t%s\n", messages(c.Stopped))
 	}

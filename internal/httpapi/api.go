@@ -196,6 +196,7 @@ type engine struct{ *operate.Operator }
 func (e engine) register(a *API) {
 	e.registerFailed(a)
 	e.registerWaiting(a)
+	e.registerRefused(a)
 	e.registerConsumers(a)
 	e.registerHistory(a)
 	e.registerTopics(a)

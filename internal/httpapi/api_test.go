@@ -752,3 +752,37 @@ func TestResponsesHaveNothingThatATerminalObeys(t *testing.T) {
 		t.Errorf("the key is %q, expected %q", got, evil)
 	}
 }
+
+func TestRefusedMessagesAreRetriedAndDiscarded(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	_, err := r.pool.Exec(t.Context(), `
+		INSERT INTO outbox (shard, topic, key, message_id, payload, correlation_id, available_at, refused)
+		SELECT 0, 'notes', 'o', id, '{}', id, 'infinity', 'Message was too large'
+		FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, 3)) AS ids`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if a := r.ask("GET", "/refused?topic=notes", ""); a.at("items", 2, "why") != "Message was too large" || a.at("items", 0, "id") != 1.0 {
+		t.Errorf("list: %s", a.text)
+	}
+
+	if a := r.ask("POST", "/refused/discard", `{"ids":[1]}`); a.status != 422 && a.status != 400 {
+		t.Errorf("discarding without a reason: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/refused/discard", `{"ids":[1],"why":"test"}`); a.status != 200 || a.at("done", 0, "id") != 1.0 {
+		t.Errorf("discard: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/refused/retry", `{"ids":[3]}`); a.status != 200 || a.at("done", 0, "id") != 3.0 {
+		t.Errorf("retry: %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/refused/retry", `{"ids":[3]}`); a.status != 404 {
+		t.Errorf("retrying again: %d %s", a.status, a.text)
+	}
+}

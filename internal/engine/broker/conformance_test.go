@@ -115,8 +115,8 @@ func (h harness) run(t *testing.T) {
 	}
 }
 
-// open connects to the broker and declares topic as consumed.
-func (h harness) open(tb testing.TB, topic string) *connection {
+// open connects to the broker and declares topics as consumed.
+func (h harness) open(tb testing.TB, topics ...string) *connection {
 	tb.Helper()
 
 	conn, err := broker.New(h.config, pgtest.Logger(tb))
@@ -127,7 +127,12 @@ func (h harness) open(tb testing.TB, topic string) *connection {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 
-	if err := conn.Connect(ctx, []broker.Topic{{Name: topic, Consumed: true}}); err != nil {
+	declared := make([]broker.Topic, len(topics))
+	for i, topic := range topics {
+		declared[i] = broker.Topic{Name: topic, Consumed: true}
+	}
+
+	if err := conn.Connect(ctx, declared); err != nil {
 		tb.Fatal(err)
 	}
 
@@ -302,6 +307,10 @@ func (h harness) large(t *testing.T) {
 	t.Helper()
 
 	topic := brokertest.Topic()
+	if h.config.Kind == broker.Kafka { // whose default is 1 MiB
+		h.createTopic(t, topic, "16777216")
+	}
+
 	conn := h.open(t, topic)
 
 	defer conn.Close()

@@ -93,17 +93,21 @@ func (o *Operator) unpublished(ctx context.Context, key, consumers string) ([]st
 			topic   string
 			created time.Time
 			due     *time.Time
+			refused *string
 		)
 
-		err := row.Scan(&topic, &created, &due)
+		err := row.Scan(&topic, &created, &due, &refused)
 		text := fmt.Sprintf("a message on %s for it is in the outbox since %s and not delivered yet (`millrace status`)", topic, created.UTC().Format(time.RFC3339))
 
-		if due != nil {
+		switch {
+		case refused != nil:
+			text = fmt.Sprintf("the broker refuses a message on %s for it (`millrace refused list`): %s", topic, *refused)
+		case due != nil:
 			text = fmt.Sprintf("a message on %s for it is scheduled for %s", topic, due.UTC().Format(time.RFC3339))
 		}
 
 		return text, err
-	}, `SELECT topic, created_at, available_at FROM outbox WHERE key = $1 AND topic = ANY($2) ORDER BY seq LIMIT $3`, key, topics, elsewhereAtMost)
+	}, `SELECT topic, created_at, nullif(available_at, 'infinity'), refused FROM outbox WHERE key = $1 AND topic = ANY($2) ORDER BY seq LIMIT $3`, key, topics, elsewhereAtMost)
 	if err != nil {
 		return nil, fmt.Errorf("reading the outbox: %w", err)
 	}

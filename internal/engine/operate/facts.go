@@ -35,9 +35,11 @@ type Counts struct {
 	OutboxDue       int64      `json:"outbox_due"`
 	OldestDue       *time.Time `json:"oldest_due,omitempty"`
 	OutboxScheduled int64      `json:"outbox_scheduled"`
-	WaitingKeys     int64      `json:"waiting_keys"`
-	WaitingMessages int64      `json:"waiting_messages"`
-	Stopped         int64      `json:"stopped_messages"`
+	// OutboxRefused counts the messages that their broker refuses.
+	OutboxRefused   int64 `json:"outbox_refused"`
+	WaitingKeys     int64 `json:"waiting_keys"`
+	WaitingMessages int64 `json:"waiting_messages"`
+	Stopped         int64 `json:"stopped_messages"`
 	// DueByTopic and FailedByConsumer break the counts down.
 	DueByTopic       map[string]int64  `json:"due_by_topic"`
 	FailedByConsumer map[string]Failed `json:"failed_by_consumer"`
@@ -196,12 +198,13 @@ func ahead(sent, received, remote time.Time) time.Duration {
 func (c *Counts) queue(batch *pgx.Batch, limit *int64) {
 	batch.Queue(`
 		SELECT (SELECT created_at FROM outbox WHERE available_at IS NULL ORDER BY seq LIMIT 1),
-		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at IS NOT NULL LIMIT $1) AS o),
+		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at < 'infinity' LIMIT $1) AS o),
+		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at = 'infinity' LIMIT $1) AS o),
 		       (SELECT count(*) FROM (SELECT FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k),
 		       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $2 AND objid = 0 AND objsubid = 2 AND granted
 		          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, limit, postgres.LockRelays).
 		QueryRow(func(row pgx.Row) error {
-			return row.Scan(&c.OldestDue, &c.OutboxScheduled, &c.WaitingKeys, &c.Replicas)
+			return row.Scan(&c.OldestDue, &c.OutboxScheduled, &c.OutboxRefused, &c.WaitingKeys, &c.Replicas)
 		})
 	batch.Queue(`SELECT topic, count(*) FROM (SELECT topic FROM outbox WHERE available_at IS NULL LIMIT $1) AS o GROUP BY topic`, limit).
 		Query(func(rows pgx.Rows) error {
@@ -299,6 +302,11 @@ func (c *Counts) troubles() (list []health.Trouble) {
 	if c.Stopped > 0 {
 		add(health.Messages, "stopped messages", nil, event.Plural(c.Stopped, "message is stopped and needs a decision", "messages are stopped and need a decision"),
 			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`")
+	}
+
+	if c.OutboxRefused > 0 {
+		add(health.Messages, "refused messages", nil, fmt.Sprintf("%d messages are refused by their broker and need a decision", c.OutboxRefused),
+			"`millrace refused list` shows why; then `millrace refused retry` or `discard`")
 	}
 
 	if c.OldestDue != nil && time.Since(*c.OldestDue) > maxDue {

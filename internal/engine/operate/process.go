@@ -166,7 +166,7 @@ func (p Process) troubles() (list []health.Trouble) {
 
 	for _, s := range p.Stuck {
 		list = append(list, health.Trouble{
-			Kind: health.Messages, Name: s.Topic, Level: health.Degraded, Since: &s.Since, Reason: "cannot be published: " + s.Why, Remedy: remedyFor(s.Broker, s.Why),
+			Kind: health.Messages, Name: s.Topic, Level: health.Degraded, Since: &s.Since, Reason: "cannot be published: " + s.Why, Remedy: cmp.Or(s.Remedy, remedyFor(s.Broker, s.Why)),
 		})
 	}
 

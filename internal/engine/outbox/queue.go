@@ -158,6 +158,17 @@ func (q *queue) published(r row, batch int) (due bool) {
 	return backedOff || space || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
 }
 
+// refused frees the key of r, which the broker refuses. The row stays in flight until
+// the table knows.
+func (q *queue) refused(r row) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	delete(q.failures, r.Key)
+	q.busy--
+	q.advance(r)
+}
+
 // advance makes the next row of a key ready, unless the key was dropped in the
 // meantime.
 func (q *queue) advance(done row) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -86,11 +87,12 @@ type link struct {
 	unconsumed unconsumed
 	mark       mark
 	wake       chan struct{}
-	// suspended holds the topics that were suspended in the last round.
+	// suspended holds the topics that were suspended or refused in the last round.
 	suspended atomic.Pointer[[]string]
 	loop      *health.Loop
-	// stuck has the topics that the broker refuses.
-	stuck stuck
+	// stuck has the topics that the broker refuses, refusals the messages.
+	stuck    stuck
+	refusals refusals
 	// woken is true if this process has committed rows since the last round. Other
 	// replicas are then notified.
 	woken atomic.Bool
@@ -345,6 +347,10 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for {
 		r.returnSuspended()
 
+		if err := r.setAside(ctx, conn); err != nil {
+			return err
+		}
+
 		confirmed := r.queue.takeConfirmed()
 		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
 
@@ -363,7 +369,7 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		}
 
 		if next.limit <= 0 || !next.cut(rows) {
-			return nil
+			return r.probe(ctx, conn, owned)
 		}
 	}
 }
@@ -463,13 +469,13 @@ func (r *link) suspendedTopics() []string {
 	return nil
 }
 
-// returnSuspended returns the rows of suspended topics to the table.
+// returnSuspended returns the rows of suspended and refused topics to the table.
 func (r *link) returnSuspended() {
-	if r.target.Suspended == nil {
-		return
+	topics, _ := r.stuck.refused()
+	if r.target.Suspended != nil {
+		topics = append(topics, r.target.Suspended()...)
 	}
 
-	topics := r.target.Suspended()
 	if slices.Equal(topics, r.suspendedTopics()) {
 		return
 	}
@@ -515,8 +521,14 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 			return
 		}
 
+		if r.stuck.refuses(next) {
+			r.queue.returned(next)
+
+			continue
+		}
+
 		if err := r.publish(ctx, publisher, next); err != nil {
-			r.backOff(ctx, next, err)
+			r.unpublished(ctx, next, err)
 		} else {
 			r.confirm(next)
 		}
@@ -534,26 +546,40 @@ func (r *link) publish(ctx context.Context, publisher message.Publisher, next ro
 		return err
 	}
 
-	if err := publisher.Publish(next.Topic, toWatermill(next)); err != nil {
+	err = publisher.Publish(next.Topic, toWatermill(next))
+	if refused := refusal(err); err == nil || refused != nil && refused.Scope != driver.Account {
+		attempt.Answered()
+	} else {
 		attempt.Failed(err)
-
-		return err
 	}
 
-	attempt.Answered()
-
-	return nil
+	return err
 }
 
 func (r *link) confirm(published row) {
 	r.unconsumed.add(published)
-	r.stuck.remove(published.Topic)
+	freed := r.stuck.remove(published.Topic)
 
-	if r.queue.published(published, r.cfg.BatchSize/4) {
+	if r.queue.published(published, r.cfg.BatchSize/4) || freed {
 		r.nudge()
 	}
 
 	r.metrics.published.WithLabelValues(published.Topic).Inc()
+}
+
+// unpublished decides what becomes of a row that was not published: a message or a topic
+// that the broker refuses does not delay others, and anything else is tried again.
+func (r *link) unpublished(ctx context.Context, failed row, err error) {
+	switch refused := refusal(err); {
+	case refused == nil || refused.Scope == driver.Account:
+		r.backOff(ctx, failed, err)
+	case refused.Scope == driver.OneTopic:
+		r.metrics.errors.WithLabelValues(failed.Topic).Inc()
+		r.refuseTopic(failed, refused)
+	default:
+		r.metrics.errors.WithLabelValues(failed.Topic).Inc()
+		r.refuseMessage(failed, refused)
+	}
 }
 
 // backOff delays a key after a failure. Other keys continue.

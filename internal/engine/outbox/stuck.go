@@ -1,13 +1,25 @@
 package outbox
 
 import (
+	"errors"
+	"log/slog"
+	"math/bits"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/scrub"
+)
+
+// The pause between attempts to publish to a topic that its broker refuses grows from
+// minRefusedWait to maxRefusedWait.
+const (
+	minRefusedWait = time.Second
+	maxRefusedWait = 30 * time.Second
 )
 
 // Stuck is a topic that a broker refuses to take.
@@ -17,10 +29,21 @@ type Stuck struct {
 	Broker string    `json:"broker,omitempty"`
 	Since  time.Time `json:"since"`
 	Why    string    `json:"why"`
+	// Remedy is what the broker's answer calls for, if that is known.
+	Remedy string `json:"remedy,omitempty"`
+
+	// refused is true if the broker has refused the topic as a whole. Its rows then stay
+	// in the table, and one of them is tried at a time.
+	refused bool
+	// refusals counts the pauses, until is the end of the last one, and probe the row
+	// that is tried.
+	refusals int
+	until    time.Time
+	probe    int64
 }
 
-// stuck tracks the topics with a key that was refused many times and of which nothing
-// was confirmed since.
+// stuck tracks topics of which nothing can be published: the broker refuses them, or a
+// key failed many times and nothing was confirmed since.
 type stuck struct {
 	any atomic.Bool // spares the lock of each confirmed message
 
@@ -28,7 +51,8 @@ type stuck struct {
 	topics map[string]Stuck
 }
 
-func (s *stuck) add(topic string, err error) {
+// change applies fn to the entry of a topic, which may be new.
+func (s *stuck) change(topic string, err error, fn func(entry *Stuck)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
@@ -36,26 +60,123 @@ func (s *stuck) add(topic string, err error) {
 		s.topics = map[string]Stuck{}
 	}
 
-	known, was := s.topics[topic]
+	entry, was := s.topics[topic]
 	if !was {
-		known = Stuck{Topic: topic, Since: time.Now().UTC()}
+		entry = Stuck{Topic: topic, Since: time.Now().UTC()}
 	}
 
-	known.Why = scrub.Text(err.Error())
-	s.topics[topic] = known
+	entry.Why = scrub.Text(err.Error())
+	fn(&entry)
+	s.topics[topic] = entry
 	s.any.Store(true)
 }
 
-func (s *stuck) remove(topic string) {
+func (s *stuck) add(topic string, err error) { s.change(topic, err, func(*Stuck) {}) }
+
+// refuse records that the broker refuses the topic of a row. report is true if that is to be
+// logged: at first, and then at growing intervals.
+func (s *stuck) refuse(seq int64, refusal *driver.RefusedError) (report bool) {
+	s.change(refusal.Topic, refusal.Err, func(entry *Stuck) {
+		entry.Remedy = refusal.Remedy
+
+		if entry.refused && entry.probe != seq {
+			return // other lanes were publishing to the topic, too
+		}
+
+		entry.refused, entry.probe = true, 0
+		entry.refusals++
+		entry.until = time.Now().Add(backoff.Jitter(min(maxRefusedWait, minRefusedWait<<min(entry.refusals-1, 10))))
+		report = bits.OnesCount(uint(entry.refusals)) == 1
+	})
+
+	return report
+}
+
+// refuses reports whether the broker refuses the topic of a row that is not its probe.
+func (s *stuck) refuses(r row) bool {
 	if !s.any.Load() {
-		return
+		return false
 	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
+	entry := s.topics[r.Topic]
+
+	return entry.refused && entry.probe != r.Seq
+}
+
+// refused returns the topics that the broker refuses, and those of them of which a row
+// is to be tried now.
+func (s *stuck) refused() (all, due []string) {
+	if !s.any.Load() {
+		return nil, nil
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for topic, entry := range s.topics {
+		if !entry.refused {
+			continue
+		}
+
+		all = append(all, topic)
+
+		if time.Now().After(entry.until) {
+			due = append(due, topic)
+		}
+	}
+
+	slices.Sort(all)
+
+	return all, due
+}
+
+// probing records that a row of a refused topic is being tried. Without an answer another
+// is tried after maxRefusedWait: this process may have lost the row.
+func (s *stuck) probing(topic string, seq int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if entry, found := s.topics[topic]; found {
+		entry.probe, entry.until = seq, time.Now().Add(maxRefusedWait)
+		s.topics[topic] = entry
+	}
+}
+
+// remove forgets a topic. It reports whether the broker had refused the topic.
+func (s *stuck) remove(topic string) (refused bool) {
+	if !s.any.Load() {
+		return false
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	refused = s.topics[topic].refused
 	delete(s.topics, topic)
 	s.any.Store(len(s.topics) > 0)
+
+	return refused
+}
+
+// refuseTopic leaves the rows of a topic that the broker refuses in the table.
+func (r *link) refuseTopic(failed row, refusal *driver.RefusedError) {
+	if r.stuck.refuse(failed.Seq, refusal) {
+		r.logger.Warn("the broker refuses a topic; its messages wait in the outbox",
+			slog.String("topic", failed.Topic), slog.Any("error", refusal.Err), slog.String("remedy", refusal.Remedy))
+	}
+
+	r.queue.returned(failed)
+	r.nudge()
+}
+
+// refusal returns the refusal in an error of a publisher, or nil.
+func refusal(err error) *driver.RefusedError {
+	refused, _ := errors.AsType[*driver.RefusedError](err)
+
+	return refused
 }
 
 // Stuck returns the topics that brokers refuse to take, by name.

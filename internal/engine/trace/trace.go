@@ -97,8 +97,8 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		SELECT message_id, causation_id, consumer, '', 'applied', applied_at, ''
 		FROM inbox WHERE message_id = $1 OR correlation_id = $1
 		UNION ALL
-		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(available_at, created_at),
-		       CASE WHEN available_at IS NULL THEN 'to be published' ELSE 'until it is due' END
+		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(nullif(available_at, 'infinity'), created_at),
+		       CASE WHEN refused IS NOT NULL THEN 'refused by the broker: ' || refused WHEN available_at IS NULL THEN 'to be published' ELSE 'until it is due' END
 		FROM outbox WHERE correlation_id = $1
 		UNION ALL
 		SELECT message_id, causation_id, '', topic, 'published', published_at, 'not consumed here'

@@ -11,17 +11,12 @@ import (
 	"time"
 
 	"github.com/IBM/sarama"
-	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
-
-// maxMessageBytes (16 MiB) admits large messages from other producers, so that they
-// are rejected where an operator can see them.
-const maxMessageBytes = 16 << 20
 
 // Driver is a connection to Kafka.
 type Driver struct {
@@ -61,9 +56,7 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 		return errors.Join(err, client.Close())
 	}
 
-	publisher, err := kafka.NewPublisher(kafka.PublisherConfig{
-		Brokers: d.cfg.Brokers, Marshaler: Marshaler{prefix: d.cfg.Prefix}, OverwriteSaramaConfig: cfg,
-	}, driver.WatermillLogger(d.logger))
+	publisher, err := newPublisher(d.cfg, cfg, client, d.logger)
 	if err != nil {
 		return errors.Join(err, client.Close())
 	}
@@ -161,7 +154,6 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	// Do not compress: clients such as aiokafka, and so FastStream, have no codec in
 	// a plain install. A topic's compression.type can override this.
 	cfg.Producer.Compression = sarama.CompressionNone
-	cfg.Producer.MaxMessageBytes = maxMessageBytes
 	cfg.Producer.Retry.Max = 5
 	cfg.Producer.Partitioner = newPartitioner
 

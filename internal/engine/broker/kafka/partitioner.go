@@ -15,7 +15,7 @@ func (partitioner) Partition(msg *sarama.ProducerMessage, partitions int32) (int
 		return 0, err
 	}
 
-	return int32(murmur2(key)&0x7fffffff) % partitions, nil //nolint:gosec // 31 bits
+	return int32(murmur2(key)&0x7fffffff) % partitions, nil
 }
 
 // RequiresConsistency implements sarama.Partitioner.

@@ -1,0 +1,133 @@
+package kafka
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/eapache/go-resiliency/breaker"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+const (
+	// maxBatchBytes is Kafka's default of message.max.bytes, which bounds batches.
+	maxBatchBytes = 1_048_588
+	// maxMessageBytes (16 MiB) admits the messages of topics with a higher limit.
+	maxMessageBytes = 16 << 20
+	// publishTimeout is how long a publish waits for the broker.
+	publishTimeout = 30 * time.Second
+)
+
+var errPublishTimeout = fmt.Errorf("the broker did not confirm the message within %s", publishTimeout)
+
+var errNotAsked = errors.New("the client has not read the topic's metadata yet")
+
+// publisher sends messages in batches, and those that the broker does not take in a
+// batch alone: its answer is then about this one message. Callers publish the messages
+// of a key one after the other, so the order stays.
+type publisher struct {
+	batched, alone message.Publisher
+	client         sarama.Client
+	prefix         string
+	asking         singleflight.Group
+}
+
+func newPublisher(cfg Config, settings *sarama.Config, client sarama.Client, logger *slog.Logger) (*publisher, error) {
+	p := &publisher{client: client, prefix: cfg.Prefix}
+
+	batched, alone := *settings, *settings
+	batched.Producer.MaxMessageBytes = maxBatchBytes
+	alone.Producer.MaxMessageBytes, alone.Producer.Flush.MaxMessages = maxMessageBytes, 1
+
+	for _, producer := range []struct {
+		settings *sarama.Config
+		target   *message.Publisher
+	}{{&batched, &p.batched}, {&alone, &p.alone}} {
+		watermill, err := kafka.NewPublisher(kafka.PublisherConfig{
+			Brokers: cfg.Brokers, Marshaler: Marshaler{prefix: cfg.Prefix}, OverwriteSaramaConfig: producer.settings,
+		}, driver.WatermillLogger(logger))
+		if err != nil {
+			return nil, errors.Join(err, p.Close())
+		}
+
+		*producer.target = watermill
+	}
+
+	return p, nil
+}
+
+// Publish implements message.Publisher. What the broker refuses is a
+// driver.RefusedError.
+func (p *publisher) Publish(topic string, messages ...*message.Message) error {
+	for _, msg := range messages {
+		err := bounded(func() error { return p.batched.Publish(topic, msg) })
+
+		refused := p.sort(topic, err)
+		if refused != nil && refused.Scope == driver.OneMessage {
+			err = bounded(func() error { return p.alone.Publish(topic, msg) })
+			refused = p.sort(topic, err)
+		}
+
+		switch {
+		case refused != nil:
+			return refused
+		case err != nil:
+			return fmt.Errorf("publishing to topic %s: %w", topic, err)
+		}
+	}
+
+	return nil
+}
+
+// bounded waits for publish for at most publishTimeout. The client library then still
+// holds the message, so it may be published twice.
+func bounded(publish func() error) error {
+	result := make(chan error, 1)
+
+	go func() { result <- publish() }()
+
+	timer := time.NewTimer(publishTimeout)
+	defer timer.Stop()
+
+	select {
+	case err := <-result:
+		return err
+	case <-timer.C:
+		return errPublishTimeout
+	}
+}
+
+// sort returns the refusal in the error of a publish, or nil if there is none.
+func (p *publisher) sort(topic string, err error) *driver.RefusedError {
+	if errors.Is(err, breaker.ErrBreakerOpen) {
+		// sarama could not read the topic's metadata, does not try again for some
+		// seconds, and hides why.
+		_, asked, _ := p.asking.Do(topic, func() (any, error) { return nil, p.client.RefreshMetadata(p.prefix + topic) })
+		if asked == nil {
+			return &driver.RefusedError{Scope: driver.OneTopic, Topic: topic, Remedy: "wait some seconds", Err: errNotAsked}
+		}
+
+		err = asked
+	}
+
+	return refusalOf(topic, err)
+}
+
+// Close implements message.Publisher.
+func (p *publisher) Close() error {
+	var errs []error
+
+	for _, producer := range []message.Publisher{p.batched, p.alone} {
+		if producer != nil {
+			errs = append(errs, producer.Close())
+		}
+	}
+
+	return errors.Join(errs...)
+}

@@ -1,0 +1,71 @@
+package kafka
+
+import (
+	"errors"
+
+	"github.com/IBM/sarama"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+// refusals says what is refused by the answers of a broker that trying again does not
+// change.
+var refusals = map[sarama.KError]struct {
+	scope  driver.Scope
+	remedy string
+}{
+	sarama.ErrMessageSizeTooLarge:    {driver.OneMessage, tooLarge},
+	sarama.ErrMessageSetSizeTooLarge: {driver.OneMessage, "raise segment.bytes of the topic, or discard the message"},
+	sarama.ErrInvalidRecord:          {driver.OneMessage, "compare the message with the settings of the topic, such as cleanup.policy"},
+	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct message.timestamp limits of the topic, or the clock of this host"},
+
+	sarama.ErrUnknownTopicOrPartition: {driver.OneTopic, missingTopic},
+	sarama.ErrTopicAuthorizationFailed: {driver.OneTopic,
+		"grant the account WRITE (to publish), READ (to consume) and DESCRIBE on the topic"},
+	sarama.ErrInvalidTopic:                 {driver.OneTopic, "choose a name of at most 249 letters, digits, '.', '_' and '-'"},
+	sarama.ErrPolicyViolation:              {driver.OneTopic, "correct the topic so that it satisfies the policy of the cluster"},
+	sarama.ErrUnsupportedForMessageFormat:  {driver.OneTopic, "raise message.format.version of the topic"},
+	sarama.ErrNotEnoughReplicas:            {driver.OneTopic, replicas},
+	sarama.ErrNotEnoughReplicasAfterAppend: {driver.OneTopic, replicas},
+	sarama.ErrLeaderNotAvailable:           {driver.OneTopic, "start the brokers that have the topic's partitions"},
+	sarama.ErrKafkaStorageError:            {driver.OneTopic, "repair the disk of the broker that leads the partition"},
+	sarama.ErrInvalidReplicationFactor:     {driver.OneTopic, "set broker.kafka.replication_factor to at most the number of brokers"},
+
+	sarama.ErrSASLAuthenticationFailed:   {driver.Account, "correct broker.kafka.user and broker.kafka.password"},
+	sarama.ErrUnsupportedSASLMechanism:   {driver.Account, "enable the SASL mechanism at the broker"},
+	sarama.ErrClusterAuthorizationFailed: {driver.Account, "grant the account IDEMPOTENT_WRITE on the cluster"},
+}
+
+const (
+	tooLarge     = "raise max.message.bytes of the topic and run `millrace refused retry`, or `millrace refused discard`"
+	missingTopic = "create the topic, or grant the account CREATE on it"
+	replicas     = "start the missing brokers, or lower min.insync.replicas of the topic"
+)
+
+// refusalOf returns the refusal in an error of sarama about a topic, or nil if there is
+// none.
+func refusalOf(topic string, err error) *driver.RefusedError {
+	if err == nil {
+		return nil
+	}
+
+	if code, ok := errors.AsType[sarama.KError](err); ok {
+		r, refused := refusals[code]
+		if !refused {
+			return nil
+		}
+
+		return &driver.RefusedError{Scope: r.scope, Topic: topic, Remedy: r.remedy, Err: code}
+	}
+
+	// sarama refuses these itself.
+	if tooLong, ok := errors.AsType[sarama.ConfigurationError](err); ok {
+		return &driver.RefusedError{Scope: driver.OneMessage, Topic: topic, Remedy: tooLarge, Err: tooLong}
+	}
+
+	if unencodable, ok := errors.AsType[sarama.PacketEncodingError](err); ok {
+		return &driver.RefusedError{Scope: driver.OneMessage, Topic: topic, Remedy: "discard the message", Err: unencodable}
+	}
+
+	return nil
+}
