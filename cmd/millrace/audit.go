@@ -138,7 +138,7 @@ func (c *call) confirmRepairs(config invariant.Options) error {
 
 	fmt.Fprintf(&text, "Repair %s?", event.Plural(len(would.Repairs), "violation", "violations"))
 
-	return c.confirm(func() (string, error) { return text.String(), nil })
+	return c.confirm(text.String())
 }
 
 func writeRepairs(w io.Writer, title string, repairs []invariant.Repair) {

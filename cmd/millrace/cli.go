@@ -328,17 +328,12 @@ func (c *call) interactive() bool {
 
 // confirm asks a question on the terminal and returns an error unless the answer is
 // yes. It refuses if there is no terminal.
-func (c *call) confirm(question func() (string, error)) error {
+func (c *call) confirm(question string) error {
 	if !c.interactive() {
 		return errUnasked
 	}
 
-	text, err := question()
-	if err != nil {
-		return err
-	}
-
-	return ask(c.cmd.InOrStdin(), c.cmd.ErrOrStderr(), text)
+	return ask(c.cmd.InOrStdin(), c.cmd.ErrOrStderr(), question)
 }
 
 func ask(in io.Reader, out io.Writer, question string) error {

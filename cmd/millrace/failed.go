@@ -13,6 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 func newFailed(opts *options) *cobra.Command {
@@ -40,7 +41,7 @@ func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Group, "group", "", "select this group")
 	flags.StringVar(&s.Topic, "topic", "", "select messages of this topic")
 	flags.StringVar(&s.Consumer, "consumer", "", "select messages of this consumer")
-	flags.StringVar(&s.Reason, "reason", "", "select this reason: malformed, invalid, refused, conflict, too_large, handler_error, panic or pending")
+	flags.StringVar(&s.Reason, "reason", "", "select this reason: "+strings.Join(postgres.Column(event.Reasons, func(r event.Reason) string { return string(r) }), ", "))
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
 	flags.Var((*moment)(&s.Since.Time), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")
@@ -58,23 +59,13 @@ func failedListing[T any](opts *options, cmd *cobra.Command, read func(*call, fa
 	var selected selection
 
 	return operation(opts, cmd, func(c *call) error {
-		f, err := selected.filter(c)
+		f, err := c.Operator.Filter(c.ctx, selected.Selection, selected.state)
 		if err != nil {
 			return err
 		}
 
 		return list(c, func(limit int) ([]T, error) { return read(c, f, limit) }, func() (int, error) { return count(c, f) }, write)
 	}, append(flags, selected.flags, selected.stateFlag(string(failed.Stopped)), limited)...)
-}
-
-// filter returns the filter of the flags.
-func (s *selection) filter(c *call) (failed.Filter, error) {
-	f, err := s.Filter(s.state)
-	if err != nil {
-		return f, err
-	}
-
-	return f, c.Operator.Known(c.ctx, f)
 }
 
 // toActOn returns the filter that the flags and arguments of an action select. They
@@ -85,11 +76,7 @@ func (s *selection) toActOn(c *call) (failed.Filter, error) {
 		return failed.Filter{}, err
 	}
 
-	f, err := s.ToActOn(ids, s.all)
-	if err == nil {
-		err = c.Operator.Known(c.ctx, f)
-	}
-
+	f, err := c.Operator.ToActOn(c.ctx, s.Selection, ids, s.all)
 	if err != nil {
 		return f, err
 	}

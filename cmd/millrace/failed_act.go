@@ -104,7 +104,7 @@ func (c *call) preview(f failed.Filter, pace failed.Pace, do func(*call, failed.
 	writeOutcome(&text, "would "+c.cmd.Name(), would)
 	fmt.Fprintf(&text, "%s %s?", strings.ToUpper(c.cmd.Name()[:1])+c.cmd.Name()[1:], messages(would.Done))
 
-	return would.Newest + 1, c.confirm(func() (string, error) { return text.String(), nil })
+	return would.Newest + 1, c.confirm(text.String())
 }
 
 // finishAct prints the outcome of an action that ended with err, follows its messages
@@ -188,7 +188,7 @@ func (c *call) follow(result *action, messages map[string]int, w *wait) error {
 
 	progress, end := showProgress("tried")
 	p, err := c.Operator.Follow(waiting, c.by.Request, func(p failed.Progress) {
-		progress(int64(p.Messages-p.Pending), int64(p.Messages))
+		progress(int64(p.Messages-p.Untried), int64(p.Messages))
 	})
 
 	end()
@@ -213,7 +213,7 @@ func writeFollowed(w io.Writer, a action) {
 			what  string
 		}{
 			{p.Stopped, "stopped again"}, {p.Waiting, "waiting again"}, {p.Withdrawn, "withdrawn: discarded or erased"},
-			{p.Pending, "not tried yet, but due"},
+			{p.Untried, "not tried yet, but due"},
 		} {
 			if n.count > 0 {
 				fmt.Fprintf(w, "%d %s\n", n.count, n.what)
@@ -241,8 +241,8 @@ func (a action) err() error {
 		return nil
 	case p.Stopped+p.Waiting+p.Withdrawn > 0:
 		return event.Errorf(event.Conflict, "%d of %s came back", p.Stopped+p.Waiting+p.Withdrawn, messages(p.Messages))
-	case p.Pending > 0:
-		return event.Errorf(event.Conflict, "%d of %s not tried in time", p.Pending, messages(p.Messages))
+	case p.Untried > 0:
+		return event.Errorf(event.Conflict, "%d of %s not tried in time", p.Untried, messages(p.Messages))
 	default:
 		return nil
 	}

@@ -116,7 +116,7 @@ func (e *editing) save(c *call, entry failed.Entry, payload []byte) (failed.Entr
 	}
 
 	change, _ := refusal.Detail.(failed.KeyChange)
-	if err := c.confirm(func() (string, error) { return oneLine(err.Error(), 1000) + "\nStore it?", nil }); err != nil {
+	if err := c.confirm(oneLine(err.Error(), 1000) + "\nStore it?"); err != nil {
 		return entry, err
 	}
 

@@ -13,7 +13,7 @@ func newFailedExport(opts *options) *cobra.Command {
 		Use: "export [ID...]", Short: "Print failed messages with payloads, headers and actions, one JSON object per line",
 		Example: "  millrace failed export --topic orders.created > failed.ndjson",
 	}, func(c *call) error {
-		f, err := selected.filter(c)
+		f, err := c.Operator.Filter(c.ctx, selected.Selection, selected.state)
 		if err == nil {
 			f.IDs, err = entryIDs(c.args)
 		}

@@ -50,13 +50,18 @@ or other systems.`,
 			return c.printErasure(c.Router.Erase(c.ctx, erasing))
 		}
 
-		err := c.confirm(func() (string, error) {
-			rehearsal := erasing
-			rehearsal.DryRun = true
-			would, err := c.Router.Erase(c.ctx, rehearsal)
+		if !c.interactive() {
+			return errUnasked
+		}
 
-			return fmt.Sprintf("%s\nErase user %s? This cannot be undone.", describeErasure(would), erasing.Subject), err
-		})
+		rehearsal := erasing
+		rehearsal.DryRun = true
+
+		would, err := c.Router.Erase(c.ctx, rehearsal)
+		if err == nil {
+			err = c.confirm(fmt.Sprintf("%s\nErase user %s? This cannot be undone.", describeErasure(would), erasing.Subject))
+		}
+
 		if err != nil {
 			return err
 		}

@@ -114,7 +114,7 @@ func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
 	done := r.ask("POST", "/failed/requeue", `{"all":true}`)
 	outcome := "/requests/" + fmt.Sprint(done.at("request"))
 
-	if a := r.ask("GET", outcome+"?wait=1", ""); a.status != 200 || a.at("messages") != 5.0 || a.at("pending") != 5.0 {
+	if a := r.ask("GET", outcome+"?wait=1", ""); a.status != 200 || a.at("messages") != 5.0 || a.at("untried") != 5.0 {
 		t.Errorf("before the attempts: %d %s", a.status, a.text)
 	}
 
@@ -139,7 +139,7 @@ func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
 
 	a := r.ask("GET", outcome, "")
 
-	for name, want := range map[string]float64{"messages": 5, "applied": 1, "waiting": 2, "stopped": 1, "pending": 1, "withdrawn": 0} {
+	for name, want := range map[string]float64{"messages": 5, "applied": 1, "waiting": 2, "stopped": 1, "untried": 1, "withdrawn": 0} {
 		if a.at(name) != want {
 			t.Errorf("%s: got %v, expected %v", name, a.at(name), want)
 		}
@@ -157,7 +157,7 @@ func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if a := <-answered; a.at("pending") != 0.0 || a.at("applied") != 2.0 {
+	if a := <-answered; a.at("untried") != 0.0 || a.at("applied") != 2.0 {
 		t.Errorf("got %s", a.text)
 	}
 
@@ -188,7 +188,7 @@ func TestARetrySaysWhatHoldsUpTheMessages(t *testing.T) {
 		t.Errorf("a retry: %s", retried.text)
 	}
 
-	if a := r.ask("GET", "/requests/"+fmt.Sprint(retried.at("request")), ""); a.at("pending") != 1.0 || a.at("held", 0, "consumer") != "writer" {
+	if a := r.ask("GET", "/requests/"+fmt.Sprint(retried.at("request")), ""); a.at("untried") != 1.0 || a.at("held", 0, "consumer") != "writer" {
 		t.Errorf("its outcome: %s", a.text)
 	}
 }

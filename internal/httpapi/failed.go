@@ -202,18 +202,8 @@ type selectInput struct {
 	State string `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
 }
 
-// filter returns the filter of a list, whose names must exist.
-func (e engine) filter(ctx context.Context, selection operate.Selection, state string) (failed.Filter, error) {
-	f, err := selection.Filter(state)
-	if err == nil {
-		err = e.Known(ctx, f)
-	}
-
-	return f, err
-}
-
 func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], error) {
-	f, err := e.filter(ctx, in.Selection, in.State)
+	f, err := e.Filter(ctx, in.Selection, in.State)
 	if err == nil {
 		err = in.After("%d", &f.Before)
 	}
@@ -230,7 +220,7 @@ func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], 
 func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
 	var after failed.GroupsAfter
 
-	f, err := e.filter(ctx, in.Selection, in.State)
+	f, err := e.Filter(ctx, in.Selection, in.State)
 	if err == nil {
 		err = in.After("%d %s", &after.Entries, &after.ID)
 	}
@@ -252,7 +242,7 @@ func (e engine) countFailed(ctx context.Context, in *struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 },
 ) (*List[failed.Count], error) {
-	f, err := e.filter(ctx, in.Selection, in.State)
+	f, err := e.Filter(ctx, in.Selection, in.State)
 	if err != nil {
 		return nil, err
 	}
@@ -438,11 +428,7 @@ const manyTimeout = 15 * time.Second
 func (e engine) actOnMany(ctx context.Context, selection operate.Selection, paced Paced,
 	act func(context.Context, failed.Filter, failed.Pace) (failed.Outcome, error),
 ) (*outcomeOutput, error) {
-	f, err := selection.ToActOn(paced.IDs, paced.All)
-	if err == nil {
-		err = e.Known(ctx, f)
-	}
-
+	f, err := e.ToActOn(ctx, selection, paced.IDs, paced.All)
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ type progressOutput struct {
 	Body struct {
 		failed.Progress
 
-		Held []operate.Held `json:"held" nullable:"false" doc:"What holds up the pending messages."`
+		Held []operate.Held `json:"held" nullable:"false" doc:"What holds up the untried messages."`
 	}
 }
 

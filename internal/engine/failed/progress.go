@@ -20,11 +20,11 @@ type Progress struct {
 	Waiting int `json:"waiting"`
 	// Withdrawn counts messages that were discarded or erased.
 	Withdrawn int `json:"withdrawn"`
-	// Pending counts messages that have not been tried yet.
-	Pending int `json:"pending"`
+	// Untried counts messages that have not been tried yet.
+	Untried int `json:"untried"`
 	// Causes groups the stopped and waiting messages by cause, largest group first.
 	Causes []CameBack `json:"causes"`
-	// Consumers counts the pending messages by consumer.
+	// Consumers counts the untried messages by consumer.
 	Consumers map[string]int `json:"-"`
 }
 
@@ -51,7 +51,7 @@ func (s *Store) Progress(ctx context.Context, request uuid.UUID) (p Progress, er
 			           WHEN m.state IS NULL THEN 'withdrawn'
 			           WHEN m.state = 'resolved' THEN m.resolution
 			           WHEN m.state = 'stopped' OR m.tried_at > a.since OR first.tried_at > a.since THEN m.state
-			           ELSE 'pending' END AS state, a.consumer,
+			           ELSE 'untried' END AS state, a.consumer,
 			       CASE WHEN m.state = 'stopped' OR m.tried_at > a.since THEN m.group_id ELSE first.group_id END AS group_id,
 			       CASE WHEN m.state = 'stopped' OR m.tried_at > a.since THEN m.cause ELSE first.cause END AS cause
 			FROM acted a LEFT JOIN failed_messages m ON m.id = a.id
@@ -81,8 +81,8 @@ func (s *Store) Progress(ctx context.Context, request uuid.UUID) (p Progress, er
 			p.Causes = append(p.Causes, r)
 		case State(Applied):
 			p.Applied += r.Messages
-		case "pending":
-			p.Pending += r.Messages
+		case "untried":
+			p.Untried += r.Messages
 			p.Consumers[r.Consumer] += r.Messages
 		default:
 			p.Withdrawn += r.Messages

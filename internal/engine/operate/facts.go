@@ -254,29 +254,35 @@ const (
 	maxLag = time.Minute
 )
 
+// degraded returns a trouble that does not keep messages from being applied.
+func degraded(kind, name string, since *time.Time, reason, remedy string) health.Trouble {
+	return health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy}
+}
+
+func pausedTrouble(p consumer.Pause) health.Trouble {
+	return degraded(health.Consumer, p.Consumer, &p.At, fmt.Sprintf("paused by %s: %s", p.Who, p.Why), "`millrace consumers resume "+p.Consumer+"`")
+}
+
 // Troubles returns what somebody should act on.
 func (f *Facts) Troubles() (list []health.Trouble) {
-	add := func(kind, name string, since *time.Time, reason, remedy string) {
-		list = append(list, health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy})
-	}
-
 	if f.Counts != nil {
 		list = f.Counts.troubles()
 	}
 
 	for _, p := range f.Paused {
-		add(health.Consumer, p.Consumer, &p.At, fmt.Sprintf("paused by %s: %s", p.Who, p.Why), "`millrace consumers resume "+p.Consumer+"`")
+		list = append(list, pausedTrouble(p))
 	}
 
 	for _, p := range f.Projections {
 		if p.Lag() > maxLag {
-			add(health.Task, "projection "+p.Name, p.Unread, "is behind by "+event.Plural(p.Behind, "position", "positions")+", the oldest event since then",
-				"see what else is listed: a failing projection or an old transaction; `millrace projections status` shows progress")
+			list = append(list, degraded(health.Task, "projection "+p.Name, p.Unread,
+				"is behind by "+event.Plural(p.Behind, "position", "positions")+", the oldest event since then",
+				"see what else is listed: a failing projection or an old transaction; `millrace projections status` shows progress"))
 		}
 	}
 
 	if t := f.Transaction; t != nil {
-		add(health.Postgres, "old transaction", nil, t.Describe()+" holds back vacuum, projections and reads of the outbox", t.Remedy())
+		list = append(list, degraded(health.Postgres, "old transaction", nil, t.Describe()+" holds back vacuum, projections and reads of the outbox", t.Remedy()))
 	}
 
 	for _, g := range f.Gaps {
@@ -285,38 +291,34 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 			kind, name, remedy = health.Dependency, postgres.Dependency, remedyFor(postgres.Dependency, g.Why)
 		}
 
-		list = merge(list, []health.Trouble{{
-			Kind: kind, Name: name, Level: health.Degraded, Since: g.Since,
-			Reason: "the " + g.Part + " could not be read: " + g.Why, Remedy: remedy,
-		}})
+		list = append(list, degraded(kind, name, g.Since, "the "+g.Part+" could not be read: "+g.Why, remedy))
 	}
 
-	return list
+	return merge(nil, list)
 }
 
 func (c *Counts) troubles() (list []health.Trouble) {
-	add := func(kind, name string, since *time.Time, reason, remedy string) {
-		list = append(list, health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy})
-	}
-
 	if c.Stopped > 0 {
-		add(health.Messages, "stopped messages", nil, event.Plural(c.Stopped, "message is stopped and needs a decision", "messages are stopped and need a decision"),
-			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`")
+		list = append(list, degraded(health.Messages, "stopped messages", nil,
+			event.Plural(c.Stopped, "message is stopped and needs a decision", "messages are stopped and need a decision"),
+			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`"))
 	}
 
 	if c.OutboxRefused > 0 {
-		add(health.Messages, "refused messages", nil, fmt.Sprintf("%d messages are refused by their broker and need a decision", c.OutboxRefused),
-			"`millrace refused list` shows why; then `millrace refused retry` or `discard`")
+		list = append(list, degraded(health.Messages, "refused messages", nil,
+			event.Plural(c.OutboxRefused, "message is refused by its broker and needs a decision", "messages are refused by their broker and need a decision"),
+			"`millrace refused list` shows why; then `millrace refused retry` or `discard`"))
 	}
 
 	if c.OldestDue != nil && time.Since(*c.OldestDue) > maxDue {
-		add(health.Messages, "outbox", c.OldestDue, event.Plural(c.OutboxDue, "message waits", "messages wait")+" for a broker or for a consumer, the oldest since then",
-			"see what else is listed: a broker, a pause or a dependency; otherwise add replicas")
+		list = append(list, degraded(health.Messages, "outbox", c.OldestDue,
+			event.Plural(c.OutboxDue, "message waits", "messages wait")+" for a broker or for a consumer, the oldest since then",
+			"see what else is listed: a broker, a pause or a dependency; otherwise add replicas"))
 	}
 
 	if skew := time.Duration(c.ClockAhead * float64(time.Second)).Round(time.Second); skew.Abs() > maxClockAhead {
-		add(health.Service, "clock", nil, fmt.Sprintf("the clock here is %s ahead of the database's", skew),
-			"synchronise the clocks (NTP): webhooks, certificates and retention depend on them")
+		list = append(list, degraded(health.Service, "clock", nil, fmt.Sprintf("the clock here is %s ahead of the database's", skew),
+			"synchronise the clocks (NTP): webhooks, certificates and retention depend on them"))
 	}
 
 	return list

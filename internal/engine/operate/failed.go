@@ -35,9 +35,41 @@ const anyState = "all"
 // States lists the states that a Selection may have.
 var States = []string{string(failed.Waiting), string(failed.Stopped), string(failed.Resolved), anyState}
 
-// Filter returns a filter for messages in the given state: waiting, stopped, resolved
-// or all.
-func (s Selection) Filter(state string) (failed.Filter, error) {
+// Filter returns the filter of a selection of messages in the given state: waiting,
+// stopped, resolved or all. It returns an Unknown error if the selection names a group,
+// topic or consumer that neither exists nor has failed messages.
+func (o *Operator) Filter(ctx context.Context, s Selection, state string) (failed.Filter, error) {
+	f, err := s.filter(state)
+	if err == nil {
+		err = o.known(ctx, f)
+	}
+
+	return f, err
+}
+
+// ToActOn is Filter for the stopped messages to act on. It refuses to select everything
+// by accident.
+func (o *Operator) ToActOn(ctx context.Context, s Selection, ids []int64, all bool) (failed.Filter, error) {
+	f, err := s.toActOn(ids, all)
+	if err == nil {
+		err = o.known(ctx, f)
+	}
+
+	return f, err
+}
+
+func (s Selection) toActOn(ids []int64, all bool) (failed.Filter, error) {
+	f, err := s.filter(string(failed.Stopped))
+	f.IDs = ids
+
+	if err == nil {
+		err = selected(f.Selective(), all)
+	}
+
+	return f, err
+}
+
+func (s Selection) filter(state string) (failed.Filter, error) {
 	f := failed.Filter{
 		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since.Time, Until: s.Until.Time,
 	}
@@ -65,19 +97,6 @@ func (s Selection) Filter(state string) (failed.Filter, error) {
 	return f, nil
 }
 
-// ToActOn returns a filter for the stopped messages to act on. It refuses to select
-// everything by accident.
-func (s Selection) ToActOn(ids []int64, all bool) (failed.Filter, error) {
-	f, err := s.Filter(string(failed.Stopped))
-	f.IDs = ids
-
-	if err == nil {
-		err = selected(f.Selective(), all)
-	}
-
-	return f, err
-}
-
 func selected(some, all bool) error {
 	switch {
 	case !some && !all:
@@ -89,9 +108,9 @@ func selected(some, all bool) error {
 	}
 }
 
-// Known returns an Unknown error if f names a group, topic or consumer that neither
+// known returns an Unknown error if f names a group, topic or consumer that neither
 // exists nor has failed messages.
-func (o *Operator) Known(ctx context.Context, f failed.Filter) error {
+func (o *Operator) known(ctx context.Context, f failed.Filter) error {
 	for _, c := range []struct {
 		what, name string
 		known      []string
@@ -134,7 +153,7 @@ func (o *Operator) nearGroups(ctx context.Context, name string) ([]string, error
 // WaitingKeys returns the selected waiting keys with their first messages, next due
 // first.
 func (o *Operator) WaitingKeys(ctx context.Context, f failed.KeyFilter, limit int) ([]failed.WaitingEntry, error) {
-	if err := o.Known(ctx, failed.Filter{Consumer: f.Consumer}); err != nil {
+	if err := o.known(ctx, failed.Filter{Consumer: f.Consumer}); err != nil {
 		return nil, err
 	}
 
@@ -207,7 +226,7 @@ func refused(r failed.Refusal) error {
 
 // Retry makes the selected waiting keys due now.
 func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by activity.Actor) (out failed.Retried, err error) {
-	if err := errors.Join(selected(f != (failed.KeyFilter{}), all), o.Known(ctx, failed.Filter{Consumer: f.Consumer})); err != nil {
+	if err := errors.Join(selected(f != (failed.KeyFilter{}), all), o.known(ctx, failed.Filter{Consumer: f.Consumer})); err != nil {
 		return out, err
 	}
 
@@ -238,8 +257,8 @@ func (o *Operator) Follow(ctx context.Context, request uuid.UUID, fn func(failed
 			fn(p)
 		}
 
-		if p.Pending == 0 || ctx.Err() != nil {
-			return p, nil //nolint:nilerr // the caller reads in p that messages are pending
+		if p.Untried == 0 || ctx.Err() != nil {
+			return p, nil //nolint:nilerr // the caller reads in p that messages are untried
 		}
 
 		// Reading the progress of many messages takes time itself.

@@ -43,39 +43,6 @@ func TestOutcomesOfErrors(t *testing.T) {
 	}
 }
 
-func TestASelectionRefusesToSelectEverythingByAccident(t *testing.T) {
-	t.Parallel()
-
-	for name, c := range map[string]struct {
-		selection operate.Selection
-		ids       []int64
-		all       bool
-		kind      event.Kind
-	}{
-		"nothing":           {kind: event.Invalid},
-		"all":               {all: true},
-		"ids":               {ids: []int64{1}},
-		"a filter":          {selection: operate.Selection{Topic: "t"}},
-		"a time":            {selection: operate.Selection{Since: event.Time{Time: time.Now()}}},
-		"all and a filter":  {selection: operate.Selection{Key: "k"}, all: true, kind: event.Invalid},
-		"all and ids":       {ids: []int64{1}, all: true, kind: event.Invalid},
-		"a message, not id": {selection: operate.Selection{MessageID: "x"}, kind: event.Invalid},
-	} {
-		f, err := c.selection.ToActOn(c.ids, c.all)
-		if event.KindOf(err) != c.kind || f.State != failed.Stopped {
-			t.Errorf("%s: got %+v, %v", name, f, err)
-		}
-	}
-
-	if f, err := (operate.Selection{}).Filter("all"); err != nil || f.State != "" {
-		t.Errorf("all states: got %+v, %v", f, err)
-	}
-
-	if _, err := (operate.Selection{}).Filter("poisoned"); event.KindOf(err) != event.Unknown {
-		t.Errorf("an unknown state: got %v", err)
-	}
-}
-
 func TestATapKeepsMessagesBetweenReads(t *testing.T) {
 	t.Parallel()
 

@@ -165,9 +165,7 @@ func (p Process) troubles() (list []health.Trouble) {
 	}
 
 	for _, s := range p.Stuck {
-		list = append(list, health.Trouble{
-			Kind: health.Messages, Name: s.Topic, Level: health.Degraded, Since: &s.Since, Reason: "cannot be published: " + s.Why, Remedy: cmp.Or(s.Remedy, remedyFor(s.Broker, s.Why)),
-		})
+		list = append(list, degraded(health.Messages, s.Topic, &s.Since, "cannot be published: "+s.Why, cmp.Or(s.Remedy, remedyFor(s.Broker, s.Why))))
 	}
 
 	for _, c := range p.Consumers {
@@ -205,10 +203,7 @@ func (p Process) unavailable() (list []health.Trouble) {
 			continue
 		}
 
-		t := health.Trouble{
-			Kind: health.Dependency, Name: d.Name, Level: health.Degraded, Since: d.Since, Reason: "unavailable: " + d.Why, Remedy: remedyFor(d.Name, d.Why),
-		}
-
+		t := degraded(health.Dependency, d.Name, d.Since, "unavailable: "+d.Why, remedyFor(d.Name, d.Why))
 		if d.Name == postgres.Dependency || slices.ContainsFunc(p.Connected, func(c broker.State) bool { return c.Broker == d.Name }) {
 			t.Level = health.Unready
 		}
@@ -242,8 +237,7 @@ func (c Consumer) troubles() (list []health.Trouble) {
 			t.Level = health.Unready
 		}
 	case Paused:
-		t.Level, t.Reason = health.Degraded, fmt.Sprintf("paused by %s: %s", c.Pause.Who, c.Pause.Why)
-		t.Remedy = "`millrace consumers resume " + c.Consumer + "`"
+		t = pausedTrouble(*c.Pause)
 	default:
 		return nil
 	}

@@ -103,27 +103,29 @@ func (s Status) completed(unknown []Consumer) Status {
 		s.Consumers = pausedBy(s.Consumers, s.Database.Paused)
 	}
 
+	var more []health.Trouble
+
 	if s.Service == nil {
-		s.Troubles = merge(s.Troubles, []health.Trouble{{
+		more = append(more, health.Trouble{
 			Kind: health.Service, Name: "service", Level: health.Unready, Reason: s.Unreachable, Remedy: s.serviceRemedy(),
-		}})
+		})
 	}
 
 	if s.Database != nil {
-		s.Troubles = merge(s.Troubles, s.Database.Troubles())
+		more = append(more, s.Database.Troubles()...)
 	} else {
-		s.Troubles = merge(s.Troubles, []health.Trouble{{
+		more = append(more, health.Trouble{
 			Kind: health.Dependency, Name: postgres.Dependency, Level: health.Unready, Reason: s.Away, Remedy: remedyFor(postgres.Dependency, s.Away),
-		}})
+		})
 	}
 
 	for _, b := range s.Backlogs {
 		if b.Unknown != "" {
-			s.Troubles = merge(s.Troubles, []health.Trouble{{
-				Kind: health.Broker, Name: b.Broker, Level: health.Degraded, Reason: b.Unknown, Remedy: remedyFor(b.Broker, b.Unknown),
-			}})
+			more = append(more, degraded(health.Broker, b.Broker, nil, b.Unknown, remedyFor(b.Broker, b.Unknown)))
 		}
 	}
+
+	s.Troubles = merge(s.Troubles, more)
 
 	if s.Service == nil { // nothing continues by itself
 		for i := range s.Troubles {
