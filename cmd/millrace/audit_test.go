@@ -40,10 +40,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 		{"audit --repair --by me", 0, "Repaired; the checks above ran after the repair:\n  reservations p: available 7 -> 10"},
 		{"audit", 0, "2 products"},
 	} {
-		out, code := run(t, url, strings.Split(c.args, " ")...)
-		if code != c.code || !strings.Contains(out, c.says) {
-			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
-		}
+		expect(t, url, c.args, c.code, c.says)
 	}
 
 	out, code := run(t, url, "audit", "--json", "--only", "stock")

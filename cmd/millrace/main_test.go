@@ -24,14 +24,35 @@ const (
 func run(t *testing.T, url string, args ...string) (out string, code int) {
 	t.Helper()
 
+	return answer(t, url, "", args...)
+}
+
+// answer is run with answers on standard input.
+func answer(t *testing.T, url, answers string, args ...string) (out string, code int) {
+	t.Helper()
+
 	var buffer bytes.Buffer
 
 	root := newRoot(&buffer, &buffer)
+	root.SetIn(strings.NewReader(answers))
 	root.SetArgs(append([]string{"--database-url", url}, args...))
 
 	code = execute(t.Context(), root)
 
 	return buffer.String(), code
+}
+
+// expect runs a command, given as words, and checks its exit code and a part of its
+// output, which it returns.
+func expect(t *testing.T, url, words string, code int, says string) (out string) {
+	t.Helper()
+
+	out, got := run(t, url, strings.Split(words, " ")...)
+	if got != code || !strings.Contains(out, says) {
+		t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", words, got, code, says, out)
+	}
+
+	return out
 }
 
 const oneOrder = `{"order":{"id":"o","product_id":"p","quantity":1,"total_amount":1}}`
@@ -71,10 +92,7 @@ func TestExitCodesMeanSomething(t *testing.T) {
 		{"publish orders.created " + oneOrder, 0, "published 1 to orders.created, id "},
 		{"publish orders.created --file /does/not/exist", exitUsage, "no such file"},
 	} {
-		out, code := run(t, url, strings.Split(c.args, " ")...)
-		if code != c.code || !strings.Contains(out, c.says) {
-			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
-		}
+		expect(t, url, c.args, c.code, c.says)
 	}
 }
 

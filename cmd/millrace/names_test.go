@@ -41,9 +41,7 @@ func TestNamesThatDoNotExistAreRefusedWithTheNearest(t *testing.T) {
 		"status --broker kafak":                      `broker.kind: is "kafak", expected embedded, kafka or rabbitmq`,
 		"status --log-level wrn":                     `log.level: is "wrn"`,
 	} {
-		if out, code := run(t, url, strings.Split(args, " ")...); code != exitUsage || !strings.Contains(out, says) {
-			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", args, code, exitUsage, says, out)
-		}
+		expect(t, url, args, exitUsage, says)
 	}
 
 	// Ids are not names: there may be one tomorrow.
@@ -52,9 +50,7 @@ func TestNamesThatDoNotExistAreRefusedWithTheNearest(t *testing.T) {
 		"events show order-nobody": "there is no stream order-nobody",
 		"payments show nobody":     "there is no",
 	} {
-		if out, code := run(t, url, strings.Split(args, " ")...); code != exitNotFound || !strings.Contains(out, says) {
-			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", args, code, exitNotFound, says, out)
-		}
+		expect(t, url, args, exitNotFound, says)
 	}
 }
 
@@ -128,8 +124,6 @@ func TestPrintedTimesHaveAZone(t *testing.T) {
     "base64": "/w=="`,
 		"failed export 1": `"payload":{"text":"{\"order\":`,
 	} {
-		if out, code := run(t, url, strings.Split(args, " ")...); code != 0 || !strings.Contains(out, says) {
-			t.Errorf("millrace %s: exit code %d, expected %q; output:\n%s", args, code, says, out)
-		}
+		expect(t, url, args, 0, says)
 	}
 }

@@ -49,7 +49,7 @@ func TestStatusSaysWhatToDoAndExitsWith1(t *testing.T) {
 
 	millrace := beside(t, s)
 
-	expect := func(code int, says ...string) {
+	shows := func(code int, says ...string) {
 		t.Helper()
 
 		var (
@@ -71,25 +71,25 @@ func TestStatusSaysWhatToDoAndExitsWith1(t *testing.T) {
 		})
 	}
 
-	expect(0, "fulfilment.place", "running", "note: notification.email.host: is not set", "what to do: set it to the mail server")
+	shows(0, "fulfilment.place", "running", "note: notification.email.host: is not set", "what to do: set it to the mail server")
 
 	for range 3 {
 		stop(t, s, "fulfilment.place", "orders.created", "x")
 	}
 
-	expect(exitFailure, "degraded: stopped messages: 3 messages are stopped", "what to do: `millrace failed groups` shows why")
+	shows(exitFailure, "degraded: stopped messages: 3 messages are stopped", "what to do: `millrace failed groups` shows why")
 
 	if _, err := s.Pool.Exec(t.Context(), `DELETE FROM failed_messages`); err != nil {
 		t.Fatal(err)
 	}
 
-	expect(0, "running")
+	shows(0, "running")
 
 	if out, code := millrace("consumers", "pause", "account.create", "--by", "ann", "--why", "fixing the import"); code != 0 {
 		t.Fatal(out)
 	}
 
-	expect(exitFailure, "paused by ann since ", "degraded: account.create since ", "what to do: `millrace consumers resume account.create`")
+	shows(exitFailure, "paused by ann since ", "degraded: account.create since ", "what to do: `millrace consumers resume account.create`")
 
 	pgtest.Eventually(t, "the service follows the pause", func() bool { return len(s.Router.Suspended()) == 1 })
 
@@ -184,11 +184,7 @@ func TestShowSaysWhereTheMessagesOfSomethingMissingAre(t *testing.T) {
 		{"users show stopped", "there is no user stopped"},
 		{"orders show alice", "there is no order alice"},
 	} {
-		out, code := run(t, url, strings.Split(c.args, " ")...)
-		if code != exitNotFound || !strings.Contains(out, c.says) {
-			t.Errorf("%s: exit code %d, expected %d with %q; output:\n%s", c.args, code, exitNotFound, c.says, out)
-		}
-
+		out := expect(t, url, c.args, exitNotFound, c.says)
 		if strings.HasPrefix(c.says, "there is no") && !strings.Contains(c.says, ", but") && strings.Contains(out, ", but") {
 			t.Errorf("%s names messages that are about something else:\n%s", c.args, out)
 		}

@@ -87,7 +87,7 @@ func TestStories(t *testing.T) {
 func runStory(t *testing.T, kind, file string) {
 	t.Helper()
 
-	s := &story{t: t, kind: kind, port: brokertest.FreePort(t), prefix: brokertest.Topic() + "."}
+	s := &story{t: t, kind: kind, port: pgtest.FreePort(t), prefix: brokertest.Topic() + "."}
 
 	testscript.RunT(plain{t}, testscript.Params{
 		Files: []string{file},

@@ -17,6 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/shop/notification"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/brokertest"
@@ -100,7 +101,7 @@ func (r *webhooks) received(t *testing.T) (ids, requests int) {
 }
 
 func (r *webhooks) configure(c *config.Config) {
-	c.Notification.Webhook.URL, c.Notification.Webhook.AllowNetworks = r.url, []string{"127.0.0.0/8"}
+	c.Notification.Webhook.URL, c.Notification.Webhook.AllowNetworks = scrub.URL(r.url), []string{"127.0.0.0/8"}
 	c.Notification.Webhook.Secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 	c.Outbox.PollInterval = 20 * time.Millisecond
 	c.Consumer.PerTopic = []consumer.TopicConfig{{
@@ -252,7 +253,7 @@ func TestAHangingReceiverDelaysNoOtherChannel(t *testing.T) {
 	t.Cleanup(func() { close(hanging) })
 
 	s := apptest.Start(t, newWebhooks(t).configure, func(c *config.Config) {
-		c.Notification.Webhook.URL = receiver.URL
+		c.Notification.Webhook.URL = scrub.URL(receiver.URL)
 		c.Consumer.HandlerTimeout = 500 * time.Millisecond
 	})
 	s.ExpectFailures()

@@ -15,7 +15,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/test/apptest"
-	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -201,7 +200,7 @@ func TestWithoutItsBrokerTheServiceIsNotReadyAndConsumersAreNotRunning(t *testin
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 
-			nowhere := "127.0.0.1:" + brokertest.FreePort(t)
+			nowhere := "127.0.0.1:" + pgtest.FreePort(t)
 			s := apptest.New(t, pgtest.URL(t), func(c *config.Config) {
 				c.Broker.Kind = kind
 				c.Broker.Kafka.Brokers = []string{nowhere}

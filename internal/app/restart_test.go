@@ -53,7 +53,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
 		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + rabbit.Port + "/")
 		c.Broker.RabbitMQ.Consumers, c.Broker.RabbitMQ.Lanes = 8, 8
-		c.HTTP.Addr = "127.0.0.1:" + brokertest.FreePort(t)
+		c.HTTP.Addr = "127.0.0.1:" + pgtest.FreePort(t)
 		cfg = *c
 	})
 

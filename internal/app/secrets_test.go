@@ -11,6 +11,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/telemetry"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -41,7 +42,7 @@ func TestNoSecretIsKeptOrShown(t *testing.T) {
 	hook := strings.Replace(receiver.URL, "http://", "http://shop:hunter2pass@", 1) + "/in?token=hunter2token"
 
 	s := apptest.NewWithLog(t, pgtest.URL(t), telemetry.NewLogger(telemetry.Config{Level: "debug", Format: "json"}, log), func(c *config.Config) {
-		c.Notification.Webhook.URL, c.Notification.Webhook.AllowNetworks = hook, []string{"127.0.0.0/8"}
+		c.Notification.Webhook.URL, c.Notification.Webhook.AllowNetworks = scrub.URL(hook), []string{"127.0.0.0/8"}
 		c.Notification.Webhook.Secret = postgres.Secret("whsec_" + base64.StdEncoding.EncodeToString([]byte("hunter2hunter2hunter2hunter2")))
 		c.Payment.Gateway, c.Payment.Stripe.SecretKey, c.Payment.Stripe.URL = "stripe", "sk_test_hunter2key", provider.URL
 	})

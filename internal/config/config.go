@@ -332,10 +332,6 @@ func Redacted(cfg Config) map[string]any {
 			flat[key] = value.String()
 		case string:
 			flat[key] = scrub.Text(value)
-
-			if strings.HasSuffix(key, "webhook.url") {
-				flat[key] = scrub.Address(value)
-			}
 		case []string:
 			flat[key] = postgres.Column(value, scrub.Text)
 		}

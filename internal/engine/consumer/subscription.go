@@ -30,6 +30,8 @@ type subscriptions struct {
 	mu     sync.Mutex
 	phases map[string]Phase
 	since  map[string]time.Time
+	// sources has the broker of each topic that has been subscribed.
+	sources map[string]Source
 }
 
 // enter sets the phase of topics.
@@ -38,12 +40,34 @@ func (s *subscriptions) enter(phase Phase, topics ...string) {
 	defer s.mu.Unlock()
 
 	if s.phases == nil {
-		s.phases, s.since = map[string]Phase{}, map[string]time.Time{}
+		s.phases, s.since, s.sources = map[string]Phase{}, map[string]time.Time{}, map[string]Source{}
 	}
 
 	for _, topic := range topics {
 		s.phases[topic], s.since[topic] = phase, time.Now().UTC()
 	}
+}
+
+// subscribed records that messages on a topic arrive from source.
+func (s *subscriptions) subscribed(topic string, source Source) {
+	s.enter(Subscribed, topic)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.sources[topic] = source
+}
+
+// down returns why messages on a topic do not arrive, or "".
+func (s *subscriptions) down(topic string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if source := s.sources[topic]; source != nil {
+		return source.Down()
+	}
+
+	return topic + " is not subscribed yet"
 }
 
 // of returns the phase of a topic and when it began.

@@ -71,9 +71,7 @@ func TestAMessageIsParkedWhileItsKeyIsBeingFreed(t *testing.T) {
 	second, done := broken(), make(chan error, 1)
 	go func() { done <- s.Park(t.Context(), second, time.Hour) }()
 
-	pgtest.Eventually(t, "the second message waits for the key", func() bool {
-		return pgtest.Value[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
-	})
+	pgtest.Eventually(t, "the second message waits for the key", pgtest.LockWaits(t, pool))
 
 	for _, sql := range []string{`DELETE FROM failed_messages`, `DELETE FROM failed_keys`} {
 		if _, err := tx.Exec(t.Context(), sql); err != nil {
@@ -424,9 +422,7 @@ func TestRequeueingAMessageWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- r.Stop(t.Context(), e) }() // the broker redelivered it
 
-	pgtest.Eventually(t, "the second delivery waits for the row", func() bool {
-		return pgtest.Value[bool](t, r.pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
-	})
+	pgtest.Eventually(t, "the second delivery waits for the row", pgtest.LockWaits(t, r.pool))
 
 	for _, sql := range []string{
 		`UPDATE failed_keys SET due_at = now()`,
@@ -652,13 +648,6 @@ func stopAndAwait(r rig) {
 	r.add(stopped, entry("k", "3"))
 }
 
-// lockWaits reports whether a statement waits for a lock.
-func lockWaits(r rig) func() bool {
-	return func() bool {
-		return pgtest.Value[int](r.t, r.pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
-	}
-}
-
 // A batch that blocks a message holds its key. A requeue that holds an earlier key, which
 // awaits that message, waits for it.
 func TestARequeueAndABatchThatBlocksAMessageDoNotDeadlock(t *testing.T) {
@@ -687,7 +676,7 @@ func TestARequeueAndABatchThatBlocksAMessageDoNotDeadlock(t *testing.T) {
 
 			return err
 		})
-		pgtest.Eventually(t, "the requeue waits for the batch", lockWaits(r))
+		pgtest.Eventually(t, "the requeue waits for the batch", pgtest.LockWaits(t, r.pool))
 
 		return r.Block(t.Context(), tx, []failed.Entry{entry("k", "4")})
 	})
@@ -776,7 +765,7 @@ func TestARequeueThatCollidesRunsAgain(t *testing.T) {
 
 			return err
 		})
-		pgtest.Eventually(t, "the requeue waits", lockWaits(r))
+		pgtest.Eventually(t, "the requeue waits", pgtest.LockWaits(t, r.pool))
 
 		_, err = tx.Exec(t.Context(), `SELECT FROM failed_messages WHERE id = $1 FOR UPDATE`, id)
 

@@ -5,6 +5,7 @@
 package scrub
 
 import (
+	"log/slog"
 	"net/url"
 	"regexp"
 	"strings"
@@ -92,6 +93,15 @@ var path = regexp.MustCompile(`(://[^\s/?#]*)/[^\s?#]+`)
 
 // Address returns the URL of a receiver without secrets. Its whole path may be one.
 func Address(s string) string { return path.ReplaceAllString(Text(s), "${1}/"+Hidden) }
+
+// URL is the address of a receiver, which is printed without secrets.
+type URL string
+
+// LogValue hides the secrets.
+func (u URL) LogValue() slog.Value { return slog.StringValue(u.String()) }
+
+// String hides the secrets.
+func (u URL) String() string { return Address(string(u)) }
 
 // isHidden reports whether a value is hidden already.
 func isHidden(match string) bool { return strings.Contains(match, strings.TrimSuffix(Hidden, ")")) }

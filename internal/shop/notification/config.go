@@ -12,6 +12,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // Config configures notifications.
@@ -46,7 +47,7 @@ type EmailConfig struct {
 type WebhookConfig struct {
 	// URL receives webhooks. Without one, the webhook channel is refused.
 	// Defaults to none.
-	URL string `koanf:"url"`
+	URL scrub.URL `koanf:"url"`
 	// Secret signs webhooks: whsec_ and then 24 to 64 bytes in base64.
 	Secret postgres.Secret `koanf:"secret"`
 	// AllowNetworks lists non-public networks that webhooks may reach, such as
@@ -95,7 +96,7 @@ func (c EmailConfig) validate() error {
 // Warn returns an error if the credentials in the URL of the webhook cross the network
 // unencrypted. The secret that signs webhooks is never sent.
 func (c Config) Warn() error {
-	u, err := url.Parse(c.Webhook.URL)
+	u, err := url.Parse(string(c.Webhook.URL))
 	if err != nil {
 		return nil //nolint:nilerr // Validate reports it
 	}
@@ -114,7 +115,7 @@ func (c WebhookConfig) validate() error {
 		return nil
 	}
 
-	u, err := url.Parse(c.URL)
+	u, err := url.Parse(string(c.URL))
 	secret, secretErr := c.secret()
 	_, networksErr := c.networks()
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/shop/notification"
 	"github.com/millracehq/millrace/internal/test/mailtest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -330,7 +331,7 @@ func receiver(t *testing.T, answer func(w http.ResponseWriter)) (notification.Co
 	t.Cleanup(server.Close)
 
 	cfg := notification.DefaultConfig()
-	cfg.Webhook.URL, cfg.Webhook.Secret, cfg.Webhook.AllowNetworks = server.URL, secret, []string{"127.0.0.0/8"}
+	cfg.Webhook.URL, cfg.Webhook.Secret, cfg.Webhook.AllowNetworks = scrub.URL(server.URL), secret, []string{"127.0.0.0/8"}
 
 	return cfg, &attempts
 }
@@ -498,13 +499,13 @@ func TestWebhooksDoNotReachPrivateAddresses(t *testing.T) {
 	reached := false
 	cfg, _ := receiver(t, func(http.ResponseWriter) { reached = true })
 	cfg.Webhook.AllowNetworks = []string{}
-	port := cfg.Webhook.URL[strings.LastIndex(cfg.Webhook.URL, ":"):]
+	port := cfg.Webhook.URL[strings.LastIndex(string(cfg.Webhook.URL), ":"):]
 
 	for _, host := range []string{
 		"127.0.0.1", "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "100.64.0.1", "[::ffff:127.0.0.1]",
 		"0.0.0.0", "198.18.0.1", "255.255.255.255", "[fe80::1]", "[fd00::1]", "[64:ff9b::a00:1]", "[2002:a00:1::1]", "[::]",
 	} {
-		cfg.Webhook.URL = "http://" + host + port + "/hooks/token"
+		cfg.Webhook.URL = scrub.URL("http://"+host) + port + "/hooks/token"
 
 		_, err := newService(t, cfg).PostWebhook(t.Context(), posted(t))
 		if err == nil || !strings.Contains(err.Error(), "allow_networks") || strings.Contains(err.Error(), "token") {

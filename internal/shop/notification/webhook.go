@@ -61,7 +61,7 @@ func newWebhook(cfg WebhookConfig) (*webhook, error) {
 		return checkAddress(address, allowed)
 	}}
 
-	return &webhook{url: cfg.URL, signer: signer, final: cfg.FinalStatuses, client: &http.Client{
+	return &webhook{url: string(cfg.URL), signer: signer, final: cfg.FinalStatuses, client: &http.Client{
 		Timeout: webhookTimeout,
 		// Without a proxy: checkAddress would see the proxy's address.
 		Transport: &http.Transport{

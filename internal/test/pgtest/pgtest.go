@@ -101,6 +101,16 @@ func KillBackends(tb testing.TB, db postgres.Execer) {
 	}
 }
 
+// LockWaits returns a condition for Eventually: a statement in the database waits for a
+// lock.
+func LockWaits(tb testing.TB, db postgres.Querier) func() bool {
+	tb.Helper()
+
+	return func() bool {
+		return Value[bool](tb, db, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+	}
+}
+
 // Logger returns a logger that writes to the test's log.
 func Logger(tb testing.TB) *slog.Logger {
 	tb.Helper()

@@ -132,7 +132,7 @@ func Pooled(tb testing.TB, address, mode string) string {
 		tb.Fatal(err)
 	}
 
-	dir, port := publicDir(tb), freePort(tb)
+	dir, port := publicDir(tb), FreePort(tb)
 	password, _ := server.User.Password()
 	script := filepath.Join(Root(), "scripts", "pgbouncer.sh")
 
@@ -142,18 +142,4 @@ func Pooled(tb testing.TB, address, mode string) string {
 	server.Host = net.JoinHostPort("127.0.0.1", port)
 
 	return server.String()
-}
-
-func freePort(tb testing.TB) string {
-	tb.Helper()
-
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer listener.Close()
-
-	_, port, _ := net.SplitHostPort(listener.Addr().String())
-
-	return port
 }

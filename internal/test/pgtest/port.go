@@ -1,0 +1,34 @@
+package pgtest
+
+import (
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"testing"
+)
+
+// FreePort returns a free port whose successor, which brokers also use, is free too.
+// Both are below the kernel's range of ephemeral ports (32768 and up, ip(7)), so that
+// they stay free.
+func FreePort(tb testing.TB) string {
+	tb.Helper()
+
+	for range 100 {
+		if port := 10_000 + 2*rand.N(10_000); free(port) && free(port+1) {
+			return strconv.Itoa(port)
+		}
+	}
+
+	tb.Fatal("no free port found")
+
+	return ""
+}
+
+func free(port int) bool {
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return false
+	}
+
+	return listener.Close() == nil
+}
