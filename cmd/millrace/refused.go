@@ -74,6 +74,6 @@ func actOnRefused(opts *options, cmd *cobra.Command, done string, do outbox.ActO
 			return event.Missing("refused message", c.args[0])
 		}
 
-		return c.print(found, func(w io.Writer) { fmt.Fprintf(w, "%d of %d messages %s\n", len(found), len(ids), done) })
+		return c.print(found, func(w io.Writer) { fmt.Fprintf(w, "%d of %s %s\n", len(found), messages(len(ids)), done) })
 	}, recorded)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -31,12 +30,10 @@ func TestRefusedMessagesAreListedRetriedAndDiscarded(t *testing.T) {
 		{"refused discard 1", "why: is missing", exitUsage},
 		{"refused discard 1 7 --why test", "1 of 2 messages discarded", 0},
 		{"refused discard 1 --why test", "there is no refused message", exitNotFound},
-		{"refused retry 3 --why larger", "1 of 1 messages will be published again", 0},
+		{"refused retry 3 --why larger", "1 of 1 message will be published again", 0},
 		{"activity", "discarded", 0},
 	} {
-		if out, code := run(t, url, strings.Split(step.args, " ")...); code != step.code || !strings.Contains(out, step.says) {
-			t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", step.args, code, step.code, step.says, out)
-		}
+		expect(t, url, step.args, step.code, step.says)
 	}
 
 	left := pgtest.Value[string](t, pool, `SELECT string_agg(seq || ' ' || coalesce(refused, 'due'), ', ' ORDER BY seq) FROM outbox`)

@@ -55,7 +55,7 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"events show nope", exitNotFound, "there is no stream nope"},
 		{"events export", 0, `"stream":"user-alice","version":1`},
 		{"projections status", 0, "BEHIND"},
-		{"projections rebuild users", 0, "rebuilt users from 1 positions in"},
+		{"projections rebuild users", 0, "rebuilt users from 1 position in"},
 		{"projections rebuild nope", exitUsage, "there is no projection nope, expected one of users"},
 		{"trace " + first.String(), 0, "└─ notifications  applied"},
 		{"trace nope", exitUsage, "expected a UUID"},
