@@ -10,6 +10,8 @@ import (
 	"github.com/knadh/koanf/parsers/yaml"
 )
 
+var metricPattern = regexp.MustCompile(`millrace_[a-z_]+`)
+
 // metricNames returns the names of all metrics in the source.
 func metricNames(t *testing.T) map[string]bool {
 	t.Helper()
@@ -38,21 +40,56 @@ func metricNames(t *testing.T) map[string]bool {
 	return names
 }
 
-func TestAlertsAndDocumentationUseMetricsAndAlertsThatExist(t *testing.T) {
+func TestAlertsUseMetricsThatExist(t *testing.T) {
 	t.Parallel()
 
 	metrics := metricNames(t)
-	metric := regexp.MustCompile(`millrace_[a-z_]+`)
 
-	check := func(where, text string) {
-		t.Helper()
+	for _, alert := range alerts(t) {
+		name, _ := alert["alert"].(string)
+		expr, _ := alert["expr"].(string)
+		annotations, _ := alert["annotations"].(map[string]any)
 
-		for _, name := range metric.FindAllString(text, -1) {
-			if !metrics[name] {
-				t.Errorf("%s: there is no metric %s", where, name)
-			}
+		if name == "" || !metricPattern.MatchString(expr) || annotations["summary"] == nil {
+			t.Errorf("incomplete alert %v", alert)
+		}
+
+		metricsExist(t, metrics, name, expr)
+	}
+}
+
+func TestTheDocumentationNamesMetricsAndAlertsThatExist(t *testing.T) {
+	t.Parallel()
+
+	page, err := os.ReadFile("../../docs/deploying.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	_, health, _ := strings.Cut(string(page), "## Health")
+	health, _, _ = strings.Cut(health, "\n## ")
+	metricsExist(t, metricNames(t), "docs/deploying.md", health)
+
+	exists := map[any]bool{}
+	for _, alert := range alerts(t) {
+		exists[alert["alert"]] = true
+	}
+
+	named := regexp.MustCompile("`(Millrace[A-Za-z]+)`").FindAllStringSubmatch(health, -1)
+	if len(named) < 10 {
+		t.Errorf("docs/deploying.md names %d alerts: the table has moved", len(named))
+	}
+
+	for _, match := range named {
+		if !exists[match[1]] {
+			t.Errorf("docs/deploying.md: there is no alert %s", match[1])
 		}
 	}
+}
+
+// alerts returns the rules of the alerts.
+func alerts(t *testing.T) (rules []map[string]any) {
+	t.Helper()
 
 	file, err := os.ReadFile("../../deployments/prometheus/alerts.yaml")
 	if err != nil {
@@ -64,45 +101,28 @@ func TestAlertsAndDocumentationUseMetricsAndAlertsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	alerts := map[string]bool{}
 	groups, _ := parsed["groups"].([]any)
 
 	for _, group := range groups {
 		g, _ := group.(map[string]any)
-		rules, _ := g["rules"].([]any)
+		list, _ := g["rules"].([]any)
 
-		for _, rule := range rules {
+		for _, rule := range list {
 			r, _ := rule.(map[string]any)
-			name, _ := r["alert"].(string)
-			expr, _ := r["expr"].(string)
-			annotations, _ := r["annotations"].(map[string]any)
-			alerts[name] = true
-
-			if name == "" || !metric.MatchString(expr) || annotations["summary"] == nil {
-				t.Errorf("incomplete alert %v", r)
-			}
-
-			check(name, expr)
+			rules = append(rules, r)
 		}
 	}
 
-	page, err := os.ReadFile("../../docs/deploying.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	return rules
+}
 
-	_, health, _ := strings.Cut(string(page), "## Health")
-	health, _, _ = strings.Cut(health, "\n## ")
-	check("docs/deploying.md", health)
+// metricsExist fails the test if a text names a metric that does not exist.
+func metricsExist(t *testing.T, metrics map[string]bool, where, text string) {
+	t.Helper()
 
-	named := regexp.MustCompile("`(Millrace[A-Za-z]+)`").FindAllStringSubmatch(health, -1)
-	if len(named) < 10 {
-		t.Errorf("docs/deploying.md names %d alerts: the table has moved", len(named))
-	}
-
-	for _, match := range named {
-		if !alerts[match[1]] {
-			t.Errorf("docs/deploying.md: there is no alert %s", match[1])
+	for _, name := range metricPattern.FindAllString(text, -1) {
+		if !metrics[name] {
+			t.Errorf("%s: there is no metric %s", where, name)
 		}
 	}
 }

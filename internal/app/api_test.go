@@ -23,11 +23,7 @@ const schemathesisTime = 5 * time.Minute
 func TestSchemathesisFindsNothing(t *testing.T) {
 	t.Parallel()
 
-	python, err := exec.Command("../../scripts/python.sh").Output()
-	if err != nil {
-		t.Fatalf("installing schemathesis: %v", err)
-	}
-
+	path := schemathesis(t)
 	s := apptest.Start(t)
 	s.ExpectFailures()
 	s.Seed()
@@ -41,18 +37,9 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), schemathesisTime)
 	defer cancel()
 
-	dir := t.TempDir()
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(strings.TrimSpace(string(python))), "schemathesis"), "run",
-		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
-		"--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure", "--workers", "2",
-		// A slow response is not a failure of the API. A panic is; it responds with
-		// 500.
-		"--request-timeout", "60", "--request-retries", "2", "--suppress-health-check", "all",
-		"--report-dir", dir, "http://"+s.HTTPAddr()+"/api/v1/openapi.json")
-	cmd.Dir = dir // schemathesis writes its example database here
-
 	var out bytes.Buffer
 
+	cmd := checkAPI(ctx, path, t.TempDir(), "http://"+s.HTTPAddr()+"/api/v1/openapi.json")
 	cmd.Stdout, cmd.Stderr = &out, &out
 
 	if err := cmd.Start(); err != nil {
@@ -62,26 +49,8 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 
-	// Replace the messages that were discarded and requeued, and stop the example
-	// entry again.
-	more := time.NewTicker(50 * time.Millisecond)
-	defer more.Stop()
-
-	for running := true; running; {
-		select {
-		case <-more.C:
-			stopSome(t, s)
-
-			if _, err := s.Pool.Exec(t.Context(), `UPDATE failed_messages SET state = 'stopped', failed_key = NULL, resolution = NULL, resolved_at = NULL WHERE id = 17`); err != nil {
-				t.Fatal(err)
-			}
-		case err := <-done:
-			running = false
-
-			if err != nil {
-				t.Errorf("%v: %v\n%s", err, ctx.Err(), out.String())
-			}
-		}
+	if err := stopMoreUntil(t, s, done); err != nil {
+		t.Errorf("%v: %v\n%s", err, ctx.Err(), out.String())
 	}
 
 	t.Log(out.String()[max(0, out.Len()-2000):])
@@ -90,6 +59,61 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 		if n := apptest.Value[int](s, `SELECT count(*)::int FROM operator_actions WHERE action = $1`, action); n == 0 {
 			t.Errorf("nothing was %s: the run did not get that far", action)
 		}
+	}
+}
+
+// schemathesis installs the program and returns its path.
+func schemathesis(t *testing.T) string {
+	t.Helper()
+
+	python, err := exec.Command("../../scripts/python.sh").Output()
+	if err != nil {
+		t.Fatalf("installing schemathesis: %v", err)
+	}
+
+	return filepath.Join(filepath.Dir(strings.TrimSpace(string(python))), "schemathesis")
+}
+
+// checkAPI returns the command that checks the API of a description. It writes into dir.
+func checkAPI(ctx context.Context, schemathesis, dir, description string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, schemathesis, "run",
+		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
+		"--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure", "--workers", "2",
+		// A slow response is not a failure of the API. A panic is; it responds with
+		// 500.
+		"--request-timeout", "60", "--request-retries", "2", "--suppress-health-check", "all",
+		"--report-dir", dir, description)
+	cmd.Dir = dir // schemathesis writes its example database here
+
+	return cmd
+}
+
+// stopMoreUntil replaces the messages that a run discards and requeues, until it is done.
+// It returns the error of the run.
+func stopMoreUntil(t *testing.T, s *apptest.Service, done <-chan error) error {
+	t.Helper()
+
+	more := time.NewTicker(50 * time.Millisecond)
+	defer more.Stop()
+
+	for {
+		select {
+		case <-more.C:
+			stopSome(t, s)
+			stopExample(t, s)
+		case err := <-done:
+			return err
+		}
+	}
+}
+
+// stopExample stops the entry of the description's examples again, which may have been
+// requeued or discarded.
+func stopExample(t *testing.T, s *apptest.Service) {
+	t.Helper()
+
+	if _, err := s.Pool.Exec(t.Context(), `UPDATE failed_messages SET state = 'stopped', failed_key = NULL, resolution = NULL, resolved_at = NULL WHERE id = 17`); err != nil {
+		t.Fatal(err)
 	}
 }
 

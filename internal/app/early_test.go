@@ -61,19 +61,7 @@ func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 			s.Seed()
 			s.Publish(c.topic, c.later)
 
-			var first failed.WaitingEntry
-
-			pgtest.Eventually(t, "it waits", func() bool {
-				list, err := s.Failed.WaitingKeys(t.Context(), failed.KeyFilter{Key: "u"}, 2)
-				if err != nil || len(list) == 0 {
-					return false
-				}
-
-				first = list[0]
-
-				return true
-			})
-
+			first := firstWaiting(t, s, "u")
 			if !strings.HasSuffix(first.Error, "; awaiting "+c.awaits) || strings.Join(first.Awaits, " or ") != c.awaits || first.Attempts != 0 || first.Reason != "early" {
 				t.Errorf("it waits for %v with %d attempts: %s: %s", first.Awaits, first.Attempts, first.Reason, first.Error)
 			}
@@ -87,6 +75,23 @@ func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// firstWaiting waits until a message of a key waits, and returns the first.
+func firstWaiting(t *testing.T, s *apptest.Service, key string) (first failed.WaitingEntry) {
+	t.Helper()
+	pgtest.Eventually(t, "a message waits", func() bool {
+		list, err := s.Failed.WaitingKeys(t.Context(), failed.KeyFilter{Key: key}, 2)
+		if err != nil || len(list) == 0 {
+			return false
+		}
+
+		first = list[0]
+
+		return true
+	})
+
+	return first
 }
 
 // A message that came too early keeps its place before later ones of its key.

@@ -53,52 +53,16 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 
 	s := apptest.Start(t, mailing(server, 1000), func(c *config.Config) { c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour })
 	s.ExpectFailures()
-	parked := func(n int) func() bool {
-		return func() bool {
-			return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'waiting'`) == n
-		}
-	}
-
-	s.Publish("notifications", `{"user_id":"u1","content":"Hello Alice","channel":"log"}`)
-	s.Messages("notifications", 1)
-	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
-	pgtest.Eventually(t, "the welcome is parked", parked(1))
-	s.Publish("notifications", `{"user_id":"u1","content":"Hello again, Alice"}`)
-	pgtest.Eventually(t, "the later notification is blocked", parked(2))
-	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
-	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
-
-	// Stopped messages: with the user's key, with another key, in the old format, and
-	// an unrelated one of another user.
-	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
-	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})
-	s.PublishMessage(event.Message{Topic: "user.events", Key: "y", Payload: []byte(`{"userId":"u\u0031","userName":"Alice","action":"rename"}`)})
-	s.PublishMessage(event.Message{Topic: "user.created", Key: "z", Payload: []byte(`{"user":{"id":"u2","name":"u1"}}`)})
-
-	// One message is scheduled for later.
-	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
-		later := event.Start(notification.Requested{UserID: "u1", Content: "Goodbye Alice"})
-		later.Delay = time.Hour
-
-		return outbox.Append(t.Context(), tx, []event.Outgoing{later})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	parkNotificationsOfAlice(t, s)
+	stopMessagesAboutAlice(s)
+	scheduleGoodbyeToAlice(t, s)
 
 	pgtest.Eventually(t, "all messages have been processed", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 4 &&
+		return failedMessages(s, failed.Stopped) == 4 &&
 			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0 &&
 			apptest.Value[int](s, `SELECT count(*) FROM users`) == 2
 	})
-
-	// An operator has edited one of them.
-	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
-	corrected := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
-
-	if _, err := s.Failed.Edit(t.Context(), id, failed.Edit{Revision: 1, Payload: corrected}, operator, s.Router.Check); err != nil {
-		t.Fatal(err)
-	}
+	editMessageOfAlice(t, s, operator)
 
 	if got := matching(s, pattern); got != "[failed_messages operator_actions outbox users]" {
 		t.Fatalf("before the erasure: %s match", got)
@@ -119,9 +83,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 
 	// A late message is stopped with its content; erasing again removes that.
 	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
-	pgtest.Eventually(t, "the late message is stopped", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 5
-	})
+	pgtest.Eventually(t, "the late message is stopped", func() bool { return failedMessages(s, failed.Stopped) == 5 })
 
 	if done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "u1", By: operator}); err != nil || done.Emptied != 1 {
 		t.Errorf("again: got %+v, %v", done, err)
@@ -134,8 +96,76 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 	if n := apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND payload <> ''`); n != 1 {
 		t.Errorf("%d entries have content, expected only the other user's", n)
 	}
+}
 
-	if _, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "nobody", By: operator}); event.KindOf(err) != event.NotFound {
-		t.Errorf("nobody: got %v", err)
+func TestAnUnknownUserIsNotErased(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
+	s.WaitUntilIdle()
+
+	_, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "nobody", By: activity.Actor{Who: "op", Why: "a request"}})
+	if event.KindOf(err) != event.NotFound {
+		t.Errorf("got %v", err)
 	}
+}
+
+// parkNotificationsOfAlice creates Alice (u1) and Bob (u2) on a service whose mail
+// server is busy. Their welcomes are parked, and Alice's next notification behind hers.
+func parkNotificationsOfAlice(t *testing.T, s *apptest.Service) {
+	t.Helper()
+
+	parked := func(n int) func() bool {
+		return func() bool { return failedMessages(s, failed.Waiting) == n }
+	}
+
+	s.Publish("notifications", `{"user_id":"u1","content":"Hello Alice","channel":"log"}`)
+	s.Messages("notifications", 1)
+	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example","city":"Berlin"}}`)
+	pgtest.Eventually(t, "the welcome is parked", parked(1))
+	s.Publish("notifications", `{"user_id":"u1","content":"Hello again, Alice"}`)
+	pgtest.Eventually(t, "the later notification is blocked", parked(2))
+	s.Publish("user.created", `{"user":{"id":"u2","name":"Bob","email":"bob@example.com"}}`)
+	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
+}
+
+// stopMessagesAboutAlice publishes messages that are stopped: with her key, with another
+// key, in the old format, and one of another user, whose name is her id.
+func stopMessagesAboutAlice(s *apptest.Service) {
+	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
+	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})
+	s.PublishMessage(event.Message{Topic: "user.events", Key: "y", Payload: []byte(`{"userId":"u\u0031","userName":"Alice","action":"rename"}`)})
+	s.PublishMessage(event.Message{Topic: "user.created", Key: "z", Payload: []byte(`{"user":{"id":"u2","name":"u1"}}`)})
+}
+
+// scheduleGoodbyeToAlice publishes a notification that is due in an hour.
+func scheduleGoodbyeToAlice(t *testing.T, s *apptest.Service) {
+	t.Helper()
+
+	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
+		later := event.Start(notification.Requested{UserID: "u1", Content: "Goodbye Alice"})
+		later.Delay = time.Hour
+
+		return outbox.Append(t.Context(), tx, []event.Outgoing{later})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// editMessageOfAlice edits the stopped message about her that is not valid.
+func editMessageOfAlice(t *testing.T, s *apptest.Service, by activity.Actor) {
+	t.Helper()
+
+	id := apptest.Value[int64](s, `SELECT id FROM failed_messages WHERE key = 'u1' AND topic = 'user.created' AND reason = 'invalid'`)
+	corrected := []byte(`{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
+
+	if _, err := s.Failed.Edit(t.Context(), id, failed.Edit{Revision: 1, Payload: corrected}, by, s.Router.Check); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func failedMessages(s *apptest.Service, state failed.State) int {
+	return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = $1`, state)
 }

@@ -92,78 +92,60 @@ func recovered(t *testing.T, s *apptest.Service) {
 	})
 }
 
-func TestWhatStopsOneConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
+func TestAPausedConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 	t.Parallel()
 
 	by := activity.Actor{Who: "ann", Why: "fixing the import"}
 
-	for name, c := range map[string]struct {
-		begin func(*testing.T, *apptest.Service)
-		want  expected
-		end   func(*testing.T, *apptest.Service)
-	}{
-		"a pause": {
-			begin: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
+	s := apptest.Start(t)
+	recovered(t, s)
 
-				if _, err := s.Router.Pause(t.Context(), "account.create", 0, by); err != nil {
-					t.Fatal(err)
-				}
-			},
-			want: expected{"account.create", 200, health.Degraded, "paused by ann: fixing the import", "millrace consumers resume account.create", ""},
-			end: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
-
-				if _, err := s.Router.Resume(t.Context(), "account.create", by); err != nil {
-					t.Fatal(err)
-				}
-			},
-		},
-		"a projection that fails": {
-			begin: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
-				alter(t, s, `ALTER TABLE users RENAME TO elsewhere`)
-				s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
-			},
-			want: expected{"projections", 200, health.Degraded, `relation "users" does not exist`, "millrace migrate up", ""},
-			end: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
-				alter(t, s, `ALTER TABLE elsewhere RENAME TO users`)
-			},
-		},
-		"expiry that fails": {
-			begin: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
-				alter(t, s, `ALTER TABLE expiry_cursor RENAME TO elsewhere`)
-			},
-			want: expected{"expiry of unpaid orders", 200, health.Degraded, "expiry_cursor", "millrace migrate up", ""},
-			end: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
-				alter(t, s, `ALTER TABLE elsewhere RENAME TO expiry_cursor`)
-			},
-		},
-		"a stopped message": {
-			begin: func(t *testing.T, s *apptest.Service) {
-				t.Helper()
-				s.ExpectFailures()
-				s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
-			},
-			want: expected{"stopped messages", 200, health.Degraded, "1 message is stopped", "millrace failed groups", ""},
-			end:  func(t *testing.T, s *apptest.Service) { t.Helper(); alter(t, s, `DELETE FROM failed_messages`) },
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-
-			s := apptest.Start(t)
-			recovered(t, s)
-			c.begin(t, s)
-
-			reported(t, s, c.want)
-			c.end(t, s)
-			recovered(t, s)
-		})
+	if _, err := s.Router.Pause(t.Context(), "account.create", 0, by); err != nil {
+		t.Fatal(err)
 	}
+
+	reported(t, s, expected{"account.create", 200, health.Degraded, "paused by ann: fixing the import", "millrace consumers resume account.create", ""})
+
+	if _, err := s.Router.Resume(t.Context(), "account.create", by); err != nil {
+		t.Fatal(err)
+	}
+
+	recovered(t, s)
+}
+
+func TestAProjectionThatFailsLeavesTheServiceReadyAndIsNamed(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	recovered(t, s)
+	alter(t, s, `ALTER TABLE users RENAME TO elsewhere`)
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
+	reported(t, s, expected{"projections", 200, health.Degraded, `relation "users" does not exist`, "millrace migrate up", ""})
+	alter(t, s, `ALTER TABLE elsewhere RENAME TO users`)
+	recovered(t, s)
+}
+
+func TestExpiryThatFailsLeavesTheServiceReadyAndIsNamed(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	recovered(t, s)
+	alter(t, s, `ALTER TABLE expiry_cursor RENAME TO elsewhere`)
+	reported(t, s, expected{"expiry of unpaid orders", 200, health.Degraded, "expiry_cursor", "millrace migrate up", ""})
+	alter(t, s, `ALTER TABLE elsewhere RENAME TO expiry_cursor`)
+	recovered(t, s)
+}
+
+func TestAStoppedMessageLeavesTheServiceReadyAndIsNamed(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	recovered(t, s)
+	s.ExpectFailures()
+	s.PublishMessage(event.Message{Topic: "orders.created", Payload: []byte("nonsense")})
+	reported(t, s, expected{"stopped messages", 200, health.Degraded, "1 message is stopped", "millrace failed groups", ""})
+	alter(t, s, `DELETE FROM failed_messages`)
+	recovered(t, s)
 }
 
 func alter(t *testing.T, s *apptest.Service, sql string) {
