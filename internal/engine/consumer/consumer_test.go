@@ -232,73 +232,86 @@ func TestMessagesAreAppliedOnceAndInOrderPerKey(t *testing.T) {
 	}
 }
 
+// badNote is a message that writeOrFail cannot apply, and why.
+type badNote struct {
+	event.Message
+
+	reason event.Reason
+}
+
+func badNotes() []badNote {
+	return []badNote{
+		{message("x", "fails"), event.ReasonFailed},
+		{message("y", "panics"), event.ReasonPanicked},
+		{message("z", "division"), event.ReasonFailed},
+		{event.Message{ID: event.NewID(), Topic: "notes", Key: "w", Payload: []byte("\x00\xff nonsense"), Headers: event.Headers{"binary": "\xff\x00"}}, event.ReasonMalformed},
+		{event.Message{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)}, event.ReasonInvalid},
+		{event.Message{ID: event.NewID(), Topic: "notes", Key: "of another system", Payload: []byte(`{"id":"u","text":1}`)}, event.ReasonMalformed},
+	}
+}
+
+// writeOrFail writes notes, unless the text of one names a failure.
+func writeOrFail(ctx context.Context, tx pgx.Tx, events []event.Event[note]) ([]event.Outgoing, error) {
+	for _, e := range events {
+		switch e.Payload.Text {
+		case "fails":
+			return nil, errors.New("it always fails")
+		case "panics":
+			panic("it panics")
+		case "division":
+			_, err := tx.Exec(ctx, `SELECT 1 / 0`)
+
+			return nil, err
+		}
+
+		if _, err := write(ctx, tx, e); err != nil {
+			return nil, err
+		}
+	}
+
+	return nil, nil
+}
+
 func TestABadMessageDoesNotFailOthersInItsBatch(t *testing.T) {
 	t.Parallel()
 
-	var calls atomic.Int32
-
-	r := start(t, newPool(t), func(router *consumer.Router) {
-		consumer.OnBatch(router, "writer", func(ctx context.Context, tx pgx.Tx, events []event.Event[note]) ([]event.Outgoing, error) {
-			calls.Add(1)
-
-			for _, e := range events {
-				switch e.Payload.Text {
-				case "fails":
-					return nil, errors.New("it always fails")
-				case "panics":
-					panic("it panics")
-				case "division":
-					_, err := tx.Exec(ctx, `SELECT 1 / 0`)
-
-					return nil, err
-				}
-
-				if _, err := write(ctx, tx, e); err != nil {
-					return nil, err
-				}
-			}
-
-			return nil, nil
-		})
-	})
+	r := start(t, newPool(t), func(router *consumer.Router) { consumer.OnBatch(router, "writer", writeOrFail) })
 
 	var batch []event.Message
 	for i := range 30 {
 		batch = append(batch, message(fmt.Sprint("good", i), "good"))
 	}
 
-	bad := []event.Message{message("x", "fails"), message("y", "panics"), message("z", "division"),
-		{ID: event.NewID(), Topic: "notes", Key: "w", Payload: []byte("\x00\xff nonsense"), Headers: event.Headers{"binary": "\xff\x00"}},
-		{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)},
-		{ID: event.NewID(), Topic: "notes", Key: "of another system", Payload: []byte(`{"id":"u","text":1}`)}}
-	r.send(append(batch, bad...)...)
+	bad := badNotes()
+	for _, b := range bad {
+		batch = append(batch, b.Message)
+	}
+
+	r.send(batch...)
 	r.settle()
 
 	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM notes`); n != 30 {
 		t.Errorf("%d good messages were applied, expected 30", n)
 	}
 
-	reasons := map[uuid.UUID]event.Reason{}
+	stopped := map[uuid.UUID]failed.Entry{}
 	for _, e := range r.stopped() {
-		reasons[e.MessageID] = e.Reason
+		stopped[e.MessageID] = e
 	}
 
-	want := []event.Reason{event.ReasonFailed, event.ReasonPanicked, event.ReasonFailed, event.ReasonMalformed, event.ReasonInvalid, event.ReasonMalformed}
-	for i, m := range bad {
-		if reasons[m.ID] != want[i] {
-			t.Errorf("message %d is stopped for %q, expected %q", i, reasons[m.ID], want[i])
+	for i, b := range bad {
+		if got := stopped[b.ID].Reason; got != b.reason {
+			t.Errorf("message %d is stopped for %q, expected %q", i, got, b.reason)
 		}
 	}
 
-	for _, e := range r.stopped() {
-		if e.MessageID == bad[3].ID && (string(e.Payload) != string(bad[3].Payload) || e.Headers["binary"] != "\xff\x00" || e.Key != "w") {
-			t.Errorf("the entry differs from the message: %+v", e)
-		}
+	if e := stopped[bad[3].ID]; string(e.Payload) != string(bad[3].Payload) || e.Headers["binary"] != "\xff\x00" || e.Key != "w" {
+		t.Errorf("the entry differs from the message: %+v", e)
+	}
 
-		// Even a malformed payload gets its key from the fields that can be read.
-		if e.MessageID == bad[5].ID && e.Key != "u" {
-			t.Errorf("the entry has key %q, expected the key in its payload", e.Key)
-		}
+	// Even a malformed payload gets its key from the fields that can be read.
+	if e := stopped[bad[5].ID]; e.Key != "u" {
+		t.Errorf("the entry has key %q, expected the key in its payload", e.Key)
 	}
 }
 

@@ -14,6 +14,30 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
+// sender returns an effect that needs "mail", which is available while up is true. It
+// records the notes that it sent in the table sent.
+func sender(up *atomic.Bool) consumer.Effect[note, string] {
+	return consumer.Effect[note, string]{
+		Needs: func(event.Event[note]) string { return "mail" },
+		Perform: func(_ context.Context, e event.Event[note]) (string, error) {
+			if !up.Load() {
+				return "", event.Unavailable("mail", errors.New("connection refused"))
+			}
+
+			return e.Payload.Text, nil
+		},
+		Record: func(ctx context.Context, tx pgx.Tx, results []event.Effected[note, string]) ([]event.Outgoing, error) {
+			for _, e := range results {
+				if _, err := tx.Exec(ctx, `INSERT INTO sent (id, text) VALUES ($1, $2)`, e.Payload.ID, *e.Result); err != nil {
+					return nil, err
+				}
+			}
+
+			return nil, nil
+		},
+	}
+}
+
 func TestAConsumerWaitingForADependencyDoesNotStopAnotherOfItsTopic(t *testing.T) {
 	t.Parallel()
 
@@ -26,25 +50,7 @@ func TestAConsumerWaitingForADependencyDoesNotStopAnotherOfItsTopic(t *testing.T
 
 	r := start(t, pool, func(router *consumer.Router) {
 		consumer.On(router, "writer", write)
-		consumer.OnEffect(router, "sender", consumer.Effect[note, string]{
-			Needs: func(event.Event[note]) string { return "mail" },
-			Perform: func(_ context.Context, e event.Event[note]) (string, error) {
-				if !up.Load() {
-					return "", event.Unavailable("mail", errors.New("connection refused"))
-				}
-
-				return e.Payload.Text, nil
-			},
-			Record: func(ctx context.Context, tx pgx.Tx, results []event.Effected[note, string]) ([]event.Outgoing, error) {
-				for _, e := range results {
-					if _, err := tx.Exec(ctx, `INSERT INTO sent (id, text) VALUES ($1, $2)`, e.Payload.ID, *e.Result); err != nil {
-						return nil, err
-					}
-				}
-
-				return nil, nil
-			},
-		})
+		consumer.OnEffect(router, "sender", sender(&up))
 	})
 
 	const keys, notes = 4, 10

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -456,49 +457,62 @@ func TestConcurrentRequeuesTakeEachEntryOnceAndInOrder(t *testing.T) {
 		r.add(entry(fmt.Sprintf("k%d", i%3), fmt.Sprint(i)))
 	}
 
-	var (
-		running sync.WaitGroup
-		mu      sync.Mutex
-		done    int
-	)
-
-	for _, f := range []failed.Filter{{Topic: "notes"}, {Consumer: "writer"}, {Topic: "notes"}} {
-		running.Go(func() {
-			o, err := r.Requeue(context.Background(), f, alice, failed.Pace{}, check)
-			if err != nil || o.Refused != 0 {
-				t.Errorf("got %+v, %v", o, err)
-			}
-
-			mu.Lock()
-			defer mu.Unlock()
-
-			done += o.Done
-		})
-	}
-
-	// The retry loop runs concurrently.
-	var applied []sent
+	var done atomic.Int64
 
 	requeued := make(chan struct{})
 
 	go func() {
-		running.Wait()
-		close(requeued)
-	}()
+		defer close(requeued)
 
-	for over := false; !over; {
-		select {
-		case <-requeued:
-			over = true
-		default:
+		var running sync.WaitGroup
+
+		for _, f := range []failed.Filter{{Topic: "notes"}, {Consumer: "writer"}, {Topic: "notes"}} {
+			running.Go(func() {
+				o, err := r.Requeue(context.Background(), f, alice, failed.Pace{}, check)
+				if err != nil || o.Refused != 0 {
+					t.Errorf("got %+v, %v", o, err)
+				}
+
+				done.Add(int64(o.Done))
+			})
 		}
 
-		applied = append(applied, r.apply()...)
+		running.Wait()
+	}()
+
+	applied := r.applyUntil(requeued) // as the retry loop does concurrently
+	ascends(t, applied)
+
+	if n := len(applied); n != 400 || done.Load() != 400 {
+		t.Errorf("%d messages, %d counted", n, done.Load())
 	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM operator_actions WHERE action = 'requeued'`); n != 400 {
+		t.Errorf("%d actions", n)
+	}
+}
+
+// applyUntil applies messages until over is closed, and then those that are left.
+func (r rig) applyUntil(over <-chan struct{}) (list []sent) {
+	r.t.Helper()
+
+	for {
+		select {
+		case <-over:
+			return append(list, r.apply()...)
+		default:
+			list = append(list, r.apply()...)
+		}
+	}
+}
+
+// ascends fails the test unless the texts of each key are ascending numbers.
+func ascends(t *testing.T, messages []sent) {
+	t.Helper()
 
 	last := map[string]int{}
 
-	for _, m := range applied {
+	for _, m := range messages {
 		var n int
 		if _, err := fmt.Sscanf(m.Payload, `{"id":"`+m.Key+`","text":"%d"}`, &n); err != nil {
 			t.Fatalf("%s: %v", m.Payload, err)
@@ -509,14 +523,6 @@ func TestConcurrentRequeuesTakeEachEntryOnceAndInOrder(t *testing.T) {
 		}
 
 		last[m.Key] = n
-	}
-
-	if n := len(applied); n != 400 || done != 400 {
-		t.Errorf("%d messages, %d counted", n, done)
-	}
-
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM operator_actions WHERE action = 'requeued'`); n != 400 {
-		t.Errorf("%d actions", n)
 	}
 }
 
@@ -545,22 +551,8 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 		t.Errorf("blocked by a stopped entry: %+v", o)
 	}
 
-	_, err := r.Edit(t.Context(), 1, failed.Edit{Payload: []byte(`{"id":"z"}`), NewKey: "z"}, alice, check)
-	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Error() != "text: is missing" || r.get(1).Edited != nil {
-		t.Errorf("an invalid edit: %v", err)
-	}
-
-	edited, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "fixed"), NewKey: "z"}, alice, check)
-	if err != nil || edited.Revision != 2 || string(edited.Payload) != string(bad.Payload) {
-		t.Fatalf("got %+v, %v", edited, err)
-	}
-
-	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "again")}, alice, check); event.KindOf(err) != event.Changed {
-		t.Errorf("an edit with an old revision: %v", err)
-	}
-
-	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 2, Payload: body("z", "fixed")}, alice, check); err != nil || r.get(1).Revision != 2 {
-		t.Errorf("a repeated edit: %v, %+v", err, r.get(1))
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "fixed"), NewKey: "z"}, alice, check); err != nil {
+		t.Fatal(err)
 	}
 
 	if o := r.requeue(failed.Filter{Topic: "notes", Consumer: "writer"}); o.Done != 2 || o.Refused != 0 {
@@ -579,6 +571,39 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 	if got := r.history(1); got != "edited by alice: it is fixed; requeued by alice: it is fixed" {
 		t.Errorf("history: %s", got)
 	}
+}
+
+func TestOnlyAStoppedEntryOfTheSameRevisionIsEdited(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	bad := entry("a", "")
+	r.add(bad)
+
+	_, err := r.Edit(t.Context(), 1, failed.Edit{Payload: []byte(`{"id":"z"}`), NewKey: "z"}, alice, check)
+	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Error() != "text: is missing" || r.get(1).Edited != nil {
+		t.Errorf("an invalid edit: %v", err)
+	}
+
+	edited, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "fixed"), NewKey: "z"}, alice, check)
+	if err != nil || edited.Revision != 2 || string(edited.Payload) != string(bad.Payload) {
+		t.Fatalf("got %+v, %v", edited, err)
+	}
+
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 1, Payload: body("z", "again")}, alice, check); event.KindOf(err) != event.Changed {
+		t.Errorf("an edit with an old revision: %v", err)
+	}
+
+	if _, err := r.Edit(t.Context(), 1, failed.Edit{Revision: 2, Payload: body("z", "fixed")}, alice, check); err != nil || r.get(1).Revision != 2 {
+		t.Errorf("a repeated edit: %v, %+v", err, r.get(1))
+	}
+
+	// Only the edit that changed something is in its history.
+	if got := r.history(1); got != "edited by alice: it is fixed" {
+		t.Errorf("history: %s", got)
+	}
+
+	r.requeue(failed.Filter{})
 
 	if _, err := r.Edit(t.Context(), 1, failed.Edit{Payload: body("z", "late")}, alice, check); event.KindOf(err) != event.Conflict {
 		t.Errorf("an edit of a requeued entry: %v", err)

@@ -455,10 +455,6 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 		r.add(entry(fmt.Sprint("key-", i%keys), fmt.Sprint(i)))
 	}
 
-	about := func(key string, payload []byte) bool {
-		return key == "key-0" || strings.Contains(string(payload), "key-1")
-	}
-
 	var group errgroup.Group
 
 	repeat := func(do func() error) {
@@ -484,30 +480,10 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 
 			return err
 		})
-		repeat(func() error {
-			leased, err := r.Lease(t.Context(), map[string]int{"writer": 3}, time.Millisecond)
-
-			for _, k := range leased {
-				e, ok, headErr := r.Head(t.Context(), k, 0, nil)
-				if ok {
-					e.Attempts++
-					headErr = r.Stop(t.Context(), e.Entry)
-				}
-
-				err = errors.Join(err, headErr)
-			}
-
-			return err
-		})
+		repeat(r.stopHeads)
 	}
 
-	repeat(func() error {
-		return postgres.InTx(t.Context(), r.pool, func(tx pgx.Tx) error {
-			_, err := failed.Erase(t.Context(), tx, failed.Erasing{Subject: "key-0", Topics: []string{"notes"}, About: about})
-
-			return err
-		})
-	})
+	repeat(r.eraseTwoKeys)
 	repeat(func() error { return r.Stop(t.Context(), entry("key-0", "more")) })
 	repeat(func() error { return r.Park(t.Context(), entry("key-1", "more"), time.Millisecond) })
 
@@ -521,6 +497,37 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 		WHERE m.waits IS NULL OR m.waits <> (k.due_at IS NOT NULL)`); n != 0 {
 		t.Errorf("%d keys have no failed message, or are due without a waiting one, or the other way round", n)
 	}
+}
+
+// stopHeads imitates a retry loop whose attempts all fail: it leases due keys and stops
+// the first message of each.
+func (r rig) stopHeads() error {
+	leased, err := r.Lease(r.t.Context(), map[string]int{"writer": 3}, time.Millisecond)
+
+	for _, k := range leased {
+		e, ok, headErr := r.Head(r.t.Context(), k, 0, nil)
+		if ok {
+			e.Attempts++
+			headErr = r.Stop(r.t.Context(), e.Entry)
+		}
+
+		err = errors.Join(err, headErr)
+	}
+
+	return err
+}
+
+// eraseTwoKeys erases the messages of key-0, and those about key-1.
+func (r rig) eraseTwoKeys() error {
+	about := func(key string, payload []byte) bool {
+		return key == "key-0" || strings.Contains(string(payload), "key-1")
+	}
+
+	return postgres.InTx(r.t.Context(), r.pool, func(tx pgx.Tx) error {
+		_, err := failed.Erase(r.t.Context(), tx, failed.Erasing{Subject: "key-0", Topics: []string{"notes"}, About: about})
+
+		return err
+	})
 }
 
 // early returns e as a message that awaits another one.

@@ -12,35 +12,51 @@ import (
 	"github.com/millracehq/millrace/internal/engine/health"
 )
 
-func TestALoopThatFailsOrStandsStillSaysSinceWhenAndWhy(t *testing.T) {
+// hourly returns a loop with a round every hour, and its log.
+func hourly() (*health.Loop, *bytes.Buffer) {
+	var log bytes.Buffer
+
+	return health.NewLoop("upkeep", health.Degraded, time.Hour, slog.New(slog.NewTextHandler(&log, nil))), &log
+}
+
+// expectWhy fails the test unless a loop is in trouble since then, for why; "" means that
+// it is not in trouble.
+func expectWhy(t *testing.T, when string, loop *health.Loop, since time.Time, why string) {
+	t.Helper()
+
+	s := loop.State()
+	if s.Name != "upkeep" || s.Level != health.Degraded || !strings.Contains(s.Why, why) || (why == "") != (s.Why == "") ||
+		(why == "") != (s.Since == nil) || s.Since != nil && !s.Since.Equal(since) {
+		t.Errorf("%s: got %+v, expected %q since %s", when, s, why, since)
+	}
+}
+
+func TestALoopThatStandsStillSaysSinceWhenAndWhy(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-
-		began := time.Now().UTC()
-		loop := health.NewLoop("upkeep", health.Degraded, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
-
-		expect := func(when string, since time.Time, why string) {
-			t.Helper()
-
-			s := loop.State()
-			if s.Name != "upkeep" || s.Level != health.Degraded || !strings.Contains(s.Why, why) || (why == "") != (s.Why == "") ||
-				(why == "") != (s.Since == nil) || s.Since != nil && !s.Since.Equal(since) {
-				t.Errorf("%s: got %+v, expected %q since %s", when, s, why, since)
-			}
-		}
+		loop, _ := hourly()
 
 		time.Sleep(2 * time.Hour)
-		expect("before it begins", began, "")
+		expectWhy(t, "before it begins", loop, time.Time{}, "")
 		loop.Begin()
 
-		began = time.Now().UTC()
-		expect("at the beginning", began, "")
+		began := time.Now().UTC()
+		expectWhy(t, "at the beginning", loop, began, "")
 		time.Sleep(2 * time.Hour)
-		expect("without any round", began, "no round has finished since then, expected one every 1h0m0s")
+		expectWhy(t, "without any round", loop, began, "no round has finished since then, expected one every 1h0m0s")
 		loop.Report(nil)
-		expect("after a round", began, "")
+		expectWhy(t, "after a round", loop, began, "")
+	})
+}
+
+func TestALoopThatFailsSaysSinceWhenAndWhy(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		loop, log := hourly()
+		loop.Begin()
+		loop.Report(nil)
 
 		time.Sleep(time.Minute)
 
@@ -48,7 +64,7 @@ func TestALoopThatFailsOrStandsStillSaysSinceWhenAndWhy(t *testing.T) {
 		loop.Report(errors.New("the table is locked"))
 		time.Sleep(time.Minute)
 		loop.Report(errors.New("postgres://user:hunter2@db/ is away"))
-		expect("after two failures", failed, "is away")
+		expectWhy(t, "after two failures", loop, failed, "is away")
 
 		if why := loop.State().Why; strings.Contains(why, "hunter2") {
 			t.Errorf("the state reveals a password: %s", why)
@@ -66,7 +82,7 @@ func TestALoopThatFailsOrStandsStillSaysSinceWhenAndWhy(t *testing.T) {
 		}
 
 		loop.Report(nil)
-		expect("after the recovery", failed, "")
+		expectWhy(t, "after the recovery", loop, failed, "")
 
 		if !strings.Contains(log.String(), "upkeep works again") {
 			t.Errorf("the recovery is not logged:\n%s", log.String())

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -39,16 +40,9 @@ func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 		}
 	}
 
-	type message struct {
-		inbox.Entry
-
-		created, applied time.Duration // ago
-		kept             bool
-	}
-
 	const day = 24 * time.Hour
 
-	messages := []message{
+	messages := []dated{
 		{created: 10 * day, applied: 10 * day},
 		{created: 9 * day, applied: 9 * day},
 		// It was applied long after its creation and so is kept longer.
@@ -58,18 +52,8 @@ func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 		{Entry: inbox.Entry{ID: event.ForeignID("old")}, applied: 8 * day},
 		{Entry: inbox.Entry{ID: event.ForeignID("new")}, applied: 6 * day, kept: true},
 	}
-
 	for i := range messages {
-		m := &messages[i]
-		if m.ID == uuid.Nil {
-			m.ID = idOf(now.Add(-m.created))
-		}
-
-		claim(t, pool, "c", m.Entry)
-
-		if _, err := pool.Exec(t.Context(), `UPDATE inbox SET applied_at = $2 WHERE message_id = $1`, m.ID, now.Add(-m.applied)); err != nil {
-			t.Fatal(err)
-		}
+		messages[i].claim(t, pool, now)
 	}
 
 	partitions := func() int {
@@ -97,6 +81,29 @@ func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 		if known := got == inbox.Duplicate; known != m.kept {
 			t.Errorf("created %s ago, applied %s ago: known %v, expected %v", m.created, m.applied, known, m.kept)
 		}
+	}
+}
+
+// dated is a message of the past. Without an ID it gets one with its time.
+type dated struct {
+	inbox.Entry
+
+	created, applied time.Duration // ago
+	kept             bool          // after a retention of 7 days
+}
+
+// claim claims the message as if it had been applied at its time.
+func (m *dated) claim(t *testing.T, pool *pgxpool.Pool, now time.Time) {
+	t.Helper()
+
+	if m.ID == uuid.Nil {
+		m.ID = idOf(now.Add(-m.created))
+	}
+
+	claim(t, pool, "c", m.Entry)
+
+	if _, err := pool.Exec(t.Context(), `UPDATE inbox SET applied_at = $2 WHERE message_id = $1`, m.ID, now.Add(-m.applied)); err != nil {
+		t.Fatal(err)
 	}
 }
 
