@@ -153,6 +153,122 @@ func TestAHealthyDatabaseHasNoViolations(t *testing.T) {
 	}
 }
 
+// corruption changes the database or the record of the gateway. One check finds it.
+type corruption struct {
+	name     string
+	corrupt  string
+	want, id string
+	gateway  func([]payment.Entry) []payment.Entry
+}
+
+// captured is a charge in the record of the gateway.
+func captured(order, transaction, amount string, at time.Time) payment.Entry {
+	return payment.Entry{OrderID: order, TransactionID: transaction, Amount: money.MustParse(amount), Refunded: money.MustParse("0"), Currency: "USD", At: at}
+}
+
+var corruptions = []corruption{
+	{
+		name: "an order is stuck", want: "in-flight", id: "stuck",
+		corrupt: `
+			INSERT INTO orders (id, status, version, total_amount, currency, lines, updated_at)
+			SELECT 'stuck', 'created', 1, total_amount, currency, lines, now() - interval '1 day' FROM orders WHERE id = 'paid_0';
+			INSERT INTO events (stream, version, type, data, message_id) SELECT 'order-stuck', 1, type, data, message_id FROM events WHERE stream = 'order-paid_0' AND version = 1`,
+	},
+	{
+		name: "an order that failed keeps the money", want: "captures", id: "declined",
+		corrupt: `UPDATE payments SET status = 'captured', decline_reason = NULL, transaction_id = 'txn_kept' WHERE order_id = 'declined'`,
+		gateway: func(entries []payment.Entry) []payment.Entry {
+			return append(entries, captured("declined", "txn_kept", "0", time.Now()))
+		},
+	},
+	{
+		name: "an order is charged twice", want: "captures", id: "paid_1",
+		corrupt: `INSERT INTO payments (order_id, status, amount, currency, transaction_id) SELECT order_id, status, amount, currency, 'txn_twice' FROM payments WHERE order_id = 'paid_1'`,
+		gateway: func(entries []payment.Entry) []payment.Entry {
+			return append(entries, captured("paid_1", "txn_twice", "9.99", time.Now()))
+		},
+	},
+	{
+		name: "a step that never happened is compensated", want: "compensation", id: "short",
+		corrupt: `UPDATE events SET type = 'PaymentFailed' WHERE stream = 'order-short' AND version = 2; UPDATE orders SET status = 'payment_failed' WHERE id = 'short'`,
+	},
+	{
+		name: "a stream has a gap", want: "streams", id: "order-paid_2",
+		corrupt: `UPDATE events SET version = 5 WHERE stream = 'order-paid_2' AND version = 4; UPDATE orders SET version = 5 WHERE id = 'paid_2'`,
+	},
+	{
+		name: "a user's stream has a gap", want: "streams", id: "user-alice",
+		corrupt: `UPDATE events SET version = version + 1 WHERE stream = 'user-alice' AND version = (SELECT max(version) FROM events WHERE stream = 'user-alice'); UPDATE users SET version = version + 1`,
+	},
+	{
+		name: "a row is behind its stream", want: "fold", id: "paid_3",
+		corrupt: `UPDATE orders SET version = 3 WHERE id = 'paid_3'`,
+	},
+	{
+		name: "the total of an order has changed", want: "contents", id: "short",
+		corrupt: `UPDATE orders SET total_amount = 6 WHERE id = 'short'`,
+	},
+	{
+		name: "stock vanishes", want: "stock", id: "product_3",
+		corrupt: `UPDATE stock SET available = available - 1 WHERE product_id = 'product_3'`,
+	},
+	{
+		name: "stock is reserved without an order", want: "reservations", id: "product_2",
+		corrupt: `UPDATE stock SET available = available - 1, reserved = reserved + 1 WHERE product_id = 'product_2'`,
+	},
+	{
+		name: "a capture pays two orders", want: "transactions", id: "txn_one",
+		corrupt: `UPDATE payments SET transaction_id = 'txn_one' WHERE order_id IN ('paid_0', 'paid_1')`,
+		gateway: func(entries []payment.Entry) []payment.Entry {
+			entries = slices.DeleteFunc(entries, func(e payment.Entry) bool { return e.OrderID == "paid_0" || e.OrderID == "paid_1" })
+
+			return append(entries, captured("paid_0", "txn_one", "9.99", time.Now().AddDate(0, 0, -1)))
+		},
+	},
+	{
+		name: "a capture is not recorded", want: "ledger", id: "short",
+		gateway: func(entries []payment.Entry) []payment.Entry {
+			return append(entries, captured("short", "txn_lost", "5", time.Now().AddDate(0, 0, -1)))
+		},
+	},
+	{
+		name: "the gateway does not know a capture", want: "ledger", id: "paid_0",
+		gateway: func(entries []payment.Entry) []payment.Entry {
+			return slices.DeleteFunc(entries, func(e payment.Entry) bool { return e.OrderID == "paid_0" })
+		},
+	},
+	{
+		name: "the projection missed an event", want: "users", id: "alice",
+		corrupt: `UPDATE users SET version = version - 1`,
+	},
+	{
+		name: "a projection has stopped", want: "projections", id: "users",
+		corrupt: `INSERT INTO events (stream, version, type, data, message_id, recorded_at)
+			SELECT stream, version + 1, type, data, message_id, now() - interval '1 hour' FROM events WHERE stream = 'user-alice' ORDER BY version DESC LIMIT 1`,
+	},
+	{
+		name: "a message is not published", want: "outbox", id: "1000000",
+		corrupt: `INSERT INTO outbox (seq, shard, topic, message_id, key, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
+			SELECT 1000000, 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
+	},
+	{
+		name: "an inbox row is in the partition of another day", want: "inbox", id: "fulfilment.place",
+		corrupt: `INSERT INTO inbox (consumer, message_id, day, fingerprint) SELECT consumer, message_id, date '1970-01-01', fingerprint FROM inbox WHERE consumer = 'fulfilment.place' LIMIT 1`,
+	},
+	{
+		name: "an effect has no inbox row", want: "effects", id: "",
+		corrupt: `DELETE FROM inbox WHERE message_id = (SELECT message_id FROM events WHERE stream = 'order-paid_4' AND version = 3)`,
+	},
+	{
+		name: "the bytes of a failed message have changed", want: "failed", id: "",
+		corrupt: `UPDATE failed_messages SET payload = 'edited'`,
+	},
+	{
+		name: "a waiting key has no waiting message", want: "waiting", id: "c k",
+		corrupt: `INSERT INTO failed_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
+	},
+}
+
 // Each corruption is reverted before the next one.
 func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel // they share the database
 	t.Parallel()
@@ -163,122 +279,7 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 		ALTER TABLE payments DROP CONSTRAINT payments_pkey;
 		ALTER TABLE inbox DROP CONSTRAINT inbox_pkey`)
 
-	alone := func(t *testing.T, want, id string) {
-		t.Helper()
-
-		got := found(run(t, pool, gateway, invariant.Options{}))
-		if len(got) != 1 || !strings.HasPrefix(got[0], want+": "+id) {
-			t.Errorf("found %q, expected %s of %s alone", got, want, id)
-		}
-	}
-
-	for _, c := range []struct {
-		name     string
-		corrupt  string
-		want, id string
-		gateway  func([]payment.Entry) []payment.Entry
-	}{
-		{
-			name: "an order is stuck", want: "in-flight", id: "stuck",
-			corrupt: `
-				INSERT INTO orders (id, status, version, total_amount, currency, lines, updated_at)
-				SELECT 'stuck', 'created', 1, total_amount, currency, lines, now() - interval '1 day' FROM orders WHERE id = 'paid_0';
-				INSERT INTO events (stream, version, type, data, message_id) SELECT 'order-stuck', 1, type, data, message_id FROM events WHERE stream = 'order-paid_0' AND version = 1`,
-		},
-		{
-			name: "an order that failed keeps the money", want: "captures", id: "declined",
-			corrupt: `UPDATE payments SET status = 'captured', decline_reason = NULL, transaction_id = 'txn_kept' WHERE order_id = 'declined'`,
-			gateway: func(entries []payment.Entry) []payment.Entry {
-				return append(entries, payment.Entry{OrderID: "declined", TransactionID: "txn_kept", Amount: money.MustParse("0"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now()})
-			},
-		},
-		{
-			name: "an order is charged twice", want: "captures", id: "paid_1",
-			corrupt: `INSERT INTO payments (order_id, status, amount, currency, transaction_id) SELECT order_id, status, amount, currency, 'txn_twice' FROM payments WHERE order_id = 'paid_1'`,
-			gateway: func(entries []payment.Entry) []payment.Entry {
-				return append(entries, payment.Entry{OrderID: "paid_1", TransactionID: "txn_twice", Amount: money.MustParse("9.99"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now()})
-			},
-		},
-		{
-			name: "a step that never happened is compensated", want: "compensation", id: "short",
-			corrupt: `UPDATE events SET type = 'PaymentFailed' WHERE stream = 'order-short' AND version = 2; UPDATE orders SET status = 'payment_failed' WHERE id = 'short'`,
-		},
-		{
-			name: "a stream has a gap", want: "streams", id: "order-paid_2",
-			corrupt: `UPDATE events SET version = 5 WHERE stream = 'order-paid_2' AND version = 4; UPDATE orders SET version = 5 WHERE id = 'paid_2'`,
-		},
-		{
-			name: "a user's stream has a gap", want: "streams", id: "user-alice",
-			corrupt: `UPDATE events SET version = version + 1 WHERE stream = 'user-alice' AND version = (SELECT max(version) FROM events WHERE stream = 'user-alice'); UPDATE users SET version = version + 1`,
-		},
-		{
-			name: "a row is behind its stream", want: "fold", id: "paid_3",
-			corrupt: `UPDATE orders SET version = 3 WHERE id = 'paid_3'`,
-		},
-		{
-			name: "the total of an order has changed", want: "contents", id: "short",
-			corrupt: `UPDATE orders SET total_amount = 6 WHERE id = 'short'`,
-		},
-		{
-			name: "stock vanishes", want: "stock", id: "product_3",
-			corrupt: `UPDATE stock SET available = available - 1 WHERE product_id = 'product_3'`,
-		},
-		{
-			name: "stock is reserved without an order", want: "reservations", id: "product_2",
-			corrupt: `UPDATE stock SET available = available - 1, reserved = reserved + 1 WHERE product_id = 'product_2'`,
-		},
-		{
-			name: "a capture pays two orders", want: "transactions", id: "txn_one",
-			corrupt: `UPDATE payments SET transaction_id = 'txn_one' WHERE order_id IN ('paid_0', 'paid_1')`,
-			gateway: func(entries []payment.Entry) []payment.Entry {
-				entries = slices.DeleteFunc(entries, func(e payment.Entry) bool { return e.OrderID == "paid_0" || e.OrderID == "paid_1" })
-
-				return append(entries, payment.Entry{OrderID: "paid_0", TransactionID: "txn_one", Amount: money.MustParse("9.99"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now().AddDate(0, 0, -1)})
-			},
-		},
-		{
-			name: "a capture is not recorded", want: "ledger", id: "short",
-			gateway: func(entries []payment.Entry) []payment.Entry {
-				return append(entries, payment.Entry{OrderID: "short", TransactionID: "txn_lost", Amount: money.MustParse("5"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now().AddDate(0, 0, -1)})
-			},
-		},
-		{
-			name: "the gateway does not know a capture", want: "ledger", id: "paid_0",
-			gateway: func(entries []payment.Entry) []payment.Entry {
-				return slices.DeleteFunc(entries, func(e payment.Entry) bool { return e.OrderID == "paid_0" })
-			},
-		},
-		{
-			name: "the projection missed an event", want: "users", id: "alice",
-			corrupt: `UPDATE users SET version = version - 1`,
-		},
-		{
-			name: "a projection has stopped", want: "projections", id: "users",
-			corrupt: `INSERT INTO events (stream, version, type, data, message_id, recorded_at)
-				SELECT stream, version + 1, type, data, message_id, now() - interval '1 hour' FROM events WHERE stream = 'user-alice' ORDER BY version DESC LIMIT 1`,
-		},
-		{
-			name: "a message is not published", want: "outbox", id: "1000000",
-			corrupt: `INSERT INTO outbox (seq, shard, topic, message_id, key, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
-				SELECT 1000000, 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
-		},
-		{
-			name: "an inbox row is in the partition of another day", want: "inbox", id: "fulfilment.place",
-			corrupt: `INSERT INTO inbox (consumer, message_id, day, fingerprint) SELECT consumer, message_id, date '1970-01-01', fingerprint FROM inbox WHERE consumer = 'fulfilment.place' LIMIT 1`,
-		},
-		{
-			name: "an effect has no inbox row", want: "effects", id: "",
-			corrupt: `DELETE FROM inbox WHERE message_id = (SELECT message_id FROM events WHERE stream = 'order-paid_4' AND version = 3)`,
-		},
-		{
-			name: "the bytes of a failed message have changed", want: "failed", id: "",
-			corrupt: `UPDATE failed_messages SET payload = 'edited'`,
-		},
-		{
-			name: "a waiting key has no waiting message", want: "waiting", id: "c k",
-			corrupt: `INSERT INTO failed_keys (consumer, key, due_at) VALUES ('c', 'k', now())`,
-		},
-	} {
+	for _, c := range corruptions {
 		t.Run(c.name, func(t *testing.T) {
 			before := *gateway
 			if c.gateway != nil {
@@ -286,7 +287,12 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 			}
 
 			restore := corrupt(t, pool, c.corrupt)
-			alone(t, c.want, c.id)
+
+			got := found(run(t, pool, gateway, invariant.Options{}))
+			if len(got) != 1 || !strings.HasPrefix(got[0], c.want+": "+c.id) {
+				t.Errorf("found %q, expected %s of %s alone", got, c.want, c.id)
+			}
+
 			restore()
 
 			*gateway = before
@@ -340,7 +346,7 @@ func TestWorkInProgressIsNotAViolation(t *testing.T) {
 		INSERT INTO outbox (shard, topic, message_id, key, correlation_id, payload, created_at)
 		SELECT 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`)
 
-	gateway.entries = append(gateway.entries, payment.Entry{OrderID: "new", TransactionID: "txn_new", Amount: money.MustParse("9.99"), Refunded: money.MustParse("0"), Currency: "USD", At: time.Now()})
+	gateway.entries = append(gateway.entries, captured("new", "txn_new", "9.99", time.Now()))
 
 	report := run(t, pool, gateway, invariant.Options{Progress: func(step, steps int, _ string) {
 		if step == steps-1 { // the snapshot is taken

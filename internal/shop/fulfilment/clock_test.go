@@ -52,10 +52,7 @@ func TestTimeDoesNotRunWhileOrdersCannotBePaid(t *testing.T) {
 
 			exec(`TRUNCATE outbox`)
 
-			if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, outbox.Append, running, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-
+			s.sweep(t, fulfilment.DefaultConfig().PaymentTimeout)
 			expect(t, pgtest.Value[string](t, s.pool, `SELECT coalesce(string_agg(key, ' ' ORDER BY key), '') FROM outbox`), c.due)
 		})
 	}
@@ -94,10 +91,7 @@ func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 				ORDER BY began_at), '') FROM payment_stalls`)
 	}
 
-	if _, err := s.pool.Exec(t.Context(), `UPDATE expiry_cursor SET at = now() - interval '1 day'`); err != nil {
-		t.Fatal(err)
-	}
-
+	s.unswept(t)
 	doesNotSee()
 	expect(t, stalls(), "")
 	shift("5s")

@@ -421,6 +421,39 @@ func TestRestockingAddsAndCreates(t *testing.T) {
 	expect(t, s.level(t, "product_1")+" "+s.level(t, "new"), "107/0/0 1/0/0")
 }
 
+// age sets back the creation of orders.
+func (s *shop) age(tb testing.TB, age string, ids ...string) {
+	tb.Helper()
+
+	if _, err := s.pool.Exec(tb.Context(), `UPDATE orders SET created_at = now() - $1::text::interval WHERE id = ANY($2)`, age, ids); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// unswept sets back the cursor of the sweep by a day.
+func (s *shop) unswept(tb testing.TB) {
+	tb.Helper()
+
+	if _, err := s.pool.Exec(tb.Context(), `UPDATE expiry_cursor SET at = now() - interval '1 day'`); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (s *shop) sweep(tb testing.TB, timeout time.Duration) {
+	tb.Helper()
+
+	if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, outbox.Append, running, pgtest.Logger(tb)).Sweep(tb.Context()); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// due returns the messages that say which orders are due.
+func (s *shop) due(tb testing.TB) string {
+	tb.Helper()
+
+	return pgtest.Value[string](tb, s.pool, `SELECT coalesce(string_agg(convert_from(payload, 'UTF8'), ' ' ORDER BY seq), '') FROM outbox WHERE topic = 'orders.expiry.due'`)
+}
+
 func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
 	t.Parallel()
 
@@ -432,31 +465,26 @@ func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	age := func(age string, ids ...string) {
-		if _, err := s.pool.Exec(t.Context(), `UPDATE orders SET created_at = now() - $1::text::interval WHERE id = ANY($2)`, age, ids); err != nil {
-			t.Fatal(err)
-		}
-	}
-	asked := func() string {
-		return pgtest.Value[string](t, s.pool, `SELECT coalesce(string_agg(convert_from(payload, 'UTF8'), ' ' ORDER BY seq), '') FROM outbox WHERE topic = 'orders.expiry.due'`)
-	}
-	sweep := func(timeout time.Duration) {
-		if err := fulfilment.NewSweeper(fulfilment.Config{PaymentTimeout: timeout}, s.pool, outbox.Append, running, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-
-	if _, err := s.pool.Exec(t.Context(), `UPDATE expiry_cursor SET at = now() - interval '1 day'`); err != nil {
-		t.Fatal(err)
-	}
-
-	age("16 minutes", "due", "paid")
-	age("14 minutes", "young")
+	s.unswept(t)
+	s.age(t, "16 minutes", "due", "paid")
+	s.age(t, "14 minutes", "young")
 
 	for range 2 { // the second time there is nothing new
-		sweep(15 * time.Minute)
-		expect(t, asked(), `{"order_id":"due"}`)
+		s.sweep(t, 15*time.Minute)
+		expect(t, s.due(t), `{"order_id":"due"}`)
 	}
+
+	s.sweep(t, 13*time.Minute)
+	expect(t, s.due(t), `{"order_id":"due"} {"order_id":"young"}`)
+}
+
+func TestOneReplicaSweepsAtATime(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+	s.placed(t, "due")
+	s.unswept(t)
+	s.age(t, "16 minutes", "due")
 
 	// Another replica has the cursor: it sweeps.
 	tx, err := s.pool.Begin(t.Context())
@@ -468,22 +496,33 @@ func TestOnlyOrdersThatAreDueAndOpenExpire(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	sweep(13 * time.Minute)
-	expect(t, asked(), `{"order_id":"due"}`)
+	s.sweep(t, 15*time.Minute)
+	expect(t, s.due(t), "")
 
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 
-	sweep(13 * time.Minute)
-	expect(t, asked(), `{"order_id":"due"} {"order_id":"young"}`)
+	s.sweep(t, 15*time.Minute)
+	expect(t, s.due(t), `{"order_id":"due"}`)
+}
 
-	// With a short timeout an order may become visible after the sweep has passed
-	// its position. The sweep still finds it, under one id.
+// With a short timeout an order may become visible after the sweep has passed its
+// position. The sweep still finds it, under one id.
+func TestTheSweepFindsAnOrderThatAppearsBehindIt(t *testing.T) {
+	t.Parallel()
+
+	s := newShop(t)
+	s.unswept(t)
+	s.placed(t, "first")
+	s.age(t, "3 minutes", "first")
+	s.sweep(t, time.Second)
+	expect(t, s.due(t), `{"order_id":"first"}`)
+
 	s.placed(t, "late")
-	age("4 minutes", "late")
-	sweep(time.Second)
-	sweep(time.Second)
+	s.age(t, "4 minutes", "late")
+	s.sweep(t, time.Second)
+	s.sweep(t, time.Second)
 	expect(t, pgtest.Value[string](t, s.pool, `SELECT string_agg(DISTINCT key || ' ' || message_id, ', ') FROM outbox WHERE key = 'late' AND topic = 'orders.expiry.due'`),
 		"late "+event.ForeignID("orders.expiry.due", "late").String())
 }
@@ -502,13 +541,8 @@ func TestTheSweepReadsManyOrdersPageByPage(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := s.pool.Exec(t.Context(), `UPDATE expiry_cursor SET at = now() - interval '1 day'`); err != nil {
-		t.Fatal(err)
-	}
-
-	if err := fulfilment.NewSweeper(fulfilment.DefaultConfig(), s.pool, outbox.Append, running, pgtest.Logger(t)).Sweep(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	s.unswept(t)
+	s.sweep(t, fulfilment.DefaultConfig().PaymentTimeout)
 
 	if n := pgtest.Value[int](t, s.pool, `SELECT count(DISTINCT key) FROM outbox`); n != 200 {
 		t.Errorf("%d orders are due, expected 200", n)

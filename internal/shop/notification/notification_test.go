@@ -352,14 +352,49 @@ func TestAWebhookIsSigned(t *testing.T) {
 	}
 }
 
+// What becomes of a notification whose post was answered with an error.
+const (
+	later = "posted again later"
+	slow  = "posted again later, and others wait too"
+	final = "stopped"
+)
+
+// consequence returns what an error means for the notification, and the requested wait.
+func consequence(err error) (what string, wait time.Duration) {
+	var (
+		retried  *event.LaterError
+		rejected *event.RejectError
+	)
+
+	switch {
+	case errors.As(err, &rejected):
+		return final, 0
+	case errors.As(err, &retried) && retried.Dependency == notification.WebhookReceiver:
+		return slow, retried.After
+	case errors.As(err, &retried):
+		return later, retried.After
+	default:
+		return "", 0
+	}
+}
+
+// answering returns a handler that answers with a status, and a Retry-After unless after
+// is empty.
+func answering(code int, after string) func(http.ResponseWriter) {
+	return func(w http.ResponseWriter) {
+		w.Header().Set("Location", "/elsewhere")
+
+		if after != "" {
+			w.Header().Set("Retry-After", after)
+		}
+
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, "because")
+	}
+}
+
 func TestAnswersOfTheWebhookReceiver(t *testing.T) {
 	t.Parallel()
-
-	const (
-		later = "posted again later"
-		slow  = "posted again later, and others wait too"
-		final = "stopped"
-	)
 
 	for _, c := range []struct {
 		code  int
@@ -388,36 +423,13 @@ func TestAnswersOfTheWebhookReceiver(t *testing.T) {
 		t.Run(http.StatusText(c.code)+" "+c.after, func(t *testing.T) {
 			t.Parallel()
 
-			cfg, attempts := receiver(t, func(w http.ResponseWriter) {
-				w.Header().Set("Location", "/elsewhere")
-
-				if c.after != "" {
-					w.Header().Set("Retry-After", c.after)
-				}
-
-				w.WriteHeader(c.code)
-				_, _ = io.WriteString(w, "because")
-			})
+			cfg, attempts := receiver(t, answering(c.code, c.after))
 			cfg.Webhook.FinalStatuses = []int{http.StatusUnprocessableEntity}
 
 			_, err := newService(t, cfg).PostWebhook(t.Context(), posted(t))
 
-			var (
-				retried  *event.LaterError
-				rejected *event.RejectError
-				got      string
-			)
-
-			switch {
-			case errors.As(err, &rejected):
-				got = final
-			case errors.As(err, &retried) && retried.Dependency == notification.WebhookReceiver:
-				got = slow
-			case errors.As(err, &retried):
-				got = later
-			}
-
-			if got != c.want || retried != nil && retried.After != c.wait {
+			got, wait := consequence(err)
+			if got != c.want || wait != c.wait {
 				t.Errorf("got %q (%+v), expected %q after %s", got, err, c.want, c.wait)
 			}
 

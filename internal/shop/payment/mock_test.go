@@ -65,56 +65,11 @@ func stripeMock(tb testing.TB) *url.URL {
 func TestRequestsFollowStripesDescription(t *testing.T) {
 	t.Parallel()
 
-	var (
-		mu       sync.Mutex
-		answered = map[string]int{}
-	)
-
 	mock := stripeMock(t)
+	refusesUnknownParameters(t, mock)
 
-	wrong, err := http.NewRequestWithContext(t.Context(), http.MethodPost, mock.String()+"/v1/refunds", strings.NewReader("nonsense=1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	wrong.Header.Set("Authorization", "Bearer sk_test_hunter2")
-	wrong.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-
-	response, err := http.DefaultClient.Do(wrong)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	if _ = response.Body.Close(); response.StatusCode != http.StatusBadRequest {
-		t.Fatalf("stripe-mock accepts an unknown parameter: %s", response.Status)
-	}
-
-	// The proxy records the status of each request.
-	proxy := httputil.NewSingleHostReverseProxy(mock)
-	proxy.ModifyResponse = func(r *http.Response) error {
-		body, err := io.ReadAll(r.Body)
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		name := r.Request.Method + " " + strings.TrimSuffix(r.Request.URL.Path, "/")
-
-		if i := strings.Index(name, "/pi_"); i > 0 {
-			name = name[:i] + "/ID" + strings.TrimLeft(name[i+4:], "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
-		}
-
-		mu.Lock()
-		defer mu.Unlock()
-
-		answered[name] = r.StatusCode
-		if r.StatusCode != http.StatusOK {
-			t.Errorf("%s: %d %s", name, r.StatusCode, body)
-		}
-
-		return err
-	}
-
-	front := httptest.NewServer(proxy)
-	t.Cleanup(front.Close)
-
-	gateway := newGateway(t, stripeConfig(front.URL), pgtest.New(t))
+	front := &recorder{tb: t, answered: map[string]int{}}
+	gateway := newGateway(t, stripeConfig(front.serve(mock)), pgtest.New(t))
 
 	// The second charge retrieves the intent. The results do not matter: the mock's
 	// examples have another amount.
@@ -142,8 +97,68 @@ func TestRequestsFollowStripesDescription(t *testing.T) {
 		"POST /v1/payment_intents", "POST /v1/payment_intents/ID/confirm", "GET /v1/payment_intents/ID",
 		"GET /v1/payment_intents/search", "GET /v1/payment_intents", "POST /v1/refunds", "GET /v1/refunds",
 	} {
-		if answered[name] != http.StatusOK {
-			t.Errorf("%s: answered %s", name, fmt.Sprint(answered[name]))
+		if front.answered[name] != http.StatusOK {
+			t.Errorf("%s: answered %s", name, fmt.Sprint(front.answered[name]))
 		}
 	}
+}
+
+// refusesUnknownParameters fails the test if stripe-mock accepts any request.
+func refusesUnknownParameters(t *testing.T, mock *url.URL) {
+	t.Helper()
+
+	wrong, err := http.NewRequestWithContext(t.Context(), http.MethodPost, mock.String()+"/v1/refunds", strings.NewReader("nonsense=1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	wrong.Header.Set("Authorization", "Bearer sk_test_hunter2")
+	wrong.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+
+	response, err := http.DefaultClient.Do(wrong)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _ = response.Body.Close(); response.StatusCode != http.StatusBadRequest {
+		t.Fatalf("stripe-mock accepts an unknown parameter: %s", response.Status)
+	}
+}
+
+// recorder is a proxy that records the status of each kind of request, and fails the test
+// if one is not answered with 200.
+type recorder struct {
+	tb       testing.TB
+	mu       sync.Mutex
+	answered map[string]int
+}
+
+// serve starts the proxy in front of a server and returns its URL.
+func (r *recorder) serve(server *url.URL) string {
+	proxy := httputil.NewSingleHostReverseProxy(server)
+	proxy.ModifyResponse = r.record
+	front := httptest.NewServer(proxy)
+	r.tb.Cleanup(front.Close)
+
+	return front.URL
+}
+
+func (r *recorder) record(response *http.Response) error {
+	body, err := io.ReadAll(response.Body)
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	name := response.Request.Method + " " + strings.TrimSuffix(response.Request.URL.Path, "/")
+
+	if i := strings.Index(name, "/pi_"); i > 0 {
+		name = name[:i] + "/ID" + strings.TrimLeft(name[i+4:], "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	r.answered[name] = response.StatusCode
+	if response.StatusCode != http.StatusOK {
+		r.tb.Errorf("%s: %d %s", name, response.StatusCode, body)
+	}
+
+	return err
 }

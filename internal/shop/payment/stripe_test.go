@@ -100,17 +100,20 @@ func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (
 	return payment.Outcome{}, nil
 }
 
+// failure is how the requests of an operation fail at first.
+type failure struct {
+	name      string
+	operation string
+	faults    []paymenttest.Fault
+	unknown   bool // whether the outcome of the charge is unknown then
+}
+
 func TestStripeChargesOnceDespiteFailures(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
 
-	for _, c := range []struct {
-		name      string
-		operation string
-		faults    []paymenttest.Fault
-		unknown   bool
-	}{
+	for _, c := range []failure{
 		{"no failure", paymenttest.OpCreate, nil, false},
 		{"create is lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.Lost}, true},
 		{"create succeeds, the answer is lost", paymenttest.OpCreate, []paymenttest.Fault{paymenttest.AfterLost, paymenttest.AfterLost}, true},
@@ -130,47 +133,54 @@ func TestStripeChargesOnceDespiteFailures(t *testing.T) {
 		for _, forgetful := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, keys forgotten %t", c.name, forgetful), func(t *testing.T) {
 				t.Parallel()
-
-				server, order := paymenttest.NewServer(t), t.Name()
-				cfg := stripeConfig(server.URL)
-				cfg.Stripe.Timeout = 500 * time.Millisecond
-				server.Fail(c.operation, c.faults...)
-
-				outcome, errs := settle(t, func() payment.Gateway {
-					if forgetful {
-						server.ForgetKeys()
-					}
-
-					return newGateway(t, cfg, pool)
-				}, chargeFor(order))
-
-				if captures, _, net := server.Captured(order); captures != 1 || net != 9999 || !outcome.Captured() {
-					t.Errorf("captured %d times, %d in all, outcome %+v", captures, net, outcome)
-				}
-
-				if len(errs) < len(c.faults) {
-					t.Errorf("got errors %v, expected %d", errs, len(c.faults))
-				}
-
-				for _, err := range errs {
-					unknown := errors.Is(err, payment.ErrUnknown)
-					_, down := errors.AsType[*event.UnavailableError](err)
-
-					if unknown != c.unknown || down != c.unknown {
-						t.Errorf("%v: unknown %t, unavailable %t, expected %t", err, unknown, down, c.unknown)
-					}
-
-					if c.faults[0] == paymenttest.Busy && expectRetryable(t, err) != paymenttest.RetryAfter {
-						t.Errorf("waits %s, expected the Retry-After", expectRetryable(t, err))
-					}
-				}
-
-				repeated, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor(order))
-				if err != nil || repeated != outcome {
-					t.Errorf("repeated: %+v, %v, expected %+v", repeated, err, outcome)
-				}
+				chargesOnce(t, pool, c, forgetful)
 			})
 		}
+	}
+}
+
+// chargesOnce fails the test unless an order is charged once despite the failures of a
+// server, which forgets its idempotency keys before each attempt if it is forgetful.
+func chargesOnce(t *testing.T, pool *pgxpool.Pool, c failure, forgetful bool) {
+	t.Helper()
+
+	server, order := paymenttest.NewServer(t), t.Name()
+	cfg := stripeConfig(server.URL)
+	cfg.Stripe.Timeout = 500 * time.Millisecond
+	server.Fail(c.operation, c.faults...)
+
+	outcome, errs := settle(t, func() payment.Gateway {
+		if forgetful {
+			server.ForgetKeys()
+		}
+
+		return newGateway(t, cfg, pool)
+	}, chargeFor(order))
+
+	if captures, _, net := server.Captured(order); captures != 1 || net != 9999 || !outcome.Captured() {
+		t.Errorf("captured %d times, %d in all, outcome %+v", captures, net, outcome)
+	}
+
+	if len(errs) < len(c.faults) {
+		t.Errorf("got errors %v, expected %d", errs, len(c.faults))
+	}
+
+	for _, err := range errs {
+		unknown := errors.Is(err, payment.ErrUnknown)
+		_, down := errors.AsType[*event.UnavailableError](err)
+
+		if unknown != c.unknown || down != c.unknown {
+			t.Errorf("%v: unknown %t, unavailable %t, expected %t", err, unknown, down, c.unknown)
+		}
+
+		if c.faults[0] == paymenttest.Busy && expectRetryable(t, err) != paymenttest.RetryAfter {
+			t.Errorf("waits %s, expected the Retry-After", expectRetryable(t, err))
+		}
+	}
+
+	repeated, err := newGateway(t, cfg, pool).Charge(t.Context(), chargeFor(order))
+	if err != nil || repeated != outcome {
+		t.Errorf("repeated: %+v, %v, expected %+v", repeated, err, outcome)
 	}
 }
 
@@ -218,24 +228,32 @@ func TestFindReturnsTheOutcomeOfAFailedRequest(t *testing.T) {
 	expectRetryable(t, err)
 }
 
-func TestStripeDeclinesAndRejects(t *testing.T) {
+func TestStripeDeclinesACard(t *testing.T) {
 	t.Parallel()
 
-	server, pool := paymenttest.NewServer(t), pgtest.New(t)
-	gateway := newGateway(t, stripeConfig(server.URL), pool)
+	server := paymenttest.NewServer(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
 	server.Decline("declined", "insufficient_funds")
 
 	for range 2 {
 		outcome, err := gateway.Charge(t.Context(), chargeFor("declined"))
 		if err != nil || outcome.Declined != "Your card was declined. (insufficient_funds)" || outcome.Captured() {
-			t.Errorf("a declined card: %+v, %v", outcome, err)
+			t.Errorf("got %+v, %v", outcome, err)
 		}
 	}
 
 	if found, err := gateway.Find(t.Context(), chargeFor("declined")); err != nil || found.Declined == "" {
-		t.Errorf("a declined card: found %+v, %v", found, err)
+		t.Errorf("found %+v, %v", found, err)
 	}
 
+	notCaptured(t, server, "declined")
+}
+
+func TestImpossibleAmountsAreNotCharged(t *testing.T) {
+	t.Parallel()
+
+	server := paymenttest.NewServer(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
 	small := chargeFor("small")
 	small.Amount = money.MustParse("0.1")
 
@@ -263,11 +281,23 @@ func TestStripeDeclinesAndRejects(t *testing.T) {
 		t.Error("Stripe was asked to charge an impossible amount")
 	}
 
-	for _, order := range []string{"declined", "small", "nothing", "odd"} {
+	notCaptured(t, server, "small", "nothing", "odd")
+}
+
+func notCaptured(t *testing.T, server *paymenttest.Server, orders ...string) {
+	t.Helper()
+
+	for _, order := range orders {
 		if captures, _, _ := server.Captured(order); captures != 0 {
 			t.Errorf("%s was captured", order)
 		}
 	}
+}
+
+func TestAnAttemptHasOneAmount(t *testing.T) {
+	t.Parallel()
+
+	gateway := newGateway(t, stripeConfig(paymenttest.NewServer(t).URL), pgtest.New(t))
 
 	if _, err := gateway.Charge(t.Context(), chargeFor("order")); err != nil {
 		t.Fatal(err)
@@ -276,7 +306,7 @@ func TestStripeDeclinesAndRejects(t *testing.T) {
 	other := chargeFor("order")
 	other.Amount = money.MustParse("1")
 
-	_, err = gateway.Charge(t.Context(), other)
+	_, err := gateway.Charge(t.Context(), other)
 	if rejection, ok := errors.AsType[*event.RejectError](err); !ok || rejection.Reason != event.ReasonConflict {
 		t.Errorf("the same attempt with another amount: %v", err)
 	}
@@ -450,67 +480,20 @@ func TestTheLedgerOfStripeIsReadInPages(t *testing.T) {
 	}
 }
 
-// Several processes charge and refund the same orders while requests fail at
-// random: each order has one capture and one refund.
 func TestStripeUnderChaos(t *testing.T) {
 	t.Parallel()
 
-	const orders, processes = 30, 3
+	server := paymenttest.NewServer(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+	failAtRandom(t, server)
 
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-
-	chance := rand.New(rand.NewPCG(seed, 0))
-	faults := []paymenttest.Fault{
-		paymenttest.Lost, paymenttest.Error, paymenttest.StoredError, paymenttest.AfterLost, paymenttest.AfterError,
-		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
-	}
-	server, pool := paymenttest.NewServer(t), pgtest.New(t)
-	server.Plan(func(string) paymenttest.Fault { // one at a time
-		if chance.IntN(5) < 2 {
-			return faults[chance.IntN(len(faults))]
-		}
-
-		return paymenttest.None
-	})
-
-	gateway := newGateway(t, stripeConfig(server.URL), pool)
-
-	for i := range orders {
+	for i := range 30 {
 		order := fmt.Sprintf("order-%d", i)
 		if i%5 == 0 {
 			server.Decline(order, "do_not_honor")
 		}
 
-		var (
-			outcomes [processes]payment.Outcome
-			wait     sync.WaitGroup
-		)
-
-		for p := range processes {
-			wait.Go(func() {
-				for t.Context().Err() == nil {
-					outcome, err := gateway.Charge(t.Context(), chargeFor(order))
-					if err == nil {
-						outcomes[p] = outcome
-
-						return
-					}
-
-					if _, rejected := errors.AsType[*event.RejectError](err); rejected {
-						t.Errorf("%s: %v", order, err)
-
-						return
-					}
-
-					if p == 0 {
-						server.ForgetKeys()
-					}
-				}
-			})
-		}
-
-		wait.Wait()
+		outcomes := chargeConcurrently(t, server, gateway, order)
 
 		for _, outcome := range outcomes {
 			if outcome != outcomes[0] {
@@ -530,6 +513,63 @@ func TestStripeUnderChaos(t *testing.T) {
 			t.Fatalf("%s: captured %d times, refunded %d times, %d remain", order, captures, refunds, net)
 		}
 	}
+}
+
+// failAtRandom makes two of five requests to a server fail.
+func failAtRandom(t *testing.T, server *paymenttest.Server) {
+	t.Helper()
+
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+
+	chance := rand.New(rand.NewPCG(seed, 0))
+	faults := []paymenttest.Fault{
+		paymenttest.Lost, paymenttest.Error, paymenttest.StoredError, paymenttest.AfterLost, paymenttest.AfterError,
+		paymenttest.AfterGarbled, paymenttest.Busy, paymenttest.InUse,
+	}
+
+	server.Plan(func(string) paymenttest.Fault { // one at a time
+		if chance.IntN(5) < 2 {
+			return faults[chance.IntN(len(faults))]
+		}
+
+		return paymenttest.None
+	})
+}
+
+// chargeConcurrently charges for an order in three processes until each has an outcome.
+// Whenever the first fails, the server forgets its idempotency keys.
+func chargeConcurrently(t *testing.T, server *paymenttest.Server, gateway payment.Gateway, order string) (outcomes [3]payment.Outcome) {
+	t.Helper()
+
+	var wait sync.WaitGroup
+
+	for p := range outcomes {
+		wait.Go(func() {
+			for t.Context().Err() == nil {
+				outcome, err := gateway.Charge(t.Context(), chargeFor(order))
+				if err == nil {
+					outcomes[p] = outcome
+
+					return
+				}
+
+				if _, rejected := errors.AsType[*event.RejectError](err); rejected {
+					t.Errorf("%s: %v", order, err)
+
+					return
+				}
+
+				if p == 0 {
+					server.ForgetKeys()
+				}
+			}
+		})
+	}
+
+	wait.Wait()
+
+	return outcomes
 }
 
 func refundUntilDone(t *testing.T, gateway payment.Gateway, refund payment.Refund) {
@@ -756,6 +796,73 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 
 // A person refunds parts. A capture is refunded when the refunds that have succeeded
 // add up to it.
+// refundInParts is a capture of which a person refunds parts by hand.
+type refundInParts struct {
+	name    string
+	parts   []string // made before the request: units and status
+	failed  bool     // Millrace's own refund of the rest has failed
+	more    []string // made after that
+	want    string   // the refund, or the error
+	request int      // refunds that Millrace creates
+}
+
+// refund requests the refund of the capture, and returns the refund or the error, and how
+// many refunds Millrace has created. With told, Millrace knows that its own has failed.
+func (c refundInParts) refund(t *testing.T, told bool) (got string, requests int) {
+	t.Helper()
+
+	server := paymenttest.NewServer(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
+
+	outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	refund := refundOf("order", outcome)
+	refundByHand(t, server, outcome, c.parts)
+
+	if c.failed {
+		own, err := gateway.Refund(t.Context(), refund)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		server.SettleRefund(own, "failed", "lost_card")
+		server.ForgetKeys()
+		refundByHand(t, server, outcome, c.more)
+
+		if told {
+			refund.FailedID = own
+		}
+	}
+
+	got, err = gateway.Refund(t.Context(), refund)
+	if err != nil {
+		got = err.Error()
+	}
+
+	return got, server.Requests(paymenttest.OpRefund)
+}
+
+// refundByHand refunds parts of a capture, each given by its units and status.
+func refundByHand(t *testing.T, server *paymenttest.Server, outcome payment.Outcome, parts []string) {
+	t.Helper()
+
+	for _, part := range parts {
+		var (
+			units  int64
+			status string
+		)
+
+		if _, err := fmt.Sscan(part, &units, &status); err != nil {
+			t.Fatal(err)
+		}
+
+		server.SettleRefund(server.RefundByHand(outcome.TransactionID, units, "pending"), status, "")
+	}
+}
+
 func TestPartsOfARefundCountTogether(t *testing.T) {
 	t.Parallel()
 
@@ -764,14 +871,7 @@ func TestPartsOfARefundCountTogether(t *testing.T) {
 		refused = "the payment provider refused: "
 	)
 
-	for _, c := range []struct {
-		name    string
-		parts   []string // made before the request: units and status
-		failed  bool     // Millrace's own refund of the rest has failed
-		more    []string // made after that
-		want    string   // the refund, or the error
-		request int      // refunds that Millrace creates
-	}{
+	for _, c := range []refundInParts{
 		{"the rest is refunded", []string{"4000 succeeded"}, false, nil, "re_000001", 1},
 		{"a part is pending", []string{"4000 pending"}, false, nil, pending + "the refund re_000000 is pending", 1},
 		{"a part had failed", []string{"4000 failed"}, false, nil, "re_000001", 1},
@@ -785,53 +885,8 @@ func TestPartsOfARefundCountTogether(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, the failure is known %t", c.name, told), func(t *testing.T) {
 				t.Parallel()
 
-				server := paymenttest.NewServer(t)
-				gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
-
-				outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
-				if err != nil {
-					t.Fatal(err)
-				}
-
-				byHand := func(parts []string) {
-					for _, part := range parts {
-						var (
-							units  int64
-							status string
-						)
-
-						if _, err := fmt.Sscan(part, &units, &status); err != nil {
-							t.Fatal(err)
-						}
-
-						server.SettleRefund(server.RefundByHand(outcome.TransactionID, units, "pending"), status, "")
-					}
-				}
-
-				refund := refundOf("order", outcome)
-				byHand(c.parts)
-
-				if c.failed {
-					own, err := gateway.Refund(t.Context(), refund)
-					if err != nil {
-						t.Fatal(err)
-					}
-
-					server.SettleRefund(own, "failed", "lost_card")
-					server.ForgetKeys()
-					byHand(c.more)
-
-					if told {
-						refund.FailedID = own
-					}
-				}
-
-				got, err := gateway.Refund(t.Context(), refund)
-				if err != nil {
-					got = err.Error()
-				}
-
-				if n := server.Requests(paymenttest.OpRefund); got != c.want || n != c.request {
+				got, n := c.refund(t, told)
+				if got != c.want || n != c.request {
 					t.Errorf("got %s by %d requests, expected %s by %d", got, n, c.want, c.request)
 				}
 			})

@@ -350,69 +350,87 @@ func TestWebhooksNeedASecret(t *testing.T) {
 func TestStateComparesBothRecords(t *testing.T) {
 	t.Parallel()
 
-	pool := pgtest.New(t)
-	simulated := newGateway(t, simulatedConfig(), pool)
-	ofStripe := newGateway(t, stripeConfig(paymenttest.NewServer(t).URL), pool)
+	for name, cfg := range map[string]payment.Config{
+		"simulated": simulatedConfig(),
+		"stripe":    stripeConfig(paymenttest.NewServer(t).URL),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 
-	for _, gateway := range []payment.Gateway{simulated, ofStripe} {
-		if _, err := pool.Exec(t.Context(), `DELETE FROM payments`); err != nil {
-			t.Fatal(err)
-		}
+			pool := pgtest.New(t)
+			r := records{t: t, pool: pool, gateway: newGateway(t, cfg, pool)}
 
-		state := func(order string) payment.Statement {
-			s, err := payment.State(t.Context(), pool, gateway, order)
-			if err != nil {
+			if _, err := payment.State(t.Context(), pool, r.gateway, "nobody"); err == nil || err.Error() != "there is no payment of order nobody" {
+				t.Errorf("got %v", err)
+			}
+
+			r.write("agrees", "captured", "99.99", r.charge("agrees"), "")
+
+			if s := r.state("agrees"); len(s.Differences) != 0 || len(s.Recorded) != 1 || len(s.Ledger) != 1 {
+				t.Errorf("got %+v", s)
+			}
+
+			r.charge("unrecorded")
+			r.write("uncaptured", "captured", "99.99", "t_none", "")
+			r.write("amount", "captured", "1", r.charge("amount"), "")
+			r.write("refund", "refunded", "99.99", r.charge("refund"), "re")
+			given := r.charge("refunded elsewhere")
+			r.write("refunded elsewhere", "captured", "99.99", given, "")
+
+			if _, err := r.gateway.Refund(t.Context(), refundOf("refunded elsewhere", payment.Outcome{TransactionID: given})); err != nil {
 				t.Fatal(err)
 			}
 
-			return s
-		}
-		record := func(order, status, amount, transaction, refund string) {
-			_, err := pool.Exec(t.Context(), `
-				INSERT INTO payments (order_id, status, amount, currency, transaction_id, refund_id, refunded_at)
-				VALUES ($1, $2, $3::text::numeric, 'USD', $4, NULLIF($5, ''), CASE WHEN $5 <> '' THEN now() END)`, order, status, amount, transaction, refund)
-			if err != nil {
-				t.Fatal(err)
+			for order, says := range map[string]string{
+				"unrecorded": "which is not recorded", "uncaptured": "has not captured it", "amount": "is recorded with 1 USD",
+				"refund": "has refunded 0 of 99.99 USD", "refunded elsewhere": "no refund is recorded",
+			} {
+				if s := r.state(order); len(s.Differences) != 1 || !strings.Contains(s.Differences[0], says) {
+					t.Errorf("%s: got %q", order, s.Differences)
+				}
 			}
-		}
-		charge := func(order string) string {
-			outcome, err := gateway.Charge(t.Context(), chargeFor(order))
-			if err != nil {
-				t.Fatal(err)
-			}
-
-			return outcome.TransactionID
-		}
-
-		if _, err := payment.State(t.Context(), pool, gateway, "nobody"); err == nil || err.Error() != "there is no payment of order nobody" {
-			t.Errorf("got %v", err)
-		}
-
-		transaction := charge("agrees")
-		record("agrees", "captured", "99.99", transaction, "")
-
-		if s := state("agrees"); len(s.Differences) != 0 || len(s.Recorded) != 1 || len(s.Ledger) != 1 {
-			t.Errorf("got %+v", s)
-		}
-
-		charge("unrecorded")
-		record("uncaptured", "captured", "99.99", "t_none", "")
-		record("amount", "captured", "1", charge("amount"), "")
-		record("refund", "refunded", "99.99", charge("refund"), "re")
-		given := charge("refunded elsewhere")
-		record("refunded elsewhere", "captured", "99.99", given, "")
-
-		if _, err := gateway.Refund(t.Context(), refundOf("refunded elsewhere", payment.Outcome{TransactionID: given})); err != nil {
-			t.Fatal(err)
-		}
-
-		for order, says := range map[string]string{
-			"unrecorded": "which is not recorded", "uncaptured": "has not captured it", "amount": "is recorded with 1 USD",
-			"refund": "has refunded 0 of 99.99 USD", "refunded elsewhere": "no refund is recorded",
-		} {
-			if s := state(order); len(s.Differences) != 1 || !strings.Contains(s.Differences[0], says) {
-				t.Errorf("%s: got %q", order, s.Differences)
-			}
-		}
+		})
 	}
+}
+
+// records are the two records of payments: the provider's and Millrace's.
+type records struct {
+	t       *testing.T
+	pool    *pgxpool.Pool
+	gateway payment.Gateway
+}
+
+// charge adds to the provider's record and returns the transaction.
+func (r records) charge(order string) string {
+	r.t.Helper()
+
+	outcome, err := r.gateway.Charge(r.t.Context(), chargeFor(order))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return outcome.TransactionID
+}
+
+// write adds to Millrace's record.
+func (r records) write(order, status, amount, transaction, refund string) {
+	r.t.Helper()
+
+	_, err := r.pool.Exec(r.t.Context(), `
+		INSERT INTO payments (order_id, status, amount, currency, transaction_id, refund_id, refunded_at)
+		VALUES ($1, $2, $3::text::numeric, 'USD', $4, NULLIF($5, ''), CASE WHEN $5 <> '' THEN now() END)`, order, status, amount, transaction, refund)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r records) state(order string) payment.Statement {
+	r.t.Helper()
+
+	s, err := payment.State(r.t.Context(), r.pool, r.gateway, order)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return s
 }
