@@ -304,7 +304,7 @@ func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 	r.settle()
 
 	entries := r.stopped()
-	if r.texts("a") != "2" || len(entries) != 1 || entries[0].Error != "skipped by test after 1 attempts: it is broken" || string(entries[0].Payload) != string(queue[0].Payload) {
+	if r.texts("a") != "2" || len(entries) != 1 || entries[0].Error != "skipped by test after 1 attempt: it is broken" || string(entries[0].Payload) != string(queue[0].Payload) {
 		t.Errorf("applied %q, stopped %+v", r.texts("a"), entries)
 	}
 }
