@@ -37,48 +37,64 @@ const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
 func (p DailyPartitions) Ensure(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
-	err := CheckOwner(ctx, pool, p.Table)
+	present, err := p.partitions(ctx, pool)
+	if err != nil {
+		return err
+	}
+
+	err = CheckOwner(ctx, pool, p.Table)
 	if foreign, ok := errors.AsType[*OwnerError](err); ok {
-		return p.complain(ctx, pool, today, foreign)
+		if slices.Contains(present, p.name(today)) && slices.Contains(present, p.name(today.AddDate(0, 0, 1))) {
+			return nil
+		}
+
+		return fmt.Errorf("creating partitions: %w: run `millrace upkeep` as %s, every day", foreign, foreign.Owner)
 	}
 
 	for offset := -1; offset <= partitionsAhead && err == nil; offset++ {
-		err = p.ensure(ctx, pool, today.AddDate(0, 0, offset))
+		if day := today.AddDate(0, 0, offset); !slices.Contains(present, p.name(day)) {
+			err = p.create(ctx, pool, day)
+		}
 	}
 
 	return err
 }
 
-// complain returns err if the partition of today or tomorrow is missing.
-func (p DailyPartitions) complain(ctx context.Context, pool *pgxpool.Pool, today time.Time, err *OwnerError) error {
-	var complete bool
-
-	if err := pool.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL`,
-		p.name(today), p.name(today.AddDate(0, 0, 1))).Scan(&complete); err != nil || complete {
-		return err
-	}
-
-	return fmt.Errorf("creating partitions: %w: run `millrace upkeep` as %s, every day", err, err.Owner)
-}
-
 // name returns the name of a day's partition.
 func (p DailyPartitions) name(day time.Time) string { return p.Table + "_" + day.Format(partitionDay) }
 
-func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time) error {
+// partitions returns the names of the table's partitions. It reads the catalog itself:
+// to_regclass answers from a cache that still lacks what another session created
+// while this one waited for an advisory lock.
+func (p DailyPartitions) partitions(ctx context.Context, db Querier) ([]string, error) {
+	names, err := Collect(ctx, db, pgx.RowTo[string], `
+		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY 1`, p.Table)
+	if err != nil {
+		return nil, fmt.Errorf("listing partitions of %s: %w", p.Table, err)
+	}
+
+	return names, nil
+}
+
+// lock serializes changes of the table's partitions and reports whether there is one
+// with this name: another replica may have created or dropped it during the wait.
+func (p DailyPartitions) lock(ctx context.Context, tx pgx.Tx, name string) (exists bool, err error) {
+	if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {
+		return false, err
+	}
+
+	present, err := p.partitions(ctx, tx)
+
+	return slices.Contains(present, name), err
+}
+
+// create uses one transaction per partition, to hold its locks briefly.
+func (p DailyPartitions) create(ctx context.Context, db Beginner, day time.Time) error {
 	name := p.name(day)
 	from, to := day.Format(time.DateOnly), day.AddDate(0, 0, 1).Format(time.DateOnly)
 
 	err := InTx(ctx, db, func(tx pgx.Tx) error {
-		if exists, err := p.exists(ctx, tx, name); err != nil || exists {
-			return err
-		}
-
-		if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {
-			return err
-		}
-
-		// Another replica may have created it during the wait.
-		if exists, err := p.exists(ctx, tx, name); err != nil || exists {
+		if exists, err := p.lock(ctx, tx, name); err != nil || exists {
 			return err
 		}
 
@@ -102,17 +118,6 @@ func (p DailyPartitions) ensure(ctx context.Context, db Beginner, day time.Time)
 	return nil
 }
 
-// exists reports whether the table has the partition. It reads the catalog itself:
-// to_regclass answers from a cache that still lacks what another session created
-// while this one waited for an advisory lock.
-func (p DailyPartitions) exists(ctx context.Context, tx pgx.Tx, name string) (exists bool, err error) {
-	err = tx.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass AND c.relname = $2)`,
-		p.Table, name).Scan(&exists)
-
-	return exists, err
-}
-
 // Drop drops the partitions of days that ended before the given time and returns
 // their number. While another transaction holds the table it returns an error for
 // which IsUnavailable is true; try again later. It leaves them to the owner of the
@@ -126,12 +131,17 @@ func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before ti
 		return 0, err
 	}
 
-	names, err := p.past(ctx, pool, before)
+	names, err := p.partitions(ctx, pool)
 	if err != nil {
-		return 0, fmt.Errorf("listing partitions of %s: %w", p.Table, err)
+		return 0, err
 	}
 
 	for _, name := range names {
+		day, err := time.Parse(p.Table+"_"+partitionDay, name)
+		if err != nil || !day.Before(before.UTC().Truncate(24*time.Hour)) {
+			continue // the default partition, or one to keep
+		}
+
 		gone, err := p.drop(ctx, pool, name, before)
 		if err != nil {
 			return dropped, fmt.Errorf("dropping partition %s: %w", name, err)
@@ -152,12 +162,7 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 			return err
 		}
 
-		if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {
-			return err
-		}
-
-		// Another replica may have dropped it during the wait.
-		if gone, err = p.exists(ctx, tx, name); err != nil || !gone {
+		if gone, err = p.lock(ctx, tx, name); err != nil || !gone {
 			return err
 		}
 
@@ -179,18 +184,6 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 	})
 
 	return gone && err == nil, err
-}
-
-// past lists the partitions of days that ended before the given time.
-func (p DailyPartitions) past(ctx context.Context, db Querier, before time.Time) ([]string, error) {
-	names, err := Collect(ctx, db, pgx.RowTo[string], `
-		SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY 1`, p.Table)
-
-	return slices.DeleteFunc(names, func(name string) bool {
-		day, err := time.Parse(p.Table+"_"+partitionDay, name)
-
-		return err != nil || !day.Before(before.UTC().Truncate(24*time.Hour)) // the default partition, or one to keep
-	}), err
 }
 
 // pagesAtOnce is how many pages DeleteBefore scans per transaction.

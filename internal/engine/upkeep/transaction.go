@@ -43,8 +43,9 @@ func (t Transaction) Remedy() string {
 	}
 }
 
-// Kinds of transactions besides sessions, as the query below names them.
+// Kinds of transactions.
 const (
+	kindSession  = "session"
 	kindPrepared = "prepared transaction"
 	kindSlot     = "replication slot"
 )
@@ -66,20 +67,20 @@ func (j *Janitor) oldestTransaction(ctx context.Context) (Transaction, error) {
 		return t, err
 	}, `
 		SELECT kind, pid, name, database, state, age FROM (
-			SELECT 'session' AS kind, pid, application_name AS name, coalesce(datname, '') AS database, coalesce(state, '') AS state,
+			SELECT $1 AS kind, pid, application_name AS name, coalesce(datname, '') AS database, coalesce(state, '') AS state,
 			       extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age
 			FROM pg_stat_activity
 			WHERE xact_start IS NOT NULL AND pid <> pg_backend_pid() AND backend_type NOT IN ('autovacuum worker', 'parallel worker')
 			UNION ALL
-			SELECT 'prepared transaction', 0, gid, database, 'prepared', extract(epoch FROM clock_timestamp() - prepared)::float8
+			SELECT $2, 0, gid, database, 'prepared', extract(epoch FROM clock_timestamp() - prepared)::float8
 			FROM pg_prepared_xacts
 			UNION ALL
-			SELECT 'replication slot', 0, slot_name, coalesce(database, ''), 'inactive',
+			SELECT $3, 0, slot_name, coalesce(database, ''), 'inactive',
 			       extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8 -- since Postgres 17
 			FROM pg_replication_slots s
 			WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL)
 		) AS open
-		WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1`)
+		WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1`, kindSession, kindPrepared, kindSlot)
 	if err != nil || len(open) == 0 {
 		return Transaction{}, err
 	}
