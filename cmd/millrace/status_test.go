@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,65 +42,58 @@ func stop(t *testing.T, s *apptest.Service, consumer, topic, key string) {
 	}
 }
 
-func TestStatusSaysWhatToDoAndExitsWith1(t *testing.T) {
+// shows waits until status exits with code and says all of says: the service follows a
+// pause within a second.
+func shows(t *testing.T, millrace func(args ...string) (string, int), code int, says ...string) {
+	t.Helper()
+	pgtest.Eventually(t, fmt.Sprintf("status exits with %d and says %q", code, says), func() bool {
+		out, got := millrace("status")
+
+		return got == code && !slices.ContainsFunc(says, func(text string) bool { return !strings.Contains(out, text) })
+	})
+}
+
+func TestStatusSaysWhatToDoAboutStoppedMessages(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
 	s.ExpectFailures()
 
 	millrace := beside(t, s)
-
-	shows := func(code int, says ...string) {
-		t.Helper()
-
-		var (
-			out string
-			got int
-		)
-
-		// The service follows a pause within a second.
-		pgtest.Eventually(t, fmt.Sprintf("status exits with %d and says %q", code, says), func() bool {
-			out, got = millrace("status")
-
-			for _, text := range says {
-				if !strings.Contains(out, text) {
-					return false
-				}
-			}
-
-			return got == code
-		})
-	}
-
-	shows(0, "fulfilment.place", "running", "note: notification.email.host: is not set", "what to do: set it to the mail server")
+	shows(t, millrace, 0, "fulfilment.place", "running", "note: notification.email.host: is not set", "what to do: set it to the mail server")
 
 	for range 3 {
 		stop(t, s, "fulfilment.place", "orders.created", "x")
 	}
 
-	shows(exitFailure, "degraded: stopped messages: 3 messages are stopped", "what to do: `millrace failed groups` shows why")
+	shows(t, millrace, exitFailure, "degraded: stopped messages: 3 messages are stopped", "what to do: `millrace failed groups` shows why")
 
 	if _, err := s.Pool.Exec(t.Context(), `DELETE FROM failed_messages`); err != nil {
 		t.Fatal(err)
 	}
 
-	shows(0, "running")
+	shows(t, millrace, 0, "running")
+}
+
+func TestStatusSaysWhatToDoAboutAPausedConsumer(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	millrace := beside(t, s)
 
 	if out, code := millrace("consumers", "pause", "account.create", "--by", "ann", "--why", "fixing the import"); code != 0 {
 		t.Fatal(out)
 	}
 
-	shows(exitFailure, "paused by ann since ", "degraded: account.create since ", "what to do: `millrace consumers resume account.create`")
-
+	shows(t, millrace, exitFailure, "paused by ann since ", "degraded: account.create since ", "what to do: `millrace consumers resume account.create`")
 	pgtest.Eventually(t, "the service follows the pause", func() bool { return len(s.Router.Suspended()) == 1 })
 
-	out, code := millrace("publish", "user.created", `{"user":{"id":"bob","name":"Bob","email":"bob@example.com"}}`)
-	if code != 0 {
+	if out, code := millrace("publish", "user.created", `{"user":{"id":"bob","name":"Bob","email":"bob@example.com"}}`); code != 0 {
 		t.Fatal(out)
 	}
 
 	pgtest.Eventually(t, "the backlog of the paused consumer is shown", func() bool {
-		out, _ = millrace("status")
+		out, _ := millrace("status")
 
 		for line := range strings.Lines(out) {
 			if strings.HasPrefix(line, "account.create ") {

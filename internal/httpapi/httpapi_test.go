@@ -12,6 +12,32 @@ import (
 	"github.com/millracehq/millrace/internal/httpapi"
 )
 
+// readiness is the body of /readyz.
+type readiness struct {
+	Status   string
+	Troubles []health.Trouble
+}
+
+// probe asks a server, and returns an empty body unless it is JSON.
+func probe(t *testing.T, server *httpapi.Server, path string) (code int, body readiness) {
+	t.Helper()
+
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+server.Addr()+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+
+	_ = json.NewDecoder(response.Body).Decode(&body)
+
+	return response.StatusCode, body
+}
+
 func TestReadyzAnswersByTheWorstTroubleAndLivezByNone(t *testing.T) {
 	t.Parallel()
 
@@ -25,30 +51,6 @@ func TestReadyzAnswersByTheWorstTroubleAndLivezByNone(t *testing.T) {
 	}
 
 	t.Cleanup(func() { _ = server.Close(context.Background()) })
-
-	type answer struct {
-		Status   string
-		Troubles []health.Trouble
-	}
-
-	ask := func(path string) (code int, body answer) {
-		t.Helper()
-
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+server.Addr()+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-
-		_ = json.NewDecoder(response.Body).Decode(&body) // metrics are not JSON
-
-		return response.StatusCode, body
-	}
 
 	trouble := func(level health.Level) health.Trouble {
 		return health.Trouble{Kind: health.Broker, Name: "kafka", Level: level, Reason: "not connected", Remedy: "start it"}
@@ -66,13 +68,13 @@ func TestReadyzAnswersByTheWorstTroubleAndLivezByNone(t *testing.T) {
 	} {
 		troubles = c.troubles
 
-		code, body := ask("/readyz")
+		code, body := probe(t, server, "/readyz")
 		if code != c.code || body.Status != c.status || len(body.Troubles) != len(c.troubles) {
 			t.Errorf("%+v: got %d %+v, expected %d %s", c.troubles, code, body, c.code, c.status)
 		}
 
 		for _, path := range []string{"/livez", "/metrics"} {
-			if code, _ := ask(path); code != 200 {
+			if code, _ := probe(t, server, path); code != 200 {
 				t.Errorf("%+v: %s: got %d", c.troubles, path, code)
 			}
 		}
