@@ -258,12 +258,17 @@ func TestForeignMessagesNeedNotBeText(t *testing.T) {
 		t.Fatalf("%v: %+v", err, entries)
 	}
 
-	for i, want := range []struct{ key, payload, says string }{
+	stopped := map[string]failed.Entry{} // messages of different keys are stopped in any order
+	for _, e := range entries {
+		stopped[e.Key] = e
+	}
+
+	for _, want := range []struct{ key, payload, says string }{
 		{`"o\x00"`, `{"order":{"id":"o\u0000","product_id":"product_1","quantity":1,"total_amount":1}}`, `order.id: is "o\x00", expected printable characters`},
 		{`"g\xf6"`, `{}`, "order.id: is missing"},
 		{`"a\x00b\xff"`, odd, "payload: not valid JSON"},
 	} {
-		if e := entries[i]; e.Key != want.key || string(e.Payload) != want.payload || !strings.Contains(e.Error, want.says) {
+		if e, ok := stopped[want.key]; !ok || string(e.Payload) != want.payload || !strings.Contains(e.Error, want.says) {
 			t.Errorf("got key %s, payload %q, error %s, expected %+v", e.Key, e.Payload, e.Error, want)
 		}
 	}
