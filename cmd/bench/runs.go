@@ -343,7 +343,7 @@ func (s *site) step(ctx context.Context, consumer string, entries []inbox.Entry,
 	)
 
 	err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) (err error) {
-		if _, err := inbox.Claim(ctx, tx, consumer, entries, nil); err != nil {
+		if err := inbox.ClaimNew(ctx, tx, consumer, entries, &pgx.Batch{}); err != nil {
 			return err
 		}
 

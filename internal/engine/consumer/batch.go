@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -138,6 +139,8 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
+	// repeats is when a claim last found a message that was claimed before.
+	repeats atomic.Int64 // nanoseconds since 1970
 	// performed is true if the units' effects have been performed: they are recorded
 	// whatever operators decided meanwhile.
 	performed bool
@@ -206,18 +209,15 @@ func finish[E any](units []*unit[E], err error) {
 // transact claims the units, applies the fresh ones and commits.
 func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	started := time.Now()
-	caused := 0
+	repeated := started.Sub(time.Unix(0, a.repeats.Load())) < expectRepeats
 
-	err := postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		fresh, index, err := a.claim(ctx, tx, units)
-		if err != nil || len(fresh) == 0 {
-			return err
-		}
+	caused, err := a.attempt(ctx, units, repeated)
+	if errors.Is(err, inbox.ErrClaimed) {
+		a.repeats.Store(started.UnixNano())
 
-		caused, err = a.run(ctx, tx, a.handle, fresh)
+		caused, err = a.attempt(ctx, units, true)
+	}
 
-		return reindex(err, index)
-	})
 	if err != nil {
 		return err
 	}
@@ -234,6 +234,27 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	return nil
 }
 
+// expectRepeats is how long claims expect messages that were claimed before, after one
+// has found some: a broker that delivers messages again delivers many.
+const expectRepeats = time.Minute
+
+// attempt is transact in one transaction. It returns inbox.ErrClaimed if repeated is
+// false and a unit was claimed before.
+func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated bool) (caused int, err error) {
+	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
+		fresh, index, err := a.claim(ctx, tx, units, repeated)
+		if err != nil || len(fresh) == 0 {
+			return err
+		}
+
+		caused, err = a.run(ctx, tx, a.handle, fresh)
+
+		return reindex(err, index)
+	})
+
+	return caused, err
+}
+
 // run calls a handler and stores the events that it returns.
 func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E], events []E) (caused int, err error) {
 	outgoing, err := protect(func() ([]event.Outgoing, error) { return handle(ctx, tx, events) })
@@ -246,11 +267,17 @@ func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E],
 
 // claim claims the units and blocks those whose key is waiting. It returns the events
 // to apply and the index of each in units.
-func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E]) (fresh []E, index []int, err error) {
+func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], repeated bool) (fresh []E, index []int, err error) {
 	along := &pgx.Batch{}
 	found := failed.QueueKeys(along, a.consumer, keysOf(units))
+	verdicts := make([]inbox.Verdict, len(units)) // fresh
 
-	verdicts, err := inbox.Claim(ctx, tx, a.consumer, claimsOf(units), along)
+	if repeated {
+		verdicts, err = inbox.Claim(ctx, tx, a.consumer, claimsOf(units), along)
+	} else {
+		err = inbox.ClaimNew(ctx, tx, a.consumer, claimsOf(units), along)
+	}
+
 	if err != nil {
 		return nil, nil, err
 	}

@@ -83,7 +83,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 		     AS r (stream, version, type, data, message_id, schema, follows)
 		WHERE pg_current_xact_id() IS NOT NULL
 		  AND (follows OR EXISTS (SELECT FROM events e WHERE e.stream = r.stream AND e.version = r.version - 1 OFFSET 0))
-		ON CONFLICT DO NOTHING`,
+		ON CONFLICT (stream, version) DO NOTHING`,
 		streams, versions, types, bodies, messages, schemas, follows)
 	if err != nil {
 		return fmt.Errorf("appending events: %w", err)

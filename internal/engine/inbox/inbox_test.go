@@ -3,6 +3,7 @@ package inbox_test
 import (
 	"crypto/md5" //nolint:gosec // the only digest that SQL makes a UUID of
 	"crypto/rand"
+	"errors"
 	"testing"
 	"time"
 
@@ -56,6 +57,36 @@ func TestClaim(t *testing.T) {
 		if diff := cmp.Diff(step.want, claim(t, pool, step.consumer, step.entries...)); diff != "" {
 			t.Errorf("%s: %s", step.name, diff)
 		}
+	}
+}
+
+func TestClaimNew(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	a, b, c := inbox.Entry{ID: event.NewID()}, inbox.Entry{ID: event.ForeignID("b")}, inbox.Entry{ID: event.NewID()}
+
+	for _, step := range []struct {
+		name    string
+		entries []inbox.Entry
+		want    error
+	}{
+		{"new messages are claimed", []inbox.Entry{a, b}, nil},
+		{"a redelivery is noticed, and nothing is claimed", []inbox.Entry{c, b}, inbox.ErrClaimed},
+		{"a repetition is noticed", []inbox.Entry{c, c}, inbox.ErrClaimed},
+		{"so the others are still new", []inbox.Entry{c}, nil},
+	} {
+		err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
+			return inbox.ClaimNew(t.Context(), tx, "c", step.entries, &pgx.Batch{})
+		})
+		if !errors.Is(err, step.want) {
+			t.Errorf("%s: got %v, expected %v", step.name, err, step.want)
+		}
+	}
+
+	want := []inbox.Verdict{inbox.Duplicate, inbox.Duplicate, inbox.Duplicate}
+	if diff := cmp.Diff(want, claim(t, pool, "c", a, b, c)); diff != "" {
+		t.Error(diff)
 	}
 }
 

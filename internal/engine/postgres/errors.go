@@ -46,6 +46,13 @@ func IsContention(err error) bool {
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
+// IsDuplicate reports whether err means that a row with the same unique key exists.
+func IsDuplicate(err error) bool {
+	server, ok := errors.AsType[*pgconn.PgError](err)
+
+	return ok && server.Code == "23505"
+}
+
 // IsAway reports whether err means that the server did not answer or does no work at
 // all: IsUnavailable without a privilege that is missing for one statement.
 func IsAway(err error) bool {
