@@ -49,7 +49,7 @@ services-down: ## Stop the servers of the tests and the benchmark
 test: verify services ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m $$(go list ./... | grep -v /internal/engine)
-	@. .local/test/env && go test -timeout 5m -run 'Restart' ./internal/engine/broker/... ./internal/app
+	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
 
 .PHONY: engine-alone
 engine-alone: services ## Test the engine in a copy of the repository without the shop

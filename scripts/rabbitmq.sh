@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A RabbitMQ broker on loopback, for development and tests.
 #   scripts/rabbitmq.sh start|stop|kill DIR PORT
+#   scripts/rabbitmq.sh ctl DIR PORT COMMAND...   run rabbitmqctl
 # Uses Docker if it is available, else Debian's rabbitmq-server.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ $# -eq 3 ]] || die "usage: rabbitmq.sh start|stop|kill DIR PORT"
+[[ $# -eq 3 || ($# -gt 3 && $1 == ctl) ]] || die "usage: rabbitmq.sh start|stop|kill DIR PORT, or ctl DIR PORT COMMAND..."
 action=$1 port=$3
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
@@ -50,4 +51,9 @@ run_container() {
   docker run -d --name "$container" -p "127.0.0.1:$port:5672" rabbitmq:4.1 >/dev/null
 }
 
-act "$action"
+# The rabbitmqctl in the PATH changes the user and with it HOME.
+ctl() {
+  if have_docker; then docker exec "$container" rabbitmqctl -q "$@"; else "${server%-server}ctl" -q "$@"; fi
+}
+
+if [[ $action == ctl ]]; then ctl "${@:4}"; else act "$action"; fi

@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
 	brokerkafka "github.com/millracehq/millrace/internal/engine/broker/kafka"
@@ -32,13 +33,33 @@ func stockSubscriber(cfg broker.Config, topic string) (message.Subscriber, error
 	}
 
 	settings := amqp.NewDurableQueueConfig(string(cfg.RabbitMQ.URL))
-	settings.Marshaler = rabbitmq.Marshaler{}
+	settings.Marshaler, settings.TopologyBuilder = marshaler{}, existing{}
 	settings.Consume.Qos.PrefetchCount = 4
 
 	subscriber, err := amqp.NewSubscriber(settings, watermill.NopLogger{})
 
 	return fanIn{subscriber}, err
 }
+
+// marshaler adapts ours to Watermill.
+type marshaler struct{}
+
+func (marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
+	return rabbitmq.Marshal(msg), nil
+}
+
+func (marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) {
+	return rabbitmq.Unmarshal(delivery), nil
+}
+
+// existing uses the queues that the driver has declared.
+type existing struct{}
+
+func (existing) BuildTopology(*amqp091.Channel, string, string, amqp.Config, watermill.LoggerAdapter) error {
+	return nil
+}
+
+func (existing) ExchangeDeclare(*amqp091.Channel, string, amqp.Config) error { return nil }
 
 // fanIn merges subscriptions of a queue.
 type fanIn struct{ message.Subscriber }

@@ -102,7 +102,6 @@ func TestTheServiceOnRabbitMQ(t *testing.T) {
 	change := func(c *config.Config) {
 		c.Broker.Kind = broker.RabbitMQ
 		c.Broker.RabbitMQ.URL = postgres.Secret(address)
-		c.Broker.RabbitMQ.Consumers = 8
 		cfg = c.Broker
 	}
 

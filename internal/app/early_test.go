@@ -239,7 +239,7 @@ func TestUpdatesRightBehindTheirUsersOnRabbitMQ(t *testing.T) {
 	s := apptest.Start(t, func(c *config.Config) {
 		c.Broker.Kind = broker.RabbitMQ
 		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + server.Port + "/")
-		c.Broker.RabbitMQ.Consumers, c.Broker.RabbitMQ.Lanes = 32, 8
+		c.Broker.RabbitMQ.Lanes = 8
 		cfg = c.Broker
 	})
 

@@ -42,7 +42,7 @@ func TestFastStreamExchangesMessagesOnRabbitMQ(t *testing.T) {
 	exchange(t, "rabbitmq", address, func(c *config.Config) {
 		c.Broker.Kind = broker.RabbitMQ
 		c.Broker.RabbitMQ.URL = postgres.Secret(address)
-		c.Broker.RabbitMQ.Consumers, c.Broker.RabbitMQ.Lanes = 4, 8
+		c.Broker.RabbitMQ.Lanes = 8
 	})
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -37,31 +39,97 @@ const maxWait = 5 * time.Second
 // Final makes Retry return err instead of trying again.
 func Final(err error) error { return backoff.Permanent(err) }
 
-// remindEvery is how often Retry logs that it still waits.
-const remindEvery = 10 * time.Minute
-
 // Retry calls attempt with growing delays until it succeeds, returns a Final error or
-// ctx ends. It logs when it starts waiting for the dependency what, from time to time
-// while it waits, and when the dependency becomes available.
+// ctx ends. It logs when it starts waiting for the dependency what, at growing
+// intervals while it waits, and when the dependency becomes available.
 func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func() error) error {
-	var logged time.Time
+	var reminder Reminder
 
+	err := until(ctx, attempt, func(err error) {
+		if reminder.Due(err) {
+			logger.Warn("waiting for a dependency", slog.String("dependency", what), slog.Any("error", err))
+		}
+	})
+	if err == nil && reminder.Reset() {
+		logger.Info("dependency is available", slog.String("dependency", what))
+	}
+
+	return err
+}
+
+// Until is Retry without a log.
+func Until(ctx context.Context, attempt func() error) error {
+	return until(ctx, attempt, func(error) {})
+}
+
+func until(ctx context.Context, attempt func() error, failed func(error)) error {
 	policy := backoff.NewExponentialBackOff()
 	policy.MaxInterval = maxWait
 
 	_, err := backoff.Retry(ctx,
 		func() (struct{}, error) { return struct{}{}, attempt() },
 		backoff.WithBackOff(policy), backoff.WithMaxElapsedTime(0),
-		backoff.WithNotify(func(err error, _ time.Duration) {
-			if time.Since(logged) >= remindEvery {
-				logger.Warn("waiting for a dependency", slog.String("dependency", what), slog.Any("error", err))
-
-				logged = time.Now()
-			}
-		}))
-	if err == nil && !logged.IsZero() {
-		logger.Info("dependency is available", slog.String("dependency", what))
-	}
+		backoff.WithNotify(func(err error, _ time.Duration) { failed(err) }))
 
 	return err
+}
+
+// The pause after which an error is logged again grows from the first to the last.
+const (
+	firstReminder = 30 * time.Second
+	lastReminder  = 10 * time.Minute
+)
+
+// Reminder decides when an error that lasts is worth a line in the log: at once, when
+// its text changes, and again at growing intervals.
+type Reminder struct {
+	mu    sync.Mutex
+	text  string
+	pause time.Duration
+	next  time.Time
+}
+
+// Due reports whether to log err now.
+func (r *Reminder) Due(err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	now := time.Now()
+
+	if text := withoutDigits(err.Error()); text != r.text {
+		r.text, r.pause, r.next = text, firstReminder, now.Add(firstReminder)
+
+		return true
+	}
+
+	if now.Before(r.next) {
+		return false
+	}
+
+	r.pause = min(2*r.pause, lastReminder)
+	r.next = now.Add(r.pause)
+
+	return true
+}
+
+// withoutDigits removes ports, which differ in each attempt.
+func withoutDigits(text string) string {
+	return strings.Map(func(c rune) rune {
+		if c >= '0' && c <= '9' {
+			return -1
+		}
+
+		return c
+	}, text)
+}
+
+// Reset forgets the error. It reports whether there was one.
+func (r *Reminder) Reset() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+
+	was := r.text != ""
+	r.text = ""
+
+	return was
 }

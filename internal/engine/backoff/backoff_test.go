@@ -3,6 +3,8 @@ package backoff_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,4 +41,37 @@ func TestJitter(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestAnErrorThatLastsIsRepeatedAtGrowingIntervals(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			reminder backoff.Reminder
+			said     []time.Duration
+			started  = time.Now()
+		)
+
+		for time.Since(started) < 20*time.Minute {
+			if reminder.Due(fmt.Errorf("dial from port %d: refused", time.Since(started))) {
+				said = append(said, time.Since(started))
+			}
+
+			time.Sleep(time.Second)
+		}
+
+		want := []time.Duration{0, 30 * time.Second, 90 * time.Second, 210 * time.Second, 450 * time.Second, 930 * time.Second}
+		if !slices.Equal(said, want) {
+			t.Errorf("said after %v, expected %v", said, want)
+		}
+
+		if !reminder.Due(errors.New("wrong password")) || reminder.Due(errors.New("wrong password")) {
+			t.Error("another error is said once at once")
+		}
+
+		if !reminder.Reset() || reminder.Reset() {
+			t.Error("Reset reports an error once")
+		}
+	})
 }

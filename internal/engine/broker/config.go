@@ -84,7 +84,7 @@ func (c Config) Warn() error {
 			"broker.%s: is set, but no topic uses it, because broker.kind is %s; set broker.kind, bind topics with broker.bind, or remove the section", kind, c.Kind))
 	}
 
-	errs := []error{unused(Kafka, !reflect.DeepEqual(c.Kafka, defaults.Kafka)), unused(RabbitMQ, c.RabbitMQ != defaults.RabbitMQ)}
+	errs := []error{unused(Kafka, !reflect.DeepEqual(c.Kafka, defaults.Kafka)), unused(RabbitMQ, !reflect.DeepEqual(c.RabbitMQ, defaults.RabbitMQ))}
 
 	if slices.Contains(c.kinds(), RabbitMQ) {
 		errs = append(errs, c.RabbitMQ.Warn())

@@ -232,10 +232,6 @@ func (h harness) shared(t *testing.T) {
 		t.Errorf("%d distinct steps were applied, expected %d", n, 2*sharedKeys*s.sent)
 	}
 
-	if h.config.Kind == broker.RabbitMQ {
-		return // no ordering among the consumers of a queue
-	}
-
 	if n := pgtest.Value[int](t, s.pool, `
 		SELECT count(*)::int FROM (SELECT number - lag(number) OVER (PARTITION BY consumer, id ORDER BY n) AS step FROM steps) AS s
 		WHERE step <> 1`); n != 0 {

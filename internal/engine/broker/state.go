@@ -21,6 +21,8 @@ type State struct {
 	Since *time.Time `json:"since,omitempty"`
 	// Established is false until the first connection.
 	Established bool `json:"established"`
+	// Blocked is true while the broker answers but accepts no messages.
+	Blocked bool `json:"blocked,omitempty"`
 	// Why is the last error.
 	Why string `json:"why,omitempty"`
 }
@@ -51,12 +53,13 @@ func (h *health) heard(err error) {
 	defer h.mu.Unlock()
 
 	if err == nil {
-		h.state.Since, h.state.Why, h.state.Established = nil, "", true
+		h.state.Since, h.state.Why, h.state.Blocked, h.state.Established = nil, "", false, true
 
 		return
 	}
 
-	if h.state.Since == nil {
+	if blocked := errors.Is(err, driver.ErrBlocked); h.state.Since == nil || blocked != h.state.Blocked {
+		h.state.Blocked = blocked
 		now := time.Now().UTC()
 		h.state.Since = &now
 	}
@@ -75,10 +78,13 @@ func (c *Conn) State() State {
 	return state
 }
 
-// Down returns why the broker does not answer, or "".
+// Down returns why messages do not pass the broker, or "".
 func (c *Conn) Down() string {
-	if c.State().Up() {
+	switch state := c.State(); {
+	case state.Up():
 		return ""
+	case state.Blocked:
+		return c.kind + " accepts no messages"
 	}
 
 	return c.kind + " does not answer"
@@ -119,4 +125,15 @@ func (c *Conn) Check(ctx context.Context) {
 	case <-ctx.Done():
 		c.health.heard(errSilent)
 	}
+}
+
+// Refusal returns why the broker refuses the subscription of a topic, or nil.
+func (c *Conn) Refusal(topic string) *driver.Refusal {
+	for _, refusal := range c.Refusals() {
+		if refusal.Topic == topic {
+			return &refusal
+		}
+	}
+
+	return nil
 }

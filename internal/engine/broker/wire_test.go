@@ -91,11 +91,7 @@ func TestKafkaWireFormat(t *testing.T) {
 func TestRabbitMQWireFormat(t *testing.T) {
 	t.Parallel()
 
-	publishing, err := rabbitmq.Marshaler{}.Marshal(outgoing())
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	publishing := rabbitmq.Marshal(outgoing())
 	headers := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(publishing.Headers)) {
 		headers[name] = fmt.Sprint(publishing.Headers[name])

@@ -10,6 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
 // ConsumerState says whether messages of a consumer are applied.
@@ -36,6 +37,8 @@ type Consumer struct {
 	// Since is when the state began, if that is known, and Why the reason.
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why,omitempty"`
+	// Remedy is what to do about a subscription that the broker refuses.
+	Remedy string `json:"remedy,omitempty"`
 	// Needs names the dependencies that the consumer is waiting for.
 	Needs []string `json:"needs,omitempty"`
 	// Pause is set while an operator has paused the consumer, in any state.
@@ -60,7 +63,7 @@ func (o *Operator) consumers() []Consumer {
 // applied.
 func (o *Operator) explain(c *Consumer, r consumer.State) {
 	conn := o.Brokers.Of(r.Topic).State()
-	lost := o.monitor.unsubscribed(r.Topic)
+	lost, refused := o.monitor.unsubscribed(r.Topic), o.Brokers.Of(r.Topic).Refusal(r.Topic)
 	set := func(state ConsumerState, since *time.Time, why string) { c.State, c.Since, c.Why = state, since, why }
 
 	switch {
@@ -70,8 +73,11 @@ func (o *Operator) explain(c *Consumer, r consumer.State) {
 		set(Stopped, &r.Since, "the service is stopping")
 	case r.Phase == consumer.Connecting:
 		set(Connecting, &r.Since, conn.Why)
-	case !conn.Up():
+	case !conn.Up() && !conn.Blocked: // a blocked broker delivers
 		set(Disconnected, conn.Since, conn.Why)
+	case refused != nil:
+		set(NotSubscribed, &refused.Since, scrub.Text(refused.Err.Error()))
+		c.Remedy = refused.Remedy()
 	case lost != nil:
 		set(NotSubscribed, lost, "the broker knows no subscription of the topic")
 	case r.Pause != nil:

@@ -189,7 +189,11 @@ func (p Process) unavailable() (list []health.Trouble) {
 		brokers[c.Broker] = true
 
 		reason := "does not answer: " + c.Why
-		if !c.Established {
+
+		switch {
+		case c.Blocked:
+			reason = "is blocked: " + c.Why
+		case !c.Established:
 			reason = "not connected yet: " + c.Why
 		}
 
@@ -230,7 +234,7 @@ func (c Consumer) troubles() (list []health.Trouble) {
 	case Connecting, Disconnected:
 		t.Reason, t.Remedy, t.Because = fmt.Sprintf("%s: no messages of %s arrive", c.State, c.Topic), "see the broker", c.Broker
 	case NotSubscribed:
-		t.Reason, t.Remedy = fmt.Sprintf("%s of %s", c.Why, c.Topic), "the log says why; restart the service if it does not subscribe by itself"
+		t.Reason, t.Remedy = fmt.Sprintf("no messages of %s arrive: %s", c.Topic, c.Why), cmp.Or(c.Remedy, "the log says why; restart the service if it does not subscribe by itself")
 	case Waiting:
 		t.Level, t.Reason, t.Remedy, t.Because = health.Degraded, "waits for "+c.Needs[0], "see the dependency", c.Needs[0]
 		if slices.Contains(c.Needs, postgres.Dependency) {

@@ -31,6 +31,7 @@ var remedies = []struct {
 		"correct user, password or permissions",
 	},
 	{regexp.MustCompile(`(?i)message (was|is) too large`), "raise the limit of the topic at the broker, or publish smaller messages"},
+	{regexp.MustCompile(`rabbitmq has raised an alarm`), "give the RabbitMQ server memory or disk space: `rabbitmq-diagnostics alarms`; the service continues by itself"},
 	{regexp.MustCompile(`no such host`), "correct the host in the address"},
 }
 

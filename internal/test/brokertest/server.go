@@ -30,11 +30,11 @@ func NewServer(tb testing.TB, script string) *Server {
 	return s
 }
 
-// Do starts, stops or kills the server.
-func (s *Server) Do(action string) {
+// Do starts, stops or kills the server. The action "ctl" runs rabbitmqctl with args.
+func (s *Server) Do(action string, args ...string) {
 	s.tb.Helper()
 
-	cmd := exec.CommandContext(context.Background(), s.script, action, s.dir, s.Port)
+	cmd := exec.CommandContext(context.Background(), s.script, append([]string{action, s.dir, s.Port}, args...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.tb.Fatalf("%s %s: %v\n%s", s.script, action, err, out)
 	}

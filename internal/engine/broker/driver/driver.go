@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -37,6 +38,9 @@ type Driver interface {
 	// Lanes returns how many messages to publish concurrently.
 	Lanes() int
 	Ping(ctx context.Context) error
+	// Refusals returns the topics whose subscriptions the broker refuses, by name. It
+	// asks nobody.
+	Refusals() []Refusal
 	// Backlogs returns what the broker holds of consumed topics. It does not need
 	// Connect: it uses a connection of its own, so that a command can ask while the
 	// service does not run. It returns when ctx ends, whether or not the broker answers.
@@ -67,6 +71,27 @@ type Tailer interface {
 // ErrClosed reports that the connection closed before the broker confirmed the
 // message. The broker may or may not have stored it.
 var ErrClosed = errors.New("broker connection closed")
+
+// ErrBlocked reports that the broker is connected but accepts no messages, until
+// somebody gives it memory or disk space. It delivers meanwhile.
+var ErrBlocked = errors.New("the broker accepts no messages")
+
+// Refusal is a topic that cannot be subscribed although the broker answers.
+type Refusal struct {
+	Topic string
+	Since time.Time
+	// Err is a RefusedError if the broker has said why.
+	Err error
+}
+
+// Remedy returns what an operator can do, or "" if that is unknown.
+func (r Refusal) Remedy() string {
+	if refused, ok := errors.AsType[*RefusedError](r.Err); ok {
+		return refused.Remedy
+	}
+
+	return ""
+}
 
 // Identity is what a broker knows about a message beyond its headers and payload.
 type Identity struct {

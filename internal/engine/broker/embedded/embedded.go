@@ -171,3 +171,6 @@ func (s subscriber) Close() error {
 
 	return nil
 }
+
+// Refusals implements driver.Driver.
+func (d *Driver) Refusals() []driver.Refusal { return nil }

@@ -159,3 +159,6 @@ func offsets(admin sarama.ClusterAdmin, topic string, positions map[int32]int64)
 
 	return found, nil
 }
+
+// Refusals implements driver.Driver.
+func (d *Driver) Refusals() []driver.Refusal { return nil }

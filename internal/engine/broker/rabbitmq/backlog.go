@@ -4,15 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"time"
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
-
-// lookTimeout bounds connecting in Backlogs; its context bounds the rest.
-const lookTimeout = 3 * time.Second
 
 // Backlogs implements driver.Driver. The backlog of a topic is the messages that are
 // ready in its queue: AMQP does not tell how many are delivered and not yet
@@ -21,34 +17,23 @@ func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.B
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	cfg, err := d.config()
+	l, err := dial(ctx, d.cfg, "status")
 	if err != nil {
 		return nil, err
 	}
-
-	conn, err := amqp091.DialConfig(string(d.cfg.URL), amqp091.Config{
-		TLSClientConfig: cfg.Connection.TLSConfig, Dial: driver.NewDialer(ctx, lookTimeout),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reaching rabbitmq: %w", cmp.Or(ctx.Err(), err))
-	}
-	defer conn.Close() //nolint:errcheck // it was only read from
-
-	var channel *amqp091.Channel
+	defer l.close()
 
 	for _, topic := range topics {
-		if channel == nil || channel.IsClosed() { // an error closes it
-			if channel, err = conn.Channel(); err != nil {
-				return nil, fmt.Errorf("opening channel: %w", cmp.Or(ctx.Err(), err))
-			}
-		}
-
 		b := driver.Backlog{Topic: topic}
 
-		if queue, err := channel.QueueDeclarePassive(topic, true, false, false, false, nil); err != nil {
-			b.Err = fmt.Errorf("reading queue %s: %w", topic, cmp.Or(ctx.Err(), err))
-		} else {
+		err := onChannel(l, func(ch *amqp091.Channel) error {
+			queue, err := ch.QueueDeclarePassive(topic, true, false, false, false, nil)
 			b.Messages, b.Subscriptions = int64(queue.Messages), queue.Consumers
+
+			return err
+		})
+		if err != nil {
+			b.Err = fmt.Errorf("reading queue %s: %w", topic, cmp.Or(ctx.Err(), err))
 		}
 
 		list = append(list, b)

@@ -2,7 +2,6 @@ package rabbitmq
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -18,16 +17,9 @@ import (
 // 1.0.2, section 3.1.3.1). We write the first and read both, as well as Kafka's ce_.
 var cloudEvents = []string{"cloudEvents:", "cloudEvents_"}
 
-// Marshaler converts between AMQP messages and ours. It accepts all messages:
-// RabbitMQ would redeliver a message that fails here immediately and indefinitely.
-type Marshaler struct{}
-
-// errPhantom makes Watermill reconnect; see Unmarshal.
-var errPhantom = errors.New("the channel was closed")
-
 // Marshal builds a persistent AMQP message. Its ID and correlation ID are also set as
 // properties.
-func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
+func Marshal(msg *message.Message) amqp091.Publishing {
 	headers := make(amqp091.Table, len(msg.Metadata)+1)
 	for name, value := range driver.Sent(msg) {
 		if attribute, ok := strings.CutPrefix(name, event.CloudEventsPrefix); ok {
@@ -49,21 +41,14 @@ func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
 		CorrelationId: msg.Metadata[event.HeaderCorrelation],
 		Timestamp:     time.Now(),
 		Body:          msg.Payload,
-	}, nil
+	}
 }
 
-// Unmarshal builds a message. A message without an ID gets a new one on each
+// Unmarshal builds a message. It accepts all messages, because one that is refused
+// would be delivered again indefinitely. A message without an ID gets a new one on each
 // delivery, because AMQP offers nothing else to identify it. Handlers then rely on
 // the aggregate's ID.
-//
-// When the broker closes a channel, Watermill reads an empty delivery from it. That
-// is the only case in which Unmarshal returns an error, which makes Watermill
-// reconnect.
-func (Marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) {
-	if delivery.Acknowledger == nil {
-		return nil, errPhantom
-	}
-
+func Unmarshal(delivery amqp091.Delivery) *message.Message {
 	headers := make(event.Headers, len(delivery.Headers)+2)
 	for name, value := range delivery.Headers {
 		for _, prefix := range cloudEvents {
@@ -87,7 +72,7 @@ func (Marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) 
 
 	id := driver.Identity{NativeID: delivery.MessageId, Origin: origin}
 
-	return driver.Received(headers, id, delivery.Body), nil
+	return driver.Received(headers, id, delivery.Body)
 }
 
 // text formats a header value of any AMQP type.

@@ -17,10 +17,7 @@ func TestHeadersOfEveryTypeAreAccepted(t *testing.T) {
 		"table": amqp091.Table{"x": int64(1)}, "list": []any{"a", int16(2)}, "decimal": amqp091.Decimal{Scale: 2, Value: 123}, "float": 1.5,
 	}
 
-	msg, err := rabbitmq.Marshaler{}.Unmarshal(amqp091.Delivery{Acknowledger: ackNothing{}, Headers: headers})
-	if err != nil {
-		t.Fatal(err)
-	}
+	msg := rabbitmq.Unmarshal(amqp091.Delivery{Headers: headers})
 
 	for name, want := range map[string]string{
 		"int": "7", "bool": "true", "nil": "", "bytes": "\xff", "time": "1970-01-01T00:00:00Z", "table": `{"x":1}`, "list": `["a",2]`, "float": "1.5",
@@ -31,30 +28,16 @@ func TestHeadersOfEveryTypeAreAccepted(t *testing.T) {
 	}
 }
 
-func TestEmptyDeliveryOfAClosedChannelIsRejected(t *testing.T) {
-	t.Parallel()
-
-	if _, err := (rabbitmq.Marshaler{}).Unmarshal(amqp091.Delivery{}); err == nil {
-		t.Error("an empty delivery became a message")
-	}
-}
-
-type ackNothing struct{}
-
-func (ackNothing) Ack(uint64, bool) error        { return nil }
-func (ackNothing) Nack(uint64, bool, bool) error { return nil }
-func (ackNothing) Reject(uint64, bool) error     { return nil }
-
 func FuzzRabbitMQUnmarshal(f *testing.F) {
 	f.Add("id", "header", "value", []byte("{}"))
 
 	f.Fuzz(func(t *testing.T, id, name, value string, payload []byte) {
-		msg, err := rabbitmq.Marshaler{}.Unmarshal(amqp091.Delivery{
-			Acknowledger: ackNothing{}, MessageId: id, Body: payload,
+		msg := rabbitmq.Unmarshal(amqp091.Delivery{
+			MessageId: id, Body: payload,
 			Headers: amqp091.Table{name: value, "nested": amqp091.Table{name: []any{value}}},
 		})
-		if err != nil || len(msg.UUID) != 36 || string(msg.Payload) != string(payload) {
-			t.Errorf("got %v, %v", msg, err)
+		if len(msg.UUID) != 36 || string(msg.Payload) != string(payload) {
+			t.Errorf("got %v", msg)
 		}
 	})
 }

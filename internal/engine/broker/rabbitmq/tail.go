@@ -6,30 +6,24 @@ import (
 	"fmt"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-	amqp091 "github.com/rabbitmq/amqp091-go"
 )
 
 // Tail implements driver.Tailer. It binds its own queue to the exchange, so it does
 // not see messages that others send directly to the topic's queue.
 func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Message) error) error {
-	cfg, err := d.config()
+	l, err := dial(ctx, d.cfg, "tail")
 	if err != nil {
 		return err
 	}
+	defer l.close()
 
-	conn, err := amqp091.DialTLS(string(d.cfg.URL), cfg.Connection.TLSConfig)
-	if err != nil {
-		return fmt.Errorf("reaching rabbitmq: %w", err)
+	if err := d.topology.ensureExchange(l); err != nil {
+		return err
 	}
-	defer conn.Close() //nolint:errcheck // only reads
 
-	channel, err := conn.Channel()
+	channel, err := l.Channel()
 	if err != nil {
 		return fmt.Errorf("opening channel: %w", err)
-	}
-
-	if err := d.declareExchange(channel); err != nil {
-		return err
 	}
 
 	queue, err := channel.QueueDeclare("", false, true, true, false, nil)
@@ -47,12 +41,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 	}
 
 	for delivery := range deliveries {
-		msg, err := (Marshaler{}).Unmarshal(delivery)
-		if err == nil {
-			err = fn(msg)
-		}
-
-		if err != nil {
+		if err := fn(Unmarshal(delivery)); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,302 @@
+package rabbitmq
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+const (
+	// dialTimeout bounds connecting to one host. RabbitMQ takes 3 s to refuse a
+	// password.
+	dialTimeout = 6 * time.Second
+	// closeTimeout bounds closing a connection or channel: a broker that blocks its
+	// publishers does not read that they close.
+	closeTimeout = 2 * time.Second
+)
+
+// connection is a connection that is opened when it is needed and shared by all that
+// use it. Consumers and the publisher have one each: RabbitMQ stops reading from a
+// connection that it blocks, and then does not see acknowledgements either.
+type connection struct {
+	cfg    Config
+	role   string
+	logger *slog.Logger
+
+	dialing  singleflight.Group
+	reminder backoff.Reminder
+
+	mu     sync.Mutex
+	live   *live
+	closed bool
+	// established is true once the connection was open. Before, Connect logs.
+	established bool
+}
+
+func newConnection(cfg Config, role string, logger *slog.Logger) *connection {
+	return &connection{cfg: cfg, role: role, logger: logger.With(slog.String("connection", role))}
+}
+
+// open returns the connection, opening it if necessary. Those that ask at the same
+// time share one attempt. The error is driver.ErrClosed after close.
+func (c *connection) open() (*live, error) {
+	if l, err := c.current(); l != nil || err != nil {
+		return l, err
+	}
+
+	result, err, _ := c.dialing.Do("", func() (any, error) {
+		if l, err := c.current(); l != nil || err != nil {
+			return l, err
+		}
+
+		l, err := dial(context.Background(), c.cfg, c.role)
+		if err != nil {
+			if c.wasOpen() && c.reminder.Due(err) {
+				c.logger.Warn("rabbitmq cannot be reached", slog.Any("error", err))
+			}
+
+			return nil, err
+		}
+
+		return l, c.opened(l)
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	return result.(*live), nil //nolint:forcetypeassert // it was put in above
+}
+
+// current returns the connection if it is open.
+func (c *connection) current() (*live, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if c.closed {
+		return nil, driver.ErrClosed
+	}
+
+	if c.live == nil || c.live.IsClosed() {
+		return nil, nil //nolint:nilnil // none is open
+	}
+
+	return c.live, nil
+}
+
+func (c *connection) wasOpen() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	return c.established
+}
+
+// opened makes l the current connection and watches it.
+func (c *connection) opened(l *live) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if c.closed {
+		l.close()
+
+		return driver.ErrClosed
+	}
+
+	if c.established {
+		c.reminder.Reset()
+		c.logger.Info("connected to rabbitmq again")
+	}
+
+	c.live, c.established = l, true
+
+	lost, blockings := l.NotifyClose(make(chan *amqp091.Error, 1)), l.NotifyBlocked(make(chan amqp091.Blocking, 1))
+
+	go func() {
+		for b := range blockings {
+			l.block(b)
+
+			if b.Active {
+				c.logger.Warn("rabbitmq accepts no messages: it has raised an alarm", slog.String("reason", b.Reason))
+			} else {
+				c.logger.Info("rabbitmq accepts messages again")
+			}
+		}
+	}()
+
+	go func() {
+		if err, failed := <-lost; failed {
+			c.logger.Warn("lost the connection to rabbitmq; connecting again", slog.Any("error", err))
+		}
+	}()
+
+	return nil
+}
+
+// wait opens the connection, trying until ctx ends.
+func (c *connection) wait(ctx context.Context) (l *live, err error) {
+	err = backoff.Until(ctx, func() error {
+		l, err = c.open()
+		if errors.Is(err, driver.ErrClosed) {
+			return backoff.Final(err)
+		}
+
+		return err
+	})
+
+	return l, err
+}
+
+// close closes the connection for good.
+func (c *connection) close() {
+	c.mu.Lock()
+	l := c.live
+	c.closed = true
+	c.mu.Unlock()
+
+	if l != nil {
+		l.close()
+	}
+}
+
+// live is an open connection.
+type live struct {
+	*amqp091.Connection
+
+	socket net.Conn
+
+	mu sync.Mutex
+	// reason is why the broker accepts no messages, and blocked is closed, while it
+	// does not.
+	reason  string
+	blocked chan struct{}
+}
+
+// dial opens a connection to the first host that answers. It closes when ctx ends.
+func dial(ctx context.Context, cfg Config, role string) (*live, error) {
+	uri, err := amqp091.ParseURI(string(cfg.URL))
+	if err != nil {
+		return nil, errors.New("broker.rabbitmq.url: not an AMQP address")
+	}
+
+	var errs []error
+
+	for _, address := range append([]string{net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))}, cfg.Hosts...) {
+		l, err := dialHost(ctx, cfg, role, address)
+
+		switch {
+		case err == nil:
+			return l, nil
+		case errors.Is(err, amqp091.ErrCredentials):
+			err = &driver.RefusedError{
+				Scope: driver.Account, Remedy: "correct user and password in broker.rabbitmq.url",
+				Err: fmt.Errorf("authentication failed: wrong user %q or wrong password", uri.Username),
+			}
+		}
+
+		errs = append(errs, fmt.Errorf("reaching rabbitmq at %s: %w", address, cmp.Or(ctx.Err(), err)))
+	}
+
+	return nil, errors.Join(errs...)
+}
+
+// dialHost opens a connection to address, whatever the host in the URL is.
+func dialHost(ctx context.Context, cfg Config, role, address string) (*live, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+
+	security, err := cfg.tls(host)
+	if err != nil {
+		return nil, err
+	}
+
+	properties := amqp091.NewConnectionProperties()
+	properties.SetClientConnectionName("millrace " + role)
+
+	l := &live{blocked: make(chan struct{})}
+
+	l.Connection, err = amqp091.DialConfig(string(cfg.URL), amqp091.Config{
+		TLSClientConfig: security, // ignored by amqp://
+		Properties:      properties,
+		Dial: func(network, _ string) (socket net.Conn, err error) {
+			l.socket, err = driver.NewDialer(ctx, dialTimeout)(network, address)
+
+			return l.socket, err
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	return l, nil
+}
+
+func (l *live) block(b amqp091.Blocking) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	switch {
+	case b.Active && l.reason == "":
+		l.reason = b.Reason
+		close(l.blocked)
+	case !b.Active && l.reason != "":
+		l.reason = ""
+		l.blocked = make(chan struct{})
+	}
+}
+
+// blockade returns a channel that is closed once the broker accepts no messages.
+func (l *live) blockade() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	return l.blocked
+}
+
+// alarm returns why the broker accepts no messages, or nil.
+func (l *live) alarm() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	if l.reason == "" {
+		return nil
+	}
+
+	return fmt.Errorf("%w: rabbitmq has raised an alarm: %s", driver.ErrBlocked, l.reason)
+}
+
+// close closes the connection, at the latest after closeTimeout.
+func (l *live) close() {
+	timer := time.AfterFunc(closeTimeout, func() { _ = l.socket.Close() })
+	defer timer.Stop()
+
+	_ = l.Close() // it is not used any more
+}
+
+// closeChannel closes a channel. It waits for the broker, but not indefinitely.
+func closeChannel(channel *amqp091.Channel) {
+	done := make(chan struct{})
+
+	go func() {
+		defer close(done)
+
+		_ = channel.Close() // it is not used any more
+	}()
+
+	select {
+	case <-done:
+	case <-time.After(closeTimeout):
+	}
+}

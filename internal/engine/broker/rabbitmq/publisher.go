@@ -1,0 +1,319 @@
+package rabbitmq
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+// confirmTimeout is how long a message waits for its confirmation.
+const confirmTimeout = 15 * time.Second
+
+// publisher publishes on one channel. Confirmations arrive asynchronously, so a
+// message whose queue does not confirm delays no other.
+type publisher struct {
+	driver *Driver
+	// limit is the size in bytes above which the broker refuses messages, or 0 while
+	// it is unknown.
+	limit atomic.Int64
+
+	mu     sync.Mutex
+	outlet *outlet
+}
+
+// Publish implements message.Publisher. It returns nil when the broker has confirmed
+// all messages and each has reached a queue.
+func (p *publisher) Publish(topic string, messages ...*message.Message) error {
+	for _, msg := range messages {
+		if err := p.publish(topic, Marshal(msg)); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// Close implements message.Publisher. The driver closes the connection.
+func (p *publisher) Close() error { return nil }
+
+// attempts is how often a message is sent if what prevents it is the fault of another
+// message, or can be corrected.
+const attempts = 3
+
+// publish sends one message. It creates the exchange and the queue again if they were
+// deleted.
+func (p *publisher) publish(topic string, msg amqp091.Publishing) (err error) {
+	for range attempts {
+		if err = p.check(topic, msg); err != nil {
+			return err
+		}
+
+		var out *outlet
+
+		if out, err = p.open(); err != nil {
+			return err
+		}
+
+		err = out.send(p.driver.cfg.Exchange, topic, msg)
+
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errUnroutable), answered(err, amqp091.NotFound):
+			if err := p.driver.restore(out.live, topic); err != nil {
+				return err
+			}
+		case p.learnLimit(err): // this message or another on the channel was too large
+		default:
+			return sorted(err, topic, "allow the account to write to exchange "+p.driver.cfg.Exchange)
+		}
+	}
+
+	if errors.Is(err, errUnroutable) {
+		return &driver.RefusedError{
+			Scope: driver.OneTopic, Topic: topic, Err: err,
+			Remedy: "bind a queue to exchange " + p.driver.cfg.Exchange + " with the routing key " + topic,
+		}
+	}
+
+	return err
+}
+
+// tooLarge is the text of the answer to a message above max_message_size.
+var tooLarge = regexp.MustCompile(`message size \d+.* larger than .*max size (\d+)`)
+
+// learnLimit reports whether the channel was closed because of a message that is too
+// large.
+func (p *publisher) learnLimit(err error) bool {
+	match := tooLarge.FindStringSubmatch(err.Error())
+	if match == nil {
+		return false
+	}
+
+	limit, err := strconv.ParseInt(match[1], 10, 64)
+	p.limit.Store(limit)
+
+	return err == nil
+}
+
+// Limits of AMQP: of names, and of all headers of a message, which must fit into a frame
+// of RabbitMQ's default size with some room for the properties.
+const (
+	maxName    = 255
+	maxHeaders = 120_000
+)
+
+// check refuses a message that cannot be sent. Trying it would close the channel, or the
+// connection, of all others.
+func (p *publisher) check(topic string, msg amqp091.Publishing) error {
+	refuse := func(remedy, format string, args ...any) error {
+		return &driver.RefusedError{Scope: driver.OneMessage, Topic: topic, Remedy: remedy, Err: fmt.Errorf(format, args...)}
+	}
+
+	if limit := p.limit.Load(); limit > 0 && int64(len(msg.Body)) > limit {
+		return refuse("raise max_message_size of rabbitmq, or publish smaller messages",
+			"message is too large: %d bytes, and rabbitmq accepts %d", len(msg.Body), limit)
+	}
+
+	size := 0
+
+	for name, value := range msg.Headers {
+		if len(name) > maxName {
+			return refuse("shorten the name of the header", "a header's name has %d bytes, expected at most %d", len(name), maxName)
+		}
+
+		text, _ := value.(string)
+		size += len(name) + len(text) + 6
+	}
+
+	if size > maxHeaders {
+		return refuse("send fewer or shorter headers", "headers are too large: %d bytes, expected at most %d", size, maxHeaders)
+	}
+
+	for _, name := range []string{msg.ContentType, msg.CorrelationId, msg.MessageId} {
+		if len(name) > maxName {
+			return refuse("shorten the content type, or the id", "a property has %d bytes, expected at most %d", len(name), maxName)
+		}
+	}
+
+	return nil
+}
+
+// open returns the channel, opening it if necessary.
+func (p *publisher) open() (*outlet, error) {
+	l, err := p.driver.publishing.open()
+	if err != nil {
+		return nil, err
+	}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if p.outlet != nil && p.outlet.live == l && !p.outlet.channel.IsClosed() {
+		return p.outlet, nil
+	}
+
+	p.outlet, err = newOutlet(l, p.driver.cfg.Lanes)
+
+	return p.outlet, err
+}
+
+// outlet is a channel with confirmations.
+type outlet struct {
+	live    *live
+	channel *amqp091.Channel
+	closed  <-chan *amqp091.Error
+	returns <-chan amqp091.Return
+	// confirmed is when the broker last confirmed a message, in nanoseconds.
+	confirmed atomic.Int64
+
+	mu sync.Mutex
+	// why is the reason for which the channel was closed.
+	why error
+	// returned has the ids of messages that no queue takes.
+	returned map[string]bool
+}
+
+func newOutlet(l *live, lanes int) (*outlet, error) {
+	channel, err := l.Channel()
+	if err != nil {
+		return nil, fmt.Errorf("opening channel: %w", err)
+	}
+
+	if err := channel.Confirm(false); err != nil {
+		closeChannel(channel)
+
+		return nil, fmt.Errorf("asking for confirmations: %w", err)
+	}
+
+	return &outlet{
+		live: l, channel: channel, returned: map[string]bool{},
+		closed: channel.NotifyClose(make(chan *amqp091.Error, 1)),
+		// Each is taken out by the time its message is confirmed.
+		returns: channel.NotifyReturn(make(chan amqp091.Return, 2*lanes)),
+	}, nil
+}
+
+// errUnroutable reports that no queue is bound to the exchange with the topic as
+// routing key.
+var errUnroutable = errors.New("no queue takes the message")
+
+// send publishes a message and waits until the broker has confirmed it.
+func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
+	if err := o.live.alarm(); err != nil {
+		return err
+	}
+
+	sent := time.Now()
+
+	// A broker that does not read lets the call hang.
+	guard := time.AfterFunc(confirmTimeout, func() { _ = o.live.socket.Close() })
+	confirmation, err := o.channel.PublishWithDeferredConfirm(exchange, topic, true, false, msg)
+
+	guard.Stop()
+
+	if err != nil {
+		return o.lost(err)
+	}
+
+	timeout := time.NewTimer(confirmTimeout)
+	defer timeout.Stop()
+
+	select {
+	case <-confirmation.Done():
+	case <-o.live.blockade():
+		// The message may have been stored; if the alarm is over already, too.
+		return cmp.Or(o.live.alarm(), driver.ErrBlocked)
+	case <-timeout.C:
+		return o.late(topic, sent)
+	}
+
+	switch {
+	case o.wasReturned(msg.MessageId):
+		return fmt.Errorf("publishing to exchange %s with routing key %s: %w", exchange, topic, errUnroutable)
+	case confirmation.Acked():
+		o.confirmed.Store(time.Now().UnixNano())
+
+		return nil
+	case o.channel.IsClosed():
+		return o.lost(driver.ErrClosed)
+	}
+
+	return &driver.RefusedError{
+		Scope: driver.OneTopic, Topic: topic, Err: fmt.Errorf("rabbitmq did not store the message: a queue of topic %s is full or not available", topic),
+		Remedy: "consume from the queue, or raise its limit",
+	}
+}
+
+// wasReturned reports whether a confirmed message came back. The broker sends it back
+// before it confirms, so it is in returns by now.
+func (o *outlet) wasReturned(id string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+
+	for {
+		select {
+		case r, open := <-o.returns:
+			if open {
+				o.returned[r.MessageId] = true
+
+				continue
+			}
+		default:
+		}
+
+		was := o.returned[id]
+		delete(o.returned, id)
+
+		return was
+	}
+}
+
+// lost returns why the channel was closed, or err if that is unknown. The channel is
+// closed a moment before the reason arrives.
+func (o *outlet) lost(err error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+
+	if o.why == nil {
+		o.why = err
+
+		select {
+		case why := <-o.closed:
+			if why != nil {
+				o.why = why
+			}
+		case <-time.After(closeTimeout):
+		}
+	}
+
+	return fmt.Errorf("publishing to rabbitmq: %w", o.why)
+}
+
+// late returns the error for a message that was not confirmed in time. If others have
+// been confirmed since it was sent, its queue does not work. If none has, the
+// connection hangs and is given up.
+func (o *outlet) late(topic string, sent time.Time) error {
+	err := fmt.Errorf("rabbitmq did not confirm the message within %s", confirmTimeout)
+
+	if o.confirmed.Load() < sent.UnixNano() {
+		_ = o.live.socket.Close()
+
+		return err
+	}
+
+	return &driver.RefusedError{
+		Scope: driver.OneTopic, Topic: topic, Err: err,
+		Remedy: "check the queue with `rabbitmqctl list_queues name state`: a quorum queue needs most of its nodes",
+	}
+}

@@ -1,0 +1,314 @@
+package rabbitmq
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/broker/window"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// maxBytesInHand bounds the payloads of one topic that are in hand.
+const maxBytesInHand = 16 << 20
+
+// shortest is the time between two subscriptions of a queue that end at once.
+const shortest = time.Second
+
+// subscriber has many messages of a queue in hand on one channel, where Watermill's has
+// one.
+type subscriber struct {
+	driver *Driver
+	key    func(payload []byte) string
+	logger *slog.Logger
+
+	closing context.Context //nolint:containedctx // it is a lifetime, not a request
+	close   context.CancelFunc
+	running sync.WaitGroup
+}
+
+// Subscriber implements driver.Driver.
+func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error) {
+	closing, stop := context.WithCancel(context.Background())
+
+	return &subscriber{driver: d, key: key, closing: closing, close: stop, logger: d.logger.With(slog.String("topic", topic))}, nil
+}
+
+// Subscribe implements message.Subscriber. The channel stays open through failures of
+// the broker, until ctx ends or the subscriber is closed.
+func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(s.closing, cancel)
+
+	out := make(chan *message.Message)
+
+	s.running.Go(func() {
+		defer close(out)
+		defer cancel()
+
+		// Sessions that are over may still have messages in hand.
+		var over sync.WaitGroup
+		defer over.Wait()
+
+		for ctx.Err() == nil {
+			started := time.Now()
+
+			if session := s.open(ctx, topic, out); session != nil {
+				if err := session.consume(); ctx.Err() == nil {
+					s.logger.Warn("the subscription has ended; subscribing again", slog.Any("error", err))
+				}
+
+				over.Go(session.end)
+
+				_ = backoff.Sleep(ctx, settle)
+			}
+
+			_ = backoff.Sleep(ctx, shortest-time.Since(started))
+		}
+	})
+
+	return out, nil
+}
+
+// Close implements message.Subscriber. It waits for the subscription to end.
+func (s *subscriber) Close() error {
+	s.close()
+	s.running.Wait()
+
+	return nil
+}
+
+// open opens a session, trying until ctx ends. The connection logs that it is lost; what
+// concerns the topic alone is logged here.
+func (s *subscriber) open(ctx context.Context, topic string, out chan<- *message.Message) (opened *session) {
+	var reminder backoff.Reminder
+
+	_ = backoff.Until(ctx, func() error {
+		l, err := s.driver.consumers.wait(ctx)
+		if err != nil {
+			return backoff.Final(err)
+		}
+
+		opened, err = s.subscribe(ctx, l, topic, out)
+
+		if !l.IsClosed() {
+			s.driver.refusals.heard(topic, err)
+		}
+
+		if err != nil && !l.IsClosed() && ctx.Err() == nil && reminder.Due(err) {
+			s.logger.Warn("cannot subscribe; trying again", slog.Any("error", err))
+		}
+
+		return err
+	})
+
+	if opened != nil && reminder.Reset() {
+		s.logger.Info("subscribed")
+	}
+
+	return opened
+}
+
+// subscribe opens a channel and subscribes to the queue of a topic.
+func (s *subscriber) subscribe(ctx context.Context, l *live, topic string, out chan<- *message.Message) (*session, error) {
+	if err := s.driver.topology.ensureQueue(l, driver.Topic{Name: topic, Consumed: true}); err != nil {
+		return nil, err
+	}
+
+	channel, err := l.Channel()
+	if err != nil {
+		return nil, fmt.Errorf("opening channel: %w", err)
+	}
+
+	session := &session{channel: channel, key: s.key}
+	session.ctx, session.stop = context.WithCancelCause(ctx)
+	session.watch()
+
+	if err = channel.Qos(s.driver.cfg.Window, 0, false); err == nil {
+		session.deliveries, err = channel.Consume(topic, "", false, false, false, false, nil)
+	}
+
+	if err != nil {
+		session.stop(err)
+		closeChannel(channel)
+
+		return nil, sorted(fmt.Errorf("subscribing to queue %s: %w", topic, err), topic,
+			"allow the account to read queue "+topic+", or correct the queue at the broker")
+	}
+
+	session.acker = newAcker(channel)
+	session.hand = window.New(session.ctx, window.NewBudget(s.driver.cfg.Window, maxBytesInHand), out,
+		window.Acks{UpTo: session.acker.upTo, One: session.acker.one})
+
+	return session, nil
+}
+
+// session is a subscription until its channel closes.
+type session struct {
+	channel    *amqp091.Channel
+	deliveries <-chan amqp091.Delivery
+	key        func(payload []byte) string
+	hand       *window.Window
+	acker      *acker
+
+	// ctx ends when the subscription does; its cause is why.
+	ctx  context.Context //nolint:containedctx // it is the lifetime of the session
+	stop context.CancelCauseFunc
+}
+
+// errCancelled reports that the broker has ended a subscription without closing its
+// channel.
+var errCancelled = errors.New("rabbitmq has cancelled the subscription: the queue was deleted or has moved")
+
+// watch ends the session when the broker ends the subscription.
+func (s *session) watch() {
+	closed := s.channel.NotifyClose(make(chan *amqp091.Error, 1))
+	cancelled := s.channel.NotifyCancel(make(chan string, 1))
+
+	go func() {
+		select {
+		case err := <-closed:
+			if err == nil {
+				s.stop(driver.ErrClosed)
+			} else {
+				s.stop(err)
+			}
+		case <-cancelled:
+			s.stop(errCancelled)
+		case <-s.ctx.Done():
+		}
+	}()
+}
+
+// consume passes messages on until the session ends, and returns why it did.
+func (s *session) consume() error {
+	for {
+		select {
+		case delivery, open := <-s.deliveries:
+			if !open {
+				<-s.ctx.Done()
+
+				return context.Cause(s.ctx)
+			}
+
+			msg := Unmarshal(delivery)
+			if !s.hand.Add(msg, s.keyOf(msg), int64(delivery.DeliveryTag)) { //nolint:gosec // a count
+				return context.Cause(s.ctx)
+			}
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		}
+	}
+}
+
+// end waits for messages in hand, acknowledges them and closes the channel. What was
+// not acknowledged is delivered again.
+func (s *session) end() {
+	s.stop(driver.ErrClosed)
+	s.hand.Wait()
+	s.acker.close()
+	closeChannel(s.channel)
+}
+
+// keyOf returns the key that orders a message: that of its header or, from a producer
+// that sets none, that of the payload.
+func (s *session) keyOf(msg *message.Message) string {
+	if key := msg.Metadata[event.HeaderKey]; key != "" {
+		return key
+	}
+
+	return s.key(msg.Payload)
+}
+
+// acker acknowledges on its own goroutine, so that one acknowledgement covers what has
+// been finished meanwhile and nobody waits for the network.
+type acker struct {
+	channel *amqp091.Channel
+	wake    chan struct{}
+	done    chan struct{}
+
+	mu     sync.Mutex
+	prefix int64
+	single []int64
+	closed bool
+}
+
+func newAcker(channel *amqp091.Channel) *acker {
+	a := &acker{channel: channel, wake: make(chan struct{}, 1), done: make(chan struct{})}
+
+	go func() {
+		defer close(a.done)
+
+		for a.acknowledge() {
+			<-a.wake
+		}
+	}()
+
+	return a
+}
+
+// upTo acknowledges all messages up to a delivery tag.
+func (a *acker) upTo(tag int64) {
+	a.mu.Lock()
+	a.prefix = tag
+	a.mu.Unlock()
+	a.nudge()
+}
+
+// one acknowledges a single message.
+func (a *acker) one(tag int64) {
+	a.mu.Lock()
+	a.single = append(a.single, tag)
+	a.mu.Unlock()
+	a.nudge()
+}
+
+func (a *acker) nudge() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// acknowledge sends what is due. It reports false after close. Errors are ignored,
+// because they close the channel, which ends the session.
+func (a *acker) acknowledge() bool {
+	a.mu.Lock()
+	prefix, single, closed := a.prefix, a.single, a.closed
+	a.prefix, a.single = 0, nil
+	a.mu.Unlock()
+
+	for _, tag := range single {
+		if tag > prefix { // acknowledging twice would close the channel
+			_ = a.channel.Ack(uint64(tag), false) //nolint:gosec // a count
+		}
+	}
+
+	if prefix > 0 {
+		_ = a.channel.Ack(uint64(prefix), true)
+	}
+
+	return !closed
+}
+
+// close sends what is due and ends the goroutine. It does not wait for a broker that
+// does not read.
+func (a *acker) close() {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	a.nudge()
+
+	select {
+	case <-a.done:
+	case <-time.After(closeTimeout):
+	}
+}

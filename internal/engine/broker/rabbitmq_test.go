@@ -1,0 +1,569 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// rabbit is a vhost on a server of this test, with an account that may do anything.
+type rabbit struct {
+	*testing.T
+
+	server      *brokertest.Server
+	vhost, user string
+	// log has what the connections under test have logged.
+	log *lines
+}
+
+// on runs a test in a vhost of its own.
+func on(server *brokertest.Server, test func(*rabbit)) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Parallel()
+
+		r := &rabbit{T: t, server: server, vhost: brokertest.Topic(), log: &lines{}}
+		r.user = r.vhost
+		server.Do("ctl", "add_vhost", r.vhost)
+		server.Do("ctl", "add_user", r.user, "secret")
+		r.allow(".*", ".*", ".*")
+		test(r)
+	}
+}
+
+// allow sets the patterns of the names that the account may configure, write and read.
+func (r *rabbit) allow(configure, write, read string) {
+	r.Helper()
+	r.server.Do("ctl", "set_permissions", "-p", r.vhost, r.user, configure, write, read)
+}
+
+func (r *rabbit) url(user, password string) string {
+	return fmt.Sprintf("amqp://%s:%s@127.0.0.1:%s/%s", user, password, r.server.Port, r.vhost)
+}
+
+// administer calls fn with a channel of an account that may do anything in the vhost.
+func (r *rabbit) administer(fn func(*amqp091.Channel) error) error {
+	r.Helper()
+	r.server.Do("ctl", "set_permissions", "-p", r.vhost, "guest", ".*", ".*", ".*")
+
+	conn, err := amqp091.Dial(r.url("guest", "guest"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer conn.Close()
+
+	channel, err := conn.Channel()
+	if err != nil {
+		r.Fatal(err)
+	}
+
+	return fn(channel)
+}
+
+// declare declares a queue as another application or an operator would.
+func (r *rabbit) declare(name string, durable bool, args amqp091.Table) {
+	r.Helper()
+
+	must(r, r.administer(func(ch *amqp091.Channel) error {
+		_, err := ch.QueueDeclare(name, durable, false, false, false, args)
+
+		return err
+	}))
+}
+
+// waiting returns how many messages are ready in a queue, or -1 if it does not exist.
+func (r *rabbit) waiting(name string) (n int) {
+	r.Helper()
+
+	n = -1
+	_ = r.administer(func(ch *amqp091.Channel) error {
+		q, err := ch.QueueDeclarePassive(name, false, false, false, false, nil)
+		if err == nil {
+			n = q.Messages
+		}
+
+		return err
+	})
+
+	return n
+}
+
+func (r *rabbit) config() broker.Config {
+	cfg := rabbitMQHarness(r.url(r.user, "secret")).config
+	cfg.RabbitMQ.Exchange = "shop"
+
+	return cfg
+}
+
+// connect connects with some topics; those whose names begin with "out" are published
+// only.
+func (r *rabbit) connect(cfg broker.Config, topics ...string) *connection {
+	r.Helper()
+
+	conn, err := broker.New(cfg, slog.New(slog.NewTextHandler(r.log, nil)))
+	if err != nil {
+		r.Fatal(err)
+	}
+
+	r.Cleanup(func() {
+		if r.Failed() {
+			r.Logf("log: %s", r.log.with(""))
+		}
+
+		if err := conn.Close(); err != nil {
+			r.Error(err)
+		}
+	})
+
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	defer cancel()
+
+	var list []broker.Topic
+	for _, topic := range topics {
+		list = append(list, broker.Topic{Name: topic, Consumed: !strings.HasPrefix(topic, "out")})
+	}
+
+	if err := conn.Connect(ctx, list); err != nil {
+		r.Fatal(err)
+	}
+
+	return &connection{Conn: conn}
+}
+
+// passes checks that a message that is published on a topic is consumed.
+func (r *rabbit) passes(conn *connection, topics ...string) {
+	r.Helper()
+
+	for _, topic := range topics {
+		received := consume(r, conn, topic, nil)
+
+		if err := conn.Publisher().Publish(topic, newMessage("k", topic)); err != nil {
+			r.Errorf("%s: %v", topic, err)
+
+			continue
+		}
+
+		if got := received.wait(r, 1)[0]; string(got.Payload) != topic {
+			r.Errorf("%s: got %s", topic, got.Payload)
+		}
+	}
+}
+
+// lines collects the lines of a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	return l.text.Write(line)
+}
+
+// with returns the lines with all of the texts.
+func (l *lines) with(texts ...string) (found []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	for line := range strings.Lines(l.text.String()) {
+		all := true
+		for _, text := range texts {
+			all = all && strings.Contains(line, text)
+		}
+
+		if all {
+			found = append(found, line)
+		}
+	}
+
+	return found
+}
+
+// TestRabbitMQAsOthersRunIt has what goes wrong, or is unlike ours, on the RabbitMQ of
+// an organization.
+func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of its tests concerns the whole server
+	t.Parallel()
+
+	server := brokertest.NewServer(t, "rabbitmq.sh")
+
+	t.Run("in vhosts", func(t *testing.T) { //nolint:paralleltest // the alarm waits for it
+		t.Run("queues that were declared differently are used", on(server, differentQueues))
+		t.Run("an account that may not configure uses what exists", on(server, withoutConfigure))
+		t.Run("nothing is declared unless allowed", on(server, withoutDeclaring))
+		t.Run("a wrong password is named", on(server, wrongPassword))
+		t.Run("a topic that was published only can be consumed later", on(server, publishedOnly))
+		t.Run("what was deleted is created again", on(server, deleted))
+		t.Run("a message that is too large is refused alone", on(server, tooLarge))
+		t.Run("a full queue delays no other", on(server, full))
+		t.Run("a delivery limit drops nothing while a consumer is paused", on(server, deliveryLimit))
+		t.Run("thirteen queues are subscribed quickly", on(server, thirteen))
+		t.Run("a second host is tried", on(server, secondHost))
+	})
+
+	// It concerns the whole server.
+	t.Run("a memory alarm is noticed and delays no shutdown", on(server, memoryAlarm))
+}
+
+func differentQueues(r *rabbit) {
+	r.declare("classic", true, nil)
+	r.declare("ttl", true, amqp091.Table{"x-message-ttl": int64(60_000)})
+	r.declare("volatile", false, nil)
+	r.declare("short", true, amqp091.Table{"x-queue-type": "quorum", "x-max-length": int64(100)})
+
+	topics := []string{"classic", "ttl", "volatile", "short", "ours"}
+	conn := r.connect(r.config(), topics...)
+	r.passes(conn, topics...)
+	must(r, conn.Close())
+
+	warned := r.log.with("level=WARN", "differ from what Millrace would declare", "'classic'", "'ttl'", "'volatile'", "'short'")
+	if len(warned) != 1 || strings.Contains(warned[0], "'ours'") {
+		r.Errorf("one line should name what differs: %s", r.log.with("level=WARN"))
+	}
+}
+
+func withoutConfigure(r *rabbit) {
+	must(r, r.connect(r.config(), "one", "two", "out").Close())
+	r.allow("^$", ".*", ".*")
+
+	conn := r.connect(r.config(), "one", "missing", "two", "out")
+	_ = consume(r, conn, "missing", nil)
+	r.passes(conn, "one", "two")
+	must(r, conn.Publisher().Publish("out", newMessage("k", "1")))
+
+	err := conn.Publisher().Publish("missing", newMessage("k", "1"))
+	if refused, ok := errors.AsType[*driver.RefusedError](err); !ok || refused.Scope != driver.OneTopic || !strings.Contains(refused.Remedy, "permission") {
+		r.Errorf("got %v, expected that the topic is refused", err)
+	}
+
+	pgtest.Eventually(r, "the subscription is refused with a remedy", func() bool {
+		refusal := conn.Refusal("missing")
+
+		return refusal != nil && strings.Contains(refusal.Err.Error(), "queue missing does not exist") && strings.Contains(refusal.Remedy(), "create queue missing")
+	})
+
+	if conn.Refusal("one") != nil || !conn.State().Up() {
+		r.Error("a topic that is missing affects others")
+	}
+
+	r.declare("missing", true, nil)
+	pgtest.Eventually(r, "the topic is subscribed once it exists", func() bool { return conn.Refusal("missing") == nil })
+	must(r, conn.Close())
+}
+
+func withoutDeclaring(r *rabbit) {
+	cfg := r.config()
+	cfg.RabbitMQ.Declare = false
+
+	r.declare("theirs", true, nil)
+	must(r, r.administer(func(ch *amqp091.Channel) error {
+		return errors.Join(ch.ExchangeDeclare("shop", "topic", true, false, false, false, nil), ch.QueueBind("theirs", "#", "shop", false, nil))
+	}))
+
+	conn := r.connect(cfg, "theirs", "missing")
+	_ = consume(r, conn, "missing", nil)
+	r.passes(conn, "theirs")
+
+	pgtest.Eventually(r, "the missing queue is named", func() bool {
+		refusal := conn.Refusal("missing")
+
+		return refusal != nil && strings.Contains(refusal.Remedy(), "broker.rabbitmq.declare")
+	})
+	must(r, conn.Close())
+
+	for _, name := range []string{"missing", "shop.dropped"} {
+		if r.waiting(name) >= 0 {
+			r.Errorf("queue %s was declared", name)
+		}
+	}
+}
+
+func wrongPassword(r *rabbit) {
+	cfg := r.config()
+	cfg.RabbitMQ.URL = postgres.Secret(r.url(r.user, "wrong"))
+
+	conn, err := broker.New(cfg, slog.New(slog.NewTextHandler(r.log, nil)))
+	if err != nil {
+		r.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancel(r.Context())
+	ended := make(chan error, 1)
+
+	go func() { ended <- conn.Connect(ctx, nil) }()
+
+	pgtest.Eventually(r, "the state says so", func() bool {
+		return strings.Contains(conn.State().Why, "authentication failed: wrong user")
+	})
+
+	pgtest.Eventually(r, "the log says so", func() bool { return len(r.log.with("level=WARN", "authentication failed")) == 1 })
+
+	r.server.Do("ctl", "change_password", r.user, "wrong") // which makes it right
+	must(r, <-ended)
+	cancel()
+	must(r, conn.Close())
+}
+
+func publishedOnly(r *rabbit) {
+	first := r.connect(r.config(), "out")
+	must(r, first.Publisher().Publish("out", newMessage("k", "before")))
+	must(r, first.Close())
+
+	conn, err := broker.New(r.config(), pgtest.Logger(r))
+	if err != nil {
+		r.Fatal(err)
+	}
+
+	must(r, conn.Connect(r.Context(), []broker.Topic{{Name: "out", Consumed: true}}))
+
+	second := &connection{Conn: conn}
+	if got := consume(r, second, "out", nil).wait(r, 1)[0]; string(got.Payload) != "before" {
+		r.Errorf("got %s", got.Payload)
+	}
+
+	must(r, second.Close())
+}
+
+func deleted(r *rabbit) {
+	conn := r.connect(r.config(), "in", "out")
+	received := consume(r, conn, "in", nil)
+
+	for name, remove := range map[string]func(*amqp091.Channel) error{
+		"the queue of a published topic": func(ch *amqp091.Channel) error {
+			_, err := ch.QueueDelete("out", false, false, false)
+
+			return err
+		},
+		"the queue of a consumed topic": func(ch *amqp091.Channel) error {
+			_, err := ch.QueueDelete("in", false, false, false)
+
+			return err
+		},
+		"the exchange": func(ch *amqp091.Channel) error { return ch.ExchangeDelete("shop", false, false) },
+	} {
+		must(r, r.administer(remove))
+
+		before := len(received.all())
+
+		for _, topic := range []string{"out", "in"} {
+			if err := conn.Publisher().Publish(topic, newMessage("k", name)); err != nil {
+				r.Errorf("%s is deleted: publishing on %s: %v", name, topic, err)
+			}
+		}
+
+		received.wait(r, before+1)
+
+		if r.waiting("out") < 1 {
+			r.Errorf("%s was deleted, and the message is lost", name)
+		}
+	}
+
+	must(r, conn.Close())
+}
+
+func tooLarge(r *rabbit) {
+	conn := r.connect(r.config(), "out")
+
+	var others sync.WaitGroup
+
+	stop := make(chan struct{})
+
+	for n := range 4 {
+		others.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+
+				if err := conn.Publisher().Publish("out", newMessage(fmt.Sprint(n), "small")); err != nil {
+					r.Errorf("another message: %v", err)
+
+					return
+				}
+			}
+		})
+	}
+
+	huge := newMessage("k", strings.Repeat("x", 33<<20)) // scripts/rabbitmq.sh allows 32 MiB
+
+	for range 2 {
+		err := conn.Publisher().Publish("out", huge)
+		if refused, ok := errors.AsType[*driver.RefusedError](err); !ok || refused.Scope != driver.OneMessage || !strings.Contains(err.Error(), "too large") {
+			r.Errorf("got %v, expected that the message is refused", err)
+		}
+	}
+
+	for name, change := range map[string]func(*message.Message){
+		"a header's name is too long":    func(msg *message.Message) { msg.Metadata[strings.Repeat("x", 300)] = "" },
+		"the headers are too large":      func(msg *message.Message) { msg.Metadata["large"] = strings.Repeat("x", 200_000) },
+		"the content type is too long":   func(msg *message.Message) { msg.Metadata[event.HeaderContentType] = strings.Repeat("x", 300) },
+		"headers as large as is allowed": func(msg *message.Message) { msg.Metadata["large"] = strings.Repeat("x", 119_000) },
+	} {
+		msg := newMessage("k", "1")
+		change(msg)
+
+		err := conn.Publisher().Publish("out", msg)
+		if refused, ok := errors.AsType[*driver.RefusedError](err); ok && refused.Scope != driver.OneMessage || ok == (name == "headers as large as is allowed") {
+			r.Errorf("%s: got %v", name, err)
+		}
+	}
+
+	close(stop)
+	others.Wait()
+	must(r, conn.Close())
+}
+
+func full(r *rabbit) {
+	r.declare("out.full", true, amqp091.Table{"x-max-length": int64(1), "x-overflow": "reject-publish"})
+
+	conn := r.connect(r.config(), "out.full", "out.other")
+	must(r, conn.Publisher().Publish("out.full", newMessage("k", "1")))
+
+	if err := conn.Publisher().Publish("out.full", newMessage("k", "2")); err == nil || !strings.Contains(err.Error(), "out.full is full") {
+		r.Errorf("got %v, expected that the queue is full", err)
+	}
+
+	must(r, conn.Publisher().Publish("out.other", newMessage("k", "1")))
+	must(r, conn.Close())
+}
+
+func deliveryLimit(r *rabbit) {
+	r.server.Do("ctl", "set_policy", "-p", r.vhost, "limit", ".*", `{"delivery-limit": 1}`)
+
+	conn := r.connect(r.config(), "in")
+	refused := 0
+	received := consume(r, conn, "in", func(msg *message.Message) {
+		if refused++; refused < 4 { // as the router does with a paused consumer
+			msg.Nack()
+		} else {
+			msg.Ack()
+		}
+	})
+
+	must(r, conn.Publisher().Publish("in", newMessage("k", "1")))
+	received.wait(r, 4)
+	must(r, conn.Close())
+
+	// A process that ends gives back what it has in hand.
+	conn = r.connect(r.config(), "in")
+	must(r, conn.Publisher().Publish("in", newMessage("k", "2")))
+
+	for range 2 {
+		consume(r, conn, "in", func(*message.Message) {}).wait(r, 1)
+		must(r, conn.Close())
+		conn = r.connect(r.config(), "in")
+	}
+
+	pgtest.Eventually(r, "what the limit drops is kept", func() bool { return r.waiting("shop.dropped") == 1 })
+	must(r, conn.Close())
+}
+
+func thirteen(r *rabbit) {
+	var topics []string
+	for n := range 13 {
+		topics = append(topics, fmt.Sprintf("in.%d", n))
+	}
+
+	started := time.Now()
+	conn := r.connect(r.config(), topics...)
+
+	for _, topic := range topics {
+		_ = consume(r, conn, topic, nil)
+	}
+
+	pgtest.Eventually(r, "all are subscribed", func() bool {
+		list, err := conn.Backlogs(r.Context(), topics)
+		if err != nil {
+			r.Fatal(err)
+		}
+
+		for _, b := range list {
+			if b.Err != nil || b.Subscriptions != 1 {
+				return false
+			}
+		}
+
+		return true
+	})
+	r.Logf("13 queues were declared and subscribed in %s", time.Since(started))
+
+	if took := time.Since(started); took > 5*time.Second { // on a busy machine
+		r.Errorf("took %s", took)
+	}
+
+	must(r, conn.Close())
+}
+
+func secondHost(r *rabbit) {
+	cfg := r.config()
+	cfg.RabbitMQ.URL = postgres.Secret(strings.Replace(string(cfg.RabbitMQ.URL), ":"+r.server.Port+"/", ":1/", 1))
+	cfg.RabbitMQ.Hosts = []string{"127.0.0.1:" + r.server.Port}
+
+	conn := r.connect(cfg, "in")
+	r.passes(conn, "in")
+	must(r, conn.Close())
+}
+
+func memoryAlarm(r *rabbit) {
+	conn := r.connect(r.config(), "in", "out")
+	received := consume(r, conn, "in", nil)
+	must(r, conn.Publisher().Publish("in", newMessage("k", "1")))
+	received.wait(r, 1)
+
+	r.server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
+	defer r.server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1GB")
+
+	pgtest.Eventually(r, "publishing fails because the broker is blocked", func() bool {
+		started := time.Now()
+		err := conn.Publisher().Publish("out", newMessage("k", "2"))
+
+		if took := time.Since(started); took > 20*time.Second {
+			r.Errorf("publishing took %s", took)
+		}
+
+		return errors.Is(err, driver.ErrBlocked)
+	})
+	conn.Check(r.Context())
+
+	if state := conn.State(); !state.Blocked || state.Up() || !strings.Contains(state.Why, "memory") || conn.Down() != "rabbitmq accepts no messages" {
+		r.Errorf("got %+v, expected that the broker is blocked", state)
+	}
+
+	again := r.connect(r.config(), "in", "out") // a replica that starts meanwhile
+
+	r.server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1GB")
+	pgtest.Eventually(r, "publishing works again", func() bool { return conn.Publisher().Publish("out", newMessage("k", "3")) == nil })
+	conn.Check(r.Context())
+
+	if state := conn.State(); !state.Up() || state.Blocked {
+		r.Errorf("got %+v, expected that the broker is not blocked", state)
+	}
+
+	r.server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
+	pgtest.Eventually(r, "publishing fails again", func() bool { return conn.Publisher().Publish("out", newMessage("k", "4")) != nil })
+
+	started := time.Now()
+
+	must(r, errors.Join(conn.Close(), again.Close()))
+
+	if took := time.Since(started); took > 10*time.Second {
+		r.Errorf("closing a blocked connection took %s", took)
+	}
+}
