@@ -43,6 +43,8 @@ transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 log.cleaner.enable=true
 PROPERTIES
+  # A test may add settings, which override these.
+  [[ -e $dir/extra.properties ]] && cat "$dir/extra.properties" >>"$dir/server.properties"
   cat >"$dir/log4j.properties" <<PROPERTIES
 log4j.rootLogger=WARN, out
 log4j.appender.out=org.apache.log4j.ConsoleAppender
@@ -74,8 +76,19 @@ start_native() {
   say "Kafka answers on 127.0.0.1:$port"
 }
 
+# settings_of FILE: print the docker options that set the properties in FILE.
+settings_of() {
+  local name value
+  while IFS='=' read -r name value; do
+    name=${name//_/__} name=${name//-/___} name=${name//./_}
+    printf '%s\n' -e "KAFKA_${name^^}=$value"
+  done <"$1"
+}
+
 run_container() {
-  docker run -d --name "$container" -p "127.0.0.1:$port:$port" \
+  local extra=(-p "127.0.0.1:$port:$port")
+  [[ ! -e $dir/extra.properties ]] || { mapfile -t extra < <(settings_of "$dir/extra.properties"); extra+=(--network host); }
+  docker run -d --name "$container" \
     -e KAFKA_NODE_ID=1 -e KAFKA_PROCESS_ROLES=broker,controller \
     -e KAFKA_LISTENERS="PLAINTEXT://0.0.0.0:$port,CONTROLLER://127.0.0.1:$((port + 1))" \
     -e KAFKA_ADVERTISED_LISTENERS="PLAINTEXT://127.0.0.1:$port" \
@@ -84,7 +97,7 @@ run_container() {
     -e KAFKA_CONTROLLER_QUORUM_VOTERS="1@127.0.0.1:$((port + 1))" \
     -e KAFKA_AUTO_CREATE_TOPICS_ENABLE=false -e KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1 \
     -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 \
-    apache/kafka:3.9.1 >/dev/null
+    "${extra[@]}" apache/kafka:3.9.1 >/dev/null
 }
 
 act "$action"

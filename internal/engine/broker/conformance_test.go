@@ -572,7 +572,8 @@ func (h harness) tails(t *testing.T) {
 
 	for deadline := time.Now().Add(timeout); len(seen) == 0; published++ {
 		if time.Now().After(deadline) {
-			t.Fatal("tail received nothing")
+			cancel()
+			t.Fatalf("tail received nothing: %v", <-ended)
 		}
 
 		if err := conn.Publisher().Publish(topic, newMessage("k", `{"n":1}`)); err != nil {

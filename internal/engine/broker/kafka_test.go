@@ -135,3 +135,29 @@ func TestKeysAreOnThePartitionsThatJavaChooses(t *testing.T) {
 		}
 	}
 }
+
+// A record without an id is identified by its place and time, which a topic that is made
+// anew does not repeat.
+func TestATopicMadeAnewHasNewMessages(t *testing.T) {
+	t.Parallel()
+
+	h := kafkaHarness(brokertest.Address(t, brokertest.Kafka))
+	h.config.Kafka.Partitions = 1
+	topic := brokertest.Topic()
+
+	first := func() string {
+		conn := h.open(t, topic)
+		brokertest.ProduceKafka(t, h.config, topic, brokertest.Foreign{Payload: []byte("same")})
+		id := consume(t, conn, topic, nil).wait(t, 1)[0].UUID
+		must(t, conn.Close())
+
+		return id
+	}
+
+	before := first()
+	must(t, admin(t, h.config).DeleteTopic(topic))
+
+	if after := first(); after == before {
+		t.Error("a message of the new topic has the id of one of the old topic")
+	}
+}

@@ -2,8 +2,11 @@ package brokertest
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -24,6 +27,29 @@ func NewServer(tb testing.TB, script string) *Server {
 	tb.Helper()
 
 	s := &Server{Port: pgtest.FreePort(tb), tb: tb, script: filepath.Join(pgtest.Root(), "scripts", script), dir: tb.TempDir()}
+	s.Do("start")
+	tb.Cleanup(func() { s.Do("kill") })
+
+	return s
+}
+
+// NewKafka starts a Kafka with settings of its own, each as name=value. @PORT@ in a
+// setting is the server's port, and @NEXT@ the one after it.
+func NewKafka(tb testing.TB, settings ...string) *Server {
+	tb.Helper()
+
+	s := &Server{Port: pgtest.FreePort(tb), tb: tb, script: filepath.Join(pgtest.Root(), "scripts", "kafka.sh"), dir: tb.TempDir()}
+
+	port, err := strconv.Atoi(s.Port)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	text := strings.NewReplacer("@PORT@", s.Port, "@NEXT@", strconv.Itoa(port+1)).Replace(strings.Join(settings, "\n") + "\n")
+	if err := os.WriteFile(filepath.Join(s.dir, "extra.properties"), []byte(text), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+
 	s.Do("start")
 	tb.Cleanup(func() { s.Do("kill") })
 

@@ -159,6 +159,3 @@ func offsets(admin sarama.ClusterAdmin, topic string, positions map[int32]int64)
 
 	return found, nil
 }
-
-// Refusals implements driver.Driver.
-func (d *Driver) Refusals() []driver.Refusal { return nil }

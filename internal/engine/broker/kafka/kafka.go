@@ -26,6 +26,9 @@ type Driver struct {
 	mu     sync.Mutex
 	client sarama.Client
 	pub    message.Publisher
+
+	refusedMu sync.Mutex
+	refused   map[driver.Topic]refusedTopic
 }
 
 // New returns a connection that is not yet established.
@@ -48,11 +51,15 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	}
 
 	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
+	if refused := refusalOf("", err); refused != nil && refused.Scope == driver.Account {
+		return refused
+	}
+
 	if err != nil {
 		return fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
 	}
 
-	if err := d.createTopics(client, topics); err != nil {
+	if err := d.prepare(client, topics); err != nil {
 		return errors.Join(err, client.Close())
 	}
 
@@ -62,43 +69,6 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	}
 
 	d.client, d.pub = client, publisher
-
-	return nil
-}
-
-// createTopics creates missing topics.
-func (d *Driver) createTopics(client sarama.Client, topics []driver.Topic) error {
-	admin, err := sarama.NewClusterAdminFromClient(client)
-	if err != nil {
-		return fmt.Errorf("connecting kafka admin: %w", err)
-	}
-	// Closing the admin would close the client.
-
-	for _, topic := range topics {
-		err := admin.CreateTopic(d.cfg.Prefix+topic.Name, &sarama.TopicDetail{
-			NumPartitions: d.cfg.Partitions, ReplicationFactor: d.cfg.ReplicationFactor,
-		}, false)
-		if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
-			return fmt.Errorf("creating topic %s: %w", topic.Name, err)
-		}
-	}
-
-	for _, topic := range topics {
-		name := d.cfg.Prefix + topic.Name
-		if err := client.RefreshMetadata(name); err != nil {
-			return fmt.Errorf("waiting for topic %s: %w", topic.Name, err)
-		}
-
-		partitions, err := client.Partitions(name)
-		if err != nil {
-			return fmt.Errorf("waiting for topic %s: %w", topic.Name, err)
-		}
-
-		if len(partitions) != int(d.cfg.Partitions) {
-			d.logger.Warn("topic does not have the configured number of partitions",
-				slog.String("topic", topic.Name), slog.Int("partitions", len(partitions)), slog.Int("configured", int(d.cfg.Partitions)))
-		}
-	}
 
 	return nil
 }
@@ -120,7 +90,7 @@ func (d *Driver) Ping(context.Context) error {
 		return fmt.Errorf("reaching kafka: %w", err)
 	}
 
-	return nil
+	return d.prepareRefused(client)
 }
 
 // Close implements driver.Driver.
@@ -143,6 +113,7 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Version = sarama.V3_0_0_0 // idempotent producers, sticky groups
 
 	// Detect a dead broker quickly: the relay and the consumers retry.
+	cfg.Metadata.AllowAutoTopicCreation = false // prepare creates topics, with the configured partitions
 	cfg.Net.DialTimeout = 5 * time.Second
 	cfg.Net.ReadTimeout = 15 * time.Second
 	cfg.Net.WriteTimeout = 15 * time.Second
@@ -234,5 +205,9 @@ func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, er
 
 	origin := fmt.Sprintf("kafka:%s/%d@%d", record.Topic, record.Partition, record.Offset)
 
-	return driver.Received(headers, driver.Identity{Key: string(record.Key), Origin: origin, Coordinates: origin}, record.Value), nil
+	return driver.Received(headers, driver.Identity{
+		Key: string(record.Key), Origin: origin,
+		// A topic that is made anew repeats offsets, and not the time.
+		Coordinates: fmt.Sprintf("%s+%d", origin, record.Timestamp.UnixMilli()),
+	}, record.Value), nil
 }

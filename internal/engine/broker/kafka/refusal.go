@@ -49,13 +49,14 @@ func refusalOf(topic string, err error) *driver.RefusedError {
 		return nil
 	}
 
-	if code, ok := errors.AsType[sarama.KError](err); ok {
-		r, refused := refusals[code]
-		if !refused {
-			return nil
-		}
+	if refused, ok := errors.AsType[*driver.RefusedError](err); ok {
+		return refused
+	}
 
-		return &driver.RefusedError{Scope: r.scope, Topic: topic, Remedy: r.remedy, Err: code}
+	for code, r := range refusals { // sarama wraps some so that only Is finds them
+		if errors.Is(err, code) {
+			return &driver.RefusedError{Scope: r.scope, Topic: topic, Remedy: r.remedy, Err: code}
+		}
 	}
 
 	// sarama refuses these itself.
