@@ -208,8 +208,43 @@ func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	s.Run()
 	s.Seed()
 
-	// What is applied, and what follows from it.
-	first := s.Publish("user.created", payloads[0].payload)
+	first := applyMessages(t, s)
+	stopConflict(t, s, first)
+	fail(t, s)
+	bad := unreadable(t, s)
+	scheduleFor(t, s, "adel-1", "Goodbye Ädelheid Quastenberg")
+	nameInFreeText(t, s)
+
+	pgtest.Eventually(t, "all messages have been processed", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE message_id = ANY($1) AND state = 'stopped'`, bad) == len(bad) &&
+			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0
+	})
+
+	done := erase(t, s)
+	allThatIsLeftIsMentioned(t, s, done.Mentions)
+	eraseMentioned(t, s, done.Mentions)
+	onlyTheHistoryOfTheOrderIsLeft(t, s)
+	answers(t, s)
+
+	if n := apptest.Value[int](s, `SELECT count(*) FROM operator_actions WHERE action = 'erased' AND who = 'op' AND why = 'ticket 4711' AND subject = 'adel-1'`); n != 2 {
+		t.Errorf("%d erasures are recorded", n)
+	}
+
+	for line := range strings.Lines(log.String()) {
+		if found := traces(line); len(found) > 0 {
+			t.Errorf("the log contains %v: %s", found, line)
+		}
+	}
+
+	lateMessagesAreRefusedAndErased(t, s)
+}
+
+// applyMessages publishes messages that are applied, and waits for what follows from them. It
+// returns the id of the message that created the person.
+func applyMessages(t *testing.T, s *apptest.Service) (first uuid.UUID) {
+	t.Helper()
+
+	first = s.Publish("user.created", payloads[0].payload)
 	s.Publish("user.updated", payloads[1].payload)
 	s.Publish("user.events", payloads[3].payload)
 	s.Publish("notifications", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg","channel":"log"}`)
@@ -218,25 +253,33 @@ func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	s.WaitForOrder("o1", "completed")
 	pgtest.Eventually(t, "the user is in the projection", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
 
-	// Another payload under an id that was applied, requeued with a new id.
-	s.PublishMessage(event.Message{ID: first, Topic: "user.created", Key: "adel-1", Payload: []byte(strings.Replace(payloads[0].payload, "5551234", "5551234-1", 1))})
+	return first
+}
+
+// stopConflict publishes another payload under the id of a message that was applied. It is
+// stopped, requeued with a new id, and stopped again.
+func stopConflict(t *testing.T, s *apptest.Service, applied uuid.UUID) {
+	t.Helper()
+
+	s.PublishMessage(event.Message{ID: applied, Topic: "user.created", Key: "adel-1", Payload: []byte(strings.Replace(payloads[0].payload, "5551234", "5551234-1", 1))})
 	pgtest.Eventually(t, "the conflict is stopped", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE reason = 'conflict' AND state = 'stopped'`) == 1
 	})
 
-	if _, err := s.Failed.Requeue(t.Context(), failed.Filter{MessageID: first}, activity.Actor{Who: "op"}, failed.Pace{OutOfOrder: true}, s.Router.Check); err != nil {
+	if _, err := s.Failed.Requeue(t.Context(), failed.Filter{MessageID: applied}, activity.Actor{Who: "op"}, failed.Pace{OutOfOrder: true}, s.Router.Check); err != nil {
 		t.Fatal(err)
 	}
 
 	pgtest.Eventually(t, "the requeued message is stopped again", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM operator_actions WHERE action = 'reopened'`) == 1
 	})
+}
 
-	fail(t, s)
-	bad := unreadable(t, s)
-	scheduleFor(t, s, "adel-1", "Goodbye Ädelheid Quastenberg")
+// nameInFreeText names the person where operators write what they like, and in the history of
+// an order.
+func nameInFreeText(t *testing.T, s *apptest.Service) {
+	t.Helper()
 
-	// Reasons and an order's history are free text.
 	for _, sql := range []string{
 		`INSERT INTO operator_actions (action, subject, who, why) VALUES ('retried', 'account.create quast@work.example', 'op', 'adel-1 called')`,
 		`INSERT INTO paused_consumers (consumer, who, why) VALUES ('inventory.restock', 'op', 'for Ms QUASTENBERG, ädelheid quastenberg')`,
@@ -246,39 +289,36 @@ func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-
-	pgtest.Eventually(t, "all messages have been processed", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE message_id = ANY($1) AND state = 'stopped'`, bad) == len(bad) &&
-			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE available_at IS NULL`) == 0
-	})
-
-	erase(t, s)
-
-	if found := traces(log.String()); len(found) > 0 {
-		for line := range strings.Lines(log.String()) {
-			if len(traces(line)) > 0 {
-				t.Errorf("the log contains %v: %s", traces(line), line)
-			}
-		}
-	}
-
-	// What arrives later is refused, and can be erased too.
-	s.Publish("user.created", payloads[0].payload)
-	pgtest.Eventually(t, "the late message is stopped", func() bool {
-		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE reason = 'refused'`) == 1
-	})
-
-	if done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "adel-1", By: operator}); err != nil || done.Emptied != 1 {
-		t.Errorf("again: got %+v, %v", done, err)
-	}
-
-	if got := left(s); len(got) != 1 || got["events"] != 1 {
-		t.Errorf("after the late message: left %v", got)
-	}
 }
 
-// erase rehearses the erasure of adel-1, erases, and erases what was mentioned.
-func erase(t *testing.T, s *apptest.Service) {
+// erase rehearses the erasure of adel-1, and erases what the rehearsal announced.
+func erase(t *testing.T, s *apptest.Service) consumer.Erasure {
+	t.Helper()
+
+	announced := rehearse(t, s)
+
+	done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "adel-1", By: operator})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	announced.DryRun = false
+	if diff := cmp.Diff(announced, done, cmpopts.IgnoreUnexported(consumer.Erasure{}, postgres.Found{})); diff != "" {
+		t.Errorf("the erasure differs from the dry run: %s", diff)
+	}
+
+	// With each of 3 keys two wait, one is stopped and one discarded; two were edited. One
+	// message is scheduled. What the service parked itself comes in addition.
+	if n := int64(len(payloads)); done.Withdrawn <= n*3*2 || done.Emptied < n*(3*2+2) || done.Actions < 3*n ||
+		done.Rows["users"] != 1 || done.Rows["notifications"] < 1 || done.Rows["analytics"] != 1 {
+		t.Errorf("got %+v", done)
+	}
+
+	return done
+}
+
+// rehearse returns what an erasure of adel-1 would do. It checks that nothing changed.
+func rehearse(t *testing.T, s *apptest.Service) consumer.Erasure {
 	t.Helper()
 
 	before := dump(s)
@@ -297,40 +337,15 @@ func erase(t *testing.T, s *apptest.Service) {
 		}
 	}
 
-	done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "adel-1", By: operator})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return would
+}
 
-	would.DryRun = false
-	if diff := cmp.Diff(would, done, cmpopts.IgnoreUnexported(consumer.Erasure{}, postgres.Found{})); diff != "" {
-		t.Errorf("the erasure differs from the dry run: %s", diff)
-	}
+func allThatIsLeftIsMentioned(t *testing.T, s *apptest.Service, mentions []postgres.Found) {
+	t.Helper()
 
-	// With each of 3 keys two wait, one is stopped and one discarded; two were edited. One
-	// message is scheduled. What the service parked itself comes in addition.
-	if n := int64(len(payloads)); done.Withdrawn <= n*3*2 || done.Emptied < n*(3*2+2) || done.Actions < 3*n ||
-		done.Rows["users"] != 1 || done.Rows["notifications"] < 1 || done.Rows["analytics"] != 1 {
-		t.Errorf("got %+v", done)
-	}
-
-	// All that is left is mentioned.
 	mentioned := map[string]int{}
-
-	var also consumer.Erasing
-
-	for _, m := range done.Mentions {
+	for _, m := range mentions {
 		mentioned[m.Table]++
-
-		var id int64
-		_, _ = fmt.Sscan(m.Row, &id)
-
-		switch m.Table {
-		case "failed_messages":
-			also.Failed = append(also.Failed, id)
-		case "operator_actions":
-			also.Actions = append(also.Actions, id)
-		}
 	}
 
 	for table, n := range left(s) {
@@ -343,6 +358,12 @@ func erase(t *testing.T, s *apptest.Service) {
 	if mentioned["failed_messages"] != 7 || mentioned["operator_actions"] != 1+len(payloads) || mentioned["paused_consumers"] != 1 || mentioned["events"] != 1 {
 		t.Errorf("mentioned %v", mentioned)
 	}
+}
+
+// eraseMentioned changes the reason of the pause, and erases the failed messages and
+// actions that mention adel-1.
+func eraseMentioned(t *testing.T, s *apptest.Service, mentions []postgres.Found) {
+	t.Helper()
 
 	if _, err := s.Pool.Exec(t.Context(), `UPDATE paused_consumers SET why = 'a check'`); err != nil {
 		t.Fatal(err)
@@ -352,21 +373,48 @@ func erase(t *testing.T, s *apptest.Service) {
 		return slices.ContainsFunc(s.Router.States(), func(c consumer.State) bool { return c.Pause != nil && c.Pause.Why == "a check" })
 	})
 
-	also.Subject, also.By = "adel-1", operator
+	also := consumer.Erasing{Subject: "adel-1", By: operator}
+
+	for _, m := range mentions {
+		var id int64
+		_, _ = fmt.Sscan(m.Row, &id)
+
+		switch m.Table {
+		case "failed_messages":
+			also.Failed = append(also.Failed, id)
+		case "operator_actions":
+			also.Actions = append(also.Actions, id)
+		}
+	}
+
 	if _, err := s.Router.Erase(t.Context(), also); err != nil {
 		t.Fatal(err)
 	}
+}
 
-	// The history of an order cannot be changed.
+// The history of an order cannot be changed.
+func onlyTheHistoryOfTheOrderIsLeft(t *testing.T, s *apptest.Service) {
+	t.Helper()
+
 	if got := left(s); len(got) != 1 || got["events"] != 1 {
 		t.Errorf("left %v", got)
 	}
+}
 
-	answers(t, s)
+// lateMessagesAreRefusedAndErased publishes a message about adel-1 after the erasure.
+func lateMessagesAreRefusedAndErased(t *testing.T, s *apptest.Service) {
+	t.Helper()
 
-	if n := apptest.Value[int](s, `SELECT count(*) FROM operator_actions WHERE action = 'erased' AND who = 'op' AND why = 'ticket 4711' AND subject = 'adel-1'`); n != 2 {
-		t.Errorf("%d erasures are recorded", n)
+	s.Publish("user.created", payloads[0].payload)
+	pgtest.Eventually(t, "the late message is stopped", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE reason = 'refused'`) == 1
+	})
+
+	if done, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "adel-1", By: operator}); err != nil || done.Emptied != 1 {
+		t.Errorf("again: got %+v, %v", done, err)
 	}
+
+	onlyTheHistoryOfTheOrderIsLeft(t, s)
 }
 
 // answers checks what the API says about the person.

@@ -42,10 +42,57 @@ func told(s *apptest.Service, order string) (topics []string) {
 	return topics
 }
 
+// startWithPendingPayment runs a service in which the payment of the order "slow" is
+// pending at the provider.
+func startWithPendingPayment(t *testing.T) (*apptest.Service, *paymenttest.Server) {
+	t.Helper()
+
+	server := paymenttest.NewServer(t)
+	server.Hold("slow", "processing")
+
+	s := apptest.New(t, pgtest.URL(t), payingByStripe(server.URL), func(c *config.Config) { c.Consumer.ParkAttempts = 1 })
+	s.ExpectFailures()
+	s.Seed()
+	s.Run()
+	s.Publish("orders.created", ordered("slow"))
+	s.WaitForOrder("slow", "inventory_reserved")
+	s.Publish("orders.expiry.due", `{"order_id": "slow"}`) // it does not expire while it is pending
+	pgtest.Eventually(t, "its charge waits for the outcome, and it gets its time again", func() bool {
+		return slices.Equal(waiting(s), []string{"payments.requested pending 0"}) &&
+			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE topic = 'orders.expiry.due' AND available_at IS NOT NULL`) == 1
+	})
+
+	return s, server
+}
+
 func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 
 	const others = 20
+
+	s, _ := startWithPendingPayment(t)
+
+	for n := range others {
+		s.Publish("orders.created", ordered(fmt.Sprint("order-", n)))
+	}
+
+	for n := range others {
+		s.WaitForOrder(fmt.Sprint("order-", n), "completed")
+	}
+
+	s.WaitForOrder("slow", "inventory_reserved")
+
+	if got := told(s, "slow"); got != nil {
+		t.Errorf("others were told %v", got)
+	}
+
+	if !s.Dependencies.Get(payment.Dependency).State().Up {
+		t.Errorf("the gateway is not available: %+v", s.Dependencies.States())
+	}
+}
+
+func TestAPendingPaymentEndsAsTheProviderDecides(t *testing.T) {
+	t.Parallel()
 
 	for _, c := range []struct {
 		captured bool
@@ -60,48 +107,10 @@ func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
 		t.Run(c.status, func(t *testing.T) {
 			t.Parallel()
 
-			server := paymenttest.NewServer(t)
-			server.Hold("slow", "processing")
-
-			s := apptest.New(t, pgtest.URL(t), payingByStripe(server.URL), func(cfg *config.Config) {
-				cfg.Consumer.ParkAttempts = 1
-			})
-			s.ExpectFailures()
-			s.Seed()
-			s.Run()
-			s.Publish("orders.created", ordered("slow"))
-			s.WaitForOrder("slow", "inventory_reserved")
-			s.Publish("orders.expiry.due", `{"order_id": "slow"}`) // it does not expire while it is pending
-			pgtest.Eventually(t, "its charge waits for the outcome, and it gets its time again", func() bool {
-				return slices.Equal(waiting(s), []string{"payments.requested pending 0"}) &&
-					apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE topic = 'orders.expiry.due' AND available_at IS NOT NULL`) == 1
-			})
-
-			for n := range others {
-				s.Publish("orders.created", ordered(fmt.Sprint("order-", n)))
-			}
-
-			for n := range others {
-				s.WaitForOrder(fmt.Sprint("order-", n), "completed")
-			}
-
-			s.WaitForOrder("slow", "inventory_reserved")
-
-			if got := told(s, "slow"); got != nil {
-				t.Errorf("others were told %v", got)
-			}
-
-			if !s.Dependencies.Get(payment.Dependency).State().Up {
-				t.Errorf("the gateway is not available: %+v", s.Dependencies.States())
-			}
-
-			// The webhook settles it without a further request.
-			asked := server.Requests(paymenttest.OpRetrieve)
+			s, server := startWithPendingPayment(t)
 			server.Settle("slow", c.captured)
 			s.Publish("payments.reported", c.report(transaction(s, "slow")))
 			s.WaitForOrder("slow", c.status)
-			t.Logf("%d requests between the settlement and the end", server.Requests(paymenttest.OpRetrieve)-asked)
-
 			pgtest.Eventually(t, "no message waits", func() bool { return len(waiting(s)) == 0 })
 			s.WaitForOrder("slow", c.status)
 
@@ -112,8 +121,10 @@ func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
 	}
 }
 
-func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
-	t.Parallel()
+// startWithPendingRefund runs a service in which an order was cancelled while its payment
+// was pending. The payment was captured afterwards, and its refund is pending.
+func startWithPendingRefund(t *testing.T) (*apptest.Service, *paymenttest.Server) {
+	t.Helper()
 
 	server := paymenttest.NewServer(t)
 	server.Hold("order", "processing")
@@ -123,31 +134,56 @@ func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
 	s.ExpectFailures()
 	s.Seed()
 	s.Run()
-
-	// A pending charge does not delay the cancellation; its capture is refunded.
 	s.Publish("orders.created", ordered("order"))
 	pgtest.Eventually(t, "the charge is pending", func() bool { return slices.Equal(waiting(s), []string{"payments.requested pending 0"}) })
 	s.Publish("orders.cancel.requested", `{"order_id": "order", "reason": "changed my mind"}`)
-	s.WaitForOrder("order", "cancelled")
+	s.WaitForOrder("order", "cancelled") // it does not wait for the charge
 	server.Settle("order", true)
-
-	captured := fmt.Sprintf(`, "transaction_id": %q`, transaction(s, "order"))
-	s.Publish("payments.reported", providerReport("order", "captured", captured))
+	s.Publish("payments.reported", reportOfCapture(s, "captured", ""))
 	pgtest.Eventually(t, "the refund is pending", func() bool { return slices.Contains(waiting(s), "payments.refund.requested pending 0") })
+
+	return s, server
+}
+
+// reportOfCapture is a report of the provider about the captured payment of "order".
+func reportOfCapture(s *apptest.Service, outcome, more string) string {
+	return providerReport("order", outcome, fmt.Sprintf(`, "transaction_id": %q`, transaction(s, "order"))+more)
+}
+
+// succeed lets the pending refund succeed. It returns its id.
+func succeed(t *testing.T, s *apptest.Service, server *paymenttest.Server) (refund string) {
+	t.Helper()
+
+	refund = server.SettleRefunds("order", "succeeded", "")[0]
+	s.Publish("payments.reported", reportOfCapture(s, "refunded", fmt.Sprintf(`, "refund_id": %q`, refund)))
+	s.Messages("payments.refunded", 1)
+	pgtest.Eventually(t, "no message waits", func() bool { return len(waiting(s)) == 0 })
+
+	return refund
+}
+
+func TestARefundIsToldWhenItHasSucceeded(t *testing.T) {
+	t.Parallel()
+
+	s, server := startWithPendingRefund(t)
 
 	if got := told(s, "order"); !slices.Equal(got, []string{"orders.cancelled"}) {
 		t.Errorf("others were told %v", got)
 	}
 
-	refund := server.SettleRefunds("order", "succeeded", "")[0]
-	s.Publish("payments.reported", providerReport("order", "refunded", captured+fmt.Sprintf(`, "refund_id": %q`, refund)))
-	s.Messages("payments.refunded", 1)
-	pgtest.Eventually(t, "no message waits", func() bool { return len(waiting(s)) == 0 })
+	succeed(t, s, server)
+}
 
-	// Days later it fails. Others are told, and a person sees it.
+// Days after it has succeeded, a refund fails. Others are told, and a person sees it,
+// who refunds it in another way.
+func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
+	t.Parallel()
+
+	s, server := startWithPendingRefund(t)
+	refund := succeed(t, s, server)
 	server.SettleRefunds("order", "failed", "lost_or_stolen_card")
 
-	failed := providerReport("order", "refund_failed", captured+fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
+	failed := reportOfCapture(s, "refund_failed", fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
 	s.Publish("payments.reported", failed)
 	s.Publish("payments.reported", failed) // the provider reports it by two types of events
 	pgtest.Eventually(t, "a request is stopped", func() bool {
@@ -166,8 +202,7 @@ func TestARefundIsToldWhenItHasSucceededAndWhenItFailsLater(t *testing.T) {
 		t.Errorf("got %+v, %v", statement, err)
 	}
 
-	// The person refunds it in another way, which the provider reports.
-	s.Publish("payments.reported", providerReport("order", "refunded", captured+`, "refund_id": "re_by_hand"`))
+	s.Publish("payments.reported", reportOfCapture(s, "refunded", `, "refund_id": "re_by_hand"`))
 	s.Messages("payments.refunded", 2)
 
 	details, err := s.Orders.Show(t.Context(), "order")

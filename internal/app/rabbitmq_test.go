@@ -15,26 +15,26 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// A queue that the account may not create concerns its consumer alone, and an alarm the
-// messages to publish; the service says what and what to do, and ends in time.
-func TestRabbitMQThatRefusesIsReported(t *testing.T) {
-	t.Parallel()
+// newRabbitMQOfOthers starts RabbitMQ with an account "shop", which may not create the
+// queues of users, and with the queue orders.created as others have declared it. The
+// channel is that of an administrator.
+func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, channel *amqp091.Channel) {
+	t.Helper()
 
-	server := brokertest.NewServer(t, "rabbitmq.sh")
-	guest := "amqp://guest:guest@127.0.0.1:" + server.Port + "/"
+	server = brokertest.NewServer(t, "rabbitmq.sh")
 
-	conn, err := amqp091.Dial(guest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-
-	channel, err := conn.Channel()
+	conn, err := amqp091.Dial("amqp://guest:guest@127.0.0.1:" + server.Port + "/")
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	// As others have declared it.
+	t.Cleanup(func() { _ = conn.Close() })
+
+	channel, err = conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	if _, err := channel.QueueDeclare("orders.created", true, false, false, false, amqp091.Table{"x-message-ttl": int64(3_600_000)}); err != nil {
 		t.Fatal(err)
 	}
@@ -42,6 +42,15 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	server.Do("ctl", "add_user", "shop", "secret")
 	server.Do("ctl", "set_permissions", "shop", ".*", ".*", "^(millrace|orders|payments|inventory|notifications|analytics).*")
 
+	return server, channel
+}
+
+// A queue that the account may not create concerns its consumer alone, and an alarm the
+// messages to publish; the service says what and what to do, and ends in time.
+func TestRabbitMQThatRefusesIsReported(t *testing.T) {
+	t.Parallel()
+
+	server, channel := newRabbitMQOfOthers(t)
 	s := apptest.Start(t, func(c *config.Config) {
 		c.Broker.Kind = broker.RabbitMQ
 		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://shop:secret@127.0.0.1:" + server.Port + "/")

@@ -35,6 +35,21 @@ func readiness(t *testing.T, s *apptest.Service) (status int, troubles map[strin
 	return status, troubles
 }
 
+// onKafkaAndRabbitMQ takes user.events from Kafka, and has notifications on RabbitMQ.
+func onKafkaAndRabbitMQ(t *testing.T, rabbitPort string) func(*config.Config) {
+	t.Helper()
+
+	return func(c *config.Config) {
+		c.Broker.Bind = []broker.Binding{{Topic: "user.events", Broker: broker.Kafka}, {Topic: "notifications", Broker: broker.RabbitMQ}}
+		c.Broker.Kafka.Brokers = []string{brokertest.Address(t, brokertest.Kafka)}
+		c.Broker.Kafka.Group, c.Broker.Kafka.Partitions = brokertest.Topic(), 16
+		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
+		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + rabbitPort + "/")
+		c.Broker.RabbitMQ.Lanes = 8
+		c.HTTP.Addr = "127.0.0.1:" + pgtest.FreePort(t)
+	}
+}
+
 func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	t.Parallel()
 
@@ -44,17 +59,7 @@ func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 
 	var cfg config.Config
 
-	s := apptest.Start(t, func(c *config.Config) {
-		c.Broker.Bind = []broker.Binding{{Topic: "user.events", Broker: broker.Kafka}, {Topic: "notifications", Broker: broker.RabbitMQ}}
-		c.Broker.Kafka.Brokers = []string{brokertest.Address(t, brokertest.Kafka)}
-		c.Broker.Kafka.Group, c.Broker.Kafka.Partitions = brokertest.Topic(), 16
-		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
-		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + rabbit.Port + "/")
-		c.Broker.RabbitMQ.Lanes = 8
-		c.HTTP.Addr = "127.0.0.1:" + pgtest.FreePort(t)
-		cfg = *c
-	})
-
+	s := apptest.Start(t, onKafkaAndRabbitMQ(t, rabbit.Port), func(c *config.Config) { cfg = *c })
 	created := time.Now()
 	prefix := brokertest.Topic()
 	produce := func(from, to int) {

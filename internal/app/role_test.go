@@ -197,6 +197,21 @@ func TestWithoutPartitionsRowsGoToTheDefaultPartition(t *testing.T) {
 	}
 }
 
+// refusal starts the service, and returns why it does not start.
+func (r *roles) refusal(t *testing.T) string {
+	t.Helper()
+
+	s := apptest.New(t, r.service)
+	err := s.Service.Run(t.Context(), func() { t.Error("it started") })
+
+	setup, ok := errors.AsType[*postgres.SetupError](err)
+	if !ok {
+		t.Fatalf("got %v", err)
+	}
+
+	return setup.Problem
+}
+
 func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
 	t.Parallel()
 
@@ -213,20 +228,7 @@ func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
 		r.exec(t, owner, sql)
 	}
 
-	// refusal starts the service and returns why it does not start.
-	refusal := func() string {
-		s := apptest.New(t, r.service)
-		err := s.Service.Run(t.Context(), func() { t.Error("it started") })
-
-		setup, ok := errors.AsType[*postgres.SetupError](err)
-		if !ok {
-			t.Fatalf("got %v", err)
-		}
-
-		return setup.Problem
-	}
-
-	problem := refusal()
+	problem := r.refusal(t)
 	for _, grant := range []string{
 		`GRANT SELECT ON SEQUENCE public.events_position_seq, public.failed_messages_id_seq, public.operator_actions_id_seq, public.outbox_seq_seq TO ` + role + `;`,
 		`GRANT INSERT, DELETE ON TABLE public.orders TO ` + role + `;`,
@@ -238,25 +240,36 @@ func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
 		}
 	}
 
-	// The statements suffice.
-	_, statements, _ := strings.Cut(problem, "\n")
-	r.exec(t, owner, statements)
-	r.exec(t, owner, `REVOKE USAGE ON SCHEMA public FROM PUBLIC, `+role)
+	_, grants, _ := strings.Cut(problem, "\n")
+	r.exec(t, owner, grants)
+	apptest.New(t, r.service).Run() // they suffice
+}
 
-	if problem := refusal(); !strings.Contains(problem, `GRANT USAGE ON SCHEMA public TO `+role+`;`) {
+func TestAServiceThatMayNotUseTheSchemaPrintsTheGrant(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	r.exec(t, connect(t, r.owner), `REVOKE USAGE ON SCHEMA public FROM PUBLIC, `+r.name+`_service`)
+
+	if problem := r.refusal(t); !strings.Contains(problem, `GRANT USAGE ON SCHEMA public TO `+r.name+`_service;`) {
 		t.Errorf("got %s", problem)
 	}
+}
 
-	r.exec(t, owner, `GRANT USAGE ON SCHEMA public TO `+role)
+func TestAServiceWithoutItsTablesSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	owner := connect(t, r.owner)
 	r.exec(t, owner, `DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)`)
 
-	if problem := refusal(); !strings.Contains(problem, "run `millrace migrate up`") {
+	if problem := r.refusal(t); !strings.Contains(problem, "run `millrace migrate up`") {
 		t.Errorf("got %s", problem)
 	}
 
 	r.exec(t, owner, `ALTER TABLE orders RENAME TO renamed`)
 
-	if problem := refusal(); !strings.Contains(problem, "table orders is missing") {
+	if problem := r.refusal(t); !strings.Contains(problem, "table orders is missing") {
 		t.Errorf("got %s", problem)
 	}
 }

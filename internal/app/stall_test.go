@@ -74,31 +74,30 @@ func TestOrdersDoNotExpireWhileTheirPaymentIsPaused(t *testing.T) {
 	}
 }
 
+// pause asks the API to pause a consumer.
+func pause(t *testing.T, s *apptest.Service, consumer, body string) (status int, outcome operate.PauseOutcome, text string) {
+	t.Helper()
+
+	status, text = fetch(t, s, http.MethodPost, "/api/v1/consumers/"+consumer+"/pause", body, http.Header{"Content-Type": {"application/json"}})
+	_ = json.Unmarshal([]byte(text), &outcome) // a refusal has no outcome
+
+	return status, outcome, text
+}
+
 func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t)
 	s.Seed()
 
-	post := func(consumer, body string) (int, operate.PauseOutcome, string) {
-		t.Helper()
-
-		code, text := fetch(t, s, http.MethodPost, "/api/v1/consumers/"+consumer+"/pause", body, http.Header{"Content-Type": {"application/json"}})
-
-		var outcome operate.PauseOutcome
-		_ = json.Unmarshal([]byte(text), &outcome)
-
-		return code, outcome, text
-	}
-
 	const clock = " payment; the time to be paid (15m0s) stands still, and so does that of new orders"
 
-	status, outcome, text := post("fulfilment.charge", `{"dry_run":true,"for":"1h"}`)
+	status, outcome, text := pause(t, s, "fulfilment.charge", `{"dry_run":true,"for":"1h"}`)
 	if got := strings.Join(outcome.Effects, "|"); status != 200 || got != "messages on payments.requested stay in the outbox; 0 are there now|0 orders wait for their"+clock || outcome.Changed || !outcome.DryRun || outcome.Pause != nil {
 		t.Errorf("%d %s", status, text)
 	}
 
-	status, outcome, text = post("fulfilment.charge", `{"for":"1h","why":"the provider is down"}`)
+	status, outcome, text = pause(t, s, "fulfilment.charge", `{"for":"1h","why":"the provider is down"}`)
 	if status != 200 || !outcome.Changed || outcome.Pause == nil || outcome.Pause.Until == nil || outcome.Pause.Until.Sub(outcome.Pause.At).Round(time.Minute) != time.Hour {
 		t.Errorf("%d %s", status, text)
 	}
@@ -107,20 +106,26 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	s.Publish("orders.created", `{"order":{"id":"o","product_id":"product_1","quantity":1,"total_amount":5}}`)
 	s.WaitForOrder("o", "inventory_reserved")
 
-	if _, outcome, text = post("fulfilment.charge", `{}`); strings.Join(outcome.Effects, "|") != "messages on payments.requested stay in the outbox; 1 is there now|1 order waits for its"+clock || !outcome.Changed || outcome.Pause.Until != nil {
+	if _, outcome, text = pause(t, s, "fulfilment.charge", `{}`); strings.Join(outcome.Effects, "|") != "messages on payments.requested stay in the outbox; 1 is there now|1 order waits for its"+clock || !outcome.Changed || outcome.Pause.Until != nil {
 		t.Error(text)
 	}
 
-	if _, outcome, text = post("account.create", `{}`); strings.Join(outcome.Effects, "|") != "messages on user.created stay in the outbox; 0 are there now" {
+	if _, outcome, text = pause(t, s, "account.create", `{}`); strings.Join(outcome.Effects, "|") != "messages on user.created stay in the outbox; 0 are there now" {
 		t.Error(text)
 	}
+}
+
+func TestADurationThatNoPauseCanHaveIsRefused(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
 
 	for body, says := range map[string]string{
 		`{"for":"soon"}`:     `for: is \"soon\", expected a duration such as 30m or 1h`,
 		`{"for":"-1h"}`:      `for: is -1h0m0s, expected 1s to 8760h0m0s`,
 		`{"for":"2562047h"}`: `for: is 2562047h0m0s, expected 1s to 8760h0m0s`,
 	} {
-		if status, _, text := post("fulfilment.charge", body); status != http.StatusUnprocessableEntity || !strings.Contains(text, says) {
+		if status, _, text := pause(t, s, "fulfilment.charge", body); status != http.StatusUnprocessableEntity || !strings.Contains(text, says) {
 			t.Errorf("%s: %d %s", body, status, text)
 		}
 	}
