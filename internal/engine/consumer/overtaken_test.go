@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/consumer"
@@ -22,6 +23,15 @@ import (
 )
 
 var ann = activity.Actor{Who: "ann", Why: "it is fixed"}
+
+// sendTexts sends a message of a key for each text, one after the other.
+func (r *rig) sendTexts(key string, texts []string) {
+	r.t.Helper()
+
+	for _, text := range texts {
+		r.send(message(key, text))
+	}
+}
 
 // requeueSome requeues messages, and waits until those that went are applied or stopped.
 func (r *rig) requeueSome(f failed.Filter, pace failed.Pace) failed.Outcome {
@@ -84,14 +94,8 @@ func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
 			}
 			r := start(t, newPool(t), breakable(works), parking(c.attempts))
 
-			for _, text := range c.send {
-				r.send(message("a", text))
-			}
-
-			for _, text := range c.other {
-				r.send(message("b", text))
-			}
-
+			r.sendTexts("a", c.send)
+			r.sendTexts("b", c.other)
 			r.settle()
 			repaired.Store(true)
 
@@ -204,30 +208,22 @@ func TestARequeueWaitsForABatchThatOvertakesItsMessage(t *testing.T) {
 	}
 }
 
-// Messages that fail once are requeued, without any word, while others of their keys
-// arrive, on two replicas: no message is ever applied after a later one of its key.
-func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
-	t.Parallel()
-
-	const keys, notes = 4, 120
-
-	var failedOnce sync.Map
-
-	pool := newPool(t)
-	flaky := breakable(func(n note) bool {
-		_, before := failedOnce.LoadOrStore(n, true)
-
-		return before || rand.IntN(3) > 0
-	})
-	replicas := []*rig{start(t, pool, flaky, parking(0)), start(t, pool, flaky, parking(0))}
-
-	// While shards change hands, messages may be delivered twice.
+// publishHalfEach waits until each of two replicas publishes half of the keys. While
+// shards change hands, messages may be delivered twice.
+func publishHalfEach(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
 	pgtest.Eventually(t, "each replica publishes half of the keys", func() bool {
 		return pgtest.Value[bool](t, pool, `
 			SELECT count(*) = 2 AND min(n) = 32 FROM (
 				SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND classid = $1::bigint::oid AND objsubid = 2
 				AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY pid) AS relays`, postgres.LockShard)
 	})
+}
+
+// requeueMeanwhile requeues what has failed on all replicas, again and again, until do
+// returns.
+func requeueMeanwhile(t *testing.T, replicas []*rig, do func()) {
+	t.Helper()
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -244,30 +240,62 @@ func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 		})
 	}
 
-	for i := range notes {
-		for key := range keys {
-			replicas[i%2].send(message(fmt.Sprint(key), strconv.Itoa(i)))
-		}
-	}
-
-	replicas[0].settle()
+	do()
 	cancel()
 	operators.Wait()
+}
+
+// appliedInOrder returns how many messages of a key were applied. It checks that none
+// was applied after a later one.
+func (r *rig) appliedInOrder(key string) (applied int) {
+	r.t.Helper()
+
+	last := -1
+
+	for text := range strings.FieldsSeq(r.texts(key)) {
+		n, err := strconv.Atoi(text)
+		if err != nil || n <= last {
+			r.t.Fatalf("key %s: %s was applied after %d: %v", key, text, last, err)
+		}
+
+		last, applied = n, applied+1
+	}
+
+	return applied
+}
+
+// Messages that fail once are requeued, without any word, while others of their keys
+// arrive, on two replicas: no message is ever applied after a later one of its key.
+func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
+	t.Parallel()
+
+	const keys, notes = 4, 120
+
+	var failedOnce sync.Map
+
+	pool := newPool(t)
+	flaky := breakable(func(n note) bool {
+		_, before := failedOnce.LoadOrStore(n, true)
+
+		return before || rand.IntN(3) > 0
+	})
+	replicas := []*rig{start(t, pool, flaky, parking(0)), start(t, pool, flaky, parking(0))}
+	publishHalfEach(t, pool)
+
+	requeueMeanwhile(t, replicas, func() {
+		for i := range notes {
+			for key := range keys {
+				replicas[i%2].send(message(fmt.Sprint(key), strconv.Itoa(i)))
+			}
+		}
+
+		replicas[0].settle()
+	})
 	replicas[0].settle()
 
 	applied := 0
-
 	for key := range keys {
-		last := -1
-
-		for text := range strings.FieldsSeq(replicas[0].texts(fmt.Sprint(key))) {
-			n, err := strconv.Atoi(text)
-			if err != nil || n <= last {
-				t.Fatalf("key %d: %s was applied after %d: %v", key, text, last, err)
-			}
-
-			last, applied = n, applied+1
-		}
+		applied += replicas[0].appliedInOrder(fmt.Sprint(key))
 	}
 
 	left := replicas[0].requeueSome(failed.Filter{}, failed.Pace{DryRun: true})
