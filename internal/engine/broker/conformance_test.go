@@ -106,7 +106,8 @@ func (h harness) run(t *testing.T) {
 	}
 
 	if h.produce != nil {
-		t.Run("accepts messages from foreign producers", func(t *testing.T) { t.Parallel(); h.foreign(t) })
+		t.Run("delivers messages of foreign producers again with the same ID", func(t *testing.T) { t.Parallel(); h.foreign(t) })
+		t.Run("takes no foreign header for a reserved one", func(t *testing.T) { t.Parallel(); h.forged(t) })
 	}
 }
 
@@ -429,6 +430,21 @@ func (h harness) redelivers(t *testing.T) {
 	}
 }
 
+// consumeTwice refuses each message once, so that each is delivered twice.
+func consumeTwice(tb testing.TB, conn *connection, topic string) *received {
+	tb.Helper()
+
+	var refused sync.Map
+
+	return consume(tb, conn, topic, func(msg *message.Message) {
+		if _, again := refused.LoadOrStore(string(msg.Payload), true); again {
+			msg.Ack()
+		} else {
+			msg.Nack()
+		}
+	})
+}
+
 func (h harness) foreign(t *testing.T) {
 	t.Helper()
 
@@ -439,17 +455,7 @@ func (h harness) foreign(t *testing.T) {
 
 	const uuid = "01890a5d-ac96-774b-bcce-b302099a8057"
 
-	var (
-		refused  sync.Map
-		received = consume(t, conn, topic, func(msg *message.Message) {
-			if _, again := refused.LoadOrStore(string(msg.Payload), true); again {
-				msg.Ack()
-			} else {
-				msg.Nack() // so that each message is delivered twice
-			}
-		})
-	)
-
+	received := consumeTwice(t, conn, topic)
 	h.produce(t, h.config, topic,
 		brokertest.Foreign{Payload: []byte("bare")},
 		brokertest.Foreign{Payload: nil, Headers: map[string]any{"empty": "yes"}},
@@ -462,10 +468,6 @@ func (h harness) foreign(t *testing.T) {
 	ids := map[string][]string{}
 	for _, msg := range received.wait(t, 12) {
 		ids[string(msg.Payload)] = append(ids[string(msg.Payload)], msg.UUID)
-
-		if string(msg.Payload) == "cloud" && (msg.Metadata[event.HeaderKey] == "forged" || msg.Metadata["x-millrace_key"] != "forged") {
-			t.Errorf("a foreign header was taken for a reserved one: %v", msg.Metadata)
-		}
 	}
 
 	want := map[string][]string{
@@ -487,6 +489,25 @@ func (h harness) foreign(t *testing.T) {
 
 		if got[0] != got[1] {
 			t.Errorf("%q got IDs %v", payload, got)
+		}
+	}
+}
+
+func (h harness) forged(t *testing.T) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+
+	defer conn.Close()
+
+	received := consumeTwice(t, conn, topic)
+	h.produce(t, h.config, topic,
+		brokertest.Foreign{Payload: []byte("cloud"), Headers: map[string]any{"ce_id": "1", "ce_source": "shop", "millrace_key": "forged"}})
+
+	for _, msg := range received.wait(t, 2) {
+		if msg.Metadata[event.HeaderKey] == "forged" || msg.Metadata["x-millrace_key"] != "forged" {
+			t.Errorf("a foreign header was taken for a reserved one: %v", msg.Metadata)
 		}
 	}
 }

@@ -191,6 +191,51 @@ func TestOffsetsStayBehindAMessageInHand(t *testing.T) {
 	pgtest.Eventually(t, "all are committed", func() bool { return backlog(t, conn, topic) == 0 })
 }
 
+// progress has the number of the next message of each key, whose payloads are 0, 1, 2...
+type progress struct {
+	mu   sync.Mutex
+	next map[string]int
+}
+
+// take handles a message. It checks that each earlier one of its key has come before.
+func (p *progress) take(t *testing.T, msg *message.Message) {
+	t.Helper()
+
+	var n int
+
+	key := msg.Metadata[event.HeaderKey]
+	if _, err := fmt.Sscan(string(msg.Payload), &n); err != nil {
+		t.Error(err)
+	}
+
+	p.mu.Lock()
+
+	switch {
+	case n > p.next[key]:
+		t.Errorf("%s: %d came before %d", key, n, p.next[key])
+	case n == p.next[key]:
+		p.next[key]++
+	}
+
+	p.mu.Unlock()
+	time.Sleep(rand.N(20 * time.Millisecond)) // its work
+	msg.Ack()
+}
+
+// complete tells whether that many messages of that many keys have come.
+func (p *progress) complete(keys, each int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	for key := range keys {
+		if p.next[fmt.Sprint("k", key)] != each {
+			return false
+		}
+	}
+
+	return true
+}
+
 // TestMembersThatComeAndGoLoseNothing: partitions change hands while messages are in
 // hand. Some are delivered twice, but none is lost, and none is delivered for the first
 // time before an earlier one of its key.
@@ -200,35 +245,13 @@ func TestMembersThatComeAndGoLoseNothing(t *testing.T) {
 	const keys, each, rounds = 20, 60, 3
 
 	var (
-		h     = kafkaHarness(brokertest.Address(t, brokertest.Kafka))
-		topic = brokertest.Topic()
-		mu    sync.Mutex
-		next  = map[string]int{}
+		h      = kafkaHarness(brokertest.Address(t, brokertest.Kafka))
+		topic  = brokertest.Topic()
+		got    = &progress{next: map[string]int{}}
+		take   = func(msg *message.Message) { got.take(t, msg) }
+		steady = h.open(t, topic)
 	)
 
-	take := func(msg *message.Message) {
-		var n int
-
-		key := msg.Metadata[event.HeaderKey]
-		if _, err := fmt.Sscan(string(msg.Payload), &n); err != nil {
-			t.Error(err)
-		}
-
-		mu.Lock()
-
-		switch {
-		case n > next[key]:
-			t.Errorf("%s: %d came before %d", key, n, next[key])
-		case n == next[key]:
-			next[key]++
-		}
-
-		mu.Unlock()
-		time.Sleep(rand.N(20 * time.Millisecond))
-		msg.Ack()
-	}
-
-	steady := h.open(t, topic)
 	defer steady.Close()
 
 	consume(t, steady, topic, take)
@@ -256,18 +279,7 @@ func TestMembersThatComeAndGoLoseNothing(t *testing.T) {
 	}
 
 	producers.Wait()
-	pgtest.Eventually(t, "all messages have arrived", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-
-		for key := range keys {
-			if next[fmt.Sprint("k", key)] != each {
-				return false
-			}
-		}
-
-		return true
-	})
+	pgtest.Eventually(t, "all messages have arrived", func() bool { return got.complete(keys, each) })
 }
 
 // subscriptions returns how many members the consumer group of a topic has.
