@@ -101,43 +101,51 @@ func TestAnEditChangesTheKeyOnlyIfItNamesTheNewOne(t *testing.T) {
 	}
 }
 
+// attempted is a failed message after one more attempt, which failed.
+func (r *rig) attempted(id int64) failed.Entry {
+	r.t.Helper()
+
+	e, err := r.store.Get(r.t.Context(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	e.Attempts++
+	e.Reason, e.Error = event.ReasonFailed, "the disk is full"
+
+	return e
+}
+
+// requeueFive requeues five messages. Then message 1 fails and waits, which blocks
+// message 2; message 3 fails and stops, message 4 is applied, and message 5 has not been
+// tried. It returns the path of the outcome.
+func (r *rig) requeueFive() (outcome string) {
+	r.t.Helper()
+
+	for i, key := range []string{"a", "a", "b", "c", "d"} {
+		r.add(key, fmt.Sprint(i+1))
+	}
+
+	outcome = "/requests/" + fmt.Sprint(r.ask("POST", "/failed/requeue", `{"all":true}`).at("request"))
+
+	if a := r.ask("GET", outcome+"?wait=1", ""); a.status != 200 || a.at("messages") != 5.0 || a.at("untried") != 5.0 {
+		r.t.Errorf("before the attempts: %d %s", a.status, a.text)
+	}
+
+	err := errors.Join(
+		r.store.Park(r.t.Context(), r.attempted(1), time.Hour), r.store.Stop(r.t.Context(), r.attempted(3)), r.store.Finish(r.t.Context(), r.attempted(4)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+
+	return outcome
+}
+
 func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
-	r.add("a", "1")
-	r.add("a", "2")
-	r.add("b", "3")
-	r.add("c", "4")
-	r.add("d", "5")
-
-	done := r.ask("POST", "/failed/requeue", `{"all":true}`)
-	outcome := "/requests/" + fmt.Sprint(done.at("request"))
-
-	if a := r.ask("GET", outcome+"?wait=1", ""); a.status != 200 || a.at("messages") != 5.0 || a.at("untried") != 5.0 {
-		t.Errorf("before the attempts: %d %s", a.status, a.text)
-	}
-
-	// One fails and waits, and blocks another; one fails and stops; one is applied.
-	fails := func(id int64) failed.Entry {
-		e, err := r.store.Get(t.Context(), id)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		e.Attempts++
-		e.Reason, e.Error = event.ReasonFailed, "the disk is full"
-
-		return e
-	}
-
-	err := errors.Join(
-		r.store.Park(t.Context(), fails(1), time.Hour), r.store.Stop(t.Context(), fails(3)), r.store.Finish(t.Context(), fails(4)))
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	a := r.ask("GET", outcome, "")
+	a := r.ask("GET", r.requeueFive(), "")
 
 	for name, want := range map[string]float64{"messages": 5, "applied": 1, "waiting": 2, "stopped": 1, "untried": 1, "withdrawn": 0} {
 		if a.at(name) != want {
@@ -149,20 +157,26 @@ func TestTheOutcomeOfARequestCanBeAskedFor(t *testing.T) {
 		t.Errorf("got %s", a.text)
 	}
 
-	// It answers as soon as each has been tried.
+	if a := r.ask("GET", "/requests/"+event.NewID().String(), ""); a.status != 404 {
+		t.Errorf("an unknown request: %d", a.status)
+	}
+}
+
+func TestTheOutcomeIsAnsweredAsSoonAsEachMessageHasBeenTried(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	outcome := r.requeueFive()
 	answered := make(chan answer)
+
 	go func() { answered <- r.ask("GET", outcome+"?wait=20", "") }()
 
-	if err := r.store.Finish(context.Background(), fails(5)); err != nil {
+	if err := r.store.Finish(context.Background(), r.attempted(5)); err != nil {
 		t.Fatal(err)
 	}
 
 	if a := <-answered; a.at("untried") != 0.0 || a.at("applied") != 2.0 {
 		t.Errorf("got %s", a.text)
-	}
-
-	if a := r.ask("GET", "/requests/"+event.NewID().String(), ""); a.status != 404 {
-		t.Errorf("an unknown request: %d", a.status)
 	}
 }
 

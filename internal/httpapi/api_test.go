@@ -270,10 +270,12 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 			t.Errorf("%s %s: got %d, expected %d with %q: %s", c.method, c.path, a.status, c.status, c.says, a.text)
 		}
 	}
+}
 
-	if a := r.ask("PUT", "/version", ""); a.headers.Get("Allow") != "GET, HEAD" {
-		t.Errorf("Allow is %q", a.headers.Get("Allow"))
-	}
+func TestBodiesThatAreTooLargeOrNotJSONAreRefused(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
 
 	if a := r.ask("POST", "/failed/requeue", strings.Repeat(" ", 7<<20), "Content-Type", "application/json"); a.status != 413 {
 		t.Errorf("a huge body: %d %s", a.status, a.text)
@@ -281,6 +283,14 @@ func TestProblemsAreProblemJSON(t *testing.T) {
 
 	if a := r.ask("POST", "/failed/requeue", "<x/>", "Content-Type", "text/xml"); a.status != 415 {
 		t.Errorf("XML: %d %s", a.status, a.text)
+	}
+}
+
+func TestAMethodThatIsNotAllowedIsAnsweredWithThoseThatAre(t *testing.T) {
+	t.Parallel()
+
+	if a := newRig(t).ask("PUT", "/version", ""); a.status != 405 || a.headers.Get("Allow") != "GET, HEAD" {
+		t.Errorf("got %d, Allow is %q", a.status, a.headers.Get("Allow"))
 	}
 }
 
@@ -465,7 +475,7 @@ func TestGroupsArePaged(t *testing.T) {
 	}
 }
 
-func TestAMessageIsEditedAndRequeued(t *testing.T) {
+func TestAFailedMessageIsShownWithItsTag(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -482,19 +492,40 @@ func TestAMessageIsEditedAndRequeued(t *testing.T) {
 	if a := r.ask("GET", "/failed/1", "", "If-None-Match", `"x", W/`+tag); a.status != 304 || a.text != "" || a.headers.Get("ETag") != tag {
 		t.Errorf("unchanged: %d %q", a.status, a.text)
 	}
+}
+
+// edit changes the text of message 1, whose key is a, to y. It returns the tags of the
+// message before and after the edit.
+func (r *rig) edit() (before, after string) {
+	r.t.Helper()
 
 	const edit = `{"payload":{"text":"{\"id\":\"a\",\"text\":\"y\"}"},"why":"typo"}`
 
+	before = r.ask("GET", "/failed/1", "").headers.Get("ETag")
+
 	if a := r.ask("PATCH", "/failed/1", edit, "If-Match", `"1-99"`); a.status != 412 {
-		t.Errorf("another ETag: %d %s", a.status, a.text)
+		r.t.Errorf("another ETag: %d %s", a.status, a.text)
 	}
 
-	edited := r.ask("PATCH", "/failed/1", edit, "If-Match", tag, "X-Millrace-Operator", "bob")
-	if edited.status != 200 || edited.body["is_edited"] != true || edited.headers.Get("ETag") == tag {
-		t.Fatalf("got %d %s", edited.status, edited.text)
+	edited := r.ask("PATCH", "/failed/1", edit, "If-Match", before, "X-Millrace-Operator", "bob")
+	after = edited.headers.Get("ETag")
+
+	if edited.status != 200 || edited.body["is_edited"] != true || after == before {
+		r.t.Fatalf("got %d %s", edited.status, edited.text)
 	}
 
-	if a := r.ask("GET", "/failed/1", "", "If-None-Match", tag); a.status != 200 {
+	return before, after
+}
+
+func TestAnEditedMessageIsShownBesideTheOriginal(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+
+	before, _ := r.edit()
+
+	if a := r.ask("GET", "/failed/1", "", "If-None-Match", before); a.status != 200 {
 		t.Errorf("changed: %d", a.status)
 	}
 
@@ -508,12 +539,21 @@ func TestAMessageIsEditedAndRequeued(t *testing.T) {
 			t.Errorf("%s: %v %s", which, a.headers, a.text)
 		}
 	}
+}
 
-	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`, "If-Match", tag); a.status != 412 {
+func TestAnEditedMessageIsRequeuedOnce(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+
+	before, after := r.edit()
+
+	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`, "If-Match", before); a.status != 412 {
 		t.Errorf("an old ETag: %d %s", a.status, a.text)
 	}
 
-	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`, "If-Match", edited.headers.Get("ETag")); a.status != 200 || a.body["state"] != "waiting" {
+	if a := r.ask("POST", "/failed/1/requeue", `{"why":"go"}`, "If-Match", after); a.status != 200 || a.body["state"] != "waiting" {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
