@@ -16,12 +16,14 @@ import (
 	"github.com/millracehq/millrace/internal/shop/audit"
 )
 
+// auditing is what the flags of the audit say.
+type auditing struct {
+	checks                 invariant.Options
+	repair, dry, confirmed bool
+}
+
 func newAudit(opts *options) *cobra.Command {
-	var (
-		config      invariant.Options
-		repair, dry bool
-		confirmed   bool
-	)
+	var a auditing
 
 	return operation(opts, &cobra.Command{
 		Use: "audit", Short: "Check the invariants of the database and the payment gateway's record",
@@ -38,21 +40,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		Example: `  millrace audit --only stock,ledger
   millrace audit --repair --dry-run`,
 	}, func(c *call) error {
-		progress, done := showProgress("checking")
-		config.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
-
-		if repair && !dry && !confirmed && c.interactive() {
-			if err := c.confirmRepairs(config); err != nil {
-				done()
-
-				return err
-			}
-		}
-
-		out, err := c.Operator.Audit(c.ctx, config, repair, dry, c.by)
-
-		done()
-
+		out, err := a.run(c)
 		if err != nil && len(out.Repairs) > 0 { // what was done is printed whatever happens afterwards
 			return errors.Join(c.print(out, func(w io.Writer) { writeRepairs(w, "Repaired:", out.Repairs) }), err)
 		}
@@ -67,15 +55,31 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 
 		return out.Err()
 	}, recorded, func(_ *options, flags *pflag.FlagSet) {
-		flags.StringSliceVar(&config.Only, "only", nil, "run only these checks, separated by commas")
-		flags.IntVar(&config.Limit, "limit", 20, "list at most this many violations per check; all are counted")
-		flags.DurationVar(&config.Older, "older", 15*time.Minute, "treat anything in progress for longer than this as stuck")
-		flags.DurationVar(&config.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record back to this long ago")
-		flags.DurationVar(&config.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
-		flags.BoolVar(&repair, "repair", false, "fix the violations that have only one safe fix")
-		flags.BoolVar(&dry, "dry-run", false, "with --repair, only show what would be fixed")
-		flags.BoolVar(&confirmed, "yes", false, "with --repair, do not ask for confirmation on a terminal")
+		flags.StringSliceVar(&a.checks.Only, "only", nil, "run only these checks, separated by commas")
+		flags.IntVar(&a.checks.Limit, "limit", 20, "list at most this many violations per check; all are counted")
+		flags.DurationVar(&a.checks.Older, "older", 15*time.Minute, "treat anything in progress for longer than this as stuck")
+		flags.DurationVar(&a.checks.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record back to this long ago")
+		flags.DurationVar(&a.checks.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
+		flags.BoolVar(&a.repair, "repair", false, "fix the violations that have only one safe fix")
+		flags.BoolVar(&a.dry, "dry-run", false, "with --repair, only show what would be fixed")
+		flags.BoolVar(&a.confirmed, "yes", false, "with --repair, do not ask for confirmation on a terminal")
 	})
+}
+
+// run checks and repairs. On a terminal it asks before it repairs.
+func (a auditing) run(c *call) (operate.Audit, error) {
+	progress, done := showProgress("checking")
+	defer done()
+
+	a.checks.Progress = func(step, steps int, _ string) { progress(int64(step), int64(steps)) }
+
+	if a.repair && !a.dry && !a.confirmed && c.interactive() {
+		if err := c.confirmRepairs(a.checks); err != nil {
+			return operate.Audit{}, err
+		}
+	}
+
+	return c.Operator.Audit(c.ctx, a.checks, a.repair, a.dry, c.by)
 }
 
 func writeAudit(w io.Writer, out operate.Audit) {

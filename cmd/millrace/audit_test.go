@@ -27,11 +27,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for _, c := range []struct {
-		args string
-		code int
-		says string
-	}{
+	expectEach(t, url, []invocation{
 		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of in-flight"},
 		{"audit --dry-run", exitUsage, "--dry-run requires --repair"},
 		{"audit --only stock,reservations", exitFailure, "p: 3 reserved, but orders hold 0\n  What to do: `--repair`"},
@@ -39,9 +35,7 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 		{"audit --repair --dry-run", exitFailure, "Would be repaired:\n  reservations p: available 7 -> 10, reserved 3 -> 0, sold 0 -> 0"},
 		{"audit --repair --by me", 0, "Repaired; the checks above ran after the repair:\n  reservations p: available 7 -> 10"},
 		{"audit", 0, "2 products"},
-	} {
-		expect(t, url, c.args, c.code, c.says)
-	}
+	})
 
 	out, code := run(t, url, "audit", "--json", "--only", "stock")
 

@@ -43,7 +43,7 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 }
 
 // expect runs a command, given as words, and checks its exit code and a part of its
-// output, which it returns.
+// output, which it returns. No output may control the terminal.
 func expect(t *testing.T, url, words string, code int, says string) (out string) {
 	t.Helper()
 
@@ -52,7 +52,27 @@ func expect(t *testing.T, url, words string, code int, says string) (out string)
 		t.Errorf("millrace %s: exit code %d, expected %d with %q; output:\n%s", words, got, code, says, out)
 	}
 
+	if strings.Contains(out, "\x1b") {
+		t.Errorf("millrace %s: a message reached the terminal: %q", words, out)
+	}
+
 	return out
+}
+
+// invocation is a command, given as words, with its exit code and a part of its output.
+type invocation struct {
+	words string
+	code  int
+	says  string
+}
+
+// expectEach runs commands one after the other.
+func expectEach(t *testing.T, url string, invocations []invocation) {
+	t.Helper()
+
+	for _, i := range invocations {
+		expect(t, url, i.words, i.code, i.says)
+	}
 }
 
 const oneOrder = `{"order":{"id":"o","product_id":"p","quantity":1,"total_amount":1}}`
@@ -62,11 +82,7 @@ func TestExitCodesMeanSomething(t *testing.T) {
 
 	url := pgtest.URL(t)
 
-	for _, c := range []struct {
-		args string
-		code int
-		says string
-	}{
+	expectEach(t, url, []invocation{
 		{"version", 0, "dev"},
 		{"help", 0, "Exit codes:"},
 		{"nonsense", exitUsage, `unknown command "nonsense" for "millrace"`},
@@ -91,9 +107,7 @@ func TestExitCodesMeanSomething(t *testing.T) {
 		{"publish orders.created {}", exitRejected, "rejected: order.id: is missing"},
 		{"publish orders.created " + oneOrder, 0, "published 1 to orders.created, id "},
 		{"publish orders.created --file /does/not/exist", exitUsage, "no such file"},
-	} {
-		expect(t, url, c.args, c.code, c.says)
-	}
+	})
 }
 
 func TestPublishTakesFilesAndTellsWhichLinesAreBad(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -14,15 +16,17 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// The commands of the guide's parts, next to a running service.
-func TestTheCommandsOfTheGuide(t *testing.T) {
-	t.Parallel()
+// startWithAlice runs a service with the user alice, an update of a user who does not
+// exist, and an old event of analytics. It returns the id of the message that created
+// alice.
+func startWithAlice(t *testing.T) (url string, created uuid.UUID) {
+	t.Helper()
 
-	url := pgtest.URL(t)
+	url = pgtest.URL(t)
 	s := apptest.New(t, url, func(c *config.Config) { c.Consumer.AwaitTimeout = 100 * time.Millisecond })
 	s.Run()
 
-	first := s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`)
+	created = s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`)
 	s.Publish("user.updated", `{"user_id":"nobody","updates":{"name":"X"}}`)
 	s.Publish("analytics.track", `{"event":"old","timestamp":"2001-01-01"}`)
 	s.Messages("notifications", 1)
@@ -31,11 +35,16 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 	s.WaitUntilIdle()
 	pgtest.Eventually(t, "the projection catches up", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
 
-	for _, c := range []struct {
-		args string
-		code int
-		says string
-	}{
+	return url, created
+}
+
+// The commands of the guide's parts, next to a running service.
+func TestTheCommandsOfTheGuide(t *testing.T) {
+	t.Parallel()
+
+	url, created := startWithAlice(t)
+
+	expectEach(t, url, []invocation{
 		{"users show alice", 0, "alice@home.example"},
 		{"users show nope", exitNotFound, "there is no user nope"},
 		{"users show", exitUsage, "accepts 1 arg(s)"},
@@ -57,9 +66,18 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"projections status", 0, "BEHIND"},
 		{"projections rebuild users", 0, "rebuilt users from 1 position in"},
 		{"projections rebuild nope", exitUsage, "there is no projection nope, expected one of users"},
-		{"trace " + first.String(), 0, "└─ notifications  applied"},
+		{"trace " + created.String(), 0, "└─ notifications  applied"},
 		{"trace nope", exitUsage, "expected a UUID"},
 		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no trace of a message"},
+	})
+}
+
+func TestUsersEraseAsksForAReasonAndErases(t *testing.T) {
+	t.Parallel()
+
+	url, _ := startWithAlice(t)
+
+	expectEach(t, url, []invocation{
 		{"users erase alice", exitUsage, "--yes: is missing"},
 		{"users erase alice --dry-run", 0, "would erase user alice: 0 waiting messages, the content of 0 failed messages, the text of 0 operator actions, 0 rows of analytics, 0 rows of misses, 1 row of notifications, 1 row of users; 0 rows to look at"},
 		{"users show alice", 0, "alice@home.example"},
@@ -72,9 +90,7 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"users erase nope --yes --why ticket", exitNotFound, "there is no user nope"},
 		{"activity", 0, "ticket"},
 		{"users list", 0, "(erased)"},
-	} {
-		expect(t, url, c.args, c.code, c.says)
-	}
+	})
 }
 
 func TestOnlyYesConfirms(t *testing.T) {
