@@ -8,14 +8,22 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-func TestSpellingsOfTimes(t *testing.T) {
+// timesAreRead checks that each spelling is read as a time, given in UTC.
+func timesAreRead(t *testing.T, times map[string]string) {
+	t.Helper()
+
+	for spelling, want := range times {
+		var at event.Time
+
+		if err := at.UnmarshalJSON([]byte(spelling)); err != nil || at.Format(time.RFC3339Nano) != want {
+			t.Errorf("%.60s: got %s, %v, expected %s", spelling, at.Format(time.RFC3339Nano), err, want)
+		}
+	}
+}
+
+func TestTimesAreReadAsRFC3339AndISO8601WriteThem(t *testing.T) {
 	t.Parallel()
-
-	const refused = "expected a time such as 2026-01-31T12:00:00Z"
-
-	for spelling, want := range map[string]string{ // the time in UTC, or a part of the error
-		`"2026-01-31T1:00:00Z"`:   refused,
-		`"2026-01-31T1:00:00.5Z"`: refused,
+	timesAreRead(t, map[string]string{
 		// RFC 3339
 		`"2026-01-31T12:00:00Z"`:           "2026-01-31T12:00:00Z",
 		`"2026-01-31t12:00:00z"`:           "2026-01-31T12:00:00Z",
@@ -51,24 +59,37 @@ func TestSpellingsOfTimes(t *testing.T) {
 		`"0001-01-01T00:00:00Z"`:                      "0001-01-01T00:00:00Z",
 		`"2026-01-31T12:00:00\u002b01:00"`:            "2026-01-31T11:00:00Z",
 		`"2026-01-31T12:00:00.` + many("1", 40) + `"`: "2026-01-31T12:00:00.111111111Z",
-		// numbers
-		`1769860800`:          "2026-01-31T12:00:00Z",
-		`1769860800.5`:        "2026-01-31T12:00:00.5Z",
-		`1769860800.123456`:   "2026-01-31T12:00:00.123456Z",
-		`1.7698608e9`:         "2026-01-31T12:00:00Z",
-		`1769860800000`:       "2026-01-31T12:00:00Z",
-		`1769860800123.0`:     "2026-01-31T12:00:00.123Z",
-		`0`:                   "1970-01-01T00:00:00Z",
-		`-1`:                  "1969-12-31T23:59:59Z",
-		`253402300799`:        "1978-01-11T21:31:40.799Z", // milliseconds
-		`253402300799999`:     "9999-12-31T23:59:59.999Z",
-		`1e-1000000000`:       "1970-01-01T00:00:00Z",
-		`1769860800000000`:    "is out of range, expected a time in the years 1 to 9999", // microseconds
-		`1769860800000000000`: "is out of range",                                         // nanoseconds
-		`1e1000000000`:        "is out of range",
-		`-1e300`:              "is out of range",
-		`253402300800000`:     "is out of range",
-		// refused
+	})
+}
+
+func TestNumbersAreSecondsOrMillisecondsSince1970(t *testing.T) {
+	t.Parallel()
+	timesAreRead(t, map[string]string{
+		`1769860800`:        "2026-01-31T12:00:00Z",
+		`1769860800.5`:      "2026-01-31T12:00:00.5Z",
+		`1769860800.123456`: "2026-01-31T12:00:00.123456Z",
+		`1.7698608e9`:       "2026-01-31T12:00:00Z",
+		`1769860800000`:     "2026-01-31T12:00:00Z",
+		`1769860800123.0`:   "2026-01-31T12:00:00.123Z",
+		`0`:                 "1970-01-01T00:00:00Z",
+		`-1`:                "1969-12-31T23:59:59Z",
+		`253402300799`:      "1978-01-11T21:31:40.799Z", // milliseconds
+		`253402300799999`:   "9999-12-31T23:59:59.999Z",
+		`1e-1000000000`:     "1970-01-01T00:00:00Z",
+	})
+}
+
+func TestWhatIsNotATimeIsRefused(t *testing.T) {
+	t.Parallel()
+
+	const refused = "expected a time such as 2026-01-31T12:00:00Z"
+
+	for spelling, says := range map[string]string{
+		`1769860800000000`:                    "is out of range, expected a time in the years 1 to 9999", // microseconds
+		`1769860800000000000`:                 "is out of range",                                         // nanoseconds
+		`1e1000000000`:                        "is out of range",
+		`-1e300`:                              "is out of range",
+		`253402300800000`:                     "is out of range",
 		`null`:                                "is not a time, expected one such as 2026-01-31T12:00:00Z or seconds since 1970",
 		`true`:                                "is not a time",
 		`{}`:                                  "is not a time",
@@ -114,24 +135,20 @@ func TestSpellingsOfTimes(t *testing.T) {
 		`"12026-01-31T12:00:00Z"`:             refused,
 		`"-2026-01-31T12:00:00Z"`:             refused,
 		`"` + many("2", 10000) + `"`:          refused,
+		`"2026-01-31T1:00:00Z"`:               refused,
+		`"2026-01-31T1:00:00.5Z"`:             refused,
 	} {
-		var (
-			at  event.Time
-			got string
-		)
+		var at event.Time
 
-		if err := at.UnmarshalJSON([]byte(spelling)); err != nil {
-			got = err.Error()
-		} else {
-			got = at.Format(time.RFC3339Nano)
+		err := at.UnmarshalJSON([]byte(spelling))
+		if err == nil {
+			t.Errorf("%.60s was read as %s", spelling, at.Format(time.RFC3339Nano))
+
+			continue
 		}
 
-		if got != want && (!strings.Contains(got, want) || !strings.HasPrefix(got, "is ")) {
-			t.Errorf("%.60s: got %s, expected %s", spelling, got, want)
-		}
-
-		if len(got) > 200 {
-			t.Errorf("%.60s: the error has %d bytes", spelling, len(got))
+		if got := err.Error(); !strings.HasPrefix(got, "is ") || !strings.Contains(got, says) || len(got) > 200 {
+			t.Errorf("%.60s: got %s, expected %s", spelling, got, says)
 		}
 	}
 }

@@ -93,27 +93,23 @@ func TestCurrencies(t *testing.T) {
 func TestACurrencyIsAbsentOrGiven(t *testing.T) {
 	t.Parallel()
 
-	for in, want := range map[string]string{ // a code, or a part of the error
-		`{}`:                   "USD",
-		`{"currency":"EUR"}`:   "EUR",
-		`{"currency":null}`:    "is null, expected an ISO 4217 code such as USD, or no such field for USD",
-		`{"currency":""}`:      `is "", expected an ISO 4217 code`,
-		`{"currency":978}`:     "is not a JSON string, expected an ISO 4217 code",
-		`{"currency":["EUR"]}`: "is not a JSON string",
+	for in, want := range map[string]struct{ code, says string }{
+		`{}`:                   {"USD", ""},
+		`{"currency":"EUR"}`:   {"EUR", ""},
+		`{"currency":null}`:    {"", "is null, expected an ISO 4217 code such as USD, or no such field for USD"},
+		`{"currency":""}`:      {"", `is "", expected an ISO 4217 code`},
+		`{"currency":978}`:     {"", "is not a JSON string, expected an ISO 4217 code"},
+		`{"currency":["EUR"]}`: {"", "is not a JSON string"},
 	} {
 		var message struct {
 			Currency money.Currency `json:"currency"`
 		}
 
-		var got string
-		if err := json.Unmarshal([]byte(in), &message); err != nil {
-			got = err.Error()
-		} else {
-			got = message.Currency.Code()
-		}
-
-		if !strings.Contains(got, want) {
-			t.Errorf("%s: got %s, expected %s", in, got, want)
+		switch err := json.Unmarshal([]byte(in), &message); {
+		case want.says == "" && (err != nil || message.Currency.Code() != want.code):
+			t.Errorf("%s: got %s, %v, expected %s", in, message.Currency.Code(), err, want.code)
+		case want.says != "" && (err == nil || !strings.Contains(err.Error(), want.says)):
+			t.Errorf("%s: got %v, expected %s", in, err, want.says)
 		}
 	}
 }
