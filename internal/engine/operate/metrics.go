@@ -24,7 +24,7 @@ func NewCollector(o *Operator) prometheus.Collector {
 	return &collector{
 		operator:  o,
 		ready:     desc("ready", "Whether /readyz answers 200 (1) or 503 (0)."),
-		trouble:   desc("trouble", "1 for everything that /readyz and `millrace status` name, by level: unready, degraded or note.", "kind", "name", "level"),
+		trouble:   desc("trouble", "1 for each trouble that /readyz and `millrace status` name, by level: unready, degraded or note.", "kind", "name", "level"),
 		connected: desc("broker_connected", "Whether the broker answers.", "broker"),
 		running:   desc("consumer_running", "Whether messages of the consumer are applied (1); 0 while it is paused, waits, or is not subscribed.", "consumer", "topic"),
 		task:      desc("task_failing", "Whether background work makes no progress (1).", "task"),

@@ -134,7 +134,7 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	// A member learns with its next heartbeat that another has come or gone.
 	cfg.Consumer.Group.Heartbeat.Interval = time.Second
 	cfg.Consumer.Return.Errors = true
-	// What is read ahead of the messages in hand stays small, for every partition.
+	// What is read ahead of the messages in hand stays small in each partition.
 	cfg.Consumer.Fetch.Default = 256 << 10
 	cfg.ChannelBufferSize = 64
 
