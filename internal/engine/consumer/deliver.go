@@ -45,6 +45,10 @@ type delivery struct {
 	// maxWait bounds how long the message stays in memory while its consumer is
 	// suspended.
 	maxWait time.Duration
+	// session ends when the broker takes the message back: its partition or its
+	// connection is lost, so somebody else receives the message. A message that waits
+	// then gives way; one that is being applied is finished.
+	session context.Context //nolint:containedctx // it is a lifetime that outlasts no call
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
 	key string
@@ -57,8 +61,10 @@ type delivery struct {
 }
 
 // newDelivery decodes msg for a consumer.
-func newDelivery(route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
-	d := &delivery{route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, maxWait: maxWaitBroker}
+func newDelivery(session context.Context, route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
+	d := &delivery{
+		session: session, route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, maxWait: maxWaitBroker,
+	}
 
 	if entry != nil {
 		d.failures = entry.Attempts
@@ -321,32 +327,33 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 		// flight until then.
 		defer func() { go r.leaveWhenAnswered(msg) }()
 
-		// The message outlives its subscription. Router.working and
-		// Config.HandlerTimeout bound its processing instead.
-		msg.SetContext(context.WithoutCancel(msg.Context()))
+		// The processing of a message outlives its subscription. Router.working and
+		// Config.HandlerTimeout bound it instead.
+		session := msg.Context()
+		msg.SetContext(context.WithoutCancel(session))
 
-		return r.deliverAll(routes, msg)
+		return r.deliverAll(session, routes, msg)
 	}
 }
 
 // deliverAll delivers a message to all consumers of its topic concurrently. It
 // returns an error, which returns the message to the broker, if any consumer could
 // not settle it. The inbox makes the redelivery harmless for the others.
-func (r *Router) deliverAll(routes []*Route, msg *message.Message) error {
+func (r *Router) deliverAll(session context.Context, routes []*Route, msg *message.Message) error {
 	fates := make([]fate, len(routes))
 
 	var group sync.WaitGroup
 
 	for i, route := range routes {
 		if len(routes) == 1 {
-			fates[i] = r.deliver(newDelivery(route, msg, nil, false))
+			fates[i] = r.deliver(newDelivery(session, route, msg, nil, false))
 
 			break
 		}
 
 		own := msg.Copy()
 		own.SetContext(msg.Context())
-		group.Go(func() { fates[i] = r.deliver(newDelivery(route, own, nil, true)) })
+		group.Go(func() { fates[i] = r.deliver(newDelivery(session, route, own, nil, true)) })
 	}
 
 	group.Wait()

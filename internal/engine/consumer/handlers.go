@@ -189,7 +189,8 @@ func (r *Router) blame(d *delivery, attempt *breaker.Attempt, dependency string,
 }
 
 // retreat records a failure of the unavailable dependency and waits. A message that
-// would wait longer than it may is returned, or parked if it has other consumers.
+// would wait longer than it may, or that the broker takes back, is returned, or parked if
+// it has other consumers.
 func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.UnavailableError) error {
 	wait := r.blame(d, attempt, away.Dependency, away.Err)
 
@@ -197,7 +198,15 @@ func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.Unav
 		return ErrSuspended
 	}
 
-	sleep(r.stopping, wait)
+	ctx, cancel := context.WithCancel(r.stopping)
+	defer cancel()
+	defer context.AfterFunc(d.session, cancel)()
+
+	sleep(ctx, wait)
+
+	if d.session.Err() != nil {
+		return ErrSuspended
+	}
 
 	return nil
 }

@@ -140,7 +140,8 @@ func (r *Router) SuspendedTopics() []string {
 	})
 }
 
-// awaitResume waits while the consumer is paused, for at most d.maxWait.
+// awaitResume waits while the consumer is paused, for at most d.maxWait and until the
+// broker takes the message back.
 func (r *Router) awaitResume(d *delivery) error {
 	paused, resumed := r.suspensions.isPaused(d.route.Consumer)
 	if !paused {
@@ -156,6 +157,8 @@ func (r *Router) awaitResume(d *delivery) error {
 			paused, resumed = r.suspensions.isPaused(d.route.Consumer)
 		case <-timeout.C:
 			return ErrSuspended
+		case <-d.session.Done():
+			return ErrSuspended
 		case <-r.stopping.Done():
 			return ErrStopping
 		}
@@ -164,8 +167,8 @@ func (r *Router) awaitResume(d *delivery) error {
 	return nil
 }
 
-// awaitDependency waits until a dependency may be tried, for at most d.maxWait. The
-// empty name means no dependency.
+// awaitDependency waits until a dependency may be tried, for at most d.maxWait and until
+// the broker takes the message back. The empty name means no dependency.
 func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attempt, error) {
 	if dependency == "" {
 		return nil, nil //nolint:nilnil // a nil attempt means no dependency
@@ -173,6 +176,7 @@ func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attem
 
 	ctx, cancel := context.WithTimeout(r.stopping, d.maxWait)
 	defer cancel()
+	defer context.AfterFunc(d.session, cancel)()
 
 	needed := r.dependencies.Get(dependency)
 	if !needed.State().Up { // another consumer found that
