@@ -77,7 +77,9 @@ act() {
     start) if have_docker; then start_docker; else start_native; fi ;;
     stop) if have_docker; then docker stop "$container" >/dev/null; else end "$pidfile" TERM; fi ;;
     kill) if have_docker; then docker kill "$container" >/dev/null; else end "$pidfile" KILL; fi ;;
-    *) die "unknown action $1, expected start, stop or kill" ;;
+    freeze) if have_docker; then docker pause "$container" >/dev/null; else kill -STOP "$(cat "$pidfile")"; fi ;;
+    thaw) if have_docker; then docker unpause "$container" >/dev/null; else kill -CONT "$(cat "$pidfile")"; fi ;;
+    *) die "unknown action $1, expected start, stop, kill, freeze or thaw" ;;
   esac
 }
 

@@ -72,14 +72,18 @@ func TestKafkaRestart(t *testing.T) {
 	brokertest.WithoutRaceDetector(t)
 
 	server := brokertest.NewServer(t, "kafka.sh")
-	kafkaHarness("127.0.0.1:"+server.Port).survivesRestart(t, server)
+	h := kafkaHarness("127.0.0.1:" + server.Port)
+	h.survivesRestart(t, server)
+	h.endsWhileFrozen(t, server)
 }
 
 func TestRabbitMQRestart(t *testing.T) {
 	t.Parallel()
 
 	server := brokertest.NewServer(t, "rabbitmq.sh")
-	rabbitMQHarness("amqp://guest:guest@127.0.0.1:"+server.Port+"/").survivesRestart(t, server)
+	h := rabbitMQHarness("amqp://guest:guest@127.0.0.1:" + server.Port + "/")
+	h.survivesRestart(t, server)
+	h.endsWhileFrozen(t, server)
 }
 
 // timeout bounds every wait.
@@ -558,6 +562,37 @@ func (h harness) survivesRestart(t *testing.T, server *brokertest.Server) {
 
 	if err := conn.Close(); err != nil {
 		t.Log(err) // connections that were already dead may return errors
+	}
+}
+
+// endsWhileFrozen checks that closing does not wait for a broker that hangs.
+func (h harness) endsWhileFrozen(t *testing.T, server *brokertest.Server) {
+	t.Helper()
+
+	topic := brokertest.Topic()
+	conn := h.open(t, topic)
+	taken := consume(t, conn, topic, func(*message.Message) {}) // never acknowledged
+
+	if err := conn.Publisher().Publish(topic, newMessage("k", "1")); err != nil {
+		t.Fatal(err)
+	}
+
+	taken.wait(t, 1)
+	server.Do("freeze")
+
+	defer server.Do("thaw")
+
+	published, closed := make(chan error, 1), make(chan error, 1)
+	go func() { published <- conn.Publisher().Publish(topic, newMessage("k", "2")) }()
+	go func() { closed <- conn.Close() }()
+
+	for what, done := range map[string]chan error{"publishing": published, "closing": closed} {
+		select {
+		case err := <-done:
+			t.Logf("%s ended: %v", what, err)
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s did not end", what)
+		}
 	}
 }
 

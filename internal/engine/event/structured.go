@@ -15,8 +15,11 @@ const structuredType = "application/cloudevents+json"
 // required attributes counts as one without it. Unwrap returns any other payload as it
 // is. It may change headers. See the JSON event format of CloudEvents 1.0.2.
 func Unwrap(headers Headers, payload []byte) []byte {
-	// This is cheap for the payloads that are not wrapped.
-	if !bytes.Contains(payload, []byte(`"specversion"`)) {
+	structured := strings.HasPrefix(headers[HeaderContentType], structuredType)
+
+	// This is cheap for the payloads that are not wrapped. An event in binary mode is not
+	// wrapped, whatever its data looks like.
+	if headers[HeaderSpecVersion] != "" && !structured || !bytes.Contains(payload, []byte(`"specversion"`)) {
 		return payload
 	}
 
@@ -36,7 +39,7 @@ func Unwrap(headers Headers, payload []byte) []byte {
 		return payload
 	}
 
-	if strings.HasPrefix(headers[HeaderContentType], structuredType) {
+	if structured {
 		delete(headers, HeaderContentType)
 	}
 

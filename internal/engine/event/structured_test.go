@@ -52,6 +52,10 @@ func TestUnwrap(t *testing.T) {
 			event.Headers{"ce_id": "2"}, `{` + required + `, "data": 1}`,
 			event.Headers{"ce_specversion": "1.0", "ce_id": "2", "ce_source": "shop", "ce_type": "orders.created"}, `1`,
 		},
+		"binary mode with such data": {
+			event.Headers{"ce_specversion": "1.0", "content-type": "application/json"}, `{` + required + `, "amount": 5}`,
+			event.Headers{"ce_specversion": "1.0", "content-type": "application/json"}, `{` + required + `, "amount": 5}`,
+		},
 		"a plain payload":             {event.Headers{}, `{"order_id": "o1"}`, event.Headers{}, `{"order_id": "o1"}`},
 		"a payload with a like field": {event.Headers{}, `{"specversion": "1.0", "id": "1"}`, event.Headers{}, `{"specversion": "1.0", "id": "1"}`},
 		"a field inside":              {event.Headers{}, `{"properties": {` + required + `}}`, event.Headers{}, `{"properties": {` + required + `}}`},

@@ -56,7 +56,7 @@ func NewKafka(tb testing.TB, settings ...string) *Server {
 	return s
 }
 
-// Do starts, stops or kills the server. The action "ctl" runs rabbitmqctl with args.
+// Do starts, stops, kills, freezes or thaws the server. The action "ctl" runs rabbitmqctl with args.
 func (s *Server) Do(action string, args ...string) {
 	s.tb.Helper()
 

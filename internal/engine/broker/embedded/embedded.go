@@ -109,8 +109,6 @@ func (p publisher) deliver(topic string, consumed chan<- *message.Message, msg *
 		msg.Metadata[event.HeaderOrigin] = "embedded:" + topic
 	}
 
-	msg.SetContext(p.closing)
-
 	select {
 	case consumed <- msg:
 	case <-p.closing.Done():
@@ -148,6 +146,8 @@ func (s subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messag
 		for {
 			select {
 			case msg := <-s.topics[topic]:
+				msg.SetContext(ctx)
+
 				select {
 				case out <- msg:
 				case <-ctx.Done():

@@ -1,4 +1,5 @@
-// Package kafka connects to Kafka through Watermill's publisher and subscriber.
+// Package kafka connects to Kafka: with Watermill's publisher, and with a subscriber of
+// its own that has many messages of a partition in hand.
 package kafka
 
 import (
@@ -27,12 +28,23 @@ type Driver struct {
 	client sarama.Client
 	pub    message.Publisher
 
+	// dialing ends when the connections are to be closed.
+	dialing context.Context //nolint:containedctx // it is a lifetime, not a request
+	hangUp  context.CancelFunc
+
 	refusedMu sync.Mutex
 	refused   map[driver.Topic]refusedTopic
+	// unjoined has the topics whose consumer group cannot be joined.
+	unjoined map[string]driver.Refusal
 }
 
 // New returns a connection that is not yet established.
-func New(cfg Config, logger *slog.Logger) *Driver { return &Driver{cfg: cfg, logger: logger} }
+func New(cfg Config, logger *slog.Logger) *Driver {
+	d := &Driver{cfg: cfg, logger: logger}
+	d.dialing, d.hangUp = context.WithCancel(context.Background())
+
+	return d
+}
 
 // Lanes implements driver.Driver.
 func (d *Driver) Lanes() int { return d.cfg.Lanes }
@@ -49,6 +61,8 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	if err != nil {
 		return err
 	}
+
+	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(d.dialing, cfg.Net.DialTimeout)
 
 	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
 	if refused := refusalOf("", err); refused != nil && refused.Scope == driver.Account {
@@ -93,10 +107,13 @@ func (d *Driver) Ping(context.Context) error {
 	return d.prepareRefused(client)
 }
 
-// Close implements driver.Driver.
+// Close implements driver.Driver. It waits for a broker that hangs for closeTimeout.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+
+	defer d.hangUp()
+	defer time.AfterFunc(closeTimeout, d.hangUp).Stop()
 
 	if d.pub == nil {
 		return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/broker/window"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
@@ -25,7 +26,7 @@ const maxBytesInHand = 16 << 20
 type subscriber struct {
 	driver *Driver
 	cfg    *sarama.Config
-	group  string
+	topic  string
 	key    func(payload []byte) string
 	logger *slog.Logger
 
@@ -44,14 +45,14 @@ func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (mess
 	closing, stop := context.WithCancel(context.Background())
 
 	return &subscriber{
-		driver: d, cfg: cfg, group: d.group(topic), key: key, closing: closing, close: stop,
+		driver: d, cfg: cfg, topic: topic, key: key, closing: closing, close: stop,
 		logger: d.logger.With(slog.String("topic", topic)),
 	}, nil
 }
 
 // Subscribe implements message.Subscriber. The channel stays open through failures of
 // the broker, until ctx ends or the subscriber is closed.
-func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(s.closing, cancel)
 
@@ -62,7 +63,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		defer cancel()
 
 		for ctx.Err() == nil {
-			if err := m.consume(ctx, s.driver.cfg.Prefix+topic); err != nil && ctx.Err() == nil {
+			if err := m.consume(ctx); err != nil && ctx.Err() == nil {
 				m.lost(ctx, err)
 			}
 		}
@@ -90,11 +91,21 @@ type member struct {
 }
 
 // consume joins the group and consumes until ctx ends, or until an error after which
-// only a new connection helps.
-func (m *member) consume(ctx context.Context, topic string) error {
-	group, err := sarama.NewConsumerGroup(m.driver.cfg.Brokers, m.group, m.cfg)
+// only a new connection helps. It returns within closeTimeout after ctx has ended, even
+// if the broker hangs.
+func (m *member) consume(ctx context.Context) error {
+	dialing, hangUp := context.WithCancel(context.Background())
+	defer hangUp()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, hangUp) })()
+
+	cfg := *m.cfg
+	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(dialing, cfg.Net.DialTimeout)
+
+	name := m.driver.group(m.topic)
+
+	group, err := sarama.NewConsumerGroup(m.driver.cfg.Brokers, name, &cfg)
 	if err != nil {
-		return fmt.Errorf("joining group %s: %w", m.group, err)
+		return fmt.Errorf("joining group %s: %w", name, err)
 	}
 
 	go func() {
@@ -104,19 +115,31 @@ func (m *member) consume(ctx context.Context, topic string) error {
 	}()
 
 	for ctx.Err() == nil && err == nil { // each round is a generation of the group
-		err = group.Consume(ctx, []string{topic}, m)
+		err = group.Consume(ctx, []string{m.driver.cfg.Prefix + m.topic}, m)
 	}
 
 	return errors.Join(err, group.Close())
 }
 
-// maxRejoinWait caps the wait before joining again.
-const maxRejoinWait = 5 * time.Second
+const (
+	// maxRejoinWait caps the wait before joining again.
+	maxRejoinWait = 5 * time.Second
+	// refusedAfter is how many failures are more than a coordinator that moves.
+	refusedAfter = 3
+	// closeTimeout is how long the end of a subscription or a connection waits for the
+	// broker, before it closes the connections.
+	closeTimeout = 3 * time.Second
+)
 
-// lost waits before the next attempt to join. It logs the error at growing intervals.
+// lost waits before the next attempt to join. It logs the error at growing intervals,
+// and counts the subscription as refused after some failures.
 func (m *member) lost(ctx context.Context, err error) {
 	if m.failures++; bits.OnesCount(uint(m.failures)) == 1 {
 		m.logger.Warn("kafka's consumer group is lost; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
+	}
+
+	if m.failures >= refusedAfter {
+		m.driver.notJoined(m.topic, err)
 	}
 
 	_ = backoff.Sleep(ctx, backoff.Jitter(min(time.Second<<min(m.failures, 3), maxRejoinWait)))
@@ -130,6 +153,7 @@ func (m *member) Setup(session sarama.ConsumerGroupSession) error {
 	}
 
 	m.failures = 0
+	m.driver.joined(m.topic)
 	m.budget = window.NewBudget(m.driver.cfg.Window, maxBytesInHand)
 
 	return nil
@@ -141,10 +165,13 @@ func (m *member) Cleanup(sarama.ConsumerGroupSession) error { return nil }
 // ConsumeClaim implements sarama.ConsumerGroupHandler. Offsets are marked only up to
 // the first message in hand.
 func (m *member) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.ConsumerGroupClaim) error {
-	hand := window.New(session.Context(), m.budget, m.out, window.Acks{UpTo: func(offset int64) {
+	ctx, end := context.WithCancel(session.Context()) // a claim may end before its session
+	hand := window.New(ctx, m.budget, m.out, window.Acks{UpTo: func(offset int64) {
 		session.MarkOffset(claim.Topic(), claim.Partition(), offset+1, "")
 	}})
+
 	defer hand.Wait()
+	defer end()
 
 	for {
 		select {
@@ -161,7 +188,7 @@ func (m *member) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.
 			if !hand.Add(msg, m.keyOf(msg), record.Offset) {
 				return nil
 			}
-		case <-session.Context().Done():
+		case <-ctx.Done():
 			return nil
 		}
 	}
