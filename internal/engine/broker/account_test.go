@@ -45,7 +45,6 @@ func newSecured(t *testing.T) *secured {
 		Name: "millrace", Mechanism: sarama.SCRAM_MECHANISM_SHA_512, Iterations: 4096, Salt: []byte("salt"), Password: []byte("right"),
 	}})
 	must(t, err)
-	s.allow(sarama.AclResourceGroup, "*", sarama.AclOperationRead)
 
 	return s
 }
@@ -72,14 +71,35 @@ func (s *secured) account(password postgres.Secret) harness {
 	return h
 }
 
-func TestAnAccountThatMayNotCreateTopicsUsesThoseThatExist(t *testing.T) {
+// TestAccountsOnKafka runs against one Kafka, because each takes a while to start.
+func TestAccountsOnKafka(t *testing.T) {
 	t.Parallel()
 
 	s := newSecured(t)
+
+	for name, test := range map[string]func(*testing.T, *secured){
+		"an account that may not create topics uses those that exist": usesWhatExists,
+		"an account that may not join a group is named":               namesTheGroup,
+		"a revoked topic delays no other":                             delaysNoOther,
+		"a wrong password is named":                                   namesThePassword,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, &secured{T: t, open: s.open, admin: s.admin, address: s.address})
+		})
+	}
+}
+
+func usesWhatExists(t *testing.T, s *secured) {
+	t.Helper()
+
 	existing, missing := brokertest.Topic(), brokertest.Topic()
 	s.open.createTopic(t, existing, defaultMaxMessageBytes)
 	s.allow(sarama.AclResourceTopic, existing, sarama.AclOperationRead, sarama.AclOperationWrite, sarama.AclOperationDescribe)
 	s.allow(sarama.AclResourceTopic, missing, sarama.AclOperationRead, sarama.AclOperationWrite, sarama.AclOperationDescribe)
+
+	s.allow(sarama.AclResourceGroup, groupOf(existing), sarama.AclOperationRead)
+	s.allow(sarama.AclResourceGroup, groupOf(missing), sarama.AclOperationRead)
 
 	conn := s.account("right").open(t, existing, missing)
 	received := consume(t, conn, existing, nil)
@@ -105,10 +125,41 @@ func TestAnAccountThatMayNotCreateTopicsUsesThoseThatExist(t *testing.T) {
 	must(t, conn.Close())
 }
 
-func TestARevokedTopicDelaysNoOther(t *testing.T) {
-	t.Parallel()
+// namesTheGroup checks that a consumer that receives nothing does not count as one that
+// runs.
+func namesTheGroup(t *testing.T, s *secured) {
+	t.Helper()
 
-	s := newSecured(t)
+	topic := brokertest.Topic()
+	s.open.createTopic(t, topic, defaultMaxMessageBytes)
+	s.allow(sarama.AclResourceTopic, topic, sarama.AclOperationRead, sarama.AclOperationWrite, sarama.AclOperationDescribe)
+
+	conn := s.account("right").open(t, topic)
+	received := consume(t, conn, topic, nil)
+
+	pgtest.Eventually(t, "the group is named with its remedy", func() bool {
+		refused := conn.Refusals()
+
+		return len(refused) == 1 && refused[0].Topic == topic && strings.Contains(refused[0].Remedy(), "READ on the consumer group "+groupOf(topic))
+	})
+
+	s.allow(sarama.AclResourceGroup, groupOf(topic), sarama.AclOperationRead)
+	must(t, conn.Publisher().Publish(topic, newMessage("k", "1")))
+	received.wait(t, 1)
+
+	if refused := conn.Refusals(); len(refused) > 0 {
+		t.Errorf("got %+v", refused)
+	}
+
+	must(t, conn.Close())
+}
+
+// groupOf returns the consumer group of a topic.
+func groupOf(topic string) string { return broker.DefaultConfig().Kafka.Group + "." + topic }
+
+func delaysNoOther(t *testing.T, s *secured) {
+	t.Helper()
+
 	writable, revoked := brokertest.Topic(), brokertest.Topic()
 
 	for _, topic := range []string{writable, revoked} {
@@ -133,10 +184,8 @@ func TestARevokedTopicDelaysNoOther(t *testing.T) {
 	pgtest.Eventually(t, "all are published", func() bool { return r.left(revoked) == 0 })
 }
 
-func TestAWrongPasswordIsNamed(t *testing.T) {
-	t.Parallel()
-
-	s := newSecured(t)
+func namesThePassword(t *testing.T, s *secured) {
+	t.Helper()
 
 	conn, err := broker.New(s.account("wrong").config, pgtest.Logger(t))
 	must(t, err)

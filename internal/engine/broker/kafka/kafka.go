@@ -150,6 +150,7 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
 	// A member learns with its next heartbeat that another has come or gone.
 	cfg.Consumer.Group.Heartbeat.Interval = time.Second
+	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
 	cfg.Consumer.Return.Errors = true
 	// What is read ahead of the messages in hand stays small in each partition.
 	cfg.Consumer.Fetch.Default = 256 << 10

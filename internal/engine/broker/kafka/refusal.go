@@ -22,7 +22,6 @@ var refusals = map[sarama.KError]struct {
 	sarama.ErrUnknownTopicOrPartition: {driver.OneTopic, missingTopic},
 	sarama.ErrTopicAuthorizationFailed: {driver.OneTopic,
 		"grant the account WRITE (to publish), READ (to consume) and DESCRIBE on the topic"},
-	sarama.ErrGroupAuthorizationFailed:     {driver.OneTopic, "grant the account READ on the consumer group (broker.kafka.group and the topic)"},
 	sarama.ErrInvalidTopic:                 {driver.OneTopic, "choose a name of at most 249 letters, digits, '.', '_' and '-'"},
 	sarama.ErrPolicyViolation:              {driver.OneTopic, "correct the topic so that it satisfies the policy of the cluster"},
 	sarama.ErrUnsupportedForMessageFormat:  {driver.OneTopic, "raise message.format.version of the topic"},

@@ -124,24 +124,19 @@ func (m *member) consume(ctx context.Context) error {
 const (
 	// maxRejoinWait caps the wait before joining again.
 	maxRejoinWait = 5 * time.Second
-	// refusedAfter is how many failures are more than a coordinator that moves.
-	refusedAfter = 3
 	// closeTimeout is how long the end of a subscription or a connection waits for the
 	// broker, before it closes the connections.
 	closeTimeout = 3 * time.Second
 )
 
-// lost waits before the next attempt to join. It logs the error at growing intervals,
-// and counts the subscription as refused after some failures.
+// lost waits before the next attempt to join. The subscription counts as refused until
+// then. The error is logged at growing intervals.
 func (m *member) lost(ctx context.Context, err error) {
 	if m.failures++; bits.OnesCount(uint(m.failures)) == 1 {
 		m.logger.Warn("kafka's consumer group is lost; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
 	}
 
-	if m.failures >= refusedAfter {
-		m.driver.notJoined(m.topic, err)
-	}
-
+	m.driver.notJoined(m.topic, err) // the library has already tried for some seconds
 	_ = backoff.Sleep(ctx, backoff.Jitter(min(time.Second<<min(m.failures, 3), maxRejoinWait)))
 }
 

@@ -179,7 +179,13 @@ func (d *Driver) notJoined(topic string, err error) {
 	}
 
 	refusal.Err = err
-	if refused := refusalOf(topic, err); refused != nil {
+
+	switch refused := refusalOf(topic, err); {
+	case errors.Is(err, sarama.ErrGroupAuthorizationFailed):
+		refusal.Err = &driver.RefusedError{
+			Scope: driver.OneTopic, Topic: topic, Remedy: "grant the account READ on the consumer group " + d.group(topic), Err: err,
+		}
+	case refused != nil:
 		refusal.Err = refused
 	}
 
