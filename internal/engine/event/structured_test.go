@@ -1,6 +1,7 @@
 package event_test
 
 import (
+	"maps"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -15,9 +16,7 @@ func TestUnwrap(t *testing.T) {
 
 	attributes := event.Headers{"ce_specversion": "1.0", "ce_id": "1", "ce_source": "shop", "ce_type": "orders.created"}
 	with := func(more event.Headers) event.Headers {
-		for name, value := range attributes {
-			more[name] = value
-		}
+		maps.Copy(more, attributes)
 
 		return more
 	}
