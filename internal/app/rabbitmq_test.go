@@ -4,8 +4,6 @@ import (
 	"testing"
 	"time"
 
-	amqp091 "github.com/rabbitmq/amqp091-go"
-
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/health"
@@ -16,33 +14,19 @@ import (
 )
 
 // newRabbitMQOfOthers starts RabbitMQ with an account "shop", which may not create the
-// queues of users, and with the queue orders.created as others have declared it. The
-// channel is that of an administrator.
-func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, channel *amqp091.Channel) {
+// queues of users, and with the queue orders.created as others have declared it. It
+// returns how an administrator connects.
+func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.Config) {
 	t.Helper()
 
 	server = brokertest.NewServer(t, "rabbitmq.sh")
+	admin.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + server.Port + "/")
 
-	conn, err := amqp091.Dial("amqp://guest:guest@127.0.0.1:" + server.Port + "/")
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	t.Cleanup(func() { _ = conn.Close() })
-
-	channel, err = conn.Channel()
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	if _, err := channel.QueueDeclare("orders.created", true, false, false, false, amqp091.Table{"x-message-ttl": int64(3_600_000)}); err != nil {
-		t.Fatal(err)
-	}
-
+	brokertest.DeclareRabbitMQ(t, admin, "orders.created", map[string]any{"x-message-ttl": int64(3_600_000)})
 	server.Do("ctl", "add_user", "shop", "secret")
 	server.Do("ctl", "set_permissions", "shop", ".*", ".*", "^(millrace|orders|payments|inventory|notifications|analytics).*")
 
-	return server, channel
+	return server, admin
 }
 
 // A queue that the account may not create concerns its consumer alone, and an alarm the
@@ -50,7 +34,7 @@ func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, channel *amqp
 func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	t.Parallel()
 
-	server, channel := newRabbitMQOfOthers(t)
+	server, admin := newRabbitMQOfOthers(t)
 	s := apptest.Start(t, func(c *config.Config) {
 		c.Broker.Kind = broker.RabbitMQ
 		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://shop:secret@127.0.0.1:" + server.Port + "/")
@@ -63,11 +47,7 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	})
 
 	s.Seed()
-
-	if err := channel.Publish("", "orders.created", false, false, amqp091.Publishing{Body: []byte(guide(t, "orders.created"))}); err != nil {
-		t.Fatal(err)
-	}
-
+	brokertest.ProduceRabbitMQ(t, admin, "orders.created", brokertest.Foreign{Payload: []byte(guide(t, "orders.created"))})
 	pgtest.Eventually(t, "the other consumers work", func() bool {
 		return apptest.Value[int](s, `SELECT count(*)::int FROM orders WHERE status = 'completed'`) == 1
 	})

@@ -130,3 +130,24 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 		}
 	}
 }
+
+// DeclareRabbitMQ declares a durable queue as another application would, with arguments
+// of its own.
+func DeclareRabbitMQ(tb testing.TB, cfg broker.Config, queue string, arguments map[string]any) {
+	tb.Helper()
+
+	conn, err := amqp.Dial(string(cfg.RabbitMQ.URL))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer conn.Close()
+
+	channel, err := conn.Channel()
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	if _, err := channel.QueueDeclare(queue, true, false, false, false, amqp.Table(arguments)); err != nil {
+		tb.Fatal(err)
+	}
+}
