@@ -63,6 +63,7 @@ type queue struct {
 // failure is the state of a key whose first row was not published.
 type failure struct {
 	shard int16
+	topic string
 	// count is the number of consecutive failures.
 	count int
 	// due is true if the back-off is over and the row has not been read again.
@@ -74,6 +75,20 @@ func newQueue() *queue {
 	q.nonEmpty = sync.NewCond(&q.mu)
 
 	return q
+}
+
+// backingOff returns the number of keys that back off because of messages on a topic.
+func (q *queue) backingOff(topic string) (n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	for _, f := range q.failures {
+		if f.topic == topic && !f.due {
+			n++
+		}
+	}
+
+	return n
 }
 
 // push adds rows, ordered by sequence number, from a read that started when q.returns
@@ -205,7 +220,7 @@ func (q *queue) failed(r row) (wait time.Duration, stuck bool) {
 	q.returns++
 
 	count := q.failures[r.Key].count + 1
-	q.failures[r.Key] = failure{shard: r.Shard, count: count}
+	q.failures[r.Key] = failure{shard: r.Shard, topic: r.Topic, count: count}
 
 	return min(maxWait, minWait<<min(count-1, 10)), count == stuckAfter
 }
@@ -304,20 +319,59 @@ func (q *queue) wants(batch, maxInFlight int) want {
 		return want{}
 	}
 
-	backingOff := []string{} // not nil: a comparison with NULL is never true
+	next := q.untaken()
+	next.limit = min(batch, maxInFlight-len(q.inFlight)-len(next.backingOff))
+	next.bytes = maxBytes - q.bytes
+
+	return next
+}
+
+// probe returns what to exclude when reading a single row, for which there is always
+// space.
+func (q *queue) probe() want {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	next := q.untaken()
+	next.limit = 1
+
+	return next
+}
+
+// untaken excludes what the queue has and the keys that back off.
+func (q *queue) untaken() want {
+	next := want{
+		inFlight:   ranges(slices.Sorted(maps.Keys(q.inFlight))),
+		backingOff: []string{}, // not nil: a comparison with NULL is never true
+		returns:    q.returns,
+	}
 
 	for key, f := range q.failures {
 		if !f.due {
-			backingOff = append(backingOff, key)
+			next.backingOff = append(next.backingOff, key)
 		}
 	}
 
-	return want{
-		limit:      min(batch, maxInFlight-len(q.inFlight)-len(backingOff)),
-		bytes:      maxBytes - q.bytes,
-		inFlight:   ranges(slices.Sorted(maps.Keys(q.inFlight))),
-		backingOff: backingOff,
-		returns:    q.returns,
+	return next
+}
+
+// has reports whether a row has been read and not been returned or deleted.
+func (q *queue) has(seq int64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	_, has := q.inFlight[seq]
+
+	return has
+}
+
+// hurry makes the key of a row the next one, if it is ready.
+func (q *queue) hurry(key string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	if i := slices.Index(q.ready, key); i > 0 {
+		q.ready = slices.Insert(slices.Delete(q.ready, i, i+1), 0, key)
 	}
 }
 

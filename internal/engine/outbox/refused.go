@@ -65,6 +65,7 @@ func (r *link) refuseMessage(failed row, refusal *driver.RefusedError) {
 		slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", refusal.Err))
 
 	r.refusals.add(failed.Seq, event.Text(scrub.Text(refusal.Err.Error())))
+	r.stuck.remove(failed.Topic) // the broker takes messages of the topic
 	r.queue.refused(failed)
 	r.nudge()
 }
@@ -96,35 +97,42 @@ func (r *link) setAside(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// probe queues one row of each refused topic that is due for an attempt.
+// probe queues one row of each refused topic that is due for an attempt, whatever else is
+// queued, and each time one of another key: a refusal may concern some keys only.
 func (r *link) probe(ctx context.Context, conn *pgx.Conn, owned *shards) error {
-	_, due := r.stuck.refused()
-
-	for _, topic := range due {
-		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
-		if next.limit <= 0 {
-			return nil
+	for _, topic := range r.stuck.refused() {
+		due, tried := r.stuck.due(topic, r.queue.has)
+		if !due {
+			continue
 		}
 
-		rows, err := r.first(ctx, conn, owned, topic, next)
-		if err != nil {
-			return err
+		next := r.queue.probe()
+
+		rows, err := r.first(ctx, conn, owned, topic, next, tried)
+		again := err == nil && len(rows) == 0 && len(tried) > 0
+
+		if again {
+			rows, err = r.first(ctx, conn, owned, topic, next, nil)
 		}
 
 		switch {
+		case err != nil:
+			return err
 		case len(rows) == 0:
 			r.stuck.remove(topic) // nothing is left to publish
 		default:
-			r.stuck.probing(topic, rows[0].Seq)
+			r.stuck.probing(rows[0], again)
 			r.queue.push(rows, next.returns)
+			r.queue.hurry(rows[0].Key)
 		}
 	}
 
 	return nil
 }
 
-// first reads the first row of a topic that may be published.
-func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic string, next want) ([]row, error) {
+// first reads the first row of a topic that may be published and whose key has not been
+// tried.
+func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic string, next want, tried []string) ([]row, error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
@@ -132,7 +140,7 @@ func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic s
 		SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
 		FROM outbox
 		WHERE available_at IS NULL AND shard = ANY($1) AND NOT $2::int8multirange @> seq AND key NOT IN (SELECT unnest($3::text[])) AND topic = $4
-		ORDER BY seq LIMIT 1`, owned.list, next.inFlight, next.backingOff, topic)
+		ORDER BY seq LIMIT 1`, owned.list, next.inFlight, append(next.backingOff, tried...), topic)
 	if err != nil {
 		return nil, fmt.Errorf("reading the first message of topic %s: %w", topic, err)
 	}

@@ -351,6 +351,10 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 			return err
 		}
 
+		if err := r.probe(ctx, conn, owned); err != nil {
+			return err
+		}
+
 		confirmed := r.queue.takeConfirmed()
 		next := r.queue.wants(r.cfg.BatchSize, r.cfg.MaxInFlight)
 
@@ -369,7 +373,7 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		}
 
 		if next.limit <= 0 || !next.cut(rows) {
-			return r.probe(ctx, conn, owned)
+			return nil
 		}
 	}
 }
@@ -471,7 +475,7 @@ func (r *link) suspendedTopics() []string {
 
 // returnSuspended returns the rows of suspended and refused topics to the table.
 func (r *link) returnSuspended() {
-	topics, _ := r.stuck.refused()
+	topics := r.stuck.refused()
 	if r.target.Suspended != nil {
 		topics = append(topics, r.target.Suspended()...)
 	}
@@ -522,7 +526,7 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 		}
 
 		if r.stuck.refuses(next) {
-			r.queue.returned(next)
+			r.giveBack(next)
 
 			continue
 		}
@@ -571,9 +575,11 @@ func (r *link) confirm(published row) {
 // that the broker refuses does not delay others, and anything else is tried again.
 func (r *link) unpublished(ctx context.Context, failed row, err error) {
 	switch refused := refusal(err); {
-	case refused == nil || refused.Scope == driver.Account:
+	case refused == nil || refused.Scope == driver.Account,
+		// Many keys that back off would leave no space for other topics.
+		refused.Scope == driver.OnePartition && r.queue.backingOff(failed.Topic) < r.cfg.MaxInFlight/2:
 		r.backOff(ctx, failed, err)
-	case refused.Scope == driver.OneTopic:
+	case refused.Scope == driver.OneTopic || refused.Scope == driver.OnePartition:
 		r.metrics.errors.WithLabelValues(failed.Topic).Inc()
 		r.refuseTopic(failed, refused)
 	default:
@@ -584,8 +590,9 @@ func (r *link) unpublished(ctx context.Context, failed row, err error) {
 
 // backOff delays a key after a failure. Other keys continue.
 func (r *link) backOff(ctx context.Context, failed row, err error) {
-	if slices.Contains(r.suspendedTopics(), failed.Topic) {
-		r.queue.returned(failed)
+	// The row of a refused topic that is tried backs off, or it would be tried at once.
+	if slices.Contains(r.suspendedTopics(), failed.Topic) && !slices.Contains(r.stuck.refused(), failed.Topic) {
+		r.giveBack(failed)
 
 		return
 	}

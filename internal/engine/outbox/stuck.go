@@ -35,11 +35,13 @@ type Stuck struct {
 	// refused is true if the broker has refused the topic as a whole. Its rows then stay
 	// in the table, and one of them is tried at a time.
 	refused bool
-	// refusals counts the pauses, until is the end of the last one, and probe the row
-	// that is tried.
+	// refusals counts the pauses, and until is the end of the last one. Then probe is
+	// the row that is tried.
 	refusals int
 	until    time.Time
 	probe    int64
+	// tried has the keys whose rows have been refused: another one may be accepted.
+	tried []string
 }
 
 // stuck tracks topics of which nothing can be published: the broker refuses them, or a
@@ -71,19 +73,25 @@ func (s *stuck) change(topic string, err error, fn func(entry *Stuck)) {
 	s.any.Store(true)
 }
 
-func (s *stuck) add(topic string, err error) { s.change(topic, err, func(*Stuck) {}) }
+func (s *stuck) add(topic string, err error) {
+	s.change(topic, err, func(entry *Stuck) {
+		if refused := refusal(err); refused != nil {
+			entry.Remedy = refused.Remedy
+		}
+	})
+}
 
 // refuse records that the broker refuses the topic of a row. report is true if that is to be
 // logged: at first, and then at growing intervals.
-func (s *stuck) refuse(seq int64, refusal *driver.RefusedError) (report bool) {
-	s.change(refusal.Topic, refusal.Err, func(entry *Stuck) {
+func (s *stuck) refuse(r row, refusal *driver.RefusedError) (report bool) {
+	s.change(r.Topic, refusal.Err, func(entry *Stuck) {
 		entry.Remedy = refusal.Remedy
 
-		if entry.refused && entry.probe != seq {
+		if entry.refused && entry.probe != r.Seq {
 			return // other lanes were publishing to the topic, too
 		}
 
-		entry.refused, entry.probe = true, 0
+		entry.refused, entry.probe, entry.tried = true, 0, append(entry.tried, r.Key)
 		entry.refusals++
 		entry.until = time.Now().Add(backoff.Jitter(min(maxRefusedWait, minRefusedWait<<min(entry.refusals-1, 10))))
 		report = bits.OnesCount(uint(entry.refusals)) == 1
@@ -106,42 +114,54 @@ func (s *stuck) refuses(r row) bool {
 	return entry.refused && entry.probe != r.Seq
 }
 
-// refused returns the topics that the broker refuses, and those of them of which a row
-// is to be tried now.
-func (s *stuck) refused() (all, due []string) {
+// refused returns the topics that the broker refuses, by name.
+func (s *stuck) refused() (topics []string) {
 	if !s.any.Load() {
-		return nil, nil
+		return nil
 	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
 	for topic, entry := range s.topics {
-		if !entry.refused {
-			continue
-		}
-
-		all = append(all, topic)
-
-		if time.Now().After(entry.until) {
-			due = append(due, topic)
+		if entry.refused {
+			topics = append(topics, topic)
 		}
 	}
 
-	slices.Sort(all)
+	slices.Sort(topics)
 
-	return all, due
+	return topics
 }
 
-// probing records that a row of a refused topic is being tried. Without an answer another
-// is tried after maxRefusedWait: this process may have lost the row.
-func (s *stuck) probing(topic string, seq int64) {
+// due reports whether a row of a refused topic is to be tried now, and the keys that have
+// been tried. A row that is being tried may be lost without an answer; has tells.
+func (s *stuck) due(topic string, has func(seq int64) bool) (due bool, tried []string) {
+	s.mu.Lock()
+	entry := s.topics[topic]
+	s.mu.Unlock()
+
+	if !entry.refused || time.Now().Before(entry.until) || entry.probe != 0 && has(entry.probe) {
+		return false, nil
+	}
+
+	return true, entry.tried
+}
+
+// probing records that a row of a refused topic is being tried. again is true if all keys
+// have been tried.
+func (s *stuck) probing(r row, again bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	if entry, found := s.topics[topic]; found {
-		entry.probe, entry.until = seq, time.Now().Add(maxRefusedWait)
-		s.topics[topic] = entry
+	if entry, found := s.topics[r.Topic]; found {
+		entry.probe = r.Seq
+
+		if again {
+			entry.tried = nil
+		}
+
+		s.topics[r.Topic] = entry
 	}
 }
 
@@ -163,12 +183,18 @@ func (s *stuck) remove(topic string) (refused bool) {
 
 // refuseTopic leaves the rows of a topic that the broker refuses in the table.
 func (r *link) refuseTopic(failed row, refusal *driver.RefusedError) {
-	if r.stuck.refuse(failed.Seq, refusal) {
+	if r.stuck.refuse(failed, refusal) {
 		r.logger.Warn("the broker refuses a topic; its messages wait in the outbox",
 			slog.String("topic", failed.Topic), slog.Any("error", refusal.Err), slog.String("remedy", refusal.Remedy))
 	}
 
-	r.queue.returned(failed)
+	r.giveBack(failed)
+}
+
+// giveBack returns the row of a lane to the table. It nudges because a drain waits for
+// the lanes.
+func (r *link) giveBack(untried row) {
+	r.queue.returned(untried)
 	r.nudge()
 }
 

@@ -10,6 +10,9 @@ const (
 	// OneMessage is refused, such as one that is too large. Others of its topic may be
 	// accepted.
 	OneMessage Scope = "message"
+	// OnePartition is refused, such as one without a leader: the message, and others of
+	// its topic whose keys are there. It cannot be seen which those are.
+	OnePartition Scope = "partition"
 	// OneTopic is refused: it is missing, or the account may not use it.
 	OneTopic Scope = "topic"
 	// Account is refused: its credentials are wrong. Nothing can be sent.

@@ -1,0 +1,24 @@
+package kafka
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/IBM/sarama"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+// A test server has one node, and Kafka counts its replica as enough.
+func TestAnAnswerAboutAPartitionRefusesNotTheTopic(t *testing.T) {
+	t.Parallel()
+
+	for _, code := range []sarama.KError{
+		sarama.ErrNotEnoughReplicas, sarama.ErrNotEnoughReplicasAfterAppend, sarama.ErrLeaderNotAvailable, sarama.ErrKafkaStorageError,
+	} {
+		refused := refusalOf("t", fmt.Errorf("publishing: %w", code))
+		if refused == nil || refused.Scope != driver.OnePartition || refused.Topic != "t" || refused.Remedy == "" {
+			t.Errorf("%v: got %+v", code, refused)
+		}
+	}
+}
