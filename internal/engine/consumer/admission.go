@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -31,13 +32,121 @@ func newAdmission[P event.Payload](r *Router, consumer string, admit admitFunc[P
 }
 
 func (a *admission[P]) run(units []*unit[event.Event[P]]) {
-	var answers []error
+	var known lookup
 
 	err := a.router.untilReadable(func(ctx context.Context) (err error) {
-		answers, err = a.answer(ctx, units)
+		known, err = a.lookUp(ctx, units)
 
 		return err
 	})
+	if err != nil {
+		finish(units, err)
+
+		return
+	}
+
+	var behind, rest []*unit[event.Event[P]]
+
+	for i, u := range units {
+		if known.waits(i, u.from) {
+			behind = append(behind, u)
+		} else {
+			rest = append(rest, u)
+		}
+	}
+
+	if len(behind) == 0 {
+		a.answer(units, known)
+
+		return
+	}
+
+	for _, u := range behind {
+		switch blocked, err := a.block(u.from); {
+		case err != nil:
+			u.done <- err
+		case blocked:
+			u.done <- errBlocked
+		default: // the key no longer waits
+			rest = append(rest, u)
+		}
+	}
+
+	if len(rest) > 0 {
+		a.run(rest) // blocking may have taken long, so what was known is out of date
+	}
+}
+
+// lookup is what Postgres knows of units. No transaction reads it: the result is only a
+// hint. Record checks it again under locks.
+type lookup struct {
+	verdicts []inbox.Verdict
+	found    map[string]bool
+	decided  map[int]bool
+}
+
+// waits reports whether a unit is to be blocked by the waiting messages of its key.
+func (l lookup) waits(i int, d *delivery) bool {
+	return l.verdicts[i] == inbox.Fresh && d.entry == nil && !l.decided[i] && l.found[d.stored]
+}
+
+func (a *admission[P]) lookUp(ctx context.Context, units []*unit[event.Event[P]]) (known lookup, err error) {
+	known.verdicts, err = inbox.Seen(ctx, a.router.pool, a.consumer, claimsOf(units))
+	if err != nil {
+		return known, err
+	}
+
+	batch := &pgx.Batch{}
+	known.found = failed.QueueKeys(batch, a.consumer, keysOf(units))
+
+	if err := a.router.pool.SendBatch(ctx, batch).Close(); err != nil {
+		return known, fmt.Errorf("reading failed keys: %w", err)
+	}
+
+	known.decided, err = a.decided(ctx, a.router.pool, units, known.found)
+
+	return known, err
+}
+
+// block stores a message behind those that wait for its key. It writes, so a server that
+// only answers those who read opens the breaker. blocked is false if the key no longer
+// waits.
+func (a *admission[P]) block(d *delivery) (blocked bool, err error) {
+	err = a.router.untilAvailable(func(ctx context.Context) (err error) {
+		blocked, err = a.router.failed.BlockAlone(ctx, d.failed(fate{}))
+
+		return err
+	})
+	if blocked {
+		a.router.wakeAwaiting(d.route.Topic, []string{d.stored})
+	}
+
+	return blocked, err
+}
+
+// answer asks the handler about the fresh units and completes all.
+func (a *admission[P]) answer(units []*unit[event.Event[P]], known lookup) {
+	answers := make([]error, len(units))
+
+	fresh, index, conflicts, err := a.fresh(units, known.verdicts, known.found, func(i int) (bool, error) { return known.decided[i], nil })
+
+	for i, conflict := range conflicts {
+		answers[i] = conflict
+	}
+
+	if err == nil && len(fresh) > 0 && a.admit != nil {
+		err = a.router.untilReadable(func(ctx context.Context) error {
+			events := slices.Clone(fresh) // Admit may complete them
+
+			admitted, err := protect(func() ([]error, error) { return a.admit(ctx, a.router.pool, events) })
+			for i, answer := range admitted {
+				answers[index[i]] = answer
+				units[index[i]].event = events[i]
+			}
+
+			return err
+		})
+	}
 
 	for i, u := range units {
 		switch {
@@ -49,55 +158,4 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 			u.done <- answers[i]
 		}
 	}
-}
-
-func (a *admission[P]) answer(ctx context.Context, units []*unit[event.Event[P]]) ([]error, error) {
-	answers := make([]error, len(units))
-
-	// No transaction: the result is only a hint. Record checks it again under locks.
-	verdicts, err := inbox.Seen(ctx, a.router.pool, a.consumer, claimsOf(units))
-	if err != nil {
-		return nil, err
-	}
-
-	batch := &pgx.Batch{}
-	found := failed.QueueKeys(batch, a.consumer, keysOf(units))
-
-	if err := a.router.pool.SendBatch(ctx, batch).Close(); err != nil {
-		return nil, fmt.Errorf("reading failed keys: %w", err)
-	}
-
-	decided, err := a.decided(ctx, a.router.pool, units, found)
-	if err != nil {
-		return nil, err
-	}
-
-	fresh, index, conflicts, err := a.fresh(units, verdicts, found, func(i int) (bool, error) {
-		if u := units[i]; !decided[i] && u.from.entry == nil && found[u.from.stored] {
-			blocked, err := a.router.failed.BlockAlone(ctx, u.from.failed(fate{}))
-			if blocked {
-				a.router.wakeAwaiting(u.from.route.Topic, keysOf(units[i:i+1]))
-			}
-
-			return blocked, err
-		}
-
-		return decided[i], nil
-	})
-
-	for i, conflict := range conflicts {
-		answers[i] = conflict
-	}
-
-	if err != nil || len(fresh) == 0 || a.admit == nil {
-		return answers, err
-	}
-
-	admitted, err := protect(func() ([]error, error) { return a.admit(ctx, a.router.pool, fresh) })
-	for i, answer := range admitted {
-		answers[index[i]] = answer
-		units[index[i]].event = fresh[i]
-	}
-
-	return answers, err
 }

@@ -374,6 +374,55 @@ func TestAnEffectIsRetriedAfterTheRequestedDelay(t *testing.T) {
 	}
 }
 
+// A server that only answers those who read stays unavailable, also for messages that are
+// to be blocked.
+func TestAFullDiskOpensTheBreakerForEffectsOfWaitingKeys(t *testing.T) {
+	t.Parallel()
+
+	var performed atomic.Int32
+
+	r := start(t, newPool(t), performing(func(n note) error {
+		if n.Text == "1" {
+			return event.Later(time.Hour, errors.New("come back in an hour"))
+		}
+
+		return nil
+	}, "", &performed), parking(1000))
+	r.send(message("a", "1"))
+	pgtest.Eventually(t, "the message waits", func() bool { return len(r.waiting("a")) == 1 })
+
+	_, err := r.pool.Exec(t.Context(), `
+		CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'disk full'; END $$;
+		CREATE TRIGGER full_disk BEFORE INSERT ON failed_messages EXECUTE FUNCTION full_disk()`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	r.send(message("a", "2"))
+
+	database := r.needs.Get(postgres.Dependency)
+
+	pgtest.Eventually(t, "Postgres stays unavailable although others can read", func() bool {
+		if read, err := database.WaitToRead(t.Context()); err == nil {
+			read.Answered()
+		}
+
+		state := database.State()
+
+		return !state.Up && time.Since(*state.Since) > 4*time.Second
+	})
+
+	if _, err := r.pool.Exec(t.Context(), `DROP FUNCTION full_disk CASCADE`); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "the message is blocked", func() bool { return r.waiting("a")[0].Blocked == 1 })
+
+	if n := performed.Load(); n != 1 {
+		t.Errorf("performed %d times, expected once", n)
+	}
+}
+
 // A preliminary answer is no failure: it neither counts nor opens the breaker.
 func TestAPendingEffectIsAskedAboutIndefinitely(t *testing.T) {
 	t.Parallel()
