@@ -153,7 +153,7 @@ COMMENT ON COLUMN failed_messages.group_id IS 'Digest of consumer, reason and ca
 COMMENT ON COLUMN failed_messages.attempts IS 'How often the message failed in total, across requeues.';
 COMMENT ON COLUMN failed_messages.deliveries IS 'How often the message was stopped. A redelivery counts here instead of adding a row.';
 COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NULL if the message has not been tried since it was blocked or requeued.';
-COMMENT ON COLUMN failed_messages.awaits_since IS 'When the message was first tried and awaited another one; NULL if it has not since it was stored or requeued.';
+COMMENT ON COLUMN failed_messages.awaits_since IS 'When the message was first tried and awaited another one; NULL if it has not since it was stored or requeued, in the future while that one is in the outbox.';
 COMMENT ON COLUMN failed_messages.first_release IS 'Program version of the first failure.';
 COMMENT ON COLUMN failed_messages.last_release IS 'Program version of the last failure.';
 

@@ -210,6 +210,70 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
 	})
 }
 
+// When the other message has left the outbox, it may be in its broker for a while.
+func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = 2 * time.Second })
+	creation := []byte(`{"user":{"id":"u","name":"Ann","email":"ann@example.com"}}`)
+
+	_, err := s.Pool.Exec(t.Context(), `
+		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
+		VALUES (0, 'user.created', 'u', $1, $1, $2, now() + interval '1 h')`, event.NewID(), creation)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
+	pgtest.Eventually(t, "it awaits the message in the outbox", func() bool {
+		return strings.Contains(firstWaiting(t, s, "u").Error, "in the outbox")
+	})
+
+	var left time.Time
+
+	err = s.Pool.QueryRow(t.Context(), `WITH gone AS (DELETE FROM outbox) SELECT clock_timestamp()`).Scan(&left)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "it has been tried again", func() bool {
+		return apptest.Value[bool](s, `SELECT coalesce(bool_and(tried_at > $1), true) FROM failed_messages`, left)
+	})
+	s.Publish("user.created", string(creation))
+	pgtest.Eventually(t, "both are applied", func() bool {
+		if n := apptest.Value[int](s, `SELECT count(*) FROM user_misses`); n != 0 {
+			t.Fatal("the update is a miss")
+		}
+
+		return apptest.Value[int](s, `SELECT count(*) FROM events WHERE stream = 'user-u'`) == 2
+	})
+}
+
+// A creation that never comes is a miss, although one was in the outbox.
+func TestAnUpdateIsAMissAfterTheCreationHasLeftTheOutboxForLong(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = 500 * time.Millisecond })
+
+	_, err := s.Pool.Exec(t.Context(), `
+		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
+		VALUES (0, 'user.created', 'u', $1, $1, '{}', now() + interval '1 h')`, event.NewID())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
+	pgtest.Eventually(t, "it awaits the message in the outbox", func() bool {
+		return strings.Contains(firstWaiting(t, s, "u").Error, "in the outbox")
+	})
+
+	if _, err := s.Pool.Exec(t.Context(), `DELETE FROM outbox`); err != nil {
+		t.Fatal(err)
+	}
+
+	pgtest.Eventually(t, "it is a miss", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM user_misses`) == 1 })
+}
+
 func TestUpdatesRightBehindTheirUsersOnKafka(t *testing.T) {
 	t.Parallel()
 

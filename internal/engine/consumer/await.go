@@ -103,14 +103,15 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 // run while the consumers of the awaited message are not running, because it may wait
 // for them, nor as long again afterwards, while they serve their backlog. It does not
 // run while that message is among the failed messages or in the outbox either; held
-// then says so.
+// then says so. It starts anew once that message has left the outbox, because it is in
+// its broker then.
 func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, held string) {
 	limit := r.cfg.AwaitTimeout
 
 	switch {
 	case limit == 0:
 		return true, ""
-	case d.waited < limit || r.Stalled(early.Topics...) != "" || time.Since(r.servedSince(early.Topics)) < limit:
+	case d.waited >= 0 && d.waited < limit || r.Stalled(early.Topics...) != "" || time.Since(r.servedSince(early.Topics)) < limit:
 		return false, ""
 	}
 
@@ -134,11 +135,31 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 		return false, held
 	}
 
-	if _, err := r.outbox.submit(early.Topics, d); err != nil {
-		return false, err.Error()
-	}
+	switch _, err := r.outbox.submit(early.Topics, d); {
+	case err != nil:
+		r.awaitFrom(d, notBegun)
 
-	return true, ""
+		return false, err.Error()
+	case d.waited < 0: // it was in the outbox when this message was last tried
+		r.awaitFrom(d, 0)
+		d.waited = 0
+
+		return false, ""
+	default:
+		return true, ""
+	}
+}
+
+// notBegun is when the time of a message begins that awaits one in the outbox: not before
+// it is tried again, even if its consumer is paused meanwhile. delivery.waited is
+// negative until then.
+const notBegun = 365 * 24 * time.Hour
+
+// awaitFrom makes the time of a message that awaits another one begin after a while.
+func (r *Router) awaitFrom(d *delivery, after time.Duration) {
+	r.briefly(r.working, "could not record that an awaited message was in the outbox", func(ctx context.Context) error {
+		return r.failed.AwaitFrom(ctx, *d.entry, after)
+	})
 }
 
 var errUnpublished = errors.New("a message with this key is in the outbox, or it is too long to search")

@@ -223,7 +223,7 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	}
 
 	if caused > 0 {
-		a.router.onCommit()
+		a.router.relay.Wake()
 	}
 
 	a.router.wakeAwaiting(units[0].from.route.Topic, keysOf(units))

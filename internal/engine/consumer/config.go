@@ -37,7 +37,8 @@ type Config struct {
 	// AwaitTimeout is how long a message waits for another one that it depends on,
 	// such as the creation of its user on another topic. The time does not run while
 	// consumers of the other message are paused, unavailable or starting, or while it
-	// is itself among the failed messages. 0 does not wait. Defaults to 1m.
+	// is itself among the failed messages or in the outbox. 0 does not wait. Defaults
+	// to 1m.
 	AwaitTimeout time.Duration `koanf:"await_timeout"`
 	// PerTopic sets Retries, RetryInterval, ParkInterval, ParkMaxInterval and ParkAttempts
 	// for single topics, instead of the values above and of a topic's own defaults. Empty
@@ -96,7 +97,7 @@ func (c Config) validateRetries(prefix string) error {
 	return errors.Join(
 		check.Value(c.Retries >= 0 && c.Retries <= 20, prefix+"retries", c.Retries, "0 to 20"),
 		check.Value(c.RetryInterval > 0 && c.RetryInterval <= maxRetryInterval, prefix+"retry_interval", c.RetryInterval,
-			"more than 0s and at most 2s, because it blocks a partition"),
+			"more than 0s and at most 2s, because it delays later messages of the key"),
 		check.Value(c.ParkInterval > 0, prefix+"park_interval", c.ParkInterval, "more than 0s"),
 		check.Value(c.ParkMaxInterval >= c.ParkInterval, prefix+"park_max_interval", c.ParkMaxInterval, "at least park_interval"),
 		check.Value(c.ParkAttempts >= 0, prefix+"park_attempts", c.ParkAttempts, "0 or more"),
@@ -124,8 +125,12 @@ func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 const minAwait = 500 * time.Millisecond
 
 // await returns how long a message that has waited for another one so far waits before
-// it looks again.
+// it looks again. A negative time has not begun.
 func (c Config) await(waited time.Duration) time.Duration {
+	if waited < 0 {
+		return c.AwaitTimeout
+	}
+
 	wait := min(max(minAwait, 3*waited), c.AwaitTimeout)
 
 	if left := c.AwaitTimeout - waited; left > 0 {

@@ -40,7 +40,7 @@ type Router struct {
 	failed       *failed.Store
 	dependencies *breaker.Set
 	postgres     *breaker.Breaker
-	onCommit     func()
+	relay        *outbox.Relay
 	logger       *slog.Logger
 	metrics      *metrics
 	routes       []*Route
@@ -95,7 +95,8 @@ func (r *Route) key(payload []byte) string {
 	return key
 }
 
-// NewRouter returns a router without routes. It wakes relay after commits.
+// NewRouter returns a router without routes. It wakes relay after commits, and learns
+// from it which topics are not published.
 func NewRouter(
 	cfg Config, pool *pgxpool.Pool, failures *failed.Store, dependencies *breaker.Set,
 	relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry,
@@ -118,7 +119,7 @@ func NewRouter(
 		failed:       failures,
 		dependencies: dependencies,
 		postgres:     dependencies.Get(postgres.Dependency),
-		onCommit:     relay.Wake,
+		relay:        relay,
 		logger:       logger,
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),

@@ -41,7 +41,7 @@ func (s stall) served() time.Time { return s.ended.Add(min(s.ended.Sub(s.began),
 
 // Stalled returns why this process does not process the messages on some of the given
 // topics, or "" if it does: a consumer is paused or waits for a dependency, or the
-// broker is unavailable.
+// broker is unavailable or refuses the topic.
 func (r *Router) Stalled(topics ...string) string { return r.stalled(r.States(), topics...) }
 
 func (r *Router) stalled(states []State, topics ...string) string {
@@ -50,6 +50,12 @@ func (r *Router) stalled(states []State, topics ...string) string {
 	for _, topic := range topics {
 		if down := r.topics.down(topic); down != "" && !slices.Contains(why, down) {
 			why = append(why, down)
+		}
+	}
+
+	for _, s := range r.relay.Stuck() {
+		if slices.Contains(topics, s.Topic) {
+			why = append(why, s.Topic+" cannot be published")
 		}
 	}
 

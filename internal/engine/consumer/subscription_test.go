@@ -3,6 +3,7 @@ package consumer_test
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 
 	watermill "github.com/ThreeDotsLabs/watermill/message"
@@ -10,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -105,3 +107,45 @@ func TestASubscriptionThatEndsEndsTheService(t *testing.T) {
 
 	expect(consumer.Draining)
 }
+
+// Messages of a topic that its broker refuses wait in the outbox.
+func TestATopicThatIsNotPublishedIsStalled(t *testing.T) {
+	t.Parallel()
+
+	pool, logger, registry := pgtest.New(t), pgtest.Logger(t), prometheus.NewRegistry()
+	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
+
+	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool), breaker.NewSet(logger, registry),
+		relay, logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+
+	var running sync.WaitGroup
+
+	running.Go(func() { relay.Run(ctx, outbox.Target{Publisher: refusing{}, Lanes: 1}) })
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+
+	r := &rig{t: t, pool: pool}
+	r.send(message("a", "1"))
+
+	pgtest.Eventually(t, "the topic is stalled", func() bool { return strings.Contains(router.Stalled("notes"), "notes cannot be published") })
+
+	if why := router.Stalled("other"); strings.Contains(why, "published") {
+		t.Errorf("the other topic is stalled, too: %s", why)
+	}
+}
+
+// refusing is a publisher whose broker refuses each topic.
+type refusing struct{}
+
+func (refusing) Publish(topic string, _ ...*watermill.Message) error {
+	return &driver.RefusedError{Scope: driver.OneTopic, Topic: topic, Err: errBroken}
+}
+
+func (refusing) Close() error { return nil }

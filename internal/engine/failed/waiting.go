@@ -255,6 +255,19 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	return nil
 }
 
+// AwaitFrom makes the time for which a waiting message awaits another one begin after a
+// while, unless the message has changed since e was read.
+func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE failed_messages SET awaits_since = clock_timestamp() + $3 * interval '1 second'
+		WHERE id = $1 AND revision = $2 AND state = 'waiting'`, e.ID, e.Revision, after.Seconds())
+	if err != nil {
+		return fmt.Errorf("setting since when message %s awaits another one: %w", e.MessageID, err)
+	}
+
+	return nil
+}
+
 // Postpone sets the due time of a key to now + wait.
 func (s *Store) Postpone(ctx context.Context, k Key, wait time.Duration) error {
 	return postpone(ctx, s.pool, k, wait)
@@ -424,6 +437,7 @@ type Head struct {
 	// were requeued together are tried in order of arrival.
 	Behind bool
 	// Awaited is the time since the message was first tried and awaited another one, or 0.
+	// It is negative if that time has not begun; see [Store.AwaitFrom].
 	Awaited time.Duration
 }
 
