@@ -17,7 +17,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
-// maxRetryInterval caps the delay between immediate retries, which block a partition.
+// maxRetryInterval caps the delay between immediate retries, which delay later messages of
+// the key.
 const maxRetryInterval = 2 * time.Second
 
 // quickRetries returns Watermill's Retry. It asks for the interval twice per attempt if
