@@ -139,7 +139,7 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
-	// repeats is when a claim last found a message that was claimed before.
+	// repeats is when a claim of messages as new last failed because one was not.
 	repeats atomic.Int64 // nanoseconds since 1970
 	// performed is true if the units' effects have been performed: they are recorded
 	// whatever operators decided meanwhile.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -120,7 +121,7 @@ func (s Status) completed(unknown []Consumer) Status {
 	}
 
 	for _, b := range s.Backlogs {
-		if b.Unknown != "" {
+		if b.Unknown != "" && !s.unsubscribed(b.Topic) {
 			more = append(more, degraded(health.Broker, b.Broker, nil, b.Unknown, remedyFor(b.Broker, b.Unknown)))
 		}
 	}
@@ -134,6 +135,12 @@ func (s Status) completed(unknown []Consumer) Status {
 	}
 
 	return s
+}
+
+// unsubscribed reports whether a topic cannot be subscribed, which is a trouble of its
+// consumers.
+func (s Status) unsubscribed(topic string) bool {
+	return slices.ContainsFunc(s.Consumers, func(c Consumer) bool { return c.Topic == topic && c.State == NotSubscribed })
 }
 
 func (s Status) serviceRemedy() string {

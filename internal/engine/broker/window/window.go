@@ -28,19 +28,24 @@ const grace = 2 * time.Second
 const maxTracked = 1 << 16
 
 // maxLoose is how many acknowledged messages may stand behind one in hand before each
-// is reported by itself, where the broker allows that.
+// is reported by itself, where the broker allows that: at most a quarter of the budget,
+// because a broker counts them as in hand.
 const maxLoose = 128
 
 // Budget bounds what the windows of one session have in hand.
 type Budget struct {
 	messages, bytes *semaphore.Weighted
 	maxBytes        int64
+	maxLoose        int
 }
 
 // NewBudget returns a budget of that many messages and bytes of payload. A larger
 // message takes the whole budget, so it passes alone.
 func NewBudget(messages int, bytes int64) *Budget {
-	return &Budget{messages: semaphore.NewWeighted(int64(messages)), bytes: semaphore.NewWeighted(bytes), maxBytes: bytes}
+	return &Budget{
+		messages: semaphore.NewWeighted(int64(messages)), bytes: semaphore.NewWeighted(bytes),
+		maxBytes: bytes, maxLoose: max(1, min(messages/4, maxLoose)),
+	}
 }
 
 // take blocks until there is room for a payload. It reports false if ctx ended first.
@@ -220,7 +225,7 @@ func (w *Window) report() {
 		w.order = w.order[n:]
 	}
 
-	if w.acks.One == nil || w.loose < maxLoose {
+	if w.acks.One == nil || w.loose < w.budget.maxLoose {
 		return
 	}
 
