@@ -282,8 +282,15 @@ func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 				held.Ack()
 				synctest.Wait()
 
-				if upTo, _ := b.reported(); upTo != messages-1 {
-					t.Errorf("reported up to %d", upTo)
+				last := int64(messages - 1) // of those that were not reported by themselves
+
+				upTo, ones := b.reported()
+				for slices.Contains(ones, last) {
+					last--
+				}
+
+				if upTo != last {
+					t.Errorf("reported up to %d, expected %d", upTo, last)
 				}
 			})
 		})
