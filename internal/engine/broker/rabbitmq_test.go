@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +43,7 @@ func on(server *brokertest.Server, test func(*rabbit)) func(*testing.T) {
 		server.Do("ctl", "add_vhost", r.vhost)
 		server.Do("ctl", "add_user", r.user, "secret")
 		r.allow(".*", ".*", ".*")
+		server.Do("ctl", "set_permissions", "-p", r.vhost, "guest", ".*", ".*", ".*")
 		test(r)
 	}
 }
@@ -58,7 +61,6 @@ func (r *rabbit) url(user, password string) string {
 // administer calls fn with a channel of an account that may do anything in the vhost.
 func (r *rabbit) administer(fn func(*amqp091.Channel) error) error {
 	r.Helper()
-	r.server.Do("ctl", "set_permissions", "-p", r.vhost, "guest", ".*", ".*", ".*")
 
 	conn, err := amqp091.Dial(r.url("guest", "guest"))
 	if err != nil {
@@ -209,8 +211,15 @@ func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of
 		t.Run("a wrong password is named", on(server, wrongPassword))
 		t.Run("a topic that was published only can be consumed later", on(server, publishedOnly))
 		t.Run("what was deleted is created again", on(server, deleted))
+		t.Run("a missing exchange is not a topic", on(server, missingExchange))
+		t.Run("bindings are restored with their exchange", on(server, bindings))
+		t.Run("an alternate exchange hides no missing queue", on(server, alternateExchange))
+		t.Run("a queue that moves gives back older messages first", on(server, movedQueue))
 		t.Run("a message that is too large is refused alone", on(server, tooLarge))
 		t.Run("a full queue delays no other", on(server, full))
+		t.Run("a queue that does not answer delays no other", on(server, silentQueue))
+		t.Run("a slow login is not a wrong password", on(server, slowLogin))
+		t.Run("a ping notices that consumers are not connected", on(server, consumersLost))
 		t.Run("a delivery limit drops nothing while a consumer is paused", on(server, deliveryLimit))
 		t.Run("thirteen queues are subscribed quickly", on(server, thirteen))
 		t.Run("a second host is tried", on(server, secondHost))
@@ -376,6 +385,290 @@ func deleted(r *rabbit) {
 	must(r, conn.Close())
 }
 
+// remove deletes queues, and then the exchange if it is among them.
+func (r *rabbit) remove(names ...string) {
+	r.Helper()
+
+	must(r, r.administer(func(ch *amqp091.Channel) (err error) {
+		for _, name := range names {
+			if name == "shop" {
+				err = errors.Join(err, ch.ExchangeDelete(name, false, false))
+			} else {
+				_, deleted := ch.QueueDelete(name, false, false, false)
+				err = errors.Join(err, deleted)
+			}
+		}
+
+		return err
+	}))
+}
+
+// send publishes a message to the exchange as another application would, if the exchange
+// exists.
+func (r *rabbit) send(topic string) {
+	r.Helper()
+
+	_ = r.administer(func(ch *amqp091.Channel) error {
+		return ch.PublishWithContext(r.Context(), "shop", topic, false, false, amqp091.Publishing{Body: []byte("theirs")})
+	})
+}
+
+func missingExchange(r *rabbit) {
+	must(r, r.connect(r.config(), "in", "out").Close())
+	r.remove("shop")
+	r.allow("^$", ".*", ".*")
+
+	conn := r.connect(r.config(), "in", "out")
+	received := consume(r, conn, "in", nil)
+
+	err := conn.Publisher().Publish("out", newMessage("k", "1"))
+	if refused, ok := errors.AsType[*driver.RefusedError](err); !ok || refused.Scope != driver.OneTopic || refused.Topic != "out" ||
+		!strings.Contains(err.Error(), "exchange shop does not exist") || !strings.Contains(refused.Remedy, "create exchange shop") {
+		r.Errorf("got %v, expected that topic out is refused because of the exchange", err)
+	}
+
+	if named := r.log.with("a topic (shop)"); len(named) > 0 || len(r.log.with("level=WARN", "exchange shop does not exist", "remedy=")) != 1 {
+		r.Errorf("the exchange should be named once, and not as a topic: %s", r.log.with("level=WARN"))
+	}
+
+	brokertest.ProduceRabbitMQ(r, r.config(), "in", brokertest.Foreign{Payload: []byte("sent to the queue")})
+	received.wait(r, 1)
+	must(r, conn.Close())
+}
+
+func bindings(r *rabbit) {
+	conn := r.connect(r.config(), "in", "in.other", "out", "out.other")
+	received, other := consume(r, conn, "in", nil), consume(r, conn, "in.other", nil)
+
+	r.remove("shop")
+	must(r, conn.Publisher().Publish("out", newMessage("k", "1")))
+
+	for _, topic := range []string{"in", "in.other", "out.other", "shop.dropped"} {
+		r.send(topic)
+	}
+
+	received.wait(r, 1)
+	other.wait(r, 1)
+	pgtest.Eventually(r, "the queues of all topics are bound", func() bool { return r.waiting("out.other") == 1 && r.waiting("shop.dropped") == 1 })
+
+	r.remove("in", "shop")
+	pgtest.Eventually(r, "a queue that was deleted with the exchange is bound", func() bool {
+		r.send("in")
+
+		return len(received.all()) > 1
+	})
+	must(r, conn.Close())
+}
+
+func alternateExchange(r *rabbit) {
+	must(r, r.administer(func(ch *amqp091.Channel) error {
+		_, err := ch.QueueDeclare("unroutable", true, false, false, false, nil)
+
+		return errors.Join(err,
+			ch.ExchangeDeclare("shop.unroutable", "fanout", true, false, false, false, nil),
+			ch.QueueBind("unroutable", "", "shop.unroutable", false, nil),
+			ch.ExchangeDeclare("shop", "direct", true, false, false, false, amqp091.Table{"alternate-exchange": "shop.unroutable"}))
+	}))
+
+	conn := r.connect(r.config(), "out")
+
+	if warned := r.log.with("level=WARN", "alternate", "remedy=", "delete exchange shop"); len(warned) != 1 {
+		r.Errorf("one line should name the alternate exchange: %s", r.log.with("level=WARN"))
+	}
+
+	r.remove("out")
+	must(r, conn.Publisher().Publish("out", newMessage("k", "1")))
+	pgtest.Eventually(r, "a regular ping restores the queue and its binding", func() bool {
+		conn.Check(r.Context())
+		must(r, conn.Publisher().Publish("out", newMessage("k", "2")))
+
+		return r.waiting("out") > 0
+	})
+	must(r, conn.Close())
+}
+
+// RabbitMQ ends the subscription of a queue that was deleted as it does that of one whose
+// node is stopped: without closing the channel.
+func movedQueue(r *rabbit) {
+	conn := r.connect(r.config(), "in")
+	second, done := make(chan struct{}), make(chan struct{})
+
+	received := consume(r, conn, "in", func(msg *message.Message) {
+		if string(msg.Payload) == "2" {
+			close(second)
+			msg.Ack()
+
+			return
+		}
+
+		<-msg.Context().Done()
+
+		select {
+		case <-second:
+			r.Error("a later message of the key was delivered while the first was in hand")
+		case <-time.After(1500 * time.Millisecond): // a window waits 2 s
+		}
+
+		msg.Ack()
+		close(done)
+	})
+
+	must(r, conn.Publisher().Publish("in", newMessage("k", "1")))
+	received.wait(r, 1)
+	r.remove("in")
+	must(r, conn.Publisher().Publish("in", newMessage("k", "2")))
+	<-done
+	received.wait(r, 2)
+	must(r, conn.Close())
+}
+
+// silentQueue has a quorum queue that does not confirm, as without most of its nodes.
+func silentQueue(r *rabbit) {
+	r.declare("out.full", true, amqp091.Table{"x-max-length": int64(1), "x-overflow": "reject-publish"})
+
+	conn := r.connect(r.config(), "out.full", "out.silent")
+
+	for _, topic := range []string{"out.full", "out.silent"} {
+		must(r, conn.Publisher().Publish(topic, newMessage("k", "1")))
+	}
+
+	act := func(verb string) {
+		r.server.Do("ctl", "eval", fmt.Sprintf(
+			`{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"%s">>, queue, <<"out.silent">>)), {Name, _} = amqqueue:get_pid(Q), sys:%s(Name).`, r.vhost, verb))
+	}
+
+	act("suspend")
+	defer act("resume")
+
+	answer := make(chan error, 1)
+
+	go func() { answer <- conn.Publisher().Publish("out.silent", newMessage("k", "1")) }()
+
+	pgtest.Eventually(r, "the silent queue is refused while the full one answers", func() bool {
+		if err := conn.Publisher().Publish("out.full", newMessage("k", "2")); err == nil || !strings.Contains(err.Error(), "out.full is full") {
+			r.Errorf("got %v, expected that the queue is full", err)
+		}
+
+		select {
+		case err := <-answer:
+			if refused, ok := errors.AsType[*driver.RefusedError](err); !ok || refused.Topic != "out.silent" {
+				r.Errorf("got %v, expected that the topic is refused", err)
+			}
+
+			return true
+		default:
+			return false
+		}
+	})
+	must(r, conn.Close())
+}
+
+func slowLogin(r *rabbit) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(r, err)
+
+	defer listener.Close()
+
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+
+			r.Cleanup(func() { _ = client.Close() })
+
+			server, err := net.Dial("tcp", "127.0.0.1:"+r.server.Port)
+			if err != nil {
+				return
+			}
+
+			r.Cleanup(func() { _ = server.Close() })
+
+			go func() { _, _ = io.Copy(server, client) }()
+
+			// Pass on what comes before the login, and nothing after it.
+			greeting := make([]byte, 64<<10)
+			n, _ := server.Read(greeting)
+			_, _ = client.Write(greeting[:n])
+		}
+	}()
+
+	cfg := r.config()
+	cfg.RabbitMQ.URL = postgres.Secret(strings.Replace(string(cfg.RabbitMQ.URL), "127.0.0.1:"+r.server.Port, listener.Addr().String(), 1))
+
+	conn, err := broker.New(cfg, slog.New(slog.NewTextHandler(r.log, nil)))
+	must(r, err)
+
+	_, err = conn.Backlogs(r.Context(), []string{"in"})
+	if _, refused := errors.AsType[*driver.RefusedError](err); err == nil || refused || !strings.Contains(err.Error(), "not answered the login") {
+		r.Errorf("got %v, expected that the login was not answered", err)
+	}
+
+	must(r, conn.Close())
+}
+
+func consumersLost(r *rabbit) {
+	conn := r.connect(r.config(), "out")
+	conn.Check(r.Context())
+
+	if state := conn.State(); !state.Up() {
+		r.Errorf("got %+v", state)
+	}
+
+	r.server.Do("ctl", "change_password", r.user, "other") // which affects new connections only
+	r.server.Do("ctl", "eval", fmt.Sprintf(`[rabbit_networking:close_connection(proplists:get_value(pid, C), "by the test") ||
+		C <- rabbit_networking:connection_info_all([pid, user, client_properties]), proplists:get_value(user, C) =:= <<"%s">>,
+		lists:keyfind(<<"connection_name">>, 1, proplists:get_value(client_properties, C)) =:= {<<"connection_name">>, longstr, <<"millrace consumers">>}].`, r.user))
+
+	pgtest.Eventually(r, "the broker counts as away", func() bool {
+		conn.Check(r.Context())
+
+		return strings.Contains(conn.State().Why, "authentication failed")
+	})
+	must(r, conn.Close())
+}
+
+// Hosts that accept connections and say nothing, as behind a firewall.
+func TestConnectingToRabbitMQEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+
+	var hosts []string
+
+	for range 3 {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		t.Cleanup(func() { _ = listener.Close() })
+
+		hosts = append(hosts, listener.Addr().String())
+	}
+
+	cfg := rabbitMQHarness("amqp://guest:guest@" + hosts[0] + "/").config
+	cfg.RabbitMQ.Hosts = hosts[1:]
+
+	conn, err := broker.New(cfg, pgtest.Logger(t))
+	must(t, err)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+
+	started := time.Now()
+
+	if err := conn.Connect(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+
+	must(t, conn.Close())
+
+	if took := time.Since(started); took > 4*time.Second {
+		t.Errorf("connecting and closing took %s", took)
+	}
+
+	if err := conn.Ping(t.Context()); !errors.Is(err, driver.ErrClosed) {
+		t.Errorf("got %v, expected that the connection is closed", err)
+	}
+}
+
 func tooLarge(r *rabbit) {
 	conn := r.connect(r.config(), "out")
 
@@ -427,6 +720,10 @@ func tooLarge(r *rabbit) {
 
 	close(stop)
 	others.Wait()
+
+	r.server.Do("ctl", "eval", `application:set_env(rabbit, max_message_size, 67108864).`)
+	r.server.Do("ctl", "close_all_connections", "--vhost", r.vhost, "restarted with another limit")
+	pgtest.Eventually(r, "the message is accepted after the limit was raised", func() bool { return conn.Publisher().Publish("out", huge) == nil })
 	must(r, conn.Close())
 }
 

@@ -35,6 +35,10 @@ type connection struct {
 	role   string
 	logger *slog.Logger
 
+	// ctx ends after close.
+	ctx    context.Context //nolint:containedctx // it is the lifetime of the connection
+	cancel context.CancelFunc
+
 	dialing  singleflight.Group
 	reminder backoff.Reminder
 
@@ -46,37 +50,57 @@ type connection struct {
 }
 
 func newConnection(cfg Config, role string, logger *slog.Logger) *connection {
-	return &connection{cfg: cfg, role: role, logger: logger.With(slog.String("connection", role))}
+	ctx, cancel := context.WithCancel(context.Background())
+
+	return &connection{cfg: cfg, role: role, logger: logger.With(slog.String("connection", role)), ctx: ctx, cancel: cancel}
 }
 
 // open returns the connection, opening it if necessary. Those that ask at the same
-// time share one attempt. The error is driver.ErrClosed after close.
-func (c *connection) open() (*live, error) {
+// time share one attempt, which goes on if ctx ends. The error is driver.ErrClosed after
+// close.
+func (c *connection) open(ctx context.Context) (*live, error) {
 	if l, err := c.current(); l != nil || err != nil {
 		return l, err
 	}
 
-	result, err, _ := c.dialing.Do("", func() (any, error) {
-		if l, err := c.current(); l != nil || err != nil {
-			return l, err
+	select {
+	case result := <-c.dialing.DoChan("", c.dial):
+		if result.Err != nil {
+			return nil, result.Err
 		}
 
-		l, err := dial(context.Background(), c.cfg, c.role)
-		if err != nil {
-			if c.wasOpen() && c.reminder.Due(err) {
-				c.logger.Warn("rabbitmq cannot be reached", slog.Any("error", err))
-			}
+		return result.Val.(*live), nil //nolint:forcetypeassert // dial returns it
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connecting to rabbitmq: %w", ctx.Err())
+	}
+}
 
-			return nil, err
+// dial opens the connection, and returns it as a *live.
+func (c *connection) dial() (any, error) {
+	if l, err := c.current(); l != nil || err != nil {
+		return l, err
+	}
+
+	ctx, cancel := context.WithCancel(c.ctx)
+
+	l, err := dial(ctx, c.cfg, c.role)
+
+	switch {
+	case c.ctx.Err() != nil && err != nil:
+		cancel()
+
+		return nil, driver.ErrClosed
+	case err != nil:
+		cancel()
+
+		if c.wasOpen() && c.reminder.Due(err) {
+			c.logger.Warn("rabbitmq cannot be reached", slog.Any("error", err))
 		}
 
-		return l, c.opened(l)
-	})
-	if err != nil {
 		return nil, err
 	}
 
-	return result.(*live), nil //nolint:forcetypeassert // it was put in above
+	return l, c.opened(l, cancel)
 }
 
 // current returns the connection if it is open.
@@ -102,12 +126,14 @@ func (c *connection) wasOpen() bool {
 	return c.established
 }
 
-// opened makes l the current connection and watches it.
-func (c *connection) opened(l *live) error {
+// opened makes l the current connection and watches it. It calls ended when l is closed.
+func (c *connection) opened(l *live, ended func()) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
 	if c.closed {
+		defer ended()
+
 		l.close()
 
 		return driver.ErrClosed
@@ -135,6 +161,8 @@ func (c *connection) opened(l *live) error {
 	}()
 
 	go func() {
+		defer ended()
+
 		if err, failed := <-lost; failed {
 			c.logger.Warn("lost the connection to rabbitmq; connecting again", slog.Any("error", err))
 		}
@@ -146,7 +174,7 @@ func (c *connection) opened(l *live) error {
 // wait opens the connection, trying until ctx ends.
 func (c *connection) wait(ctx context.Context) (l *live, err error) {
 	err = backoff.Until(ctx, func() error {
-		l, err = c.open()
+		l, err = c.open(ctx)
 		if errors.Is(err, driver.ErrClosed) {
 			return backoff.Final(err)
 		}
@@ -167,6 +195,8 @@ func (c *connection) close() {
 	if l != nil {
 		l.close()
 	}
+
+	c.cancel()
 }
 
 // live is an open connection.
@@ -176,6 +206,8 @@ type live struct {
 	socket net.Conn
 
 	mu sync.Mutex
+	// limit is the size in bytes above which the broker has lately refused messages.
+	limit limit
 	// reason is why the broker accepts no messages, and blocked is closed, while it
 	// does not.
 	reason  string
@@ -192,11 +224,15 @@ func dial(ctx context.Context, cfg Config, role string) (*live, error) {
 	var errs []error
 
 	for _, address := range append([]string{net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))}, cfg.Hosts...) {
+		until := time.Now().Add(dialTimeout)
 		l, err := dialHost(ctx, cfg, role, address)
 
 		switch {
 		case err == nil:
 			return l, nil
+		case errors.Is(err, amqp091.ErrCredentials) && (ctx.Err() != nil || !time.Now().Before(until)):
+			// The library returns ErrCredentials for whatever ends the login.
+			err = fmt.Errorf("rabbitmq has not answered the login within %s", dialTimeout)
 		case errors.Is(err, amqp091.ErrCredentials):
 			err = &driver.RefusedError{
 				Scope: driver.Account, Remedy: "correct user and password in broker.rabbitmq.url",

@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -23,9 +24,6 @@ const confirmTimeout = 15 * time.Second
 // message whose queue does not confirm delays no other.
 type publisher struct {
 	driver *Driver
-	// limit is the size in bytes above which the broker refuses messages, or 0 while
-	// it is unknown.
-	limit atomic.Int64
 
 	mu     sync.Mutex
 	outlet *outlet
@@ -35,7 +33,7 @@ type publisher struct {
 // all messages and each has reached a queue.
 func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 	for _, msg := range messages {
-		if err := p.publish(topic, Marshal(msg)); err != nil {
+		if err := p.publish(msg.Context(), topic, Marshal(msg)); err != nil {
 			return err
 		}
 	}
@@ -52,15 +50,15 @@ const attempts = 3
 
 // publish sends one message. It creates the exchange and the queue again if they were
 // deleted.
-func (p *publisher) publish(topic string, msg amqp091.Publishing) (err error) {
+func (p *publisher) publish(ctx context.Context, topic string, msg amqp091.Publishing) (err error) {
 	for range attempts {
-		if err = p.check(topic, msg); err != nil {
+		var out *outlet
+
+		if out, err = p.open(ctx); err != nil {
 			return err
 		}
 
-		var out *outlet
-
-		if out, err = p.open(); err != nil {
+		if err = sendable(topic, msg, out.live.largest()); err != nil {
 			return err
 		}
 
@@ -73,7 +71,7 @@ func (p *publisher) publish(topic string, msg amqp091.Publishing) (err error) {
 			if err := p.driver.restore(out.live, topic); err != nil {
 				return err
 			}
-		case p.learnLimit(err): // this message or another on the channel was too large
+		case out.live.learnLimit(err): // this message or another on the channel was too large
 		default:
 			return sorted(err, topic, "allow the account to write to exchange "+p.driver.cfg.Exchange)
 		}
@@ -92,18 +90,45 @@ func (p *publisher) publish(topic string, msg amqp091.Publishing) (err error) {
 // tooLarge is the text of the answer to a message above max_message_size.
 var tooLarge = regexp.MustCompile(`message size \d+.* larger than .*max size (\d+)`)
 
+// limit is a size in bytes, or 0, that was learned.
+type limit struct {
+	bytes int64
+	until time.Time
+}
+
+// limitHolds is how long a limit holds on a connection. Then the next larger message
+// shows whether somebody has raised it.
+const limitHolds = time.Minute
+
 // learnLimit reports whether the channel was closed because of a message that is too
 // large.
-func (p *publisher) learnLimit(err error) bool {
+func (l *live) learnLimit(err error) bool {
 	match := tooLarge.FindStringSubmatch(err.Error())
 	if match == nil {
 		return false
 	}
 
-	limit, err := strconv.ParseInt(match[1], 10, 64)
-	p.limit.Store(limit)
+	bytes, err := strconv.ParseInt(match[1], 10, 64)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	l.limit = limit{bytes: bytes, until: time.Now().Add(limitHolds)}
 
 	return err == nil
+}
+
+// largest returns the size in bytes of the largest message that the broker accepts, or 0
+// if that is unknown.
+func (l *live) largest() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	if time.Now().After(l.limit.until) {
+		return 0
+	}
+
+	return l.limit.bytes
 }
 
 // Limits of AMQP: of names, and of all headers of a message, which must fit into a frame
@@ -113,16 +138,16 @@ const (
 	maxHeaders = 120_000
 )
 
-// check refuses a message that cannot be sent. Trying it would close the channel, or the
-// connection, of all others.
-func (p *publisher) check(topic string, msg amqp091.Publishing) error {
+// sendable refuses a message that cannot be sent. Trying it would close the channel, or the
+// connection, of all others. largest is the size that the broker accepts, or 0.
+func sendable(topic string, msg amqp091.Publishing, largest int64) error {
 	refuse := func(remedy, format string, args ...any) error {
 		return &driver.RefusedError{Scope: driver.OneMessage, Topic: topic, Remedy: remedy, Err: fmt.Errorf(format, args...)}
 	}
 
-	if limit := p.limit.Load(); limit > 0 && int64(len(msg.Body)) > limit {
+	if largest > 0 && int64(len(msg.Body)) > largest {
 		return refuse("raise max_message_size of rabbitmq, or publish smaller messages",
-			"message is too large: %d bytes, and rabbitmq accepts %d", len(msg.Body), limit)
+			"message is too large: %d bytes, and rabbitmq accepts %d", len(msg.Body), largest)
 	}
 
 	size := 0
@@ -150,8 +175,8 @@ func (p *publisher) check(topic string, msg amqp091.Publishing) error {
 }
 
 // open returns the channel, opening it if necessary.
-func (p *publisher) open() (*outlet, error) {
-	l, err := p.driver.publishing.open()
+func (p *publisher) open(ctx context.Context) (*outlet, error) {
+	l, err := p.driver.publishing.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -174,8 +199,10 @@ type outlet struct {
 	channel *amqp091.Channel
 	closed  <-chan *amqp091.Error
 	returns <-chan amqp091.Return
-	// confirmed is when the broker last confirmed a message, in nanoseconds.
-	confirmed atomic.Int64
+	// answered is when the broker last answered, in nanoseconds.
+	answered atomic.Int64
+	// sending is held while a message is sent.
+	sending sync.Mutex
 
 	mu sync.Mutex
 	// why is the reason for which the channel was closed.
@@ -214,14 +241,7 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 		return err
 	}
 
-	sent := time.Now()
-
-	// A broker that does not read lets the call hang.
-	guard := time.AfterFunc(confirmTimeout, func() { _ = o.live.socket.Close() })
-	confirmation, err := o.channel.PublishWithDeferredConfirm(exchange, topic, true, false, msg)
-
-	guard.Stop()
-
+	sent, confirmation, err := o.transmit(exchange, topic, msg)
 	if err != nil {
 		return o.lost(err)
 	}
@@ -238,12 +258,14 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 		return o.late(topic, sent)
 	}
 
+	if !o.channel.IsClosed() { // which answers all
+		o.answered.Store(time.Now().UnixNano())
+	}
+
 	switch {
 	case o.wasReturned(msg.MessageId):
 		return fmt.Errorf("publishing to exchange %s with routing key %s: %w", exchange, topic, errUnroutable)
 	case confirmation.Acked():
-		o.confirmed.Store(time.Now().UnixNano())
-
 		return nil
 	case o.channel.IsClosed():
 		return o.lost(driver.ErrClosed)
@@ -253,6 +275,22 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 		Scope: driver.OneTopic, Topic: topic, Err: fmt.Errorf("rabbitmq did not store the message: a queue of topic %s is full or not available", topic),
 		Remedy: "consume from the queue, or raise its limit",
 	}
+}
+
+// transmit sends a message. One is sent at a time, so that a message does not wait for
+// others while it counts as hanging.
+func (o *outlet) transmit(exchange, topic string, msg amqp091.Publishing) (sent time.Time, c *amqp091.DeferredConfirmation, err error) {
+	o.sending.Lock()
+	defer o.sending.Unlock()
+
+	// A broker that does not read lets the call hang.
+	guard := time.AfterFunc(confirmTimeout, func() { _ = o.live.socket.Close() })
+	defer guard.Stop()
+
+	sent = time.Now()
+	c, err = o.channel.PublishWithDeferredConfirm(exchange, topic, true, false, msg)
+
+	return sent, c, err
 }
 
 // wasReturned reports whether a confirmed message came back. The broker sends it back
@@ -301,12 +339,12 @@ func (o *outlet) lost(err error) error {
 }
 
 // late returns the error for a message that was not confirmed in time. If others have
-// been confirmed since it was sent, its queue does not work. If none has, the
-// connection hangs and is given up.
+// been answered since it was sent, its queue does not work. If none has, the connection
+// hangs and is given up.
 func (o *outlet) late(topic string, sent time.Time) error {
 	err := fmt.Errorf("rabbitmq did not confirm the message within %s", confirmTimeout)
 
-	if o.confirmed.Load() < sent.UnixNano() {
+	if o.answered.Load() < sent.UnixNano() {
 		_ = o.live.socket.Close()
 
 		return err

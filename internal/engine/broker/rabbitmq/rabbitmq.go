@@ -3,9 +3,8 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"log/slog"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -25,9 +24,7 @@ type Driver struct {
 	publisher             *publisher
 	refusals              refusals
 	restoring             singleflight.Group
-
-	mu     sync.Mutex
-	topics []driver.Topic
+	upkeep                upkeep
 }
 
 // New returns a connection that is not yet established.
@@ -51,16 +48,14 @@ func (d *Driver) Publisher() message.Publisher { return d.publisher }
 // Connect implements driver.Driver. A topic whose queue the broker refuses does not stop
 // the others: its subscription and its publications try again.
 func (d *Driver) Connect(ctx context.Context, topics []driver.Topic) error {
-	d.mu.Lock()
-	d.topics = topics
-	d.mu.Unlock()
+	d.topology.use(topics)
 
-	l, err := d.publishing.open()
+	l, err := d.publishing.open(ctx)
 	if err != nil {
 		return err
 	}
 
-	if _, err := d.consumers.open(); err != nil {
+	if _, err := d.consumers.open(ctx); err != nil {
 		return err
 	}
 
@@ -76,11 +71,11 @@ const declareAtOnce = 8
 func (d *Driver) declare(ctx context.Context, l *live, topics []driver.Topic) error {
 	note := func(err error) {
 		if err != nil && !l.IsClosed() {
-			d.logger.Warn("cannot use a part of the topology; the others are not affected", slog.Any("error", err))
+			d.logger.Warn("cannot use a part of the topology; the others are not affected", because(err)...)
 		}
 	}
 
-	note(d.topology.ensureExchange(l))
+	note(d.topology.ensureExchange(l, ""))
 	note(d.topology.ensureDropped(l))
 
 	var declaring errgroup.Group
@@ -89,7 +84,7 @@ func (d *Driver) declare(ctx context.Context, l *live, topics []driver.Topic) er
 
 	for _, topic := range topics {
 		declaring.Go(func() error {
-			note(d.topology.ensureQueue(l, topic))
+			note(d.topology.ensureTopic(l, topic))
 
 			return nil
 		})
@@ -106,43 +101,48 @@ func (d *Driver) declare(ctx context.Context, l *live, topics []driver.Topic) er
 	return ctx.Err()
 }
 
+// because returns why a part of the topology cannot be used. The part need not be a
+// topic, so the text does not name one.
+func because(err error) []any {
+	if refusal, is := errors.AsType[*driver.RefusedError](err); is {
+		return []any{slog.Any("error", refusal.Err), slog.String("remedy", refusal.Remedy)}
+	}
+
+	return []any{slog.Any("error", err)}
+}
+
 // settle is how long a queue that was deleted stays so. If it is created again at once,
 // RabbitMQ subscribes its consumers again and then delivers nothing to them (3.10).
 const settle = 500 * time.Millisecond
 
-// restore creates the exchange and the queue of a topic that have been deleted.
+// restore creates what has been deleted of the exchange and the queue of a topic.
 func (d *Driver) restore(l *live, topic string) error {
 	_, err, _ := d.restoring.Do(topic, func() (any, error) {
-		if err := d.topology.ensureExchange(l); err != nil {
+		if err := d.topology.ensureExchange(l, topic); err != nil {
 			return nil, err
 		}
 
 		time.Sleep(settle)
 
-		return nil, d.topology.ensureQueue(l, d.topic(topic))
+		return nil, d.topology.ensureTopic(l, d.topology.topic(topic))
 	})
 
 	return err
 }
 
-// topic returns a topic by name.
-func (d *Driver) topic(name string) driver.Topic {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-
-	if i := slices.IndexFunc(d.topics, func(t driver.Topic) bool { return t.Name == name }); i >= 0 {
-		return d.topics[i]
-	}
-
-	return driver.Topic{Name: name}
-}
-
-// Ping implements driver.Driver. It connects again if the connection is lost.
-func (d *Driver) Ping(context.Context) error {
-	l, err := d.publishing.open()
+// Ping implements driver.Driver. It connects again if a connection is lost, and looks at
+// the topology now and then.
+func (d *Driver) Ping(ctx context.Context) error {
+	l, err := d.publishing.open(ctx)
 	if err != nil {
 		return err
 	}
+
+	if _, err := d.consumers.open(ctx); err != nil {
+		return err
+	}
+
+	d.look(l)
 
 	return l.alarm()
 }

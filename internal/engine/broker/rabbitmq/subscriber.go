@@ -62,11 +62,17 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 			started := time.Now()
 
 			if session := s.open(ctx, topic, out); session != nil {
-				if err := session.consume(); ctx.Err() == nil {
+				err := session.consume()
+				if ctx.Err() == nil {
 					s.logger.Warn("the subscription has ended; subscribing again", slog.Any("error", err))
 				}
 
-				over.Go(session.end)
+				if errors.Is(err, errCancelled) {
+					// The channel is open, so the broker has not taken its deliveries back.
+					session.end()
+				} else {
+					over.Go(session.end)
+				}
 
 				_ = backoff.Sleep(ctx, settle)
 			}
@@ -119,7 +125,7 @@ func (s *subscriber) open(ctx context.Context, topic string, out chan<- *message
 
 // subscribe opens a channel and subscribes to the queue of a topic.
 func (s *subscriber) subscribe(ctx context.Context, l *live, topic string, out chan<- *message.Message) (*session, error) {
-	if err := s.driver.topology.ensureQueue(l, driver.Topic{Name: topic, Consumed: true}); err != nil {
+	if err := s.driver.topology.ensureTopic(l, driver.Topic{Name: topic, Consumed: true}); err != nil {
 		return nil, err
 	}
 

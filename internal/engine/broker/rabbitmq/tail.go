@@ -17,7 +17,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 	}
 	defer l.close()
 
-	if err := d.topology.ensureExchange(l); err != nil {
+	if err := d.topology.ensureExchange(l, topic); err != nil {
 		return err
 	}
 

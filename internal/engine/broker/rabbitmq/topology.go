@@ -25,7 +25,11 @@ type topology struct {
 	cfg    Config
 	logger *slog.Logger
 
-	mu sync.Mutex
+	// exchange is held while the exchange is looked for and created.
+	exchange sync.Mutex
+
+	mu     sync.Mutex
+	topics []driver.Topic
 	// compared has the objects that have been compared with what we would declare, and
 	// differences what differs.
 	compared    map[string]bool
@@ -36,9 +40,38 @@ type topology struct {
 // we have declared, by a limit that an operator has set.
 func (t *topology) dropped() string { return t.cfg.Exchange + ".dropped" }
 
-// ensureExchange makes sure that the exchange exists.
-func (t *topology) ensureExchange(l *live) error {
-	return t.ensure(l, object{
+// use sets the topics whose queues are bound when the exchange is created.
+func (t *topology) use(topics []driver.Topic) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	t.topics = topics
+}
+
+func (t *topology) list() []driver.Topic {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	return t.topics
+}
+
+// topic returns a topic by name.
+func (t *topology) topic(name string) driver.Topic {
+	topics := t.list()
+	if i := slices.IndexFunc(topics, func(topic driver.Topic) bool { return topic.Name == name }); i >= 0 {
+		return topics[i]
+	}
+
+	return driver.Topic{Name: name}
+}
+
+// ensureExchange makes sure that the exchange exists, for a topic. Bindings are lost with
+// their exchange, so it binds all queues to one that it has created.
+func (t *topology) ensureExchange(l *live, topic string) error {
+	t.exchange.Lock()
+	defer t.exchange.Unlock()
+
+	created, err := t.ensure(l, topic, object{
 		kind: "exchange", name: t.cfg.Exchange,
 		look: func(ch *amqp091.Channel) error {
 			return ch.ExchangeDeclarePassive(t.cfg.Exchange, amqp091.ExchangeDirect, true, false, false, false, nil)
@@ -47,18 +80,39 @@ func (t *topology) ensureExchange(l *live) error {
 			return ch.ExchangeDeclare(t.cfg.Exchange, amqp091.ExchangeDirect, true, false, false, false, nil)
 		},
 	})
-}
-
-// ensureQueue makes sure that the queue of a topic exists, and that the exchange leads
-// to it.
-func (t *topology) ensureQueue(l *live, topic driver.Topic) error {
-	if err := t.ensure(l, queue(topic.Name, t.arguments(l, topic))); err != nil || !t.cfg.Declare {
+	if err != nil || !created {
 		return err
 	}
 
-	t.bind(l, topic.Name)
+	if err := t.ensureDropped(l); err != nil && !refused(err) {
+		return err
+	}
+
+	for _, topic := range t.list() {
+		// A queue that is missing is bound when it is created.
+		if err := t.bind(l, topic.Name); err != nil && !refused(err) {
+			return err
+		}
+	}
 
 	return nil
+}
+
+// ensureTopic makes sure that the queue of a topic exists, and that the exchange leads to
+// it. An exchange that cannot be created keeps nobody from consuming what is in the
+// queue, or is sent to it directly.
+func (t *topology) ensureTopic(l *live, topic driver.Topic) error {
+	noExchange := t.ensureExchange(l, topic.Name)
+	if noExchange != nil && !refused(noExchange) {
+		return noExchange
+	}
+
+	_, err := t.ensure(l, topic.Name, queue(topic.Name, t.arguments(l, topic)))
+	if err != nil || noExchange != nil {
+		return err
+	}
+
+	return t.bind(l, topic.Name)
 }
 
 // ensureDropped makes sure that the queue exists that catches what RabbitMQ drops. The
@@ -68,13 +122,11 @@ func (t *topology) ensureDropped(l *live) error {
 		return nil
 	}
 
-	if err := t.ensure(l, queue(t.dropped(), amqp091.Table{"x-queue-type": "quorum"})); err != nil {
+	if _, err := t.ensure(l, t.dropped(), queue(t.dropped(), amqp091.Table{"x-queue-type": "quorum"})); err != nil {
 		return err
 	}
 
-	t.bind(l, t.dropped())
-
-	return nil
+	return t.bind(l, t.dropped())
 }
 
 // arguments returns the arguments of the queue of a topic that does not exist yet.
@@ -109,12 +161,23 @@ func (l *live) unlimitedNeedsArgument() bool {
 
 // bind leads the messages of a topic from the exchange to its queue. An account that
 // may not bind uses the bindings that exist; Publish fails if there are none.
-func (t *topology) bind(l *live, topic string) {
+func (t *topology) bind(l *live, topic string) error {
+	if !t.cfg.Declare {
+		return nil
+	}
+
 	err := onChannel(l, func(ch *amqp091.Channel) error { return ch.QueueBind(topic, topic, t.cfg.Exchange, false, nil) })
-	if err != nil && t.first("binding of "+topic) {
+	if !answered(err, amqp091.AccessRefused) {
+		// Queue or exchange may just have been deleted.
+		return sorted(err, topic, fmt.Sprintf("bind queue %s to exchange %s", topic, t.cfg.Exchange))
+	}
+
+	if t.first("binding of " + topic) {
 		t.logger.Warn("cannot bind the queue to the exchange; using what is bound",
 			slog.String("queue", topic), slog.String("exchange", t.cfg.Exchange), slog.Any("error", err))
 	}
+
+	return nil
 }
 
 // object is an exchange or a queue.
@@ -139,19 +202,19 @@ func queue(name string, args amqp091.Table) object {
 	}
 }
 
-// ensure looks for an object, and creates it if it is missing.
-func (t *topology) ensure(l *live, o object) error {
-	err := onChannel(l, o.look)
+// ensure looks for an object that a topic needs, and creates it if it is missing.
+func (t *topology) ensure(l *live, topic string, o object) (created bool, err error) {
+	err = onChannel(l, o.look)
 
 	switch {
 	case err == nil:
 		t.compare(l, o)
 
-		return nil
+		return false, nil
 	case !answered(err, amqp091.NotFound):
-		return t.refused(o, err)
+		return false, unusable(topic, o, err)
 	case !t.cfg.Declare:
-		return t.missing(o, err)
+		return false, t.missing(topic, o, err)
 	}
 
 	err = onChannel(l, o.declare)
@@ -161,14 +224,14 @@ func (t *topology) ensure(l *live, o object) error {
 		t.first(o.kind + o.name) // as we would have it
 		t.logger.Info("created what did not exist", slog.String(o.kind, o.name))
 
-		return nil
+		return true, nil
 	case answered(err, amqp091.AccessRefused):
-		return t.missing(o, err)
+		return false, t.missing(topic, o, err)
 	case answered(err, amqp091.PreconditionFailed): // another process was faster
-		return nil
+		return false, nil
 	}
 
-	return t.refused(o, err)
+	return false, unusable(topic, o, err)
 }
 
 // compare notes once how an object differs from what we would declare. Only the broker
@@ -180,6 +243,14 @@ func (t *topology) compare(l *live, o object) {
 
 	err := onChannel(l, o.declare)
 	if !answered(err, amqp091.PreconditionFailed) {
+		return
+	}
+
+	if strings.Contains(err.Error(), "'alternate-exchange'") {
+		t.logger.Warn("the exchange has an alternate one: a message whose queue is missing goes there, and counts as published",
+			slog.Any("error", err), slog.String("remedy", "delete exchange "+o.name+" while the service runs: "+
+				"it is created again, with the queues of the service; bind those of others again"))
+
 		return
 	}
 
@@ -217,23 +288,31 @@ func (t *topology) first(name string) bool {
 	return !was
 }
 
-// missing returns the error for an object that does not exist and is not created.
-func (t *topology) missing(o object, err error) error {
+// missing returns the error of a topic for an object that does not exist and is not
+// created.
+func (t *topology) missing(topic string, o object, err error) error {
 	remedy := fmt.Sprintf("create %s %s, or give the account the permissions to configure and read it", o.kind, o.name)
 	if !t.cfg.Declare {
 		remedy = fmt.Sprintf("create %s %s, or set broker.rabbitmq.declare to true", o.kind, o.name)
 	}
 
 	return &driver.RefusedError{
-		Scope: driver.OneTopic, Topic: o.name, Remedy: remedy, Err: fmt.Errorf("%s %s does not exist and is not created: %w", o.kind, o.name, err),
+		Scope: driver.OneTopic, Topic: topic, Remedy: remedy, Err: fmt.Errorf("%s %s does not exist and is not created: %w", o.kind, o.name, err),
 	}
 }
 
-// refused returns the error for an object that exists and cannot be used, or cannot be
-// created.
-func (t *topology) refused(o object, err error) error {
-	return sorted(fmt.Errorf("declaring %s %s: %w", o.kind, o.name, err), o.name,
+// unusable returns the error of a topic for an object that exists and cannot be used, or
+// cannot be created.
+func unusable(topic string, o object, err error) error {
+	return sorted(fmt.Errorf("declaring %s %s: %w", o.kind, o.name, err), topic,
 		fmt.Sprintf("correct %s %s at the broker, or the permissions of the account", o.kind, o.name))
+}
+
+// refused reports whether err is an answer of the broker, and not a lost connection.
+func refused(err error) bool {
+	_, is := errors.AsType[*driver.RefusedError](err)
+
+	return is
 }
 
 // sorted returns err as a driver.RefusedError if it is an answer of the broker that

@@ -1,0 +1,82 @@
+package rabbitmq
+
+import (
+	"sync"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+// lookEvery is the time between two looks at the topology.
+const lookEvery = 10 * time.Second
+
+// upkeep looks at the topology now and then. A message whose queue is missing usually
+// comes back, and its topic is restored. It does not come back if the exchange has an
+// alternate one, or another queue is bound with the same routing key.
+type upkeep struct {
+	reminder backoff.Reminder
+
+	mu      sync.Mutex
+	next    time.Time
+	looking bool
+}
+
+// look restores what is missing, unless it did so a moment ago. It does not wait.
+func (d *Driver) look(l *live) {
+	u := &d.upkeep
+
+	u.mu.Lock()
+	defer u.mu.Unlock()
+
+	if u.looking || time.Now().Before(u.next) {
+		return
+	}
+
+	u.looking = true
+
+	go func() {
+		switch err := d.repair(l); {
+		case err == nil:
+			u.reminder.Reset()
+		case !l.IsClosed() && u.reminder.Due(err):
+			d.logger.Warn("a part of the topology is missing", because(err)...)
+		}
+
+		u.mu.Lock()
+		defer u.mu.Unlock()
+
+		u.looking, u.next = false, time.Now().Add(lookEvery)
+	}()
+}
+
+// repair restores the exchange, the queues that are published to only, and all
+// bindings. Each subscription restores its own queue. It returns the first error that
+// is to be reported.
+func (d *Driver) repair(l *live) error {
+	if err := d.topology.ensureExchange(l, ""); err != nil {
+		return err
+	}
+
+	if err := d.topology.ensureDropped(l); err != nil && !refused(err) { // the others work without it
+		return err
+	}
+
+	var first error
+
+	for _, topic := range d.topology.list() {
+		ensure := d.topology.ensureTopic
+		if topic.Consumed {
+			ensure = func(l *live, topic driver.Topic) error { return d.topology.bind(l, topic.Name) }
+		}
+
+		switch err := ensure(l, topic); {
+		case err != nil && !refused(err):
+			return err
+		case !topic.Consumed && first == nil:
+			first = err
+		}
+	}
+
+	return first
+}
