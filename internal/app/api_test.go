@@ -121,11 +121,16 @@ func stopExample(t *testing.T, s *apptest.Service) {
 func stopSome(t *testing.T, s *apptest.Service) {
 	t.Helper()
 
-	for _, payload := range []string{guide(t, "orders.created"), "\xff nonsense"} {
+	order := "order_" + event.NewID().String()
+
+	for _, stopped := range []struct{ key, payload string }{
+		{order, strings.ReplaceAll(guide(t, "orders.created"), "order_123", order)},
+		{"", "\xff nonsense"},
+	} {
 		err := s.Failed.Stop(t.Context(), failed.Entry{
-			Consumer: "fulfilment.place", Topic: "orders.created", MessageID: event.NewID(), Origin: "test",
-			Headers: event.Headers{"binary": "\xff", "text": "x"}, Payload: []byte(payload), Reason: event.ReasonFailed,
-			Error: fmt.Sprintf("cannot take %d bytes", len(payload)),
+			Consumer: "fulfilment.place", Topic: "orders.created", MessageID: event.NewID(), Origin: "test", Key: stopped.key,
+			Headers: event.Headers{"binary": "\xff", "text": "x"}, Payload: []byte(stopped.payload), Reason: event.ReasonFailed,
+			Error: fmt.Sprintf("cannot take %d bytes", len(stopped.payload)),
 		})
 		if err != nil {
 			t.Fatal(err)
