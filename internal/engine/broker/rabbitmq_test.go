@@ -819,9 +819,10 @@ func secondHost(r *rabbit) {
 }
 
 func memoryAlarm(r *rabbit) {
-	conn := r.connect(r.config(), "in", "out")
+	conn := r.connect(r.config(), "in", "in.later", "out")
 	received := consume(r, conn, "in", nil)
 	must(r, conn.Publisher().Publish("in", newMessage("k", "1")))
+	must(r, conn.Publisher().Publish("in.later", newMessage("k", "1")))
 	received.wait(r, 1)
 
 	r.server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
@@ -842,6 +843,8 @@ func memoryAlarm(r *rabbit) {
 	if state := conn.State(); !state.Blocked || state.Up() || !strings.Contains(state.Why, "memory") || conn.Down() != "rabbitmq accepts no messages" {
 		r.Errorf("got %+v, expected that the broker is blocked", state)
 	}
+
+	consume(r, conn, "in.later", nil).wait(r, 1)
 
 	again := r.connect(r.config(), "in", "out") // a replica that starts meanwhile
 

@@ -22,6 +22,8 @@ const (
 	// dialTimeout bounds connecting to one host. RabbitMQ takes 3 s to refuse a
 	// password.
 	dialTimeout = 6 * time.Second
+	// loginTimeout is a little shorter, to tell a login that was not answered.
+	loginTimeout = dialTimeout - 200*time.Millisecond
 	// closeTimeout bounds closing a connection or channel: a broker that blocks its
 	// publishers does not read that they close.
 	closeTimeout = 2 * time.Second
@@ -224,15 +226,11 @@ func dial(ctx context.Context, cfg Config, role string) (*live, error) {
 	var errs []error
 
 	for _, address := range append([]string{net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))}, cfg.Hosts...) {
-		until := time.Now().Add(dialTimeout)
 		l, err := dialHost(ctx, cfg, role, address)
 
 		switch {
 		case err == nil:
 			return l, nil
-		case errors.Is(err, amqp091.ErrCredentials) && (ctx.Err() != nil || !time.Now().Before(until)):
-			// The library returns ErrCredentials for whatever ends the login.
-			err = fmt.Errorf("rabbitmq has not answered the login within %s", dialTimeout)
 		case errors.Is(err, amqp091.ErrCredentials):
 			err = &driver.RefusedError{
 				Scope: driver.Account, Remedy: "correct user and password in broker.rabbitmq.url",
@@ -263,15 +261,24 @@ func dialHost(ctx context.Context, cfg Config, role, address string) (*live, err
 
 	l := &live{blocked: make(chan struct{})}
 
+	var connected time.Time
+
 	l.Connection, err = amqp091.DialConfig(string(cfg.URL), amqp091.Config{
 		TLSClientConfig: security, // ignored by amqp://
 		Properties:      properties,
 		Dial: func(network, _ string) (socket net.Conn, err error) {
 			l.socket, err = driver.NewDialer(ctx, dialTimeout)(network, address)
+			connected = time.Now()
 
 			return l.socket, err
 		},
 	})
+
+	// The library returns ErrCredentials for whatever ends the login.
+	if errors.Is(err, amqp091.ErrCredentials) && (ctx.Err() != nil || time.Since(connected) > loginTimeout) {
+		return nil, fmt.Errorf("rabbitmq has not answered the login within %s", dialTimeout)
+	}
+
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,7 @@ func (p *publisher) publish(ctx context.Context, topic string, msg amqp091.Publi
 		case err == nil:
 			return nil
 		case errors.Is(err, errUnroutable), answered(err, amqp091.NotFound):
-			if err := p.driver.restore(out.live, topic); err != nil {
+			if err := p.driver.restore(ctx, topic); err != nil {
 				return err
 			}
 		case out.live.learnLimit(err): // this message or another on the channel was too large

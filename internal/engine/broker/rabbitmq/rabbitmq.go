@@ -115,9 +115,15 @@ func because(err error) []any {
 // RabbitMQ subscribes its consumers again and then delivers nothing to them (3.10).
 const settle = 500 * time.Millisecond
 
-// restore creates what has been deleted of the exchange and the queue of a topic.
-func (d *Driver) restore(l *live, topic string) error {
+// restore creates what has been deleted of the exchange and the queue of a topic. It uses
+// the connection of the consumers: during an alarm, RabbitMQ does not read from the other.
+func (d *Driver) restore(ctx context.Context, topic string) error {
 	_, err, _ := d.restoring.Do(topic, func() (any, error) {
+		l, err := d.consumers.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+
 		if err := d.topology.ensureExchange(l, topic); err != nil {
 			return nil, err
 		}
@@ -138,11 +144,12 @@ func (d *Driver) Ping(ctx context.Context) error {
 		return err
 	}
 
-	if _, err := d.consumers.open(ctx); err != nil {
+	consumers, err := d.consumers.open(ctx)
+	if err != nil {
 		return err
 	}
 
-	d.look(l)
+	d.look(consumers) // during an alarm, RabbitMQ does not read from the other
 
 	return l.alarm()
 }
