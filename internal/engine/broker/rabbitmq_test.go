@@ -40,10 +40,11 @@ func on(server *brokertest.Server, test func(*rabbit)) func(*testing.T) {
 
 		r := &rabbit{T: t, server: server, vhost: brokertest.Topic(), log: &lines{}}
 		r.user = r.vhost
-		server.Do("ctl", "add_vhost", r.vhost)
-		server.Do("ctl", "add_user", r.user, "secret")
-		r.allow(".*", ".*", ".*")
-		server.Do("ctl", "set_permissions", "-p", r.vhost, "guest", ".*", ".*", ".*")
+		// One call, because each starts a virtual machine.
+		server.Do("ctl", "eval", strings.NewReplacer("VHOST", r.vhost, "USER", r.user).Replace(`
+			rabbit_vhost:add(<<"VHOST">>, <<"test">>),
+			rabbit_auth_backend_internal:add_user(<<"USER">>, <<"secret">>, <<"test">>),
+			[rabbit_auth_backend_internal:set_permissions(U, <<"VHOST">>, <<".*">>, <<".*">>, <<".*">>, <<"test">>) || U <- [<<"USER">>, <<"guest">>]].`))
 		test(r)
 	}
 }
