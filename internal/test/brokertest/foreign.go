@@ -3,7 +3,6 @@
 package brokertest
 
 import (
-	"context"
 	"crypto/rand"
 	"fmt"
 	"net"
@@ -105,7 +104,8 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 	}
 }
 
-// ProduceRabbitMQ publishes to RabbitMQ as another producer would.
+// ProduceRabbitMQ publishes to RabbitMQ as another producer would, and waits until all
+// messages are confirmed: a quorum queue may lose those that are not.
 func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
 	tb.Helper()
 
@@ -120,13 +120,25 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 		tb.Fatal(err)
 	}
 
-	for _, m := range messages {
+	if err := channel.Confirm(false); err != nil {
+		tb.Fatal(err)
+	}
+
+	confirmations := make([]*amqp.DeferredConfirmation, len(messages))
+
+	for i, m := range messages {
 		// Use the default exchange: other producers do not know ours.
-		err := channel.PublishWithContext(context.Background(), "", topic, true, false, amqp.Publishing{
+		confirmations[i], err = channel.PublishWithDeferredConfirm("", topic, true, false, amqp.Publishing{
 			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
 		})
 		if err != nil {
 			tb.Fatal(err)
+		}
+	}
+
+	for i, confirmation := range confirmations {
+		if !confirmation.Wait() {
+			tb.Fatalf("RabbitMQ did not take message %d", i)
 		}
 	}
 }
