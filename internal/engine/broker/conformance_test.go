@@ -627,6 +627,12 @@ func (h harness) tails(t *testing.T) {
 	published := 0
 
 	for deadline := time.Now().Add(timeout); len(seen) == 0; published++ {
+		select {
+		case err := <-ended:
+			t.Fatalf("tailing has ended: %v", err)
+		default:
+		}
+
 		if time.Now().After(deadline) {
 			cancel()
 			t.Fatalf("tail received nothing: %v", <-ended)

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/millracehq/millrace/internal/engine/backoff"
 )
 
 // Tail implements driver.Tailer. It reads all partitions without a consumer group.
@@ -37,7 +40,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 	readers, ctx := errgroup.WithContext(ctx)
 
 	for _, number := range partitions {
-		partition, err := consumer.ConsumePartition(d.cfg.Prefix+topic, number, sarama.OffsetNewest)
+		partition, err := readNew(ctx, consumer, d.cfg.Prefix+topic, number)
 		if err != nil {
 			return fmt.Errorf("reading partition %d of topic %s: %w", number, topic, err)
 		}
@@ -56,6 +59,29 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 
 	return readers.Wait()
 }
+
+// readNew reads a partition from now on. It waits a while for the leader of a partition
+// that is new or moves.
+func readNew(ctx context.Context, consumer sarama.Consumer, topic string, number int32) (sarama.PartitionConsumer, error) {
+	for attempt := 1; ; attempt++ {
+		partition, err := consumer.ConsumePartition(topic, number, sarama.OffsetNewest)
+		leaderless := errors.Is(err, sarama.ErrNotLeaderForPartition) || errors.Is(err, sarama.ErrLeaderNotAvailable)
+
+		if !leaderless || attempt == leaderAttempts {
+			return partition, err
+		}
+
+		if err := backoff.Sleep(ctx, leaderWait); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Attempts to find a leader, and the wait between them: 10 s.
+const (
+	leaderAttempts = 20
+	leaderWait     = 500 * time.Millisecond
+)
 
 // read calls fn with each record until ctx ends.
 func read(ctx context.Context, records <-chan *sarama.ConsumerMessage, fn func(*message.Message) error) error {
