@@ -138,6 +138,8 @@ func namesTheGroup(t *testing.T, s *secured) {
 	received := consume(t, conn, topic, nil)
 
 	pgtest.Eventually(t, "the group is named with its remedy", func() bool {
+		conn.Check(t.Context()) // the rights on the topic take effect a little later
+
 		refused := conn.Refusals()
 
 		return len(refused) == 1 && refused[0].Topic == topic && strings.Contains(refused[0].Remedy(), "READ on the consumer group "+groupOf(topic))
