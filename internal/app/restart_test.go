@@ -53,7 +53,7 @@ func onKafkaAndRabbitMQ(t *testing.T, rabbitPort string) func(*config.Config) {
 func TestRestartOfRabbitMQLeavesKafkaAlone(t *testing.T) {
 	t.Parallel()
 
-	const during = 3000 // more than the relay's in-flight limit
+	const during = 2100 // more than the relay's in-flight limit
 
 	rabbit := brokertest.NewServer(t, "rabbitmq.sh")
 
