@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -75,23 +74,6 @@ var ErrClosed = errors.New("broker connection closed")
 // ErrBlocked reports that the broker is connected but accepts no messages, until
 // somebody gives it memory or disk space. It delivers meanwhile.
 var ErrBlocked = errors.New("the broker accepts no messages")
-
-// Refusal is a topic that cannot be subscribed although the broker answers.
-type Refusal struct {
-	Topic string
-	Since time.Time
-	// Err is a RefusedError if the broker has said why.
-	Err error
-}
-
-// Remedy returns what an operator can do, or "" if that is unknown.
-func (r Refusal) Remedy() string {
-	if refused, ok := errors.AsType[*RefusedError](r.Err); ok {
-		return refused.Remedy
-	}
-
-	return ""
-}
 
 // Identity is what a broker knows about a message beyond its headers and payload.
 type Identity struct {

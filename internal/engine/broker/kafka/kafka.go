@@ -35,7 +35,7 @@ type Driver struct {
 	refusedMu sync.Mutex
 	refused   map[driver.Topic]refusedTopic
 	// unjoined has the topics whose consumer group cannot be joined.
-	unjoined map[string]driver.Refusal
+	unjoined driver.Refusals
 }
 
 // New returns a connection that is not yet established.
@@ -129,8 +129,8 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.ClientID = "millrace"
 	cfg.Version = sarama.V3_0_0_0 // idempotent producers, sticky groups
 
-	// Detect a dead broker quickly: the relay and the consumers retry.
 	cfg.Metadata.AllowAutoTopicCreation = false // prepare creates topics, with the configured partitions
+	// Detect a dead broker quickly: the relay and the consumers retry.
 	cfg.Net.DialTimeout = 5 * time.Second
 	cfg.Net.ReadTimeout = 15 * time.Second
 	cfg.Net.WriteTimeout = 15 * time.Second

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/bits"
-	"sync"
 	"time"
 
 	"github.com/IBM/sarama"
@@ -15,24 +14,18 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/broker/window"
-	"github.com/millracehq/millrace/internal/engine/event"
 )
-
-// maxBytesInHand bounds the payloads of one topic that are in hand.
-const maxBytesInHand = 16 << 20
 
 // subscriber has many messages of a partition in hand, where Watermill's has one. Each
 // topic has a consumer group, so that they are rebalanced independently.
 type subscriber struct {
+	*driver.Subscription
+
 	driver *Driver
 	cfg    *sarama.Config
 	topic  string
 	key    func(payload []byte) string
 	logger *slog.Logger
-
-	closing context.Context //nolint:containedctx // it is a lifetime, not a request
-	close   context.CancelFunc
-	running sync.WaitGroup
 }
 
 // Subscriber implements driver.Driver.
@@ -42,49 +35,30 @@ func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (mess
 		return nil, err
 	}
 
-	closing, stop := context.WithCancel(context.Background())
-
 	return &subscriber{
-		driver: d, cfg: cfg, topic: topic, key: key, closing: closing, close: stop,
+		Subscription: driver.NewSubscription(), driver: d, cfg: cfg, topic: topic, key: key,
 		logger: d.logger.With(slog.String("topic", topic)),
 	}, nil
 }
 
-// Subscribe implements message.Subscriber. The channel stays open through failures of
-// the broker, until ctx ends or the subscriber is closed.
+// Subscribe implements message.Subscriber.
 func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	context.AfterFunc(s.closing, cancel)
-
-	m := &member{subscriber: s, out: make(chan *message.Message)}
-
-	s.running.Go(func() {
-		defer close(m.out)
-		defer cancel()
+	return s.Run(ctx, func(ctx context.Context, out chan<- *message.Message) {
+		m := &member{subscriber: s, out: out}
 
 		for ctx.Err() == nil {
 			if err := m.consume(ctx); err != nil && ctx.Err() == nil {
 				m.lost(ctx, err)
 			}
 		}
-	})
-
-	return m.out, nil
-}
-
-// Close implements message.Subscriber. It waits for the subscription to end.
-func (s *subscriber) Close() error {
-	s.close()
-	s.running.Wait()
-
-	return nil
+	}), nil
 }
 
 // member takes part in a consumer group.
 type member struct {
 	*subscriber
 
-	out    chan *message.Message
+	out    chan<- *message.Message
 	budget *window.Budget
 	// failures counts the failed attempts to join since the member last consumed.
 	failures int
@@ -136,8 +110,23 @@ func (m *member) lost(ctx context.Context, err error) {
 		m.logger.Warn("kafka's consumer group is lost; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
 	}
 
-	m.driver.notJoined(m.topic, err) // the library has already tried for some seconds
+	m.driver.unjoined.Heard(m.topic, m.refusal(err)) // the library has already tried for some seconds
 	_ = backoff.Sleep(ctx, backoff.Jitter(min(time.Second<<min(m.failures, 3), maxRejoinWait)))
+}
+
+// refusal returns the refusal in an error of joining, or the error if there is none.
+func (m *member) refusal(err error) error {
+	if errors.Is(err, sarama.ErrGroupAuthorizationFailed) {
+		return &driver.RefusedError{
+			Scope: driver.OneTopic, Topic: m.topic, Remedy: "grant the account READ on the consumer group " + m.driver.group(m.topic), Err: err,
+		}
+	}
+
+	if refused := refusalOf(m.topic, err); refused != nil {
+		return refused
+	}
+
+	return err
 }
 
 // Setup implements sarama.ConsumerGroupHandler. All partitions of a generation share a
@@ -148,8 +137,8 @@ func (m *member) Setup(session sarama.ConsumerGroupSession) error {
 	}
 
 	m.failures = 0
-	m.driver.joined(m.topic)
-	m.budget = window.NewBudget(m.driver.cfg.Window, maxBytesInHand)
+	m.driver.unjoined.Heard(m.topic, nil)
+	m.budget = window.NewBudget(m.driver.cfg.Window, window.MaxBytes)
 
 	return nil
 }
@@ -180,21 +169,11 @@ func (m *member) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.
 				return err
 			}
 
-			if !hand.Add(msg, m.keyOf(msg), record.Offset) {
+			if !hand.Add(msg, driver.KeyOf(msg, m.key), record.Offset) {
 				return nil
 			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
-}
-
-// keyOf returns the key that orders a message: that of the record or, from a producer
-// that sets none, that of the payload.
-func (m *member) keyOf(msg *message.Message) string {
-	if key := msg.Metadata[event.HeaderKey]; key != "" {
-		return key
-	}
-
-	return m.key(msg.Payload)
 }

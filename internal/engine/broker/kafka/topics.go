@@ -153,8 +153,8 @@ func (d *Driver) Refusals() (list []driver.Refusal) {
 		}
 	}
 
-	for topic, refusal := range d.unjoined {
-		if _, known := d.refused[driver.Topic{Name: topic, Consumed: true}]; !known {
+	for _, refusal := range d.unjoined.List() {
+		if _, known := d.refused[driver.Topic{Name: refusal.Topic, Consumed: true}]; !known {
 			list = append(list, refusal)
 		}
 	}
@@ -162,42 +162,6 @@ func (d *Driver) Refusals() (list []driver.Refusal) {
 	slices.SortFunc(list, func(a, b driver.Refusal) int { return cmp.Compare(a.Topic, b.Topic) })
 
 	return list
-}
-
-// notJoined remembers that the consumer group of a topic cannot be joined.
-func (d *Driver) notJoined(topic string, err error) {
-	d.refusedMu.Lock()
-	defer d.refusedMu.Unlock()
-
-	if d.unjoined == nil {
-		d.unjoined = map[string]driver.Refusal{}
-	}
-
-	refusal, known := d.unjoined[topic]
-	if !known {
-		refusal = driver.Refusal{Topic: topic, Since: time.Now().UTC()}
-	}
-
-	refusal.Err = err
-
-	switch refused := refusalOf(topic, err); {
-	case errors.Is(err, sarama.ErrGroupAuthorizationFailed):
-		refusal.Err = &driver.RefusedError{
-			Scope: driver.OneTopic, Topic: topic, Remedy: "grant the account READ on the consumer group " + d.group(topic), Err: err,
-		}
-	case refused != nil:
-		refusal.Err = refused
-	}
-
-	d.unjoined[topic] = refusal
-}
-
-// joined forgets what notJoined remembers.
-func (d *Driver) joined(topic string) {
-	d.refusedMu.Lock()
-	defer d.refusedMu.Unlock()
-
-	delete(d.unjoined, topic)
 }
 
 // prepareRefused looks again at the topics that are refused.

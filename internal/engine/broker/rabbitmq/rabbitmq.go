@@ -22,7 +22,7 @@ type Driver struct {
 	publishing, consumers *connection
 	topology              *topology
 	publisher             *publisher
-	refusals              refusals
+	refusals              driver.Refusals
 	restoring             singleflight.Group
 	upkeep                upkeep
 }
@@ -155,7 +155,7 @@ func (d *Driver) Ping(ctx context.Context) error {
 }
 
 // Refusals implements driver.Driver.
-func (d *Driver) Refusals() []driver.Refusal { return d.refusals.list() }
+func (d *Driver) Refusals() []driver.Refusal { return d.refusals.List() }
 
 // Close implements driver.Driver.
 func (d *Driver) Close() error {

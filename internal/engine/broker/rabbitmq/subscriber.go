@@ -14,11 +14,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/broker/window"
-	"github.com/millracehq/millrace/internal/engine/event"
 )
-
-// maxBytesInHand bounds the payloads of one topic that are in hand.
-const maxBytesInHand = 16 << 20
 
 // shortest is the time between two subscriptions of a queue that end at once.
 const shortest = time.Second
@@ -26,34 +22,23 @@ const shortest = time.Second
 // subscriber has many messages of a queue in hand on one channel, where Watermill's has
 // one.
 type subscriber struct {
+	*driver.Subscription
+
 	driver *Driver
 	key    func(payload []byte) string
 	logger *slog.Logger
-
-	closing context.Context //nolint:containedctx // it is a lifetime, not a request
-	close   context.CancelFunc
-	running sync.WaitGroup
 }
 
 // Subscriber implements driver.Driver.
 func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error) {
-	closing, stop := context.WithCancel(context.Background())
-
-	return &subscriber{driver: d, key: key, closing: closing, close: stop, logger: d.logger.With(slog.String("topic", topic))}, nil
+	return &subscriber{
+		Subscription: driver.NewSubscription(), driver: d, key: key, logger: d.logger.With(slog.String("topic", topic)),
+	}, nil
 }
 
-// Subscribe implements message.Subscriber. The channel stays open through failures of
-// the broker, until ctx ends or the subscriber is closed.
+// Subscribe implements message.Subscriber.
 func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	context.AfterFunc(s.closing, cancel)
-
-	out := make(chan *message.Message)
-
-	s.running.Go(func() {
-		defer close(out)
-		defer cancel()
-
+	return s.Run(ctx, func(ctx context.Context, out chan<- *message.Message) {
 		// Sessions that are over may still have messages in hand.
 		var over sync.WaitGroup
 		defer over.Wait()
@@ -79,17 +64,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 
 			_ = backoff.Sleep(ctx, shortest-time.Since(started))
 		}
-	})
-
-	return out, nil
-}
-
-// Close implements message.Subscriber. It waits for the subscription to end.
-func (s *subscriber) Close() error {
-	s.close()
-	s.running.Wait()
-
-	return nil
+	}), nil
 }
 
 // open opens a session, trying until ctx ends. The connection logs that it is lost; what
@@ -106,7 +81,7 @@ func (s *subscriber) open(ctx context.Context, topic string, out chan<- *message
 		opened, err = s.subscribe(ctx, l, topic, out)
 
 		if !l.IsClosed() {
-			s.driver.refusals.heard(topic, err)
+			s.driver.refusals.Heard(topic, err)
 		}
 
 		if err != nil && !l.IsClosed() && ctx.Err() == nil && reminder.Due(err) {
@@ -151,7 +126,7 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, topic string, out c
 	}
 
 	session.acker = newAcker(channel)
-	session.hand = window.New(session.ctx, window.NewBudget(s.driver.cfg.Window, maxBytesInHand), out,
+	session.hand = window.New(session.ctx, window.NewBudget(s.driver.cfg.Window, window.MaxBytes), out,
 		window.Acks{UpTo: session.acker.upTo, One: session.acker.one})
 
 	return session, nil
@@ -206,7 +181,7 @@ func (s *session) consume() error {
 			}
 
 			msg := Unmarshal(delivery)
-			if !s.hand.Add(msg, s.keyOf(msg), int64(delivery.DeliveryTag)) { //nolint:gosec // a count
+			if !s.hand.Add(msg, driver.KeyOf(msg, s.key), int64(delivery.DeliveryTag)) { //nolint:gosec // a count
 				return context.Cause(s.ctx)
 			}
 		case <-s.ctx.Done():
@@ -222,16 +197,6 @@ func (s *session) end() {
 	s.hand.Wait()
 	s.acker.close()
 	closeChannel(s.channel)
-}
-
-// keyOf returns the key that orders a message: that of its header or, from a producer
-// that sets none, that of the payload.
-func (s *session) keyOf(msg *message.Message) string {
-	if key := msg.Metadata[event.HeaderKey]; key != "" {
-		return key
-	}
-
-	return s.key(msg.Payload)
 }
 
 // acker acknowledges on its own goroutine, so that one acknowledgement covers what has

@@ -32,6 +32,9 @@ const maxTracked = 1 << 16
 // because a broker counts them as in hand.
 const maxLoose = 128
 
+// MaxBytes bounds the payloads of one topic that are in hand.
+const MaxBytes = 16 << 20
+
 // Budget bounds what the windows of one session have in hand.
 type Budget struct {
 	messages, bytes *semaphore.Weighted
