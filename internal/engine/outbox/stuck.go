@@ -3,7 +3,6 @@ package outbox
 import (
 	"errors"
 	"log/slog"
-	"math/bits"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +40,8 @@ type Stuck struct {
 	until    time.Time
 	probe    int64
 	// tried has the keys whose rows have been refused: another one may be accepted.
-	tried []string
+	tried    []string
+	reminder *backoff.Reminder
 }
 
 // stuck tracks topics of which nothing can be published: the broker refuses them, or a
@@ -64,7 +64,7 @@ func (s *stuck) change(topic string, err error, fn func(entry *Stuck)) {
 
 	entry, was := s.topics[topic]
 	if !was {
-		entry = Stuck{Topic: topic, Since: time.Now().UTC()}
+		entry = Stuck{Topic: topic, Since: time.Now().UTC(), reminder: &backoff.Reminder{}}
 	}
 
 	entry.Why = scrub.Text(err.Error())
@@ -94,7 +94,7 @@ func (s *stuck) refuse(r row, refusal *driver.RefusedError) (report bool) {
 		entry.refused, entry.probe, entry.tried = true, 0, append(entry.tried, r.Key)
 		entry.refusals++
 		entry.until = time.Now().Add(backoff.Jitter(min(maxRefusedWait, minRefusedWait<<min(entry.refusals-1, 10))))
-		report = bits.OnesCount(uint(entry.refusals)) == 1
+		report = entry.reminder.Due(refusal.Err)
 	})
 
 	return report

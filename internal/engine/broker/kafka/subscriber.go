@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/bits"
 	"time"
 
 	"github.com/IBM/sarama"
@@ -62,6 +61,7 @@ type member struct {
 	budget *window.Budget
 	// failures counts the failed attempts to join since the member last consumed.
 	failures int
+	reminder backoff.Reminder
 }
 
 // consume joins the group and consumes until ctx ends, or until an error after which
@@ -106,7 +106,9 @@ const (
 // lost waits before the next attempt to join. The subscription counts as refused until
 // then. The error is logged at growing intervals.
 func (m *member) lost(ctx context.Context, err error) {
-	if m.failures++; bits.OnesCount(uint(m.failures)) == 1 {
+	m.failures++
+
+	if m.reminder.Due(err) {
 		m.logger.Warn("kafka's consumer group is lost; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
 	}
 
@@ -132,7 +134,7 @@ func (m *member) refusal(err error) error {
 // Setup implements sarama.ConsumerGroupHandler. All partitions of a generation share a
 // budget, so one partition may use all of it.
 func (m *member) Setup(session sarama.ConsumerGroupSession) error {
-	if m.failures > 0 {
+	if m.reminder.Reset() {
 		m.logger.Info("joined kafka's consumer group again", slog.Int("generation", int(session.GenerationID())))
 	}
 

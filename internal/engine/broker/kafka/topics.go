@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/bits"
 	"slices"
 	"time"
 
 	"github.com/IBM/sarama"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
@@ -123,23 +123,24 @@ func (d *Driver) note(topic driver.Topic, refused *driver.RefusedError) {
 	}
 
 	if !known {
-		was.since = time.Now().UTC()
+		was.since, was.reminder = time.Now().UTC(), &backoff.Reminder{}
 	}
 
-	d.refused[topic] = refusedTopic{refused, was.since, was.times + 1}
+	was.RefusedError = refused
+	d.refused[topic] = was
 
-	if bits.OnesCount(uint(was.times+1)) == 1 {
+	if was.reminder.Due(refused) {
 		d.logger.Warn("topic cannot be used",
 			slog.String("topic", topic.Name), slog.Any("error", refused.Err), slog.String("remedy", refused.Remedy))
 	}
 }
 
-// refusedTopic is a topic that the broker refuses, since when, and how often it did.
+// refusedTopic is a topic that the broker refuses, and since when.
 type refusedTopic struct {
 	*driver.RefusedError
 
-	since time.Time
-	times int
+	since    time.Time
+	reminder *backoff.Reminder
 }
 
 // Refusals implements driver.Driver.
