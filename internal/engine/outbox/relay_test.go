@@ -215,17 +215,22 @@ func TestNothingIsDeletedBeforeTheConfirmation(t *testing.T) {
 	}
 }
 
-func TestAFailingKeyDoesNotBlockOthers(t *testing.T) {
-	t.Parallel()
-
-	pool := pgtest.New(t)
-	published := &log{refuse: func(entry string) (error, error) {
+// refusingA returns a publisher that refuses what begins with "a", such as key a.
+func refusingA() *log {
+	return &log{refuse: func(entry string) (error, error) {
 		if entry[:1] == "a" {
 			return errRefused, nil
 		}
 
 		return nil, nil //nolint:nilnil // no failure
 	}}
+}
+
+func TestAFailingKeyDoesNotBlockOthers(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	published := refusingA()
 	wake, stop := relay(t, pool, published)
 	defer stop()
 
@@ -261,7 +266,7 @@ func TestAScheduledMessageWaitsForItsTime(t *testing.T) {
 
 	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
 		return outbox.Append(t.Context(), tx, []event.Outgoing{
-			{Meta: event.Meta{ID: event.NewID()}, Payload: text("later"), Delay: 300 * time.Millisecond},
+			{Meta: event.Meta{ID: event.NewID()}, Payload: text("later"), Delay: time.Hour},
 			{Meta: event.Meta{ID: event.NewID()}, Payload: text("now")},
 		})
 	})
@@ -270,6 +275,16 @@ func TestAScheduledMessageWaitsForItsTime(t *testing.T) {
 	}
 
 	wake()
+	pgtest.Eventually(t, "the other one is published", func() bool { return len(published.firsts()) == 1 })
+
+	if left := pgtest.Value[time.Duration](t, pool, `SELECT available_at - clock_timestamp() FROM outbox WHERE available_at IS NOT NULL`); left < 50*time.Minute || left > time.Hour {
+		t.Errorf("it waits for %s", left)
+	}
+
+	if _, err := pool.Exec(t.Context(), `UPDATE outbox SET available_at = clock_timestamp() WHERE available_at IS NOT NULL`); err != nil {
+		t.Fatal(err)
+	}
+
 	pgtest.Eventually(t, "both are published", func() bool { return len(published.firsts()) == 2 })
 
 	if got := published.firsts(); got[0] != `k="now"` || got[1] != `k="later"` {
@@ -408,13 +423,7 @@ func TestLargeMessagesThatFailTakeNoSpace(t *testing.T) {
 	t.Parallel()
 
 	pool := pgtest.New(t)
-	published := &log{refuse: func(entry string) (error, error) {
-		if entry[:1] == "a" {
-			return errRefused, nil
-		}
-
-		return nil, nil //nolint:nilnil // no failure
-	}}
+	published := refusingA()
 	wake, stop := relay(t, pool, published)
 	defer stop()
 
