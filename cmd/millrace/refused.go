@@ -29,9 +29,7 @@ func newRefusedList(opts *options) *cobra.Command {
 	}, func(c *call, limit int) ([]outbox.Refused, error) {
 		return outbox.ListRefused(c.ctx, c.Operator.Pool, topic, limit)
 	}, func(c *call) (int, error) {
-		all, err := outbox.ListRefused(c.ctx, c.Operator.Pool, topic, 0)
-
-		return len(all), err
+		return outbox.CountRefused(c.ctx, c.Operator.Pool, topic)
 	}, table("ID TOPIC KEY BYTES CREATED WHY", func(r outbox.Refused) []any {
 		return []any{r.Seq, r.Topic, r.Key, r.Bytes, r.CreatedAt, r.Why}
 	}), text(&topic, "topic", "", "list only messages of this topic"))

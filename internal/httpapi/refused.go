@@ -22,9 +22,7 @@ func (e engine) registerRefused(a *API) {
 		list, err := outbox.ListRefused(ctx, e.Pool, in.Topic, in.Limit+1)
 
 		return First(list, err, in.Limit, func() (int, error) {
-			all, err := outbox.ListRefused(ctx, e.Pool, in.Topic, 0)
-
-			return len(all), err
+			return outbox.CountRefused(ctx, e.Pool, in.Topic)
 		})
 	})
 	Post(a, "/refused/retry", "Publish refused messages again", e.actOnRefused(outbox.RetryRefused))

@@ -27,6 +27,9 @@ type row struct {
 	CreatedAt   time.Time
 }
 
+// rowColumns are the fields of row, in order.
+const rowColumns = `seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at`
+
 // maxBytes bounds the payloads that a relay has read and not yet published: some 30
 // messages of the largest size, 1 MiB, which keep a broker busy. Of usual messages,
 // Config.MaxInFlight is reached first.

@@ -137,7 +137,7 @@ func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic s
 	defer cancel()
 
 	rows, err := postgres.Collect(ctx, conn, pgx.RowToStructByPos[row], `
-		SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
+		SELECT `+rowColumns+`
 		FROM outbox
 		WHERE available_at IS NULL AND shard = ANY($1) AND NOT $2::int8multirange @> seq AND key NOT IN (SELECT unnest($3::text[])) AND topic = $4
 		ORDER BY seq LIMIT 1`, owned.list, next.inFlight, append(next.backingOff, tried...), topic)
@@ -148,18 +148,27 @@ func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic s
 	return rows, nil
 }
 
+// refusedColumns are the fields of Refused, in order.
+const refusedColumns = `seq, topic, key, message_id, length(payload), created_at, refused`
+
+// refusedOf selects the refused messages of topic $1, or of all topics if it is empty.
+const refusedOf = ` FROM outbox WHERE available_at = 'infinity' AND ($1 = '' OR topic = $1) `
+
 // ListRefused returns the refused messages of a topic, or of all topics if it is empty,
-// the oldest first. 0 means all.
+// the oldest first. A limit of 0 means all.
 func ListRefused(ctx context.Context, db postgres.Querier, topic string, limit int) ([]Refused, error) {
-	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Refused], `
-		SELECT seq, topic, key, message_id, length(payload), created_at, refused
-		FROM outbox WHERE available_at = 'infinity' AND ($1 = '' OR topic = $1)
-		ORDER BY seq LIMIT nullif($2, 0)`, topic, limit)
+	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Refused],
+		`SELECT `+refusedColumns+refusedOf+`ORDER BY seq LIMIT nullif($2, 0)`, topic, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading refused messages: %w", err)
 	}
 
 	return list, nil
+}
+
+// CountRefused counts what ListRefused lists; see postgres.CountRows.
+func CountRefused(ctx context.Context, db postgres.Querier, topic string) (int, error) {
+	return postgres.CountRows(ctx, db, `SELECT`+refusedOf, topic)
 }
 
 // ActOnRefused is RetryRefused or DiscardRefused.
@@ -188,7 +197,7 @@ func actOnRefused(
 ) (found []Refused, err error) {
 	err = postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
 		found, err = postgres.Collect(ctx, tx, pgx.RowToStructByPos[Refused], `
-			SELECT seq, topic, key, message_id, length(payload), created_at, refused
+			SELECT `+refusedColumns+`
 			FROM outbox WHERE seq = ANY($1) AND available_at = 'infinity' ORDER BY seq FOR UPDATE`, seqs)
 		if err != nil {
 			return fmt.Errorf("reading refused messages: %w", err)

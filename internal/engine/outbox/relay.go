@@ -424,7 +424,7 @@ func (r *link) exchange(
 		// Reads pass over the rows in flight and those of keys that back off. A search in
 		// ranges and a hash make that cheap: ALL compares each row with each element.
 		batch.Queue(`
-			SELECT seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at
+			SELECT `+rowColumns+`
 			FROM (
 				SELECT *, sum(octet_length(payload)) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes FROM (
 					SELECT * FROM outbox
