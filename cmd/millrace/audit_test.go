@@ -11,10 +11,9 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-func TestAuditReportsAndRepairs(t *testing.T) {
-	t.Parallel()
-
-	url := pgtest.URL(t)
+// prepare runs SQL in the database that a command is about to use.
+func prepare(t *testing.T, url, sql string) {
+	t.Helper()
 
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
@@ -22,10 +21,17 @@ func TestAuditReportsAndRepairs(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 
-	_, err = conn.Exec(t.Context(), `INSERT INTO stock (product_id, supplied, available, reserved) VALUES ('p', 10, 7, 3), ('q', 1, 1, 0)`)
-	if err != nil {
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestAuditReportsAndRepairs(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+
+	prepare(t, url, `INSERT INTO stock (product_id, supplied, available, reserved) VALUES ('p', 10, 7, 3), ('q', 1, 1, 0)`)
 
 	expectEach(t, url, []invocation{
 		{"audit --only nonsense", exitUsage, "there is no check nonsense, expected one of in-flight"},
@@ -50,19 +56,10 @@ func TestARepairIsReportedAlthoughTheChecksFailAfterwards(t *testing.T) {
 
 	url := pgtest.URL(t)
 
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(t.Context())
-
-	_, err = conn.Exec(t.Context(), `
+	prepare(t, url, `
 		INSERT INTO stock (product_id, supplied, available, reserved) VALUES ('p', 10, 7, 3);
 		CREATE FUNCTION break_down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN ALTER TABLE orders RENAME TO away; RETURN NULL; END $$;
 		CREATE TRIGGER break_down AFTER INSERT ON operator_actions EXECUTE FUNCTION break_down()`)
-	if err != nil {
-		t.Fatal(err)
-	}
 
 	out, code := run(t, url, "audit", "--repair", "--by", "me")
 	if code != exitFailure || !strings.Contains(out, "Repaired:\n  reservations p: available 7 -> 10") || !strings.Contains(out, "SQLSTATE 42P01") {
@@ -75,17 +72,8 @@ func TestUpkeepReportsWhatItDid(t *testing.T) {
 
 	url := pgtest.URL(t)
 
-	conn, err := pgx.Connect(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(t.Context())
-
-	_, err = conn.Exec(t.Context(), `
+	prepare(t, url, `
 		INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at) VALUES ('c', gen_random_uuid(), '1970-01-01', 0, now() - interval '8 days')`)
-	if err != nil {
-		t.Fatal(err)
-	}
 
 	out, code := run(t, url, "upkeep", "--json")
 

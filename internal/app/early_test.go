@@ -186,21 +186,21 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	pgtest.Eventually(t, "it is a miss", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM user_misses`) == 1 })
 }
 
-// The time does not run either while the other message is in the outbox.
-func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
-	t.Parallel()
-
-	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = time.Second })
-	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
+// publishLater leaves the creation of user u in the outbox for a while.
+func publishLater(t *testing.T, s *apptest.Service, creation string, wait time.Duration) {
+	t.Helper()
 
 	_, err := s.Pool.Exec(t.Context(), `
 		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
-		VALUES (0, 'user.created', 'u', $1, $1, $2, now() + interval '5 s')`,
-		event.NewID(), []byte(`{"user":{"id":"u","name":"Ann","email":"ann@example.com"}}`))
+		VALUES (0, 'user.created', 'u', $1, $1, $2, now() + $3::interval)`, event.NewID(), []byte(creation), wait)
 	if err != nil {
 		t.Fatal(err)
 	}
+}
 
+// bothAreApplied waits until user u has been created and updated.
+func bothAreApplied(t *testing.T, s *apptest.Service) {
+	t.Helper()
 	pgtest.Eventually(t, "both are applied", func() bool {
 		if n := apptest.Value[int](s, `SELECT count(*) FROM user_misses`); n != 0 {
 			t.Fatal("the update is a miss")
@@ -210,20 +210,24 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
 	})
 }
 
+// The time does not run either while the other message is in the outbox.
+func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = time.Second })
+	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
+
+	publishLater(t, s, `{"user":{"id":"u","name":"Ann","email":"ann@example.com"}}`, 5*time.Second)
+	bothAreApplied(t, s)
+}
+
 // When the other message has left the outbox, it may be in its broker for a while.
 func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T) {
 	t.Parallel()
 
 	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = 2 * time.Second })
-	creation := []byte(`{"user":{"id":"u","name":"Ann","email":"ann@example.com"}}`)
-
-	_, err := s.Pool.Exec(t.Context(), `
-		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
-		VALUES (0, 'user.created', 'u', $1, $1, $2, now() + interval '1 h')`, event.NewID(), creation)
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	creation := `{"user":{"id":"u","name":"Ann","email":"ann@example.com"}}`
+	publishLater(t, s, creation, time.Hour)
 	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
 	pgtest.Eventually(t, "it awaits the message in the outbox", func() bool {
 		return strings.Contains(firstWaiting(t, s, "u").Error, "in the outbox")
@@ -231,7 +235,7 @@ func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T
 
 	var left time.Time
 
-	err = s.Pool.QueryRow(t.Context(), `WITH gone AS (DELETE FROM outbox) SELECT clock_timestamp()`).Scan(&left)
+	err := s.Pool.QueryRow(t.Context(), `WITH gone AS (DELETE FROM outbox) SELECT clock_timestamp()`).Scan(&left)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,14 +243,8 @@ func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T
 	pgtest.Eventually(t, "it has been tried again", func() bool {
 		return apptest.Value[bool](s, `SELECT coalesce(bool_and(tried_at > $1), true) FROM failed_messages`, left)
 	})
-	s.Publish("user.created", string(creation))
-	pgtest.Eventually(t, "both are applied", func() bool {
-		if n := apptest.Value[int](s, `SELECT count(*) FROM user_misses`); n != 0 {
-			t.Fatal("the update is a miss")
-		}
-
-		return apptest.Value[int](s, `SELECT count(*) FROM events WHERE stream = 'user-u'`) == 2
-	})
+	s.Publish("user.created", creation)
+	bothAreApplied(t, s)
 }
 
 // A creation that never comes is a miss, although one was in the outbox.
@@ -255,13 +253,7 @@ func TestAnUpdateIsAMissAfterTheCreationHasLeftTheOutboxForLong(t *testing.T) {
 
 	s := apptest.Start(t, func(c *config.Config) { c.Consumer.AwaitTimeout = 500 * time.Millisecond })
 
-	_, err := s.Pool.Exec(t.Context(), `
-		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload, available_at)
-		VALUES (0, 'user.created', 'u', $1, $1, '{}', now() + interval '1 h')`, event.NewID())
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	publishLater(t, s, `{}`, time.Hour)
 	s.Publish("user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`)
 	pgtest.Eventually(t, "it awaits the message in the outbox", func() bool {
 		return strings.Contains(firstWaiting(t, s, "u").Error, "in the outbox")

@@ -756,9 +756,9 @@ func TestARefundIsDoneWhenItHasSucceeded(t *testing.T) {
 	}
 }
 
-// After a refund has failed, a person refunds in another way.
-func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
-	t.Parallel()
+// charged returns a gateway that has charged an order.
+func charged(t *testing.T) (*paymenttest.Server, payment.Gateway, payment.Outcome) {
+	t.Helper()
 
 	server := paymenttest.NewServer(t)
 	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
@@ -768,6 +768,14 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	return server, gateway, outcome
+}
+
+// After a refund has failed, a person refunds in another way.
+func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
+	t.Parallel()
+
+	server, gateway, outcome := charged(t)
 	refund := refundOf("order", outcome)
 
 	first, err := gateway.Refund(t.Context(), refund)
@@ -794,8 +802,6 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 	}
 }
 
-// A person refunds parts. A capture is refunded when the refunds that have succeeded
-// add up to it.
 // refundInParts is a capture of which a person refunds parts by hand.
 type refundInParts struct {
 	name    string
@@ -811,14 +817,7 @@ type refundInParts struct {
 func (c refundInParts) refund(t *testing.T, told bool) (got string, requests int) {
 	t.Helper()
 
-	server := paymenttest.NewServer(t)
-	gateway := newGateway(t, stripeConfig(server.URL), pgtest.New(t))
-
-	outcome, err := gateway.Charge(t.Context(), chargeFor("order"))
-	if err != nil {
-		t.Fatal(err)
-	}
-
+	server, gateway, outcome := charged(t)
 	refund := refundOf("order", outcome)
 	refundByHand(t, server, outcome, c.parts)
 
@@ -837,7 +836,7 @@ func (c refundInParts) refund(t *testing.T, told bool) (got string, requests int
 		}
 	}
 
-	got, err = gateway.Refund(t.Context(), refund)
+	got, err := gateway.Refund(t.Context(), refund)
 	if err != nil {
 		got = err.Error()
 	}
@@ -863,6 +862,8 @@ func refundByHand(t *testing.T, server *paymenttest.Server, outcome payment.Outc
 	}
 }
 
+// A person refunds parts. A capture is refunded when the refunds that have succeeded
+// add up to it.
 func TestPartsOfARefundCountTogether(t *testing.T) {
 	t.Parallel()
 

@@ -109,16 +109,7 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ...Foreign) {
 	tb.Helper()
 
-	conn, err := amqp.Dial(string(cfg.RabbitMQ.URL))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer conn.Close()
-
-	channel, err := conn.Channel()
-	if err != nil {
-		tb.Fatal(err)
-	}
+	channel := openRabbitMQ(tb, cfg)
 
 	if err := channel.Confirm(false); err != nil {
 		tb.Fatal(err)
@@ -127,6 +118,8 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 	confirmations := make([]*amqp.DeferredConfirmation, len(messages))
 
 	for i, m := range messages {
+		var err error
+
 		// Use the default exchange: other producers do not know ours.
 		confirmations[i], err = channel.PublishWithDeferredConfirm("", topic, true, false, amqp.Publishing{
 			MessageId: m.ID, Headers: amqp.Table(m.Headers), Body: m.Payload,
@@ -143,23 +136,31 @@ func ProduceRabbitMQ(tb testing.TB, cfg broker.Config, topic string, messages ..
 	}
 }
 
-// DeclareRabbitMQ declares a durable queue as another application would, with arguments
-// of its own.
-func DeclareRabbitMQ(tb testing.TB, cfg broker.Config, queue string, arguments map[string]any) {
+// openRabbitMQ returns a channel that closes when the test ends.
+func openRabbitMQ(tb testing.TB, cfg broker.Config) *amqp.Channel {
 	tb.Helper()
 
 	conn, err := amqp.Dial(string(cfg.RabbitMQ.URL))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer conn.Close()
+
+	tb.Cleanup(func() { _ = conn.Close() })
 
 	channel, err := conn.Channel()
 	if err != nil {
 		tb.Fatal(err)
 	}
 
-	if _, err := channel.QueueDeclare(queue, true, false, false, false, amqp.Table(arguments)); err != nil {
+	return channel
+}
+
+// DeclareRabbitMQ declares a durable queue as another application would, with arguments
+// of its own.
+func DeclareRabbitMQ(tb testing.TB, cfg broker.Config, queue string, arguments map[string]any) {
+	tb.Helper()
+
+	if _, err := openRabbitMQ(tb, cfg).QueueDeclare(queue, true, false, false, false, amqp.Table(arguments)); err != nil {
 		tb.Fatal(err)
 	}
 }
