@@ -393,7 +393,7 @@ func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	return details, nil
 }
 
-// read returns the events of a user, none if there is no such user.
+// read returns a user's events, or none if the user does not exist.
 func read(ctx context.Context, db postgres.Querier, id string) ([]Entry, error) {
 	rings, err := loadKeys(ctx, db, selectKeys, []string{id})
 	if err != nil {

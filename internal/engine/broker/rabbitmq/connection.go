@@ -57,9 +57,8 @@ func newConnection(cfg Config, role string, logger *slog.Logger) *connection {
 	return &connection{cfg: cfg, role: role, logger: logger.With(slog.String("connection", role)), ctx: ctx, cancel: cancel}
 }
 
-// open returns the connection, opening it if necessary. Those that ask at the same
-// time share one attempt, which goes on if ctx ends. The error is driver.ErrClosed after
-// close.
+// open returns the connection, opening it if necessary. Concurrent callers share one
+// attempt, which continues even if ctx ends. After close, the error is driver.ErrClosed.
 func (c *connection) open(ctx context.Context) (*live, error) {
 	if l, err := c.current(); l != nil || err != nil {
 		return l, err
