@@ -222,7 +222,7 @@ func refusingA() *log {
 			return errRefused, nil
 		}
 
-		return nil, nil //nolint:nilnil // no failure
+		return nil, nil
 	}}
 }
 
