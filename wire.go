@@ -34,7 +34,7 @@ import (
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
 		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Failed", "Fulfilment",
-			"User", "Notification", "Analytics", "Upkeep", "HTTP"),
+			"User", "Notification", "Analytics", "Upkeep", "Health", "HTTP"),
 		config.Warnings,
 		telemetry.NewRegistry,
 		postgres.NewPool,

@@ -119,7 +119,8 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Audit:   auditor,
 	}
 	httpapiConfig := cfg.HTTP
-	server := httpapi.NewServer(httpapiConfig, registry)
+	healthConfig := cfg.Health
+	server := httpapi.NewServer(httpapiConfig, healthConfig, logger, registry)
 	appService, err := app.NewService(engine, domains, appUpkeep, server, logger)
 	if err != nil {
 		cleanup()

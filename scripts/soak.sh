@@ -34,7 +34,7 @@ server=$(go run ./scripts/localpg start -dir "$dir/postgres")
 psql -q "$server" -c "DROP DATABASE IF EXISTS soak_$broker WITH (FORCE)" -c "CREATE DATABASE soak_$broker"
 DATABASE_URL=${server/\/millrace\?//soak_$broker?}
 
-export DATABASE_URL MILLRACE_BROKER__KIND=$broker MILLRACE_HTTP__ADDR=127.0.0.1:$http
+export DATABASE_URL MILLRACE_BROKER__KIND=$broker MILLRACE_HTTP__ADDR=127.0.0.1:0 MILLRACE_HEALTH__ADDR=127.0.0.1:$http
 export MILLRACE_BROKER__KAFKA__BROKERS=127.0.0.1:$port
 export MILLRACE_BROKER__RABBITMQ__URL=amqp://guest:guest@127.0.0.1:$port/
 
@@ -44,7 +44,7 @@ finished() { ask "SELECT count(*) FROM orders WHERE status IN ('completed', 'inv
 start() {
   bin/millrace serve >>"$dir/$broker.service.log" 2>&1 &
   service=$!
-  wait_until 60 "$dir/$broker.service.log" curl -sf "http://$MILLRACE_HTTP__ADDR/readyz" -o /dev/null || die "the service did not start"
+  wait_until 60 "$dir/$broker.service.log" curl -sf "http://$MILLRACE_HEALTH__ADDR/readyz" -o /dev/null || die "the service did not start"
 }
 
 # Ten products with stock for 800 orders each, so that some orders find none. Every

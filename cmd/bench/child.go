@@ -46,7 +46,8 @@ func child(encoded string) error {
 	// The environment may override settings, to compare them.
 	cfg, err := config.Load("", map[string]any{
 		"postgres.url":         spec.URL,
-		"http.addr":            spec.HTTP,
+		"http.addr":            "127.0.0.1:0",
+		"health.addr":          spec.HTTP,
 		"broker.kind":          spec.Kind,
 		"broker.kafka.brokers": os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"),
 		"broker.kafka.group":   spec.Group,

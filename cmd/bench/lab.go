@@ -170,7 +170,7 @@ func (l *lab) newSiteFrom(ctx context.Context, kind string, skus int, template s
 
 	address.Path = "/" + s.name
 	s.cfg.Postgres.URL = postgres.Secret(address.String())
-	s.cfg.HTTP.Addr = "127.0.0.1:39464"
+	s.cfg.HTTP.Addr, s.cfg.Health.Addr = "127.0.0.1:0", "127.0.0.1:39464"
 	s.cfg.Log.Level = "error"
 	s.cfg.Broker.Kind = kind
 	s.cfg.Broker.Kafka.Brokers = strings.Split(os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"), ",")

@@ -12,10 +12,10 @@ import (
 func newConsumersList(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
 		Use: "list", Short: "List the consumers and their state",
-		Long: `List the consumers and their state in the service at http.addr, which shares pauses
+		Long: `List the consumers and their state in the service at health.addr, which shares pauses
 with its replicas, but not connections. If no service answers, the states are unknown.`,
 		Example: "  millrace consumers list",
-	}, func(c *call) ([]operate.Consumer, error) { return c.Operator.ConsumersAt(c.ctx, c.cfg.HTTP.Addr) }, writeConsumers)
+	}, func(c *call) ([]operate.Consumer, error) { return c.Operator.ConsumersAt(c.ctx, c.cfg.Health.Addr) }, writeConsumers)
 }
 
 // writeConsumers prints consumers as a table.

@@ -72,6 +72,6 @@ Millrace is running (broker: %s). In another terminal, try:
 Health: http://%s/readyz   Metrics: http://%s/metrics   API: http://%s/api/v1/openapi.json
 Press Ctrl-C to drain and stop.
 
-`, service.Brokers.Kinds(), program, program, program, program, program, program, cfg.HTTP.Addr, cfg.HTTP.Addr, cfg.HTTP.Addr)
+`, service.Brokers.Kinds(), program, program, program, program, program, program, service.HealthAddr(), service.HealthAddr(), service.HTTPAddr())
 	})
 }

@@ -174,7 +174,7 @@ func (w *wait) flags(_ *options, flags *pflag.FlagSet) {
 func (c *call) follow(result *action, messages map[string]int, w *wait) error {
 	ctx := context.WithoutCancel(c.ctx)
 
-	result.Held, result.Unknown = c.Operator.HeldAfter(ctx, c.cfg.HTTP.Addr, messages)
+	result.Held, result.Unknown = c.Operator.HeldAfter(ctx, c.cfg.Health.Addr, messages)
 	if !w.yes {
 		return nil
 	}
@@ -198,7 +198,7 @@ func (c *call) follow(result *action, messages map[string]int, w *wait) error {
 	}
 
 	result.Progress = &p
-	result.Held, result.Unknown = c.Operator.HeldAfter(ctx, c.cfg.HTTP.Addr, p.Consumers)
+	result.Held, result.Unknown = c.Operator.HeldAfter(ctx, c.cfg.Health.Addr, p.Consumers)
 
 	return nil
 }

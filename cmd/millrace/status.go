@@ -16,7 +16,7 @@ import (
 func newStatus(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "status", Short: "Show dependencies, consumers, backlogs, and what needs attention",
-		Long: `Ask the service at http.addr for its dependencies and consumers, Postgres for the
+		Long: `Ask the service at health.addr for its dependencies and consumers, Postgres for the
 outbox and for failed messages, and the brokers for what waits there. Each of them
 may be away. The last table lists what needs attention, and what to do.
 
@@ -25,7 +25,7 @@ answer, a consumer is paused or waits, messages are stopped, or background work 
 no progress. Notes do not count.`,
 		Example: "  millrace status",
 	}, func(c *call) error {
-		status := c.Operator.Status(c.ctx, c.cfg.HTTP.Addr)
+		status := c.Operator.Status(c.ctx, c.cfg.Health.Addr)
 		if err := c.print(status, func(w io.Writer) { writeStatus(w, status) }); err != nil {
 			return err
 		}

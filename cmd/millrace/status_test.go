@@ -20,7 +20,7 @@ func beside(t *testing.T, s *apptest.Service) func(args ...string) (out string, 
 	t.Helper()
 
 	file := filepath.Join(t.TempDir(), "millrace.yaml")
-	if err := os.WriteFile(file, []byte("http: {addr: \""+s.HTTPAddr()+"\"}\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("health: {addr: \""+s.HealthAddr()+"\"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
@@ -116,7 +116,7 @@ func TestWithoutAServiceTheStatesOfConsumersAreUnknown(t *testing.T) {
 	t.Parallel()
 
 	file := filepath.Join(t.TempDir(), "millrace.yaml")
-	if err := os.WriteFile(file, []byte("http: {addr: \"127.0.0.1:1\"}\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("health: {addr: \"127.0.0.1:1\"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
@@ -132,7 +132,7 @@ func TestWithoutAServiceTheStatesOfConsumersAreUnknown(t *testing.T) {
 			t.Errorf("%s says that consumers are running:\n%s", command, out)
 		}
 
-		if command == "status" && (code != exitFailure || !strings.Contains(out, "what to do: start it with `millrace serve`, or correct http.addr")) {
+		if command == "status" && (code != exitFailure || !strings.Contains(out, "what to do: start it with `millrace serve`, or correct health.addr")) {
 			t.Errorf("%s: exit code %d\n%s", command, code, out)
 		}
 	}

@@ -33,7 +33,7 @@ func serve(t *testing.T, path, url string, server *mailtest.Server) *exec.Cmd {
 
 	cmd := exec.Command(path, "serve")
 	cmd.Env = append(os.Environ(),
-		"DATABASE_URL="+url, "MILLRACE_HTTP__ADDR=127.0.0.1:0", "MILLRACE_POSTGRES__MIGRATE_ON_START=false",
+		"DATABASE_URL="+url, "MILLRACE_HTTP__ADDR=127.0.0.1:0", "MILLRACE_HEALTH__ADDR=127.0.0.1:0", "MILLRACE_POSTGRES__MIGRATE_ON_START=false",
 		"MILLRACE_OUTBOX__POLL_INTERVAL=50ms", "MILLRACE_CONSUMER__PARK_INTERVAL=50ms",
 		"MILLRACE_NOTIFICATION__EMAIL__HOST=127.0.0.1", fmt.Sprint("MILLRACE_NOTIFICATION__EMAIL__PORT=", server.Port),
 		"MILLRACE_NOTIFICATION__EMAIL__CA_FILE="+server.CAFile, "MILLRACE_NOTIFICATION__EMAIL__USER="+mailtest.User,

@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,11 +19,16 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// fetch sends a request to the service's listener.
+// fetch sends a request to the listener of the service that has the path.
 func fetch(t *testing.T, s *apptest.Service, method, path, body string, headers http.Header) (code int, answer string) {
 	t.Helper()
 
-	request, err := http.NewRequestWithContext(context.Background(), method, "http://"+s.HTTPAddr()+path, strings.NewReader(body))
+	addr := s.HTTPAddr()
+	if slices.Contains([]string{"/livez", "/readyz", "/startupz", "/metrics", "/statusz"}, path) {
+		addr = s.HealthAddr()
+	}
+
+	request, err := http.NewRequestWithContext(context.Background(), method, "http://"+addr+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +49,7 @@ func fetch(t *testing.T, s *apptest.Service, method, path, body string, headers 
 	return response.StatusCode, string(text)
 }
 
-// page requests a page of the service's listener.
+// page requests a page of the service.
 func page(t *testing.T, s *apptest.Service, path string) (code int, body string) {
 	t.Helper()
 

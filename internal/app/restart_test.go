@@ -46,7 +46,6 @@ func onKafkaAndRabbitMQ(t *testing.T, rabbitPort string) func(*config.Config) {
 		c.Broker.Kafka.Prefix = c.Broker.Kafka.Group + "."
 		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + rabbitPort + "/")
 		c.Broker.RabbitMQ.Lanes = 8
-		c.HTTP.Addr = "127.0.0.1:" + pgtest.FreePort(t)
 	}
 }
 

@@ -333,7 +333,7 @@ func TestHaltedBackgroundWorkIsInTheHealth(t *testing.T) {
 		})
 	}
 
-	status := s.Operator.Status(t.Context(), s.HTTPAddr())
+	status := s.Operator.Status(t.Context(), s.HealthAddr())
 	if status.Counts() == nil || len(status.Database.Gaps) != 1 {
 		t.Errorf("one part that cannot be read hides others: %+v", status.Database)
 	}

@@ -92,8 +92,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 
 	s.Operator.Affected = append(s.Operator.Affected, domains.Expiry.Affected)
 	s.Janitor.Add(s.upkeep()...)
-	http.Handle("GET /statusz", s.Operator)
-	http.Explain(s.Operator.Health)
+	http.Explain(httpapi.State{Health: s.Operator.Health, Started: s.Operator.Started, Status: s.Operator})
 	engine.Registry.MustRegister(operate.NewCollector(s.Operator))
 
 	if domains.Webhook.Enabled() {
@@ -342,5 +341,12 @@ func (s *Service) topicsOf(conn *broker.Conn) (list []broker.Topic) {
 	return list
 }
 
-// HTTPAddr returns the address on which Run listens, or "" before Run.
+// HealthAddr returns the address on which Run serves probes and metrics, HTTPAddr that of
+// the operator API, and WebhooksAddr that of webhooks, or "" before Run.
+func (s *Service) HealthAddr() string { return s.http.HealthAddr() }
+
+// HTTPAddr is documented at HealthAddr.
 func (s *Service) HTTPAddr() string { return s.http.Addr() }
+
+// WebhooksAddr is documented at HealthAddr.
+func (s *Service) WebhooksAddr() string { return s.http.WebhooksAddr() }

@@ -42,20 +42,21 @@ import (
 
 // Config is the whole configuration.
 type Config struct {
-	Postgres     postgres.Config     `koanf:"postgres"`
-	Broker       broker.Config       `koanf:"broker"`
-	Consumer     consumer.Config     `koanf:"consumer"`
-	Inbox        inbox.Config        `koanf:"inbox"`
-	Outbox       outbox.Config       `koanf:"outbox"`
-	Payment      payment.Config      `koanf:"payment"`
-	Failed       failed.Config       `koanf:"failed"`
-	Fulfilment   fulfilment.Config   `koanf:"fulfilment"`
-	User         user.Config         `koanf:"user"`
-	Notification notification.Config `koanf:"notification"`
-	Analytics    analytics.Config    `koanf:"analytics"`
-	Upkeep       upkeep.Config       `koanf:"upkeep"`
-	HTTP         httpapi.Config      `koanf:"http"`
-	Log          telemetry.Config    `koanf:"log"`
+	Postgres     postgres.Config      `koanf:"postgres"`
+	Broker       broker.Config        `koanf:"broker"`
+	Consumer     consumer.Config      `koanf:"consumer"`
+	Inbox        inbox.Config         `koanf:"inbox"`
+	Outbox       outbox.Config        `koanf:"outbox"`
+	Payment      payment.Config       `koanf:"payment"`
+	Failed       failed.Config        `koanf:"failed"`
+	Fulfilment   fulfilment.Config    `koanf:"fulfilment"`
+	User         user.Config          `koanf:"user"`
+	Notification notification.Config  `koanf:"notification"`
+	Analytics    analytics.Config     `koanf:"analytics"`
+	Upkeep       upkeep.Config        `koanf:"upkeep"`
+	Health       httpapi.HealthConfig `koanf:"health"`
+	HTTP         httpapi.Config       `koanf:"http"`
+	Log          telemetry.Config     `koanf:"log"`
 }
 
 // Default returns the defaults.
@@ -73,6 +74,7 @@ func Default() Config {
 		Notification: notification.DefaultConfig(),
 		Analytics:    analytics.DefaultConfig(),
 		Upkeep:       upkeep.DefaultConfig(),
+		Health:       httpapi.DefaultHealthConfig(),
 		HTTP:         httpapi.DefaultConfig(),
 		Log:          telemetry.DefaultConfig(),
 	}
@@ -82,7 +84,24 @@ func Default() Config {
 func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
 		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Failed.Validate(), c.Fulfilment.Validate(),
-		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(), c.HTTP.Validate(), c.Log.Validate())
+		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(),
+		c.Health.Validate(), c.HTTP.Validate(), c.apart(), c.Log.Validate())
+}
+
+// apart returns an error if two listeners have the same address.
+func (c Config) apart() error {
+	type setting struct{ key, addr string }
+
+	list := []setting{{"health.addr", c.Health.Addr}, {"http.addr", c.HTTP.Addr}, {"http.webhooks_addr", c.HTTP.WebhooksAddr}}
+	for i, s := range list {
+		for _, other := range list[:i] {
+			if s.addr == other.addr && !strings.HasSuffix(s.addr, ":0") {
+				return fmt.Errorf("%s: is %q like %s, expected an address of its own", s.key, s.addr, other.key)
+			}
+		}
+	}
+
+	return nil
 }
 
 // Warn returns an error that lists what is valid and probably not meant, naming the

@@ -107,8 +107,7 @@ func newRig(t *testing.T) *rig {
 	}
 
 	operator := &operate.Operator{Brokers: brokers, Pool: pool, Router: router, Failed: store, Dependencies: dependencies, StartedAt: time.Now()}
-	server := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, registry)
-	server.Handle("GET /statusz", operator)
+	server := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, httpapi.HealthConfig{Addr: "127.0.0.1:0"}, logger, registry)
 	server.Handle(httpapi.Prefix+"/", httpapi.NewAPI(operator, logger, things))
 	server.HandlePublic("POST /hook", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host == "shop.example" {
@@ -325,14 +324,14 @@ func TestEveryEndpointForOperatorsChecksTheHost(t *testing.T) {
 	r := newRig(t)
 	r.url = strings.TrimSuffix(r.url, httpapi.Prefix)
 
-	for _, path := range []string{"/livez", "/readyz", "/metrics", "/statusz", httpapi.Prefix + "/version", httpapi.Prefix + "/nothing", "/nothing"} {
+	for _, path := range []string{httpapi.Prefix + "/version", httpapi.Prefix + "/nothing", "/nothing"} {
 		if a := r.ask("GET", path, "", "Host", "evil.example"); a.status != 403 {
 			t.Errorf("%s: got %d", path, a.status)
 		}
 	}
 
 	for _, host := range []string{"localhost", "localhost:9464", "127.0.0.1", "127.0.0.2:1", "[::1]:9464", "[::1]"} {
-		if a := r.ask("GET", "/livez", "", "Host", host); a.status != 200 {
+		if a := r.ask("GET", httpapi.Prefix+"/version", "", "Host", host); a.status != 200 {
 			t.Errorf("%s: got %d", host, a.status)
 		}
 	}

@@ -19,16 +19,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
-// guard sets security headers on all responses and refuses cross-site requests,
-// because the listener has no authentication.
-func guard(next http.Handler) http.Handler {
-	protection := http.NewCrossOriginProtection()
-	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		writeProblem(w, http.StatusForbidden, "cross-site requests are not allowed")
-	}))
-
-	protected := protection.Handler(next)
-
+// secured sets security headers on all responses.
+func secured(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -37,6 +29,16 @@ func guard(next http.Handler) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-cache")
 
+		next.ServeHTTP(w, r)
+	})
+}
+
+// local refuses cross-site requests and those for other hosts, on a listener on loopback
+// that asks for no authentication: a browser on this machine may send both.
+func local(next http.Handler) http.Handler {
+	protected := sameSite(next)
+
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Another site can resolve its own name to loopback (DNS rebinding). The
 		// browser then considers the request same-origin.
 		if !localHost(r.Host) {
@@ -47,6 +49,15 @@ func guard(next http.Handler) http.Handler {
 
 		protected.ServeHTTP(w, r)
 	})
+}
+
+func sameSite(next http.Handler) http.Handler {
+	protection := http.NewCrossOriginProtection()
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeProblem(w, http.StatusForbidden, "cross-site requests are not allowed")
+	}))
+
+	return protection.Handler(next)
 }
 
 func localHost(hostport string) bool {

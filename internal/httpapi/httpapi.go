@@ -1,127 +1,135 @@
-// Package httpapi serves health, metrics and the HTTP API for operators.
+// Package httpapi serves what others ask the service over HTTP: probes and metrics, the
+// API for operators, and webhooks, each on the address that is meant for it.
 package httpapi
 
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"net"
+	"errors"
+	"log/slog"
 	"net/http"
-	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
-// Config configures the listener.
-type Config struct {
-	// Addr is a host:port on loopback, because the listener has no authentication.
-	// Defaults to 127.0.0.1:9464.
-	Addr string `koanf:"addr"`
+// State is what the process knows about itself. Its functions must not wait for
+// anything: a probe must not hang because a dependency does.
+type State struct {
+	// Health returns what is not as it should be.
+	Health func() []health.Trouble
+	// Started reports whether the start has come to its end.
+	Started func() bool
+	// Status serves the whole state, for commands.
+	Status http.Handler
 }
 
-// DefaultConfig returns the defaults.
-func DefaultConfig() Config { return Config{Addr: "127.0.0.1:9464"} }
-
-// Validate reports all mistakes, naming the keys.
-func (c Config) Validate() error {
-	host, _, err := net.SplitHostPort(c.Addr)
-	if err != nil {
-		return fmt.Errorf("http.addr: is %q, expected host:port, for example 127.0.0.1:9464", c.Addr)
-	}
-
-	if !check.Loopback(host) {
-		return fmt.Errorf("http.addr: is %q, expected a loopback address: the listener has no authentication", c.Addr)
-	}
-
-	return nil
-}
-
-// Server serves /livez, /readyz and /metrics.
+// Server serves the addresses of the service. Call its other methods before Listen.
 type Server struct {
-	cfg Config
-	// troubles returns what is not as it should be.
-	troubles func() []health.Trouble
-	// mux serves operators, public everything.
-	mux, public *http.ServeMux
-	server      *http.Server
-	addr        atomic.Value
+	cfg         Config
+	certificate *certificate
+	// health serves probes, operators the operator API, and public webhooks.
+	health, operators, public *http.ServeMux
+	listeners                 []*listener
 }
 
 // NewServer returns a server. Call Listen to start it.
-func NewServer(cfg Config, registry *prometheus.Registry) *Server {
-	mux, public := http.NewServeMux(), http.NewServeMux()
-	public.Handle("/", guard(mux))
+func NewServer(cfg Config, healthCfg HealthConfig, logger *slog.Logger, registry *prometheus.Registry) *Server {
+	s := &Server{cfg: cfg, health: http.NewServeMux(), operators: http.NewServeMux(), public: http.NewServeMux()}
 
-	s := &Server{cfg: cfg, mux: mux, public: public, troubles: func() []health.Trouble { return nil }}
+	if cfg.TLS == TLSFiles {
+		s.certificate = newCertificate(cfg.CertFile, cfg.KeyFile, logger)
+	}
+
 	// The process lives as long as it can answer: what it depends on does not matter,
 	// because a restart would not help.
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, report{Status: statusOK}) })
-	mux.HandleFunc("GET /readyz", s.readyz)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	s.health.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, report{Status: statusOK}) })
+	s.health.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
-	s.server = &http.Server{
-		Handler:           public,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       time.Minute,
+	probes := http.Handler(s.health)
+	if !exposed(healthCfg.Addr) {
+		probes = local(probes)
+	}
+
+	s.listeners = []*listener{newListener("health.addr", healthCfg.Addr, probes, nil, logger)}
+	webhooks, operators := s.public, local(s.operators)
+
+	if cfg.WebhooksAddr == "" { // both on one address
+		s.public.Handle("/", operators)
+		operators = s.public
+	}
+
+	s.listeners = append(s.listeners, newListener("http.addr", cfg.Addr, operators, s.certificate, logger))
+
+	if cfg.WebhooksAddr != "" {
+		s.listeners = append(s.listeners, newListener("http.webhooks_addr", cfg.WebhooksAddr, webhooks, s.certificate, logger))
 	}
 
 	return s
 }
 
-// Explain sets the function that returns what /readyz reports. It must not wait for
-// anything. Call it before Listen.
-func (s *Server) Explain(troubles func() []health.Trouble) { s.troubles = troubles }
+// Explain makes the probes and /statusz answer from state.
+func (s *Server) Explain(state State) {
+	s.health.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { readyz(w, state.Health()) })
+	s.health.HandleFunc("GET /startupz", func(w http.ResponseWriter, _ *http.Request) { startupz(w, state) })
+	s.health.Handle("GET /statusz", state.Status)
+}
 
-// Handle serves pattern with handler to operators on this machine. Call it before
-// Listen.
-func (s *Server) Handle(pattern string, handler http.Handler) { s.mux.Handle(pattern, handler) }
+// Handle serves pattern with handler to operators.
+func (s *Server) Handle(pattern string, handler http.Handler) { s.operators.Handle(pattern, handler) }
 
 // HandlePublic serves pattern with a handler that authenticates its requests itself: a
-// proxy forwards them under its own host. Call it before Listen.
+// proxy forwards them under its own host.
 func (s *Server) HandlePublic(pattern string, handler http.Handler) {
 	s.public.Handle(pattern, handler)
 }
 
-// Listen binds the address and serves in the background until Close.
+// Listen binds the addresses and serves in the background until Close.
 func (s *Server) Listen() error {
-	listener, err := net.Listen("tcp", s.cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("listening on http.addr %s: %w (set http.addr to a free port)", s.cfg.Addr, err)
+	if s.certificate != nil {
+		if _, err := s.certificate.get(nil); err != nil {
+			return err
+		}
 	}
 
-	s.addr.Store(listener.Addr().String())
+	for i, l := range s.listeners {
+		if err := l.listen(); err != nil {
+			for _, open := range s.listeners[:i] {
+				_ = open.server.Close()
+			}
 
-	go func() { _ = s.server.Serve(listener) }()
+			return err
+		}
+	}
 
 	return nil
 }
 
-// Addr returns the address that the server listens on, or "" before Listen. Its port
-// differs from the configured one if that is 0.
-func (s *Server) Addr() string {
-	addr, _ := s.addr.Load().(string)
+// HealthAddr, Addr and WebhooksAddr return what the server listens on, or "" before
+// Listen. The port differs from the configured one if that is 0.
+func (s *Server) HealthAddr() string { return s.listeners[0].address() }
 
-	return addr
-}
+// Addr is documented at HealthAddr.
+func (s *Server) Addr() string { return s.listeners[1].address() }
+
+// WebhooksAddr is documented at HealthAddr. It is Addr if webhooks have no address of
+// their own.
+func (s *Server) WebhooksAddr() string { return s.listeners[len(s.listeners)-1].address() }
 
 // Close waits for requests in progress until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
-	if err := s.server.Shutdown(ctx); err != nil {
-		return fmt.Errorf("closing http listener: %w", err)
+	var errs []error
+	for _, l := range s.listeners {
+		errs = append(errs, l.close(ctx))
 	}
 
-	return nil
+	return errors.Join(errs...)
 }
 
-// report is the response of /livez and /readyz.
+// report is the response of probes.
 type report struct {
 	Status   string           `json:"status"`
 	Troubles []health.Trouble `json:"troubles,omitempty"`
@@ -131,13 +139,12 @@ type report struct {
 const (
 	statusOK          = "ok"
 	statusDegraded    = "degraded"
+	statusStarting    = "starting"
 	statusUnavailable = "unavailable"
 )
 
-// readyz answers from what the process knows and asks nobody: a probe must not hang
-// because a dependency does.
-func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
-	answer, code := report{Status: statusOK, Troubles: s.troubles()}, http.StatusOK
+func readyz(w http.ResponseWriter, troubles []health.Trouble) {
+	answer, code := report{Status: statusOK, Troubles: troubles}, http.StatusOK
 
 	switch health.Worst(answer.Troubles) { //nolint:exhaustive // notes change nothing
 	case health.Unready:
@@ -147,6 +154,14 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 	}
 
 	reply(w, code, answer)
+}
+
+func startupz(w http.ResponseWriter, state State) {
+	if state.Started() {
+		reply(w, http.StatusOK, report{Status: statusOK})
+	} else {
+		reply(w, http.StatusServiceUnavailable, report{Status: statusStarting, Troubles: state.Health()})
+	}
 }
 
 func reply(w http.ResponseWriter, status int, body any) {

@@ -41,6 +41,23 @@ func Loopback(host string) bool {
 	return host == "localhost" || (ip != nil && ip.IsLoopback())
 }
 
+// Dialable returns an address that connects to a listener at addr on this machine:
+// loopback for one that listens on all addresses.
+func Dialable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+
+	switch ip := net.ParseIP(host); {
+	case err != nil:
+		return addr
+	case host == "" || ip.Equal(net.IPv4zero):
+		host = "127.0.0.1"
+	case ip.Equal(net.IPv6unspecified):
+		host = "::1"
+	}
+
+	return net.JoinHostPort(host, port)
+}
+
 // Encrypted returns an error if a password or token, if there is one, would be
 // readable on the network on its way to host.
 func Encrypted(key string, encrypted, secret bool, host, expected string) error {

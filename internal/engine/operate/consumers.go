@@ -102,13 +102,13 @@ func (o *Operator) Consumers(ctx context.Context) ([]Consumer, error) {
 	return pausedBy(o.consumers(), pauses), nil
 }
 
-// ConsumersAt returns the consumers of the service at addr. Without an answer their
+// ConsumersAt returns the consumers of the service with its probes at addr. Without an answer their
 // states are unknown, except for the pauses stored in Postgres.
 func (o *Operator) ConsumersAt(ctx context.Context, addr string) ([]Consumer, error) {
 	var process Process
 
 	list := o.unknown()
-	if err := ask(ctx, addr, "/statusz", 0, &process); err == nil {
+	if err := askState(ctx, addr, &process); err == nil {
 		list = process.Consumers
 	}
 

@@ -67,7 +67,7 @@ func (c Consumer) holds(addr string) string {
 	case c.State == Waiting:
 		return fmt.Sprintf("it is %s; it tries them when that is available", c.Describe(stamp))
 	case c.State == Unknown:
-		return fmt.Sprintf("no service responds at http.addr %s; they are tried once a service runs", addr)
+		return fmt.Sprintf("no service responds at health.addr %s; they are tried once a service runs", addr)
 	default:
 		return ""
 	}

@@ -31,6 +31,8 @@ type progress struct {
 	phase string
 	since time.Time
 	why   string
+	// started is true once the service has been running.
+	started bool
 }
 
 // Enter records that the service has come to a phase: a step of its start,
@@ -40,6 +42,16 @@ func (o *Operator) Enter(phase string) {
 	defer o.progress.mu.Unlock()
 
 	o.progress.phase, o.progress.since, o.progress.why = phase, time.Now().UTC(), ""
+	o.progress.started = o.progress.started || phase == PhaseRunning
+}
+
+// Started reports whether the service has come to PhaseRunning: its database is
+// prepared. It may have left it again.
+func (o *Operator) Started() bool {
+	o.progress.mu.Lock()
+	defer o.progress.mu.Unlock()
+
+	return o.progress.started
 }
 
 // Delayed records why the phase lasts.

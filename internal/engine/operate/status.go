@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -45,7 +46,7 @@ func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 	asking.Go(func() { s.Backlogs = o.Backlogs(ctx) })
 
 	process := &Process{}
-	if err := ask(ctx, addr, "/statusz", 0, process); err != nil {
+	if err := askState(ctx, addr, process); err != nil {
 		s.Unreachable = scrub.Text(err.Error())
 	} else {
 		s.Service = process
@@ -146,10 +147,10 @@ func (s Status) unsubscribed(topic string) bool {
 func (s Status) serviceRemedy() string {
 	if counts := s.Counts(); counts != nil && counts.Replicas > 0 {
 		return event.Plural(counts.Replicas, "process publishes", "processes publish") +
-			" from this database, but none answers here: run the command where one runs, or correct http.addr"
+			" from this database, but none answers here: run the command where one runs, or correct health.addr"
 	}
 
-	return "start it with `millrace serve`, or correct http.addr"
+	return "start it with `millrace serve`, or correct health.addr"
 }
 
 // errTroubled reports that something needs attention.
@@ -168,24 +169,30 @@ func (s Status) Err() error {
 // service waits.
 const askTimeout = 3 * time.Second
 
-// ask sends a GET request to the service at addr, which may wait before it responds.
-func ask(ctx context.Context, addr, path string, wait time.Duration, response any) error {
+// askState asks the service with its probes at addr for its state.
+func askState(ctx context.Context, addr string, state *Process) error {
+	return ask(ctx, "health.addr", addr, "/statusz", 0, state)
+}
+
+// ask sends a GET request to the service at addr, which is the value of a configuration
+// key. The service may wait before it responds.
+func ask(ctx context.Context, key, addr, path string, wait time.Duration, response any) error {
 	ctx, cancel := context.WithTimeout(ctx, wait+askTimeout)
 	defer cancel()
 
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+check.Dialable(addr)+path, nil)
 	if err != nil {
 		return err
 	}
 
 	got, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return fmt.Errorf("no service responds at http.addr %s: %w", addr, err)
+		return fmt.Errorf("no service responds at %s %s: %w", key, addr, err)
 	}
 	defer got.Body.Close() //nolint:errcheck // only read from
 
 	if err := json.NewDecoder(got.Body).Decode(response); err != nil || got.StatusCode != http.StatusOK {
-		return fmt.Errorf("unexpected response from the program at http.addr %s: %s", addr, got.Status)
+		return fmt.Errorf("unexpected response from the program at %s %s: %s", key, addr, got.Status)
 	}
 
 	return nil

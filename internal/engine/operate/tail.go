@@ -78,7 +78,7 @@ func tailService(ctx context.Context, addr, topic string, fn func(Passing) error
 		var passed Passed
 
 		path := fmt.Sprintf("/api/v1/topics/%s/messages?after=%d&wait=%d", url.PathEscape(topic), after, tapWait/time.Second)
-		if err := ask(ctx, addr, path, tapWait, &passed); err != nil {
+		if err := ask(ctx, "http.addr", addr, path, tapWait, &passed); err != nil {
 			return err
 		}
 

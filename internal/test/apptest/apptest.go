@@ -77,7 +77,7 @@ func NewWithLog(tb testing.TB, url string, logger *slog.Logger, changes ...func(
 	cfg := config.Default()
 	cfg.Postgres.URL = postgres.Secret(url)
 	cfg.Postgres.MigrateOnStart = false // already migrated by pgtest
-	cfg.HTTP.Addr = "127.0.0.1:0"
+	cfg.HTTP.Addr, cfg.Health.Addr = "127.0.0.1:0", "127.0.0.1:0"
 
 	for _, change := range changes {
 		change(&cfg)

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/health"
+)
+
+// probes maps the names of probes to their paths.
+var probes = map[string]string{"live": "/livez", "ready": "/readyz", "started": "/startupz"}
+
+// probed is the answer of a probe.
+type probed struct {
+	Status   string           `json:"status"`
+	Troubles []health.Trouble `json:"troubles,omitempty"`
+}
+
+func newHealthcheck(opts *options) *cobra.Command {
+	var timeout time.Duration
+
+	return command(opts, &cobra.Command{
+		Use: "healthcheck PROBE", Short: "Ask the service at health.addr whether it is live, ready or started",
+		Long: `Ask the service at health.addr whether it is live, ready or started, and print what is
+not as it should be. It needs neither Postgres nor a broker, for probes that run a
+command: the container image has no shell.
+
+Exit code 0 if the service says yes, 1 if it says no or does not answer in time.`,
+		Example: "  millrace healthcheck ready",
+	}, func(c *call) error {
+		path, known := probes[c.args[0]]
+		if !known {
+			return event.Errorf(event.Unknown, "there is no probe %s, expected live, ready or started", c.args[0])
+		}
+
+		cfg, err := opts.load()
+		if err != nil {
+			return err
+		}
+
+		ctx, cancel := context.WithTimeout(c.ctx, timeout)
+		defer cancel()
+
+		answer, err := askProbe(ctx, cfg.Health.Addr, path)
+		if answer.Status != "" {
+			err = errors.Join(c.print(answer, func(w io.Writer) {
+				fmt.Fprintln(w, answer.Status)
+				writeTroubles(w, answer.Troubles)
+			}), err)
+		}
+
+		return err
+	}, func(_ *options, flags *pflag.FlagSet) {
+		flags.DurationVar(&timeout, "timeout", 3*time.Second, "give up after this long")
+	})
+}
+
+// askProbe returns the answer of a probe, and an error if it is not a yes.
+func askProbe(ctx context.Context, addr, path string) (answer probed, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+check.Dialable(addr)+path, nil)
+	if err != nil {
+		return answer, err
+	}
+
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return answer, fmt.Errorf("no service responds at health.addr %s: %w", addr, err)
+	}
+	defer response.Body.Close()
+
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil || answer.Status == "" {
+		return probed{}, fmt.Errorf("unexpected response from the program at health.addr %s: %s", addr, response.Status)
+	}
+
+	if response.StatusCode != http.StatusOK {
+		return answer, fmt.Errorf("%s: the service answers %s", path, response.Status)
+	}
+
+	return answer, nil
+}

@@ -1,0 +1,68 @@
+package httpapi
+
+import (
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// certificate is a certificate in files that somebody renews while the service runs. A
+// handshake reads them again when they have changed; files that do not fit each other,
+// as in the middle of a renewal, leave the last certificate in use.
+type certificate struct {
+	certFile, keyFile string
+	logger            *slog.Logger
+
+	mu      sync.Mutex
+	loaded  *tls.Certificate
+	version string // of the files that were read last
+}
+
+func newCertificate(certFile, keyFile string, logger *slog.Logger) *certificate {
+	return &certificate{certFile: certFile, keyFile: keyFile, logger: logger}
+}
+
+// get implements tls.Config.GetCertificate.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	version, err := c.onDisk()
+
+	if err == nil && version != c.version {
+		var pair tls.Certificate
+
+		c.version = version
+		if pair, err = tls.LoadX509KeyPair(c.certFile, c.keyFile); err == nil {
+			c.loaded = &pair
+			c.logger.Info("certificate loaded", slog.String("file", c.certFile), slog.Time("expires", pair.Leaf.NotAfter))
+		}
+	}
+
+	if err == nil || c.loaded != nil {
+		if err != nil {
+			c.logger.Warn("the new certificate cannot be read; the last one stays in use", slog.Any("error", err))
+		}
+
+		return c.loaded, nil
+	}
+
+	return nil, fmt.Errorf("reading http.cert_file and http.key_file: %w", err)
+}
+
+// onDisk describes the present files.
+func (c *certificate) onDisk() (version string, err error) {
+	for _, name := range []string{c.certFile, c.keyFile} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return "", err
+		}
+
+		version += fmt.Sprintln(info.ModTime().Format(time.RFC3339Nano), info.Size())
+	}
+
+	return version, nil
+}
