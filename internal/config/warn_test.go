@@ -64,6 +64,39 @@ func TestSecretsThatTheNetworkCanReadAreNamed(t *testing.T) {
 	}
 }
 
+func TestLoginsToKafkaThatTheNetworkCanReadAreNamed(t *testing.T) {
+	const connection, endpoint = "broker.kafka.tls: lets a secret", "broker.kafka.token_url: lets a secret"
+
+	for _, c := range []struct {
+		mechanism, broker, tokens string
+		tls                       bool
+		want                      string
+	}{
+		{"SCRAM-SHA-512", "kafka.example:9092", "", false, ""}, // it does not send the password
+		{"PLAIN", "kafka.example:9092", "", false, connection},
+		{"PLAIN", "kafka.example:9092", "", true, ""},
+		{"PLAIN", "127.0.0.1:9092", "", false, ""},
+		{"OAUTHBEARER", "kafka.example:9092", "https://id.example/token", false, connection},
+		{"OAUTHBEARER", "kafka.example:9092", "http://id.example/token", true, endpoint},
+		{"OAUTHBEARER", "kafka.example:9092", "http://127.0.0.1:8080/token", true, ""},
+	} {
+		cfg := config.Default()
+		cfg.Postgres.URL, cfg.Broker.Kind = "postgres://localhost/x", broker.Kafka
+		cfg.Broker.Kafka.Brokers, cfg.Broker.Kafka.TLS = []string{"127.0.0.1:9092", c.broker}, c.tls
+		cfg.Broker.Kafka.User, cfg.Broker.Kafka.Password = "shop", "hunter2"
+		cfg.Broker.Kafka.SASLMechanism, cfg.Broker.Kafka.TokenURL = c.mechanism, c.tokens
+
+		if err := cfg.Validate(); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+
+		err := cfg.Warn()
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want) || strings.Contains(err.Error(), "\n")) {
+			t.Errorf("%+v: got %v", c, err)
+		}
+	}
+}
+
 // Its password goes nowhere, but nobody sets a URL that is not meant to be used.
 func TestABrokerThatNoTopicUsesIsNamed(t *testing.T) {
 	cfg := config.Default()

@@ -1,15 +1,12 @@
 package broker_test
 
 import (
-	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/IBM/sarama"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
-	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -21,32 +18,68 @@ type secured struct {
 	// open is for administrators, and needs no account.
 	open  harness
 	admin sarama.ClusterAdmin
-	// address demands an account.
-	address string
+	// address demands TLS and an account, plain an account by PLAIN without TLS, and
+	// mutual a certificate of authority.
+	address, plain, mutual string
+
+	authority  *brokertest.Authority
+	identities *identities
 }
 
 func newSecured(t *testing.T) *secured {
 	t.Helper()
 
-	address := "127.0.0.1:" + pgtest.FreePort(t)
-	server := brokertest.NewKafka(t,
-		"listeners=PLAINTEXT://127.0.0.1:@PORT@,CONTROLLER://127.0.0.1:@NEXT@,SASL_PLAINTEXT://"+address,
-		"advertised.listeners=PLAINTEXT://127.0.0.1:@PORT@,SASL_PLAINTEXT://"+address,
-		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT",
-		"sasl.enabled.mechanisms=SCRAM-SHA-512",
-		"listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;",
-		"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-		"super.users=User:ANONYMOUS")
+	s := &secured{
+		T: t, authority: brokertest.NewAuthority(t), identities: newIdentities(t),
+		address: "127.0.0.1:" + pgtest.FreePort(t), plain: "127.0.0.1:" + pgtest.FreePort(t), mutual: "127.0.0.1:" + pgtest.FreePort(t),
+	}
+	listeners := "PLAINTEXT://127.0.0.1:@PORT@,SASL_SSL://" + s.address + ",SASL_PLAINTEXT://" + s.plain + ",SSL://" + s.mutual
+	cert, key := s.authority.Issue("kafka")
 
-	s := &secured{T: t, open: kafkaHarness("127.0.0.1:" + server.Port), address: address}
+	server := brokertest.NewKafka(t,
+		"listeners="+listeners+",CONTROLLER://127.0.0.1:@NEXT@",
+		"advertised.listeners="+listeners,
+		"listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL",
+		"ssl.keystore.type=PEM", "ssl.keystore.certificate.chain="+line(cert), "ssl.keystore.key="+line(key),
+		"ssl.truststore.type=PEM", "ssl.truststore.certificates="+line(s.authority.Certificate),
+		"listener.name.ssl.ssl.client.auth=required",
+		"sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+		"listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN",
+		jaas("sasl_plaintext.plain", "plain.PlainLoginModule", `user_shop="right"`),
+		jaas("sasl_ssl.plain", "plain.PlainLoginModule", `user_shop="right"`),
+		jaas("sasl_ssl.scram-sha-256", "scram.ScramLoginModule", ""),
+		jaas("sasl_ssl.scram-sha-512", "scram.ScramLoginModule", ""),
+		jaas("sasl_ssl.oauthbearer", "oauthbearer.OAuthBearerLoginModule", ""),
+		"listener.name.sasl_ssl.oauthbearer.sasl.server.callback.handler.class=org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler",
+		"listener.name.sasl_ssl.oauthbearer.sasl.oauthbearer.jwks.endpoint.url="+s.identities.URL+"/keys",
+		"listener.name.sasl_ssl.oauthbearer.sasl.oauthbearer.expected.audience=kafka",
+		"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+		"super.users=User:ANONYMOUS;User:shop;User:CN=shop")
+
+	s.open = kafkaHarness("127.0.0.1:" + server.Port)
 	s.admin = admin(t, s.open.config)
 
-	_, err := s.admin.UpsertUserScramCredentials([]sarama.AlterUserScramCredentialsUpsert{{
-		Name: "millrace", Mechanism: sarama.SCRAM_MECHANISM_SHA_512, Iterations: 4096, Salt: []byte("salt"), Password: []byte("right"),
-	}})
-	must(t, err)
+	for _, mechanism := range []sarama.ScramMechanismType{sarama.SCRAM_MECHANISM_SHA_256, sarama.SCRAM_MECHANISM_SHA_512} {
+		var passwords []sarama.AlterUserScramCredentialsUpsert
+		for _, user := range []string{"millrace", "shop"} {
+			passwords = append(passwords, sarama.AlterUserScramCredentialsUpsert{
+				Name: user, Mechanism: mechanism, Iterations: 4096, Salt: []byte("salt"), Password: []byte("right"),
+			})
+		}
+
+		_, err := s.admin.UpsertUserScramCredentials(passwords)
+		must(t, err)
+	}
 
 	return s
+}
+
+// line returns PEM as a value of a property, where any space may separate its lines.
+func line(pem string) string { return strings.ReplaceAll(strings.TrimSpace(pem), "\n", " ") }
+
+// jaas returns the property that sets how a listener checks the logins of a mechanism.
+func jaas(mechanism, module, options string) string {
+	return "listener.name." + mechanism + ".sasl.jaas.config=org.apache.kafka.common.security." + module + " required " + options + ";"
 }
 
 // allow lets the account do something.
@@ -63,10 +96,18 @@ func (s *secured) allow(kind sarama.AclResourceType, name string, operations ...
 	}}))
 }
 
-// account returns a harness with an account.
-func (s *secured) account(password postgres.Secret) harness {
+// tls returns a harness that trusts the authority.
+func (s *secured) tls() harness {
 	h := kafkaHarness(s.address)
-	h.config.Kafka.User, h.config.Kafka.Password = "millrace", password
+	h.config.Kafka.TLS, h.config.Kafka.CAFile = true, brokertest.File(s, s.authority.Certificate)
+
+	return h
+}
+
+// account returns a harness with an account.
+func (s *secured) account() harness {
+	h := s.tls()
+	h.config.Kafka.User, h.config.Kafka.Password = "millrace", "right"
 
 	return h
 }
@@ -76,16 +117,18 @@ func TestAccountsOnKafka(t *testing.T) {
 	t.Parallel()
 
 	s := newSecured(t)
+	tests := logins()
+	tests["an account that may not create topics uses those that exist"] = usesWhatExists
+	tests["an account that may not join a group is named"] = namesTheGroup
+	tests["a revoked topic delays no other"] = delaysNoOther
 
-	for name, test := range map[string]func(*testing.T, *secured){
-		"an account that may not create topics uses those that exist": usesWhatExists,
-		"an account that may not join a group is named":               namesTheGroup,
-		"a revoked topic delays no other":                             delaysNoOther,
-		"a wrong password is named":                                   namesThePassword,
-	} {
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, &secured{T: t, open: s.open, admin: s.admin, address: s.address})
+
+			own := *s
+			own.T = t
+			test(t, &own)
 		})
 	}
 }
@@ -101,7 +144,7 @@ func usesWhatExists(t *testing.T, s *secured) {
 	s.allow(sarama.AclResourceGroup, groupOf(existing), sarama.AclOperationRead)
 	s.allow(sarama.AclResourceGroup, groupOf(missing), sarama.AclOperationRead)
 
-	conn := s.account("right").open(t, existing, missing)
+	conn := s.account().open(t, existing, missing)
 	received := consume(t, conn, existing, nil)
 	late := consume(t, conn, missing, nil)
 
@@ -134,7 +177,7 @@ func namesTheGroup(t *testing.T, s *secured) {
 	s.open.createTopic(t, topic, defaultMaxMessageBytes)
 	s.allow(sarama.AclResourceTopic, topic, sarama.AclOperationRead, sarama.AclOperationWrite, sarama.AclOperationDescribe)
 
-	conn := s.account("right").open(t, topic)
+	conn := s.account().open(t, topic)
 	received := consume(t, conn, topic, nil)
 
 	pgtest.Eventually(t, "the group is named with its remedy", func() bool {
@@ -171,7 +214,7 @@ func delaysNoOther(t *testing.T, s *secured) {
 
 	s.allow(sarama.AclResourceTopic, writable, sarama.AclOperationWrite)
 
-	r := s.account("right").relay(t, writable, revoked)
+	r := s.account().relay(t, writable, revoked)
 	r.append(revoked, 3000, 10)
 	r.append(writable, 1000, 10)
 
@@ -184,29 +227,4 @@ func delaysNoOther(t *testing.T, s *secured) {
 
 	s.allow(sarama.AclResourceTopic, revoked, sarama.AclOperationWrite)
 	pgtest.Eventually(t, "all are published", func() bool { return r.left(revoked) == 0 })
-}
-
-func namesThePassword(t *testing.T, s *secured) {
-	t.Helper()
-
-	conn, err := broker.New(s.account("wrong").config, pgtest.Logger(t))
-	must(t, err)
-
-	ctx, cancel := context.WithCancel(t.Context())
-	connected := make(chan error, 1)
-
-	go func() { connected <- conn.Connect(ctx, nil) }()
-
-	pgtest.Eventually(t, "the state names the account", func() bool {
-		why := conn.State().Why
-
-		return strings.Contains(why, "refuses the account") && strings.Contains(why, "Authentication failed")
-	})
-	cancel()
-
-	select {
-	case <-connected:
-	case <-time.After(timeout):
-		t.Error("connecting does not end")
-	}
 }

@@ -5,6 +5,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -58,14 +59,18 @@ func newConn(cfg Config, kind string, logger *slog.Logger) (*Conn, error) {
 // Kind returns the kind of broker.
 func (c *Conn) Kind() string { return c.kind }
 
-// Connect waits until the broker answers and has all topics, or ctx ends. It logs
-// when it starts and stops waiting.
+// Connect waits until the broker answers and has all topics, or ctx ends. It logs when it
+// starts and stops waiting, and at growing intervals why it waits.
 func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
 	c.health.began()
 
 	err := backoff.Retry(ctx, c.logger, c.kind, func() error {
 		err := c.Driver.Connect(ctx, topics)
 		c.health.heard(err)
+
+		if refused, ok := errors.AsType[*driver.RefusedError](err); ok {
+			return fmt.Errorf("%w (%s)", err, refused.Remedy) // for the log
+		}
 
 		return err
 	})

@@ -74,8 +74,7 @@ func (c Config) Validate() error {
 }
 
 // Warn returns an error that lists the secrets that the network can read, and the
-// connections of brokers that no topic uses. SASL with SCRAM, which Kafka gets, does not
-// send the password.
+// connections of brokers that no topic uses.
 func (c Config) Warn() error {
 	defaults := DefaultConfig()
 
@@ -85,6 +84,10 @@ func (c Config) Warn() error {
 	}
 
 	errs := []error{unused(Kafka, !reflect.DeepEqual(c.Kafka, defaults.Kafka)), unused(RabbitMQ, !reflect.DeepEqual(c.RabbitMQ, defaults.RabbitMQ))}
+
+	if slices.Contains(c.kinds(), Kafka) {
+		errs = append(errs, c.Kafka.Warn())
+	}
 
 	if slices.Contains(c.kinds(), RabbitMQ) {
 		errs = append(errs, c.RabbitMQ.Warn())

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/broker/kafka"
 )
 
 func TestBindingsAreValidated(t *testing.T) {
@@ -21,6 +22,29 @@ func TestBindingsAreValidated(t *testing.T) {
 	} {
 		cfg := broker.DefaultConfig()
 		cfg.Bind, cfg.Kafka.Group, cfg.RabbitMQ.CAFile = bind, "", "ca.pem"
+
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, expected %q", err, want)
+		}
+	}
+}
+
+func TestLoginsToKafkaAreValidated(t *testing.T) {
+	t.Parallel()
+
+	for want, change := range map[string]func(*kafka.Config){
+		`broker.kafka.user: set it together with broker.kafka.password`:                              func(c *kafka.Config) { c.User = "shop" },
+		`broker.kafka.sasl_mechanism: is "GSSAPI", expected PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OA`: func(c *kafka.Config) { c.SASLMechanism = "GSSAPI" },
+		`broker.kafka.sasl_mechanism: has no effect unless broker.kafka.user is set`:                 func(c *kafka.Config) { c.SASLMechanism = "PLAIN" },
+		`broker.kafka.token_url: not an address, expected the token endpoint`:                        func(c *kafka.Config) { c.SASLMechanism, c.TokenURL = "OAUTHBEARER", "id.example/token" },
+		`broker.kafka.token_url: has no effect unless broker.kafka.sasl_mechanism is OAUTHBEARER`:    func(c *kafka.Config) { c.TokenURL = "https://id.example/token" },
+		`broker.kafka.scopes: has no effect unless broker.kafka.sasl_mechanism is OAUTHBEARER`:       func(c *kafka.Config) { c.Scopes = []string{"kafka"} },
+		`broker.kafka.ca_file: has no effect unless broker.kafka.tls is true`:                        func(c *kafka.Config) { c.CAFile = "ca.pem" },
+		`broker.kafka.cert_file: has no effect unless broker.kafka.tls is true`:                      func(c *kafka.Config) { c.CertFile, c.KeyFile = "cert.pem", "key.pem" },
+		`broker.kafka.cert_file and broker.kafka.key_file: one is missing`:                           func(c *kafka.Config) { c.TLS, c.CertFile = true, "cert.pem" },
+	} {
+		cfg := kafka.DefaultConfig()
+		change(&cfg)
 
 		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, expected %q", err, want)

@@ -25,6 +25,8 @@ type State struct {
 	Blocked bool `json:"blocked,omitempty"`
 	// Why is the last error.
 	Why string `json:"why,omitempty"`
+	// Remedy is what to do about an account that the broker refuses.
+	Remedy string `json:"remedy,omitempty"`
 }
 
 // Up reports whether the broker answers.
@@ -53,7 +55,7 @@ func (h *health) heard(err error) {
 	defer h.mu.Unlock()
 
 	if err == nil {
-		h.state.Since, h.state.Why, h.state.Blocked, h.state.Established = nil, "", false, true
+		h.state = State{Established: true}
 
 		return
 	}
@@ -64,7 +66,11 @@ func (h *health) heard(err error) {
 		h.state.Since = &now
 	}
 
-	h.state.Why = scrub.Text(err.Error())
+	h.state.Why, h.state.Remedy = scrub.Text(err.Error()), ""
+
+	if refused, ok := errors.AsType[*driver.RefusedError](err); ok {
+		h.state.Remedy = refused.Remedy
+	}
 }
 
 // State returns the state of the connection as it was last seen.

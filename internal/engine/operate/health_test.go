@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/health"
 )
 
@@ -140,6 +141,16 @@ func TestAClockIsComparedWithinTheTimeThatAskingTook(t *testing.T) {
 		if got := ahead(sent, received, sent.Add(remote)); got != want {
 			t.Errorf("the database says %s later: got %s ahead, expected %s", remote, got, want)
 		}
+	}
+}
+
+func TestABrokerThatRefusesTheAccountSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+
+	p := Process{Phase: PhaseRunning, Connected: []broker.State{{Broker: broker.Kafka, Why: "SASL Authentication failed", Remedy: "correct broker.kafka.password"}}}
+
+	if list := p.troubles(); len(list) != 1 || list[0].Level != health.Unready || list[0].Remedy != "correct broker.kafka.password" {
+		t.Errorf("got %+v", list)
 	}
 }
 

@@ -210,7 +210,7 @@ func (p Process) unavailable() (list []health.Trouble) {
 		}
 
 		list = append(list, health.Trouble{
-			Kind: health.Broker, Name: c.Broker, Level: health.Unready, Since: c.Since, Reason: reason, Remedy: remedyFor(c.Broker, c.Why),
+			Kind: health.Broker, Name: c.Broker, Level: health.Unready, Since: c.Since, Reason: reason, Remedy: cmp.Or(c.Remedy, remedyFor(c.Broker, c.Why)),
 		})
 	}
 

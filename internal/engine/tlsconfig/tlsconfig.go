@@ -11,6 +11,21 @@ import (
 // New returns settings that verify the server with the certificates in caFile, or
 // with the system's roots if caFile is empty.
 func New(caFile string) (*tls.Config, error) {
+	return verifying(x509.NewCertPool(), caFile)
+}
+
+// Trusting returns settings that verify the server with the system's roots, and with the
+// certificates in caFile if it is not empty.
+func Trusting(caFile string) (*tls.Config, error) {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("reading the system's roots: %w", err)
+	}
+
+	return verifying(roots, caFile)
+}
+
+func verifying(roots *x509.CertPool, caFile string) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caFile == "" {
 		return cfg, nil
@@ -21,10 +36,35 @@ func New(caFile string) (*tls.Config, error) {
 		return nil, fmt.Errorf("reading CA certificates: %w", err)
 	}
 
-	cfg.RootCAs = x509.NewCertPool()
-	if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s contains no certificate", caFile)
 	}
 
+	cfg.RootCAs = roots
+
 	return cfg, nil
+}
+
+// Present makes clients with the settings present a certificate. It is read for each
+// connection, so that it can be renewed while the service runs. Without certFile, Present
+// does nothing.
+func Present(cfg *tls.Config, certFile, keyFile string) error {
+	if certFile == "" {
+		return nil
+	}
+
+	load := func() (*tls.Certificate, error) {
+		certificate, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate: %w", err)
+		}
+
+		return &certificate, nil
+	}
+
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+
+	_, err := load()
+
+	return err
 }

@@ -21,18 +21,18 @@ func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.B
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	cfg, err := d.sarama()
+	cfg, err := d.settings(ctx)
 	if err != nil {
 		return nil, err
 	}
 
-	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(ctx, lookTimeout)
+	cfg.Net.Proxy.Dialer = driver.NewDialer(ctx, lookTimeout)
 	cfg.Net.ReadTimeout, cfg.Net.WriteTimeout = lookTimeout, lookTimeout
 	cfg.Metadata.Retry.Max, cfg.Admin.Retry.Max = 1, 1
 
-	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
+	client, err := d.open(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, cmp.Or(ctx.Err(), err))
+		return nil, cmp.Or(ctx.Err(), err)
 	}
 
 	admin, err := sarama.NewClusterAdminFromClient(client)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strconv"
 	"sync"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/event"
-	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
 // Driver is a connection to Kafka.
@@ -31,6 +31,8 @@ type Driver struct {
 	// dialing ends when the connections are to be closed.
 	dialing context.Context //nolint:containedctx // it is a lifetime, not a request
 	hangUp  context.CancelFunc
+
+	tokens tokens
 
 	refusedMu sync.Mutex
 	refused   map[driver.Topic]refusedTopic
@@ -57,20 +59,14 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
-	cfg, err := d.sarama()
+	cfg, err := d.settings(d.dialing)
 	if err != nil {
 		return err
 	}
 
-	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(d.dialing, cfg.Net.DialTimeout)
-
-	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
-	if refused := refusalOf("", err); refused != nil && refused.Scope == driver.Account {
-		return refused
-	}
-
+	client, err := d.open(cfg)
 	if err != nil {
-		return fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
+		return err
 	}
 
 	if err := d.prepare(client, topics); err != nil {
@@ -87,6 +83,51 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 	return nil
 }
 
+// open returns a client.
+func (d *Driver) open(cfg *sarama.Config) (sarama.Client, error) {
+	client, err := sarama.NewClient(d.cfg.Brokers, cfg)
+
+	// sarama keeps some answers to a login to itself.
+	if errors.Is(err, sarama.ErrOutOfBrokers) && errors.Unwrap(err) == nil {
+		err = d.answer(cfg, err)
+	}
+
+	if err != nil {
+		return nil, d.unreachable(err)
+	}
+
+	return client, nil
+}
+
+// answer returns why the first broker refuses a connection, or unknown.
+func (d *Driver) answer(cfg *sarama.Config, unknown error) error {
+	broker := sarama.NewBroker(d.cfg.Brokers[0])
+	if err := broker.Open(cfg); err != nil {
+		return err
+	}
+
+	if _, err := broker.Connected(); err != nil {
+		return err
+	}
+
+	return errors.Join(unknown, broker.Close())
+}
+
+// unreachable returns the error of connecting or of reading metadata.
+func (d *Driver) unreachable(err error) error {
+	refused := refusalOf("", err)
+
+	switch {
+	case refused != nil && refused.Scope == driver.Account:
+		return refused
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("reaching kafka at %v: %w (a listener also ends connections without the encryption or login that it demands: "+
+			"see broker.kafka.tls, user and sasl_mechanism)", d.cfg.Brokers, err)
+	}
+
+	return fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
+}
+
 // group returns the name of the consumer group of a topic.
 func (d *Driver) group(topic string) string { return d.cfg.Group + "." + topic }
 
@@ -101,7 +142,7 @@ func (d *Driver) Ping(context.Context) error {
 	}
 
 	if err := client.RefreshMetadata(); err != nil {
-		return fmt.Errorf("reaching kafka: %w", err)
+		return d.unreachable(err)
 	}
 
 	return d.prepareRefused(client)
@@ -122,9 +163,9 @@ func (d *Driver) Close() error {
 	return errors.Join(d.pub.Close(), d.client.Close())
 }
 
-// sarama returns the settings of producers and consumers. Comments explain deviations
-// from the library's defaults.
-func (d *Driver) sarama() (*sarama.Config, error) {
+// settings returns the settings of producers and consumers, whose connections end with
+// ctx. Comments explain deviations from the library's defaults.
+func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg := sarama.NewConfig()
 	cfg.ClientID = "millrace"
 	cfg.Version = sarama.V3_0_0_0 // idempotent producers, sticky groups
@@ -134,6 +175,7 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Net.DialTimeout = 5 * time.Second
 	cfg.Net.ReadTimeout = 15 * time.Second
 	cfg.Net.WriteTimeout = 15 * time.Second
+	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(ctx, cfg.Net.DialTimeout)
 
 	cfg.Producer.Return.Successes = true // required by the synchronous producer
 	cfg.Producer.RequiredAcks = sarama.WaitForAll
@@ -156,26 +198,7 @@ func (d *Driver) sarama() (*sarama.Config, error) {
 	cfg.Consumer.Fetch.Default = 256 << 10
 	cfg.ChannelBufferSize = 64
 
-	return cfg, d.secure(cfg)
-}
-
-func (d *Driver) secure(cfg *sarama.Config) (err error) {
-	if d.cfg.TLS {
-		cfg.Net.TLS.Enable = true
-
-		if cfg.Net.TLS.Config, err = tlsconfig.New(d.cfg.CAFile); err != nil {
-			return fmt.Errorf("broker.kafka.ca_file: %w", err)
-		}
-	}
-
-	if d.cfg.User != "" {
-		cfg.Net.SASL.Enable = true
-		cfg.Net.SASL.Mechanism = sarama.SASLTypeSCRAMSHA512
-		cfg.Net.SASL.User, cfg.Net.SASL.Password = d.cfg.User, string(d.cfg.Password)
-		cfg.Net.SASL.SCRAMClientGeneratorFunc = newSCRAM
-	}
-
-	return nil
+	return cfg, d.secure(ctx, cfg)
 }
 
 // Marshaler converts between Kafka records and messages. It accepts all records: on

@@ -2,6 +2,8 @@ package kafka
 
 import (
 	"errors"
+	"fmt"
+	"net"
 
 	"github.com/IBM/sarama"
 
@@ -32,8 +34,9 @@ var refusals = map[sarama.KError]struct {
 	sarama.ErrUnsupportedForMessageFormat: {driver.OneTopic, "raise message.format.version of the topic"},
 	sarama.ErrInvalidReplicationFactor:    {driver.OneTopic, "set broker.kafka.replication_factor to at most the number of brokers"},
 
-	sarama.ErrSASLAuthenticationFailed:   {driver.Account, "correct broker.kafka.user and broker.kafka.password"},
-	sarama.ErrUnsupportedSASLMechanism:   {driver.Account, "enable the SASL mechanism at the broker"},
+	sarama.ErrSASLAuthenticationFailed: {driver.Account,
+		"correct broker.kafka.user, broker.kafka.password or broker.kafka.sasl_mechanism; with OAUTHBEARER, compare the token's issuer, audience and scope with what the broker expects"},
+	sarama.ErrUnsupportedSASLMechanism:   {driver.Account, "set broker.kafka.sasl_mechanism to one that the broker offers, or enable it there"},
 	sarama.ErrClusterAuthorizationFailed: {driver.Account, "grant the account IDEMPOTENT_WRITE on the cluster"},
 }
 
@@ -57,6 +60,14 @@ func refusalOf(topic string, err error) *driver.RefusedError {
 	for code, r := range refusals { // sarama wraps some so that only Is finds them
 		if errors.Is(err, code) {
 			return &driver.RefusedError{Scope: r.scope, Topic: topic, Remedy: r.remedy, Err: code}
+		}
+	}
+
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" { // of package tls
+		return &driver.RefusedError{
+			Scope: driver.Account, Topic: topic,
+			Remedy: "set broker.kafka.cert_file and broker.kafka.key_file to a valid certificate from an authority that the broker trusts",
+			Err:    fmt.Errorf("authentication by TLS failed: %w", alert),
 		}
 	}
 

@@ -21,7 +21,6 @@ type subscriber struct {
 	*driver.Subscription
 
 	driver *Driver
-	cfg    *sarama.Config
 	topic  string
 	key    func(payload []byte) string
 	logger *slog.Logger
@@ -29,13 +28,8 @@ type subscriber struct {
 
 // Subscriber implements driver.Driver.
 func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error) {
-	cfg, err := d.sarama()
-	if err != nil {
-		return nil, err
-	}
-
 	return &subscriber{
-		Subscription: driver.NewSubscription(), driver: d, cfg: cfg, topic: topic, key: key,
+		Subscription: driver.NewSubscription(), driver: d, topic: topic, key: key,
 		logger: d.logger.With(slog.String("topic", topic)),
 	}, nil
 }
@@ -72,12 +66,14 @@ func (m *member) consume(ctx context.Context) error {
 	defer hangUp()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, hangUp) })()
 
-	cfg := *m.cfg
-	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(dialing, cfg.Net.DialTimeout)
+	cfg, err := m.driver.settings(dialing)
+	if err != nil {
+		return err
+	}
 
 	name := m.driver.group(m.topic)
 
-	group, err := sarama.NewConsumerGroup(m.driver.cfg.Brokers, name, &cfg)
+	group, err := sarama.NewConsumerGroup(m.driver.cfg.Brokers, name, cfg)
 	if err != nil {
 		return fmt.Errorf("joining group %s: %w", name, err)
 	}

@@ -16,16 +16,23 @@ import (
 
 // Tail implements driver.Tailer. It reads all partitions without a consumer group.
 func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Message) error) (err error) {
-	cfg, err := d.sarama()
+	cfg, err := d.settings(context.WithoutCancel(ctx))
 	if err != nil {
 		return err
 	}
 
 	cfg.Consumer.Return.Errors = false // sarama logs them and retries
 
-	consumer, err := sarama.NewConsumer(d.cfg.Brokers, cfg)
+	client, err := d.open(cfg)
 	if err != nil {
-		return fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
+		return err
+	}
+
+	defer func() { err = errors.Join(err, client.Close()) }()
+
+	consumer, err := sarama.NewConsumerFromClient(client)
+	if err != nil {
+		return fmt.Errorf("reading from kafka: %w", err)
 	}
 
 	defer func() { err = errors.Join(err, consumer.Close()) }()

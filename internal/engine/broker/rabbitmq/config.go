@@ -95,13 +95,8 @@ func (c Config) tls(host string) (*tls.Config, error) {
 
 	security.ServerName = host
 
-	if c.CertFile != "" {
-		certificate, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("broker.rabbitmq.cert_file: %w", err)
-		}
-
-		security.Certificates = []tls.Certificate{certificate}
+	if err := tlsconfig.Present(security, c.CertFile, c.KeyFile); err != nil {
+		return nil, fmt.Errorf("broker.rabbitmq.cert_file: %w", err)
 	}
 
 	return security, nil
