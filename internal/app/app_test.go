@@ -110,6 +110,30 @@ func TestTheServiceOnRabbitMQ(t *testing.T) {
 	}, change)
 }
 
+// The topics of the shop have other names at the brokers of an organization.
+func TestTheServiceUsesTheNamesOfTopicsAtItsBroker(t *testing.T) {
+	t.Parallel()
+
+	kafka, rabbit, unique := brokertest.Address(t, brokertest.Kafka), brokertest.Address(t, brokertest.RabbitMQ), brokertest.Topic()
+	created, requested := unique+".orders.v1", unique+".payments.v2"
+
+	var cfg broker.Config
+
+	change := func(c *config.Config) {
+		c.Broker.Kafka.Brokers, c.Broker.Kafka.Group = strings.Split(kafka, ","), unique
+		c.Broker.RabbitMQ.URL = postgres.Secret(rabbit)
+		c.Broker.Bind = []broker.Binding{
+			{Topic: "orders.created", Broker: broker.Kafka, Name: created},
+			{Topic: "payments.requested", Broker: broker.RabbitMQ, Name: requested},
+		}
+		cfg = c.Broker
+	}
+
+	foreignOrders(t, broker.Kafka, func(_ string, payloads ...string) {
+		brokertest.ProduceKafka(t, cfg, created, bare(payloads)...)
+	}, change)
+}
+
 func TestTwoReplicasApplyEachOrderOnce(t *testing.T) {
 	t.Parallel()
 

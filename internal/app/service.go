@@ -121,7 +121,8 @@ func refuseNil(parts any) error {
 	return errors.Join(errs...)
 }
 
-// checkTopics returns an error if the configuration names a topic that does not exist.
+// checkTopics returns an error if the configuration names a topic that does not exist, or
+// gives one name to two topics.
 func (s *Service) checkTopics() error {
 	for _, topic := range s.Router.Configured() {
 		if err := s.Operator.KnownTopic(topic); err != nil {
@@ -135,6 +136,10 @@ func (s *Service) checkTopics() error {
 				return fmt.Errorf("broker.bind: %w", err)
 			}
 		}
+	}
+
+	if err := s.Brokers.CheckNames(s.Operator.Topics()); err != nil {
+		return fmt.Errorf("broker.bind: %w", err)
 	}
 
 	return nil

@@ -24,6 +24,10 @@ func TestAServiceRefusesSettingsOfUnknownTopics(t *testing.T) {
 		"broker.bind: there is no topic orders.creatd": func(c *config.Config) {
 			c.Broker.Bind = []broker.Binding{{Topic: "orders.creatd", Broker: broker.Kafka}}
 		},
+		"broker.bind: topics orders.created and orders.completed are both named orders.completed on kafka": func(c *config.Config) {
+			c.Broker.Kind = broker.Kafka
+			c.Broker.Bind = []broker.Binding{{Topic: "orders.created", Name: "orders.completed"}}
+		},
 	} {
 		s := apptest.New(t, url, change)
 

@@ -4,6 +4,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,26 +30,29 @@ type Conn struct {
 	driver.Driver
 
 	kind   string
+	names  names
 	logger *slog.Logger
 	health health
 }
 
-// New returns an unconnected Conn to the configured broker. It ignores bindings.
+// New returns an unconnected Conn to the configured broker, which carries all topics.
 func New(cfg Config, logger *slog.Logger) (*Conn, error) {
 	return newConn(cfg, cfg.Kind, logger)
 }
 
 func newConn(cfg Config, kind string, logger *slog.Logger) (*Conn, error) {
 	logger = logger.With(slog.String("component", "broker"), slog.String("broker", kind))
-	conn := &Conn{kind: kind, logger: logger}
+	conn := &Conn{kind: kind, names: cfg.names(kind), logger: logger}
 
 	switch kind {
 	case Embedded:
 		conn.Driver = embedded.New(cfg.Embedded)
 	case Kafka:
-		conn.Driver = kafka.New(cfg.Kafka, logger)
+		d := kafka.New(cfg.Kafka, logger)
+		conn.Driver = named{Driver: d, Tailer: d, names: conn.names}
 	case RabbitMQ:
-		conn.Driver = rabbitmq.New(cfg.RabbitMQ, logger)
+		d := rabbitmq.New(cfg.RabbitMQ, logger)
+		conn.Driver = named{Driver: d, Tailer: d, names: conn.names}
 	default:
 		return nil, cfg.validateKind(kind)
 	}
@@ -92,7 +96,7 @@ type Set struct {
 func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
 	set := &Set{bound: make(map[string]string, len(cfg.Bind))}
 	for _, b := range cfg.Bind {
-		set.bound[b.Topic] = b.Broker
+		set.bound[b.Topic] = cmp.Or(b.Broker, cfg.Kind)
 	}
 
 	for _, kind := range cfg.kinds() {

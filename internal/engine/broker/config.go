@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -25,18 +26,20 @@ type Config struct {
 	// Kind is the broker of all topics without an entry in Bind. Defaults to
 	// "embedded".
 	Kind string `koanf:"kind"`
-	// Bind assigns topics to other brokers. Empty by default.
+	// Bind assigns topics to other brokers, and to other names there. Empty by default.
 	Bind     []Binding       `koanf:"bind"`
 	Embedded embedded.Config `koanf:"embedded"`
 	Kafka    kafka.Config    `koanf:"kafka"`
 	RabbitMQ rabbitmq.Config `koanf:"rabbitmq"`
 }
 
-// Binding assigns a topic to a broker.
+// Binding says where a topic is.
 type Binding struct {
 	Topic string `koanf:"topic"`
-	// Broker is a kind: embedded, kafka or rabbitmq.
+	// Broker is a kind: embedded, kafka or rabbitmq. Defaults to broker.kind.
 	Broker string `koanf:"broker"`
+	// Name is what the topic is called at the broker. Defaults to Topic.
+	Name string `koanf:"name"`
 }
 
 // DefaultConfig returns the defaults.
@@ -55,8 +58,13 @@ func (c Config) Validate() error {
 	)
 
 	for _, b := range c.Bind {
-		if b.Topic == "" || b.Broker == "" {
-			errs = append(errs, fmt.Errorf("broker.bind: {topic: %q, broker: %q} is incomplete, expected for example {topic: notifications, broker: rabbitmq}", b.Topic, b.Broker))
+		if b.Topic == "" || b.Broker == "" && b.Name == "" {
+			errs = append(errs, fmt.Errorf("broker.bind: {topic: %q, broker: %q, name: %q} is incomplete, "+
+				"expected for example {topic: notifications, broker: rabbitmq} or {topic: orders.created, name: shop.orders.v1}", b.Topic, b.Broker, b.Name))
+		}
+
+		if b.Name != "" && cmp.Or(b.Broker, c.Kind) == Embedded {
+			errs = append(errs, fmt.Errorf("broker.bind: topic %s is named %s, but the embedded broker has no other names, expected broker kafka or rabbitmq", b.Topic, b.Name))
 		}
 
 		if slices.Contains(topics, b.Topic) {
@@ -94,6 +102,19 @@ func (c Config) Warn() error {
 	}
 
 	return errors.Join(errs...)
+}
+
+// names returns the names that topics have at a broker, if they differ.
+func (c Config) names(kind string) names {
+	names := names{}
+
+	for _, b := range c.Bind {
+		if b.Name != "" && cmp.Or(b.Broker, c.Kind) == kind {
+			names[b.Topic] = b.Name
+		}
+	}
+
+	return names
 }
 
 // kinds returns the brokers in use, the default one first.

@@ -13,12 +13,13 @@ func TestBindingsAreValidated(t *testing.T) {
 	t.Parallel()
 
 	for want, bind := range map[string][]broker.Binding{
-		`broker.bind: topic a is bound twice`:                       {{Topic: "a", Broker: "kafka"}, {Topic: "a", Broker: "rabbitmq"}},
-		`broker.bind: is "pigeon", expected embedded, kafka or`:     {{Topic: "a", Broker: "pigeon"}},
-		`broker.bind: {topic: "", broker: "kafka"} is incomplete`:   {{Broker: "kafka"}},
-		`broker.bind: {topic: "a", broker: ""} is incomplete`:       {{Topic: "a"}},
-		`broker.kafka.group: must not be empty`:                     {{Topic: "a", Broker: "kafka"}},
-		`broker.rabbitmq.ca_file: has no effect unless broker.rabb`: {{Topic: "a", Broker: "rabbitmq"}},
+		`broker.bind: topic a is bound twice`:                        {{Topic: "a", Broker: "kafka"}, {Topic: "a", Broker: "rabbitmq"}},
+		`broker.bind: is "pigeon", expected embedded, kafka or`:      {{Topic: "a", Broker: "pigeon"}},
+		`broker.bind: {topic: "", broker: "kafka", name: ""} is inc`: {{Broker: "kafka"}},
+		`broker.bind: {topic: "a", broker: "", name: ""} is incompl`: {{Topic: "a"}},
+		`broker.bind: topic a is named x, but the embedded broker h`: {{Topic: "a", Name: "x"}},
+		`broker.kafka.group: must not be empty`:                      {{Topic: "a", Broker: "kafka"}},
+		`broker.rabbitmq.ca_file: has no effect unless broker.rabb`:  {{Topic: "a", Broker: "rabbitmq"}},
 	} {
 		cfg := broker.DefaultConfig()
 		cfg.Bind, cfg.Kafka.Group, cfg.RabbitMQ.CAFile = bind, "", "ca.pem"

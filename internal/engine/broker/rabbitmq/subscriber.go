@@ -25,6 +25,7 @@ type subscriber struct {
 	*driver.Subscription
 
 	driver *Driver
+	topic  string
 	key    func(payload []byte) string
 	logger *slog.Logger
 }
@@ -32,12 +33,12 @@ type subscriber struct {
 // Subscriber implements driver.Driver.
 func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error) {
 	return &subscriber{
-		Subscription: driver.NewSubscription(), driver: d, key: key, logger: d.logger.With(slog.String("topic", topic)),
+		Subscription: driver.NewSubscription(), driver: d, topic: topic, key: key, logger: d.logger.With(slog.String("topic", topic)),
 	}, nil
 }
 
 // Subscribe implements message.Subscriber.
-func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
 	return s.Run(ctx, func(ctx context.Context, out chan<- *message.Message) {
 		// Sessions that are over may still have messages in hand.
 		var over sync.WaitGroup
@@ -46,7 +47,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		for ctx.Err() == nil {
 			started := time.Now()
 
-			if session := s.open(ctx, topic, out); session != nil {
+			if session := s.open(ctx, out); session != nil {
 				err := session.consume()
 				if ctx.Err() == nil {
 					s.logger.Warn("the subscription has ended; subscribing again", slog.Any("error", err))
@@ -69,7 +70,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 
 // open opens a session, trying until ctx ends. The connection logs that it is lost; what
 // concerns the topic alone is logged here.
-func (s *subscriber) open(ctx context.Context, topic string, out chan<- *message.Message) (opened *session) {
+func (s *subscriber) open(ctx context.Context, out chan<- *message.Message) (opened *session) {
 	var reminder backoff.Reminder
 
 	_ = backoff.Until(ctx, func() error {
@@ -78,10 +79,10 @@ func (s *subscriber) open(ctx context.Context, topic string, out chan<- *message
 			return backoff.Final(err)
 		}
 
-		opened, err = s.subscribe(ctx, l, topic, out)
+		opened, err = s.subscribe(ctx, l, out)
 
 		if !l.IsClosed() {
-			s.driver.refusals.Heard(topic, err)
+			s.driver.refusals.Heard(s.topic, err)
 		}
 
 		if err != nil && !l.IsClosed() && ctx.Err() == nil && reminder.Due(err) {
@@ -98,9 +99,9 @@ func (s *subscriber) open(ctx context.Context, topic string, out chan<- *message
 	return opened
 }
 
-// subscribe opens a channel and subscribes to the queue of a topic.
-func (s *subscriber) subscribe(ctx context.Context, l *live, topic string, out chan<- *message.Message) (*session, error) {
-	if err := s.driver.topology.ensureTopic(l, driver.Topic{Name: topic, Consumed: true}); err != nil {
+// subscribe opens a channel and subscribes to the queue of the topic.
+func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message.Message) (*session, error) {
+	if err := s.driver.topology.ensureTopic(l, driver.Topic{Name: s.topic, Consumed: true}); err != nil {
 		return nil, err
 	}
 
@@ -114,15 +115,15 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, topic string, out c
 	session.watch()
 
 	if err = channel.Qos(s.driver.cfg.Window, 0, false); err == nil {
-		session.deliveries, err = channel.Consume(topic, "", false, false, false, false, nil)
+		session.deliveries, err = channel.Consume(s.topic, "", false, false, false, false, nil)
 	}
 
 	if err != nil {
 		session.stop(err)
 		closeChannel(channel)
 
-		return nil, sorted(fmt.Errorf("subscribing to queue %s: %w", topic, err), topic,
-			"allow the account to read queue "+topic+", or correct the queue at the broker")
+		return nil, sorted(fmt.Errorf("subscribing to queue %s: %w", s.topic, err), s.topic,
+			"allow the account to read queue "+s.topic+", or correct the queue at the broker")
 	}
 
 	session.acker = newAcker(channel)

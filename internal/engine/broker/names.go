@@ -1,0 +1,123 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+)
+
+// names has the names that topics have at a broker, if they differ.
+type names map[string]string
+
+// of returns the name of a topic at the broker.
+func (n names) of(topic string) string { return cmp.Or(n[topic], topic) }
+
+// topic returns the topic that has a name at the broker.
+func (n names) topic(name string) string {
+	for topic, other := range n {
+		if other == name {
+			return topic
+		}
+	}
+
+	return name
+}
+
+// CheckNames returns an error if two of the topics, which are all of the service, have one
+// name at their broker.
+func (s *Set) CheckNames(topics []string) error {
+	for _, conn := range s.conns {
+		taken := map[string]string{}
+
+		for _, topic := range topics {
+			if !s.Has(conn, topic) {
+				continue
+			}
+
+			name := conn.names.of(topic)
+			if other, is := taken[name]; is {
+				return fmt.Errorf("topics %s and %s are both named %s on %s, expected different names", other, topic, name, conn.kind)
+			}
+
+			taken[name] = topic
+		}
+	}
+
+	return nil
+}
+
+// named is a driver for callers that use the names of topics in this service. It is the
+// only place that knows both names: the driver below it, with its log, its errors and
+// their remedies, uses those at the broker.
+type named struct {
+	driver.Driver
+	driver.Tailer
+
+	names names
+}
+
+// Connect implements driver.Driver.
+func (n named) Connect(ctx context.Context, topics []driver.Topic) error {
+	topics = slices.Clone(topics)
+	for i := range topics {
+		topics[i].Name = n.names.of(topics[i].Name)
+	}
+
+	return n.Driver.Connect(ctx, topics)
+}
+
+// Publisher implements driver.Driver.
+func (n named) Publisher() message.Publisher {
+	return namedPublisher{Publisher: n.Driver.Publisher(), names: n.names}
+}
+
+// Subscriber implements driver.Driver.
+func (n named) Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error) {
+	return n.Driver.Subscriber(n.names.of(topic), key)
+}
+
+// Refusals implements driver.Driver.
+func (n named) Refusals() []driver.Refusal {
+	list := n.Driver.Refusals()
+	for i := range list {
+		list[i].Topic = n.names.topic(list[i].Topic)
+	}
+
+	return list
+}
+
+// Backlogs implements driver.Driver.
+func (n named) Backlogs(ctx context.Context, topics []string) ([]driver.Backlog, error) {
+	topics = slices.Clone(topics)
+	for i := range topics {
+		topics[i] = n.names.of(topics[i])
+	}
+
+	list, err := n.Driver.Backlogs(ctx, topics)
+	for i := range list {
+		list[i].Topic = n.names.topic(list[i].Topic)
+	}
+
+	return list, err
+}
+
+// Tail implements driver.Tailer.
+func (n named) Tail(ctx context.Context, topic string, fn func(*message.Message) error) error {
+	return n.Tailer.Tail(ctx, n.names.of(topic), fn)
+}
+
+type namedPublisher struct {
+	message.Publisher
+
+	names names
+}
+
+// Publish implements message.Publisher.
+func (p namedPublisher) Publish(topic string, messages ...*message.Message) error {
+	return p.Publisher.Publish(p.names.of(topic), messages...)
+}
