@@ -188,7 +188,24 @@ func (r *Router) attempt(d *delivery) error {
 
 func (r *Router) try(d *delivery, overdue bool) error {
 	apply := middleware.Recoverer(func(*message.Message) ([]*message.Message, error) { return nil, d.apply(overdue) })
-	_, err := quickRetries(r.configOf(d.route.Topic)).Middleware(apply)(d.msg)
+
+	_, err := apply(d.msg)
+	if err == nil {
+		return nil
+	}
+
+	// Watermill's Retry allocates for each message, and few fail: it gets those only,
+	// with the error that they already have.
+	tried := true
+	_, err = quickRetries(r.configOf(d.route.Topic)).Middleware(func(msg *message.Message) ([]*message.Message, error) {
+		if tried {
+			tried = false
+
+			return nil, err
+		}
+
+		return apply(msg)
+	})(d.msg)
 
 	return err
 }
@@ -323,16 +340,24 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 
 			return ErrStopping
 		}
-		// Watermill acknowledges after this function returns; the message is in
-		// flight until then.
-		defer func() { go r.leaveWhenAnswered(msg) }()
+		defer r.gate.leave()
 
 		// The processing of a message outlives its subscription. Router.working and
 		// Config.HandlerTimeout bound it instead.
 		session := msg.Context()
 		msg.SetContext(context.WithoutCancel(session))
 
-		return r.deliverAll(session, routes, msg)
+		err := r.deliverAll(session, routes, msg)
+
+		// Watermill answers after this function returns, but the message is in flight
+		// until it is answered. A second answer does nothing.
+		if err != nil {
+			msg.Nack()
+		} else {
+			msg.Ack()
+		}
+
+		return err
 	}
 }
 
@@ -365,15 +390,6 @@ func (r *Router) deliverAll(session context.Context, routes []*Route, msg *messa
 	}
 
 	return nil
-}
-
-func (r *Router) leaveWhenAnswered(msg *message.Message) {
-	select {
-	case <-msg.Acked():
-	case <-msg.Nacked():
-	}
-
-	r.gate.leave()
 }
 
 func reasonOf(err error) event.Reason {
