@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"encoding/binary"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -9,52 +11,122 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// registerTypes makes a connection read times in UTC, whatever the zone of the
-// machine, and send uuid.UUID as 16 bytes. By default pgx formats it as text and
-// parses that, which is measurable with several IDs per message.
+// registerTypes makes a connection read times in UTC, whatever the zone of the machine.
+// It also exchanges uuid.UUID as 16 bytes, which pgx formats as text and parses, and
+// sends []string without an allocation for each: there are several of both per message.
 func registerTypes(_ context.Context, conn *pgx.Conn) error {
-	m := conn.TypeMap()
-	m.RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
-	m.TryWrapEncodePlanFuncs = append([]pgtype.TryWrapEncodePlanFunc{wrapUUID}, m.TryWrapEncodePlanFuncs...)
+	id := &pgtype.Type{Name: "uuid", OID: pgtype.UUIDOID, Codec: uuidCodec{}}
+	text := &pgtype.Type{Name: "text", OID: pgtype.TextOID, Codec: pgtype.TextCodec{}}
+
+	for _, t := range []*pgtype.Type{
+		{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}},
+		id,
+		{Name: "_uuid", OID: pgtype.UUIDArrayOID, Codec: &pgtype.ArrayCodec{ElementType: id}},
+		{Name: "_text", OID: pgtype.TextArrayOID, Codec: textsCodec{&pgtype.ArrayCodec{ElementType: text}}},
+	} {
+		conn.TypeMap().RegisterType(t)
+	}
 
 	return nil
 }
 
-func wrapUUID(value any) (plan pgtype.WrappedEncodePlanNextSetter, next any, ok bool) {
+// uuidCodec adds uuid.UUID to the codec of pgx.
+type uuidCodec struct{ pgtype.UUIDCodec }
+
+// PlanEncode implements pgtype.Codec.
+func (c uuidCodec) PlanEncode(m *pgtype.Map, oid uint32, format int16, value any) pgtype.EncodePlan {
+	switch value.(type) {
+	case uuid.UUID, *uuid.UUID:
+		if format == pgtype.BinaryFormatCode {
+			return uuidPlan{}
+		}
+	}
+
+	return c.UUIDCodec.PlanEncode(m, oid, format, value)
+}
+
+// PlanScan implements pgtype.Codec.
+func (c uuidCodec) PlanScan(m *pgtype.Map, oid uint32, format int16, target any) pgtype.ScanPlan {
+	if _, ok := target.(*uuid.UUID); ok && format == pgtype.BinaryFormatCode {
+		return uuidPlan{}
+	}
+
+	return c.UUIDCodec.PlanScan(m, oid, format, target)
+}
+
+// uuidPlan encodes and scans in the binary format.
+type uuidPlan struct{}
+
+// Encode implements pgtype.EncodePlan.
+func (uuidPlan) Encode(value any, buf []byte) ([]byte, error) {
 	switch id := value.(type) {
 	case uuid.UUID:
-		return &encodeUUID{}, bytes16(id), true
+		return append(buf, id[:]...), nil
 	case *uuid.UUID:
-		if id == nil { // a sample array element: only its type matters
-			id = &uuid.UUID{}
-		}
-
-		return &encodeUUID{}, bytes16(*id), true
+		return append(buf, id[:]...), nil
 	default:
-		return nil, nil, false
+		return nil, fmt.Errorf("encoding %T as uuid", value)
 	}
 }
 
-// bytes16 implements pgtype.UUIDValuer.
-type bytes16 uuid.UUID
+// Scan implements pgtype.ScanPlan. Like uuid.UUID itself, it ignores NULL.
+func (uuidPlan) Scan(src []byte, target any) error {
+	id, ok := target.(*uuid.UUID)
+	if !ok || src != nil && len(src) != len(id) {
+		return fmt.Errorf("scanning %d bytes of a uuid into %T", len(src), target)
+	}
 
-// UUIDValue implements pgtype.UUIDValuer.
-func (b bytes16) UUIDValue() (pgtype.UUID, error) { return pgtype.UUID{Bytes: b, Valid: true}, nil }
+	copy(id[:], src)
 
-// encodeUUID implements pgtype.WrappedEncodePlanNextSetter.
-type encodeUUID struct{ next pgtype.EncodePlan }
+	return nil
+}
 
-// SetNext implements pgtype.WrappedEncodePlanNextSetter.
-func (p *encodeUUID) SetNext(next pgtype.EncodePlan) { p.next = next }
+// textsCodec adds []string to the codec of pgx.
+type textsCodec struct{ *pgtype.ArrayCodec }
+
+// PlanEncode implements pgtype.Codec.
+func (c textsCodec) PlanEncode(m *pgtype.Map, oid uint32, format int16, value any) pgtype.EncodePlan {
+	if _, ok := value.([]string); ok && format == pgtype.BinaryFormatCode {
+		return textsPlan{}
+	}
+
+	return c.ArrayCodec.PlanEncode(m, oid, format, value)
+}
+
+// textsPlan encodes a []string in the binary format of arrays: dimensions, whether there
+// are NULLs, the type, then the length and the lower bound of each dimension. nil is
+// NULL.
+type textsPlan struct{}
 
 // Encode implements pgtype.EncodePlan.
-func (p *encodeUUID) Encode(value any, buf []byte) ([]byte, error) {
-	switch id := value.(type) {
-	case uuid.UUID:
-		return p.next.Encode(bytes16(id), buf)
-	case *uuid.UUID:
-		return p.next.Encode(bytes16(*id), buf)
-	default:
-		return p.next.Encode(value, buf)
+func (textsPlan) Encode(value any, buf []byte) ([]byte, error) {
+	texts, ok := value.([]string)
+	if !ok {
+		return nil, fmt.Errorf("encoding %T as text[]", value)
 	}
+
+	if texts == nil {
+		return nil, nil
+	}
+
+	header := []int{1, 0, pgtype.TextOID, len(texts), 1}
+	if len(texts) == 0 {
+		header = []int{0, 0, pgtype.TextOID}
+	}
+
+	for _, n := range header {
+		buf = appendInt32(buf, n)
+	}
+
+	for _, text := range texts {
+		buf = append(appendInt32(buf, len(text)), text...)
+	}
+
+	return buf, nil
+}
+
+// appendInt32 appends n, which is the number of elements or bytes of a message that
+// Postgres takes, and so below 1 GB.
+func appendInt32(buf []byte, n int) []byte {
+	return binary.BigEndian.AppendUint32(buf, uint32(n)) //nolint:gosec // see above
 }

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -51,9 +52,43 @@ func TestUUIDsRoundTrip(t *testing.T) {
 		t.Errorf("arrays: got %s, %v", text, err)
 	}
 
+	var ids []uuid.UUID
+	if err := pool.QueryRow(t.Context(), `SELECT $1::uuid[]`, []uuid.UUID{id, uuid.Nil}).Scan(&ids); err != nil || !slices.Equal(ids, []uuid.UUID{id, uuid.Nil}) {
+		t.Errorf("arrays: got %s, %v", ids, err)
+	}
+
 	// Sent as text if the column is text.
 	if err := pool.QueryRow(t.Context(), `SELECT $1::text`, id.String()).Scan(&text); err != nil || text != id.String() {
 		t.Errorf("text: got %s, %v", text, err)
+	}
+}
+
+func TestArraysOfTextRoundTrip(t *testing.T) {
+	t.Parallel()
+
+	type named []string
+
+	pool := newPool(t)
+
+	for name, c := range map[string]struct {
+		value any
+		want  []string
+	}{
+		"several": {[]string{"", "a", "grün", `{"NULL",}`}, []string{"", "a", "grün", `{"NULL",}`}},
+		"one":     {[]string{"a"}, []string{"a"}},
+		"none":    {[]string{}, []string{}},
+		"nil":     {[]string(nil), nil},
+		"a type":  {named{"a", "b"}, []string{"a", "b"}},
+	} {
+		var got []string
+		if err := pool.QueryRow(t.Context(), `SELECT $1::text[]`, c.value).Scan(&got); err != nil || !slices.Equal(got, c.want) || (got == nil) != (c.want == nil) {
+			t.Errorf("%s: got %q, %v", name, got, err)
+		}
+	}
+
+	var text string
+	if err := pool.QueryRow(t.Context(), `SELECT ($1::text[])::text || cardinality($2::text[])`, []*string{nil}, []string{}).Scan(&text); err != nil || text != "{NULL}0" {
+		t.Errorf("NULL and empty: got %s, %v", text, err)
 	}
 }
 
