@@ -56,16 +56,18 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 }
 
 // ReadAll returns the events in at most limit positions above after, up to the
-// horizon, in order. It also returns the position to continue from, which is the
-// horizon once no events are left.
-func ReadAll(ctx context.Context, db postgres.Querier, after, horizon int64, limit int) (events []Event, next int64, err error) {
+// horizon, in order, of the streams whose names begin with prefix. It also returns the
+// position to continue from, which is the horizon once no events are left.
+func ReadAll(ctx context.Context, db postgres.Querier, prefix string, after, horizon int64, limit int) (events []Event, next int64, err error) {
 	next = min(horizon, after+int64(limit))
 	if next <= after {
 		return nil, after, nil
 	}
 
+	// No index has left(stream), so that the one on positions is used.
 	events, err = postgres.Collect(ctx, db, pgx.RowToStructByPos[Event], `
-		SELECT `+columns+` FROM events e WHERE position > $1 AND position <= $2 ORDER BY position`, after, next)
+		SELECT `+columns+` FROM events e
+		WHERE position > $1 AND position <= $2 AND left(stream, length($3)) = $3 ORDER BY position`, after, next, prefix)
 	if err != nil {
 		return nil, after, fmt.Errorf("reading events after position %d: %w", after, err)
 	}

@@ -23,6 +23,8 @@ type Projection struct {
 	// Tables lists the projection's tables, all in one schema. Only the projection
 	// writes to them.
 	Tables []string
+	// Streams is what the names of the projection's streams begin with; empty for all.
+	Streams string
 	// Apply applies events, in order, in tx. It must not qualify its tables with a
 	// schema, because a rebuild runs it on copies in another schema.
 	Apply func(ctx context.Context, tx pgx.Tx, events []Event) error
@@ -146,7 +148,7 @@ func (p *Projector) step(ctx context.Context, projection Projection, horizon int
 			return err
 		}
 
-		events, next, err := ReadAll(ctx, tx, position, horizon, followBatch)
+		events, next, err := ReadAll(ctx, tx, projection.Streams, position, horizon, followBatch)
 		if err != nil {
 			return err
 		}

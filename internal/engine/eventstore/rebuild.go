@@ -141,7 +141,7 @@ func copyProperties(ctx context.Context, tx pgx.Tx, from, to string) ([]string, 
 
 // apply applies one batch to the new tables, in tx.
 func (r *rebuild) apply(ctx context.Context, tx pgx.Tx, horizon int64) error {
-	events, next, err := ReadAll(ctx, tx, r.position, horizon, rebuildBatch)
+	events, next, err := ReadAll(ctx, tx, r.Streams, r.position, horizon, rebuildBatch)
 	if err != nil {
 		return err
 	}

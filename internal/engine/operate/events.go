@@ -34,7 +34,7 @@ func (o *Operator) EventPage(ctx context.Context, after int64, limit int) (event
 		return nil, after, err
 	}
 
-	return eventstore.ReadAll(ctx, o.Pool, after, horizon, limit)
+	return eventstore.ReadAll(ctx, o.Pool, "", after, horizon, limit)
 }
 
 // Events calls fn with each event after a position, in order. With follow it waits
@@ -59,7 +59,7 @@ func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn f
 }
 
 func (o *Operator) eventsUpTo(ctx context.Context, position, horizon int64, fn func(eventstore.Event) error) (int64, error) {
-	events, next, err := eventstore.ReadAll(ctx, o.Pool, position, horizon, eventBatch)
+	events, next, err := eventstore.ReadAll(ctx, o.Pool, "", position, horizon, eventBatch)
 
 	for _, e := range events {
 		if err := fn(e); err != nil {

@@ -159,6 +159,7 @@ func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error
 	return appendEvents(ctx, tx, changes)
 }
 
+// appendEvents stores the events of orders that are new or locked.
 func appendEvents(ctx context.Context, tx pgx.Tx, changes []Change) error {
 	var records []eventstore.Record
 
@@ -169,6 +170,7 @@ func appendEvents(ctx context.Context, tx pgx.Tx, changes []Change) error {
 				Version:   c.Order.Version - len(c.Events) + i + 1,
 				Data:      data,
 				MessageID: c.MessageID,
+				Held:      true,
 			})
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,7 +16,7 @@ import (
 
 // Projection maintains the table users.
 func Projection() eventstore.Projection {
-	return eventstore.Projection{Name: "users", Tables: []string{"users"}, Apply: project}
+	return eventstore.Projection{Name: "users", Tables: []string{"users"}, Streams: streamPrefix, Apply: project}
 }
 
 // row is a row of the table.
@@ -30,11 +29,6 @@ type row struct {
 
 // project applies events to the rows of their users.
 func project(ctx context.Context, tx pgx.Tx, events []eventstore.Event) error {
-	events = slices.DeleteFunc(slices.Clone(events), func(e eventstore.Event) bool { return !strings.HasPrefix(e.Stream, streamPrefix) })
-	if len(events) == 0 {
-		return nil
-	}
-
 	ids := postgres.Column(events, userOf)
 
 	rings, err := loadKeys(ctx, tx, selectKeys, ids)
