@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -113,6 +114,13 @@ func (textsPlan) Encode(value any, buf []byte) ([]byte, error) {
 	if len(texts) == 0 {
 		header = []int{0, 0, pgtype.TextOID}
 	}
+
+	size := 4 * len(header)
+	for _, text := range texts {
+		size += 4 + len(text)
+	}
+
+	buf = slices.Grow(buf, size)
 
 	for _, n := range header {
 		buf = appendInt32(buf, n)
