@@ -150,7 +150,9 @@ func TestForeignMessagesGetAStableID(t *testing.T) {
 
 	const own = "01890a5d-ac96-774b-bcce-b302099a8057"
 
-	identify := event.IdentifyMessage
+	identify := func(h event.Headers, native, coordinates string) uuid.UUID {
+		return event.IdentifyMessage(h, event.NativeID{ID: native}, coordinates)
+	}
 
 	if got := identify(event.Headers{event.HeaderWatermillID: own, event.HeaderID: "other"}, "x", "y"); got.String() != own {
 		t.Errorf("watermill's header: got %s", got)

@@ -91,29 +91,6 @@ func ForeignID(parts ...string) uuid.UUID {
 	return uuid.NewSHA1(namespace, []byte(strings.Join(parts, "\x00")))
 }
 
-// IdentifyMessage determines the ID of a message from, in this order, Watermill's
-// header, ce_id with ce_source, and nativeID (the AMQP message_id). Without any of
-// them it derives the ID from coordinates, which must be unique to the message and
-// stable across redeliveries. If those are empty too, the ID is random.
-func IdentifyMessage(h Headers, nativeID, coordinates string) uuid.UUID {
-	if id := h[HeaderWatermillID]; id != "" {
-		return parseOrDerive(id, "watermill")
-	}
-
-	if id := h[HeaderID]; id != "" {
-		return ForeignID("cloudevents", h[HeaderSource], id)
-	}
-
-	switch {
-	case nativeID != "":
-		return parseOrDerive(nativeID, "native")
-	case coordinates != "":
-		return ForeignID("origin", coordinates)
-	default:
-		return NewID()
-	}
-}
-
 // MetaOf reads the message's place in its conversation from its headers. It ignores
 // malformed values.
 func MetaOf(id uuid.UUID, h Headers) Meta {
@@ -140,16 +117,6 @@ func MetaOf(id uuid.UUID, h Headers) Meta {
 
 // traceParent matches a valid traceparent header (W3C Trace Context, section 3.2).
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
-
-func parseOrDerive(id, kind string) uuid.UUID {
-	if len(id) == 36 { // only the canonical form: other spellings are different IDs
-		if parsed, err := uuid.Parse(id); err == nil && parsed.String() == id {
-			return parsed
-		}
-	}
-
-	return ForeignID(kind, id)
-}
 
 // Fingerprint returns the first 8 bytes of the payload's SHA-256. It distinguishes a
 // redelivery from a different message with the same ID.

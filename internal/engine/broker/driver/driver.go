@@ -77,9 +77,9 @@ var ErrBlocked = errors.New("the broker accepts no messages")
 
 // Identity is what a broker knows about a message beyond its headers and payload.
 type Identity struct {
-	// NativeID is the broker's own message id, if it has one.
-	NativeID string
-	Key      string
+	// Native is the broker's own message id, if it has one.
+	Native event.NativeID
+	Key    string
 	// Origin tells operators where the message was read.
 	Origin string
 	// Coordinates identify the message across redeliveries. Empty if the broker has
@@ -103,7 +103,7 @@ func Received(headers event.Headers, id Identity, payload []byte) *message.Messa
 		}
 	}
 
-	msg := message.NewMessage(event.IdentifyMessage(headers, id.NativeID, id.Coordinates).String(), payload)
+	msg := message.NewMessage(event.IdentifyMessage(headers, id.Native, id.Coordinates).String(), payload)
 	msg.Metadata = message.Metadata(headers)
 	msg.Metadata[event.HeaderKey] = cmp.Or(id.Key, headers[HeaderPartitionKey])
 	msg.Metadata[event.HeaderOrigin] = id.Origin

@@ -70,7 +70,7 @@ func Unmarshal(delivery amqp091.Delivery) *message.Message {
 
 	origin := "rabbitmq:" + delivery.RoutingKey
 
-	id := driver.Identity{NativeID: delivery.MessageId, Origin: origin}
+	id := driver.Identity{Native: event.NativeID{ID: delivery.MessageId, Source: delivery.AppId}, Origin: origin}
 
 	return driver.Received(headers, id, delivery.Body)
 }
