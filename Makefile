@@ -50,6 +50,7 @@ test: verify services ## Check everything and run all tests, with the race detec
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
+	@go -C cmd/bench test ./...
 
 .PHONY: engine-alone
 engine-alone: services ## Test the engine in a copy of the repository without the shop
@@ -98,16 +99,12 @@ bin/bench:
 	@go -C cmd/bench build -o ../../bin/bench .
 
 .PHONY: bench
-bench: bin/bench ## Measure throughput and latency, compared with a naive service and with SQL alone
-	@. .local/bench/env && bin/bench
+bench: bin/bench ## Measure throughput, latency and memory against a naive service, FastStream and SQL alone; ONLY=REGEXP selects scenarios
+	@. .local/bench/env && bin/bench -only '$(ONLY)'
 
-.PHONY: bench-aged
-bench-aged: bin/bench ## Measure throughput with 10,000,000 inbox rows and an open transaction
-	@. .local/bench/env && bin/bench -suite aged -json .local/bench/aged.json
-
-.PHONY: bench-audit
-bench-audit: bin/bench ## Measure the audit of a database with 1,000,000 orders
-	@. .local/bench/env && bin/bench -suite audit -rounds 3 -json .local/bench/audit.json
+.PHONY: bench-full
+bench-full: bin/bench ## Also measure replicas, ten minutes of full load, old databases, rebuilds and audits; takes about an hour and a half
+	@. .local/bench/env && bin/bench -full
 
 .PHONY: image
 image: ## Build the container image

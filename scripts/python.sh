@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Installs the packages of scripts/python/requirements.txt for tests with other
-# producers and consumers, and prints the path of the Python interpreter.
+# Installs the packages of DIR/requirements.txt and prints the path of the Python
+# interpreter that has them.
+#   scripts/python.sh [DIR]
+# DIR is scripts/python by default: other producers and consumers, for tests.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"
 
-wanted=scripts/python/requirements.txt
-venv=.local/python
+dir=${1-scripts/python}
+wanted=$dir/requirements.txt
+venv=.local/$(basename "$dir")
 mkdir -p .local
 
 (
@@ -17,6 +20,6 @@ mkdir -p .local
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$wanted"
     cp "$wanted" "$venv/installed"
   fi
-) 9>.local/python.lock >&2
+) 9>"$venv.lock" >&2
 
 echo "$PWD/$venv/bin/python"

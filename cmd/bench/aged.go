@@ -9,22 +9,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
-// agedScenarios compare an empty database with one that has many inbox rows and a
-// transaction that stays open during the run.
-func (l *lab) agedScenarios() []scenario {
-	var all []scenario
-
-	for _, kind := range []string{broker.Embedded, broker.Kafka} {
-		all = append(all,
-			scenario{kind + " empty", func(ctx context.Context, w bool) (figures, error) { return l.throughput(ctx, kind, l.skus, w) }},
-			scenario{kind + " aged", func(ctx context.Context, w bool) (figures, error) { return l.throughputAged(ctx, kind, w) }},
-		)
-	}
-
-	return all
-}
-
-func (l *lab) throughputAged(ctx context.Context, kind string, warmup bool) (figures, error) {
+// newAgedSite returns a site with many old inbox rows.
+func (l *lab) newAgedSite(ctx context.Context, kind string) (*site, error) {
 	if l.aged == nil {
 		aged, err := l.newAged(ctx)
 		if err != nil {
@@ -34,24 +20,12 @@ func (l *lab) throughputAged(ctx context.Context, kind string, warmup bool) (fig
 		l.aged = aged
 	}
 
-	s, err := l.newSiteFrom(ctx, kind, l.skus, l.aged.name)
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-
-	release, err := s.hold(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-
-	return s.drain(ctx, "serve", l.skus, l.count(l.orders, warmup))
+	return l.newSiteFrom(ctx, kind, l.aged.name)
 }
 
 // newAged creates a database with inbox rows of the last days as a template.
 func (l *lab) newAged(ctx context.Context) (*site, error) {
-	s, err := l.newSite(ctx, broker.Embedded, 0)
+	s, err := l.newSite(ctx, broker.Embedded)
 	if err != nil {
 		return nil, err
 	}

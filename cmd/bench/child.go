@@ -66,7 +66,7 @@ func child(encoded string) error {
 
 	ready := func() { fmt.Println("ready") }
 
-	if spec.Role == "naive" {
+	if spec.Role == naiveRole {
 		return naive(ctx, cfg, logger, ready)
 	}
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,34 +14,60 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
-// cpu is the CPU time in seconds of this process, and of the servers that it uses with
-// all their processes. It is 0 for a server on another machine or in a container.
-type cpu struct{ bench, postgres, broker float64 }
+// usage is what has been used so far: the CPU time in seconds of this process, of the
+// replicas and of the servers that they use, with all their processes, and the bytes of
+// WAL. Other servers on the machine do not count. It is 0 for a server on another machine
+// or in a container.
+type usage struct{ bench, service, postgres, broker, wal float64 }
 
-func (c cpu) since(before cpu) cpu {
-	return cpu{c.bench - before.bench, c.postgres - before.postgres, c.broker - before.broker}
+func (u usage) since(before usage) usage {
+	return usage{
+		u.bench - before.bench, u.service - before.service, u.postgres - before.postgres, u.broker - before.broker, u.wal - before.wal,
+	}
 }
 
-// cpu returns the CPU time used so far.
-func (s *site) cpu() cpu {
-	running := processes()
-	now := cpu{bench: ownCPU()}
-
-	if address, err := url.Parse(string(s.cfg.Postgres.URL)); err == nil {
-		now.postgres = running.tree(listener(address.Port()))
+// per returns the figures of each of n messages.
+func (u usage) per(n float64) figures {
+	return figures{
+		cpuTotal: (u.service + u.postgres + u.broker) / n * 1000, cpuService: u.service / n * 1000,
+		cpuPostgres: u.postgres / n * 1000, cpuBroker: u.broker / n * 1000, walKB: u.wal / n / 1024,
 	}
+}
+
+// usage returns what has been used so far.
+func (s *site) usage(ctx context.Context) usage {
+	now := usage{bench: ownCPU()}
+	// 0 means that the request failed.
+	_ = s.pool.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8`).Scan(&now.wal)
+
+	running := processes()
+
+	for _, p := range s.replicas {
+		now.service += running.tree(p.pid())
+	}
+
+	now.postgres = running.tree(running.server(portOf(string(s.cfg.Postgres.URL))))
 
 	switch s.cfg.Broker.Kind {
 	case broker.Kafka:
-		_, port, _ := strings.Cut(s.cfg.Broker.Kafka.Brokers[0], ":")
-		now.broker = running.tree(listener(port))
+		now.broker = running.tree(running.server(portOf("kafka://" + s.cfg.Broker.Kafka.Brokers[0])))
 	case broker.RabbitMQ:
-		if address, err := url.Parse(string(s.cfg.Broker.RabbitMQ.URL)); err == nil {
-			now.broker = running.tree(listener(address.Port()))
-		}
+		now.broker = running.tree(running.server(portOf(string(s.cfg.Broker.RabbitMQ.URL))))
 	}
 
 	return now
+}
+
+// portOf returns the port of a URL, or 0.
+func portOf(address string) int {
+	parsed, err := url.Parse(address)
+	if err != nil {
+		return 0
+	}
+
+	port, _ := strconv.Atoi(parsed.Port())
+
+	return port
 }
 
 func ownCPU() float64 {
@@ -54,9 +81,10 @@ func ownCPU() float64 {
 	return seconds(usage.Utime) + seconds(usage.Stime)
 }
 
-// processTable maps the id of each process to its parent's and to its CPU time, which
-// includes that of its ended children.
+// processTable maps the id of each process to its name, its parent's id and its CPU time,
+// which includes that of its ended children.
 type processTable map[int]struct {
+	name   string
 	parent int
 	used   float64
 }
@@ -76,9 +104,10 @@ func processes() processTable {
 
 		// pid (name) state parent ...: utime, stime and those of ended children are the
 		// 12th to 15th after the name.
-		_, rest, _ := strings.Cut(string(stat), ") ")
+		start, rest, _ := strings.Cut(string(stat), ") ")
 		fields := strings.Fields(rest)
 		entry := table[0]
+		_, entry.name, _ = strings.Cut(start, " (")
 		entry.parent, _ = strconv.Atoi(fields[1])
 
 		for _, field := range fields[11:15] {
@@ -110,31 +139,28 @@ func (t processTable) tree(root int) float64 {
 	return used
 }
 
-// listener returns the process that listens on a port, or 0. Processes that inherited
-// the socket have higher numbers.
-func listener(port string) int {
-	number, err := strconv.Atoi(port)
-	if err != nil {
-		return 0
-	}
-
-	sockets := listening(fmt.Sprintf(":%04X", number))
-	first := 0
+// server returns the process that listens on a port, or 0: of the processes that share the
+// socket, the one that the others have inherited it from.
+func (t processTable) server(port int) int {
+	sockets := listening(fmt.Sprintf(":%04X", port))
+	shared := map[int]bool{}
 
 	links, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is valid
 	for _, link := range links {
-		target, err := os.Readlink(link)
-		if err != nil || !slices.Contains(sockets, target) {
-			continue
-		}
-
-		pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
-		if first == 0 || pid < first {
-			first = pid
+		if target, err := os.Readlink(link); err == nil && slices.Contains(sockets, target) {
+			pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
+			shared[pid] = true
 		}
 	}
 
-	return first
+	for pid := range shared {
+		// Docker's proxy listens for the server in a container.
+		if !shared[t[pid].parent] && t[pid].name != "docker-proxy" {
+			return pid
+		}
+	}
+
+	return 0
 }
 
 // listening returns the sockets that listen on a port, as links to them read.

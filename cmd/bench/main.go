@@ -1,20 +1,22 @@
-// Command bench measures throughput and latency of the order pipeline on each
-// broker. It compares them with the usual way to write such a service (naive) and
-// with the SQL alone (ceiling). Scenarios alternate, so that changes in the speed
-// of the machine affect all of them. It prints medians and their spread.
+// Command bench measures the throughput, latency and memory of the service on each
+// broker. It compares them with the usual way to write such a service in Go (naive) and
+// in Python (FastStream), and with the SQL alone (ceiling). Scenarios alternate, so that
+// changes in the speed of the machine affect all of them. It prints medians and their
+// spread as Markdown, in the sections of docs/benchmarks.md.
 //
 // `make bench` starts the servers that it requires.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/mattn/go-isatty"
 )
@@ -25,9 +27,10 @@ type settings struct {
 	rounds              int
 	skus                int
 	seconds             int
+	steady              time.Duration
 	events              int
 	inboxRows           int
-	suite               string
+	full                bool
 	only                string
 	jsonFile            string
 }
@@ -39,16 +42,17 @@ func main() {
 
 	var s settings
 
-	flag.IntVar(&s.orders, "orders", 20_000, "orders of a throughput run")
-	flag.IntVar(&s.naiveOrders, "naive-orders", 5_000, "orders of a naive run")
-	flag.IntVar(&s.rounds, "rounds", 5, "rounds; each runs every scenario once")
-	flag.IntVar(&s.skus, "skus", 500, "products, in a uniform run")
-	flag.IntVar(&s.seconds, "seconds", 8, "duration of a latency run")
+	flag.IntVar(&s.orders, "orders", 20_000, "messages of a throughput run")
+	flag.IntVar(&s.naiveOrders, "naive-orders", 5_000, "messages of a run that applies one at a time")
+	flag.IntVar(&s.rounds, "rounds", 3, "rounds; each runs every scenario once")
+	flag.IntVar(&s.skus, "skus", 500, "products")
+	flag.IntVar(&s.seconds, "seconds", 15, "duration of a latency run")
+	flag.DurationVar(&s.steady, "steady", 10*time.Minute, "duration of a run at steady full load")
 	flag.IntVar(&s.events, "events", 1_000_000, "events in the store of a rebuild; orders of an audit")
 	flag.IntVar(&s.inboxRows, "inbox-rows", 10_000_000, "old inbox rows of an aged database")
-	flag.StringVar(&s.suite, "suite", "pipeline", "pipeline, aged or audit")
-	flag.StringVar(&s.only, "only", "", "only scenarios whose name contains this, separated by commas")
-	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "file to write the result to, as JSON")
+	flag.BoolVar(&s.full, "full", false, "run all scenarios, not only the main ones")
+	flag.StringVar(&s.only, "only", "", "run the scenarios whose name this regular expression matches")
+	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "file to write all runs and ratios to")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -73,18 +77,21 @@ func run(ctx context.Context, s settings) error {
 	}
 	defer lab.close()
 
-	all, err := lab.scenarios()
+	chosen, err := selected(lab.scenarios(), s)
 	if err != nil {
 		return err
 	}
 
-	scenarios := selected(all, s.only)
-	results := newResults(scenarios)
+	results := newResults(chosen)
 
+	// Round 0 warms up the servers, above all the broker's JVM.
 	for round := 0; round <= s.rounds; round++ {
-		for i, scenario := range scenarios {
-			// Round 0 warms up the servers, above all the broker's JVM.
-			progress(round, s.rounds, i, len(scenarios), scenario.name)
+		for i, scenario := range chosen {
+			if scenario.once && round != 1 {
+				continue
+			}
+
+			progress(round, s.rounds, i, len(chosen), scenario.name)
 
 			figures, err := scenario.run(ctx, round == 0)
 			if err != nil {
@@ -101,54 +108,48 @@ func run(ctx context.Context, s settings) error {
 		fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
 	}
 
-	report := results.report(environment(s))
-
-	data, err := json.MarshalIndent(report, "", "  ")
-	if err != nil {
-		return err
-	}
-
-	if err := os.WriteFile(s.jsonFile, append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-
+	report := results.report(s)
 	report.print(os.Stdout)
-	fmt.Printf("\nAll runs: %s\n", s.jsonFile)
 
-	return nil
+	return report.write(s.jsonFile)
 }
 
 func progress(round, rounds, scenario, scenarios int, name string) {
-	label := fmt.Sprintf("round %d of %d", round, rounds)
+	label := fmt.Sprintf("round %d of %d, %d of %d: %s", round, rounds, scenario+1, scenarios, name)
 	if round == 0 {
-		label = "warming up"
+		label = fmt.Sprintf("warming up, %d of %d: %s", scenario+1, scenarios, name)
 	}
 
-	if !isatty.IsTerminal(os.Stderr.Fd()) {
-		fmt.Fprintf(os.Stderr, "%s: %s\n", label, name)
-
-		return
+	if isatty.IsTerminal(os.Stderr.Fd()) {
+		fmt.Fprintf(os.Stderr, "\r%-70s", label)
+	} else {
+		fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format(time.TimeOnly), label)
 	}
-
-	fmt.Fprintf(os.Stderr, "\r%-70s", fmt.Sprintf("%s, %d of %d: %s", label, scenario+1, scenarios, name))
 }
 
-func selected(all []scenario, only string) []scenario {
-	if only == "" {
-		return all
+// selected returns the scenarios that only matches, or without it the main ones or all.
+func selected(all []scenario, s settings) ([]scenario, error) {
+	only, err := regexp.Compile(s.only)
+	if err != nil {
+		return nil, fmt.Errorf("-only: %w", err)
 	}
 
-	var chosen []scenario
+	var (
+		chosen []scenario
+		names  []string
+	)
 
-	for _, s := range all {
-		for part := range strings.SplitSeq(only, ",") {
-			if strings.Contains(s.name, part) {
-				chosen = append(chosen, s)
+	for _, scenario := range all {
+		names = append(names, scenario.name)
 
-				break
-			}
+		if only.MatchString(scenario.name) && (s.only != "" || s.full || scenario.main) {
+			chosen = append(chosen, scenario)
 		}
 	}
 
-	return chosen
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("-only: no scenario matches %s; there are\n  %s", s.only, strings.Join(names, "\n  "))
+	}
+
+	return chosen, nil
 }

@@ -1,61 +1,127 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 )
 
-// results collects figures by scenario, in the order of the first round.
+// Figures of a run.
+const (
+	perSecond        = "per s"
+	batchSize        = "batch"
+	cpuTotal         = "CPU ms"
+	cpuService       = "CPU ms service"
+	cpuPostgres      = "CPU ms Postgres"
+	cpuBroker        = "CPU ms broker"
+	walKB            = "WAL KB"
+	rss              = "RSS MB"
+	peakRSS          = "peak RSS MB"
+	p50              = "p50 ms"
+	p95              = "p95 ms"
+	p99              = "p99 ms"
+	p50Created       = "p50 ms to the first commit"
+	rows             = "rows"
+	rebuildSeconds   = "rebuild s"
+	meanwhile        = "messages meanwhile"
+	auditSeconds     = "audit s"
+	generatedSeconds = "generated in s"
+)
+
+// section is a part of the report, with the scenarios whose name begins with its name. It
+// corresponds to a section of docs/benchmarks.md.
+type section struct {
+	name, title, unit string
+	columns           []string
+}
+
+func sections() []section {
+	costs := []string{perSecond, batchSize, cpuTotal, cpuService, cpuPostgres, cpuBroker, walKB, peakRSS}
+
+	steady := []string{perSecond, cpuTotal}
+	for _, slice := range []int{0, 1, steadySlices / 2, steadySlices - 1} {
+		steady = append(steady, rateIn(slice), rssIn(slice))
+	}
+
+	return []section{
+		{"throughput", "Throughput", "order", costs},
+		{"keys", "One partition, one key, one product", "message", costs},
+		{"domains", "Other domains on Kafka", "message", costs},
+		{"latency", "Latency from published to completed", "order", []string{p50, p95, p99, p50Created, cpuTotal, peakRSS}},
+		{"idle", "Idle", "second", []string{rss, cpuService, cpuPostgres, cpuBroker}},
+		{"steady", "Steady full load", "order", append(steady, peakRSS)},
+		{"replicas", "Replicas", "order", costs},
+		{"aged", "An old database", "order", costs},
+		{"rebuild", "Rebuilding a projection while messages arrive", "event", []string{rebuildSeconds, rows, perSecond, meanwhile}},
+		{"audit", "Audit", "order", []string{auditSeconds, rows, generatedSeconds}},
+	}
+}
+
+// results collects figures by scenario.
 type results struct {
-	order []string
-	runs  map[string][]figures
+	scenarios []scenario
+	runs      map[string][]figures
 }
 
 func newResults(scenarios []scenario) *results {
-	r := &results{runs: make(map[string][]figures)}
-	for _, s := range scenarios {
-		r.order = append(r.order, s.name)
-	}
-
-	return r
+	return &results{scenarios: scenarios, runs: make(map[string][]figures)}
 }
 
 func (r *results) add(name string, f figures) { r.runs[name] = append(r.runs[name], f) }
 
-// report is the result, as JSON and as a table.
+// report is the result, as JSON and as Markdown.
 type report struct {
-	Environment map[string]string `json:"environment"`
-	Scenarios   []measured        `json:"scenarios"`
+	Machine   string     `json:"machine"`
+	Go        string     `json:"go"`
+	Settings  string     `json:"settings"`
+	Date      string     `json:"date"`
+	Scenarios []measured `json:"scenarios"`
+	Ratios    []measured `json:"ratios"`
 }
 
+// measured is a scenario, or a ratio with the only figure "ratio".
 type measured struct {
 	Name    string             `json:"name"`
 	Medians map[string]float64 `json:"medians"`
 	Runs    []figures          `json:"runs"`
 }
 
-func (r *results) report(environment map[string]string) report {
-	out := report{Environment: environment}
+func (r *results) report(s settings) report {
+	out := report{
+		Machine: fmt.Sprintf("%d cores, %s", runtime.NumCPU(), cpuModel()),
+		Go:      runtime.Version(),
+		Settings: fmt.Sprintf("%d orders or messages (naive, FastStream and one key: %d), %d products, %d rounds; service, Postgres and broker on the same cores",
+			s.orders, s.naiveOrders, s.skus, s.rounds),
+		Date: time.Now().UTC().Format(time.DateOnly),
+	}
 
-	for _, name := range r.order {
-		m := measured{Name: name, Runs: r.runs[name], Medians: make(map[string]float64)}
-
-		if len(m.Runs) > 0 {
-			for figure := range m.Runs[0] {
-				m.Medians[figure] = spread(m.Runs, figure)[1]
-			}
+	for _, s := range r.scenarios {
+		if runs := r.runs[s.name]; len(runs) > 0 {
+			out.Scenarios = append(out.Scenarios, newMeasured(s.name, runs))
 		}
+	}
 
-		out.Scenarios = append(out.Scenarios, m)
+	for _, ratio := range ratios() {
+		if runs := ratio.of(r.runs); len(runs) > 0 {
+			out.Ratios = append(out.Ratios, newMeasured(ratio.name, runs))
+		}
 	}
 
 	return out
+}
+
+func newMeasured(name string, runs []figures) measured {
+	m := measured{Name: name, Runs: runs, Medians: make(map[string]float64)}
+	for figure := range runs[0] {
+		m.Medians[figure] = spread(runs, figure)[1]
+	}
+
+	return m
 }
 
 // spread returns minimum, median and maximum of a figure.
@@ -70,48 +136,79 @@ func spread(runs []figures, name string) [3]float64 {
 	return [3]float64{values[0], values[len(values)/2], values[len(values)-1]}
 }
 
-func (r report) print(w io.Writer) {
-	for _, key := range []string{"machine", "go", "settings", "date"} {
-		fmt.Fprintf(w, "%s: %s\n", key, r.Environment[key])
+func (r report) write(path string) error {
+	data, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
 	}
 
-	r.table(w, "Throughput (median, with the slowest and the fastest run)", "orders/s",
-		"orders/s", "batch", "CPU ms/order", "service", "postgres", "broker", "WAL KB/order", "RSS MB")
-	r.table(w, "Latency from published to completed (median over runs, with spread)", "p50 ms",
-		"p50 ms", "p95 ms", "p99 ms", "first tx p50 ms", "RSS MB")
-	r.table(w, "Throughput of the other domains, on Kafka", "messages/s",
-		"messages/s", "batch", "CPU ms/message", "service", "postgres", "broker", "RSS MB")
-	r.table(w, "Rebuilding a projection while messages arrive", "rebuild s", "rebuild s", "events", "events/s", "messages meanwhile")
-	r.table(w, "Audit of a healthy database", "audit s", "audit s", "orders", "generated in s")
-	r.ratios(w)
+	fmt.Fprintf(os.Stderr, "\nAll runs: %s\n", path)
+
+	return os.WriteFile(path, append(data, '\n'), 0o600)
 }
 
-// table prints the scenarios that have a figure.
-func (r report) table(w io.Writer, title, key string, columns ...string) {
-	if !slices.ContainsFunc(r.Scenarios, func(m measured) bool { _, ok := m.Medians[key]; return ok }) {
+// print writes Markdown.
+func (r report) print(w io.Writer) {
+	fmt.Fprintf(w, "%s; %s; %s; %s. Median, with the lowest and the highest.\n", r.Machine, r.Go, r.Settings, r.Date)
+
+	if len(r.Ratios) > 0 {
+		fmt.Fprint(w, "\n## Ratios\n\n| of the same round | |\n|---|---|\n")
+
+		for _, m := range r.Ratios {
+			fmt.Fprintf(w, "| %s | %s |\n", m.Name, cell(m.Runs, "ratio"))
+		}
+	}
+
+	for _, s := range sections() {
+		r.table(w, s)
+	}
+}
+
+// table prints the scenarios of a section.
+func (r report) table(w io.Writer, s section) {
+	var found []measured
+
+	for _, m := range r.Scenarios {
+		if strings.HasPrefix(m.Name, s.name+"/") {
+			found = append(found, m)
+		}
+	}
+
+	if len(found) == 0 {
 		return
 	}
 
-	fmt.Fprintf(w, "\n%s\n\n", title)
+	fmt.Fprintf(w, "\n## %s\n\n|", s.title)
 
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "scenario\t%s\n", strings.Join(columns, "\t"))
-
-	for _, s := range r.Scenarios {
-		if _, ok := s.Medians[key]; !ok {
-			continue
-		}
-
-		fmt.Fprint(t, s.Name)
-
-		for _, column := range columns {
-			fmt.Fprintf(t, "\t%s", cell(s.Runs, column))
-		}
-
-		fmt.Fprintln(t)
+	for _, column := range s.columns {
+		fmt.Fprintf(w, " | %s", s.heading(column))
 	}
 
-	_ = t.Flush() // to the terminal
+	fmt.Fprintf(w, " |\n|---%s|\n", strings.Repeat("|---", len(s.columns)))
+
+	for _, m := range found {
+		fmt.Fprintf(w, "| %s", strings.TrimPrefix(m.Name, s.name+"/"))
+
+		for _, column := range s.columns {
+			fmt.Fprintf(w, " | %s", cell(m.Runs, column))
+		}
+
+		fmt.Fprintln(w, " |")
+	}
+}
+
+// heading names what a figure is per.
+func (s section) heading(figure string) string {
+	switch figure {
+	case perSecond:
+		return s.unit + "s/s"
+	case cpuTotal, walKB:
+		return figure + "/" + s.unit
+	case cpuService, cpuPostgres, cpuBroker:
+		return strings.Replace(figure, "ms", "ms/"+s.unit, 1)
+	default:
+		return figure
+	}
 }
 
 func cell(runs []figures, column string) string {
@@ -120,69 +217,22 @@ func cell(runs []figures, column string) string {
 	}
 
 	s := spread(runs, column)
-	format := "%.0f (%.0f-%.0f)"
+	format := "%.0f"
 
-	if s[1] < 20 {
-		format = "%.1f (%.1f-%.1f)"
+	switch {
+	case s[1] < 10:
+		format = "%.2f"
+	case s[1] < 100:
+		format = "%.1f"
 	}
 
-	if s[1] < 2 {
-		format = "%.2f (%.2f-%.2f)"
+	if len(runs) > 1 {
+		format = fmt.Sprintf("%[1]s (%[1]s-%[1]s)", format)
+
+		return fmt.Sprintf(format, s[1], s[0], s[2])
 	}
 
-	return fmt.Sprintf(format, s[1], s[0], s[2])
-}
-
-// ratios compare runs of the same round, which had the same conditions.
-func (r report) ratios(w io.Writer) {
-	fmt.Fprint(w, "\nRatios of throughput (median of the ratios round by round, with spread)\n\n")
-
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-
-	for _, pair := range [][2]string{
-		{"kafka uniform", "kafka naive"}, {"rabbitmq uniform", "rabbitmq naive"}, {"embedded uniform", "ceiling"},
-		{"kafka users", "kafka users naive"}, {"kafka legacy", "kafka legacy naive"}, {"kafka analytics", "kafka analytics naive"},
-		{"embedded aged", "embedded empty"}, {"kafka aged", "kafka empty"},
-		{"embedded hot", "embedded uniform"}, {"kafka hot", "kafka uniform"}, {"rabbitmq hot", "rabbitmq uniform"},
-	} {
-		if ratios := r.paired(pair[0], pair[1]); len(ratios) > 0 {
-			fmt.Fprintf(t, "%s / %s\t%s\n", pair[0], pair[1], cell(ratios, "ratio"))
-		}
-	}
-
-	_ = t.Flush() // to the terminal
-}
-
-func (r report) paired(a, b string) []figures {
-	var first, second []figures
-
-	for _, s := range r.Scenarios {
-		switch s.Name {
-		case a:
-			first = s.Runs
-		case b:
-			second = s.Runs
-		}
-	}
-
-	var ratios []figures
-	for i := range min(len(first), len(second)) {
-		ratios = append(ratios, figures{"ratio": rate(first[i]) / rate(second[i])})
-	}
-
-	return ratios
-}
-
-// rate returns the throughput of a run in any unit.
-func rate(f figures) float64 { return max(f["orders/s"], f["messages/s"]) }
-
-func environment(s settings) map[string]string {
-	return map[string]string{
-		"machine":  fmt.Sprintf("%d cores, %s", runtime.NumCPU(), cpuModel()),
-		"go":       runtime.Version(),
-		"settings": fmt.Sprintf("%d orders (naive: %d), %d SKUs, %d rounds, service, Postgres and broker on the same cores", s.orders, s.naiveOrders, s.skus, s.rounds),
-		"date":     time.Now().UTC().Format(time.DateOnly),
-	}
+	return fmt.Sprintf(format, s[1])
 }
 
 func cpuModel() string {

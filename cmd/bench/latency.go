@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// latency measures the time from publishing an order to the commit that completes it, at
+// a steady rate.
+func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (figures, error) {
+	s, err := l.newSite(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	load := orders(l.skus)
+	if err := load.prepare(ctx, s, 0); err != nil {
+		return nil, err
+	}
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer from.close()
+
+	if err := s.start(ctx, serveRole, 1); err != nil {
+		return nil, err
+	}
+
+	n := rate * l.seconds
+	if warmup {
+		n = rate
+	}
+
+	before := s.usage(ctx)
+
+	if err := from.publishSteadily(ctx, n, rate, l.skus); err != nil {
+		return nil, err
+	}
+
+	if err := s.applied(ctx, load, n); err != nil {
+		return nil, err
+	}
+
+	f := s.usage(ctx).since(before).per(float64(n))
+
+	if f[peakRSS], err = s.stop(); err != nil {
+		return nil, err
+	}
+
+	completed, err := s.latencies(ctx, `pg_xact_commit_timestamp(xmin)`)
+	if err != nil {
+		return nil, err
+	}
+
+	// The part up to the first transaction.
+	created, err := s.latencies(ctx, `created_at`)
+	f[p50Created], f[p50], f[p95], f[p99] = quantile(created, 0.50), quantile(completed, 0.50), quantile(completed, 0.95), quantile(completed, 0.99)
+
+	return f, err
+}
+
+// latencies returns the sorted latencies until an SQL expression in milliseconds. It
+// ignores the first second, in which connections are opened.
+func (s *site) latencies(ctx context.Context, until string) ([]float64, error) {
+	rows, err := s.pool.Query(ctx, `
+		WITH done AS (
+			SELECT split_part(id, '-', 1)::float8 / 1e6 AS due, extract(epoch FROM `+until+`)::float8 AS at FROM orders
+		)
+		SELECT (at - due) * 1000 FROM done WHERE due >= (SELECT min(due) + 1 FROM done)`)
+	if err != nil {
+		return nil, err
+	}
+
+	list, err := pgx.CollectRows(rows, pgx.RowTo[float64])
+	slices.Sort(list)
+
+	return list, err
+}
+
+func quantile(sorted []float64, q float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}

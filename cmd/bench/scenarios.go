@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
+)
+
+// scenario is one measurement. Its name is that of its section in the report, a slash and
+// its name there.
+type scenario struct {
+	name string
+	run  func(ctx context.Context, warmup bool) (figures, error)
+	// main is true for the scenarios that run unless others are asked for.
+	main bool
+	// once is true for scenarios that take too long for several rounds.
+	once bool
+}
+
+// brokers are the kinds of brokers.
+func brokers() []string { return []string{broker.Embedded, broker.Kafka, broker.RabbitMQ} }
+
+func (l *lab) scenarios() []scenario {
+	all := l.throughputs()
+	all = append(all, l.keys()...)
+	all = append(all, l.domains()...)
+	all = append(all, l.latencies()...)
+	all = append(all, l.memories()...)
+	all = append(all, l.replicas()...)
+
+	return append(all, l.olds()...)
+}
+
+// throughputs compare the order process on each broker with others who do the same.
+func (l *lab) throughputs() []scenario {
+	n, naive := l.orders, l.naiveOrders
+
+	return []scenario{
+		{name: "throughput/embedded", main: true, run: l.embedded},
+		{name: "throughput/ceiling", main: true, run: l.ceiling},
+		l.drain("throughput/kafka", trial{kind: broker.Kafka, load: orders(l.skus), n: n}).asMain(),
+		l.drain("throughput/kafka naive", trial{kind: broker.Kafka, load: orders(l.skus), n: naive, role: naiveRole, partitions: naiveInHand}).asMain(),
+		l.drain("throughput/kafka FastStream", trial{kind: broker.Kafka, load: guideOrders(l.skus), n: naive, role: fastStreamRole}).asMain(),
+		l.drain("throughput/rabbitmq", trial{kind: broker.RabbitMQ, load: orders(l.skus), n: n}).asMain(),
+		l.drain("throughput/rabbitmq naive", trial{kind: broker.RabbitMQ, load: orders(l.skus), n: naive, role: naiveRole}).asMain(),
+	}
+}
+
+// keys concentrate the load on one partition, key or product. "uniform keys" is what to
+// compare one key with: the same messages of many keys.
+func (l *lab) keys() []scenario {
+	all := []scenario{
+		l.drain("keys/kafka one partition", trial{kind: broker.Kafka, load: orders(l.skus), n: l.orders, partitions: 1}).asMain(),
+		l.drain("keys/kafka uniform keys", trial{kind: broker.Kafka, load: updates(l.orders), n: l.orders}).asMain(),
+		l.drain("keys/kafka one key", trial{kind: broker.Kafka, load: updates(1), n: l.naiveOrders}).asMain(),
+	}
+
+	for _, kind := range brokers() {
+		all = append(all, l.drain("keys/"+kind+" one product", trial{kind: kind, load: orders(1), n: l.orders}))
+	}
+
+	return all
+}
+
+// domains measure the other domains on Kafka.
+func (l *lab) domains() []scenario {
+	var all []scenario
+
+	for _, d := range []load{users(), analyticsEvents(), legacyUsers()} {
+		for _, s := range []scenario{
+			l.drain("domains/"+d.name, trial{kind: broker.Kafka, load: d, n: l.orders}),
+			l.drain("domains/"+d.name+" naive", trial{kind: broker.Kafka, load: d, n: l.naiveOrders, role: naiveRole, partitions: naiveInHand}),
+		} {
+			s.main = d.name != "legacy users"
+			all = append(all, s)
+		}
+	}
+
+	return all
+}
+
+// rates are the orders per second of latency runs.
+func rates() []int { return []int{50, 400} }
+
+func (l *lab) latencies() []scenario {
+	var all []scenario
+
+	for _, rate := range rates() {
+		for _, kind := range brokers() {
+			all = append(all, scenario{
+				name: fmt.Sprintf("latency/%s %d per s", kind, rate), main: true,
+				run: func(ctx context.Context, warmup bool) (figures, error) { return l.latency(ctx, kind, rate, warmup) },
+			})
+		}
+	}
+
+	return all
+}
+
+func (l *lab) memories() []scenario {
+	var all []scenario
+
+	for _, kind := range brokers() {
+		all = append(all, scenario{
+			name: "idle/" + kind, main: true,
+			run: func(ctx context.Context, _ bool) (figures, error) { return l.idle(ctx, kind) },
+		})
+	}
+
+	for _, kind := range brokers() {
+		all = append(all, scenario{
+			name: "steady/" + kind, once: true,
+			run: func(ctx context.Context, _ bool) (figures, error) { return l.steadyLoad(ctx, kind) },
+		})
+	}
+
+	return all
+}
+
+func (l *lab) replicas() []scenario {
+	var all []scenario
+
+	for _, kind := range brokers() {
+		for n := 1; n <= 3; n++ {
+			all = append(all, scenario{
+				name: fmt.Sprintf("replicas/%s %d", kind, n),
+				run:  func(ctx context.Context, warmup bool) (figures, error) { return l.replicated(ctx, kind, n, warmup) },
+			})
+		}
+	}
+
+	return all
+}
+
+// olds measure databases with a past.
+func (l *lab) olds() []scenario {
+	var all []scenario
+
+	for _, kind := range []string{broker.Embedded, broker.Kafka} {
+		all = append(all,
+			l.drain("aged/"+kind+" empty", trial{kind: kind, load: orders(l.skus), n: l.orders}),
+			l.drain("aged/"+kind+" aged", trial{kind: kind, load: orders(l.skus), n: l.orders, aged: true}),
+		)
+	}
+
+	return append(all,
+		scenario{name: "rebuild/users", run: l.rebuild, once: true},
+		scenario{name: "audit/orders", run: l.audited, once: true},
+	)
+}
+
+// asMain returns the scenario as a main one.
+func (s scenario) asMain() scenario {
+	s.main = true
+
+	return s
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Roles of the process that applies messages.
+const (
+	serveRole      = "serve"
+	naiveRole      = "naive"
+	fastStreamRole = "FastStream"
+)
+
+// trial is a throughput run.
+type trial struct {
+	kind string // of the broker
+	load load
+	n    int // messages
+	// role is serveRole if empty.
+	role string
+	// partitions of the Kafka topics; 0 is the default.
+	partitions int32
+	// aged is true to run on the database with old inbox rows.
+	aged bool
+}
+
+// drain returns a scenario of messages that are on the topic before the service starts,
+// from the first commit to the last.
+func (l *lab) drain(name string, t trial) scenario {
+	return scenario{name: name, run: func(ctx context.Context, warmup bool) (figures, error) {
+		if warmup {
+			t := t
+			t.n = max(t.n/5, 100)
+
+			return l.try(ctx, t)
+		}
+
+		return l.try(ctx, t)
+	}}
+}
+
+// embedded is the scenario of the embedded broker. The ceiling runs in its batches.
+func (l *lab) embedded(ctx context.Context, warmup bool) (figures, error) {
+	f, err := l.drain("", trial{kind: brokers()[0], load: orders(l.skus), n: l.orders}).run(ctx, warmup)
+	if err == nil {
+		l.batch = max(1, int(f[batchSize]))
+	}
+
+	return f, err
+}
+
+func (l *lab) try(ctx context.Context, t trial) (figures, error) {
+	s, err := l.siteOf(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	if t.aged {
+		release, err := s.hold(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
+
+	if t.partitions > 0 {
+		s.cfg.Broker.Kafka.Partitions = t.partitions
+	}
+
+	if err := s.preload(ctx, t); err != nil {
+		return nil, err
+	}
+
+	before := s.usage(ctx)
+
+	if err := s.start(ctx, t.role, 1); err != nil {
+		return nil, err
+	}
+
+	return s.measure(ctx, t, 0, before)
+}
+
+func (l *lab) siteOf(ctx context.Context, t trial) (*site, error) {
+	if !t.aged {
+		return l.newSite(ctx, t.kind)
+	}
+
+	return l.newAgedSite(ctx, t.kind)
+}
+
+// preload publishes the messages of a trial.
+func (s *site) preload(ctx context.Context, t trial) error {
+	if t.load.prepare != nil {
+		if err := t.load.prepare(ctx, s, t.n); err != nil {
+			return err
+		}
+	}
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+
+	return from.publishAll(ctx, 0, t.n, t.load.message)
+}
+
+// begin records the start of the measurement, for the loads.
+func (s *site) begin(ctx context.Context) error {
+	_, err := s.pool.Exec(ctx, `DROP TABLE IF EXISTS bench_start; CREATE TABLE bench_start AS SELECT clock_timestamp() AS at`)
+
+	return err
+}
+
+// measure waits until the messages of a trial are applied, besides earlier ones, and stops
+// the service.
+func (s *site) measure(ctx context.Context, t trial, earlier int, before usage) (figures, error) {
+	if err := s.applied(ctx, t.load, earlier+t.n); err != nil {
+		return nil, err
+	}
+
+	used, batch := s.usage(ctx).since(before), s.meanBatch(ctx)
+
+	peak, err := s.stop()
+	if err != nil {
+		return nil, err
+	}
+
+	var elapsed float64
+	if err := s.pool.QueryRow(ctx, t.load.elapsed).Scan(&elapsed); err != nil {
+		return nil, err
+	}
+
+	f := used.per(float64(t.n))
+	f[perSecond], f[batchSize], f[peakRSS] = float64(t.n)/elapsed, batch, peak
+
+	return f, nil
+}
+
+// patience is how long no message may be applied before a run fails.
+const patience = time.Minute
+
+// applied waits until n messages are applied.
+func (s *site) applied(ctx context.Context, l load, n int) error {
+	last, at := 0, time.Now()
+
+	return until(ctx, func() (bool, error) {
+		done, err := s.done(ctx, l)
+		if done > last {
+			last, at = done, time.Now()
+		}
+
+		if err == nil && time.Since(at) > patience {
+			err = fmt.Errorf("%d of %d messages were applied, and none for %s", done, n, patience)
+		}
+
+		return done >= n, err
+	})
+}
+
+// done returns how many messages are applied.
+func (s *site) done(ctx context.Context, l load) (n int, err error) {
+	err = s.pool.QueryRow(ctx, l.done).Scan(&n)
+
+	return n, err
+}
+
+// replicated measures replicas that run when the orders arrive: one that joins takes
+// partitions from the others.
+func (l *lab) replicated(ctx context.Context, kind string, replicas int, warmup bool) (figures, error) {
+	t := trial{kind: kind, load: orders(l.skus), n: l.orders}
+	if warmup {
+		t.n = max(t.n/5, 100)
+	}
+
+	s, err := l.newSite(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+
+	if err := t.load.prepare(ctx, s, t.n); err != nil {
+		return nil, err
+	}
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer from.close()
+
+	if err := s.start(ctx, serveRole, replicas); err != nil {
+		return nil, err
+	}
+
+	// The first orders open connections, while the replicas divide the work.
+	first := max(l.orders/20, 50)
+
+	if err := from.publishAll(ctx, 0, first, t.load.message); err != nil {
+		return nil, err
+	}
+
+	if err := s.applied(ctx, t.load, first); err != nil {
+		return nil, err
+	}
+
+	time.Sleep(settle)
+
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+
+	before := s.usage(ctx)
+
+	if err := from.publishAll(ctx, first, first+t.n, t.load.message); err != nil {
+		return nil, err
+	}
+
+	return s.measure(ctx, t, first, before)
+}
+
+// settle is how long replicas have to divide partitions and shards.
+const settle = 3 * time.Second
