@@ -34,9 +34,10 @@ import (
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(
 		wire.FieldsOf(new(config.Config), "Postgres", "Broker", "Consumer", "Inbox", "Outbox", "Payment", "Failed", "Fulfilment",
-			"User", "Notification", "Analytics", "Upkeep", "Health", "HTTP"),
+			"User", "Notification", "Analytics", "Upkeep", "Health", "HTTP", "Traces"),
 		config.Warnings,
 		telemetry.NewRegistry,
+		telemetry.NewTracer,
 		postgres.NewPool,
 		broker.NewSet,
 		failed.NewStore,

@@ -53,8 +53,15 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	breakerSet := breaker.NewSet(logger, registry)
 	outboxConfig := cfg.Outbox
 	relay := outbox.NewRelay(outboxConfig, pool, logger, registry)
-	router, err := consumer.NewRouter(consumerConfig, pool, store, breakerSet, relay, logger, registry)
+	tracesConfig := cfg.Traces
+	tracer, cleanup2, err := telemetry.NewTracer(tracesConfig, logger)
 	if err != nil {
+		cleanup()
+		return nil, nil, err
+	}
+	router, err := consumer.NewRouter(consumerConfig, pool, store, breakerSet, relay, tracer, logger, registry)
+	if err != nil {
+		cleanup2()
 		cleanup()
 		return nil, nil, err
 	}
@@ -67,6 +74,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 		Relay:        relay,
 		Failed:       store,
 		Dependencies: breakerSet,
+		Tracer:       tracer,
 		Registry:     registry,
 		Warnings:     warnings,
 	}
@@ -76,6 +84,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	paymentConfig := cfg.Payment
 	gateway, err := payment.NewGateway(paymentConfig, pool)
 	if err != nil {
+		cleanup2()
 		cleanup()
 		return nil, nil, err
 	}
@@ -91,6 +100,7 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	directory := account.NewDirectory(userService)
 	notificationService, err := notification.NewService(notificationConfig, pool, directory, logger)
 	if err != nil {
+		cleanup2()
 		cleanup()
 		return nil, nil, err
 	}
@@ -123,10 +133,12 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	server := httpapi.NewServer(httpapiConfig, healthConfig, logger, registry)
 	appService, err := app.NewService(engine, domains, appUpkeep, server, logger)
 	if err != nil {
+		cleanup2()
 		cleanup()
 		return nil, nil, err
 	}
 	return appService, func() {
+		cleanup2()
 		cleanup()
 	}, nil
 }

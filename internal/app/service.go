@@ -28,6 +28,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/span"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/account"
@@ -59,6 +60,7 @@ type Engine struct {
 	Relay        *outbox.Relay
 	Failed       *failed.Store
 	Dependencies *breaker.Set
+	Tracer       *span.Tracer
 	Registry     *prometheus.Registry
 	Warnings     check.Warnings
 }
@@ -280,7 +282,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 
 // target describes conn to the relay.
 func (s *Service) target(conn *broker.Conn) outbox.Target {
-	target := outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}
+	target := outbox.Target{Publisher: s.Tracer.Publisher(conn.Kind(), conn.Publisher()), Lanes: conn.Lanes()}
 
 	if s.observe != nil {
 		target.Publisher = observed{Publisher: target.Publisher, observe: s.observe}

@@ -42,21 +42,22 @@ import (
 
 // Config is the whole configuration.
 type Config struct {
-	Postgres     postgres.Config      `koanf:"postgres"`
-	Broker       broker.Config        `koanf:"broker"`
-	Consumer     consumer.Config      `koanf:"consumer"`
-	Inbox        inbox.Config         `koanf:"inbox"`
-	Outbox       outbox.Config        `koanf:"outbox"`
-	Payment      payment.Config       `koanf:"payment"`
-	Failed       failed.Config        `koanf:"failed"`
-	Fulfilment   fulfilment.Config    `koanf:"fulfilment"`
-	User         user.Config          `koanf:"user"`
-	Notification notification.Config  `koanf:"notification"`
-	Analytics    analytics.Config     `koanf:"analytics"`
-	Upkeep       upkeep.Config        `koanf:"upkeep"`
-	Health       httpapi.HealthConfig `koanf:"health"`
-	HTTP         httpapi.Config       `koanf:"http"`
-	Log          telemetry.Config     `koanf:"log"`
+	Postgres     postgres.Config        `koanf:"postgres"`
+	Broker       broker.Config          `koanf:"broker"`
+	Consumer     consumer.Config        `koanf:"consumer"`
+	Inbox        inbox.Config           `koanf:"inbox"`
+	Outbox       outbox.Config          `koanf:"outbox"`
+	Payment      payment.Config         `koanf:"payment"`
+	Failed       failed.Config          `koanf:"failed"`
+	Fulfilment   fulfilment.Config      `koanf:"fulfilment"`
+	User         user.Config            `koanf:"user"`
+	Notification notification.Config    `koanf:"notification"`
+	Analytics    analytics.Config       `koanf:"analytics"`
+	Upkeep       upkeep.Config          `koanf:"upkeep"`
+	Health       httpapi.HealthConfig   `koanf:"health"`
+	HTTP         httpapi.Config         `koanf:"http"`
+	Log          telemetry.Config       `koanf:"log"`
+	Traces       telemetry.TracesConfig `koanf:"traces"`
 }
 
 // Default returns the defaults.
@@ -77,6 +78,7 @@ func Default() Config {
 		Health:       httpapi.DefaultHealthConfig(),
 		HTTP:         httpapi.DefaultConfig(),
 		Log:          telemetry.DefaultConfig(),
+		Traces:       telemetry.DefaultTracesConfig(),
 	}
 }
 
@@ -85,7 +87,7 @@ func (c Config) Validate() error {
 	return errors.Join(c.Postgres.Validate(), c.Broker.Validate(), c.Consumer.Validate(),
 		c.Inbox.Validate(), c.Outbox.Validate(), c.Payment.Validate(), c.Failed.Validate(), c.Fulfilment.Validate(),
 		c.User.Validate(), c.Notification.Validate(), c.Analytics.Validate(), c.Upkeep.Validate(),
-		c.Health.Validate(), c.HTTP.Validate(), c.apart(), c.Log.Validate())
+		c.Health.Validate(), c.HTTP.Validate(), c.apart(), c.Log.Validate(), c.Traces.Validate())
 }
 
 // apart returns an error if two listeners have the same address.

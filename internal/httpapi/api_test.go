@@ -94,7 +94,7 @@ func newRig(t *testing.T) *rig {
 	dependencies := breaker.NewSet(logger, registry)
 
 	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, store, dependencies,
-		outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), logger, registry)
+		outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), nil, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}

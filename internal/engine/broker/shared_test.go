@@ -56,7 +56,7 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 	cfg.RetryInterval, cfg.ParkInterval, cfg.ParkMaxInterval = time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
 	cfg.ParkAttempts = 1000
 
-	router, err := consumer.NewRouter(cfg, pool, failed.NewStore(failed.DefaultConfig(), pool), breaker.NewSet(logger, registry), relay, logger, registry)
+	router, err := consumer.NewRouter(cfg, pool, failed.NewStore(failed.DefaultConfig(), pool), breaker.NewSet(logger, registry), relay, nil, logger, registry)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/span"
 )
 
 // ErrStopping aborts work on a message because the service is stopping. The message
@@ -211,12 +212,16 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	started := time.Now()
 	repeated := started.Sub(time.Unix(0, a.repeats.Load())) < expectRepeats
 
+	spans := a.router.tracer.Transact(a.consumer, postgres.Column(units, func(u *unit[E]) *span.Span { return u.from.span }))
+
 	caused, err := a.attempt(ctx, units, repeated)
 	if errors.Is(err, inbox.ErrClaimed) {
 		a.repeats.Store(started.UnixNano())
 
 		caused, err = a.attempt(ctx, units, true)
 	}
+
+	spans.End(err != nil)
 
 	if err != nil {
 		return err

@@ -69,7 +69,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 
 	needs := breaker.NewSet(logger, registry)
 
-	router, err := consumer.NewRouter(cfg, pool, failures, needs, relay, logger, registry)
+	router, err := consumer.NewRouter(cfg, pool, failures, needs, relay, nil, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}

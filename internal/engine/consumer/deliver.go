@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/scrub"
+	"github.com/millracehq/millrace/internal/engine/span"
 )
 
 // delivery is one message on its way to one consumer. It is immutable after
@@ -29,6 +31,10 @@ type delivery struct {
 	route *Route
 	msg   *message.Message
 	id    uuid.UUID
+	// meta identifies the message to its handler.
+	meta event.Meta
+	// span is the span of the delivery, or nil if the message is not traced.
+	span *span.Span
 	// entry is the failed message being retried, or nil if a broker delivered the
 	// message.
 	entry *failed.Entry
@@ -61,10 +67,16 @@ type delivery struct {
 }
 
 // newDelivery decodes msg for a consumer.
-func newDelivery(session context.Context, route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
+func (r *Router) newDelivery(session context.Context, route *Route, msg *message.Message, entry *failed.Entry, shared bool) *delivery {
 	d := &delivery{
 		session: session, route: route, msg: msg, id: messageID(msg), entry: entry, shared: shared, maxWait: maxWaitBroker,
 	}
+
+	d.meta = event.MetaOf(d.id, d.headers())
+	d.span = r.tracer.Deliver(d.meta, span.Delivery{
+		Consumer: route.Consumer, Topic: route.Topic, Origin: msg.Metadata.Get(event.HeaderOrigin), Bytes: len(msg.Payload),
+	})
+	d.span.Identify(&d.meta)
 
 	if entry != nil {
 		d.failures = entry.Attempts
@@ -119,6 +131,16 @@ func (d *delivery) loggable(f fate) string {
 	}
 
 	return f.err.Error()
+}
+
+// failure describes an error of an attempt for its span. Both are empty if there is
+// none.
+func (d *delivery) failure(err error) (reason, text string) {
+	if d.span == nil || err == nil || isReturn(err) {
+		return "", ""
+	}
+
+	return string(reasonOf(err)), scrub.Text(d.loggable(fate{err: err}))
 }
 
 // outcome is the result of a delivery.
@@ -305,7 +327,7 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 // report counts a fate, and logs it unless the message was applied.
 func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	log := func(level slog.Level, text string, attrs ...slog.Attr) {
-		attrs = append([]slog.Attr{slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID)}, attrs...)
+		attrs = slices.Concat([]slog.Attr{slog.String("consumer", d.route.Consumer), slog.String("message_id", d.msg.UUID)}, attrs, event.TraceAttrs(d.meta.Trace))
 		r.logger.LogAttrs(context.Background(), level, text, append(attrs, slog.String("error", d.loggable(f)))...)
 	}
 
@@ -325,6 +347,9 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	case f.outcome == parked && !isReturn(f.err):
 		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}
+
+	reason, text := d.failure(f.err)
+	d.span.End(string(f.outcome), reason, text)
 
 	r.metrics.messages.WithLabelValues(d.route.Consumer, d.route.Topic, string(f.outcome)).Inc()
 	r.metrics.handle.WithLabelValues(d.route.Consumer).Observe(took.Seconds())
@@ -371,14 +396,14 @@ func (r *Router) deliverAll(session context.Context, routes []*Route, msg *messa
 
 	for i, route := range routes {
 		if len(routes) == 1 {
-			fates[i] = r.deliver(newDelivery(session, route, msg, nil, false))
+			fates[i] = r.deliver(r.newDelivery(session, route, msg, nil, false))
 
 			break
 		}
 
 		own := msg.Copy()
 		own.SetContext(msg.Context())
-		group.Go(func() { fates[i] = r.deliver(newDelivery(session, route, own, nil, true)) })
+		group.Go(func() { fates[i] = r.deliver(r.newDelivery(session, route, own, nil, true)) })
 	}
 
 	group.Wait()

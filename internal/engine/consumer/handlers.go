@@ -133,7 +133,10 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 		}
 
 		err = r.bounded(func(ctx context.Context) (err error) {
+			ctx, span := d.span.Effect(ctx, d.route.Consumer)
 			value, err = protect(func() (R, error) { return effect.Perform(ctx, e) })
+			reason, text := d.failure(err)
+			span.End("", reason, text)
 
 			return err
 		})
@@ -233,7 +236,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 				return err
 			}
 
-			e := event.Event[P]{Meta: event.MetaOf(d.id, d.headers()), Payload: payload}
+			e := event.Event[P]{Meta: d.meta, Payload: payload}
 			d.claim = inbox.Entry{
 				ID: e.ID, Fingerprint: event.Fingerprint(d.msg.Payload), Correlation: e.Correlation, Causation: e.Causation,
 			}

@@ -194,7 +194,7 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 func (r *Router) retry(ctx context.Context, key failed.Key, head failed.Head, ahead bool) fate {
 	defer r.gate.leave()
 
-	d := newDelivery(context.Background(), r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false)
+	d := r.newDelivery(context.Background(), r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false)
 	d.waited, d.ahead = head.Awaited, ahead
 
 	f := r.deliver(d)

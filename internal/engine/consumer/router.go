@@ -29,6 +29,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/span"
 	"github.com/millracehq/millrace/internal/telemetry"
 )
 
@@ -41,6 +42,7 @@ type Router struct {
 	dependencies *breaker.Set
 	postgres     *breaker.Breaker
 	relay        *outbox.Relay
+	tracer       *span.Tracer
 	logger       *slog.Logger
 	metrics      *metrics
 	routes       []*Route
@@ -96,10 +98,10 @@ func (r *Route) key(payload []byte) string {
 }
 
 // NewRouter returns a router without routes. It wakes relay after commits, and learns
-// from it which topics are not published.
+// from it which topics are not published. Messages have no spans if tracer is nil.
 func NewRouter(
 	cfg Config, pool *pgxpool.Pool, failures *failed.Store, dependencies *breaker.Set,
-	relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry,
+	relay *outbox.Relay, tracer *span.Tracer, logger *slog.Logger, registry *prometheus.Registry,
 ) (*Router, error) {
 	perTopic, err := cfg.perTopic()
 	if err != nil {
@@ -120,6 +122,7 @@ func NewRouter(
 		dependencies: dependencies,
 		postgres:     dependencies.Get(postgres.Dependency),
 		relay:        relay,
+		tracer:       tracer,
 		logger:       logger,
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),

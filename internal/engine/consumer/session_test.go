@@ -96,7 +96,7 @@ func startHanding(t *testing.T) *handled {
 	h := &handled{handing: &handing{out: make(chan *watermill.Message)}}
 
 	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool),
-		breaker.NewSet(logger, registry), outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), logger, registry)
+		breaker.NewSet(logger, registry), outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), nil, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}

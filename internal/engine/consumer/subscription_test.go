@@ -65,7 +65,7 @@ func TestASubscriptionThatEndsEndsTheService(t *testing.T) {
 	pool, logger, registry := pgtest.New(t), pgtest.Logger(t), prometheus.NewRegistry()
 
 	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool), breaker.NewSet(logger, registry),
-		outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), logger, registry)
+		outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), nil, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestATopicThatIsNotPublishedIsStalled(t *testing.T) {
 	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
 
 	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool), breaker.NewSet(logger, registry),
-		relay, logger, registry)
+		relay, nil, logger, registry)
 	if err != nil {
 		t.Fatal(err)
 	}

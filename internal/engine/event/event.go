@@ -33,8 +33,10 @@ type Meta struct {
 	// Causation is the ID of the message whose handling caused this one, or
 	// the zero UUID for the first message of a conversation.
 	Causation uuid.UUID
-	// Trace is the W3C traceparent of the message, if it has one.
-	Trace string
+	// Trace is the W3C traceparent of what follows from the message: the span of its
+	// delivery, or what the message carries if it is not traced here. TraceState goes
+	// with it.
+	Trace, TraceState string
 	// Overdue is true once the message has waited as long as it may for another one
 	// that it depends on; see Await.
 	Overdue bool
@@ -69,7 +71,7 @@ func (e Event[P]) Then(p Payload) Outgoing {
 // Then returns an event with payload p, caused by message m.
 func (m Meta) Then(p Payload) Outgoing {
 	return Outgoing{
-		Meta:    Meta{ID: NewID(), Correlation: m.Correlation, Causation: m.ID, Trace: m.Trace},
+		Meta:    Meta{ID: NewID(), Correlation: m.Correlation, Causation: m.ID, Trace: m.Trace, TraceState: m.TraceState},
 		Payload: p,
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"strings"
 
@@ -56,8 +57,10 @@ const (
 	HeaderContentType = "content-type"
 	HeaderCorrelation = "correlation_id"
 	HeaderCausation   = "causation_id"
-	// HeaderTraceParent is defined by W3C Trace Context.
+	// These are defined by W3C Trace Context, and with ce_ by the distributed tracing
+	// extension of CloudEvents.
 	HeaderTraceParent = "traceparent"
+	HeaderTraceState  = "tracestate"
 )
 
 // Source is the CloudEvents source of all messages that Millrace publishes.
@@ -104,9 +107,9 @@ func MetaOf(id uuid.UUID, h Headers) Meta {
 		meta.Causation = causation
 	}
 
-	for _, name := range []string{HeaderTraceParent, CloudEventsPrefix + HeaderTraceParent} {
-		if value := h[name]; traceParent.MatchString(value) {
-			meta.Trace = value
+	for _, prefix := range []string{"", CloudEventsPrefix} {
+		if value := h[prefix+HeaderTraceParent]; value != "" && traceParent.MatchString(value) {
+			meta.Trace, meta.TraceState = value, h[prefix+HeaderTraceState]
 
 			break
 		}
@@ -117,6 +120,16 @@ func MetaOf(id uuid.UUID, h Headers) Meta {
 
 // traceParent matches a valid traceparent header (W3C Trace Context, section 3.2).
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+// TraceAttrs returns the IDs of a traceparent for the log, or nothing if it is empty.
+func TraceAttrs(traceParent string) []slog.Attr {
+	parts := strings.Split(traceParent, "-")
+	if len(parts) != 4 {
+		return nil
+	}
+
+	return []slog.Attr{slog.String("trace_id", parts[1]), slog.String("span_id", parts[2])}
+}
 
 // Fingerprint returns the first 8 bytes of the payload's SHA-256. It distinguishes a
 // redelivery from a different message with the same ID.

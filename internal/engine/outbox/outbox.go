@@ -77,7 +77,12 @@ func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 			return err
 		}
 
-		r.add(e.Payload.Topic(), e.Payload.Key(), e.Meta, nil, payload, e.Delay)
+		var headers event.Headers
+		if e.TraceState != "" {
+			headers = event.Headers{event.HeaderTraceState: e.TraceState}
+		}
+
+		r.add(e.Payload.Topic(), e.Payload.Key(), e.Meta, headers, payload, e.Delay)
 	}
 
 	return r.insert(ctx, tx)

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -25,6 +26,15 @@ type row struct {
 	Payload     []byte
 	Trace       *string
 	CreatedAt   time.Time
+}
+
+// traceAttrs returns the trace of the row for the log.
+func (r row) traceAttrs() []slog.Attr {
+	if r.Trace == nil {
+		return nil
+	}
+
+	return event.TraceAttrs(*r.Trace)
 }
 
 // rowColumns are the fields of row, in order.

@@ -61,8 +61,8 @@ func (f *refusals) take() (seqs []int64, whys []string) {
 
 // refuseMessage sets a message aside that the broker refuses.
 func (r *link) refuseMessage(failed row, refusal *driver.RefusedError) {
-	r.logger.Warn("the broker refuses a message; see `millrace refused list`",
-		slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", refusal.Err))
+	r.logger.LogAttrs(context.Background(), slog.LevelWarn, "the broker refuses a message; see `millrace refused list`",
+		append(failed.traceAttrs(), slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", refusal.Err))...)
 
 	r.refusals.add(failed.Seq, event.Text(scrub.Text(refusal.Err.Error())))
 	r.stuck.remove(failed.Topic) // the broker takes messages of the topic

@@ -609,8 +609,8 @@ func (r *link) backOff(ctx context.Context, failed row, err error) {
 
 	if stuck {
 		r.stuck.add(failed.Topic, err)
-		r.logger.Warn("message cannot be published; later messages of its key are blocked",
-			slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))
+		r.logger.LogAttrs(ctx, slog.LevelWarn, "message cannot be published; later messages of its key are blocked",
+			append(failed.traceAttrs(), slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))...)
 	}
 
 	time.AfterFunc(backoff.Jitter(wait), func() {

@@ -339,8 +339,8 @@ func spelled(word string) string {
 // reason, and an unavailable server is an event.UnavailableError.
 func (s *Service) SendEmail(ctx context.Context, e event.Event[EmailDue]) (answer string, err error) {
 	if s.mailer == nil {
-		s.logger.Info("e-mail not sent; set notification.email.host to send e-mails",
-			slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()))
+		s.logger.LogAttrs(ctx, slog.LevelInfo, "e-mail not sent; set notification.email.host to send e-mails",
+			append(event.TraceAttrs(e.Trace), slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()))...)
 
 		return "logged: notification.email.host is not set", nil
 	}
@@ -362,8 +362,9 @@ func (s *Service) PostWebhook(ctx context.Context, e event.Event[WebhookDue]) (a
 }
 
 // WriteLog writes a notification to the log.
-func (s *Service) WriteLog(_ context.Context, e event.Event[LogDue]) (answer string, err error) {
-	s.logger.Info("notification", slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()))
+func (s *Service) WriteLog(ctx context.Context, e event.Event[LogDue]) (answer string, err error) {
+	s.logger.LogAttrs(ctx, slog.LevelInfo, "notification",
+		append(event.TraceAttrs(e.Trace), slog.String("user_id", e.Payload.UserID), slog.String("message_id", e.ID.String()))...)
 
 	return "logged", nil
 }

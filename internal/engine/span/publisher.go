@@ -1,0 +1,81 @@
+package span
+
+import (
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// Publisher makes spans of messages that a relay publishes: of their time in the
+// outbox, from their creation on the database's clock to the attempt that succeeds, and
+// of each attempt. The messages carry the span of their attempt to the next hop.
+func (t *Tracer) Publisher(system string, publisher message.Publisher) message.Publisher {
+	if t == nil || t.tracer == nil {
+		return publisher
+	}
+
+	return tracingPublisher{Publisher: publisher, tracer: t, system: system}
+}
+
+type tracingPublisher struct {
+	message.Publisher
+
+	tracer *Tracer
+	system string
+}
+
+// Publish implements message.Publisher.
+func (p tracingPublisher) Publish(topic string, messages ...*message.Message) error {
+	for _, msg := range messages {
+		if err := p.publish(topic, msg); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+func (p tracingPublisher) publish(topic string, msg *message.Message) error {
+	correlation, _ := uuid.Parse(msg.Metadata[event.HeaderCorrelation]) // the relay sets it
+
+	if !p.tracer.samples(msg.Metadata[event.HeaderTraceParent], correlation) {
+		return p.Publisher.Publish(topic, msg)
+	}
+
+	id, _ := uuid.Parse(msg.UUID)
+	meta := event.MetaOf(id, event.Headers(msg.Metadata))
+	parent := p.tracer.context(meta)
+	attributes := trace.WithAttributes(append(messaging(p.system, topic, meta), semconv.MessagingMessageBodySize(len(msg.Payload)))...)
+	started := time.Now()
+
+	ctx, send := p.tracer.tracer.Start(parent, "send "+topic, attributes, trace.WithSpanKind(trace.SpanKindProducer), trace.WithTimestamp(started),
+		trace.WithAttributes(semconv.MessagingOperationTypeSend, semconv.MessagingOperationName("send")))
+	defer send.End()
+
+	// The headers are the message's own: the relay builds a message for each attempt.
+	propagation.TraceContext{}.Inject(ctx, propagation.MapCarrier(msg.Metadata))
+
+	if err := p.Publisher.Publish(topic, msg); err != nil {
+		send.SetStatus(codes.Error, err.Error())
+
+		return err
+	}
+
+	if meta.Trace == "" { // the trace begins with the attempt
+		parent = ctx
+	}
+
+	if created, err := time.Parse(time.RFC3339Nano, msg.Metadata[event.HeaderTime]); err == nil && created.Before(started) {
+		_, waited := p.tracer.tracer.Start(parent, "outbox "+topic, attributes, trace.WithTimestamp(created))
+		waited.End(trace.WithTimestamp(started))
+	}
+
+	return nil
+}
