@@ -89,8 +89,8 @@ fuzz: ## Fuzz each decoder for FUZZTIME
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: soak
-soak: build ## Kill the service repeatedly while 10,000 orders arrive twice, on Kafka and RabbitMQ
-	@scripts/soak.sh kafka && scripts/soak.sh rabbitmq
+soak: build ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK has flags of scripts/soak
+	@scripts/soak.sh kafka $(SOAK) && scripts/soak.sh rabbitmq $(SOAK)
 
 # cmd/bench is a separate module, so that the product does not depend on it.
 .PHONY: bin/bench

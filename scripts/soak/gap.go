@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// maxGap is how long a rolling restart may keep a partition from being consumed.
+const maxGap = 3 * time.Second
+
+// application is when a record was written and when it was applied.
+type application struct{ written, applied time.Time }
+
+// longestGap returns the longest time in which at least one of the records of a
+// partition had been written, and none was applied.
+func longestGap(list []application) (longest time.Duration) {
+	list = slices.SortedFunc(slices.Values(list), func(a, b application) int { return a.applied.Compare(b.applied) })
+
+	// oldest[i] is when the oldest of the records that are applied from i on was written.
+	oldest := make([]time.Time, len(list))
+
+	for i, a := range slices.Backward(list) {
+		oldest[i] = a.written
+		if i+1 < len(list) && oldest[i+1].Before(a.written) {
+			oldest[i] = oldest[i+1]
+		}
+	}
+
+	for i, a := range list {
+		since := oldest[i]
+		if i > 0 && list[i-1].applied.After(since) {
+			since = list[i-1].applied
+		}
+
+		longest = max(longest, a.applied.Sub(since))
+	}
+
+	return longest
+}
+
+// applications returns when the records of a partition were written and applied.
+func applications(ctx context.Context, db *pgxpool.Pool, list []record) ([]application, error) {
+	ids := make([]uuid.UUID, len(list))
+	written := make(map[uuid.UUID]time.Time, len(list))
+
+	for i, r := range list {
+		ids[i] = r.id
+
+		if _, repeated := written[r.id]; !repeated {
+			written[r.id] = r.at
+		}
+	}
+
+	rows, err := db.Query(ctx, `SELECT message_id, applied_at FROM inbox WHERE consumer = $1 AND message_id = ANY($2)`,
+		consumers[list[0].topic], ids)
+	if err != nil {
+		return nil, err
+	}
+
+	var (
+		found   []application
+		id      uuid.UUID
+		applied time.Time
+	)
+
+	_, err = pgx.ForEachRow(rows, []any{&id, &applied}, func() error {
+		found = append(found, application{written: written[id], applied: applied})
+
+		return nil
+	})
+
+	return found, err
+}

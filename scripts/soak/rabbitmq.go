@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// rabbitmq is a producer, a reader of queues that nobody consumes, and an observer of
+// queues.
+type rabbitmq struct {
+	control []string
+	conn    *amqp.Connection
+	channel *amqp.Channel
+}
+
+func openRabbitMQ(address, control string) (*rabbitmq, error) {
+	conn, err := amqp.Dial(address)
+	if err != nil {
+		return nil, err
+	}
+
+	channel, err := conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+
+	return &rabbitmq{control: strings.Fields(control), conn: conn, channel: channel}, channel.Confirm(false)
+}
+
+// publish sends messages to the queues directly, and waits until they are confirmed.
+func (r *rabbitmq) publish(ctx context.Context, list []outgoing) error {
+	confirmations := make([]*amqp.DeferredConfirmation, len(list))
+
+	for i, o := range list {
+		message := amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(o.payload)}
+		if o.id != uuid.Nil {
+			message.MessageId = o.id.String()
+		}
+
+		var err error
+		if confirmations[i], err = r.channel.PublishWithDeferredConfirm("", o.topic, true, false, message); err != nil {
+			return err
+		}
+	}
+
+	for i, c := range confirmations {
+		if taken, err := c.WaitContext(ctx); err != nil || !taken {
+			return fmt.Errorf("rabbitmq did not take a message of topic %s: %w", list[i].topic, err)
+		}
+	}
+
+	return nil
+}
+
+// rebalance closes some of the service's connections. RabbitMQ then delivers what was
+// not acknowledged to whoever consumes.
+func (r *rabbitmq) rebalance(ctx context.Context, random *rand.Rand) (string, error) {
+	listed, err := r.run(ctx, "list_connections", "pid", "client_properties")
+	if err != nil {
+		return "", err
+	}
+
+	var pids []string
+
+	for lines := bufio.NewScanner(bytes.NewReader(listed)); lines.Scan(); {
+		if pid, properties, ok := strings.Cut(lines.Text(), "\t"); ok && strings.Contains(properties, "millrace ") {
+			pids = append(pids, pid)
+		}
+	}
+
+	if len(pids) == 0 {
+		return "", fmt.Errorf("the service has no connections: %s", listed)
+	}
+
+	random.Shuffle(len(pids), func(i, j int) { pids[i], pids[j] = pids[j], pids[i] })
+	pids = pids[:1+random.IntN(min(2, len(pids)))] // rabbitmqctl takes a second for each
+
+	for _, pid := range pids {
+		// It fails if the connection has ended by itself in the meantime.
+		if _, err := r.run(ctx, "close_connection", pid, "soak"); err != nil && ctx.Err() != nil {
+			return "", err
+		}
+	}
+
+	return fmt.Sprintf("%d connections were closed", len(pids)), nil
+}
+
+func (r *rabbitmq) run(ctx context.Context, args ...string) ([]byte, error) {
+	out, err := exec.CommandContext(ctx, r.control[0], append(r.control[1:len(r.control):len(r.control)], args...)...).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("rabbitmqctl %s: %w: %s", args[0], err, out)
+	}
+
+	return out, nil
+}
+
+// queue returns how many messages of a queue are ready, and how many consumers it has.
+func (r *rabbitmq) queue(name string) (ready, consumers int, err error) {
+	q, err := r.channel.QueueDeclarePassive(name, true, false, false, false, nil)
+
+	return q.Messages, q.Consumers, err
+}
+
+// abandoned waits until RabbitMQ has noticed that nobody consumes the queue, and returns
+// how many messages are in it. All of them are ready then, because what was not
+// acknowledged has been given back.
+func (r *rabbitmq) abandoned(ctx context.Context, name string) (messages int, err error) {
+	err = until(ctx, "the end of the consumers of queue "+name, func() (bool, error) {
+		var consumers int
+
+		messages, consumers, err = r.queue(name)
+
+		return consumers == 0, err
+	})
+
+	return messages, err
+}
+
+// backlog returns how many messages of consumed topics are ready.
+func (r *rabbitmq) backlog(context.Context) (int, error) {
+	sum := 0
+
+	for topic := range consumers {
+		ready, _, err := r.queue(topic)
+		if err != nil {
+			return 0, err
+		}
+
+		sum += ready
+	}
+
+	return sum, nil
+}
+
+// published takes all messages from the queue of a topic that nobody consumes.
+func (r *rabbitmq) published(ctx context.Context, topic string) ([]record, error) {
+	messages, err := r.abandoned(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+
+	channel, err := r.conn.Channel()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = channel.Close() }()
+
+	deliveries, err := channel.Consume(topic, "", true, true, false, false, nil)
+	if err != nil {
+		return nil, err
+	}
+
+	var list []record
+
+	for len(list) < messages {
+		select {
+		case d, open := <-deliveries:
+			if !open {
+				return nil, errors.New("rabbitmq closed the channel while queue " + topic + " was read")
+			}
+
+			id, _ := uuid.Parse(d.MessageId)
+			list = append(list, record{place: place{topic: topic}, offset: int64(len(list)), id: id, value: d.Body})
+		case <-time.After(patience):
+			return nil, fmt.Errorf("queue %s gave %d of %d messages", topic, len(list), messages)
+		}
+	}
+
+	return list, nil
+}
+
+func (r *rabbitmq) close() { _ = r.conn.Close() }

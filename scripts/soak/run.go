@@ -1,0 +1,600 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+)
+
+// broker is what a run does with Kafka or RabbitMQ.
+type broker interface {
+	// publish returns when the broker has confirmed all messages.
+	publish(ctx context.Context, list []outgoing) error
+	// rebalance takes what replicas have in hand away from them, and says how.
+	rebalance(ctx context.Context, random *rand.Rand) (string, error)
+	// backlog returns how many messages of consumed topics are not acknowledged.
+	backlog(ctx context.Context) (int, error)
+	// published returns what is on a topic, in order per key.
+	published(ctx context.Context, topic string) ([]record, error)
+	close()
+}
+
+// products is how many products the orders are for.
+const products = 10
+
+// run is one run with one broker.
+type run struct {
+	options
+
+	db     *pgxpool.Pool
+	random *rand.Rand
+	fleet  *fleet
+	report *report
+	began  time.Time
+
+	broker broker
+	sent   []outgoing
+	killed int
+
+	// Only on Kafka.
+	kafka   *kafka
+	offsets *offsets
+	// Only on RabbitMQ: acknowledgements that were not recorded.
+	rabbitmq *rabbitmq
+	unacked  []string
+	moments  int
+}
+
+func (r *run) sayf(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s %4.0fs  %s\n", r.kind, time.Since(r.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// prepare migrates the database, starts the first replicas and connects to the broker.
+func (r *run) prepare(ctx context.Context) (err error) {
+	migrate := exec.CommandContext(ctx, r.service, "migrate", "up")
+	migrate.Env = r.fleet.environment
+
+	if out, err := migrate.CombinedOutput(); err != nil {
+		return fmt.Errorf("migrating: %w: %s", err, out)
+	}
+
+	// A fifth of the orders finds no stock.
+	if _, err := r.db.Exec(ctx, `INSERT INTO stock (product_id, supplied, available)
+		SELECT 'soak_' || i, $1, $1 FROM generate_series(0, $2 - 1) AS i`, r.orders*8/10/products, products); err != nil {
+		return err
+	}
+
+	first := r.replicas
+	if r.kind == "rabbitmq" {
+		first = 1 // a queue with several consumers has no order
+	}
+
+	if err := r.fleet.start(ctx, first); err != nil {
+		return err
+	}
+
+	switch r.kind {
+	case "kafka":
+		r.kafka, err = openKafka(r.address)
+		r.broker, r.offsets = r.kafka, &offsets{kafka: r.kafka, db: r.db, proven: map[place]int64{}}
+	case "rabbitmq":
+		r.rabbitmq, err = openRabbitMQ(r.address, r.control)
+		r.broker = r.rabbitmq
+	default:
+		err = fmt.Errorf("broker %q, expected kafka or rabbitmq", r.kind)
+	}
+
+	return err
+}
+
+// all runs all phases and checks.
+func (r *run) all(ctx context.Context) error {
+	work, ctx := errgroup.WithContext(ctx)
+	watching, done := context.WithCancel(ctx)
+
+	if r.offsets != nil {
+		work.Go(func() error { return r.offsets.watch(watching) })
+	}
+
+	work.Go(func() error {
+		defer done()
+
+		if r.kafka != nil {
+			return r.onKafka(ctx)
+		}
+
+		return r.onRabbitMQ(ctx)
+	})
+
+	if err := work.Wait(); err != nil {
+		return err
+	}
+
+	return r.check(context.WithoutCancel(ctx))
+}
+
+func (r *run) onKafka(ctx context.Context) error {
+	load := newLoad("soak", sizes{orders: r.orders, users: r.users, updates: r.updates, products: products, early: true}, r.random)
+
+	if err := r.disturbed(ctx, anonymous(load), r.kills); err != nil {
+		return err
+	}
+
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+
+	if err := r.restart(ctx); err != nil {
+		return err
+	}
+
+	return r.finish(ctx)
+}
+
+// onRabbitMQ sends what needs order while there is one replica, and the rest when there
+// are several: RabbitMQ gives up order between the consumers of a queue.
+func (r *run) onRabbitMQ(ctx context.Context) error {
+	half := r.orders / 2
+
+	ordered := newLoad("soak", sizes{orders: half, users: r.users, updates: r.updates, products: products, early: true}, r.random)
+	if err := r.disturbed(ctx, ordered, r.kills/2); err != nil {
+		return err
+	}
+
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+
+	if err := r.fleet.start(ctx, r.replicas-1); err != nil {
+		return err
+	}
+
+	r.sayf("%d replicas from now on", r.replicas)
+
+	shared := newLoad("shared", sizes{orders: r.orders - half, products: products}, r.random)
+	if err := r.disturbed(ctx, shared, r.kills-r.kills/2); err != nil {
+		return err
+	}
+
+	return r.finish(ctx)
+}
+
+// disturbed sends a load, and meanwhile kills replicas and forces rebalances.
+func (r *run) disturbed(ctx context.Context, load []outgoing, kills int) error {
+	// Which replicas are killed together is decided first, so that the load can be spread
+	// over all rounds. Often one is killed, sometimes two.
+	var rounds []int
+
+	for left := kills; left > 0; left -= rounds[len(rounds)-1] {
+		rounds = append(rounds, min(1+r.random.IntN(min(2, len(r.fleet.running))), left))
+	}
+
+	r.sayf("sending %s messages in %d rounds", grouped(len(load)), len(rounds))
+
+	for i, victims := range rounds {
+		chunk := load[len(load)*i/len(rounds) : len(load)*(i+1)/len(rounds)]
+		if err := r.round(ctx, chunk, victims); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// round sends a part of the load in two halves. While the first is being applied, it
+// forces a rebalance; while the second is, it kills replicas.
+func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err error) {
+	var how string
+
+	if err := r.amid(ctx, chunk[:len(chunk)/2], func() (err error) {
+		how, err = r.broker.rebalance(ctx, r.random)
+
+		return err
+	}); err != nil {
+		return err
+	}
+
+	if err := r.amid(ctx, chunk[len(chunk)/2:], func() error {
+		for range victims {
+			r.fleet.kill(r.random.IntN(len(r.fleet.running)))
+			r.killed++
+		}
+
+		applied, err := r.applied(ctx)
+		r.sayf("kill %d of %d with %s of %s applied; before, %s", r.killed, r.kills, grouped(applied), grouped(expect(r.sent).units()), how)
+
+		return err
+	}); err != nil {
+		return err
+	}
+
+	return errors.Join(r.compareTotals(ctx), r.fleet.start(ctx, victims))
+}
+
+// amid sends messages, and does something when some of them have been applied.
+func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) error {
+	before, err := r.applied(ctx) // keys of earlier rounds may still wait
+	if err != nil {
+		return err
+	}
+
+	added := expect(list).units()
+	r.sent = append(r.sent, list...)
+
+	var sending errgroup.Group
+
+	sending.Go(func() error { return r.broker.publish(ctx, list) })
+
+	err = r.reach(ctx, before+int(0.6*r.random.Float64()*float64(added)))
+	if err == nil {
+		err = disturb()
+	}
+
+	return errors.Join(err, sending.Wait())
+}
+
+// compareTotals compares what RabbitMQ has given away with what is recorded, while no
+// replica runs: an id that is not recorded must still be in its queue.
+func (r *run) compareTotals(ctx context.Context) error {
+	if r.rabbitmq == nil || len(r.fleet.running) > 0 {
+		return nil
+	}
+
+	r.moments++
+
+	for topic, ids := range expect(r.sent).ids {
+		ready, err := r.rabbitmq.abandoned(ctx, topic)
+		if err != nil {
+			return err
+		}
+
+		open, err := unrecorded(ctx, r.db, consumers[topic], ids)
+		if err != nil {
+			return err
+		}
+
+		if len(open) > ready {
+			r.unacked = append(r.unacked, fmt.Sprintf("after kill %d, %d messages of %s were not recorded, and %d were in the queue", r.killed, len(open), topic, ready))
+		}
+	}
+
+	return nil
+}
+
+// restart restarts one replica after the other, as an orchestrator does, under a steady
+// load, and measures for how long partitions were not consumed.
+func (r *run) restart(ctx context.Context) error {
+	load := newLoad("rolled", sizes{orders: r.rate * 60, users: 40, updates: r.rate * 60 / 40, products: products}, r.random)
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+
+	begin := map[place]int64{}
+
+	for topic := range consumers {
+		ends, err := r.kafka.ends(topic)
+		if err != nil {
+			return err
+		}
+
+		maps.Copy(begin, ends)
+	}
+
+	r.sayf("rolling restart at %d messages a second", r.rate)
+
+	sent := 0
+
+	go func() {
+		var err error
+
+		for tick := time.NewTicker(50 * time.Millisecond); err == nil && sent < len(load); <-tick.C {
+			select {
+			case <-stop:
+				stopped <- nil
+
+				return
+			default:
+			}
+
+			next := min(sent+r.rate/20, len(load))
+			err = r.broker.publish(ctx, load[sent:next])
+			sent = next
+		}
+
+		stopped <- err
+	}()
+
+	for i := range r.replicas {
+		if err := errors.Join(r.pause(ctx), r.fleet.stop(0), r.fleet.start(ctx, 1)); err != nil {
+			return err
+		}
+
+		r.sayf("replica %d of %d restarted", i+1, r.replicas)
+	}
+
+	if err := r.pause(ctx); err != nil {
+		return err
+	}
+
+	close(stop)
+
+	if err := <-stopped; err != nil {
+		return err
+	}
+
+	r.sent = append(r.sent, load[:sent]...)
+
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+
+	return r.gaps(ctx, begin)
+}
+
+// gaps checks the longest gap since the offsets in begin.
+func (r *run) gaps(ctx context.Context, begin map[place]int64) error {
+	var (
+		longest time.Duration
+		where   place
+		slow    []string
+	)
+
+	for topic := range consumers {
+		ends, err := r.kafka.ends(topic)
+		if err != nil {
+			return err
+		}
+
+		for p, end := range ends {
+			list, err := r.kafka.records(ctx, p, begin[p], end)
+			if err != nil {
+				return err
+			}
+
+			if len(list) == 0 {
+				continue
+			}
+
+			applied, err := applications(ctx, r.db, list)
+			if err != nil {
+				return err
+			}
+
+			gap := longestGap(applied)
+			if gap > longest {
+				longest, where = gap, p
+			}
+
+			if gap > maxGap {
+				slow = append(slow, fmt.Sprintf("%s: %.2f s", p, gap.Seconds()))
+			}
+		}
+	}
+
+	r.report.that(fmt.Sprintf("rolling restart: longest gap %.2f s (%s), expected less than %s", longest.Seconds(), where, maxGap), slow)
+
+	return nil
+}
+
+// pause lets the load run for a moment between two restarts, as an orchestrator does.
+func (r *run) pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(2 * time.Second):
+		return nil
+	}
+}
+
+// applied returns how many of the orders and messages of users have been applied.
+func (r *run) applied(ctx context.Context) (n int, err error) {
+	err = r.db.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM orders WHERE status IN `+ended+`) + (SELECT count(*) FROM events WHERE stream LIKE 'user-%')`).Scan(&n)
+
+	return n, err
+}
+
+// reach waits until so many are applied.
+func (r *run) reach(ctx context.Context, goal int) error {
+	return until(ctx, fmt.Sprintf("%d applied orders and updates", goal), func() (bool, error) {
+		n, err := r.applied(ctx)
+
+		return n >= goal, err
+	})
+}
+
+// settle waits until everything that was sent is applied, and nothing is left anywhere.
+func (r *run) settle(ctx context.Context) error {
+	goal := expect(r.sent).units()
+	r.sayf("waiting until %s orders and messages of users are applied", grouped(goal))
+
+	if err := r.reach(ctx, goal); err != nil {
+		return err
+	}
+
+	return until(ctx, "an empty outbox and acknowledged topics", func() (bool, error) {
+		var left int
+		if err := r.db.QueryRow(ctx, `SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM failed_keys)`).Scan(&left); err != nil || left > 0 {
+			return false, err
+		}
+
+		behind, err := r.broker.backlog(ctx)
+
+		return behind == 0, err
+	})
+}
+
+// finish drains all replicas, and starts and drains one again: redeliveries change
+// nothing.
+func (r *run) finish(ctx context.Context) error {
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+
+	for len(r.fleet.running) > 0 {
+		if err := r.fleet.stop(0); err != nil {
+			return err
+		}
+	}
+
+	if err := r.fleet.start(ctx, 1); err != nil {
+		return err
+	}
+
+	return errors.Join(r.settle(ctx), r.fleet.stop(0))
+}
+
+// check runs all checks at rest.
+func (r *run) check(ctx context.Context) error {
+	want := expect(r.sent)
+
+	if r.offsets != nil {
+		if err := r.offsets.sample(ctx); err != nil {
+			return err
+		}
+
+		unknown, err := r.kafka.unknown()
+		if err != nil {
+			return err
+		}
+
+		r.report.that(fmt.Sprintf("no committed offset passed a message in hand: %s records in %s samples", grouped(r.offsets.records), grouped(r.offsets.samples)),
+			append(r.offsets.passed, unknown...))
+	} else {
+		r.report.that(fmt.Sprintf("no message was acknowledged before it was recorded, at %d moments without a replica", r.moments), r.unacked)
+	}
+
+	if err := errors.Join(r.checkEmpty(ctx), checkLoad(ctx, r.db, want, r.report), checkDatabase(ctx, r.db, r.report), r.checkTopics(ctx, want)); err != nil {
+		return err
+	}
+
+	var died []string
+	if n := r.fleet.died.Load(); n > 0 {
+		died = append(died, fmt.Sprintf("%d replicas", n))
+	}
+
+	r.report.that("no replica ended by itself", died)
+
+	log, err := os.ReadFile(r.log)
+	if err != nil {
+		return err
+	}
+
+	r.report.that("no personal data is in the log", leaks(string(log)))
+
+	return r.summarise(ctx)
+}
+
+// checkEmpty checks that the broker has nothing left, with no replica running.
+func (r *run) checkEmpty(ctx context.Context) error {
+	var left []string
+
+	behind, err := r.broker.backlog(ctx)
+	if err != nil {
+		return err
+	}
+
+	if behind > 0 {
+		left = append(left, fmt.Sprintf("%d messages", behind))
+	}
+
+	if r.rabbitmq != nil {
+		for topic := range consumers {
+			if _, err := r.rabbitmq.abandoned(ctx, topic); err != nil {
+				return err
+			}
+		}
+	}
+
+	r.report.that("everything on consumed topics is acknowledged", left)
+
+	return nil
+}
+
+// checkTopics compares the published results with the database.
+func (r *run) checkTopics(ctx context.Context, want expected) error {
+	updated, err := r.broker.published(ctx, "user.profile.updated")
+	if err != nil {
+		return err
+	}
+
+	r.report.that("the updates of each user are on user.profile.updated in order", steps(want.histories, updated))
+
+	rejected, err := r.broker.published(ctx, "orders.rejected")
+	if err != nil {
+		return err
+	}
+
+	got, err := ordersOn(rejected)
+	if err != nil {
+		return err
+	}
+
+	failed, err := lines(ctx, r.db, `SELECT id FROM orders WHERE status IN ('inventory_unavailable', 'payment_failed')`)
+	if err != nil {
+		return err
+	}
+
+	r.report.that("orders.rejected has the rejected orders, and no others", differences(failed, got))
+
+	if r.kafka == nil {
+		return nil // orders.completed is consumed, and so is empty
+	}
+
+	done, err := r.broker.published(ctx, "orders.completed")
+	if err != nil {
+		return err
+	}
+
+	if got, err = ordersOn(done); err != nil {
+		return err
+	}
+
+	completed, err := lines(ctx, r.db, `SELECT id FROM orders WHERE status = 'completed'`)
+	if err != nil {
+		return err
+	}
+
+	r.report.that("orders.completed has the completed orders, and no others", differences(completed, got))
+
+	return nil
+}
+
+func (r *run) summarise(ctx context.Context) error {
+	totals, err := lines(ctx, r.db, `SELECT count(*) || ' ' || status FROM orders GROUP BY status ORDER BY status`)
+	if err != nil {
+		return err
+	}
+
+	r.sayf("%s messages sent, %d replicas killed, %d started; orders: %s; seed %d",
+		grouped(len(r.sent)), r.killed, r.fleet.started, strings.Join(totals, ", "), r.seed)
+
+	return nil
+}
+
+// until polls a condition for as long as patience.
+func until(ctx context.Context, what string, condition func() (bool, error)) error {
+	for deadline := time.Now().Add(patience); ; {
+		ok, err := condition()
+		if ok || err != nil {
+			return err
+		}
+
+		if time.Now().After(deadline) {
+			return fmt.Errorf("waited %s for %s", patience, what)
+		}
+
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
