@@ -122,6 +122,7 @@ func (s *site) feed(ctx context.Context, from *source, load load, published *int
 	}
 
 	slices.Sort(f.rss)
+	f.done, err = s.done(ctx, load)
 
-	return f, nil
+	return f, err
 }
