@@ -68,6 +68,7 @@ fmt: ## Format the code
 generate: ## Write the generated files
 	go tool wire .
 	scripts/states.sh
+	scripts/metrics.sh
 
 .PHONY: lint
 lint: ## Run the linters
@@ -81,8 +82,17 @@ verify: lint ## Check formatting, linters, generated files and go.mod
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (run make fmt):"; gofmt -l .; exit 1; }
 	@go tool wire diff . || { echo "wire_gen.go is stale: run make generate"; exit 1; }
 	@scripts/states.sh --check
+	@scripts/metrics.sh --check
 	@go mod tidy -diff
 	@go -C cmd/bench mod tidy -diff
+
+# tools/prometheus is a separate module, because Prometheus has many dependencies. The
+# first run builds promtool, which takes some minutes.
+.PHONY: alerts-test
+alerts-test: ## Test the alerts with promtool, and the queries of the alerts and the dashboard
+	go -C tools/prometheus tool promtool check rules $(CURDIR)/deployments/prometheus/alerts.yaml
+	go -C tools/prometheus tool promtool test rules $(CURDIR)/deployments/prometheus/alerts_test.yaml
+	go -C tools/prometheus test ./...
 
 .PHONY: fuzz
 fuzz: ## Fuzz each decoder for FUZZTIME

@@ -2,6 +2,7 @@ package app_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,8 +34,8 @@ func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {
 }
 
 // foreignOrders drives the pipeline of a service on a real broker with a producer
-// that sends plain JSON, each message twice.
-func foreignOrders(t *testing.T, kind string, produce func(topic string, payloads ...string), change func(*config.Config)) {
+// that sends plain JSON, each message twice. It waits until the metrics have a series.
+func foreignOrders(t *testing.T, kind, measure string, produce func(topic string, payloads ...string), change func(*config.Config)) {
 	t.Helper()
 
 	r := apptest.Start(t, change)
@@ -59,6 +60,9 @@ func foreignOrders(t *testing.T, kind string, produce func(topic string, payload
 
 		return err == nil && len(entries) > 0 && string(entries[0].Payload) == "nonsense" && strings.HasPrefix(entries[0].Origin, kind+":")
 	})
+	pgtest.Eventually(t, "what waits at the broker is measured", func() bool {
+		return slices.ContainsFunc(scrape(t, r), func(line string) bool { return strings.HasPrefix(line, measure) })
+	})
 	r.Stop()
 }
 
@@ -78,7 +82,7 @@ func TestTheServiceOnKafka(t *testing.T) {
 		cfg = c.Broker
 	}
 
-	foreignOrders(t, broker.Kafka, func(topic string, payloads ...string) {
+	foreignOrders(t, broker.Kafka, `millrace_partition_lag_messages{partition="3",topic="orders.created"} 0`, func(topic string, payloads ...string) {
 		brokertest.ProduceKafka(t, cfg, cfg.Kafka.Prefix+topic, bare(payloads)...)
 	}, change)
 }
@@ -105,7 +109,7 @@ func TestTheServiceOnRabbitMQ(t *testing.T) {
 		cfg = c.Broker
 	}
 
-	foreignOrders(t, broker.RabbitMQ, func(topic string, payloads ...string) {
+	foreignOrders(t, broker.RabbitMQ, `millrace_backlog_messages{place="rabbitmq",topic="orders.created"} 0`, func(topic string, payloads ...string) {
 		brokertest.ProduceRabbitMQ(t, cfg, topic, bare(payloads)...)
 	}, change)
 }
@@ -129,7 +133,7 @@ func TestTheServiceUsesTheNamesOfTopicsAtItsBroker(t *testing.T) {
 		cfg = c.Broker
 	}
 
-	foreignOrders(t, broker.Kafka, func(_ string, payloads ...string) {
+	foreignOrders(t, broker.Kafka, `millrace_partition_lag_messages{partition="0",topic="orders.created"} 0`, func(_ string, payloads ...string) {
 		brokertest.ProduceKafka(t, cfg, created, bare(payloads)...)
 	}, change)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -73,6 +74,16 @@ func plain(_ []string, a slog.Attr) slog.Attr {
 	}
 
 	return a
+}
+
+// Native returns the options of a native histogram: its buckets grow by at most a tenth
+// each, wherever the values are, and it is one series for Prometheus.
+func Native(opts prometheus.HistogramOpts) prometheus.HistogramOpts {
+	opts.NativeHistogramBucketFactor = 1.1
+	opts.NativeHistogramMaxBucketNumber = 160
+	opts.NativeHistogramMinResetDuration = time.Hour
+
+	return opts
 }
 
 // NewRegistry returns a registry with the Go and process metrics.

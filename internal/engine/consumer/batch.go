@@ -28,6 +28,7 @@ var ErrStopping = errors.New("the service is stopping")
 type unit[E any] struct {
 	event E
 	from  *delivery
+	since time.Time
 	// verdict is the inbox's verdict on the message.
 	verdict inbox.Verdict
 	// blocked is true if the message is blocked by an earlier one of its key.
@@ -46,12 +47,20 @@ type batches[E any] struct {
 func newBatches[E any](r *Router, consumer string, run func(units []*unit[E])) batches[E] {
 	key := func(u *unit[E]) string { return u.from.key }
 
-	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, key, run)}
+	waited := r.metrics.batchWait.WithLabelValues(consumer)
+
+	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, key, func(units []*unit[E]) {
+		for _, u := range units {
+			waited.Observe(time.Since(u.since).Seconds())
+		}
+
+		run(units)
+	})}
 }
 
 // submit adds an event to the next batch and waits for its result.
 func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
-	u := &unit[E]{event: event, from: from, done: make(chan error, 1)}
+	u := &unit[E]{event: event, from: from, since: time.Now(), done: make(chan error, 1)}
 	b.group.add(u)
 
 	return u, <-u.done

@@ -351,6 +351,10 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	reason, text := d.failure(f.err)
 	d.span.End(string(f.outcome), reason, text)
 
+	if f.err != nil && !isReturn(f.err) {
+		r.metrics.failures.WithLabelValues(d.route.Consumer, string(reasonOf(f.err))).Inc()
+	}
+
 	r.metrics.messages.WithLabelValues(d.route.Consumer, d.route.Topic, string(f.outcome)).Inc()
 	r.metrics.handle.WithLabelValues(d.route.Consumer).Observe(took.Seconds())
 }

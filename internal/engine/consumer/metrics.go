@@ -3,13 +3,17 @@ package consumer
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/millracehq/millrace/internal/telemetry"
 )
 
 type metrics struct {
 	messages     *prometheus.CounterVec
 	duplicates   *prometheus.CounterVec
 	stopped      *prometheus.CounterVec
+	failures     *prometheus.CounterVec
 	handle       *prometheus.HistogramVec
+	batchWait    *prometheus.HistogramVec
 	batchSize    *prometheus.HistogramVec
 	batchSeconds *prometheus.HistogramVec
 	unavailable  prometheus.Counter
@@ -20,9 +24,6 @@ type metrics struct {
 
 func newMetrics(registry *prometheus.Registry) *metrics {
 	factory := promauto.With(registry)
-	// From 250µs, an idle transaction, to 65s, longer than any timeout.
-	seconds := prometheus.ExponentialBuckets(0.00025, 2, 19)
-
 	return &metrics{
 		messages: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_messages_total", Help: "Messages by outcome: applied, stopped, parked after a failure, blocked by an earlier message of their key, or returned to the broker.",
@@ -33,15 +34,21 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		stopped: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_stopped_total", Help: "Messages that were stopped and need an operator.",
 		}, []string{"topic", "reason"}),
-		handle: factory.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.", Buckets: seconds,
-		}, []string{"consumer"}),
-		batchSize: factory.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "millrace_batch_size", Help: "Messages that shared a transaction.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
-		}, []string{"consumer"}),
-		batchSeconds: factory.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "millrace_batch_seconds", Help: "Duration of a transaction.", Buckets: seconds,
-		}, []string{"consumer"}),
+		failures: factory.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_failures_total", Help: "Deliveries that were parked or stopped, by the reason; early and pending are no failures of the message.",
+		}, []string{"consumer", "reason"}),
+		handle: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
+			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.",
+		}), []string{"consumer"}),
+		batchWait: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
+			Name: "millrace_batch_wait_seconds", Help: "Time that a decoded message waits for its batch to begin.",
+		}), []string{"consumer"}),
+		batchSize: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
+			Name: "millrace_batch_size", Help: "Messages that shared a transaction.",
+		}), []string{"consumer"}),
+		batchSeconds: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
+			Name: "millrace_batch_seconds", Help: "Duration of a transaction.",
+		}), []string{"consumer"}),
 		waitingKeys: factory.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_failed_waiting_keys", Help: "Keys whose first message failed and waits for its next attempt, counted up to 10000.",
 		}),

@@ -1,6 +1,8 @@
 package operate
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/engine/health"
@@ -13,6 +15,8 @@ type collector struct {
 
 	ready, trouble, connected, running, task *prometheus.Desc
 	backlog, failed, lag, behind, clock      *prometheus.Desc
+	partition, connections, limit            *prometheus.Desc
+	waits, waited                            *prometheus.Desc
 }
 
 // NewCollector returns the metrics of o.
@@ -32,13 +36,21 @@ func NewCollector(o *Operator) prometheus.Collector {
 		failed:    desc("failed_messages", "Waiting and stopped messages, each counted up to 100000 in all.", "consumer", "state"),
 		lag:       desc("projection_lag_seconds", "Age of the oldest event that the projection has not read.", "projection"),
 		behind:    desc("projection_behind", "Positions that the projection has not read.", "projection"),
-		clock:     desc("clock_ahead_seconds", "How far the clock of the process is ahead of the database's."),
+		partition: desc("partition_lag_messages", "Records of a Kafka partition that its consumer group has not committed.", "topic", "partition"),
+
+		connections: desc("pool_connections", "Connections of the pool to Postgres: idle, in use, or being opened.", "state"),
+		limit:       desc("pool_max_connections", "Connections that the pool may open (postgres.max_conns)."),
+		waits:       desc("pool_waits_total", "Times that work found no idle connection in the pool."),
+		waited:      desc("pool_wait_seconds_total", "Time that work has waited for a connection of the pool."),
+
+		clock: desc("clock_ahead_seconds", "How far the clock of the process is ahead of the database's."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ready, c.trouble, c.connected, c.running, c.task, c.backlog, c.failed, c.lag, c.behind, c.clock} {
+	for _, d := range []*prometheus.Desc{c.ready, c.trouble, c.connected, c.running, c.task, c.backlog, c.failed, c.lag, c.behind, c.clock,
+		c.partition, c.connections, c.limit, c.waits, c.waited} {
 		descs <- d
 	}
 }
@@ -75,7 +87,13 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		if b.Unknown == "" {
 			gauge(c.backlog, float64(b.Messages), b.Topic, b.Broker)
 		}
+
+		for partition, lag := range b.partitions {
+			gauge(c.partition, float64(lag), b.Topic, strconv.Itoa(int(partition)))
+		}
 	}
+
+	c.pool(metrics)
 
 	if facts == nil {
 		return
@@ -98,6 +116,19 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 		gauge(c.behind, float64(p.Behind), p.Name)
 		gauge(c.lag, p.Lag().Seconds(), p.Name)
 	}
+}
+
+// pool exports the use of the pool.
+func (c *collector) pool(metrics chan<- prometheus.Metric) {
+	stat := c.operator.Pool.Stat()
+
+	for state, n := range map[string]int32{"idle": stat.IdleConns(), "in use": stat.AcquiredConns(), "opening": stat.ConstructingConns()} {
+		metrics <- prometheus.MustNewConstMetric(c.connections, prometheus.GaugeValue, float64(n), state)
+	}
+
+	metrics <- prometheus.MustNewConstMetric(c.limit, prometheus.GaugeValue, float64(stat.MaxConns()))
+	metrics <- prometheus.MustNewConstMetric(c.waits, prometheus.CounterValue, float64(stat.EmptyAcquireCount()))
+	metrics <- prometheus.MustNewConstMetric(c.waited, prometheus.CounterValue, stat.EmptyAcquireWaitTime().Seconds())
 }
 
 func number(yes bool) float64 {

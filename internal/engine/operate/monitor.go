@@ -151,6 +151,8 @@ type Backlog struct {
 	Messages      int64  `json:"messages"`
 	Subscriptions int    `json:"subscriptions"`
 	Unknown       string `json:"unknown,omitempty"`
+
+	partitions map[int32]int64
 }
 
 // Backlogs asks the brokers what waits of each consumed topic. It leaves out topics
@@ -199,7 +201,7 @@ func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 }
 
 func backlogOf(kind string, b broker.Backlog) Backlog {
-	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions}
+	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions, partitions: b.Partitions}
 	if b.Err != nil {
 		backlog.Messages, backlog.Subscriptions, backlog.Unknown = 0, 0, scrub.Text(b.Err.Error())
 	}

@@ -3,11 +3,15 @@ package outbox
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/millracehq/millrace/internal/telemetry"
 )
 
 type metrics struct {
 	published *prometheus.CounterVec
 	errors    *prometheus.CounterVec
+	delay     *prometheus.HistogramVec
+	publish   *prometheus.HistogramVec
 	oldest    prometheus.Gauge
 	waiting   prometheus.Gauge
 	shards    *prometheus.GaugeVec
@@ -23,6 +27,12 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		errors: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_outbox_publish_errors_total", Help: "Failed attempts to publish; all are retried.",
 		}, []string{"topic"}),
+		delay: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
+			Name: "millrace_outbox_delay_seconds", Help: "Time from the transaction of a message to the broker's confirmation, with the delay that the message was given.",
+		}), []string{"topic"}),
+		publish: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
+			Name: "millrace_outbox_publish_seconds", Help: "Time that a broker takes to confirm a message; the embedded one confirms when the message is applied.",
+		}), []string{"broker"}),
 		oldest: factory.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_outbox_oldest_age_seconds", Help: "Age of the oldest due message that has not been published.",
 		}),

@@ -542,7 +542,7 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 // publish sends a row to the broker once the breaker allows an attempt.
 func (r *link) publish(ctx context.Context, publisher message.Publisher, next row) error {
 	if r.target.Breaker == nil {
-		return publisher.Publish(next.Topic, toWatermill(next))
+		return r.send(publisher, next)
 	}
 
 	attempt, err := r.target.Breaker.Wait(ctx)
@@ -550,11 +550,23 @@ func (r *link) publish(ctx context.Context, publisher message.Publisher, next ro
 		return err
 	}
 
-	err = publisher.Publish(next.Topic, toWatermill(next))
+	err = r.send(publisher, next)
 	if refused := refusal(err); err == nil || refused != nil && refused.Scope != driver.Account {
 		attempt.Answered()
 	} else {
 		attempt.Failed(err)
+	}
+
+	return err
+}
+
+// send gives a row to the broker.
+func (r *link) send(publisher message.Publisher, next row) error {
+	started := time.Now()
+
+	err := publisher.Publish(next.Topic, toWatermill(next))
+	if err == nil {
+		r.metrics.publish.WithLabelValues(r.broker()).Observe(time.Since(started).Seconds())
 	}
 
 	return err
@@ -569,6 +581,7 @@ func (r *link) confirm(published row) {
 	}
 
 	r.metrics.published.WithLabelValues(published.Topic).Inc()
+	r.metrics.delay.WithLabelValues(published.Topic).Observe(max(time.Since(published.CreatedAt), 0).Seconds())
 }
 
 // unpublished decides what becomes of a row that was not published: a message or a topic

@@ -52,6 +52,8 @@ type Backlog struct {
 	Topic string
 	// Messages is how many messages wait at the broker.
 	Messages int64
+	// Partitions says how many wait in each partition, if the broker has partitions.
+	Partitions map[int32]int64
 	// Subscriptions is how many subscriptions of this service, in all processes, the
 	// broker knows.
 	Subscriptions int

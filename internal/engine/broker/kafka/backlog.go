@@ -52,7 +52,11 @@ func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.B
 		b.Topic = topic
 
 		if b.Err == nil {
-			b.Messages, b.Err = d.lag(client, admin, topic)
+			b.Partitions, b.Err = d.lag(client, admin, topic)
+		}
+
+		for _, lag := range b.Partitions {
+			b.Messages += lag
 		}
 
 		if ctx.Err() != nil {
@@ -91,18 +95,19 @@ func (d *Driver) members(admin sarama.ClusterAdmin, topics []string) (map[string
 	return found, nil
 }
 
-// lag returns how many records of a topic its consumer group has not committed.
-func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic string) (lag int64, err error) {
+// lag returns how many records of each partition of a topic its consumer group has not
+// committed.
+func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic string) (map[int32]int64, error) {
 	name := d.cfg.Prefix + topic
 
 	partitions, err := client.Partitions(name)
 	if err != nil {
-		return 0, fmt.Errorf("reading topic %s: %w", name, err)
+		return nil, fmt.Errorf("reading topic %s: %w", name, err)
 	}
 
 	committed, err := admin.ListConsumerGroupOffsets(d.group(topic), map[string][]int32{name: partitions})
 	if err != nil {
-		return 0, fmt.Errorf("reading consumer group %s: %w", d.group(topic), err)
+		return nil, fmt.Errorf("reading consumer group %s: %w", d.group(topic), err)
 	}
 
 	ends, begins := map[int32]int64{}, map[int32]int64{}
@@ -117,13 +122,15 @@ func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic stri
 
 	end, err := offsets(admin, name, ends)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 
 	begin, err := offsets(admin, name, begins)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+
+	lag := make(map[int32]int64, len(partitions))
 
 	for _, partition := range partitions {
 		from, isNew := begin[partition]
@@ -131,7 +138,7 @@ func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic stri
 			from = committed.GetBlock(name, partition).Offset
 		}
 
-		lag += max(end[partition]-from, 0)
+		lag[partition] = max(end[partition]-from, 0)
 	}
 
 	return lag, nil
