@@ -26,6 +26,7 @@ listen_port = $port
 unix_socket_dir =
 auth_type = any
 pool_mode = $mode
+server_login_retry = 1
 pidfile = $dir/pgbouncer.pid
 logfile = $dir/pgbouncer.log
 INI

@@ -35,14 +35,12 @@ func (a *Auditor) Run(ctx context.Context, options Options) (Report, error) {
 		return Report{}, err
 	}
 
-	pooled, err := a.pool.Acquire(ctx)
+	// Temporary tables live as long as the session.
+	conn, err := postgres.Connect(ctx, a.pool, "millrace audit", nil)
 	if err != nil {
 		return Report{}, fmt.Errorf("connecting for the audit: %w", err)
 	}
 
-	// Close the connection instead of returning it to the pool, to drop the temporary
-	// tables.
-	conn := pooled.Hijack()
 	defer func() {
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()

@@ -43,14 +43,20 @@ var ErrLocked = errors.New("another process holds the lock")
 const unlockTimeout = 5 * time.Second
 
 // TryLock runs fn while holding an advisory lock. It returns ErrLocked immediately if
-// another process holds the lock. The lock uses a pool connection but no transaction,
-// so projections do not wait for it.
+// another process holds the lock. The lock uses a connection of its own and no
+// transaction, so projections do not wait for it.
 func TryLock(ctx context.Context, pool *pgxpool.Pool, lock Lock, name string, fn func() error) error {
-	conn, err := pool.Acquire(ctx)
+	conn, err := Connect(ctx, pool, "millrace lock", nil)
 	if err != nil {
 		return fmt.Errorf("connecting for lock: %w", err)
 	}
-	defer conn.Release()
+
+	defer func() {
+		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
+		defer cancel()
+
+		_ = conn.Close(closeCtx) // the server then releases the lock
+	}()
 
 	var free bool
 	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1, hashtext($2))`, lock, name).Scan(&free); err != nil {
@@ -65,9 +71,8 @@ func TryLock(ctx context.Context, pool *pgxpool.Pool, lock Lock, name string, fn
 		unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
 		defer cancel()
 
-		if _, err := conn.Exec(unlockCtx, `SELECT pg_advisory_unlock($1, hashtext($2))`, lock, name); err != nil {
-			_ = conn.Conn().Close(unlockCtx) // the server then releases the lock
-		}
+		// The lock is free when this returns, not a moment later.
+		_, _ = conn.Exec(unlockCtx, `SELECT pg_advisory_unlock($1, hashtext($2))`, lock, name)
 	}()
 
 	return fn()

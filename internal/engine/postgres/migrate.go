@@ -79,7 +79,8 @@ func newProvider(pool *pgxpool.Pool) (*goose.Provider, func(), error) {
 		return nil, nil, fmt.Errorf("creating migration lock: %w", err)
 	}
 
-	db := stdlib.OpenDBFromPool(pool)
+	// The lock belongs to a session.
+	db := stdlib.OpenDB(*pool.Config().ConnConfig)
 
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.FS, goose.WithSessionLocker(locker))
 	if err != nil {

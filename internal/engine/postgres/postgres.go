@@ -23,6 +23,11 @@ type Config struct {
 	// URL is a libpq connection string. The environment variable DATABASE_URL also
 	// sets it. Required.
 	URL Secret `koanf:"url"`
+	// DirectURL leads to the server itself if URL leads to a pooler that shares sessions
+	// between clients, such as PgBouncer with pool_mode = transaction. It serves what
+	// needs a session of its own: relays, advisory locks, migrations and audits.
+	// Defaults to URL.
+	DirectURL Secret `koanf:"direct_url"`
 	// MaxConns is the maximum size of the pool. Defaults to 20.
 	MaxConns int32 `koanf:"max_conns"`
 	// MigrateOnStart applies pending migrations before serving. Defaults to true.
@@ -41,10 +46,12 @@ const form = "postgres://host:5432/database with user:password@ before the host"
 func (c Config) Validate() error {
 	// Do not include the parser's error: it can quote the password.
 	_, err := pgxpool.ParseConfig(string(c.URL))
+	_, directErr := pgxpool.ParseConfig(string(c.DirectURL))
 
 	return errors.Join(
 		check.That(c.URL != "", "postgres.url: must not be empty: set it, or DATABASE_URL, to "+form),
 		check.That(err == nil, "postgres.url: not a connection string, expected "+form),
+		check.That(directErr == nil, "postgres.direct_url: not a connection string, expected "+form),
 		check.Value(c.MaxConns >= 4, "postgres.max_conns", c.MaxConns, "at least 4"),
 	)
 }
@@ -52,7 +59,15 @@ func (c Config) Validate() error {
 // Warn returns an error if the password may cross the network unencrypted: sslmode is
 // prefer by default, which falls back to no encryption.
 func (c Config) Warn() error {
-	parsed, err := pgxpool.ParseConfig(string(c.URL))
+	return errors.Join(warn("postgres.url", c.URL), warn("postgres.direct_url", c.DirectURL))
+}
+
+func warn(key string, address Secret) error {
+	if address == "" {
+		return nil
+	}
+
+	parsed, err := pgxpool.ParseConfig(string(address))
 	if err != nil {
 		return nil //nolint:nilerr // Validate reports it
 	}
@@ -63,7 +78,7 @@ func (c Config) Warn() error {
 		network, _ := pgconn.NetworkAddress(attempt.Host, attempt.Port)
 		safe := attempt.TLSConfig != nil || network == "unix"
 
-		if err := check.Encrypted("postgres.url", safe, parsed.ConnConfig.Password != "", attempt.Host, "sslmode=verify-full or require"); err != nil {
+		if err := check.Encrypted(key, safe, parsed.ConnConfig.Password != "", attempt.Host, "sslmode=verify-full or require"); err != nil {
 			return err
 		}
 	}
@@ -95,6 +110,15 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 
 	poolConfig.MaxConns = cfg.MaxConns
 	poolConfig.AfterConnect = registerTypes
+
+	if cfg.DirectURL != "" {
+		direct, err := pgx.ParseConfig(string(cfg.DirectURL))
+		if err != nil {
+			return nil, nil, errors.New("postgres.direct_url: not a connection string")
+		}
+
+		shareSessions(poolConfig, direct)
+	}
 
 	newSession(poolConfig)
 

@@ -66,7 +66,16 @@ var startup = []string{"application_name", "client_encoding", "options", "replic
 
 // newSession makes the connections of a pool follow the rules of this package.
 func newSession(cfg *pgxpool.Config) {
-	conn := cfg.ConnConfig
+	s := configure(cfg.ConnConfig)
+	cfg.ConnConfig.ValidateConnect = s.begin
+
+	cfg.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) { return !becameReadOnly(conn.PgConn()), nil }
+	cfg.PingTimeout = pongTimeout
+}
+
+// configure makes connections follow the rules of this package, except for what is done
+// once they are open.
+func configure(conn *pgx.ConnConfig) *session {
 	s := &session{settings: maps.Clone(settings)}
 
 	for name, value := range conn.RuntimeParams {
@@ -78,11 +87,7 @@ func newSession(cfg *pgxpool.Config) {
 
 	conn.RuntimeParams["application_name"] = "millrace"
 
-	conn.ValidateConnect = s.begin
 	conn.OnPgError = closeOn(conn.OnPgError)
-
-	cfg.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) { return !becameReadOnly(conn.PgConn()), nil }
-	cfg.PingTimeout = pongTimeout
 
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = connectTimeout
@@ -92,6 +97,8 @@ func newSession(cfg *pgxpool.Config) {
 
 	s.probe = conn.Config.Copy()
 	s.probe.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+
+	return s
 }
 
 // connectTimeout bounds connecting to a host, unless postgres.url has connect_timeout.
@@ -137,23 +144,9 @@ func becameReadOnly(conn *pgconn.PgConn) bool {
 // parameters of its session. If postgres.url names several hosts, the next one is
 // tried.
 func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
-	var pid, encoding, readOnly, standby string
-
-	_, own := s.settings[defaultReadOnly]
-
-	err := queryRow(ctx, conn, `
-		SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('transaction_read_only'), pg_is_in_recovery()`,
-		&pid, &encoding, &readOnly, &standby)
-
-	switch {
-	case err != nil:
+	pid, err := s.checkServer(ctx, conn)
+	if err != nil {
 		return err
-	case standby == "t":
-		return errors.New("the server is a standby, which takes no writes: postgres.url must lead to the primary")
-	case readOnly == "on" && !own:
-		return errReadOnly
-	case encoding != "UTF8":
-		return &SetupError{fmt.Sprintf("the database has the encoding %s, but messages are UTF-8: create one with ENCODING 'UTF8' TEMPLATE template0", encoding)}
 	}
 
 	// A pooler gives each client a number of its own.
@@ -167,7 +160,8 @@ func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 		return err
 	}
 
-	if own {
+	if s.decidesReadOnly() {
+		var readOnly string
 		if err := queryRow(ctx, conn, `SELECT current_setting('transaction_read_only')`, &readOnly); err != nil {
 			return err
 		} else if readOnly == "on" {
@@ -182,6 +176,36 @@ func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
+// checkServer refuses a server that takes no writes, or a database that cannot store
+// all messages. It returns the number of the server's session.
+func (s *session) checkServer(ctx context.Context, conn *pgconn.PgConn) (string, error) {
+	var pid, encoding, readOnly, standby string
+
+	err := queryRow(ctx, conn, `
+		SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('transaction_read_only'), pg_is_in_recovery()`,
+		&pid, &encoding, &readOnly, &standby)
+
+	switch {
+	case err != nil:
+		return "", err
+	case standby == "t":
+		return "", errors.New("the server is a standby, which takes no writes: postgres.url must lead to the primary")
+	case readOnly == "on" && !s.decidesReadOnly():
+		return "", errReadOnly
+	case encoding != "UTF8":
+		return "", &SetupError{fmt.Sprintf("the database has the encoding %s, but messages are UTF-8: create one with ENCODING 'UTF8' TEMPLATE template0", encoding)}
+	}
+
+	return pid, nil
+}
+
+// decidesReadOnly reports whether postgres.url replaces default_transaction_read_only.
+func (s *session) decidesReadOnly() bool {
+	_, decides := s.settings[defaultReadOnly]
+
+	return decides
+}
+
 // defaultReadOnly is the parameter that makes transactions read-only.
 const defaultReadOnly = "default_transaction_read_only"
 
@@ -189,23 +213,37 @@ var errReadOnly = errors.New("the server takes no writes: default_transaction_re
 
 // set sets parameters of a session.
 func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) error {
-	values := make([]string, 0, len(settings))
-
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		values = append(values, fmt.Sprintf("(%s, %s)", quote(name), quote(settings[name])))
+	if len(settings) == 0 {
+		return nil
 	}
 
-	// transaction_timeout exists since Postgres 17. For any other unknown name, the
-	// server returns an error.
-	sql := fmt.Sprintf(`
-		SELECT set_config(name, CASE WHEN name = '%[1]s' AND value = 'on' AND current_setting(name) <> 'off' THEN current_setting(name) ELSE value END, false)
-		FROM (VALUES %[2]s) AS s (name, value)
-		WHERE name <> 'transaction_timeout' OR current_setting(name, true) IS NOT NULL`, synchronousCommit, strings.Join(values, ", "))
-	if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
+	if _, err := conn.Exec(ctx, assignment(settings, false)).ReadAll(); err != nil {
 		return fmt.Errorf("setting the parameters of the session: %w", err)
 	}
 
 	return nil
+}
+
+// assignment returns the statement that sets parameters, in the transaction alone if
+// local.
+func assignment(settings map[string]string, local bool) string {
+	// transaction_timeout exists since Postgres 17. For any other unknown name, the
+	// server returns an error.
+	return fmt.Sprintf(`
+		SELECT set_config(name, CASE WHEN name = '%[1]s' AND value = 'on' AND current_setting(name) <> 'off' THEN current_setting(name) ELSE value END, %[3]t)
+		FROM (VALUES %[2]s) AS s (name, value)
+		WHERE name <> 'transaction_timeout' OR current_setting(name, true) IS NOT NULL`, synchronousCommit, values(settings), local)
+}
+
+// values returns settings as a list of rows, in the order of their names.
+func values(settings map[string]string) string {
+	rows := make([]string, 0, len(settings))
+
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		rows = append(rows, fmt.Sprintf("(%s, %s)", quote(name), quote(settings[name])))
+	}
+
+	return strings.Join(rows, ", ")
 }
 
 // quote returns s as an SQL string, whatever standard_conforming_strings is.
@@ -238,7 +276,7 @@ func Connect(ctx context.Context, pool *pgxpool.Pool, name string, settings map[
 		return nil, err
 	}
 
-	if err := set(ctx, conn.PgConn(), settings); err != nil {
+	if err := errors.Join(registerTypes(ctx, conn), set(ctx, conn.PgConn(), settings)); err != nil {
 		_ = conn.Close(ctx)
 
 		return nil, err
@@ -255,7 +293,7 @@ func (e *SetupError) Error() string { return e.Problem }
 
 var errPooled = &SetupError{"postgres.url leads to a connection pooler that gives one session to several clients " +
 	"(PgBouncer with pool_mode = transaction or statement). Locks and settings do not hold there, and nothing would be published. " +
-	"Use pool_mode = session for this database, or the server's own address"}
+	"Use pool_mode = session for this database, or the server's own address, or set postgres.direct_url to that"}
 
 // Limits of checkPooler. PgBouncer may run as several processes with a pool each, so a
 // single connection proves little.

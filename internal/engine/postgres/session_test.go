@@ -4,8 +4,10 @@ import (
 	"errors"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -297,6 +299,75 @@ func TestAPoolerThatSharesSessionsIsRefused(t *testing.T) {
 				t.Errorf("%d advisory locks are left", n)
 			}
 		})
+	}
+}
+
+func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
+	t.Parallel()
+
+	direct := pgtest.URL(t)
+	pooled := pgtest.SharedSessions(t, direct)
+
+	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pooled), DirectURL: postgres.Secret(direct), MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+
+	if err := postgres.Wait(t.Context(), pool, pgtest.Logger(t), func(error) {}); err != nil {
+		t.Fatal(err)
+	}
+
+	err = postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error {
+		for range 3 {
+			if err := postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error { return nil }); !errors.Is(err, postgres.ErrLocked) {
+				t.Errorf("the lock does not hold: %v", err)
+			}
+		}
+
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+
+	// Statements with arguments, on sessions that change between them.
+	var clients sync.WaitGroup
+
+	for client := range 8 {
+		clients.Go(func() {
+			for i := range 50 {
+				err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
+					if got := pgtest.Value[int](t, tx, `SELECT $1::int + $2::int`, client, i); got != client+i {
+						t.Errorf("got %d", got)
+					}
+
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+
+	clients.Wait()
+}
+
+func TestTheDirectAddressMustNotShareSessions(t *testing.T) {
+	t.Parallel()
+
+	pool, release, err := postgres.NewPool(postgres.Config{
+		URL: postgres.Secret(pgtest.URL(t)), DirectURL: postgres.Secret(pgtest.Pooled(t, pgtest.URL(t), "transaction")), MaxConns: 4,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+
+	err = postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error { return nil })
+	if setup, ok := errors.AsType[*postgres.SetupError](err); !ok || !strings.Contains(setup.Problem, "direct_url") {
+		t.Errorf("got %v", err)
 	}
 }
 

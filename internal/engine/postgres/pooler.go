@@ -1,0 +1,98 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// shareSessions makes the connections of a pool go through a pooler that gives the
+// sessions of the server to its clients for one transaction each. What needs a session
+// of its own goes to the server itself (Connect).
+func shareSessions(cfg *pgxpool.Config, direct *pgx.ConnConfig) {
+	pooled := cfg.ConnConfig
+	// A prepared statement exists in one session only.
+	if pooled.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
+		pooled.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	}
+
+	s := configure(pooled)
+	pooled.ValidateConnect = s.beginShared
+
+	cfg.ConnConfig = direct
+	cfg.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
+		*conn = *pooled.Copy()
+
+		return nil
+	}
+}
+
+// beginShared refuses a connection that the service cannot work with. Settings would
+// reach other clients and not this one, so the role has to have them.
+func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
+	if _, err := s.checkServer(ctx, conn); err != nil {
+		return err
+	}
+
+	differing, err := s.differing(ctx, conn)
+	if err != nil {
+		return err
+	}
+
+	if len(differing) > 0 {
+		var role string
+		if err := queryRow(ctx, conn, `SELECT quote_ident(session_user)`, &role); err != nil {
+			return err
+		}
+
+		return &SetupError{fmt.Sprintf("postgres.direct_url is set, so postgres.url leads to a pooler that shares sessions, and the role %s must have the settings of the service. "+
+			"Run these, and then RECONNECT in PgBouncer's console:\n%s", role, alterations(role, differing))}
+	}
+
+	// The pooler reports what it remembers, not what the server of a transaction says.
+	conn.CustomData()[staleReport] = true
+
+	return nil
+}
+
+// differing returns the settings that sessions do not have. It sets them in a
+// transaction that it rolls back, so that 60s equals 1min.
+func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[string]string, error) {
+	list := values(s.settings)
+
+	results, err := conn.Exec(ctx, `BEGIN;
+		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
+		`+assignment(s.settings, true)+`;
+		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
+		ROLLBACK`).ReadAll()
+	if err != nil {
+		return nil, fmt.Errorf("checking the parameters of the session: %w", err)
+	}
+
+	before, after := results[1].Rows, results[3].Rows
+	differing := map[string]string{}
+
+	for i, row := range before {
+		if name := string(row[0]); string(row[1]) != string(after[i][1]) {
+			differing[name] = s.settings[name]
+		}
+	}
+
+	return differing, nil
+}
+
+func alterations(role string, settings map[string]string) string {
+	var list strings.Builder
+
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(&list, "ALTER ROLE %s SET %s = '%s';\n", role, name, strings.ReplaceAll(settings[name], "'", "''"))
+	}
+
+	return list.String()
+}
