@@ -36,7 +36,7 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 	logger := newLogger(cfg)
 
 	if cfg.Postgres.URL == "" {
-		server, err := localpg.Start(ctx, devDir, nil, logger)
+		server, err := localpg.Start(ctx, devDir, localpg.Options{}, logger)
 		if err != nil {
 			return err
 		}

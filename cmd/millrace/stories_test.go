@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 func startPostgres() {
 	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's
 
-	if _, err := localpg.Start(context.Background(), os.Args[1], nil, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := localpg.Start(context.Background(), os.Args[1], localpg.Options{}, slog.New(slog.DiscardHandler)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -126,11 +126,11 @@ type story struct {
 func (s *story) setup(env *testscript.Env) error {
 	env.Defer(s.end) // before the directory is removed
 
-	url := pgtest.URL(s.t)
+	url, direct := s.behind(pgtest.URL(s.t))
 	s.log = filepath.Join(env.WorkDir, "service.log")
 
 	env.Vars = append(env.Vars,
-		"DATABASE_URL="+url, "MILLRACE_POSTGRES__MIGRATE_ON_START=true", "MILLRACE_BROKER__KIND="+s.kind,
+		"DATABASE_URL="+url, "MILLRACE_POSTGRES__DIRECT_URL="+direct, "MILLRACE_POSTGRES__MIGRATE_ON_START=true", "MILLRACE_BROKER__KIND="+s.kind,
 		"MILLRACE_HTTP__ADDR=127.0.0.1:0", "MILLRACE_HEALTH__ADDR=127.0.0.1:"+s.port,
 		"MILLRACE_CONSUMER__PARK_INTERVAL=200ms", "MILLRACE_CONSUMER__PARK_MAX_INTERVAL=1s",
 		"MILLRACE_OUTBOX__POLL_INTERVAL=100ms",
@@ -147,6 +147,16 @@ func (s *story) setup(env *testscript.Env) error {
 	}
 
 	return nil
+}
+
+// behind returns postgres.url and postgres.direct_url of a database. With
+// MILLRACE_TEST_SHARED_SESSIONS, the first leads through PgBouncer in transaction mode.
+func (s *story) behind(address string) (url, direct string) {
+	if os.Getenv("MILLRACE_TEST_SHARED_SESSIONS") == "" {
+		return address, ""
+	}
+
+	return pgtest.SharedSessions(s.t, address), address
 }
 
 func (s *story) end() {
@@ -459,6 +469,11 @@ func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
 	server, err := localpg.Find(dir)
 	ts.Check(err)
 
+	if s.server == nil {
+		url, direct := s.behind(server.URL())
+		ts.Setenv("DATABASE_URL", url)
+		ts.Setenv("MILLRACE_POSTGRES__DIRECT_URL", direct)
+	}
+
 	s.server = server
-	ts.Setenv("DATABASE_URL", server.URL())
 }

@@ -2,16 +2,25 @@ package app_test
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -100,11 +109,20 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	})
 }
 
-func TestTheServiceFollowsAFailover(t *testing.T) {
+// Orders arrive all the time while the primary crashes and its standby is promoted.
+// The standby is synchronous, so what was committed is there.
+func TestTheServiceFollowsAFailoverUnderLoad(t *testing.T) {
 	t.Parallel()
 
 	primary := pgtest.NewServer(t)
 	standby := primary.Standby()
+	old := connect(t, primary.URL)
+
+	for _, sql := range []string{`ALTER SYSTEM SET synchronous_standby_names = '*'`, `SELECT pg_reload_conf()`} {
+		if _, err := old.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
 
 	first, err := url.Parse(primary.URL)
 	if err != nil {
@@ -121,33 +139,112 @@ func TestTheServiceFollowsAFailover(t *testing.T) {
 
 	s := apptest.New(t, first.String(), func(c *config.Config) { c.Postgres.MigrateOnStart = true })
 	s.Run()
-	s.Seed()
 
-	for _, id := range []string{"a", "b", "c"} {
-		place(s, id)
+	if err := s.Inventory.Seed(t.Context(), map[string]int64{"product_1": 1_000_000}); err != nil {
+		t.Fatal(err)
 	}
 
-	s.WaitForOrder("c", "completed")
+	var placed atomic.Int64
 
-	replica := connect(t, standby.URL)
-	pgtest.Eventually(t, "the standby has everything", func() bool {
-		return pgtest.Value[int](t, replica, `SELECT count(*) FROM orders WHERE status = 'completed'`) == 3 &&
-			pgtest.Value[int](t, replica, `SELECT count(*) FROM outbox`) == 0
+	loading, stopLoad := context.WithCancel(t.Context())
+	defer stopLoad()
+
+	var load sync.WaitGroup
+
+	for client := range 4 {
+		load.Go(func() {
+			for i := 0; loading.Err() == nil; i++ {
+				place(s, fmt.Sprintf("%d-%d", client, i)) // tries again until it is committed
+				placed.Add(1)
+			}
+		})
+	}
+
+	atLeast := func(n int64) func() bool { return func() bool { return placed.Load() >= n } }
+	pgtest.Eventually(t, "orders arrive", atLeast(200))
+	pgtest.Eventually(t, "commits wait for the standby", func() bool {
+		return pgtest.Value[int](t, old, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'`) == 1
 	})
 
-	primary.Stop()
+	replica := connect(t, standby.URL)
+
+	primary.Kill()
 
 	if _, err := replica.Exec(t.Context(), `SELECT pg_promote()`); err != nil {
 		t.Fatal(err)
 	}
 
+	before := placed.Load()
+	soon(t, "orders are taken again", atLeast(before+10))
 	soon(t, "the service is ready", func() bool {
 		status, _ := readiness(t, s)
 
 		return status == http.StatusOK
 	})
-	place(s, "d")
-	soon(t, "the order is completed on the new primary", func() bool {
-		return pgtest.Value[int](t, replica, `SELECT count(*) FROM orders WHERE id = 'd' AND status = 'completed'`) == 1
+	stopLoad()
+	load.Wait()
+
+	pgtest.Eventually(t, "every order that was taken is completed", func() bool {
+		return pgtest.Value[int64](t, replica, `SELECT count(*) FROM orders WHERE status = 'completed'`) == placed.Load()
 	})
+	s.WaitUntilIdle()
+
+	if report, err := s.Audit.Run(t.Context(), invariant.Options{}); err != nil || report.Err() != nil {
+		t.Errorf("the audit: %v, %v", report, err)
+	}
+
+	t.Logf("%d orders, %d of them before the failover", placed.Load(), before)
+}
+
+func TestVerifyFullAcceptsTheServerOfTheCertificateOnly(t *testing.T) {
+	t.Parallel()
+
+	server := pgtest.NewServer(t)
+	authority := brokertest.NewAuthority(t)
+	certificate, key := authority.Issue("postgres") // for 127.0.0.1
+	server.Encrypt([]byte(certificate), []byte(key))
+
+	roots := func(name string, authority *brokertest.Authority) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(authority.Certificate), 0o600); err != nil {
+			t.Fatal(err)
+		}
+
+		return path
+	}
+
+	ours, others := roots("ours.pem", authority), roots("others.pem", brokertest.NewAuthority(t))
+
+	address := func(host, roots string) string {
+		parsed, err := url.Parse(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		parsed.Host = net.JoinHostPort(host, parsed.Port())
+		parsed.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {roots}}.Encode()
+
+		return parsed.String()
+	}
+
+	s := apptest.New(t, address("127.0.0.1", ours), func(c *config.Config) { c.Postgres.MigrateOnStart = true })
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.WaitForOrder("a", "completed")
+
+	if plain := apptest.Value[int](s, `
+		SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'millrace%' AND NOT ssl`); plain != 0 {
+		t.Errorf("%d connections are not encrypted", plain)
+	}
+
+	for name, c := range map[string]struct{ address, says string }{
+		"another name":      {address("localhost", ours), "localhost"},
+		"another authority": {address("127.0.0.1", others), "unknown authority"},
+	} {
+		err := apptest.New(t, c.address).Pool.Ping(t.Context())
+		if err == nil || !strings.Contains(err.Error(), c.says) || !postgres.IsUnavailable(err) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
 }

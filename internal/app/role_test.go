@@ -25,11 +25,12 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// roles is a database with the two roles of docs/deploying.md.
+// roles is a database with the roles of docs/deploying.md.
 type roles struct {
-	name           string
-	admin          *pgx.Conn
-	owner, service string // addresses
+	name                   string
+	admin                  *pgx.Conn
+	owner, service, reader string // addresses
+	reading                string // the SQL with which the owner lets the reader read
 }
 
 var sqlBlock = regexp.MustCompile("(?s)```sql\n(.*?)```")
@@ -44,8 +45,8 @@ func newRoles(t *testing.T) *roles {
 	}
 
 	blocks := sqlBlock.FindAllStringSubmatch(string(page), -1)
-	if len(blocks) != 2 {
-		t.Fatalf("docs/deploying.md has %d blocks of SQL, expected that of the superuser and that of the owner", len(blocks))
+	if len(blocks) != 3 {
+		t.Fatalf("docs/deploying.md has %d blocks of SQL, expected those of the superuser and the owner, and that of the readers", len(blocks))
 	}
 
 	server, err := pgtest.Setting("MILLRACE_TEST_DATABASE_URL")
@@ -54,10 +55,10 @@ func newRoles(t *testing.T) *roles {
 	}
 
 	r := &roles{name: fmt.Sprintf("roles_%d", time.Now().UnixNano()), admin: connect(t, server)}
-	names := strings.NewReplacer("millrace_owner", r.name+"_owner", "millrace_service", r.name+"_service", "DATABASE millrace", "DATABASE "+r.name)
+	names := strings.NewReplacer("millrace_owner", r.name+"_owner", "millrace_service", r.name+"_service", "millrace_reader", r.name+"_reader", "DATABASE millrace", "DATABASE "+r.name)
 
 	t.Cleanup(func() {
-		for _, sql := range []string{`DROP DATABASE IF EXISTS ` + r.name + ` WITH (FORCE)`, `DROP ROLE IF EXISTS ` + r.name + `_owner, ` + r.name + `_service`} {
+		for _, sql := range []string{`DROP DATABASE IF EXISTS ` + r.name + ` WITH (FORCE)`, `DROP ROLE IF EXISTS ` + r.name + `_owner, ` + r.name + `_service, ` + r.name + `_reader`} {
 			if _, err := r.admin.Exec(context.Background(), sql); err != nil {
 				t.Error(err)
 			}
@@ -79,7 +80,8 @@ func newRoles(t *testing.T) *roles {
 		r.exec(t, r.admin, statement)
 	}
 
-	r.owner, r.service = address("_owner", "change me"), address("_service", "change me too")
+	r.owner, r.service, r.reader = address("_owner", "change me"), address("_service", "change me too"), address("_reader", "change me as well")
+	r.reading = names.Replace(blocks[2][1])
 	r.exec(t, connect(t, r.owner), names.Replace(blocks[1][1]))
 
 	return r
@@ -145,6 +147,46 @@ func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
 
 	s.Publish("user.created", `{"user":{"id":"bob","name":"Bob","email":"bob@example.com"}}`)
 	pgtest.Eventually(t, "the service may use the new tables", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 2 })
+}
+
+// Tables that are created later, as by a rebuild, are readable too; keys never.
+func TestTheRoleThatReadsSeesEverythingButTheKeysAndChangesNothing(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	owner := connect(t, r.owner)
+	r.exec(t, owner, r.reading)
+
+	s := apptest.New(t, r.service)
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.WaitForOrder("a", "completed")
+	s.Stop()
+
+	if err := r.asOwner(t).Projector.Rebuild(t.Context(), "users", func(int64, int64) {}); err != nil {
+		t.Fatal(err)
+	}
+
+	reads := apptest.New(t, r.reader) // as `millrace orders show` does
+	if details, err := reads.Orders.Show(t.Context(), "a"); err != nil || details.Status != "completed" {
+		t.Errorf("got %+v, %v", details, err)
+	}
+
+	reader := connect(t, r.reader)
+
+	for _, table := range pgtest.Values[string](t, owner, `SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') ORDER BY relname`) {
+		_, err := reader.Exec(t.Context(), `SELECT FROM `+table+` LIMIT 1`)
+		if secret := table == "user_keys"; (err != nil) != secret {
+			t.Errorf("reading %s: got %v", table, err)
+		}
+
+		for _, sql := range []string{`DELETE FROM ` + table, `TRUNCATE ` + table, `DROP TABLE ` + table} {
+			if _, err := reader.Exec(t.Context(), sql); err == nil {
+				t.Errorf("%s is allowed", sql)
+			}
+		}
+	}
 }
 
 // On the day a partition is due, and the owner has not created it.
@@ -243,6 +285,44 @@ func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
 	_, grants, _ := strings.Cut(problem, "\n")
 	r.exec(t, owner, grants)
 	apptest.New(t, r.service).Run() // they suffice
+}
+
+// Sessions that are shared between clients cannot be set up by the service.
+func TestAServiceBehindAPoolerOfTransactionsPrintsTheSettingsOfItsRole(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	pooled := pgtest.Pooled(t, r.service, "transaction")
+	behind := func(c *config.Config) { c.Postgres.DirectURL = postgres.Secret(r.service) }
+
+	err := apptest.New(t, pooled, behind).Service.Run(t.Context(), func() { t.Error("it started") })
+
+	refused, ok := errors.AsType[*postgres.SetupError](err)
+	if !ok {
+		t.Fatalf("got %v", err)
+	}
+
+	_, statements, _ := strings.Cut(refused.Problem, "\n")
+	r.exec(t, connect(t, r.service), statements) // a role may change its own settings
+
+	r.exec(t, r.admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '`+r.name+`'`) // RECONNECT
+
+	s := apptest.New(t, pooled, behind)
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
+	s.WaitForOrder("a", "completed")
+	pgtest.Eventually(t, "the user is projected", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
+	s.WaitUntilIdle()
+
+	if _, err := s.Operator.Upkeep(t.Context()); err != nil {
+		t.Errorf("upkeep: %v", err)
+	}
+
+	if report, err := s.Audit.Run(t.Context(), invariant.Options{}); err != nil || report.Err() != nil {
+		t.Errorf("the audit: %v, %v", report, err)
+	}
 }
 
 func TestAServiceThatMayNotUseTheSchemaPrintsTheGrant(t *testing.T) {

@@ -3,6 +3,7 @@
 package localpg
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,9 +27,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// version is the version of Postgres. The data has the same major version: raising it
-// requires a dump and restore.
-const version = embeddedpostgres.V18
+// Versions are the supported versions of Postgres, by major version.
+var Versions = map[string]embeddedpostgres.PostgresVersion{
+	"16": embeddedpostgres.V16,
+	"17": embeddedpostgres.V17,
+	"18": embeddedpostgres.V18,
+}
+
+// Version is the major version that Start runs by default. The data has the same one:
+// raising it requires a dump and restore.
+const Version = "18"
 
 const (
 	user     = "millrace"
@@ -51,6 +60,14 @@ func (s *Server) URL() string {
 	return address.String()
 }
 
+// Options are those of a new server.
+type Options struct {
+	// Version is a key of Versions. Defaults to Version.
+	Version string
+	// Settings are those of postgresql.conf.
+	Settings map[string]string
+}
+
 // Start starts the server in dir with settings for postgresql.conf, or returns the
 // one already running there. It keeps existing data. The server listens on a free
 // loopback port, and keeps that port until another program takes it.
@@ -58,7 +75,12 @@ func (s *Server) URL() string {
 // For root, data and binaries may be in another directory: Postgres refuses to run as
 // root, and its user must be able to access them. The whole process runs as that user
 // until Start returns, so nothing else may run in it.
-func Start(ctx context.Context, dir string, settings map[string]string, logger *slog.Logger) (*Server, error) {
+func Start(ctx context.Context, dir string, options Options, logger *slog.Logger) (*Server, error) {
+	version, known := Versions[cmp.Or(options.Version, Version)]
+	if !known {
+		return nil, fmt.Errorf("postgres %s is not supported, expected one of %s", options.Version, strings.Join(slices.Sorted(maps.Keys(Versions)), ", "))
+	}
+
 	home, err := locate(dir)
 	if err != nil {
 		return nil, err
@@ -83,7 +105,7 @@ func Start(ctx context.Context, dir string, settings map[string]string, logger *
 		}
 	}
 
-	if err := home.checkVersion(); err != nil {
+	if err := home.checkVersion(version); err != nil {
 		return nil, err
 	}
 
@@ -91,7 +113,7 @@ func Start(ctx context.Context, dir string, settings map[string]string, logger *
 		logger.Info("downloading postgres", slog.String("version", string(version)))
 	}
 
-	if err := home.asOwner(func() error { return server.launch(settings) }); err != nil {
+	if err := home.asOwner(func() error { return server.launch(version, options.Settings) }); err != nil {
 		return nil, err
 	}
 
@@ -101,9 +123,14 @@ func Start(ctx context.Context, dir string, settings map[string]string, logger *
 }
 
 // Stop stops the server and keeps its data.
-func (s *Server) Stop(ctx context.Context) error {
+func (s *Server) Stop(ctx context.Context) error { return s.stop(ctx, "fast") }
+
+// Kill ends the server without a checkpoint, as a crash does.
+func (s *Server) Kill(ctx context.Context) error { return s.stop(ctx, "immediate") }
+
+func (s *Server) stop(ctx context.Context, mode string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.home.binaries(), "bin", "pg_ctl"),
-		"stop", "-w", "-m", "fast", "-D", s.home.data())
+		"stop", "-w", "-m", mode, "-D", s.home.data())
 	cmd.Dir = s.home.root
 
 	if s.home.owner != 0 {
@@ -205,7 +232,7 @@ func (s *Server) answers(ctx context.Context) bool {
 }
 
 // launch starts Postgres as the current user.
-func (s *Server) launch(settings map[string]string) error {
+func (s *Server) launch(version embeddedpostgres.PostgresVersion, settings map[string]string) error {
 	root := s.home.root
 	parameters := map[string]string{
 		"listen_addresses":        "127.0.0.1",
@@ -250,7 +277,7 @@ func (h home) hasBinaries() bool {
 
 // checkVersion rejects data of another major version, which embedded-postgres would
 // delete.
-func (h home) checkVersion() error {
+func (h home) checkVersion(version embeddedpostgres.PostgresVersion) error {
 	major, err := os.ReadFile(filepath.Join(h.data(), "PG_VERSION"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

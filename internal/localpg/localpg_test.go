@@ -20,7 +20,7 @@ import (
 func start(t *testing.T, dir string) *localpg.Server {
 	t.Helper()
 
-	server, err := localpg.Start(t.Context(), dir, map[string]string{"fsync": "off"}, slog.New(slog.DiscardHandler))
+	server, err := localpg.Start(t.Context(), dir, localpg.Options{Settings: map[string]string{"fsync": "off"}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func startAfterCrash(t *testing.T, dir string) *localpg.Server {
 	deadline := time.Now().Add(30 * time.Second)
 
 	for {
-		server, err := localpg.Start(t.Context(), dir, nil, slog.New(slog.DiscardHandler))
+		server, err := localpg.Start(t.Context(), dir, localpg.Options{}, slog.New(slog.DiscardHandler))
 		if err == nil {
 			return server
 		}

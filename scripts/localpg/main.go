@@ -21,10 +21,11 @@ func main() {
 }
 
 func run(args []string) error {
-	flags := flag.NewFlagSet("localpg start|stop", flag.ExitOnError)
+	flags := flag.NewFlagSet("localpg start|stop|kill", flag.ExitOnError)
 	dir := flags.String("dir", ".local/postgres", "directory of the server")
 	fast := flags.Bool("fast", false, "do not sync to disk, for tests")
 	stamps := flags.Bool("commit-timestamps", false, "record the time of each commit, to measure latency")
+	version := flags.String("version", localpg.Version, "major version of Postgres")
 	connections := flags.Int("max-connections", 300, "maximum number of connections")
 
 	if len(args) == 0 {
@@ -49,7 +50,7 @@ func run(args []string) error {
 			parameters["track_commit_timestamp"] = "on"
 		}
 
-		server, err := localpg.Start(ctx, *dir, parameters,
+		server, err := localpg.Start(ctx, *dir, localpg.Options{Version: *version, Settings: parameters},
 			slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		if err != nil {
 			return err
@@ -58,14 +59,18 @@ func run(args []string) error {
 		fmt.Println(server.URL())
 
 		return nil
-	case "stop":
+	case "stop", "kill":
 		server, err := localpg.Find(*dir)
 		if err != nil {
 			return err
 		}
 
+		if args[0] == "kill" {
+			return server.Kill(ctx)
+		}
+
 		return server.Stop(ctx)
 	default:
-		return fmt.Errorf("unknown command %s, expected start or stop", args[0])
+		return fmt.Errorf("unknown command %s, expected start, stop or kill", args[0])
 	}
 }

@@ -18,7 +18,7 @@ var remedies = []struct {
 	text  string
 }{
 	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "wait for the failover, or correct postgres.url: it may list all hosts" + byItself},
-	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Two roles" + byItself},
+	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Roles" + byItself},
 	{regexp.MustCompile(`SQLSTATE 42P01|SQLSTATE 42703`), "run `millrace migrate up`"},
 	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server" + byItself},
 	{regexp.MustCompile(`SQLSTATE 53300`), "raise max_connections of the Postgres server, or lower postgres.max_conns"},

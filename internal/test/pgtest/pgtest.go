@@ -154,6 +154,18 @@ func Value[T any](tb testing.TB, db postgres.Querier, sql string, args ...any) T
 	return value
 }
 
+// Values returns the rows of a query with one column.
+func Values[T any](tb testing.TB, db postgres.Querier, sql string, args ...any) []T {
+	tb.Helper()
+
+	list, err := postgres.Collect(context.Background(), db, pgx.RowTo[T], sql, args...)
+	if err != nil {
+		tb.Fatalf("%s: %v", sql, err)
+	}
+
+	return list
+}
+
 func makeTemplate() (string, error) {
 	server, err := server()
 	if err != nil {

@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/url"
 	"os"
@@ -9,6 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 // Server is a private Postgres that a test may stop.
@@ -73,6 +78,42 @@ func (s *Server) Stop() {
 	}
 
 	s.running = false
+}
+
+// Kill ends the server as a crash does.
+func (s *Server) Kill() {
+	s.tb.Helper()
+	s.localpg("kill")
+	s.running = false
+}
+
+// Encrypt makes the server accept TLS with a certificate and its key in PEM.
+func (s *Server) Encrypt(certificate, key []byte) {
+	s.tb.Helper()
+
+	for name, content := range map[string][]byte{"server.crt": certificate, "server.key": key} {
+		path := filepath.Join(s.dir, "data", name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			s.tb.Fatal(err)
+		}
+
+		run(s.tb, "chown", "--reference="+filepath.Join(s.dir, "data", "PG_VERSION"), path)
+	}
+
+	conn, err := pgx.Connect(context.Background(), s.URL)
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+
+	defer func() { _ = conn.Close(context.Background()) }()
+
+	for _, sql := range []string{`ALTER SYSTEM SET ssl = on`, `SELECT pg_reload_conf()`} {
+		if _, err := conn.Exec(context.Background(), sql); err != nil {
+			s.tb.Fatalf("%s: %v", sql, err)
+		}
+	}
+
+	Eventually(s.tb, "the server has read its configuration", func() bool { return Value[string](s.tb, conn, `SHOW ssl`) == "on" })
 }
 
 // localpg runs scripts/localpg in a process of its own, because it changes the user
@@ -142,4 +183,45 @@ func Pooled(tb testing.TB, address, mode string) string {
 	server.Host = net.JoinHostPort("127.0.0.1", port)
 
 	return server.String()
+}
+
+// SharedSessions returns the address of a PgBouncer in transaction mode in front of the
+// database at address, which then has the settings that the service asks for. They are
+// those of the database instead of the role, because tests share the role.
+func SharedSessions(tb testing.TB, address string) string {
+	tb.Helper()
+
+	pooled := Pooled(tb, address, "transaction")
+
+	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pooled), DirectURL: postgres.Secret(address), MaxConns: 4})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer release()
+
+	refused, ok := errors.AsType[*postgres.SetupError](pool.Ping(context.Background()))
+	if !ok {
+		tb.Fatal("the service does not ask for its settings")
+	}
+
+	admin, err := pgx.Connect(context.Background(), address)
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	defer func() { _ = admin.Close(context.Background()) }()
+
+	_, statements, _ := strings.Cut(refused.Problem, "\n")
+	name := Value[string](tb, admin, `SELECT current_database()::text`)
+
+	for statement := range strings.Lines(statements) {
+		_, setting, _ := strings.Cut(statement, " SET ")
+		if _, err := admin.Exec(context.Background(), `ALTER DATABASE `+name+` SET `+setting); err != nil {
+			tb.Fatalf("%s: %v", statement, err)
+		}
+	}
+
+	KillBackends(tb, admin) // RECONNECT
+
+	return pooled
 }
