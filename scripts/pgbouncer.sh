@@ -19,7 +19,7 @@ start() {
   install_pgbouncer
   cat >"$dir/pgbouncer.ini" <<INI
 [databases]
-* = host=$host port=$server user=$user password=$password
+* = host=$host port=$server user=$user password='$password'
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = $port

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -71,6 +72,10 @@ func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[strin
 		`+assignment(s.settings, true)+`;
 		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
 		ROLLBACK`).ReadAll()
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == protocolViolation {
+		return nil, &SetupError{"postgres.url leads to a pooler that has no transactions (PgBouncer with pool_mode = statement): use pool_mode = transaction or session"}
+	}
+
 	if err != nil {
 		return nil, fmt.Errorf("checking the parameters of the session: %w", err)
 	}
@@ -86,6 +91,9 @@ func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[strin
 
 	return differing, nil
 }
+
+// protocolViolation is the SQLSTATE with which PgBouncer refuses BEGIN.
+const protocolViolation = "08P01"
 
 func alterations(role string, settings map[string]string) string {
 	var list strings.Builder

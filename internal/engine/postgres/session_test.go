@@ -354,6 +354,25 @@ func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
 	clients.Wait()
 }
 
+func TestAPoolerOfStatementsIsRefusedWithADirectAddress(t *testing.T) {
+	t.Parallel()
+
+	direct := pgtest.URL(t)
+
+	pool, release, err := postgres.NewPool(postgres.Config{
+		URL: postgres.Secret(pgtest.Pooled(t, direct, "statement")), DirectURL: postgres.Secret(direct), MaxConns: 4,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+
+	err = postgres.Wait(t.Context(), pool, pgtest.Logger(t), func(error) {})
+	if setup, ok := errors.AsType[*postgres.SetupError](err); !ok || !strings.Contains(setup.Problem, "pool_mode = statement") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestTheDirectAddressMustNotShareSessions(t *testing.T) {
 	t.Parallel()
 
