@@ -65,13 +65,7 @@ func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
 // differing returns the settings that sessions do not have. It sets them in a
 // transaction that it rolls back, so that 60s equals 1min.
 func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[string]string, error) {
-	list := values(s.settings)
-
-	results, err := conn.Exec(ctx, `BEGIN;
-		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
-		`+assignment(s.settings, true)+`;
-		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
-		ROLLBACK`).ReadAll()
+	_, err := conn.Exec(ctx, `BEGIN`).ReadAll()
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == protocolViolation {
 		return nil, &SetupError{"postgres.url leads to a pooler that has no transactions (PgBouncer with pool_mode = statement): use pool_mode = transaction or session"}
 	}
@@ -80,7 +74,18 @@ func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[strin
 		return nil, fmt.Errorf("checking the parameters of the session: %w", err)
 	}
 
-	before, after := results[1].Rows, results[3].Rows
+	list := values(s.settings)
+
+	results, err := conn.Exec(ctx, `
+		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
+		`+assignment(s.settings, true)+`;
+		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
+		ROLLBACK`).ReadAll()
+	if err != nil {
+		return nil, fmt.Errorf("checking the parameters of the session: %w", err)
+	}
+
+	before, after := results[0].Rows, results[2].Rows
 	differing := map[string]string{}
 
 	for i, row := range before {
