@@ -130,7 +130,12 @@ func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	}
 	httpapiConfig := cfg.HTTP
 	healthConfig := cfg.Health
-	server := httpapi.NewServer(httpapiConfig, healthConfig, logger, registry)
+	server, err := httpapi.NewServer(httpapiConfig, healthConfig, pool, logger, registry)
+	if err != nil {
+		cleanup2()
+		cleanup()
+		return nil, nil, err
+	}
 	appService, err := app.NewService(engine, domains, appUpkeep, server, logger)
 	if err != nil {
 		cleanup2()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millracehq/millrace"
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/event"
@@ -103,6 +104,7 @@ var completions = map[string]func(*call) ([]string, error){
 	"--action":    fixed(activity.Kinds...),
 	"--broker":    fixed(broker.Embedded, broker.Kafka, broker.RabbitMQ),
 	"PROBE":       fixed("live", "ready", "started"),
+	"--role":      fixed(access.Roles...),
 	"--log-level": fixed("debug", "info", "warn", "error"),
 	"--only":      fixed(audit.Names()...),
 	"--failed":    failedIDs(failed.Waiting, failed.Stopped, failed.Resolved),

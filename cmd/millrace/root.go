@@ -46,6 +46,8 @@ keeps in the working directory.
 			newProjectionsStatus, newProjectionsRebuild),
 		parent("consumers", "List, pause and resume consumers", `consumers pause fulfilment.charge --why "the provider is down"`,
 			newConsumersList, newConsumersPause, newConsumersResume),
+		parent("tokens", "Create, list and revoke tokens of the operator API", "tokens create ci-deploy --role operator",
+			newTokensCreate, newTokensList, newTokensRevoke),
 		parent("migrate", "Show and apply the migrations of the database", "migrate up", newMigrateUp, newMigrateStatus))
 
 	root.SetOut(terminal.NewWriter(out))

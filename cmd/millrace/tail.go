@@ -14,7 +14,8 @@ func newTail(opts *options) *cobra.Command {
 		Long: `Print the messages that arrive on a topic from now on, until Ctrl-C; with --json,
 one object per line. Consumers still receive every message: the command reads Kafka
 without a consumer group, and RabbitMQ through a queue of its own. On the embedded
-broker it asks the service at http.addr for the messages that it delivers.`,
+broker it asks the service at http.addr for the messages that it delivers, with
+http.token if the service requires authentication.`,
 		Example: `  millrace tail orders.created
   millrace tail user.updated --json`,
 	}, func(c *call) error {
@@ -37,6 +38,11 @@ broker it asks the service at http.addr for the messages that it delivers.`,
 			write = line[operate.Passing](c)
 		}
 
-		return c.Operator.Tail(c.ctx, c.cfg.HTTP.Addr, topic, write)
+		service, err := c.cfg.HTTP.Client()
+		if err != nil {
+			return err
+		}
+
+		return c.Operator.Tail(c.ctx, service, topic, write)
 	})
 }

@@ -6,13 +6,18 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
+	"github.com/millracehq/millrace/internal/test/tlstest"
 )
 
 // tail runs the command until the test ends and returns what it prints.
@@ -39,6 +44,55 @@ func tail(t *testing.T, args ...string) *bufio.Scanner {
 	})
 
 	return bufio.NewScanner(reader)
+}
+
+func TestTailPresentsATokenOverTLS(t *testing.T) {
+	url, dir := pgtest.URL(t), t.TempDir()
+	certificate, key := tlstest.Certificate(t, "millrace.example")
+	certFile, keyFile := filepath.Join(dir, "crt"), filepath.Join(dir, "key")
+
+	for name, content := range map[string][]byte{certFile: certificate, keyFile: key} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	s := apptest.New(t, url, func(c *config.Config) {
+		c.HTTP.Authentication, c.HTTP.TLS, c.HTTP.CertFile, c.HTTP.KeyFile = httpapi.AuthenticationRequired, httpapi.TLSFiles, certFile, keyFile
+	})
+	s.Run()
+
+	for name, value := range map[string]string{"ADDR": s.HTTPAddr(), "AUTHENTICATION": "required", "TLS": "files", "CERT_FILE": certFile, "KEY_FILE": keyFile} {
+		t.Setenv("MILLRACE_HTTP__"+name, value)
+	}
+
+	expect(t, url, "tail user.created", exitUsage, "refuses http.token: 401 Unauthorized; `millrace tokens create NAME --role operator` makes one")
+
+	viewer, _ := run(t, url, "tokens", "create", "viewer")
+	t.Setenv("MILLRACE_HTTP__TOKEN", strings.TrimSpace(viewer))
+	expect(t, url, "tail user.created", exitUsage, "refuses http.token: 403 Forbidden")
+
+	operator, _ := run(t, url, "tokens", "create", "operator", "--role", "operator")
+	t.Setenv("MILLRACE_HTTP__TOKEN", strings.TrimSpace(operator))
+
+	lines := tail(t, "user.created", "--database-url", url)
+	found := make(chan string, 1)
+
+	go func() {
+		lines.Scan()
+		found <- lines.Text()
+	}()
+
+	pgtest.Eventually(t, "the message passes", func() bool {
+		s.Publish("user.created", `{"user":{"id":"`+event.NewID().String()+`","name":"Alice","email":"alice@home.example"}}`)
+
+		select {
+		case line := <-found:
+			return strings.Contains(line, "alice@home.example")
+		default:
+			return false
+		}
+	})
 }
 
 func TestTailShowsWhatPasses(t *testing.T) {

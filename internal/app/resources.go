@@ -8,6 +8,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/httpapi"
@@ -48,15 +49,21 @@ type orderOutput struct{ Body orderView }
 
 // resources registers the operations of the shop.
 func (s *Service) resources(api *httpapi.API) {
-	httpapi.Get(api, "/orders/{id}", "Show an order and its history", s.getOrder)
-	httpapi.Get(api, "/stock", "List the stock of products, by id", s.listStock)
-	httpapi.Get(api, "/notifications", "List the newest notifications with the provider's responses",
+	httpapi.Get(api, access.Viewer, "/orders/{id}", "Show an order and its history", s.getOrder)
+	httpapi.Get(api, access.Viewer, "/stock", "List the stock of products, by id", s.listStock)
+	httpapi.Get(api, access.Viewer, "/notifications", "List the newest notifications with the provider's responses",
 		func(ctx context.Context, in *struct {
 			User  string `query:"user" maxLength:"500" doc:"Only notifications to this user."`
 			Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 		},
 		) (*httpapi.List[notification.Entry], error) {
 			list, err := s.Notifications.List(ctx, in.User, in.Limit+1)
+
+			for i := range list {
+				if httpapi.Masked(ctx) {
+					list[i].Answer = "" // it may repeat the address or the text
+				}
+			}
 
 			return httpapi.First(list, err, in.Limit, func() (int, error) { return s.Notifications.Count(ctx, in.User) })
 		})

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/check"
@@ -100,7 +101,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	if domains.Webhook.Enabled() {
 		http.HandlePublic(payment.WebhookPattern, domains.Webhook)
 	}
-	http.Handle(httpapi.Prefix+"/", httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources))
+	http.Handle(httpapi.Prefix+"/", access.Viewer, httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources))
 
 	return s, nil
 }

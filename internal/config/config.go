@@ -130,7 +130,8 @@ func Warnings(c Config) check.Warnings {
 }
 
 // Load reads the configuration from the file at path, if any, the environment, and
-// overrides by key, each above the ones before. An empty value is no value. Load
+// overrides by key, each above the ones before. An empty value is no value. A secret may
+// be in a file, which KEY_file names. Load
 // rejects unknown keys; Validate checks the values.
 func Load(path string, overrides map[string]any) (Config, error) {
 	cfg := Default()
@@ -159,9 +160,11 @@ func Load(path string, overrides map[string]any) (Config, error) {
 // merging adds a source above others, without its empty values.
 var merging = koanf.WithMergeFunc(func(src, dest map[string]any) error {
 	dropEmpty(src)
+
+	err := readSecrets(src)
 	maps.Merge(src, dest)
 
-	return nil
+	return err
 })
 
 // dropEmpty removes empty values: a template that fills in nothing means the default,
@@ -282,7 +285,7 @@ func names() (list []string) {
 
 	add(reflect.TypeFor[Config](), "")
 
-	return list
+	return append(list, secretFiles()...)
 }
 
 // integer matches a decimal number.

@@ -2,15 +2,19 @@ package config_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/scrub"
+	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
@@ -101,6 +105,62 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	}
 }
 
+// An operator API that others reach without a log-in, or whose log-ins they can read, is
+// refused with what to do.
+func TestAnOperatorAPIThatOthersReachNeedsAuthenticationAndTLS(t *testing.T) {
+	t.Parallel()
+
+	const auth, tls = "http.authentication is none; set http.authentication to required", "http.tls is none; set http.tls to files"
+
+	for name, c := range map[string]struct {
+		change func(*httpapi.Config)
+		want   []string
+	}{
+		"the defaults":                  {func(*httpapi.Config) {}, nil},
+		"all addresses":                 {func(c *httpapi.Config) { c.Addr = "0.0.0.0:9464" }, []string{auth, tls}},
+		"all addresses, without a host": {func(c *httpapi.Config) { c.Addr = ":9464" }, []string{auth, tls}},
+		"a name":                        {func(c *httpapi.Config) { c.Addr = "millrace.example:9464" }, []string{auth, tls}},
+		"authentication alone":          {func(c *httpapi.Config) { c.Addr, c.Authentication = "0.0.0.0:9464", "required" }, []string{tls}},
+		"TLS alone":                     {func(c *httpapi.Config) { c.Addr, c.TLS, c.CertFile, c.KeyFile = "0.0.0.0:9464", "files", "c", "k" }, []string{auth}},
+		"both":                          {func(c *httpapi.Config) { c.Addr, c.Authentication, c.TLS = "0.0.0.0:9464", "required", "terminated" }, nil},
+		"a proxy in front of loopback":  {func(c *httpapi.Config) { c.TLS = "terminated" }, []string{"http.tls: is terminated, so a proxy lets others in"}},
+		"loopback with authentication":  {func(c *httpapi.Config) { c.Authentication = "required" }, nil},
+		"webhooks":                      {func(c *httpapi.Config) { c.WebhooksAddr = "0.0.0.0:9466" }, []string{"http.webhooks_addr", tls}},
+		"webhooks with TLS": {func(c *httpapi.Config) {
+			c.WebhooksAddr, c.TLS, c.CertFile, c.KeyFile = "0.0.0.0:9466", "files", "c", "k"
+		}, nil},
+		"files without files":            {func(c *httpapi.Config) { c.TLS = "files" }, []string{"http.cert_file: is missing", "http.key_file: is missing"}},
+		"files that nobody uses":         {func(c *httpapi.Config) { c.CertFile = "c" }, []string{"set http.tls to files"}},
+		"a provider that nobody asks":    {func(c *httpapi.Config) { provider(c); c.Authentication = "none" }, []string{"http.oidc: is set, but not used"}},
+		"a provider":                     {provider, nil},
+		"a provider without an audience": {func(c *httpapi.Config) { provider(c); c.OIDC.Audience = "" }, []string{"tokens for any other application would be accepted"}},
+		"a provider without encryption":  {func(c *httpapi.Config) { provider(c); c.OIDC.Issuer = "http://login.example" }, []string{"http.oidc.issuer: is"}},
+		"a provider that gives no roles": {func(c *httpapi.Config) { provider(c); c.OIDC.Roles = nil }, []string{"http.oidc.roles: is empty"}},
+		"a role that does not exist":     {func(c *httpapi.Config) { provider(c); c.OIDC.Roles[0].Role = "root" }, []string{"http.oidc.roles[0].role: is"}},
+		"an audience without a provider": {func(c *httpapi.Config) { c.OIDC.Audience = "x" }, []string{"http.oidc.issuer: is missing"}},
+		"an unknown kind of log-in":      {func(c *httpapi.Config) { c.Authentication = "yes" }, []string{"http.authentication: is"}},
+	} {
+		cfg := httpapi.DefaultConfig()
+		c.change(&cfg)
+
+		err := cfg.Validate()
+		if (err == nil) != (c.want == nil) {
+			t.Errorf("%s: got %v, expected %q", name, err, c.want)
+		}
+
+		for _, want := range c.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, expected %q", name, err, want)
+			}
+		}
+	}
+}
+
+func provider(c *httpapi.Config) {
+	c.Authentication = "required"
+	c.OIDC.Issuer, c.OIDC.Audience, c.OIDC.Roles = "https://login.example", "millrace", []access.Mapping{{Value: "admins", Role: access.Admin}}
+}
+
 func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 	// Kubernetes injects these into every pod of a namespace with Services named
 	// millrace, millrace-postgres, millrace-kafka and millrace-notification-email.
@@ -126,6 +186,83 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 	cfg, err := config.Load("", nil)
 	if diff := cmp.Diff(config.Default(), cfg); err != nil || diff != "" {
 		t.Errorf("got %v, %s", err, diff)
+	}
+}
+
+// Platforms mount secrets as files, so that they are in no environment.
+func TestSecretsMayBeInFiles(t *testing.T) {
+	t.Setenv("DATABASE_URL", "postgres://from-database-url/x")
+
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+
+		return path
+	}
+
+	// In the YAML file, for each secret that there is.
+	secrets := []string{
+		"postgres.url", "broker.kafka.password", "broker.rabbitmq.url", "payment.stripe.secret_key", "payment.stripe.webhook_secret",
+		"notification.email.password", "notification.webhook.url", "notification.webhook.secret", "http.token",
+	}
+	text := ""
+
+	for _, key := range secrets[1:] {
+		nested := file(key, "hunter2 of "+key+"\r\n")
+
+		parts := strings.Split(key, ".")
+		text = strings.Repeat("}", len(parts)-1)
+		text = strings.Join(parts[:len(parts)-1], ": {") + ": {" + parts[len(parts)-1] + "_file: \"" + nested + "\"" + text + "\n"
+
+		cfg, err := config.Load(file("c.yaml", text), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if got := fmt.Sprintf("%#v", config.Flatten(cfg)[key]); !strings.Contains(got, "hunter2 of "+key+`"`) {
+			t.Errorf("%s: got %s", key, got)
+		}
+	}
+
+	// In the environment, which is above the file.
+	t.Setenv("MILLRACE_HTTP__TOKEN_FILE", file("token", "from the environment"))
+	t.Setenv("MILLRACE_POSTGRES__URL_FILE", file("url", "postgres://from-file/x\n"))
+
+	cfg, err := config.Load(file("c.yaml", "http: {token: from the file}"), nil)
+	if err != nil || cfg.HTTP.Token != "from the environment" || cfg.Postgres.URL != "postgres://from-file/x" {
+		t.Errorf("got %q %q, %v", string(cfg.HTTP.Token), string(cfg.Postgres.URL), err)
+	}
+
+	for want, value := range map[string]string{
+		"http.token_file: open ":                           filepath.Join(dir, "missing"),
+		"http.token_file: the file " + file("empty", "\n"): filepath.Join(dir, "empty"),
+	} {
+		t.Setenv("MILLRACE_HTTP__TOKEN_FILE", value)
+
+		if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, expected %q", err, want)
+		}
+	}
+
+	t.Setenv("MILLRACE_HTTP__TOKEN", "hunter2")
+
+	if _, err := config.Load("", nil); err == nil || err.Error() == "" || !strings.Contains(err.Error(), "http.token, http.token_file: are both set") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v", err)
+	}
+
+	t.Setenv("MILLRACE_HTTP__TOKEN_FILES", "x")
+
+	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "did you mean MILLRACE_HTTP__TOKEN_FILE?") {
+		t.Errorf("a typing mistake: got %v", err)
+	}
+
+	for key := range config.Flatten(config.Default()) {
+		if last := key[strings.LastIndex(key, ".")+1:]; (strings.Contains(last, "password") || strings.Contains(last, "secret") || last == "token") && !slices.Contains(secrets, key) {
+			t.Errorf("%s may be a secret; this test lacks it", key)
+		}
 	}
 }
 

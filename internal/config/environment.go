@@ -45,7 +45,7 @@ func environment() (values map[string]any, err error) {
 	keys := map[string]string{}       // by variable
 	resembling := map[string]string{} // variables by their names with single underscores
 
-	for key := range Flatten(Default()) {
+	for _, key := range settable() {
 		variable := envPrefix + strings.ToUpper(strings.ReplaceAll(key, ".", envDot))
 		keys[variable] = key
 		resembling[strings.ReplaceAll(variable, envDot, "_")] = variable
@@ -69,7 +69,7 @@ func environment() (values map[string]any, err error) {
 		}
 	}
 
-	if url := os.Getenv(databaseURL); url != "" && values["postgres.url"] == nil {
+	if url := os.Getenv(databaseURL); url != "" && values["postgres.url"] == nil && values["postgres.url"+fileSuffix] == nil {
 		values["postgres.url"] = url
 	}
 

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"strings"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
@@ -11,10 +13,19 @@ import (
 // operatorHeader is the header of Caller.
 const operatorHeader = "X-Millrace-Operator"
 
-// Caller identifies the sender of a request. There is no authentication: the name is
-// only recorded.
+// Caller is the sender of a request. The name that authentication proved is recorded;
+// only without authentication it is the header.
 type Caller struct {
-	Operator string `header:"X-Millrace-Operator" maxLength:"100" doc:"The operator's name, which is recorded. Defaults to http."`
+	Operator string `header:"X-Millrace-Operator" maxLength:"100" doc:"The operator's name, which is recorded if there is no authentication. Defaults to http."`
+
+	who string
+}
+
+// Resolve implements huma.Resolver.
+func (c *Caller) Resolve(ctx huma.Context) []error {
+	c.who = cmp.Or(identityOf(ctx.Context()).Who, strings.TrimSpace(c.Operator), "http")
+
+	return nil
 }
 
 // WhyBody is a body with an optional reason.
@@ -28,5 +39,5 @@ type ReasonBody struct {
 }
 
 func (c Caller) actor(why string) activity.Actor {
-	return activity.Actor{Who: cmp.Or(strings.TrimSpace(c.Operator), "http"), Why: strings.TrimSpace(why), Request: event.NewID()}
+	return activity.Actor{Who: c.who, Why: strings.TrimSpace(why), Request: event.NewID()}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/scrub"
@@ -46,6 +47,9 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	config.SchemasPath = ""
 	config.CreateHooks = nil // no $schema in bodies
 	config.Formats = formats
+	config.Components.SecuritySchemes = map[string]*huma.SecurityScheme{bearerScheme: {
+		Type: "http", Scheme: "bearer", Description: "An API token, or a token of the OpenID Connect provider; not if http.authentication is none. Each operation names the role that it needs.",
+	}}
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 
 	api := &API{huma: humago.NewWithPrefix(mux, Prefix, config), logger: logger, methods: map[string][]string{}}
@@ -102,23 +106,28 @@ func schemaName(t reflect.Type, hint string) string {
 // response can report it.
 const requestTimeout = 25 * time.Second
 
-// Get adds an operation that only reads.
-func Get[I, O any](a *API, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
-	register(a, http.MethodGet, path, summary, handler, options)
+// Get adds an operation that only reads, for those whose role allows the given one.
+func Get[I, O any](a *API, role access.Role, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
+	register(a, role, http.MethodGet, path, summary, handler, options)
 }
 
-// Post adds an operation that makes changes.
-func Post[I, O any](a *API, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
-	register(a, http.MethodPost, path, summary, handler, options)
+// Post adds an operation that makes changes, for those whose role allows the given one.
+func Post[I, O any](a *API, role access.Role, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
+	register(a, role, http.MethodPost, path, summary, handler, options)
 }
 
-func register[I, O any](a *API, method, path, summary string, handler func(context.Context, *I) (*O, error), options []func(*huma.Operation)) {
+func register[I, O any](a *API, role access.Role, method, path, summary string, handler func(context.Context, *I) (*O, error), options []func(*huma.Operation)) {
 	var output O
 
 	operation := huma.Operation{
 		OperationID: huma.GenerateOperationID(method, path, output), Method: method, Path: path, Summary: summary,
-		Tags:   []string{strings.Split(path, "/")[1]},
-		Errors: []int{http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity, http.StatusServiceUnavailable},
+		Tags: []string{strings.Split(path, "/")[1]},
+		Errors: []int{
+			http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity,
+			http.StatusTooManyRequests, http.StatusServiceUnavailable,
+		},
+		Security:    []map[string][]string{{bearerScheme: {string(role)}}},
+		Middlewares: huma.Middlewares{a.needs(role)},
 	}
 
 	if method != http.MethodGet {
@@ -147,6 +156,23 @@ func register[I, O any](a *API, method, path, summary string, handler func(conte
 
 		return out, nil
 	})
+}
+
+// bearerScheme is the name of the security scheme in the description of the API.
+const bearerScheme = "bearer"
+
+// needs passes on requests of those whose role allows another, before anything of them
+// is read.
+func (a *API) needs(role access.Role) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		if detail := lacks(identityOf(ctx.Context()), role); detail != "" {
+			_ = huma.WriteErr(a.huma, ctx, http.StatusForbidden, detail) // fails only if the client is gone
+
+			return
+		}
+
+		next(ctx)
+	}
 }
 
 // problem converts an error to a response. It logs unexpected errors and does not
@@ -202,7 +228,7 @@ func (e engine) register(a *API) {
 	e.registerTopics(a)
 	e.registerErasures(a)
 
-	Get(a, "/version", "Show the version of the program", func(context.Context, *struct{}) (*versionOutput, error) {
+	Get(a, access.Viewer, "/version", "Show the version of the program", func(context.Context, *struct{}) (*versionOutput, error) {
 		out := &versionOutput{}
 		out.Body.Version = e.Failed.Release()
 

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/consumer"
@@ -58,7 +59,7 @@ type thing struct {
 func things(api *httpapi.API) {
 	all := []thing{{"a"}, {`b " c`}, {"d"}}
 
-	httpapi.Get(api, "/things", "List things", func(_ context.Context, in *httpapi.Paging) (*httpapi.List[thing], error) {
+	httpapi.Get(api, access.Viewer, "/things", "List things", func(_ context.Context, in *httpapi.Paging) (*httpapi.List[thing], error) {
 		var after string
 		if err := in.After("%q", &after); err != nil {
 			return nil, err
@@ -69,8 +70,8 @@ func things(api *httpapi.API) {
 
 		return httpapi.Page(in, list[:min(len(list), in.Limit+1)], func(t thing) string { return fmt.Sprintf("%q", t.Name) }), nil
 	})
-	httpapi.Get(api, "/panic", "Panic", func(context.Context, *struct{}) (*httpapi.List[thing], error) { panic("no things") })
-	httpapi.Get(api, "/things/{name}", "Show a thing", func(_ context.Context, in *struct {
+	httpapi.Get(api, access.Viewer, "/panic", "Panic", func(context.Context, *struct{}) (*httpapi.List[thing], error) { panic("no things") })
+	httpapi.Get(api, access.Viewer, "/things/{name}", "Show a thing", func(_ context.Context, in *struct {
 		Name string `path:"name"`
 	},
 	) (*httpapi.List[thing], error) {
@@ -107,8 +108,12 @@ func newRig(t *testing.T) *rig {
 	}
 
 	operator := &operate.Operator{Brokers: brokers, Pool: pool, Router: router, Failed: store, Dependencies: dependencies, StartedAt: time.Now()}
-	server := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, httpapi.HealthConfig{Addr: "127.0.0.1:0"}, logger, registry)
-	server.Handle(httpapi.Prefix+"/", httpapi.NewAPI(operator, logger, things))
+	server, err := httpapi.NewServer(httpapi.Config{Addr: "127.0.0.1:0"}, httpapi.HealthConfig{Addr: "127.0.0.1:0"}, pool, logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	server.Handle(httpapi.Prefix+"/", access.Viewer, httpapi.NewAPI(operator, logger, things))
 	server.HandlePublic("POST /hook", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Host == "shop.example" {
 			w.WriteHeader(http.StatusAccepted)

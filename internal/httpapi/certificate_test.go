@@ -106,11 +106,14 @@ func TestACertificateThatCannotBeReadIsRefusedAtTheStart(t *testing.T) {
 		{"crt", "key", "private key does not match public key"},
 		{"junk", "key", "malformed certificate"},
 	} {
-		server := httpapi.NewServer(httpapi.Config{
+		server, err := httpapi.NewServer(httpapi.Config{
 			Addr: "127.0.0.1:0", TLS: httpapi.TLSFiles, CertFile: filepath.Join(dir, c.cert), KeyFile: filepath.Join(dir, c.key),
-		}, httpapi.HealthConfig{Addr: "127.0.0.1:0"}, pgtest.Logger(t), prometheus.NewRegistry())
+		}, httpapi.HealthConfig{Addr: "127.0.0.1:0"}, nil, pgtest.Logger(t), prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
 
-		err := server.Listen()
+		err = server.Listen()
 		if err == nil || !strings.Contains(err.Error(), "http.cert_file") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s with %s: got %v, expected %q", c.cert, c.key, err, c.want)
 		}

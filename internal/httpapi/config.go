@@ -4,15 +4,28 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
 // Config configures the listeners for operators and for webhooks.
 type Config struct {
-	// Addr is the host:port of the operator API, on loopback, because it has no
-	// authentication. Defaults to 127.0.0.1:9464.
+	// Addr is the host:port of the operator API. An address that other machines reach
+	// needs Authentication and TLS. Defaults to 127.0.0.1:9464.
 	Addr string `koanf:"addr"`
+	// Authentication decides whether the operator API asks who sends a request:
+	// AuthenticationRequired or AuthenticationNone, which is for loopback without a proxy
+	// in front. Defaults to none.
+	Authentication string `koanf:"authentication"`
+	// Token is what commands present that ask the operator API.
+	Token postgres.Secret `koanf:"token"`
+	// OIDC is a provider whose tokens are accepted besides API tokens.
+	OIDC access.OIDC `koanf:"oidc"`
 	// WebhooksAddr is a host:port for webhooks alone, so that a provider cannot reach
 	// the operator API. Defaults to none: Addr serves them.
 	WebhooksAddr string `koanf:"webhooks_addr"`
@@ -23,6 +36,12 @@ type Config struct {
 	CertFile string `koanf:"cert_file"`
 	KeyFile  string `koanf:"key_file"`
 }
+
+// Values of Config.Authentication.
+const (
+	AuthenticationNone     = "none"
+	AuthenticationRequired = "required"
+)
 
 // Values of Config.TLS.
 const (
@@ -38,7 +57,9 @@ type HealthConfig struct {
 }
 
 // DefaultConfig returns the defaults.
-func DefaultConfig() Config { return Config{Addr: "127.0.0.1:9464", TLS: TLSNone} }
+func DefaultConfig() Config {
+	return Config{Addr: "127.0.0.1:9464", Authentication: AuthenticationNone, OIDC: access.DefaultOIDC(), TLS: TLSNone}
+}
 
 // DefaultHealthConfig returns the defaults.
 func DefaultHealthConfig() HealthConfig { return HealthConfig{Addr: "127.0.0.1:9465"} }
@@ -48,6 +69,7 @@ func (c Config) Validate() error {
 	errs := []error{
 		check.Value(isAddress(c.Addr), "http.addr", c.Addr, "host:port, for example 127.0.0.1:9464"),
 		check.Value(c.WebhooksAddr == "" || isAddress(c.WebhooksAddr), "http.webhooks_addr", c.WebhooksAddr, "host:port, for example 127.0.0.1:9466"),
+		check.Value(c.Authentication == AuthenticationNone || c.Authentication == AuthenticationRequired, "http.authentication", c.Authentication, "none or required"),
 		check.Value(c.TLS == TLSNone || c.TLS == TLSFiles || c.TLS == TLSTerminated, "http.tls", c.TLS, "none, files or terminated"),
 	}
 
@@ -58,12 +80,29 @@ func (c Config) Validate() error {
 		errs = append(errs, check.That(c.CertFile == "" && c.KeyFile == "", "http.cert_file, http.key_file: are set, but not used; set http.tls to files"))
 	}
 
-	if isAddress(c.Addr) && exposed(c.Addr) {
-		errs = append(errs, fmt.Errorf("http.addr: is %q, expected a loopback address: the listener has no authentication", c.Addr))
+	errs = append(errs, c.reachable(),
+		check.That(c.OIDC.Issuer == "" || c.Authentication == AuthenticationRequired, "http.oidc: is set, but not used; set http.authentication to required"))
+
+	return errors.Join(append(errs, c.OIDC.Validate())...)
+}
+
+// reachable returns an error if others reach what they must not.
+func (c Config) reachable() error {
+	var errs []error
+
+	open := c.Authentication != AuthenticationRequired
+
+	switch outside := isAddress(c.Addr) && exposed(c.Addr); {
+	case outside && open:
+		errs = append(errs, fmt.Errorf("http.addr: is %q, which other machines reach, and http.authentication is none; set http.authentication to required (`millrace tokens create` makes tokens), or use a loopback address", c.Addr))
+	case c.TLS == TLSTerminated && open:
+		errs = append(errs, errors.New("http.tls: is terminated, so a proxy lets others in, and http.authentication is none; set http.authentication to required (`millrace tokens create` makes tokens)"))
 	}
 
-	if c.WebhooksAddr != "" && exposed(c.WebhooksAddr) && c.TLS == TLSNone {
-		errs = append(errs, fmt.Errorf("http.webhooks_addr: is %q, which other machines reach, and http.tls is none; %s", c.WebhooksAddr, setTLS))
+	for key, addr := range map[string]string{"http.addr": c.Addr, "http.webhooks_addr": c.WebhooksAddr} {
+		if isAddress(addr) && exposed(addr) && c.TLS == TLSNone {
+			errs = append(errs, fmt.Errorf("%s: is %q, which other machines reach, and http.tls is none; %s", key, addr, setTLS))
+		}
 	}
 
 	return errors.Join(errs...)
@@ -88,4 +127,23 @@ func exposed(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 
 	return err == nil && !check.Loopback(host)
+}
+
+// Client returns how commands on this machine reach the operator API. It trusts the
+// certificate that the service itself serves.
+func (c Config) Client() (operate.Client, error) {
+	client := operate.Client{URL: "http://" + check.Dialable(c.Addr), Token: string(c.Token)}
+	if c.TLS != TLSFiles {
+		return client, nil
+	}
+
+	pem, err := os.ReadFile(c.CertFile)
+	if err != nil {
+		return client, fmt.Errorf("reading http.cert_file: %w", err)
+	}
+
+	client.URL = "https://" + check.Dialable(c.Addr)
+	client.TLS, err = tlsconfig.Pinned(pem)
+
+	return client, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
@@ -36,11 +37,11 @@ type resumeOutput struct {
 }
 
 func (e engine) registerConsumers(a *API) {
-	Get(a, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[operate.Consumer], error) {
+	Get(a, access.Viewer, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[operate.Consumer], error) {
 		return All(e.Consumers(ctx))
 	})
-	Post(a, "/consumers/{consumer}/pause", "Pause a consumer on all replicas, and report what waits meanwhile", e.pause)
-	Post(a, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", e.resume)
+	Post(a, access.Operator, "/consumers/{consumer}/pause", "Pause a consumer on all replicas, and report what waits meanwhile", e.pause)
+	Post(a, access.Operator, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", e.resume)
 }
 
 func (e engine) pause(ctx context.Context, in *pauseInput) (out *pauseOutput, err error) {

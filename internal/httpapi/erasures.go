@@ -3,13 +3,14 @@ package httpapi
 import (
 	"context"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 )
 
 type erasureOutput struct{ Body consumer.Erasure }
 
 func (e engine) registerErasures(a *API) {
-	Post(a, "/erasures", "Erase the personal data of a person; this cannot be undone", e.erase)
+	Post(a, access.Admin, "/erasures", "Erase the personal data of a person; this cannot be undone", e.erase)
 }
 
 func (e engine) erase(ctx context.Context, in *struct {

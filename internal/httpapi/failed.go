@@ -12,6 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/conditional"
 	"github.com/google/uuid"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -177,21 +178,21 @@ func (e engine) registerFailed(a *API) {
 		o.Description = "Examines at most `limit` messages per request. If the response has `next`, there are more."
 	}
 
-	Get(a, "/failed", "List failed messages, newest first", e.listFailed)
-	Get(a, "/failed/groups", "List failed messages grouped by cause, largest group first", e.listGroups)
-	Get(a, "/failed/counts", "Count failed messages by a property", e.countFailed)
-	Get(a, "/failed/{id}", "Show a failed message", e.getEntry, func(o *huma.Operation) {
+	Get(a, access.Viewer, "/failed", "List failed messages, newest first", e.listFailed)
+	Get(a, access.Viewer, "/failed/groups", "List failed messages grouped by cause, largest group first", e.listGroups)
+	Get(a, access.Viewer, "/failed/counts", "Count failed messages by a property", e.countFailed)
+	Get(a, access.Viewer, "/failed/{id}", "Show a failed message", e.getEntry, func(o *huma.Operation) {
 		o.Responses = map[string]*huma.Response{"304": {Description: "Not Modified"}}
 	})
-	register(a, http.MethodPatch, "/failed/{id}", "Edit the payload of a stopped message; the original is kept", e.editEntry,
+	register(a, access.Operator, http.MethodPatch, "/failed/{id}", "Edit the payload of a stopped message; the original is kept", e.editEntry,
 		[]func(*huma.Operation){func(o *huma.Operation) { o.MaxBodyBytes = maxBody }})
-	Get(a, "/failed/{id}/actions", "List the actions on a failed message, oldest first", e.listActions)
-	Get(a, "/failed/{id}/payload", "Download the payload of a failed message, byte for byte", e.download, returnsText)
-	Get(a, "/failed/{id}/diff", "Show the changes to the payload as a unified diff", e.diff, returnsText)
-	Post(a, "/failed/{id}/requeue", "Retry a stopped message in the consumer that it failed in", e.requeueEntry)
-	Post(a, "/failed/{id}/discard", "Resolve a stopped message without applying it", e.discardEntry)
-	Post(a, "/failed/requeue", "Retry many stopped messages in order of arrival", e.requeueMany, inParts)
-	Post(a, "/failed/discard", "Resolve many stopped messages without applying them", e.discardMany, inParts)
+	Get(a, access.Viewer, "/failed/{id}/actions", "List the actions on a failed message, oldest first", e.listActions)
+	Get(a, access.Operator, "/failed/{id}/payload", "Download the payload of a failed message, byte for byte", e.download, returnsText)
+	Get(a, access.Operator, "/failed/{id}/diff", "Show the changes to the payload as a unified diff", e.diff, returnsText)
+	Post(a, access.Operator, "/failed/{id}/requeue", "Retry a stopped message in the consumer that it failed in", e.requeueEntry)
+	Post(a, access.Operator, "/failed/{id}/discard", "Resolve a stopped message without applying it", e.discardEntry)
+	Post(a, access.Operator, "/failed/requeue", "Retry many stopped messages in order of arrival", e.requeueMany, inParts)
+	Post(a, access.Operator, "/failed/discard", "Resolve many stopped messages without applying them", e.discardMany, inParts)
 }
 
 // selectInput is the query of a list of failed messages.
@@ -213,8 +214,9 @@ func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], 
 	}
 
 	list, err := e.Failed.Summaries(ctx, f, in.Limit+1)
+	entries := postgres.Column(list, func(found failed.Entry) entry { return summary(e.masked(ctx, found)) })
 
-	return Page(&in.Paging, postgres.Column(list, summary), func(e entry) string { return fmt.Sprint(e.ID) }), err
+	return Page(&in.Paging, entries, func(e entry) string { return fmt.Sprint(e.ID) }), err
 }
 
 func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
@@ -230,6 +232,12 @@ func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.G
 	}
 
 	groups, err := e.Failed.Groups(ctx, f, after, in.Limit+1)
+
+	for i := range groups {
+		if Masked(ctx) && e.Router.Personal(groups[i].Topic) {
+			groups[i].Error = groups[i].Cause
+		}
+	}
 
 	return Page(&in.Paging, groups, func(g failed.Group) string { return fmt.Sprintf("%d %s", g.Entries, g.ID) }), err
 }
@@ -269,7 +277,10 @@ func (e engine) entry(ctx context.Context, id int64, conditions *Conditions) (fo
 		err = conditions.check(found)
 	}
 
-	return found, &entryOutput{ETag: quoted(found), Body: exported(found)}, err
+	shown := found
+	shown.Entry = e.masked(ctx, found.Entry)
+
+	return found, &entryOutput{ETag: quoted(found), Body: exported(shown)}, err
 }
 
 // changed is entry after a change. The conditions are checked before it. Nothing after
@@ -320,7 +331,7 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 func (e engine) listActions(ctx context.Context, in *EntryInput) (*List[action], error) {
 	exported, err := e.Exported(ctx, in.ID)
 
-	return All(postgres.Column(exported.Actions, actionOf), err)
+	return All(postgres.Column(exported.Actions, func(a activity.Action) action { return maskedAction(ctx, actionOf(a)) }), err)
 }
 
 func (e engine) download(ctx context.Context, in *struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
@@ -32,16 +33,21 @@ type ActivityFilter struct {
 
 // registerHistory adds the operations on past messages, events and actions.
 func (e engine) registerHistory(a *API) {
-	Get(a, "/conversations/{id}", "Show the conversation of a message: what caused it and what it caused",
+	Get(a, access.Viewer, "/conversations/{id}", "Show the conversation of a message: what caused it and what it caused",
 		func(ctx context.Context, in *struct {
 			ID string `path:"id" maxLength:"50" example:"0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b"`
 		},
 		) (*List[*trace.Message], error) {
-			return All(e.Trace(ctx, in.ID))
+			roots, err := e.Trace(ctx, in.ID)
+			if Masked(ctx) {
+				maskedTree(roots)
+			}
+
+			return All(roots, err)
 		})
-	Get(a, "/events", "List all events by position, or the events of a stream", e.listEvents)
-	Get(a, "/audit", "Check the invariants of the database and of other systems' records", e.audit)
-	Get(a, "/activity", "List operator actions, newest first", e.listActivity)
+	Get(a, access.Viewer, "/events", "List all events by position, or the events of a stream", e.listEvents)
+	Get(a, access.Operator, "/audit", "Check the invariants of the database and of other systems' records", e.audit)
+	Get(a, access.Viewer, "/activity", "List operator actions, newest first", e.listActivity)
 }
 
 func (e engine) listEvents(ctx context.Context, in *struct {
@@ -93,5 +99,5 @@ func (e engine) listActivity(ctx context.Context, in *struct {
 
 	list, err := activity.List(ctx, e.Pool, f, in.Limit+1)
 
-	return Page(&in.Paging, postgres.Column(list, actionOf), func(a action) string { return fmt.Sprint(a.ID) }), err
+	return Page(&in.Paging, postgres.Column(list, func(a activity.Action) action { return maskedAction(ctx, actionOf(a)) }), func(a action) string { return fmt.Sprint(a.ID) }), err
 }

@@ -8,10 +8,14 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/time/rate"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/terminal"
 )
@@ -37,7 +41,14 @@ type Server struct {
 }
 
 // NewServer returns a server. Call Listen to start it.
-func NewServer(cfg Config, healthCfg HealthConfig, logger *slog.Logger, registry *prometheus.Registry) *Server {
+func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) (*Server, error) {
+	logger = logger.With(slog.String("component", "httpapi"))
+
+	guard, err := newGuard(cfg, pool, logger)
+	if err != nil {
+		return nil, err
+	}
+
 	s := &Server{cfg: cfg, health: http.NewServeMux(), operators: http.NewServeMux(), public: http.NewServeMux()}
 
 	if cfg.TLS == TLSFiles {
@@ -55,7 +66,7 @@ func NewServer(cfg Config, healthCfg HealthConfig, logger *slog.Logger, registry
 	}
 
 	s.listeners = []*listener{newListener("health.addr", healthCfg.Addr, probes, nil, logger)}
-	webhooks, operators := s.public, local(s.operators)
+	webhooks, operators := s.public, guard(s.operators)
 
 	if cfg.WebhooksAddr == "" { // both on one address
 		s.public.Handle("/", operators)
@@ -68,7 +79,28 @@ func NewServer(cfg Config, healthCfg HealthConfig, logger *slog.Logger, registry
 		s.listeners = append(s.listeners, newListener("http.webhooks_addr", cfg.WebhooksAddr, webhooks, s.certificate, logger))
 	}
 
-	return s
+	return s, nil
+}
+
+// newGuard returns what stands between the operator API and the network. A console would
+// add its sessions here.
+func newGuard(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) (func(http.Handler) http.Handler, error) {
+	if cfg.Authentication != AuthenticationRequired {
+		return func(next http.Handler) http.Handler { return local(anyone(next)) }, nil
+	}
+
+	verifier, err := access.NewVerifier(cfg.OIDC, pool, logger)
+	if err != nil {
+		return nil, err
+	}
+
+	a := &authenticator{
+		verifier: verifier, proxied: cfg.TLS == TLSTerminated, logger: logger,
+		failures: &failures{senders: map[netip.Addr]*rate.Limiter{}},
+	}
+
+	// A browser sends no bearer token by itself, so the Host header proves nothing more.
+	return func(next http.Handler) http.Handler { return sameSite(a.wrap(next)) }, nil
 }
 
 // Explain makes the probes and /statusz answer from state.
@@ -78,8 +110,10 @@ func (s *Server) Explain(state State) {
 	s.health.Handle("GET /statusz", state.Status)
 }
 
-// Handle serves pattern with handler to operators.
-func (s *Server) Handle(pattern string, handler http.Handler) { s.operators.Handle(pattern, handler) }
+// Handle serves pattern with handler to those whose role allows the given one.
+func (s *Server) Handle(pattern string, role access.Role, handler http.Handler) {
+	s.operators.Handle(pattern, needs(role, handler))
+}
 
 // HandlePublic serves pattern with a handler that authenticates its requests itself: a
 // proxy forwards them under its own host.

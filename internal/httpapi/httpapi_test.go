@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -30,9 +31,13 @@ func serve(t *testing.T, cfg httpapi.Config, healthCfg httpapi.HealthConfig, sta
 		state.Status = ok
 	}
 
-	server := httpapi.NewServer(cfg, healthCfg, pgtest.Logger(t), prometheus.NewRegistry())
+	server, err := httpapi.NewServer(cfg, healthCfg, nil, pgtest.Logger(t), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	server.Explain(state)
-	server.Handle("GET /operators", ok)
+	server.Handle("GET /operators", access.Viewer, ok)
 	server.HandlePublic("POST /hook", ok)
 
 	if err := server.Listen(); err != nil {

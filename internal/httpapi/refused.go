@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 )
@@ -14,7 +15,7 @@ type refusedOutput struct {
 }
 
 func (e engine) registerRefused(a *API) {
-	Get(a, "/refused", "List outgoing messages that their broker refuses, the oldest first", func(ctx context.Context, in *struct {
+	Get(a, access.Viewer, "/refused", "List outgoing messages that their broker refuses, the oldest first", func(ctx context.Context, in *struct {
 		Topic string `query:"topic" maxLength:"250"`
 		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 	},
@@ -25,8 +26,8 @@ func (e engine) registerRefused(a *API) {
 			return outbox.CountRefused(ctx, e.Pool, in.Topic)
 		})
 	})
-	Post(a, "/refused/retry", "Publish refused messages again", e.actOnRefused(outbox.RetryRefused))
-	Post(a, "/refused/discard", "Delete refused messages without publishing them; requires why", e.actOnRefused(outbox.DiscardRefused))
+	Post(a, access.Operator, "/refused/retry", "Publish refused messages again", e.actOnRefused(outbox.RetryRefused))
+	Post(a, access.Operator, "/refused/discard", "Delete refused messages without publishing them; requires why", e.actOnRefused(outbox.DiscardRefused))
 }
 
 type refusedInput struct {

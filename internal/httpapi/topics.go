@@ -4,13 +4,14 @@ import (
 	"context"
 	"time"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/operate"
 )
 
 type passedOutput struct{ Body operate.Passed }
 
 func (e engine) registerTopics(a *API) {
-	Get(a, "/topics/{topic}/messages", "Wait for the next messages on a topic of the embedded broker",
+	Get(a, access.Operator, "/topics/{topic}/messages", "Wait for the next messages on a topic of the embedded broker",
 		func(ctx context.Context, in *struct {
 			Topic string `path:"topic" maxLength:"250" example:"orders.created"`
 			After int64  `query:"after" default:"-1" minimum:"-1" doc:"Messages after this position; -1 is the present."`

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -53,7 +54,7 @@ type progressOutput struct {
 }
 
 func (e engine) registerWaiting(a *API) {
-	Get(a, "/waiting", "List the waiting keys with their first message, next due first", func(ctx context.Context, in *struct {
+	Get(a, access.Viewer, "/waiting", "List the waiting keys with their first message, next due first", func(ctx context.Context, in *struct {
 		KeyFilter
 
 		Limit int `query:"limit" minimum:"1" maximum:"1000" default:"100"`
@@ -61,18 +62,22 @@ func (e engine) registerWaiting(a *API) {
 	) (*List[waitingKey], error) {
 		f := failed.KeyFilter{Consumer: in.Consumer, Key: in.Key}
 		list, err := e.WaitingKeys(ctx, f, in.Limit+1)
-		keys := postgres.Column(list, func(w failed.WaitingEntry) waitingKey { return waitingKey{WaitingEntry: w} })
+		keys := postgres.Column(list, func(w failed.WaitingEntry) waitingKey {
+			w.Entry = e.masked(ctx, w.Entry)
+
+			return waitingKey{WaitingEntry: w}
+		})
 
 		return First(keys, err, in.Limit, func() (int, error) { return e.Failed.CountKeys(ctx, f) })
 	})
-	Get(a, "/waiting/{id}", "Show the messages waiting for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
+	Get(a, access.Viewer, "/waiting/{id}", "Show the messages waiting for the same key, in order", func(ctx context.Context, in *EntryInput) (*List[entry], error) {
 		list, err := e.Failed.Queue(ctx, in.ID)
 
-		return All(postgres.Column(list, detail), err)
+		return All(postgres.Column(list, func(found failed.Entry) entry { return detail(e.masked(ctx, found)) }), err)
 	})
-	Post(a, "/waiting/retry", "Retry waiting keys now", e.retry)
-	Get(a, "/requests/{id}", "Show what became of the messages that a request requeued or retried", e.progress)
-	Post(a, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is retried", func(ctx context.Context, in *struct {
+	Post(a, access.Operator, "/waiting/retry", "Retry waiting keys now", e.retry)
+	Get(a, access.Viewer, "/requests/{id}", "Show what became of the messages that a request requeued or retried", e.progress)
+	Post(a, access.Operator, "/waiting/{id}/skip", "Stop the first message of a waiting key, so that the next one is retried", func(ctx context.Context, in *struct {
 		EntryInput
 		Caller
 

@@ -309,6 +309,28 @@ func (d Erasure) empty() bool {
 	return total == 0
 }
 
+// Personal reports whether messages on a topic may have personal data: those that a
+// handler or a producer declares, and those of topics that nobody knows.
+func (r *Router) Personal(topic string) bool {
+	known := false
+
+	for _, route := range r.routes {
+		for _, payload := range append([]event.Payload{route.Payload}, route.Publishes...) {
+			if payload.Topic() != topic {
+				continue
+			}
+
+			known = true
+
+			if _, personal := payload.(event.Personal); personal {
+				return true
+			}
+		}
+	}
+
+	return !known
+}
+
 // about returns the topics with personal data, and a function that reports whether a
 // message on them is about a person. The function passes what it can read about the
 // person to marks.

@@ -2,6 +2,7 @@ package operate
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -169,31 +170,50 @@ func (s Status) Err() error {
 // service waits.
 const askTimeout = 3 * time.Second
 
-// askState asks the service with its probes at addr for its state.
-func askState(ctx context.Context, addr string, state *Process) error {
-	return ask(ctx, "health.addr", addr, "/statusz", 0, state)
+// Client reaches a running service.
+type Client struct {
+	// URL is the scheme and the address.
+	URL string
+	// Token is presented, unless it is empty.
+	Token string
+	// TLS verifies the service. It may be nil.
+	TLS *tls.Config
 }
 
-// ask sends a GET request to the service at addr, which is the value of a configuration
-// key. The service may wait before it responds.
-func ask(ctx context.Context, key, addr, path string, wait time.Duration, response any) error {
+// askState asks the service with its probes at addr for its state.
+func askState(ctx context.Context, addr string, state *Process) error {
+	return Client{URL: "http://" + check.Dialable(addr)}.ask(ctx, "health.addr", "/statusz", 0, state)
+}
+
+// ask sends a GET request to the service, whose address key sets. The service may wait
+// before it responds.
+func (c Client) ask(ctx context.Context, key, path string, wait time.Duration, response any) error {
 	ctx, cancel := context.WithTimeout(ctx, wait+askTimeout)
 	defer cancel()
 
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+check.Dialable(addr)+path, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL+path, nil)
 	if err != nil {
 		return err
 	}
 
-	got, err := http.DefaultClient.Do(request)
+	if c.Token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.Token)
+	}
+
+	transport := &http.Transport{TLSClientConfig: c.TLS, DisableKeepAlives: true}
+
+	got, err := (&http.Client{Transport: transport}).Do(request)
 	if err != nil {
-		return fmt.Errorf("no service responds at %s %s: %w", key, addr, err)
+		return fmt.Errorf("no service responds at %s %s: %w", key, c.URL, err)
 	}
 	defer got.Body.Close() //nolint:errcheck // only read from
 
-	if err := json.NewDecoder(got.Body).Decode(response); err != nil || got.StatusCode != http.StatusOK {
-		return fmt.Errorf("unexpected response from the program at %s %s: %s", key, addr, got.Status)
+	switch err := json.NewDecoder(got.Body).Decode(response); {
+	case got.StatusCode == http.StatusUnauthorized || got.StatusCode == http.StatusForbidden:
+		return event.Errorf(event.Invalid, "the service at %s %s refuses http.token: %s; `millrace tokens create NAME --role operator` makes one", key, c.URL, got.Status)
+	case err != nil || got.StatusCode != http.StatusOK:
+		return fmt.Errorf("unexpected response from the program at %s %s: %s", key, c.URL, got.Status)
+	default:
+		return nil
 	}
-
-	return nil
 }

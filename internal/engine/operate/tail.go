@@ -48,13 +48,13 @@ func passing(topic string, msg *message.Message) Passing {
 // Tail calls fn with each new message on a topic until ctx ends, which is not an
 // error. Kafka and RabbitMQ can be read directly. Messages on the embedded broker do
 // not leave the service, so Tail asks the service at addr.
-func (o *Operator) Tail(ctx context.Context, addr, topic string, fn func(Passing) error) error {
+func (o *Operator) Tail(ctx context.Context, service Client, topic string, fn func(Passing) error) error {
 	var err error
 
 	if tailer, ok := o.Brokers.Of(topic).Driver.(driver.Tailer); ok {
 		err = tailer.Tail(ctx, topic, func(msg *message.Message) error { return fn(passing(topic, msg)) })
 	} else {
-		err = tailService(ctx, addr, topic, fn)
+		err = tailService(ctx, service, topic, fn)
 	}
 
 	if ctx.Err() != nil {
@@ -71,14 +71,14 @@ type Passed struct {
 	Lost     int64     `json:"lost,omitempty" doc:"Number of messages that were lost because they arrived faster than they were read."`
 }
 
-func tailService(ctx context.Context, addr, topic string, fn func(Passing) error) error {
+func tailService(ctx context.Context, service Client, topic string, fn func(Passing) error) error {
 	after := int64(-1)
 
 	for {
 		var passed Passed
 
 		path := fmt.Sprintf("/api/v1/topics/%s/messages?after=%d&wait=%d", url.PathEscape(topic), after, tapWait/time.Second)
-		if err := ask(ctx, "http.addr", addr, path, tapWait, &passed); err != nil {
+		if err := service.ask(ctx, "http.addr", path, tapWait, &passed); err != nil {
 			return err
 		}
 

@@ -64,6 +64,7 @@ var rules = []rule{
 	{pattern: regexp.MustCompile(`\b(?:sk|rk|pk)_(?:live|test|org)_[\w*]+|\bwhsec_[\w+/=*-]+|\bwhs[kp]k?_[\w+/=-]+`)},
 	{pattern: regexp.MustCompile(`\b(?:pi|seti|cs|src)_\w+_secret_\w+`)},
 	{pattern: regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?`)}, // JSON Web Tokens
+	{pattern: regexp.MustCompile(`\bmrt_[\w-]{20,}`)},                    // API tokens of Millrace
 	{pattern: regexp.MustCompile(`\bgh[opsur]_\w{20,}|\bxox[abeoprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b`)},
 	{pattern: regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`)},
 }

@@ -57,6 +57,7 @@ func TestSecretsAreRemoved(t *testing.T) {
 		"a form":                      {`client_secret=hunter2&grant_type=x`, `client_secret=(redacted)&grant_type=x`},
 
 		"a bearer":                {`you sent Bearer hunter2.hunter2`, `you sent Bearer (redacted)`},
+		"a token of our own":      {`refused mrt_hunter2hunter2hunter2hunter2`, `refused (redacted)`},
 		"Stripe's key":            {`Invalid API Key provided: sk_live_hunter2`, `Invalid API Key provided: (redacted)`},
 		"Stripe's restricted key": {`rk_test_51hunter2 may not`, `(redacted) may not`},
 		"Stripe's intent":         {`"pi_3hunter2_secret_hunter2"`, `"(redacted)"`},

@@ -2,8 +2,11 @@
 package tlsconfig
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 )
@@ -31,12 +34,12 @@ func verifying(roots *x509.CertPool, caFile string) (*tls.Config, error) {
 		return cfg, nil
 	}
 
-	pem, err := os.ReadFile(caFile)
+	certificates, err := os.ReadFile(caFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading CA certificates: %w", err)
 	}
 
-	if !roots.AppendCertsFromPEM(pem) {
+	if !roots.AppendCertsFromPEM(certificates) {
 		return nil, fmt.Errorf("%s contains no certificate", caFile)
 	}
 
@@ -67,4 +70,25 @@ func Present(cfg *tls.Config, certFile, keyFile string) error {
 	_, err := load()
 
 	return err
+}
+
+// Pinned returns settings that accept only the first certificate in PEM, whoever has
+// signed it and whatever it is called: for a server whose certificate file is at hand.
+func Pinned(chain []byte) (*tls.Config, error) {
+	block, _ := pem.Decode(chain)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("the file contains no certificate")
+	}
+
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection is stricter
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 || !bytes.Equal(state.PeerCertificates[0].Raw, block.Bytes) {
+				return errors.New("the server has another certificate than the one in the file")
+			}
+
+			return nil
+		},
+	}, nil
 }

@@ -1,0 +1,215 @@
+package access
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/tlsconfig"
+)
+
+// OIDC configures a provider of OpenID Connect, whose signed tokens (JWT) are accepted.
+type OIDC struct {
+	// Issuer is the URL of the provider, exactly as in its tokens. Defaults to none.
+	Issuer string `koanf:"issuer"`
+	// Audience is the client id or API that tokens must be meant for.
+	Audience string `koanf:"audience"`
+	// CAFile verifies the provider. Defaults to the system's certificates.
+	CAFile string `koanf:"ca_file"`
+	// NameClaim is the claim that actions are recorded under. Defaults to sub, the only
+	// one that a provider never gives to somebody else.
+	NameClaim string `koanf:"name_claim"`
+	// RoleClaim is the claim with a text or list that Roles maps to roles. A name with
+	// dots may be a path, such as realm_access.roles. Defaults to roles.
+	RoleClaim string `koanf:"role_claim"`
+	// Roles maps values of RoleClaim. Of several, the one that allows most counts.
+	Roles []Mapping `koanf:"roles"`
+}
+
+// Mapping gives a role to those who have a value in their claim.
+type Mapping struct {
+	Value string `koanf:"value"`
+	Role  Role   `koanf:"role"`
+}
+
+// DefaultOIDC returns the defaults.
+func DefaultOIDC() OIDC { return OIDC{NameClaim: "sub", RoleClaim: "roles", Roles: []Mapping{}} }
+
+// Validate reports all mistakes, naming the keys.
+func (c OIDC) Validate() error {
+	if c.Issuer == "" {
+		return check.That(c.Audience == "" && len(c.Roles) == 0, "http.oidc.issuer: is missing, expected the URL of the provider, because other keys of http.oidc are set")
+	}
+
+	u, err := url.Parse(c.Issuer)
+	errs := []error{
+		check.Value(err == nil && u.Host != "" && (u.Scheme == "https" || u.Scheme == "http" && check.Loopback(u.Hostname())),
+			"http.oidc.issuer", c.Issuer, "https://host, because whoever changes the keys of the provider may do everything"),
+		check.That(c.Audience != "", "http.oidc.audience: is missing, expected the client id or API that tokens are meant for; without it, tokens for any other application would be accepted"),
+		check.That(c.NameClaim != "", "http.oidc.name_claim: is missing, expected a claim such as sub"),
+		check.That(c.RoleClaim != "", "http.oidc.role_claim: is missing, expected a claim such as roles"),
+		check.That(len(c.Roles) > 0, "http.oidc.roles: is empty, expected at least one {value: ..., role: viewer, operator or admin}; without it, nobody has a role"),
+	}
+
+	for i, m := range c.Roles {
+		errs = append(errs,
+			check.That(m.Value != "", fmt.Sprintf("http.oidc.roles[%d].value: is missing, expected a value of the claim %s", i, c.RoleClaim)),
+			check.Value(m.Role.rank() > 0, fmt.Sprintf("http.oidc.roles[%d].role", i), string(m.Role), "viewer, operator or admin"))
+	}
+
+	return errors.Join(errs...)
+}
+
+// Times of asking a provider.
+const (
+	providerTimeout = 5 * time.Second
+	providerPause   = 5 * time.Second // after a failure
+)
+
+// provider verifies tokens of an OpenID Connect provider. It asks for its description
+// and keys when it needs them: the service starts without the provider.
+type provider struct {
+	cfg    OIDC
+	client *http.Client
+	logger *slog.Logger
+
+	mu       sync.Mutex
+	verifier *oidc.IDTokenVerifier // nil until the provider has answered
+	failure  error
+	failedAt time.Time
+}
+
+func newProvider(cfg OIDC, logger *slog.Logger) (*provider, error) {
+	settings, err := tlsconfig.New(cfg.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("http.oidc.ca_file: %w", err)
+	}
+
+	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // of this type
+	transport.TLSClientConfig = settings
+
+	return &provider{cfg: cfg, client: &http.Client{Timeout: providerTimeout, Transport: transport}, logger: logger}, nil
+}
+
+// discovered returns the verifier of the provider, which it asks for its description at
+// first.
+func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if p.verifier != nil || p.failure != nil && time.Since(p.failedAt) < providerPause {
+		return p.verifier, p.failure
+	}
+
+	// The keys are asked for later, long after this request.
+	found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), p.client), p.cfg.Issuer)
+	if err != nil {
+		p.failure, p.failedAt = fmt.Errorf("asking the OpenID Connect provider %s: %w", p.cfg.Issuer, err), time.Now()
+		p.logger.Warn("the OpenID Connect provider cannot be used", slog.Any("error", p.failure))
+
+		return nil, p.failure
+	}
+
+	p.verifier, p.failure = found.Verifier(&oidc.Config{ClientID: p.cfg.Audience}), nil
+
+	return p.verifier, nil
+}
+
+// verify returns whose a token is. Somebody whom no mapping gives a role is known, and
+// may do nothing.
+func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) {
+	if strings.Count(bearer, ".") != 2 {
+		return Identity{}, &RefusedError{"it is neither an API token nor a signed token (JWT)"}
+	}
+
+	verifier, err := p.discovered()
+	if err != nil {
+		return Identity{}, err
+	}
+
+	token, err := verifier.Verify(ctx, bearer)
+	if err != nil {
+		return Identity{}, &RefusedError{err.Error()}
+	}
+
+	var claims map[string]any
+	if err := token.Claims(&claims); err != nil {
+		return Identity{}, &RefusedError{err.Error()}
+	}
+
+	who, _ := claims[p.cfg.NameClaim].(string)
+	if err := checkName(who, p.cfg.NameClaim, claims); err != nil {
+		return Identity{}, err
+	}
+
+	return Identity{Who: who, Role: p.role(claims)}, nil
+}
+
+// checkName refuses a name that could be mistaken for another's in the record of
+// actions.
+func checkName(who, claim string, claims map[string]any) error {
+	switch verified := claims["email_verified"]; {
+	case who == "" || event.Storable(who) != nil || len(who) > maxName:
+		return &RefusedError{fmt.Sprintf("its claim %s is no name of 1 to %d bytes", claim, maxName)}
+	case claim == "email" && verified != true && verified != "true":
+		return &RefusedError{"its e-mail address is not verified by the provider"}
+	case strings.HasPrefix(who, actorPrefix) || who == activity.Service:
+		return &RefusedError{fmt.Sprintf("its name %q is reserved", who)}
+	default:
+		return nil
+	}
+}
+
+// maxName bounds the name of a person.
+const maxName = 200
+
+// role returns the highest role that the claims give.
+func (p *provider) role(claims map[string]any) (role Role) {
+	values := map[string]bool{}
+
+	switch claim := claimAt(claims, p.cfg.RoleClaim).(type) {
+	case string:
+		values[claim] = true
+	case []any:
+		for _, value := range claim {
+			if text, ok := value.(string); ok {
+				values[text] = true
+			}
+		}
+	}
+
+	for _, m := range p.cfg.Roles {
+		if values[m.Value] && m.Role.rank() > role.rank() {
+			role = m.Role
+		}
+	}
+
+	return role
+}
+
+// claimAt returns the claim with a name, or the one at a path of names.
+func claimAt(claims map[string]any, name string) any {
+	if value, ok := claims[name]; ok {
+		return value
+	}
+
+	var value any = claims
+
+	for part := range strings.SplitSeq(name, ".") {
+		object, _ := value.(map[string]any)
+		value = object[part]
+	}
+
+	return value
+}

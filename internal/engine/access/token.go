@@ -1,0 +1,158 @@
+package access
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+// tokenPrefix tells API tokens from those of a provider, and lets scanners of leaked
+// secrets find them.
+const tokenPrefix = "mrt_"
+
+// tokenBytes are random. Nobody guesses 256 bits, so a plain hash protects a stolen
+// table: a slow one is for passwords, which can be guessed, and would cost each request.
+const tokenBytes = 32
+
+// actorPrefix tells the name of a token from that of a person in the record of actions.
+const actorPrefix = "token:"
+
+// Bounds of tokens.
+const (
+	MaxTokenName = 80
+	maxTokenLife = 10 * 365 * 24 * time.Hour
+)
+
+// Token describes an API token, without its secret.
+type Token struct {
+	Name      string    `json:"name"`
+	Role      Role      `json:"role"`
+	CreatedAt time.Time `json:"created_at"`
+	CreatedBy string    `json:"created_by"`
+	ExpiresAt time.Time `json:"expires_at"`
+	// UsedAt is when it was last accepted, to the minute.
+	UsedAt    *time.Time `json:"used_at,omitempty"`
+	RevokedAt *time.Time `json:"revoked_at,omitempty"`
+	RevokedBy string     `json:"revoked_by,omitempty"`
+}
+
+// State returns valid, expired or revoked.
+func (t Token) State() string {
+	switch {
+	case t.RevokedAt != nil:
+		return "revoked"
+	case time.Now().After(t.ExpiresAt):
+		return "expired"
+	default:
+		return "valid"
+	}
+}
+
+// CreateToken stores a token that is valid for the given time, and returns its secret,
+// which nobody can read again. A name is used once, because actions are recorded under
+// it.
+func CreateToken(ctx context.Context, db postgres.Querier, name string, role Role, life time.Duration, by string) (secret string, err error) {
+	if role.rank() == 0 {
+		return "", event.Errorf(event.Unknown, "there is no role %s, expected one of viewer, operator, admin", role)
+	}
+
+	if name = strings.TrimSpace(name); name == "" || len(name) > MaxTokenName {
+		return "", event.Errorf(event.Invalid, "name: has %d bytes, expected 1 to %d", len(name), MaxTokenName)
+	}
+
+	if life < time.Minute || life > maxTokenLife {
+		return "", event.Errorf(event.Invalid, "for: is %s, expected 1m to %s", life, maxTokenLife)
+	}
+
+	random := make([]byte, tokenBytes)
+	_, _ = rand.Read(random) // never fails
+
+	secret = tokenPrefix + base64.RawURLEncoding.EncodeToString(random)
+
+	_, err = postgres.Collect(ctx, db, pgx.RowTo[string], `
+		INSERT INTO api_tokens (name, role, digest, created_by, expires_at) VALUES ($1, $2, $3, $4, now() + $5::interval)
+		RETURNING name`, name, role, digest(secret), by, life)
+	if postgres.IsDuplicate(err) {
+		return "", event.Errorf(event.Conflict, "there is already a token %s; a name is used once, because actions are recorded under it", name)
+	}
+
+	if err != nil {
+		return "", fmt.Errorf("creating a token: %w", err)
+	}
+
+	return secret, nil
+}
+
+func digest(secret string) []byte {
+	sum := sha256.Sum256([]byte(secret))
+
+	return sum[:]
+}
+
+// ListTokens returns all tokens by name.
+func ListTokens(ctx context.Context, db postgres.Querier) ([]Token, error) {
+	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Token], `
+		SELECT name, role, created_at, created_by, expires_at, used_at, revoked_at, COALESCE(revoked_by, '') FROM api_tokens ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("listing tokens: %w", err)
+	}
+
+	return list, nil
+}
+
+// RevokeToken makes a token invalid from now on. It reports false if it was revoked
+// before.
+func RevokeToken(ctx context.Context, db postgres.Querier, name, by string) (changed bool, err error) {
+	found, err := postgres.Collect(ctx, db, pgx.RowTo[bool], `
+		WITH revoked AS (
+			UPDATE api_tokens SET revoked_at = now(), revoked_by = $2 WHERE name = $1 AND revoked_at IS NULL RETURNING name
+		)
+		SELECT EXISTS (SELECT FROM revoked) FROM api_tokens WHERE name = $1`, name, by)
+	if err != nil {
+		return false, fmt.Errorf("revoking a token: %w", err)
+	}
+
+	if len(found) == 0 {
+		return false, event.Missing("token", name)
+	}
+
+	return found[0], nil
+}
+
+// verifyToken returns whose an API token is. It records the use once a minute.
+func verifyToken(ctx context.Context, db postgres.Querier, secret string) (Identity, error) {
+	type row struct {
+		Name             string
+		Role             Role
+		Revoked, Expired bool
+	}
+
+	found, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[row], `
+		WITH used AS (
+			UPDATE api_tokens SET used_at = now()
+			WHERE digest = $1 AND revoked_at IS NULL AND expires_at > now() AND (used_at IS NULL OR used_at < now() - interval '1 minute')
+		)
+		SELECT name, role, revoked_at IS NOT NULL, expires_at <= now() FROM api_tokens WHERE digest = $1`, digest(secret))
+
+	switch {
+	case err != nil:
+		return Identity{}, fmt.Errorf("checking a token: %w", err)
+	case len(found) == 0:
+		return Identity{}, &RefusedError{"there is no such token"}
+	case found[0].Revoked:
+		return Identity{}, &RefusedError{"the token " + found[0].Name + " is revoked"}
+	case found[0].Expired:
+		return Identity{}, &RefusedError{"the token " + found[0].Name + " has expired"}
+	default:
+		return Identity{Who: actorPrefix + found[0].Name, Role: found[0].Role}, nil
+	}
+}

@@ -1,0 +1,208 @@
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/millracehq/millrace/internal/engine/access"
+	"github.com/millracehq/millrace/internal/engine/event"
+)
+
+// identityKey is the key of the sender of a request in its context.
+type identityKey struct{}
+
+// identityOf returns who sent a request. Without authentication it has no name.
+func identityOf(ctx context.Context) access.Identity {
+	identity, _ := ctx.Value(identityKey{}).(access.Identity)
+
+	return identity
+}
+
+// Masked reports whether the sender of a request must not see personal data.
+func Masked(ctx context.Context) bool { return !identityOf(ctx).Role.Allows(access.Operator) }
+
+// anyone passes requests on as those of an administrator without a name, on a listener
+// on loopback that asks for no authentication.
+func anyone(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, as(r, access.Identity{Role: access.Admin}))
+	})
+}
+
+func as(r *http.Request, identity access.Identity) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), identityKey{}, identity))
+}
+
+// authenticator passes on requests with a credential that proves who sends them.
+type authenticator struct {
+	verifier *access.Verifier
+	// proxied is true if a proxy passes requests on.
+	proxied  bool
+	failures *failures
+	logger   *slog.Logger
+}
+
+func (a *authenticator) wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if identity, ok := a.authenticate(w, r); ok {
+			next.ServeHTTP(w, as(r, identity))
+		}
+	})
+}
+
+// authenticate returns who sends a request, or responds why it is not passed on.
+func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
+	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
+		unauthorized(w, "a credential is missing, expected the header Authorization: Bearer TOKEN; `millrace tokens create` makes a token")
+
+		return access.Identity{}, false
+	}
+
+	from := a.sender(r)
+	if !a.failures.allowed(from) {
+		w.Header().Set("Retry-After", "6")
+		writeProblem(w, http.StatusTooManyRequests, "too many log-ins from this address have failed; try again in a few seconds")
+
+		return access.Identity{}, false
+	}
+
+	identity, err := a.verifier.Verify(r.Context(), bearer)
+
+	switch {
+	case err == nil && identity.Role == "":
+		a.logger.Warn("log-in without a role", slog.String("who", identity.Who), slog.String("from", from.String()))
+		writeProblem(w, http.StatusForbidden, event.Text(identity.Who)+" has no role here; http.oidc.roles maps none of the values of the role claim")
+
+		return identity, false
+	case err == nil:
+		return identity, true
+	case access.Refused(err):
+		a.failures.add(from)
+		a.logger.Warn("log-in refused", slog.String("from", from.String()), slog.String("path", r.URL.Path), slog.Any("error", err))
+		unauthorized(w, "the credential is wrong, expired or revoked; the log of the service says which")
+	default:
+		a.logger.Error("a credential could not be checked", slog.Any("error", err))
+		writeProblem(w, http.StatusServiceUnavailable, "the credential cannot be checked now; see the log of the service")
+	}
+
+	return access.Identity{}, false
+}
+
+func unauthorized(w http.ResponseWriter, detail string) {
+	w.Header().Set("WWW-Authenticate", `Bearer realm="millrace"`)
+	writeProblem(w, http.StatusUnauthorized, detail)
+}
+
+// sender returns the address that a request comes from. Behind a proxy that is the last
+// one in X-Forwarded-For: the proxy has added it, whatever the client has sent before.
+// Addresses of IPv6 count by their network, of which a host has 2^64 addresses.
+func (a *authenticator) sender(r *http.Request) netip.Addr {
+	text, _, _ := net.SplitHostPort(r.RemoteAddr)
+
+	if all := r.Header.Values("X-Forwarded-For"); a.proxied && len(all) > 0 {
+		last := all[len(all)-1]
+		text = strings.TrimSpace(last[strings.LastIndex(last, ",")+1:])
+	}
+
+	addr, _ := netip.ParseAddr(text)
+
+	addr = addr.Unmap().WithZone("")
+	if prefix, err := addr.Prefix(64); addr.Is6() && err == nil {
+		addr = prefix.Addr()
+	}
+
+	return addr
+}
+
+// Limits of failed log-ins from one address.
+const (
+	failuresAtOnce = 10
+	failuresEvery  = 6 * time.Second
+	maxSenders     = 10_000
+)
+
+// failures limits failed log-ins by the address that they come from. Tokens cannot be
+// guessed; the limit keeps who tries from filling the log and from keeping Postgres busy.
+type failures struct {
+	mu      sync.Mutex
+	senders map[netip.Addr]*rate.Limiter
+}
+
+// allowed reports whether an address may try again.
+func (f *failures) allowed(from netip.Addr) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+
+	limiter := f.senders[from]
+
+	return limiter == nil || limiter.Tokens() >= 1
+}
+
+// add counts a failure.
+func (f *failures) add(from netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+
+	limiter := f.senders[from]
+	if limiter == nil {
+		f.forget()
+
+		limiter = rate.NewLimiter(rate.Every(failuresEvery), failuresAtOnce)
+		f.senders[from] = limiter
+	}
+
+	limiter.Allow()
+}
+
+// forget makes room for another sender: it forgets those that may try again as if
+// nothing had happened, and all of them if that is not enough.
+func (f *failures) forget() {
+	if len(f.senders) < maxSenders {
+		return
+	}
+
+	for from, limiter := range f.senders {
+		if limiter.Tokens() >= failuresAtOnce {
+			delete(f.senders, from)
+		}
+	}
+
+	if len(f.senders) >= maxSenders {
+		clear(f.senders)
+	}
+}
+
+// needs passes on requests of those whose role allows another.
+func needs(role access.Role, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if detail := lacks(identityOf(r.Context()), role); detail != "" {
+			writeProblem(w, http.StatusForbidden, detail)
+
+			return
+		}
+
+		next.ServeHTTP(w, r)
+	})
+}
+
+// lacks returns why somebody may not do what needs a role, or "". Whatever declares no
+// role is allowed to nobody.
+func lacks(identity access.Identity, role access.Role) string {
+	switch {
+	case identity.Role.Allows(role):
+		return ""
+	case role == "":
+		return "nobody may do this: it declares no role"
+	default:
+		return event.Text(identity.Who) + " is " + string(identity.Role) + "; this needs the role " + string(role)
+	}
+}

@@ -1,0 +1,61 @@
+package httpapi
+
+import (
+	"context"
+
+	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/trace"
+)
+
+// hidden replaces what may be personal data, for those who must not see it.
+const hidden = "(hidden from viewers)"
+
+// masked removes from a failed message what may be personal data: the content of
+// messages on topics that may have some, and errors, which quote them. Keys stay: they
+// are ids.
+func (e engine) masked(ctx context.Context, found failed.Entry) failed.Entry {
+	if !Masked(ctx) || !e.Router.Personal(found.Topic) {
+		return found
+	}
+
+	if found.Error != "" {
+		found.Error = found.Cause
+	}
+
+	found.Headers = event.Headers{}
+
+	if found.Payload != nil {
+		found.Payload = event.Content(hidden)
+	}
+
+	if found.Edited != nil {
+		found.Edited = event.Content(hidden)
+	}
+
+	return found
+}
+
+// maskedTree removes the details of a conversation, which quote messages.
+func maskedTree(list []*trace.Message) {
+	for _, m := range list {
+		if m.Detail != "" {
+			m.Detail = hidden
+		}
+
+		maskedTree(m.Caused)
+	}
+}
+
+// maskedAction removes the content and the details of an action.
+func maskedAction(ctx context.Context, a action) action {
+	if Masked(ctx) {
+		a.Payload = nil
+
+		if a.Detail != "" {
+			a.Detail = hidden
+		}
+	}
+
+	return a
+}
