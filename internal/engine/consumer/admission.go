@@ -2,7 +2,6 @@ package consumer
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -91,16 +90,12 @@ func (l lookup) waits(i int, d *delivery) bool {
 }
 
 func (a *admission[P]) lookUp(ctx context.Context, units []*unit[event.Event[P]]) (known lookup, err error) {
-	known.verdicts, err = inbox.Seen(ctx, a.router.pool, a.consumer, claimsOf(units))
+	along := &pgx.Batch{}
+	known.found = failed.QueueKeys(along, a.consumer, keysOf(units))
+
+	known.verdicts, err = inbox.Seen(ctx, a.router.pool, a.consumer, claimsOf(units), along)
 	if err != nil {
 		return known, err
-	}
-
-	batch := &pgx.Batch{}
-	known.found = failed.QueueKeys(batch, a.consumer, keysOf(units))
-
-	if err := a.router.pool.SendBatch(ctx, batch).Close(); err != nil {
-		return known, fmt.Errorf("reading failed keys: %w", err)
 	}
 
 	known.decided, err = a.decided(ctx, a.router.pool, units, known.found)

@@ -208,7 +208,7 @@ func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict
 	for consumer, own := range byConsumer {
 		answers, err := inbox.Seen(ctx, tx, consumer, postgres.Column(own, func(e Entry) inbox.Entry {
 			return inbox.Entry{ID: e.ApplyID(), Fingerprint: event.Fingerprint(e.Current())}
-		}))
+		}), nil)
 		if err != nil {
 			return nil, err
 		}

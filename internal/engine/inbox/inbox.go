@@ -121,7 +121,7 @@ func queueClaim(batch *pgx.Batch, otherwise, consumer string, entries []Entry) *
 
 // verdictsOf returns the verdicts of entries of which only claimed are new.
 func verdictsOf(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, claimed []uuid.UUID) ([]Verdict, error) {
-	seen, err := fingerprints(ctx, tx, consumer, entries)
+	seen, err := fingerprints(ctx, tx, consumer, entries, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -157,9 +157,10 @@ func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) e
 	return nil
 }
 
-// Seen returns the verdicts that Claim would give now, without claiming.
-func Seen(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) ([]Verdict, error) {
-	seen, err := fingerprints(ctx, db, consumer, entries)
+// Seen returns the verdicts that Claim would give now, without claiming. along is as in
+// Claim.
+func Seen(ctx context.Context, db postgres.Batcher, consumer string, entries []Entry, along *pgx.Batch) ([]Verdict, error) {
+	seen, err := fingerprints(ctx, db, consumer, entries, along)
 	if err != nil {
 		return nil, err
 	}
@@ -184,18 +185,39 @@ func judge(entries []Entry, seen map[uuid.UUID]int64) []Verdict {
 	return verdicts
 }
 
-func fingerprints(ctx context.Context, db postgres.Querier, consumer string, entries []Entry) (map[uuid.UUID]int64, error) {
-	ids, days := columns(entries)
+func fingerprints(
+	ctx context.Context, db postgres.Batcher, consumer string, entries []Entry, along *pgx.Batch,
+) (map[uuid.UUID]int64, error) {
+	if along == nil {
+		along = &pgx.Batch{}
+	}
+
+	var (
+		ids, days = columns(entries)
+		seen      = map[uuid.UUID]int64{}
+		id        uuid.UUID
+		sum       int64
+	)
 
 	// The lateral join makes Postgres look up each entry by the primary key. A join may
 	// become a hash join, which reads all rows of the consumer.
-	seen, err := postgres.Map[uuid.UUID, int64](ctx, db, `
+	along.Queue(`
 		SELECT e.id, i.fingerprint
 		FROM unnest($2::uuid[], $3::date[]) AS e (id, day)
 		CROSS JOIN LATERAL (
 			SELECT x.fingerprint FROM inbox x WHERE x.consumer = $1 AND x.message_id = e.id AND x.day = e.day OFFSET 0
-		) AS i`, consumer, ids, days)
-	if err != nil {
+		) AS i`, consumer, ids, days).
+		Query(func(rows pgx.Rows) error {
+			_, err := pgx.ForEachRow(rows, []any{&id, &sum}, func() error {
+				seen[id] = sum
+
+				return nil
+			})
+
+			return err
+		})
+
+	if err := db.SendBatch(ctx, along).Close(); err != nil {
 		return nil, fmt.Errorf("reading inbox: %w", err)
 	}
 

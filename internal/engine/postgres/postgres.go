@@ -174,6 +174,11 @@ type Execer interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
+// Batcher sends statements in one round trip: a pool, a connection or a transaction.
+type Batcher interface {
+	SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults
+}
+
 // rollbackTimeout bounds a rollback. Rollbacks do not use the caller's context,
 // because pgx closes the connection if that has expired.
 const rollbackTimeout = 5 * time.Second
