@@ -16,6 +16,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/brokertest"
@@ -157,6 +158,8 @@ func (c *connection) Close() error {
 
 // received collects messages.
 type received struct {
+	handle func(*message.Message)
+
 	mu   sync.Mutex
 	list []*message.Message
 }
@@ -172,32 +175,51 @@ func consume(tb testing.TB, conn *connection, topic string, handle func(*message
 	}
 
 	conn.subscribers = append(conn.subscribers, subscriber)
+	r := &received{handle: handle}
+
+	if direct, ok := subscriber.(consumer.Direct); ok {
+		direct.Handle(r.settle)
+	}
 
 	messages, err := subscriber.Subscribe(context.Background(), topic)
 	if err != nil {
 		tb.Fatal(err)
 	}
 
-	r := &received{}
-
 	go func() {
 		for msg := range messages {
-			// Like Watermill's router: one goroutine for each message.
-			go func() {
-				r.mu.Lock()
-				r.list = append(r.list, msg)
-				r.mu.Unlock()
-
-				if handle != nil {
-					handle(msg)
-				} else {
-					msg.Ack()
-				}
-			}()
+			go r.receive(msg) // like Watermill's router: one goroutine for each message
 		}
 	}()
 
 	return r
+}
+
+// receive collects a message and passes it on.
+func (r *received) receive(msg *message.Message) {
+	r.mu.Lock()
+	r.list = append(r.list, msg)
+	r.mu.Unlock()
+
+	if r.handle != nil {
+		r.handle(msg)
+	} else {
+		msg.Ack()
+	}
+}
+
+// settle receives a message and waits for the answer to it.
+func (r *received) settle(msg *message.Message) error {
+	r.receive(msg)
+
+	select {
+	case <-msg.Acked():
+		return nil
+	case <-msg.Nacked():
+		return errors.New("not acknowledged")
+	case <-msg.Context().Done():
+		return msg.Context().Err()
+	}
 }
 
 // all returns the messages received so far.

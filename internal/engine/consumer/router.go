@@ -261,6 +261,14 @@ type Source interface {
 	Subscribed()
 }
 
+// Direct is a message.Subscriber that calls a handler itself instead of sending messages
+// through the channel of its subscription, which still says how long it lasts.
+type Direct interface {
+	// Handle sets the handler; called before Subscribe. The context of a message is that
+	// of the subscription, and an error returns the message to its publisher.
+	Handle(handle message.NoPublishHandlerFunc)
+}
+
 // Run consumes until ctx ends and then drains: it takes no further messages, waits
 // for those in flight and closes the subscriptions. Each source starts as soon as it
 // is connected, independently of the others. Run calls started once all sources are
@@ -426,7 +434,12 @@ func (r *Router) subscribeTo(ctx, subscriptions context.Context, router *message
 		}
 
 		r.subscribers = append(r.subscribers, subscriber)
-		handlers[topic] = router.AddConsumerHandler(topic, topic, subscriber, r.receive(routes))
+		receive := r.receive(routes)
+		if direct, ok := subscriber.(Direct); ok {
+			direct.Handle(receive)
+		}
+
+		handlers[topic] = router.AddConsumerHandler(topic, topic, subscriber, receive)
 	}
 
 	if err := router.RunHandlers(subscriptions); err != nil {
