@@ -17,12 +17,13 @@ import (
 
 // Config tunes the broker.
 type Config struct {
-	// Lanes is how many messages are in flight at once. Defaults to 256.
+	// Lanes is how many messages are in flight at once, of all topics together. Defaults
+	// to 512.
 	Lanes int `koanf:"lanes"`
 }
 
 // DefaultConfig returns the defaults.
-func DefaultConfig() Config { return Config{Lanes: 256} }
+func DefaultConfig() Config { return Config{Lanes: 512} }
 
 // Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error { return check.Positive("broker.embedded.lanes", c.Lanes) }
