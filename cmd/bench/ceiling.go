@@ -226,7 +226,7 @@ func (st *stage) transact(ctx context.Context, rows []stored) error {
 
 // lookUp asks what a consumer with an effect asks before it performs.
 func (st *stage) lookUp(ctx context.Context, rows []stored, entries []inbox.Entry, keys []string) error {
-	if _, err := inbox.Seen(ctx, st.site.pool, st.consumer, entries); err != nil {
+	if _, err := inbox.Seen(ctx, st.site.pool, st.consumer, entries, nil); err != nil {
 		return err
 	}
 
