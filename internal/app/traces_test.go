@@ -329,8 +329,9 @@ func TestTheProducerDecidesThatAMessageIsNotTraced(t *testing.T) {
 
 // lockedBuffer is a log that a test reads while it is written.
 type lockedBuffer struct {
-	mu sync.Mutex
 	bytes.Buffer
+
+	mu sync.Mutex
 }
 
 // Write implements io.Writer.
