@@ -160,9 +160,9 @@ func (g *guarded) routes(bearer string) (list []route) {
 	return list
 }
 
-// forged returns tokens that say what a real one says, without its signature.
-func forged(real string) map[string]string {
-	parts := strings.Split(real, ".")
+// forged returns tokens that say what a genuine one says, without its signature.
+func forged(token string) map[string]string {
+	parts := strings.Split(token, ".")
 	encode := base64.RawURLEncoding.EncodeToString
 	payload := func(header string) string { return encode([]byte(header)) + "." + parts[1] }
 	signed := payload(`{"alg":"HS256","typ":"JWT"}`)

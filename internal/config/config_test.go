@@ -208,14 +208,13 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 		"postgres.url", "broker.kafka.password", "broker.rabbitmq.url", "payment.stripe.secret_key", "payment.stripe.webhook_secret",
 		"notification.email.password", "notification.webhook.url", "notification.webhook.secret", "http.token",
 	}
-	text := ""
 
 	for _, key := range secrets[1:] {
 		nested := file(key, "hunter2 of "+key+"\r\n")
 
 		parts := strings.Split(key, ".")
-		text = strings.Repeat("}", len(parts)-1)
-		text = strings.Join(parts[:len(parts)-1], ": {") + ": {" + parts[len(parts)-1] + "_file: \"" + nested + "\"" + text + "\n"
+		text := strings.Join(parts[:len(parts)-1], ": {") + ": {" + parts[len(parts)-1] +
+			"_file: \"" + nested + "\"" + strings.Repeat("}", len(parts)-1) + "\n"
 
 		cfg, err := config.Load(file("c.yaml", text), nil)
 		if err != nil {
@@ -237,7 +236,7 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 	}
 
 	for want, value := range map[string]string{
-		"http.token_file: open ":                           filepath.Join(dir, "missing"),
+		"http.token_file: open":                            filepath.Join(dir, "missing"),
 		"http.token_file: the file " + file("empty", "\n"): filepath.Join(dir, "empty"),
 	} {
 		t.Setenv("MILLRACE_HTTP__TOKEN_FILE", value)

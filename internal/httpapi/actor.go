@@ -38,6 +38,6 @@ type ReasonBody struct {
 	Why string `json:"why" minLength:"1" maxLength:"2000" doc:"The reason, which is recorded."`
 }
 
-func (c Caller) actor(why string) activity.Actor {
+func (c *Caller) actor(why string) activity.Actor {
 	return activity.Actor{Who: c.who, Why: strings.TrimSpace(why), Request: event.NewID()}
 }

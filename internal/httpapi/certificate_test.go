@@ -84,7 +84,7 @@ func TestARenewedCertificateIsUsedWithoutARestart(t *testing.T) {
 	expect("while the file is missing", "second.example")
 
 	if response, err := http.Get("http://" + server.Addr() + "/"); err == nil {
-		response.Body.Close()
+		_ = response.Body.Close()
 
 		if response.StatusCode != http.StatusBadRequest {
 			t.Errorf("without TLS: got %s", response.Status)

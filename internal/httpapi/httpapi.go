@@ -142,14 +142,14 @@ func (s *Server) Listen() error {
 	return nil
 }
 
-// HealthAddr, Addr and WebhooksAddr return what the server listens on, or "" before
-// Listen. The port differs from the configured one if that is 0.
+// HealthAddr returns the address for probes and metrics, or "" before Listen. Its port
+// differs from the configured one if that is 0.
 func (s *Server) HealthAddr() string { return s.listeners[0].address() }
 
-// Addr is documented at HealthAddr.
+// Addr is like HealthAddr, for the API.
 func (s *Server) Addr() string { return s.listeners[1].address() }
 
-// WebhooksAddr is documented at HealthAddr. It is Addr if webhooks have no address of
+// WebhooksAddr is like HealthAddr, for webhooks. It is Addr if they have no address of
 // their own.
 func (s *Server) WebhooksAddr() string { return s.listeners[len(s.listeners)-1].address() }
 

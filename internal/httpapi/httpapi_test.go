@@ -26,7 +26,7 @@ type readiness struct {
 func serve(t *testing.T, cfg httpapi.Config, healthCfg httpapi.HealthConfig, state httpapi.State) *httpapi.Server {
 	t.Helper()
 
-	ok := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = fmt.Fprint(w, r.Pattern) })
+	ok := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = fmt.Fprint(w, r.Pattern) }) //nolint:gosec // the pattern is ours
 	if state.Status == nil {
 		state.Status = ok
 	}

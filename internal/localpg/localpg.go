@@ -287,7 +287,7 @@ func (h home) checkVersion(version embeddedpostgres.PostgresVersion) error {
 		return fmt.Errorf("reading version of %s: %w", h.data(), err)
 	}
 
-	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") { //nolint:gocritic // the argument order is correct
+	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") {
 		return fmt.Errorf("%s has data of Postgres %s, but this is %s: dump and restore it, or move it away", h.data(), found, version)
 	}
 

@@ -53,10 +53,15 @@ func (h harness) renames(t *testing.T, bad string) {
 		t.Errorf("got %+v, %v: a topic was created with the name here", list, err)
 	}
 
+	tailer, is := conn.Driver.(driver.Tailer)
+	if !is {
+		t.Fatalf("%T cannot tail", conn.Driver)
+	}
+
 	tailed := make(chan error, 1)
 
 	go func() {
-		tailed <- conn.Driver.(driver.Tailer).Tail(t.Context(), topic, func(*message.Message) error { return errSeen })
+		tailed <- tailer.Tail(t.Context(), topic, func(*message.Message) error { return errSeen })
 	}()
 
 	pgtest.Eventually(t, "the name is tailed", func() bool {

@@ -57,8 +57,8 @@ const (
 	HeaderContentType = "content-type"
 	HeaderCorrelation = "correlation_id"
 	HeaderCausation   = "causation_id"
-	// These are defined by W3C Trace Context, and with ce_ by the distributed tracing
-	// extension of CloudEvents.
+	// HeaderTraceParent and HeaderTraceState are defined by W3C Trace Context, and with
+	// ce_ by the distributed tracing extension of CloudEvents.
 	HeaderTraceParent = "traceparent"
 	HeaderTraceState  = "tracestate"
 )

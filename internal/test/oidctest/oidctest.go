@@ -83,7 +83,7 @@ func (p *Provider) Token(sub string) string {
 	if err != nil {
 		p.tb.Fatal(err)
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 
 	var answer struct {
 		AccessToken string `json:"access_token"`
