@@ -80,6 +80,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	}
 
 	route(engine.Router, domains)
+	engine.Router.Remember(upkeep.Inbox.Retention)
 
 	s := &Service{
 		Engine: engine, Domains: domains, Upkeep: upkeep, http: http, logger: logger,

@@ -181,6 +181,10 @@ func (r *Router) deliver(d *delivery) fate {
 
 // attempt tries a message, with the immediate retries that its topic's policy allows.
 func (r *Router) attempt(d *delivery) error {
+	if err := r.forgotten(d); err != nil { // before a pause parks it, because a parked one is not asked
+		return err
+	}
+
 	if err := r.awaitResume(d); err != nil {
 		return err
 	}

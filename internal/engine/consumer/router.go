@@ -54,6 +54,7 @@ type Router struct {
 	topics       subscriptions
 	stalls       stalls
 	awaited      awaited
+	memory       memory
 	gate         gate
 	// due wakes retryWaiting.
 	due chan struct{}

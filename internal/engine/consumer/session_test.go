@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	watermill "github.com/ThreeDotsLabs/watermill/message"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
@@ -83,6 +84,7 @@ func answered(messages []*watermill.Message, by func(*watermill.Message) <-chan 
 type handled struct {
 	*handing
 
+	pool   *pgxpool.Pool
 	router *consumer.Router
 	// away is true while the provider does not answer. effects counts the effects.
 	away    atomic.Bool
@@ -92,8 +94,17 @@ type handled struct {
 func startHanding(t *testing.T) *handled {
 	t.Helper()
 
+	h := prepareHanding(t)
+	h.run(t)
+
+	return h
+}
+
+func prepareHanding(t *testing.T) *handled {
+	t.Helper()
+
 	pool, logger, registry := newPool(t), pgtest.Logger(t), prometheus.NewRegistry()
-	h := &handled{handing: &handing{out: make(chan *watermill.Message)}}
+	h := &handled{handing: &handing{out: make(chan *watermill.Message)}, pool: pool}
 
 	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool),
 		breaker.NewSet(logger, registry), outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), nil, logger, registry)
@@ -114,10 +125,17 @@ func startHanding(t *testing.T) *handled {
 	}, "provider", &attempts)(router)
 
 	h.router = router
+
+	return h
+}
+
+func (h *handled) run(t *testing.T) {
+	t.Helper()
+
 	ctx, stop := context.WithCancel(context.Background())
 	started, ended := make(chan struct{}), make(chan error, 1)
 
-	go func() { ended <- router.Run(ctx, []consumer.Source{h}, func() { close(started) }) }()
+	go func() { ended <- h.router.Run(ctx, []consumer.Source{h}, func() { close(started) }) }()
 
 	<-started
 	t.Cleanup(func() {
@@ -127,8 +145,6 @@ func startHanding(t *testing.T) *handled {
 			t.Error(err)
 		}
 	})
-
-	return h
 }
 
 // A partition changes hands while its messages wait. Its next owner receives them, so

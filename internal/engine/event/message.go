@@ -78,6 +78,9 @@ const (
 	// HeaderOrigin records where a message was read, for example
 	// "kafka:orders.created/3@42".
 	HeaderOrigin = ReservedPrefix + "origin"
+	// HeaderWritten is when a message of a log was written to it, in RFC 3339. Such a
+	// broker may deliver messages again long after they were acknowledged.
+	HeaderWritten = ReservedPrefix + "written"
 )
 
 // namespace is the UUIDv5 namespace of derived IDs.

@@ -13,6 +13,7 @@ const (
 	ReasonInvalid   Reason = "invalid"       // a field is missing or out of range
 	ReasonRefused   Reason = "refused"       // a domain rule forbids it
 	ReasonConflict  Reason = "conflict"      // another payload was applied under its ID
+	ReasonForgotten Reason = "forgotten"     // so old that the inbox may have forgotten it
 	ReasonFailed    Reason = "handler_error" // the handler kept failing
 	ReasonPanicked  Reason = "panic"         // the handler panicked
 	ReasonPending   Reason = "pending"       // waits for an outcome; see Pending
@@ -20,7 +21,7 @@ const (
 )
 
 // Reasons lists all reasons.
-var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonFailed, ReasonPanicked, ReasonPending, ReasonEarly}
+var Reasons = []Reason{ReasonTooLarge, ReasonMalformed, ReasonInvalid, ReasonRefused, ReasonConflict, ReasonForgotten, ReasonFailed, ReasonPanicked, ReasonPending, ReasonEarly}
 
 // RejectError marks an error as the message's own fault. A retry cannot help, so the
 // message is stopped immediately.

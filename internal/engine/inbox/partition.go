@@ -17,8 +17,9 @@ const minRetention = time.Hour
 // Config configures the inbox.
 type Config struct {
 	// Retention is how long an applied message is recognized. A message redelivered
-	// after that is applied again, so Retention must exceed the retention of all
-	// brokers, replays and restores. Defaults to 168h.
+	// after that is applied again, so Retention must exceed the age of replays and
+	// restores. An older message of a log, such as a Kafka record, is stopped. Defaults to
+	// 168h.
 	Retention time.Duration `koanf:"retention"`
 }
 

@@ -2,13 +2,17 @@ package operate
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker"
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
@@ -151,8 +155,34 @@ type Backlog struct {
 	Messages      int64  `json:"messages"`
 	Subscriptions int    `json:"subscriptions"`
 	Unknown       string `json:"unknown,omitempty"`
-
+	// Kept is how long the broker keeps messages of the topic, if that is longer than the
+	// inbox remembers them.
+	Kept string `json:"kept,omitempty"`
+	// remembered is how long the inbox does.
+	remembered time.Duration
 	partitions map[int32]int64
+}
+
+// forgetful names the topics whose messages the inbox forgets before their broker does.
+func forgetful(backlogs []Backlog) []health.Trouble {
+	var topics []string
+
+	for _, b := range backlogs {
+		if b.Kept != "" {
+			topics = append(topics, fmt.Sprintf("%s (%s, %s)", b.Topic, b.Broker, b.Kept))
+		}
+	}
+
+	if topics == nil {
+		return nil
+	}
+
+	return []health.Trouble{{
+		Kind: health.Config, Name: "inbox.retention", Level: health.Note,
+		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are delivered again",
+			backlogs[0].remembered, strings.Join(topics, ", ")),
+		Remedy: "raise inbox.retention above that of the topics, or lower retention.ms of the topics",
+	}}
 }
 
 // Backlogs asks the brokers what waits of each consumed topic. It leaves out topics
@@ -189,7 +219,7 @@ func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 			defer mu.Unlock()
 
 			for _, b := range found {
-				list = append(list, backlogOf(conn.Kind(), b))
+				list = append(list, backlogOf(conn.Kind(), b, o.Retention))
 			}
 		})
 	}
@@ -200,8 +230,16 @@ func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 	return list
 }
 
-func backlogOf(kind string, b broker.Backlog) Backlog {
-	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions, partitions: b.Partitions}
+func backlogOf(kind string, b broker.Backlog, remembered time.Duration) Backlog {
+	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions, remembered: remembered, partitions: b.Partitions}
+
+	switch {
+	case b.Retention == driver.Forever:
+		backlog.Kept = "indefinitely"
+	case b.Retention > remembered:
+		backlog.Kept = "for " + b.Retention.String()
+	}
+
 	if b.Err != nil {
 		backlog.Messages, backlog.Subscriptions, backlog.Unknown = 0, 0, scrub.Text(b.Err.Error())
 	}

@@ -121,9 +121,9 @@ func (o *Operator) Process() Process {
 // Health returns the state of this process and what it last measured, for probes and
 // metrics.
 func (o *Operator) Health() []health.Trouble {
-	facts, _ := o.monitor.measured()
+	facts, backlogs := o.monitor.measured()
 
-	return withFacts(o.Process().Troubles, facts)
+	return merge(withFacts(o.Process().Troubles, facts), forgetful(backlogs))
 }
 
 // withFacts adds the troubles of what was measured, if anything was.

@@ -128,7 +128,7 @@ func (s Status) completed(unknown []Consumer) Status {
 		}
 	}
 
-	s.Troubles = merge(s.Troubles, more)
+	s.Troubles = merge(s.Troubles, append(more, forgetful(s.Backlogs)...))
 
 	if s.Service == nil { // nothing continues by itself
 		for i := range s.Troubles {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -65,6 +67,16 @@ func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	return Column(statuses, func(s *goose.MigrationStatus) Migration {
 		return Migration{Version: s.Source.Version, Name: s.Source.Path, Applied: s.State == goose.StateApplied}
 	}), nil
+}
+
+// CreatedAt returns when the first migration was applied. A backup keeps that time.
+func CreatedAt(ctx context.Context, db Querier) (time.Time, error) {
+	rows, err := db.Query(ctx, `SELECT min(tstamp)::timestamptz FROM goose_db_version`)
+	if err != nil {
+		return time.Time{}, err
+	}
+
+	return pgx.CollectExactlyOneRow(rows, pgx.RowTo[time.Time])
 }
 
 // A replica asks for the lock every second, for at most an hour.

@@ -68,6 +68,31 @@ type Foreign struct {
 	ID      string // if the broker has message IDs
 	Headers map[string]any
 	Payload []byte
+	// At is the time of a Kafka record. Zero is now.
+	At time.Time
+}
+
+// CreateKafkaTopic creates a topic with one partition, as an administrator would.
+func CreateKafkaTopic(tb testing.TB, cfg broker.Config, topic string, settings map[string]string) {
+	tb.Helper()
+
+	client := sarama.NewConfig()
+	client.Version = sarama.V3_0_0_0
+
+	admin, err := sarama.NewClusterAdmin(cfg.Kafka.Brokers, client)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer admin.Close()
+
+	detail := &sarama.TopicDetail{NumPartitions: 1, ReplicationFactor: 1, ConfigEntries: map[string]*string{}}
+	for name, value := range settings {
+		detail.ConfigEntries[name] = &value
+	}
+
+	if err := admin.CreateTopic(topic, detail, false); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // ProduceKafka publishes to Kafka as another producer would.
@@ -85,7 +110,7 @@ func ProduceKafka(tb testing.TB, cfg broker.Config, topic string, messages ...Fo
 	defer producer.Close()
 
 	for _, m := range messages {
-		record := &sarama.ProducerMessage{Topic: topic, Value: sarama.ByteEncoder(m.Payload)}
+		record := &sarama.ProducerMessage{Topic: topic, Value: sarama.ByteEncoder(m.Payload), Timestamp: m.At}
 		if m.Key != "" {
 			record.Key = sarama.StringEncoder(m.Key)
 		}

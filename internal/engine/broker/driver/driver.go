@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"strings"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -57,9 +59,15 @@ type Backlog struct {
 	// Subscriptions is how many subscriptions of this service, in all processes, the
 	// broker knows.
 	Subscriptions int
+	// Retention is how long the broker keeps messages that were acknowledged: 0 if it
+	// does not or if that is unknown, Forever without a limit.
+	Retention time.Duration
 	// Err is why the topic could not be measured.
 	Err error
 }
+
+// Forever is the retention of a topic that keeps all messages.
+const Forever time.Duration = math.MaxInt64
 
 // Tailer is a driver that can read messages without consuming them.
 type Tailer interface {
@@ -84,6 +92,9 @@ type Identity struct {
 	Key    string
 	// Origin tells operators where the message was read.
 	Origin string
+	// Written is when the message was written to a log that may deliver it again long
+	// after it was acknowledged. Zero if that is unknown or cannot happen.
+	Written time.Time
 	// Coordinates identify the message across redeliveries. Empty if the broker has
 	// none.
 	Coordinates string
@@ -109,6 +120,10 @@ func Received(headers event.Headers, id Identity, payload []byte) *message.Messa
 	msg.Metadata = message.Metadata(headers)
 	msg.Metadata[event.HeaderKey] = cmp.Or(id.Key, headers[HeaderPartitionKey])
 	msg.Metadata[event.HeaderOrigin] = id.Origin
+
+	if !id.Written.IsZero() {
+		msg.Metadata[event.HeaderWritten] = id.Written.UTC().Format(time.RFC3339Nano)
+	}
 
 	return msg
 }

@@ -47,9 +47,14 @@ func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.B
 		return nil, fmt.Errorf("reading consumer groups: %w", cmp.Or(ctx.Err(), err))
 	}
 
+	kept, err := d.retentions(admin, topics)
+	if err != nil {
+		return nil, fmt.Errorf("reading the settings of topics: %w", cmp.Or(ctx.Err(), err))
+	}
+
 	for _, topic := range topics {
 		b := members[d.group(topic)]
-		b.Topic = topic
+		b.Topic, b.Retention = topic, kept[topic]
 
 		if b.Err == nil {
 			b.Partitions, b.Err = d.lag(client, admin, topic)

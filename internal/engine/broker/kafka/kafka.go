@@ -246,8 +246,13 @@ func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, er
 
 	origin := fmt.Sprintf("kafka:%s/%d@%d", record.Topic, record.Partition, record.Offset)
 
+	written := record.Timestamp
+	if written.UnixMilli() <= 0 { // the producer has set none
+		written = time.Time{}
+	}
+
 	return driver.Received(headers, driver.Identity{
-		Key: string(record.Key), Origin: origin,
+		Key: string(record.Key), Origin: origin, Written: written,
 		// A topic that is made anew repeats offsets, and not the time.
 		Coordinates: fmt.Sprintf("%s+%d", origin, record.Timestamp.UnixMilli()),
 	}, record.Value), nil
