@@ -39,8 +39,10 @@ start_native() {
   answers 127.0.0.1 "$port" && die "port $port is taken by another program"
   install_server
   mkdir -p "$dir/data" "$dir/log"
-  echo '[].' >"$RABBITMQ_ENABLED_PLUGINS_FILE"
+  # A test may add plugins and settings.
+  echo "[$(cat "$dir/extra.plugins" 2>/dev/null || true)]." >"$RABBITMQ_ENABLED_PLUGINS_FILE"
   printf 'loopback_users.guest = true\nmax_message_size = 33554432\nvm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 100MB\n' >"$dir/rabbitmq.conf"
+  [[ ! -e $dir/extra.conf ]] || cat "$dir/extra.conf" >>"$dir/rabbitmq.conf"
   setsid nohup "$server" >>"$log" 2>&1 </dev/null &
   child=$!
   wait_until 90 "$log" ready_or_dead "$child" && kill -0 "$child" || { tail -n 20 "$log" >&2; die "RabbitMQ did not start"; }
@@ -48,7 +50,13 @@ start_native() {
 }
 
 run_container() {
-  docker run -d --name "$container" -p "127.0.0.1:$port:5672" rabbitmq:4.1 >/dev/null
+  local extra=()
+  if [[ -e $dir/extra.conf ]]; then
+    echo "[$(<"$dir/extra.plugins")]." >"$dir/enabled_plugins"
+    extra=(-v "$dir:$dir:ro" -v "$dir/extra.conf:/etc/rabbitmq/conf.d/90-extra.conf:ro" -v "$dir/enabled_plugins:/etc/rabbitmq/enabled_plugins:ro")
+    for p in $(sed -n 's/^listeners[.]ssl.*= *//p' "$dir/extra.conf"); do extra+=(-p "127.0.0.1:$p:$p"); done
+  fi
+  docker run -d --name "$container" -p "127.0.0.1:$port:5672" "${extra[@]}" rabbitmq:4.1 >/dev/null
 }
 
 # The rabbitmqctl in the PATH changes the user and with it HOME.

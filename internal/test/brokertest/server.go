@@ -56,6 +56,39 @@ func NewKafka(tb testing.TB, settings ...string) *Server {
 	return s
 }
 
+// NewRabbitMQ starts a RabbitMQ that also listens for TLS, on the returned port, and
+// demands certificates of authority there. Their common name is the user of SASL EXTERNAL.
+func NewRabbitMQ(tb testing.TB, authority *Authority) (s *Server, tlsPort string) {
+	tb.Helper()
+
+	s = &Server{Port: pgtest.FreePort(tb), tb: tb, script: filepath.Join(pgtest.Root(), "scripts", "rabbitmq.sh"), dir: tb.TempDir()}
+	tlsPort = pgtest.FreePort(tb)
+	cert, key := authority.Issue("rabbitmq")
+
+	for name, text := range map[string]string{
+		"ca.pem": authority.Certificate, "cert.pem": cert, "key.pem": key, "extra.plugins": "rabbitmq_auth_mechanism_ssl",
+		"extra.conf": strings.ReplaceAll(`listeners.ssl.default = `+tlsPort+`
+ssl_options.cacertfile = DIR/ca.pem
+ssl_options.certfile = DIR/cert.pem
+ssl_options.keyfile = DIR/key.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+ssl_cert_login_from = common_name
+`, "DIR", s.dir),
+	} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // a container may have another user
+			tb.Fatal(err)
+		}
+	}
+
+	s.Do("start")
+	tb.Cleanup(func() { s.Do("kill") })
+
+	return s, tlsPort
+}
+
 // Do starts, stops, kills, freezes or thaws the server. The action "ctl" runs rabbitmqctl with args.
 func (s *Server) Do(action string, args ...string) {
 	s.tb.Helper()

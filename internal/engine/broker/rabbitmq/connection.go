@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -227,20 +229,39 @@ func dial(ctx context.Context, cfg Config, role string) (*live, error) {
 	for _, address := range append([]string{net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))}, cfg.Hosts...) {
 		l, err := dialHost(ctx, cfg, role, address)
 
-		switch {
-		case err == nil:
+		if err == nil {
 			return l, nil
-		case errors.Is(err, amqp091.ErrCredentials):
-			err = &driver.RefusedError{
-				Scope: driver.Account, Remedy: "correct user and password in broker.rabbitmq.url",
-				Err: fmt.Errorf("authentication failed: wrong user %q or wrong password", uri.Username),
-			}
 		}
 
-		errs = append(errs, fmt.Errorf("reaching rabbitmq at %s: %w", address, cmp.Or(ctx.Err(), err)))
+		errs = append(errs, fmt.Errorf("reaching rabbitmq at %s: %w", address, cmp.Or(ctx.Err(), login(uri, err))))
 	}
 
 	return nil, errors.Join(errs...)
+}
+
+// login returns the error of connecting as a refusal if the account is refused.
+func login(uri amqp091.URI, err error) error {
+	var reason, remedy string
+
+	answer, answered := errors.AsType[*amqp091.Error](err)
+	external := slices.ContainsFunc(uri.AuthMechanism, func(m string) bool { return strings.EqualFold(m, "external") })
+
+	switch {
+	case errors.Is(err, amqp091.ErrSASL):
+		reason, remedy = "the broker does not offer the mechanism", "correct auth_mechanism in broker.rabbitmq.url, or enable rabbitmq_auth_mechanism_ssl for EXTERNAL"
+	case errors.Is(err, amqp091.ErrCredentials) && external:
+		reason, remedy = "no user has the name in the certificate", "create the user, or correct broker.rabbitmq.cert_file"
+	case errors.Is(err, amqp091.ErrCredentials):
+		reason, remedy = fmt.Sprintf("wrong user %q or wrong password", uri.Username), "correct user and password in broker.rabbitmq.url"
+	case answered && answer.Code == amqp091.NotAllowed:
+		reason, remedy = answer.Reason, fmt.Sprintf("create vhost %q, give the user permissions on it, raise its limits, or correct the path of broker.rabbitmq.url", uri.Vhost)
+	case strings.Contains(err.Error(), "remote error: tls: "): // the library keeps the text only
+		reason, remedy = err.Error(), "set broker.rabbitmq.cert_file and broker.rabbitmq.key_file to a valid certificate from an authority that the broker trusts"
+	default:
+		return err
+	}
+
+	return &driver.RefusedError{Scope: driver.Account, Remedy: remedy, Err: errors.New("authentication failed: " + reason)}
 }
 
 // dialHost opens a connection to address, whatever the host in the URL is.
