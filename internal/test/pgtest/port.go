@@ -4,18 +4,21 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"sync"
 	"testing"
 )
 
 // FreePort returns a free port whose successor, which brokers also use, is free too.
 // Both are below the kernel's range of ephemeral ports (32768 and up, ip(7)), so that
-// they stay free.
+// they stay free. It returns each port once.
 func FreePort(tb testing.TB) string {
 	tb.Helper()
 
 	for range 100 {
 		if port := 10_000 + 2*rand.N(10_000); free(port) && free(port+1) {
-			return strconv.Itoa(port)
+			if _, is := given.LoadOrStore(port, nil); !is {
+				return strconv.Itoa(port)
+			}
 		}
 	}
 
@@ -23,6 +26,9 @@ func FreePort(tb testing.TB) string {
 
 	return ""
 }
+
+// given has the ports that FreePort has returned, whose servers may not listen yet.
+var given sync.Map
 
 func free(port int) bool {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
