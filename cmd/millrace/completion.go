@@ -111,6 +111,8 @@ var completions = map[string]func(*call) ([]string, error){
 	"--user":      stored(`SELECT id FROM users ORDER BY updated_at DESC`),
 	"--group":     stored(`SELECT group_id || E'\t' || max(cause) FROM failed_messages WHERE group_id <> '' GROUP BY group_id ORDER BY max(last_at) DESC`),
 
+	"millrace tokens revoke NAME": stored(`SELECT name FROM api_tokens WHERE revoked_at IS NULL ORDER BY created_at DESC`),
+
 	"millrace failed count --by": fixed(failed.Countable...),
 }
 

@@ -96,6 +96,8 @@ func TestIDsCompleteFromTheDatabase(t *testing.T) {
 	for _, sql := range []string{
 		`INSERT INTO orders (id, status, version, total_amount, currency, lines) SELECT 'order_' || n, 'completed', 4, 1, 'USD', '[{}]' FROM generate_series(1, 2) n`,
 		`INSERT INTO stock (product_id, supplied, available) VALUES ('product_1', 1, 1), ('product_2', 1, 1)`,
+		`INSERT INTO api_tokens (name, role, digest, created_by, expires_at, revoked_at, revoked_by) VALUES
+			('ci', 'viewer', sha256('ci'), 'ann', 'infinity', NULL, NULL), ('old', 'viewer', sha256('old'), 'ann', 'infinity', now(), 'ann')`,
 	} {
 		if _, err := pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
@@ -113,6 +115,7 @@ func TestIDsCompleteFromTheDatabase(t *testing.T) {
 		"failed skip ":                     {"1"},
 		"failed list --group " + group[:3]: {group},
 		"users show ":                      {},
+		"tokens revoke ":                   {"ci"},
 	} {
 		if got := completed(t, strings.Split("--database-url "+url+" "+args, " ")...); !slices.Equal(got, want) {
 			t.Errorf("millrace %s: got %q, expected %q", args, got, want)
@@ -148,7 +151,7 @@ func TestEveryNameCompletes(t *testing.T) {
 	t.Parallel()
 
 	free := []string{
-		"JSON", "MESSAGE", // arguments
+		"JSON", "MESSAGE", "NAME", // arguments; NAME is that of a new token
 		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate", "--for",
 		"--older", "--ledger", "--timeout", "--config", "--file",
 		"--search", "--activity", "--new-key",
