@@ -22,7 +22,7 @@ type Selection struct {
 	Group     string     `query:"group" json:"group,omitempty" maxLength:"64"`
 	Topic     string     `query:"topic" json:"topic,omitempty" maxLength:"250"`
 	Consumer  string     `query:"consumer" json:"consumer,omitempty" maxLength:"250"`
-	Reason    string     `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,handler_error,panic,pending,early"`
+	Reason    string     `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,forgotten,handler_error,panic,pending,early"`
 	Key       string     `query:"key" json:"key,omitempty" maxLength:"2000"`
 	MessageID string     `query:"message_id" json:"message_id,omitempty" format:"uuid"`
 	Since     event.Time `query:"since" json:"since,omitzero" example:"2026-01-31T12:00:00Z" doc:"Only messages that failed at this time or later."`
