@@ -100,6 +100,8 @@ func (h harness) run(t *testing.T) {
 
 	t.Run("serves several consumers per topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
 
+	t.Run("applies many messages of few keys in order", func(t *testing.T) { t.Parallel(); h.hotKeys(t) })
+
 	if !h.durable {
 		t.Run("returns refused messages to the publisher", func(t *testing.T) { t.Parallel(); h.returns(t) })
 	}

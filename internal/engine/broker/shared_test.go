@@ -63,6 +63,8 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 
 	register(router)
 
+	consumed, _ := router.Topics()
+
 	conn, err := broker.New(h.config, logger)
 	if err != nil {
 		tb.Fatal(err)
@@ -75,7 +77,7 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 	go func() {
 		var relayed sync.WaitGroup
 
-		err := router.Run(ctx, []consumer.Source{&source{Conn: conn, subscribed: func() {
+		err := router.Run(ctx, []consumer.Source{&source{Conn: conn, topics: consumed, subscribed: func() {
 			target := outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}
 			if h.config.Kind == broker.Embedded {
 				target.Suspended = router.SuspendedTopics
@@ -112,11 +114,12 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 type source struct {
 	*broker.Conn
 
+	topics     []string
 	subscribed func()
 }
 
 func (s *source) Connect(ctx context.Context) error {
-	return s.Conn.Connect(ctx, []broker.Topic{{Name: sharedTopic, Consumed: true}})
+	return s.Conn.Connect(ctx, postgres.Column(s.topics, func(topic string) broker.Topic { return broker.Topic{Name: topic, Consumed: true} }))
 }
 
 func (*source) Has(string) bool { return true }

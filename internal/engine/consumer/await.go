@@ -166,7 +166,7 @@ var errUnpublished = errors.New("a message with this key is in the outbox, or it
 
 // lookInOutbox looks for messages on the topics with the keys of units. All units that
 // come during one search share the next one.
-func (r *Router) lookInOutbox(units []*unit[[]string]) {
+func (r *Router) lookInOutbox(units []*unit[[]string]) (behind []*unit[[]string]) {
 	var (
 		topics, found []string
 		searched      error
@@ -194,6 +194,8 @@ func (r *Router) lookInOutbox(units []*unit[[]string]) {
 			u.done <- nil
 		}
 	}
+
+	return nil
 }
 
 // consumersOf returns the consumers of topics.

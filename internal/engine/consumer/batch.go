@@ -29,12 +29,26 @@ type unit[E any] struct {
 	event E
 	from  *delivery
 	since time.Time
+	place *place
 	// verdict is the inbox's verdict on the message.
 	verdict inbox.Verdict
 	// blocked is true if the message is blocked by an earlier one of its key.
 	blocked bool
 	// done receives exactly one value: nil once the message has been applied.
 	done chan error
+}
+
+func (u *unit[E]) key() string      { return u.from.key }
+func (u *unit[E]) standing() *place { return u.place }
+
+// settle gives the unit its result. After a result that nothing can change any more, those
+// behind the unit may go on at once.
+func (u *unit[E]) settle(err error) {
+	if u.place != nil && (err == nil || errors.Is(err, errBlocked)) {
+		u.place.over.Store(true)
+	}
+
+	u.done <- err
 }
 
 // batches groups the units of one consumer.
@@ -44,23 +58,26 @@ type batches[E any] struct {
 	group    *group[*unit[E]]
 }
 
-func newBatches[E any](r *Router, consumer string, run func(units []*unit[E])) batches[E] {
-	key := func(u *unit[E]) string { return u.from.key }
-
+func newBatches[E any](r *Router, consumer string, run func(units []*unit[E]) (behind []*unit[E])) batches[E] {
 	waited := r.metrics.batchWait.WithLabelValues(consumer)
 
-	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, key, func(units []*unit[E]) {
+	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, func(units []*unit[E]) []*unit[E] {
 		for _, u := range units {
 			waited.Observe(time.Since(u.since).Seconds())
 		}
 
-		run(units)
+		behind := run(units)
+		for _, u := range behind {
+			u.since = time.Now() // it waits again
+		}
+
+		return behind
 	})}
 }
 
 // submit adds an event to the next batch and waits for its result.
 func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
-	u := &unit[E]{event: event, from: from, since: time.Now(), done: make(chan error, 1)}
+	u := &unit[E]{event: event, from: from, since: time.Now(), place: from.place, done: make(chan error, 1)}
 	b.group.add(u)
 
 	return u, <-u.done
@@ -163,8 +180,14 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 	return a
 }
 
-// apply completes all units.
-func (a *applier[E]) apply(units []*unit[E]) {
+// apply completes the units, except those that it returns: they are behind one of their
+// line that failed, and must wait until it has its fate.
+func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
+	units = returnBroken(units)
+	if len(units) == 0 {
+		return nil
+	}
+
 	err := a.router.untilAvailable(func(ctx context.Context) error { return a.transact(ctx, units) })
 
 	var rejected event.RejectSome
@@ -175,43 +198,89 @@ func (a *applier[E]) apply(units []*unit[E]) {
 	case errors.Is(err, ErrStopping):
 		finish(units, err)
 	case errors.As(err, &rejected):
-		a.reject(units, rejected)
+		return a.reject(units, rejected)
 	case len(units) == 1:
 		finish(units, err)
 	default:
-		// One unit fails the batch: run each in its own transaction, in order.
-		for i := range units {
-			a.apply(units[i : i+1])
-		}
+		return a.applyEach(units)
 	}
+
+	return nil
 }
 
-// reject completes the rejected units and runs the rest together again.
-func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) {
+// returnBroken returns the units of broken lines to their broker. The others are left.
+func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
+	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.place.broken() }) {
+		return units
+	}
+
+	for _, u := range units {
+		if u.place.broken() {
+			u.settle(errLineBroken)
+		} else {
+			left = append(left, u)
+		}
+	}
+
+	return left
+}
+
+// applyEach runs each unit in its own transaction, in order, because one fails the batch.
+func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
+	for i, u := range units {
+		if u.place.first() {
+			a.apply(units[i : i+1])
+		} else {
+			behind = append(behind, u)
+		}
+	}
+
+	return behind
+}
+
+// reject runs the units together again that are neither rejected nor behind a rejected
+// one. It completes the rejected ones after those ahead of them.
+func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind []*unit[E]) {
 	rest := make([]*unit[E], 0, len(units))
 
+	var wrong []int
+
 	for i, u := range units {
-		if err := rejected[i]; err != nil {
-			u.done <- err
-		} else {
+		switch {
+		case slices.ContainsFunc(wrong, func(w int) bool { return u.place.behind(units[w].place) }):
+			behind = append(behind, u)
+		case rejected[i] != nil:
+			wrong = append(wrong, i)
+		default:
 			rest = append(rest, u)
 		}
 	}
 
-	switch {
-	case len(rest) == len(units): // indexes outside the batch: a handler bug
+	if len(wrong) == 0 { // indexes outside the batch: a handler bug
 		finish(rest, errors.New("handler rejected events that are not in its batch"))
-	case len(rest) > 0:
-		a.apply(rest)
+
+		return nil
 	}
+
+	behind = append(behind, a.apply(rest)...)
+
+	for _, i := range wrong {
+		if u := units[i]; u.place.first() {
+			u.settle(rejected[i])
+		} else {
+			behind = append(behind, u)
+		}
+	}
+
+	return behind
 }
 
 func finish[E any](units []*unit[E], err error) {
 	for _, u := range units {
 		if err == nil && u.blocked {
-			u.done <- errBlocked
+			u.settle(errBlocked)
 		} else {
-			u.done <- err
+			u.settle(err)
 		}
 	}
 }

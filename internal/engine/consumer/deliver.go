@@ -21,6 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
+	"github.com/millracehq/millrace/internal/engine/line"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/engine/span"
 )
@@ -58,6 +59,8 @@ type delivery struct {
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
 	key string
+	// place is the message's place in its line at the consumer, or nil.
+	place *place
 	// stored is the key as the tables of failed messages have it; see failed.StoredKey.
 	stored string
 	// claim identifies the message in the inbox.
@@ -170,9 +173,14 @@ type fate struct {
 
 // deliver attempts to apply a message, decides its fate and carries that out. The
 // broker redelivers a returned message; any other fate is final.
-func (r *Router) deliver(d *delivery) fate {
+func (r *Router) deliver(d *delivery) (f fate) {
 	started := time.Now()
-	f := r.carryOut(d, r.decide(d, r.attempt(d)))
+
+	if d.place != nil {
+		defer func() { d.route.lines.leave(d.place, f.outcome == returned || f.outcome == "") }()
+	}
+
+	f = r.carryOut(d, d.inTurn(r.decide(d, r.attempt(d))))
 
 	r.report(d, f, time.Since(started))
 
@@ -236,6 +244,10 @@ func (r *Router) try(d *delivery, overdue bool) error {
 	return err
 }
 
+// errLineBroken returns a message because one ahead of it was returned, or because the
+// broker takes the messages of its key back.
+var errLineBroken = errors.New("an earlier message of the key was returned to the broker")
+
 // errBlocked reports that a message is blocked by an earlier one of its key.
 var errBlocked = errors.New("the message is blocked by an earlier one of its key")
 
@@ -273,10 +285,21 @@ func (r *Router) decide(d *delivery, err error) fate {
 	return f
 }
 
+// inTurn waits until a message that is to be stored is the first of its line. Those that
+// reached no batch, because they are invalid or their consumer is suspended, may be ahead
+// of their turn.
+func (d *delivery) inTurn(f fate) fate {
+	if d.place == nil || f.outcome != stopped && f.outcome != parked || d.route.lines.awaitTurn(d.place) {
+		return f
+	}
+
+	return fate{outcome: returned, err: errLineBroken}
+}
+
 // isReturn reports whether err returns the message unacknowledged: the service is
 // stopping or the consumer is suspended, which is not the message's fault.
 func isReturn(err error) bool {
-	return errors.Is(err, ErrStopping) || errors.Is(err, ErrSuspended) || errors.Is(err, context.Canceled)
+	return errors.Is(err, ErrStopping) || errors.Is(err, ErrSuspended) || errors.Is(err, errLineBroken) || errors.Is(err, context.Canceled)
 }
 
 // isPending reports whether err is a preliminary answer of another system.
@@ -380,7 +403,7 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 		session := msg.Context()
 		msg.SetContext(context.WithoutCancel(session))
 
-		err := r.deliverAll(session, routes, msg)
+		err := r.deliverAll(session, routes, msg, join(session, routes))
 
 		// Watermill answers after this function returns, but the message is in flight
 		// until it is answered. A second answer does nothing.
@@ -394,24 +417,51 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 	}
 }
 
+// join puts the message with a context at the end of its line at each consumer. The
+// subscriber may then deliver the next one. It returns nil if the message is in no line, or
+// if a consumer takes the messages of a key one at a time.
+func join(ctx context.Context, routes []*Route) []*place {
+	l := line.Of(ctx)
+	if l == nil || slices.ContainsFunc(routes, func(route *Route) bool { return route.lines == nil }) {
+		return nil
+	}
+
+	places := make([]*place, len(routes))
+	for i, route := range routes {
+		places[i] = route.lines.join(l)
+	}
+
+	l.Join()
+
+	return places
+}
+
 // deliverAll delivers a message to all consumers of its topic concurrently. It
 // returns an error, which returns the message to the broker, if any consumer could
 // not settle it. The inbox makes the redelivery harmless for the others.
-func (r *Router) deliverAll(session context.Context, routes []*Route, msg *message.Message) error {
+func (r *Router) deliverAll(session context.Context, routes []*Route, msg *message.Message, places []*place) error {
 	fates := make([]fate, len(routes))
+	deliver := func(i int, msg *message.Message, shared bool) {
+		d := r.newDelivery(session, routes[i], msg, nil, shared)
+		if places != nil {
+			d.place = places[i]
+		}
+
+		fates[i] = r.deliver(d)
+	}
 
 	var group sync.WaitGroup
 
-	for i, route := range routes {
+	for i := range routes {
 		if len(routes) == 1 {
-			fates[i] = r.deliver(r.newDelivery(session, route, msg, nil, false))
+			deliver(i, msg, false)
 
 			break
 		}
 
 		own := msg.Copy()
 		own.SetContext(msg.Context())
-		group.Go(func() { fates[i] = r.deliver(r.newDelivery(session, route, own, nil, true)) })
+		group.Go(func() { deliver(i, own, true) })
 	}
 
 	group.Wait()

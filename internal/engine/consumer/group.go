@@ -1,29 +1,52 @@
 package consumer
 
 import (
+	"cmp"
 	"runtime"
-	"sync"
+	"slices"
 )
 
+// queued is an item of a group.
+type queued interface {
+	// key orders items: those with the same key are never in two runs at once.
+	key() string
+	// standing returns the item's place in its line, or nil.
+	standing() *place
+}
+
 // group implements natural group commit: items that arrive during a run form the next
-// batch. There is no timer, so a single item does not wait.
-type group[T any] struct {
-	// run handles a batch; it must not panic.
-	run func(batch []T)
-	// key orders items: items with the same key are never in two runs at once and
-	// keep their order of arrival.
-	key func(T) string
+// batch. There is no timer, so a single item does not wait. A batch may have several items
+// of a line, in order, but none before those ahead of it in the line are over or in the
+// same batch.
+type group[T queued] struct {
+	lines
+
+	// run handles a batch; it must not panic. It returns the items to run again later,
+	// because one ahead of them in their line failed.
+	run func(batch []T) (behind []T)
 	// maxBatch bounds the size of a batch, maxRuns the number of concurrent runs.
 	maxBatch, maxRuns int
 
-	mu      sync.Mutex
-	waiting []T
+	// waiting is ordered by ticket.
+	waiting []ticketed[T]
 	busy    map[string]struct{}
 	runs    int
+	// takes counts the batches.
+	takes uint64
 }
 
-func newGroup[T any](maxBatch, maxRuns int, key func(T) string, run func([]T)) *group[T] {
-	return &group[T]{run: run, key: key, maxBatch: maxBatch, maxRuns: maxRuns, busy: make(map[string]struct{})}
+// ticketed is an item with its order of arrival, which is that of its place if it has
+// one.
+type ticketed[T queued] struct {
+	item   T
+	ticket uint64
+}
+
+func newGroup[T queued](maxBatch, maxRuns int, run func([]T) (behind []T)) *group[T] {
+	g := &group[T]{run: run, maxBatch: maxBatch, maxRuns: maxRuns, busy: make(map[string]struct{})}
+	g.lines = newLines(g.start)
+
+	return g
 }
 
 // add adds an item to the next batch and returns immediately.
@@ -31,9 +54,31 @@ func (g *group[T]) add(item T) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 
-	g.waiting = append(g.waiting, item)
+	g.insert(item)
+	g.start()
+}
 
-	if g.runs < g.maxRuns {
+// insert adds an item to those that wait, most often at their end.
+func (g *group[T]) insert(item T) {
+	t := ticketed[T]{item: item}
+
+	if p := item.standing(); p != nil {
+		t.ticket = p.ticket
+	} else {
+		t.ticket = g.nextTicket()
+	}
+
+	at := len(g.waiting)
+	if at > 0 && g.waiting[at-1].ticket > t.ticket {
+		at, _ = slices.BinarySearchFunc(g.waiting, t, func(a, b ticketed[T]) int { return cmp.Compare(a.ticket, b.ticket) })
+	}
+
+	g.waiting = slices.Insert(g.waiting, at, t)
+}
+
+// start runs what waits, unless enough is running.
+func (g *group[T]) start() {
+	if len(g.waiting) > 0 && g.runs < g.maxRuns {
 		g.runs++
 
 		go g.work()
@@ -43,17 +88,17 @@ func (g *group[T]) add(item T) {
 // work runs batches until none may run. When a worker frees a busy key, it also takes
 // the items that waited for that key.
 func (g *group[T]) work() {
-	var batch []T
+	var batch, behind []T
 
 	for {
 		g.gather()
 
-		batch = g.take(batch)
+		batch = g.take(batch, behind)
 		if len(batch) == 0 {
 			return
 		}
 
-		g.run(batch)
+		behind = g.run(batch)
 	}
 }
 
@@ -76,25 +121,32 @@ func (g *group[T]) gather() {
 	}
 }
 
-// take ends the previous batch and starts the next. An empty batch ends the worker.
-func (g *group[T]) take(previous []T) []T {
+// take ends the previous batch, of which the items behind wait again, and starts the
+// next. An empty batch ends the worker.
+func (g *group[T]) take(previous, behind []T) []T {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 
 	for _, item := range previous {
-		delete(g.busy, g.key(item))
+		delete(g.busy, item.key())
 	}
+
+	for _, item := range behind {
+		g.insert(item)
+	}
+
+	g.takes++
 
 	var (
 		batch []T
 		left  = g.waiting[:0]
 	)
 
-	for _, item := range g.waiting {
-		if _, busy := g.busy[g.key(item)]; busy || len(batch) == g.maxBatch {
-			left = append(left, item)
+	for _, t := range g.waiting {
+		if _, busy := g.busy[t.item.key()]; busy || len(batch) == g.maxBatch || !t.item.standing().enter(g.takes) {
+			left = append(left, t)
 		} else {
-			batch = append(batch, item)
+			batch = append(batch, t.item)
 		}
 	}
 
@@ -102,7 +154,7 @@ func (g *group[T]) take(previous []T) []T {
 	g.waiting = left
 
 	for _, item := range batch {
-		g.busy[g.key(item)] = struct{}{}
+		g.busy[item.key()] = struct{}{}
 	}
 
 	if len(batch) == 0 {

@@ -5,14 +5,23 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/millracehq/millrace/internal/engine/line"
 )
 
+// item is an item of a group, with the key k.
 type item struct {
-	key string
-	n   int
+	k     string
+	n     int
+	place *place
 }
+
+func (i item) key() string      { return i.k }
+func (i item) standing() *place { return i.place }
 
 func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 	t.Parallel()
@@ -27,14 +36,16 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 		maxBatch := rapid.IntRange(1, 8).Draw(t, "max batch")
 		left.Add(len(items))
 
-		g := newGroup(maxBatch, rapid.IntRange(1, 3).Draw(t, "runs"), func(i item) string { return i.key }, func(batch []item) {
+		g := newGroup(maxBatch, rapid.IntRange(1, 3).Draw(t, "runs"), func(batch []item) []item {
 			watch.begin(batch, maxBatch)
 			watch.end(batch)
 			left.Add(-len(batch))
+
+			return nil
 		})
 
 		for n, key := range items {
-			g.add(item{key, n})
+			g.add(item{k: key, n: n})
 		}
 
 		left.Wait()
@@ -62,7 +73,7 @@ type watcher struct {
 func itemKeys(batch []item) map[string]bool {
 	keys := map[string]bool{}
 	for _, i := range batch {
-		keys[i.key] = true
+		keys[i.k] = true
 	}
 
 	return keys
@@ -88,7 +99,7 @@ func (w *watcher) end(batch []item) {
 	defer w.mu.Unlock()
 
 	for _, i := range batch {
-		w.seen[i.key] = append(w.seen[i.key], i.n)
+		w.seen[i.k] = append(w.seen[i.k], i.n)
 	}
 
 	for key := range itemKeys(batch) {
@@ -104,17 +115,19 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 		proceed = make(chan struct{})
 	)
 
-	g := newGroup(10, 1, func(i item) string { return fmt.Sprint(i.n) }, func(batch []item) {
+	g := newGroup(10, 1, func(batch []item) []item {
 		begun <- len(batch)
 
 		<-proceed
+
+		return nil
 	})
-	g.add(item{n: 0})
+	g.add(item{k: "0"})
 
 	first := <-begun
 
 	for n := range 5 {
-		g.add(item{n: n + 1})
+		g.add(item{k: fmt.Sprint(n + 1)})
 	}
 
 	proceed <- struct{}{}
@@ -124,4 +137,228 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 	}
 
 	proceed <- struct{}{}
+}
+
+// TestItemsOfALineShareABatchInOrder: the order in which they joined the line counts, not
+// the one in which they were added. One that was not added holds back those behind it.
+func TestItemsOfALineShareABatchInOrder(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		batches := make(chan []int, 10)
+		proceed := make(chan struct{})
+
+		g := newGroup(10, 2, func(batch []item) []item {
+			var numbers []int
+			for _, i := range batch {
+				numbers = append(numbers, i.n)
+
+				if i.place != nil {
+					i.place.over.Store(true)
+				}
+			}
+			batches <- numbers
+
+			<-proceed
+
+			return nil
+		})
+
+		l := line.New(make(chan struct{}, 1))
+		list := make([]item, 6)
+
+		for n := range list {
+			list[n] = item{k: "a", n: n, place: g.join(l)}
+		}
+
+		expect := func(want ...int) {
+			t.Helper()
+			synctest.Wait()
+
+			select {
+			case got := <-batches:
+				if !slices.Equal(got, want) {
+					t.Errorf("got a batch of %v, expected %v", got, want)
+				}
+			default:
+				if want != nil {
+					t.Errorf("got no batch, expected %v", want)
+				}
+			}
+		}
+
+		g.add(list[1])
+		expect()
+		g.add(item{k: "b", n: 100})
+		expect(100)
+
+		for _, n := range []int{4, 2, 0, 5} {
+			g.add(list[n])
+		}
+
+		expect(0, 1, 2)
+		proceed <- struct{}{}
+		proceed <- struct{}{}
+		expect() // 3 is missing
+
+		g.leave(list[3].place, false)
+		expect(4, 5)
+		proceed <- struct{}{}
+	})
+}
+
+// scenario is what becomes of the messages of a model of a consumer.
+type scenario struct {
+	t     *testing.T
+	group *group[*modelled]
+
+	mu sync.Mutex
+	// settled lists the numbers of the messages of each line that were applied or parked.
+	settled map[*line.Line][]int
+}
+
+// modelled is a message that fails a number of times and then is applied, parked or
+// returned.
+type modelled struct {
+	place    *place
+	k        string
+	n        int
+	line     *line.Line
+	failures int
+	fate     string
+	done     chan bool
+}
+
+func (m *modelled) key() string      { return m.k }
+func (m *modelled) standing() *place { return m.place }
+
+// run applies a batch as an applier does: the first failed message of a line holds back
+// those behind it.
+func (s *scenario) run(batch []*modelled) (behind []*modelled) {
+	time.Sleep(time.Millisecond)
+
+	for _, m := range batch {
+		switch {
+		case m.place.broken():
+			m.done <- false
+		case !m.place.first():
+			behind = append(behind, m)
+		case m.failures > 0 || m.fate != "applied":
+			m.failures--
+			m.done <- false
+		default:
+			s.settle(m)
+			m.place.over.Store(true)
+			m.done <- true
+		}
+	}
+
+	return behind
+}
+
+func (s *scenario) settle(m *modelled) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	s.settled[m.line] = append(s.settled[m.line], m.n)
+}
+
+// deliver is the way of a message through the consumer.
+func (s *scenario) deliver(m *modelled, decode, store time.Duration) {
+	time.Sleep(decode)
+
+	ok := false
+
+	for !ok && !m.place.broken() && (m.failures >= 0 || m.fate == "applied") {
+		m.done = make(chan bool, 1)
+		s.group.add(m)
+
+		if ok = <-m.done; !ok {
+			time.Sleep(store)
+		}
+	}
+
+	if ok {
+		s.group.leave(m.place, false)
+
+		return
+	}
+
+	if m.fate == "parked" && !m.place.broken() {
+		s.settle(m)
+	} else {
+		m.fate = "returned"
+	}
+
+	s.group.leave(m.place, m.fate == "returned")
+}
+
+// TestNoItemPassesOneAheadInItsLine plays random deliveries with random failures: each
+// message gets its fate, in the order of its line, and none after a returned one is
+// applied.
+func TestNoItemPassesOneAheadInItsLine(t *testing.T) {
+	t.Parallel()
+
+	rapid.Check(t, func(rt *rapid.T) {
+		keys := rapid.SliceOfN(rapid.IntRange(0, 2), 1, 40).Draw(rt, "lines")
+		fates := rapid.SliceOfN(rapid.SampledFrom([]string{"applied", "applied", "applied", "parked", "returned"}), len(keys), len(keys)).Draw(rt, "fates")
+		failures := rapid.SliceOfN(rapid.IntRange(0, 2), len(keys), len(keys)).Draw(rt, "failures")
+		takes := rapid.SliceOfN(rapid.IntRange(0, 5), 2*len(keys), 2*len(keys)).Draw(rt, "ms")
+		maxBatch := rapid.IntRange(1, 8).Draw(rt, "max batch")
+		runs := rapid.IntRange(1, 3).Draw(rt, "runs")
+
+		synctest.Test(t, func(t *testing.T) {
+			s := &scenario{t: t, settled: map[*line.Line][]int{}}
+			s.group = newGroup(maxBatch, runs, s.run)
+
+			lines := make([]*line.Line, 3)
+			for i := range lines {
+				lines[i] = line.New(make(chan struct{}, 1))
+			}
+
+			var all sync.WaitGroup
+
+			for n, key := range keys {
+				m := &modelled{k: fmt.Sprint("key", key), n: n, line: lines[key], failures: failures[n], fate: fates[n]}
+				m.place = s.group.join(m.line)
+
+				all.Go(func() {
+					s.deliver(m, time.Duration(takes[2*n])*time.Millisecond, time.Duration(takes[2*n+1])*time.Millisecond)
+				})
+			}
+
+			all.Wait() // synctest reports a message that nobody wakes as a deadlock
+			synctest.Wait()
+
+			for key, l := range lines {
+				s.check(l, numbersOf(keys, key), fates)
+			}
+		})
+	})
+}
+
+func numbersOf(keys []int, key int) (numbers []int) {
+	for n := range keys {
+		if keys[n] == key {
+			numbers = append(numbers, n)
+		}
+	}
+
+	return numbers
+}
+
+// check compares what became of the messages of a line, which are numbered.
+func (s *scenario) check(l *line.Line, numbers []int, fates []string) {
+	want := numbers
+	if returned := slices.IndexFunc(numbers, func(n int) bool { return fates[n] == "returned" }); returned >= 0 {
+		want = numbers[:returned]
+	}
+
+	if got := s.settled[l]; !slices.Equal(got, want) {
+		s.t.Errorf("applied or parked %v, expected %v, up to the first that is returned", got, want)
+	}
+
+	if len(s.group.last) > 0 || len(s.group.waiting) > 0 || len(s.group.busy) > 0 || s.group.runs > 0 {
+		s.t.Errorf("%d lines, %d items, %d busy keys and %d runs are left", len(s.group.last), len(s.group.waiting), len(s.group.busy), s.group.runs)
+	}
 }

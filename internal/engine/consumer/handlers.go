@@ -46,14 +46,15 @@ func On[P event.Payload](r *Router, consumer string,
 	}, publishes...)
 }
 
-// OnBatch registers a handler of event batches, for set-based SQL. Events with the
-// same key are in order of arrival. The handler returns event.RejectSome if some
+// OnBatch registers a handler of event batches, for set-based SQL. A batch may have
+// several events with the same key, in order of arrival: decide on each after those before
+// it, and write each row once. The handler returns event.RejectSome if some
 // events are at fault; on any other error each event is retried alone. See On for
 // publishes.
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]], publishes ...event.Payload) {
 	apply := newApplier(r, consumer, handle)
 
-	register(r, consumer, func(e event.Event[P], d *delivery) error {
+	register(r, consumer, &apply.group.lines, func(e event.Event[P], d *delivery) error {
 		_, err := apply.submit(e, d)
 
 		return err
@@ -84,14 +85,15 @@ type Effect[P event.Payload, R any] struct {
 	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
 }
 
-// OnEffect registers a handler that calls an external system. An event that is
+// OnEffect registers a handler that calls an external system, with the events of a key one
+// at a time. An event that is
 // already in the inbox is acknowledged without Perform. See On for publishes.
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
 	record.performed = true
 
-	register(r, consumer, func(e event.Event[P], d *delivery) error {
+	register(r, consumer, nil, func(e event.Event[P], d *delivery) error {
 		question, err := admit.submit(e, d)
 		skip := errors.Is(err, event.ErrSkip)
 
@@ -214,8 +216,9 @@ func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.Unav
 	return nil
 }
 
-// register adds a route that decodes payload type P and then calls handle.
-func register[P event.Payload](r *Router, consumer string, handle func(event.Event[P], *delivery) error, publishes []event.Payload) {
+// register adds a route that decodes payload type P and then calls handle. lines is nil
+// if the messages of a key must come one at a time.
+func register[P event.Payload](r *Router, consumer string, lines *lines, handle func(event.Event[P], *delivery) error, publishes []event.Payload) {
 	var zero P
 
 	r.register(Route{
@@ -223,6 +226,7 @@ func register[P event.Payload](r *Router, consumer string, handle func(event.Eve
 		Topic:     zero.Topic(),
 		Payload:   zero,
 		Publishes: publishes,
+		lines:     lines,
 		Check: func(payload []byte) (string, error) {
 			p, err := event.Decode[P](payload)
 

@@ -87,6 +87,8 @@ type Route struct {
 
 	// topics lists the topics of Publishes.
 	topics []string
+	// lines is nil if the messages of a key must come one at a time.
+	lines *lines
 	// open decodes the payload of a delivery and sets the fields that depend on it.
 	open func(d *delivery) error
 }

@@ -11,13 +11,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"golang.org/x/sync/semaphore"
-
-	"github.com/millracehq/millrace/internal/engine/backoff"
 )
-
-// nackDelay is how long a message waits that the consumer did not acknowledge. The
-// router does so only while the service stops or a consumer is suspended.
-const nackDelay = time.Second
 
 // grace is how long Wait waits for messages in hand after the subscription has ended.
 // Those that it does not wait for are delivered again, to whoever subscribes next.
@@ -91,8 +85,9 @@ type Acks struct {
 }
 
 // Window has the messages of one partition or queue in hand. A lane delivers the
-// messages of one key one at a time. It is a goroutine that exists while its key has
-// messages, so idle keys cost nothing.
+// messages of one key in order: the next one once the consumer has joined the line with
+// the one before, or has acknowledged it. A lane is a goroutine that exists while its key
+// has messages, so idle keys cost nothing.
 type Window struct {
 	ctx     context.Context //nolint:containedctx // it is the lifetime of a session, not a request
 	budget  *Budget
@@ -109,8 +104,7 @@ type Window struct {
 	// loose of them are finished.
 	order []*item
 	loose int
-	// lanes holds the messages behind the one that each lane delivers.
-	lanes map[string][]*item
+	lanes map[string]*lane
 }
 
 // New returns a window that sends messages to out until ctx ends. The context of each
@@ -118,7 +112,7 @@ type Window struct {
 func New(ctx context.Context, budget *Budget, out chan<- *message.Message, acks Acks) *Window {
 	return &Window{
 		ctx: ctx, budget: budget, tracked: semaphore.NewWeighted(maxTracked), out: out, acks: acks,
-		late: make(chan struct{}), lanes: map[string][]*item{},
+		late: make(chan struct{}), lanes: map[string]*lane{},
 	}
 }
 
@@ -140,60 +134,23 @@ func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 
 	w.order = append(w.order, added)
 
-	if behind, busy := w.lanes[key]; busy {
-		w.lanes[key] = append(behind, added)
-
-		return true
+	l, exists := w.lanes[key]
+	if !exists {
+		l = newLane(w, key)
+		w.lanes[key] = l
+		w.running.Go(l.run)
 	}
 
-	w.lanes[key] = nil
-
-	w.running.Go(func() { w.lane(key, added) })
+	l.waiting = append(l.waiting, added)
+	l.notify()
 
 	return true
 }
 
-// lane delivers first and then what has been added behind it. It leaves the rest of its
-// key once a message was not acknowledged before the session ended.
-func (w *Window) lane(key string, first *item) {
-	for next := first; next != nil && w.deliver(next.msg); {
-		w.budget.give(next.size)
-		next = w.finish(key, next)
-	}
-}
+// finish marks a message.
+func (w *Window) finish(done *item) {
+	w.budget.give(done.size)
 
-// deliver sends a message until it is acknowledged. It reports false if the
-// session ended before.
-func (w *Window) deliver(msg *message.Message) bool {
-	for w.ctx.Err() == nil {
-		msg.SetContext(w.ctx)
-
-		select {
-		case w.out <- msg:
-		case <-w.ctx.Done():
-			return false
-		}
-
-		select {
-		case <-msg.Acked():
-			return true
-		case <-msg.Nacked():
-			if backoff.Sleep(w.ctx, nackDelay) != nil {
-				return false
-			}
-
-			msg = msg.Copy() // an answer cannot be changed
-		case <-w.late:
-			return false
-		}
-	}
-
-	return false
-}
-
-// finish marks a message and returns the next of its lane, or nil at the end of the
-// lane.
-func (w *Window) finish(key string, done *item) (next *item) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
@@ -201,17 +158,6 @@ func (w *Window) finish(key string, done *item) (next *item) {
 	w.loose++
 
 	w.report()
-
-	behind := w.lanes[key]
-	if len(behind) == 0 {
-		delete(w.lanes, key)
-
-		return nil
-	}
-
-	w.lanes[key] = behind[1:]
-
-	return behind[0]
 }
 
 // report reports what is finished and forgets it.

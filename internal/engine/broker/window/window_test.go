@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/millracehq/millrace/internal/engine/broker/window"
+	"github.com/millracehq/millrace/internal/engine/line"
 )
 
 func numbered(n int64) *message.Message {
@@ -335,6 +336,167 @@ func TestTheEndOfTheSessionLeavesWhatIsInHand(t *testing.T) {
 		case msg := <-out:
 			t.Errorf("message %s was delivered after the end", msg.UUID)
 		default:
+		}
+	})
+}
+
+// joiner takes messages before it has answered those ahead of them, as a consumer that
+// applies several of a key at once does.
+type joiner struct {
+	*broker
+
+	t        *testing.T
+	keys     []string
+	takes    []int
+	refusals []int
+
+	mu sync.Mutex
+	// lines has, of each line, what is closed when its last message was answered.
+	lines map[*line.Line]chan struct{}
+	acked map[string][]int
+	// most is how many messages of a line were without an answer at once.
+	now  map[*line.Line]int
+	most int
+}
+
+// take joins the line of a message, and answers it after those ahead of it.
+func (j *joiner) take(msg *message.Message) {
+	n, err := strconv.Atoi(msg.UUID)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+
+	l := line.Of(msg.Context())
+	answered := make(chan struct{})
+
+	j.mu.Lock()
+	ahead := j.lines[l]
+	j.lines[l] = answered
+	j.now[l]++
+	j.most = max(j.most, j.now[l])
+	j.mu.Unlock()
+
+	l.Join()
+
+	go func() {
+		defer close(answered)
+
+		time.Sleep(time.Duration(j.takes[n]) * time.Millisecond)
+
+		if ahead != nil {
+			<-ahead
+		}
+
+		j.mu.Lock()
+		defer j.mu.Unlock()
+
+		j.now[l]--
+		j.refusals[n]--
+
+		if l.Broken() || j.refusals[n] >= 0 {
+			l.Break()
+			msg.Nack()
+
+			return
+		}
+
+		if upTo, _ := j.reported(); upTo >= int64(n) {
+			j.t.Errorf("position %d was reported while %d was in hand", upTo, n)
+		}
+
+		j.acked[j.keys[n]] = append(j.acked[j.keys[n]], n)
+		msg.Ack()
+	}()
+}
+
+// TestALineIsDeliveredAgainFromTheFirstMessageThatWasRefused delivers to a consumer that
+// takes several messages of a key at once, and refuses some.
+func TestALineIsDeliveredAgainFromTheFirstMessageThatWasRefused(t *testing.T) {
+	t.Parallel()
+
+	rapid.Check(t, func(rt *rapid.T) {
+		keys := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 40).Draw(rt, "keys")
+		takes := rapid.SliceOfN(rapid.IntRange(0, 50), len(keys), len(keys)).Draw(rt, "takes ms")
+		refusals := rapid.SliceOfN(rapid.SampledFrom([]int{0, 0, 0, 1, 2}), len(keys), len(keys)).Draw(rt, "refusals")
+		inHand := rapid.IntRange(1, 10).Draw(rt, "in hand")
+
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			out := make(chan *message.Message)
+			j := &joiner{
+				broker: &broker{upTo: -1}, t: t, keys: keys, takes: takes, refusals: refusals,
+				lines: map[*line.Line]chan struct{}{}, acked: map[string][]int{}, now: map[*line.Line]int{},
+			}
+			hand := window.New(ctx, window.NewBudget(inHand, 1<<20), out, j.acks(false))
+
+			go func() {
+				for n, key := range keys {
+					hand.Add(numbered(int64(n)), key, int64(n))
+				}
+			}()
+
+			go func() {
+				for {
+					select {
+					case msg := <-out:
+						j.take(msg)
+					case <-ctx.Done():
+						return
+					}
+				}
+			}()
+
+			time.Sleep(time.Hour) // of the bubble's clock
+			cancel()
+			hand.Wait()
+
+			if upTo, _ := j.reported(); upTo != int64(len(keys)-1) {
+				t.Errorf("reported up to %d of %d", upTo, len(keys)-1)
+			}
+
+			for key, numbers := range j.acked {
+				if !slices.IsSorted(numbers) {
+					t.Errorf("key %s: acknowledged in order %v", key, numbers)
+				}
+			}
+
+			if j.most > inHand {
+				t.Errorf("%d messages of a line were in hand, expected at most %d", j.most, inHand)
+			}
+		})
+	})
+}
+
+func TestALineIsDeliveredWithoutWaitingForAnswers(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		out := make(chan *message.Message)
+		hand := window.New(t.Context(), window.NewBudget(100, 1<<20), out, (&broker{}).acks(false))
+
+		for n := range int64(10) {
+			hand.Add(numbered(n), "a", n)
+		}
+
+		var taken []*message.Message
+
+		for n := range 10 {
+			msg := take(t, out, 1)[strconv.Itoa(n)]
+			taken = append(taken, msg)
+
+			synctest.Wait()
+
+			select {
+			case next := <-out:
+				t.Errorf("%s was delivered before %d has joined", next.UUID, n)
+			default:
+			}
+
+			line.Of(msg.Context()).Join()
+		}
+
+		for _, msg := range taken {
+			msg.Ack()
 		}
 	})
 }

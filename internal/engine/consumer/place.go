@@ -1,0 +1,127 @@
+package consumer
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/millracehq/millrace/internal/engine/line"
+)
+
+// lines tracks the messages of one consumer that stand in lines; see package line.
+type lines struct {
+	mu sync.Mutex
+	// wake is called, with mu, when the messages behind one may go on.
+	wake func()
+	// last has the last place of each line.
+	last    map[*line.Line]*place
+	tickets uint64
+}
+
+func newLines(wake func()) lines { return lines{wake: wake, last: map[*line.Line]*place{}} }
+
+// place is the place of a message in its line. A nil place is that of a message in no
+// line, for which nothing is ahead.
+type place struct {
+	line *line.Line
+	// ahead is the place in front, or nil.
+	ahead *place
+	// ticket is the order of arrival among all messages of the consumer.
+	ticket uint64
+	// batch is the last batch that has the message.
+	batch uint64
+	// over is true once the message has its fate. Those behind it may then be applied.
+	over atomic.Bool
+	// left is closed when the message leaves, if another one waits for that.
+	left chan struct{}
+}
+
+// join adds a place at the end of a line.
+func (l *lines) join(of *line.Line) *place {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	p := &place{line: of, ahead: l.last[of], ticket: l.nextTicket()}
+	l.last[of] = p
+
+	return p
+}
+
+// leave ends a place. If the message is returned to its broker, so are those behind it
+// that are not being applied.
+func (l *lines) leave(p *place, returned bool) {
+	if returned {
+		p.line.Break()
+	}
+
+	wasOver := p.over.Swap(true)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	p.ahead = nil
+
+	if p.left != nil {
+		close(p.left)
+	}
+
+	if l.last[p.line] == p {
+		delete(l.last, p.line)
+	}
+
+	if !wasOver {
+		l.wake()
+	}
+}
+
+// awaitTurn waits until the message ahead of p has left. It reports false if that was
+// returned to its broker, or if the broker takes the line back.
+func (l *lines) awaitTurn(p *place) bool {
+	l.mu.Lock()
+
+	ahead := p.ahead
+	if p.first() {
+		l.mu.Unlock()
+
+		return !p.broken()
+	}
+
+	if ahead.left == nil {
+		ahead.left = make(chan struct{})
+	}
+
+	l.mu.Unlock()
+	<-ahead.left
+
+	return !p.broken()
+}
+
+func (l *lines) nextTicket() uint64 {
+	l.tickets++
+
+	return l.tickets
+}
+
+// first reports whether nothing is ahead.
+func (p *place) first() bool { return p == nil || p.ahead == nil || p.ahead.over.Load() }
+
+// enter puts a message into a batch, and reports false if one ahead of it is neither in
+// the batch nor over. The messages of a broken line enter, to be returned.
+func (p *place) enter(batch uint64) bool {
+	switch {
+	case p == nil:
+		return true
+	case !p.first() && p.ahead.batch != batch && !p.line.Broken():
+		return false
+	}
+
+	p.batch = batch
+
+	return true
+}
+
+// broken reports whether the message must be returned to its broker.
+func (p *place) broken() bool { return p != nil && p.line.Broken() }
+
+// behind reports whether a message is in the same line as another one, which has an
+// earlier place.
+func (p *place) behind(other *place) bool { return p != nil && other != nil && p.line == other.line }

@@ -1,0 +1,78 @@
+// Package line keeps the order of messages that a subscriber delivers before those ahead
+// of them have been acknowledged.
+//
+// The subscriber puts the messages of a key into a [Line]. It delivers one, waits until
+// the consumer has joined the line with it, and delivers the next. So the order in which
+// messages join is that of the key, whichever goroutines carry them, and the consumer
+// may apply several in one transaction. A consumer that never joins gets one message at a
+// time.
+package line
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// Line is messages in order that are delivered without waiting for their answers. The
+// first one that is not acknowledged breaks it: the consumer applies none of the others
+// that it has not begun to apply, and the subscriber delivers them again in a new line.
+type Line struct {
+	wake           chan<- struct{}
+	joined, broken atomic.Bool
+}
+
+// New returns an empty line. It sends to wake, which should have a buffer, without
+// blocking whenever a message has joined.
+func New(wake chan<- struct{}) *Line { return &Line{wake: wake} }
+
+// Context returns the context for the next message of the line, which ends with ctx.
+func (l *Line) Context(ctx context.Context) context.Context {
+	l.joined.Store(false)
+
+	return member{Context: ctx, line: l}
+}
+
+// Joined reports whether the last message that got a context has joined, so that the next
+// one may be delivered.
+func (l *Line) Joined() bool { return l.joined.Load() }
+
+// Join records that the consumer has put the message at the end of its line.
+func (l *Line) Join() {
+	l.joined.Store(true)
+
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Break makes the consumer return all messages that it has not begun to apply.
+func (l *Line) Break() { l.broken.Store(true) }
+
+// Broken reports whether Break was called.
+func (l *Line) Broken() bool { return l.broken.Load() }
+
+// Of returns the line of the message with a context, or nil.
+func Of(ctx context.Context) *Line {
+	l, _ := ctx.Value(lineKey{}).(*Line)
+
+	return l
+}
+
+type lineKey struct{}
+
+// member is the context of a message in a line.
+type member struct {
+	context.Context //nolint:containedctx // it is a context
+
+	line *Line
+}
+
+// Value implements context.Context.
+func (m member) Value(key any) any {
+	if _, is := key.(lineKey); is {
+		return m.line
+	}
+
+	return m.Context.Value(key)
+}
