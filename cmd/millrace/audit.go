@@ -58,7 +58,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		flags.StringSliceVar(&a.checks.Only, "only", nil, "run only these checks, separated by commas")
 		flags.IntVar(&a.checks.Limit, "limit", 20, "list at most this many violations per check; all are counted")
 		flags.DurationVar(&a.checks.Older, "older", 15*time.Minute, "treat anything in progress for longer than this as stuck")
-		flags.DurationVar(&a.checks.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record back to this long ago")
+		flags.DurationVar(&a.checks.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record from this far back")
 		flags.DurationVar(&a.checks.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
 		flags.BoolVar(&a.repair, "repair", false, "fix the violations that have only one safe fix")
 		flags.BoolVar(&a.dry, "dry-run", false, "with --repair, only show what would be fixed")

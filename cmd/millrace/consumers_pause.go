@@ -28,7 +28,7 @@ pause would affect.`,
 
 		return c.print(outcome, func(w io.Writer) { writePause(w, c.args[0], pausing, outcome) })
 	}, recorded, func(_ *options, flags *pflag.FlagSet) {
-		flags.DurationVar(&pausing.For, "for", 0, "end the pause after this time, such as 30m; 0 until it is resumed")
+		flags.DurationVar(&pausing.For, "for", 0, "end the pause after this time, such as 30m; 0 pauses until it is resumed")
 		flags.BoolVar(&pausing.DryRun, "dry-run", false, "only print what the pause would affect")
 	})
 }

@@ -54,6 +54,6 @@ left stopped, or with --wait if some came back or were not tried in time.`,
 func words(pace *failed.Pace) flag {
 	return func(o *options, flags *pflag.FlagSet) {
 		yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key")(o, flags)
-		yes(&pace.Overtaken, "overtaken", "also requeue messages of whose key later ones were applied")(o, flags)
+		yes(&pace.Overtaken, "overtaken", "also requeue messages that later ones of their key overtook")(o, flags)
 	}
 }

@@ -150,7 +150,7 @@ func (s *story) setup(env *testscript.Env) error {
 }
 
 // behind returns postgres.url and postgres.direct_url of a database. With
-// MILLRACE_TEST_SHARED_SESSIONS, the first leads through PgBouncer in transaction mode.
+// MILLRACE_TEST_SHARED_SESSIONS, the first goes through PgBouncer in transaction mode.
 func (s *story) behind(address string) (url, direct string) {
 	if os.Getenv("MILLRACE_TEST_SHARED_SESSIONS") == "" {
 		return address, ""

@@ -27,7 +27,7 @@ func newTokensCreate(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "create NAME", Short: "Create a token for the operator API, and print it once",
 		Long: `Create a token for the operator API, and print it: nobody can read it again. Actions
-are recorded under its name, so a name is used once. Roles: viewer reads, without
+are recorded under its name, so a name cannot be used again. Roles: viewer reads, without
 personal data; operator reads everything and acts; admin also erases people.`,
 		Example: "  millrace tokens create ci-deploy --role operator --for 720h",
 	}, func(c *call) error {

@@ -189,7 +189,7 @@ func TestTheRoleThatReadsSeesEverythingButTheKeysAndChangesNothing(t *testing.T)
 	}
 }
 
-// On the day a partition is due, and the owner has not created it.
+// A partition is due, and the owner has not created it.
 func TestWithoutPartitionsRowsGoToTheDefaultPartition(t *testing.T) {
 	t.Parallel()
 

@@ -64,6 +64,22 @@ func TestSecretsThatTheNetworkCanReadAreNamed(t *testing.T) {
 	}
 }
 
+func TestEveryHostOfRabbitMQGetsThePassword(t *testing.T) {
+	cfg := config.Default()
+	cfg.Postgres.URL, cfg.Broker.Kind = "postgres://user:hunter2@127.0.0.1/x", broker.RabbitMQ
+	cfg.Broker.RabbitMQ.URL, cfg.Broker.RabbitMQ.Hosts = "amqp://user:hunter2@127.0.0.1/", []string{"[::1]:5672", "mq.example:5672"}
+
+	if err := cfg.Warn(); err == nil || !strings.Contains(err.Error(), "to mq.example unencrypted, expected amqps://") {
+		t.Errorf("got %v", err)
+	}
+
+	cfg.Broker.RabbitMQ.Hosts = cfg.Broker.RabbitMQ.Hosts[:1]
+
+	if err := cfg.Warn(); err != nil {
+		t.Errorf("on loopback: got %v", err)
+	}
+}
+
 func TestLoginsToKafkaThatTheNetworkCanReadAreNamed(t *testing.T) {
 	const connection, endpoint = "broker.kafka.tls: lets a secret", "broker.kafka.token_url: lets a secret"
 

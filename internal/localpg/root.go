@@ -44,7 +44,7 @@ func (h home) prepare() error {
 
 	if h.owner != 0 {
 		if err := os.Chown(h.root, int(h.owner), int(h.owner)); err != nil {
-			return fmt.Errorf("changing the owner of %s to the user of postgres: %w", h.root, err)
+			return fmt.Errorf("changing the owner of %s to the operating-system user postgres: %w", h.root, err)
 		}
 	}
 

@@ -33,7 +33,7 @@ type OIDC struct {
 	// RoleClaim is the claim with a text or list that Roles maps to roles. A name with
 	// dots may be a path, such as realm_access.roles. Defaults to roles.
 	RoleClaim string `koanf:"role_claim"`
-	// Roles maps values of RoleClaim. Of several, the one that allows most counts.
+	// Roles maps values of RoleClaim. If several apply, the one that allows most counts.
 	Roles []Mapping `koanf:"roles"`
 }
 

@@ -82,7 +82,7 @@ func CreateToken(ctx context.Context, db postgres.Querier, name string, role Rol
 		INSERT INTO api_tokens (name, role, digest, created_by, expires_at) VALUES ($1, $2, $3, $4, now() + $5::interval)
 		RETURNING name`, name, role, digest(secret), by, life)
 	if postgres.IsDuplicate(err) {
-		return "", event.Errorf(event.Conflict, "there is already a token %s; a name is used once, because actions are recorded under it", name)
+		return "", event.Errorf(event.Conflict, "there is already a token %s; a name cannot be used again, because actions are recorded under it", name)
 	}
 
 	if err != nil {

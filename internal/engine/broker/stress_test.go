@@ -96,6 +96,26 @@ func (tr *trial) next(s step) error {
 	return errs[0]
 }
 
+// holdInserts delays whatever is applied until release is called.
+func holdInserts(t *testing.T, pool *pgxpool.Pool) (release func()) {
+	t.Helper()
+
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE steps IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+
+	return func() {
+		if err := tx.Rollback(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // hotKeys checks that a consumer applies many messages of few keys once each and in
 // order, whatever fails, and several of a key in one transaction.
 func (h harness) hotKeys(t *testing.T) {
@@ -112,6 +132,7 @@ func (h harness) hotKeys(t *testing.T) {
 
 	tr := newTrial(pool, seed, keys, each)
 	e := h.start(t, pool, tr.register)
+	release := holdInserts(t, pool)
 
 	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
 		var events []event.Outgoing
@@ -128,6 +149,13 @@ func (h harness) hotKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	if h.durable { // else a message leaves the outbox only once it is applied
+		pgtest.Eventually(t, "all are published", func() bool {
+			return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM outbox`) == 0
+		})
+	}
+
+	release()
 	pgtest.Eventually(t, "all are applied or stopped", func() bool {
 		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM steps`) >= keys*each-tr.rejected &&
 			pgtest.Value[int](t, pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'stopped'`) >= tr.rejected

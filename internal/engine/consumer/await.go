@@ -162,7 +162,7 @@ func (r *Router) awaitFrom(d *delivery, after time.Duration) {
 	})
 }
 
-var errUnpublished = errors.New("a message with this key is in the outbox, or it is too long to search")
+var errUnpublished = errors.New("a message with this key is in the outbox, or the outbox is too long to search")
 
 // lookInOutbox looks for messages on the topics with the keys of units. All units that
 // come during one search share the next one.

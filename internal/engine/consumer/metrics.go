@@ -35,7 +35,7 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 			Name: "millrace_stopped_total", Help: "Messages that were stopped and need an operator.",
 		}, []string{"topic", "reason"}),
 		failures: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_failures_total", Help: "Deliveries that were parked or stopped, by the reason; early and pending are no failures of the message.",
+			Name: "millrace_failures_total", Help: "Deliveries that were parked or stopped, by the reason; early and pending do not count as failures of the message.",
 		}, []string{"consumer", "reason"}),
 		handle: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
 			Name: "millrace_handle_seconds", Help: "Time from the delivery of a message to its acknowledgement.",

@@ -23,7 +23,7 @@ type Projection struct {
 	// Tables lists the projection's tables, all in one schema. Only the projection
 	// writes to them.
 	Tables []string
-	// Streams is what the names of the projection's streams begin with; empty for all.
+	// Streams is the prefix of the names of the projection's streams; empty for all.
 	Streams string
 	// Apply applies events, in order, in tx. It must not qualify its tables with a
 	// schema, because a rebuild runs it on copies in another schema.

@@ -181,7 +181,7 @@ func forgetful(backlogs []Backlog) []health.Trouble {
 		Kind: health.Config, Name: "inbox.retention", Level: health.Note,
 		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are delivered again",
 			backlogs[0].remembered, strings.Join(topics, ", ")),
-		Remedy: "raise inbox.retention above that of the topics, or lower retention.ms of the topics",
+		Remedy: "raise inbox.retention above retention.ms of the topics, or lower that",
 	}}
 }
 

@@ -25,7 +25,7 @@ var ExitCodes = []struct {
 	{0, "done; for `status`, nothing needs attention"},
 	{ExitFailure, "failed: Postgres or the service is away, the state does not allow it, or the audit found violations; for `status`, something needs attention"},
 	{ExitUsage, "wrong usage: an unknown command, flag or name, or a mistake in the configuration; nothing was changed"},
-	{ExitNotFound, "the thing with this id does not exist"},
+	{ExitNotFound, "nothing with this id exists"},
 	{ExitRejected, "some messages were rejected or refused; the others were done"},
 }
 

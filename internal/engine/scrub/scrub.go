@@ -92,7 +92,7 @@ func Text(s string) string {
 // path matches the path of a URL.
 var path = regexp.MustCompile(`(://[^\s/?#]*)/[^\s?#]+`)
 
-// Address returns the URL of a receiver without secrets. Its whole path may be one.
+// Address returns the URL of a receiver without secrets. Its whole path may be a secret.
 func Address(s string) string { return path.ReplaceAllString(Text(s), "${1}/"+Hidden) }
 
 // URL is the address of a receiver, which is printed without secrets.

@@ -121,7 +121,7 @@ func (d *Driver) unreachable(err error) error {
 	case refused != nil && refused.Scope == driver.Account:
 		return refused
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("reaching kafka at %v: %w (a listener also ends connections without the encryption or login that it demands: "+
+		return fmt.Errorf("reaching kafka at %v: %w (a listener also closes connections that lack the encryption or login that it requires: "+
 			"see broker.kafka.tls, user and sasl_mechanism)", d.cfg.Brokers, err)
 	}
 

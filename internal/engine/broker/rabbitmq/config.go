@@ -52,8 +52,21 @@ func (c Config) Warn() error {
 	}
 
 	_, secret := u.User.Password()
+	hosts := []string{u.Hostname()}
 
-	return check.Encrypted("broker.rabbitmq.url", u.Scheme == "amqps", secret, u.Hostname(), "amqps://")
+	for _, address := range c.Hosts {
+		if host, _, err := net.SplitHostPort(address); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+
+	for _, host := range hosts {
+		if err := check.Encrypted("broker.rabbitmq.url", u.Scheme == "amqps", secret, host, "amqps://"); err != nil {
+			return err
+		}
+	}
+
+	return nil
 }
 
 // maxWindow is the largest prefetch of AMQP.

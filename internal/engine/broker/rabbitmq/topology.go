@@ -115,7 +115,7 @@ func (t *topology) ensureTopic(l *live, topic driver.Topic) error {
 	return t.bind(l, topic.Name)
 }
 
-// ensureDropped makes sure that the queue exists that catches what RabbitMQ drops. The
+// ensureDropped makes sure that there is a queue for what RabbitMQ drops. The
 // other queues work without it.
 func (t *topology) ensureDropped(l *live) error {
 	if !t.cfg.Declare {
@@ -247,7 +247,7 @@ func (t *topology) compare(l *live, o object) {
 	}
 
 	if strings.Contains(err.Error(), "'alternate-exchange'") {
-		t.logger.Warn("the exchange has an alternate one: a message whose queue is missing goes there, and counts as published",
+		t.logger.Warn("the exchange has an alternate exchange: a message whose queue is missing goes there, and counts as published",
 			slog.Any("error", err), slog.String("remedy", "delete exchange "+o.name+" while the service runs: "+
 				"it is created again, with the queues of the service; bind those of others again"))
 
