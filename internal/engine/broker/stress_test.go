@@ -116,6 +116,26 @@ func holdInserts(t *testing.T, pool *pgxpool.Pool) (release func()) {
 	}
 }
 
+// appendSteps writes steps of each key to the outbox.
+func appendSteps(t *testing.T, pool *pgxpool.Pool, keys, first, end int) {
+	t.Helper()
+
+	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
+		var events []event.Outgoing
+
+		for number := first; number < end; number++ {
+			for key := range keys {
+				events = append(events, event.Start(hotStep{step{ID: fmt.Sprintf("key-%d", key), Number: number}}))
+			}
+		}
+
+		return outbox.Append(t.Context(), tx, events)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // hotKeys checks that a consumer applies many messages of few keys once each and in
 // order, whatever fails, and several of a key in one transaction.
 func (h harness) hotKeys(t *testing.T) {
@@ -132,55 +152,56 @@ func (h harness) hotKeys(t *testing.T) {
 
 	tr := newTrial(pool, seed, keys, each)
 	e := h.start(t, pool, tr.register)
-	release := holdInserts(t, pool)
+	count := func(sql string) int { return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM `+sql) }
 
-	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
-		var events []event.Outgoing
-
-		for number := range each {
-			for key := range keys {
-				events = append(events, event.Start(hotStep{step{ID: fmt.Sprintf("key-%d", key), Number: number}}))
-			}
-		}
-
-		return outbox.Append(t.Context(), tx, events)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	if h.durable { // else a message leaves the outbox only once it is applied
-		pgtest.Eventually(t, "all are published", func() bool {
-			return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM outbox`) == 0
-		})
-	}
-
-	release()
+	appendSteps(t, pool, keys, 0, each)
 	pgtest.Eventually(t, "all are applied or stopped", func() bool {
-		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM steps`) >= keys*each-tr.rejected &&
-			pgtest.Value[int](t, pool, `SELECT count(*)::int FROM failed_messages WHERE state = 'stopped'`) >= tr.rejected
+		return count(`steps`) >= keys*each-tr.rejected && count(`failed_messages WHERE state = 'stopped'`) >= tr.rejected
 	})
+
+	want := keys*each - tr.rejected
+
+	if h.durable { // the lanes of the embedded broker apply one message of a key at a time
+		sharesTransactions(t, pool, keys, each)
+
+		want += keys * more
+	}
+
 	e.stop()
 
-	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM steps`); n != keys*each-tr.rejected {
-		t.Errorf("%d steps were applied, expected %d", n, keys*each-tr.rejected)
+	if n := count(`steps`); n != want {
+		t.Errorf("%d steps were applied, expected %d", n, want)
 	}
 
-	if n := pgtest.Value[int](t, pool, `
-		SELECT count(*)::int FROM (SELECT number - lag(number) OVER (PARTITION BY id ORDER BY n) AS step FROM steps) AS s
-		WHERE step <= 0`); n != 0 {
+	if n := count(`(SELECT number - lag(number) OVER (PARTITION BY id ORDER BY n) AS step FROM steps) AS s WHERE step <= 0`); n != 0 {
 		t.Errorf("%d steps are out of order, or were applied twice", n)
 	}
 
-	if n := pgtest.Value[int](t, pool, `SELECT count(*)::int FROM failed_messages WHERE state <> 'stopped'`); n != 0 {
+	if n := count(`failed_messages WHERE state <> 'stopped'`); n != 0 {
 		t.Errorf("%d messages still wait", n)
 	}
+}
 
-	if !h.durable {
-		return // the lanes of the relay publish one message of a key at a time
-	}
+// more is how many further steps of each key sharesTransactions publishes.
+const more = 10
 
-	if n := pgtest.Value[int](t, pool, `SELECT max(n)::int FROM (SELECT count(*) AS n FROM steps GROUP BY id, xmin::text) AS s`); n < 2 {
+// sharesTransactions publishes steps that do not fail, while nothing can be applied, and
+// checks that several of a key are then applied in one transaction.
+func sharesTransactions(t *testing.T, pool *pgxpool.Pool, keys, first int) {
+	t.Helper()
+
+	release := holdInserts(t, pool)
+
+	appendSteps(t, pool, keys, first, first+more)
+	pgtest.Eventually(t, "all are published", func() bool { return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM outbox`) == 0 })
+	release()
+	pgtest.Eventually(t, "all are applied", func() bool {
+		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM steps WHERE number >= $1`, first) >= keys*more
+	})
+
+	shared := pgtest.Value[int](t, pool, `
+		SELECT max(n)::int FROM (SELECT count(*) AS n FROM steps WHERE number >= $1 GROUP BY id, xmin::text) AS s`, first)
+	if shared < 2 {
 		t.Error("no two messages of a key were applied in one transaction")
 	}
 }

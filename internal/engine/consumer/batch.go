@@ -238,8 +238,10 @@ func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 	return behind
 }
 
-// reject runs the units together again that are neither rejected nor behind a rejected
-// one. It completes the rejected ones after those ahead of them.
+// reject completes the rejected units that are the first of their lines, and runs those
+// together again that are neither rejected nor behind a rejected one. Units rejected
+// behind others of their line are judged again once the others are over, because the
+// others may yet fail.
 func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind []*unit[E]) {
 	rest := make([]*unit[E], 0, len(units))
 
@@ -262,8 +264,6 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind
 		return nil
 	}
 
-	behind = append(behind, a.apply(rest)...)
-
 	for _, i := range wrong {
 		if u := units[i]; u.place.first() {
 			u.settle(rejected[i])
@@ -272,7 +272,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind
 		}
 	}
 
-	return behind
+	return append(behind, a.apply(rest)...)
 }
 
 func finish[E any](units []*unit[E], err error) {

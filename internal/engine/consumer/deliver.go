@@ -173,14 +173,9 @@ type fate struct {
 
 // deliver attempts to apply a message, decides its fate and carries that out. The
 // broker redelivers a returned message; any other fate is final.
-func (r *Router) deliver(d *delivery) (f fate) {
+func (r *Router) deliver(d *delivery) fate {
 	started := time.Now()
-
-	if d.place != nil {
-		defer func() { d.route.lines.leave(d.place, f.outcome == returned || f.outcome == "") }()
-	}
-
-	f = r.carryOut(d, d.inTurn(r.decide(d, r.attempt(d))))
+	f := r.carryOut(d, d.inTurn(r.decide(d, r.attempt(d))))
 
 	r.report(d, f, time.Since(started))
 
@@ -442,10 +437,15 @@ func join(ctx context.Context, routes []*Route) []*place {
 func (r *Router) deliverAll(session context.Context, routes []*Route, msg *message.Message, places []*place) error {
 	fates := make([]fate, len(routes))
 	deliver := func(i int, msg *message.Message, shared bool) {
-		d := r.newDelivery(session, routes[i], msg, nil, shared)
+		var p *place
+
 		if places != nil {
-			d.place = places[i]
+			p = places[i]
+			defer func() { routes[i].lines.leave(p, fates[i].outcome == returned || fates[i].outcome == "") }()
 		}
+
+		d := r.newDelivery(session, routes[i], msg, nil, shared)
+		d.place = p
 
 		fates[i] = r.deliver(d)
 	}

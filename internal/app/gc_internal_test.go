@@ -1,0 +1,69 @@
+package app
+
+import (
+	"math"
+	"os"
+	"runtime/debug"
+	"testing"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// The collector must not be limited to less than the container has: below the live heap it
+// would run all the time.
+func TestOnlyTheContainerLimitsTheCollector(t *testing.T) { //nolint:paralleltest // the collector is the process's
+	percent, limit := debug.SetGCPercent(gcPercent), debug.SetMemoryLimit(math.MaxInt64)
+
+	t.Cleanup(func() {
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	})
+
+	for _, name := range []string{"GOGC", "GOMEMLIMIT"} {
+		t.Setenv(name, "") // restores it at the end
+
+		if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	debug.SetGCPercent(50)
+
+	tuneGC(pgtest.Logger(t))
+
+	if got := debug.SetGCPercent(50); got != gcPercent {
+		t.Errorf("GOGC is %d, expected %d", got, gcPercent)
+	}
+
+	want := int64(math.MaxInt64)
+	if container, err := memlimit.FromCgroup(); err == nil {
+		want = int64(0.9 * float64(container)) // at most a rounding away
+	}
+
+	if got := debug.SetMemoryLimit(-1); math.Abs(float64(got-want)) > 1 {
+		t.Errorf("the limit is %d, expected %d", got, want)
+	}
+}
+
+func TestTheEnvironmentConfiguresTheCollector(t *testing.T) { //nolint:paralleltest // the collector is the process's
+	percent, limit := debug.SetGCPercent(50), debug.SetMemoryLimit(1<<30)
+
+	t.Cleanup(func() {
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	})
+	t.Setenv("GOGC", "50")
+	t.Setenv("GOMEMLIMIT", "1GiB")
+
+	tuneGC(pgtest.Logger(t))
+
+	if got := debug.SetGCPercent(50); got != 50 {
+		t.Errorf("GOGC is %d, expected 50", got)
+	}
+
+	if got := debug.SetMemoryLimit(-1); got != 1<<30 {
+		t.Errorf("GOMEMLIMIT is %d, expected %d", got, 1<<30)
+	}
+}
