@@ -23,7 +23,7 @@ func (l *lab) newAgedSite(ctx context.Context, kind string) (*site, error) {
 	return l.newSiteFrom(ctx, kind, l.aged.name)
 }
 
-// newAged creates a database with inbox rows of the last days as a template.
+// newAged creates a template database with inbox rows of the last days.
 func (l *lab) newAged(ctx context.Context) (*site, error) {
 	s, err := l.newSite(ctx, broker.Embedded)
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 // daysBack is the number of days, including today, of the generated rows.
 const daysBack = 6
 
-// idAt returns an SQL expression: a UUIDv7 of the time at that differs for each n
-// and salt. Older servers have no function for it.
+// idAt returns an SQL expression for a UUIDv7 that has the time at and differs for each
+// n and salt. Older servers have no function for it.
 func idAt(at, salt string) string {
 	digest := "md5(n || '" + salt + "')"
 

@@ -20,10 +20,11 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// ceiling runs only the statements of the pipeline on the embedded broker, in batches of
-// the size of its last run: for each topic one goroutine reads the outbox and deletes from
-// it as the relay does, and applies batches as the consumer does. Nothing else is left of
-// the service: no message is delivered, acknowledged, logged or counted.
+// ceiling runs only the statements that the pipeline runs on the embedded broker, with
+// the batch size of the last embedded run. For each topic, one goroutine reads and
+// deletes outbox rows as the relay does, and applies batches as the consumer does.
+// Nothing else is left of the service: no message is delivered, acknowledged, logged or
+// counted.
 func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 	t := trial{kind: broker.Embedded, load: orders(l.skus), n: l.orders}
 	if warmup {
@@ -110,7 +111,7 @@ type stage struct {
 	apply           func(context.Context, pgx.Tx, []stored) ([]event.Outgoing, error)
 	left            int // messages to apply
 	next            *stage
-	// arrived has a value after the stage before has committed messages.
+	// arrived has a value once the previous stage has committed messages.
 	arrived chan struct{}
 
 	low     int64   // the sequence number up to which all rows have been read
@@ -224,7 +225,8 @@ func (st *stage) transact(ctx context.Context, rows []stored) error {
 	})
 }
 
-// lookUp asks what a consumer with an effect asks before it performs.
+// lookUp runs the queries that a consumer with an effect runs before it performs the
+// effect.
 func (st *stage) lookUp(ctx context.Context, rows []stored, entries []inbox.Entry, keys []string) error {
 	if _, err := inbox.Seen(ctx, st.site.pool, st.consumer, entries, nil); err != nil {
 		return err

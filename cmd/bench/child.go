@@ -79,10 +79,9 @@ func child(encoded string) error {
 	return service.Run(ctx, ready)
 }
 
-// naive is the same domain implemented as most services use Watermill: one
-// transaction for each message, and the handler publishes after the commit. A crash
-// in between loses the message, and only the state of the order reveals a
-// redelivery.
+// naive implements the same domain the way most services use Watermill: one transaction
+// for each message, and the handler publishes after the commit. A crash between the two
+// loses the message, and only the state of the order reveals a redelivery.
 func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready func()) error {
 	cfg.Postgres.MaxConns = 64 // one for each concurrent handler
 
@@ -133,7 +132,7 @@ func naive(ctx context.Context, cfg config.Config, logger *slog.Logger, ready fu
 	addOrders(pool, add)
 	addDomains(cfg, pool, logger, add)
 
-	// Both maintain the tables of users.
+	// Like the service, this maintains the user tables.
 	go eventstore.NewProjector(pool, account.Projections(), logger).Run(ctx)
 
 	go func() {

@@ -14,10 +14,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
-// usage is what has been used so far: the CPU time in seconds of this process, of the
-// replicas and of the servers that they use, with all their processes, and the bytes of
-// WAL. Other servers on the machine do not count. It is 0 for a server on another machine
-// or in a container.
+// usage is what has been used so far: the CPU seconds of this process, of the replicas
+// and of the servers that they use, including all their processes, and the bytes of
+// WAL. Other servers on the machine do not count. The CPU time of a server on another
+// machine or in a container is 0.
 type usage struct{ bench, service, postgres, broker, wal float64 }
 
 func (u usage) since(before usage) usage {
@@ -26,7 +26,7 @@ func (u usage) since(before usage) usage {
 	}
 }
 
-// per returns the figures of each of n messages.
+// per returns the figures per message, given n messages.
 func (u usage) per(n float64) figures {
 	return figures{
 		cpuTotal: (u.service + u.postgres + u.broker) / n * 1000, cpuService: u.service / n * 1000,
@@ -139,8 +139,8 @@ func (t processTable) tree(root int) float64 {
 	return used
 }
 
-// server returns the process that listens on a port, or 0: of the processes that share the
-// socket, the one that the others have inherited it from.
+// server returns the process that listens on a port, or 0. If several processes share
+// the socket, it is the one from which the others inherited it.
 func (t processTable) server(port int) int {
 	sockets := listening(fmt.Sprintf(":%04X", port))
 	shared := map[int]bool{}
@@ -154,7 +154,7 @@ func (t processTable) server(port int) int {
 	}
 
 	for pid := range shared {
-		// Docker's proxy listens for the server in a container.
+		// Docker's proxy listens on behalf of a server in a container.
 		if !shared[t[pid].parent] && t[pid].name != "docker-proxy" {
 			return pid
 		}
@@ -163,7 +163,7 @@ func (t processTable) server(port int) int {
 	return 0
 }
 
-// listening returns the sockets that listen on a port, as links to them read.
+// listening returns the sockets that listen on a port, in the form of links in /proc.
 func listening(port string) (sockets []string) {
 	for _, path := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		table, err := os.ReadFile(path)

@@ -15,8 +15,8 @@ import (
 //go:embed faststream/schema.sql
 var guideSchema string
 
-// guideOrders are the orders of the load orders for the application of the FastStream
-// guide, which has tables of its own.
+// guideOrders is the load "orders" for the application of the FastStream guide, which
+// has its own tables.
 func guideOrders(products int) load {
 	return load{
 		name:    "orders",
@@ -36,7 +36,8 @@ func guideOrders(products int) load {
 	}
 }
 
-// newFastStream returns the process of the guide's application. It installs its packages.
+// newFastStream installs the packages of the guide's application and returns its
+// process.
 func (s *site) newFastStream(ctx context.Context) (*process, error) {
 	install := exec.CommandContext(ctx, "scripts/python.sh", "cmd/bench/faststream")
 	install.Stderr = os.Stderr

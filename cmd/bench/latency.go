@@ -57,15 +57,15 @@ func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (
 		return nil, err
 	}
 
-	// The part up to the first transaction.
+	// This is the latency up to the first transaction.
 	created, err := s.latencies(ctx, `created_at`)
 	f[p50Created], f[p50], f[p95], f[p99] = quantile(created, 0.50), quantile(completed, 0.50), quantile(completed, 0.95), quantile(completed, 0.99)
 
 	return f, err
 }
 
-// latencies returns the sorted latencies until an SQL expression in milliseconds. It
-// ignores the first second, in which connections are opened.
+// latencies returns the sorted latencies, in milliseconds, up to the time that the SQL
+// expression until gives. It ignores the first second, in which connections are opened.
 func (s *site) latencies(ctx context.Context, until string) ([]float64, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH done AS (

@@ -35,7 +35,7 @@ type load struct {
 // price is the amount of every order.
 var price = money.MustParse("9.99")
 
-// orders are orders of one of several products each. An order counts when it is sold.
+// orders are orders for one of several products each. An order counts once it is sold.
 func orders(products int) load {
 	return load{
 		name:    "orders",
@@ -64,14 +64,14 @@ func (s *site) supply(ctx context.Context, products int) error {
 	return err
 }
 
-// Each message of a user causes a notification, which ends its way.
+// Each message about a user ends with a notification.
 const (
 	notified        = `SELECT count(*) FROM notifications`
 	notifiedElapsed = `SELECT extract(epoch FROM (SELECT max(pg_xact_commit_timestamp(xmin)) FROM notifications)
 		- (SELECT min(pg_xact_commit_timestamp(xmin)) FROM events WHERE recorded_at > (SELECT at FROM bench_start)))::float8`
 )
 
-// users are messages of which half create users and half update users that exist.
+// users are messages: half of them create users, and half update existing users.
 func users() load {
 	return load{name: "users", message: userMessage, prepare: prepareUsers, done: notified, elapsed: notifiedElapsed}
 }
@@ -81,7 +81,7 @@ func legacyUsers() load {
 	return load{name: "legacy users", message: legacyMessage, prepare: prepareUsers, done: notified, elapsed: notifiedElapsed}
 }
 
-// updates are updates of some users, who exist.
+// updates are updates of a number of existing users.
 func updates(users int) load {
 	return load{
 		name:    "updates",

@@ -127,7 +127,8 @@ func progress(round, rounds, scenario, scenarios int, name string) {
 	}
 }
 
-// selected returns the scenarios that only matches, or without it the main ones or all.
+// selected returns the scenarios that -only matches. Without -only, it returns the main
+// scenarios, or all with -full.
 func selected(all []scenario, s settings) ([]scenario, error) {
 	only, err := regexp.Compile(s.only)
 	if err != nil {

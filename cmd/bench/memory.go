@@ -9,11 +9,12 @@ import (
 )
 
 const (
-	// idleFor is how long a service has nothing to do before it is measured, and while it is.
+	// idleFor is how long a service is idle before the measurement, and how long the
+	// measurement takes.
 	idleFor = 5 * time.Second
-	// backlog is how many orders wait at most under steady full load.
+	// backlog is the maximum number of orders that wait under steady full load.
 	backlog = 4000
-	// slices of the time of a steady run, each with its figures.
+	// steadySlices is the number of slices of a steady run. Each has its own figures.
 	steadySlices = 10
 )
 
@@ -35,7 +36,7 @@ func (l *lab) idle(ctx context.Context, kind string) (figures, error) {
 
 	time.Sleep(idleFor)
 
-	// CPU milliseconds of each second.
+	// These are CPU milliseconds per second.
 	f := s.usage(ctx).since(before).per(idleFor.Seconds())
 	f[rss] = memory(s.replicas[0].pid(), "VmRSS")
 	f[peakRSS], err = s.stop()
@@ -43,8 +44,8 @@ func (l *lab) idle(ctx context.Context, kind string) (figures, error) {
 	return f, err
 }
 
-// steadyLoad measures memory and throughput over time while there are always orders that
-// wait.
+// steadyLoad measures memory and throughput over time while some orders are always
+// waiting.
 func (l *lab) steadyLoad(ctx context.Context, kind string) (figures, error) {
 	s, err := l.newSite(ctx, kind)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"syscall"
 )
 
-// process is a replica of the service that is measured.
+// process is a replica of the measured service.
 type process struct {
 	cmd *exec.Cmd
 	// http is the address of its metrics.
@@ -54,7 +54,8 @@ func (s *site) start(ctx context.Context, role string, replicas int) error {
 	return nil
 }
 
-// newProcess returns a process that is not started. All but FastStream are this program.
+// newProcess returns a process that has not been started. All roles but FastStream run
+// this program.
 func (s *site) newProcess(ctx context.Context, role string) (*process, error) {
 	if role == fastStreamRole {
 		return s.newFastStream(ctx)
@@ -125,8 +126,8 @@ func memory(pid int, name string) float64 {
 	return 0
 }
 
-// meanBatch returns the mean of messages in a transaction, from the metrics of the
-// replicas. Other services have none, and apply one message at a time.
+// meanBatch returns the mean number of messages per transaction, from the metrics of
+// the replicas. Other services have no metrics, and apply one message at a time.
 func (s *site) meanBatch(ctx context.Context) float64 {
 	var sum, count float64
 

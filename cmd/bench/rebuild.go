@@ -76,8 +76,8 @@ func (l *lab) rebuild(ctx context.Context, _ bool) (figures, error) {
 	}, nil
 }
 
-// steadyUsers publishes a new user every five milliseconds until stop is called, which
-// returns their number.
+// steadyUsers publishes a new user every five milliseconds until stop is called. stop
+// returns the number of users.
 func steadyUsers(ctx context.Context, from *source) (stop func() int) {
 	traffic, cancel := context.WithCancel(ctx)
 	sent := make(chan int, 1)

@@ -33,8 +33,8 @@ const (
 	generatedSeconds = "generated in s"
 )
 
-// section is a part of the report, with the scenarios whose name begins with its name. It
-// corresponds to a section of docs/benchmarks.md.
+// section is a part of the report. It has the scenarios whose names begin with its
+// name, and corresponds to a section of docs/benchmarks.md.
 type section struct {
 	name, title, unit string
 	columns           []string
@@ -84,7 +84,7 @@ type report struct {
 	Ratios    []measured `json:"ratios"`
 }
 
-// measured is a scenario, or a ratio with the only figure "ratio".
+// measured is a scenario, or a ratio, whose only figure is "ratio".
 type measured struct {
 	Name    string             `json:"name"`
 	Medians map[string]float64 `json:"medians"`
@@ -149,7 +149,7 @@ func (r report) write(path string) error {
 
 // print writes Markdown.
 func (r report) print(w io.Writer) {
-	fmt.Fprintf(w, "%s; %s; %s; %s. Median, with the lowest and the highest.\n", r.Machine, r.Go, r.Settings, r.Date)
+	fmt.Fprintf(w, "%s; %s; %s; %s. Median, with minimum and maximum.\n", r.Machine, r.Go, r.Settings, r.Date)
 
 	if len(r.Ratios) > 0 {
 		fmt.Fprint(w, "\n## Ratios\n\n| of the same round | |\n|---|---|\n")
@@ -197,7 +197,7 @@ func (r report) table(w io.Writer, s section) {
 	}
 }
 
-// heading names what a figure is per.
+// heading returns a figure's heading with its unit.
 func (s section) heading(figure string) string {
 	switch figure {
 	case perSecond:

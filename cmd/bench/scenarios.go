@@ -7,8 +7,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
-// scenario is one measurement. Its name is that of its section in the report, a slash and
-// its name there.
+// scenario is one measurement. Its name consists of its section in the report, a slash,
+// and its name in that section.
 type scenario struct {
 	name string
 	run  func(ctx context.Context, warmup bool) (figures, error)
@@ -32,7 +32,8 @@ func (l *lab) scenarios() []scenario {
 	return append(all, l.olds()...)
 }
 
-// throughputs compare the order process on each broker with others who do the same.
+// throughputs compare the order process on each broker with other implementations of
+// it.
 func (l *lab) throughputs() []scenario {
 	n, naive := l.orders, l.naiveOrders
 
@@ -47,8 +48,8 @@ func (l *lab) throughputs() []scenario {
 	}
 }
 
-// keys concentrate the load on one partition, key or product. "uniform keys" is what to
-// compare one key with: the same messages of many keys.
+// keys concentrate the load on one partition, key or product. "uniform keys" is the
+// baseline for "one key": the same messages with many keys.
 func (l *lab) keys() []scenario {
 	all := []scenario{
 		l.drain("keys/kafka one partition", trial{kind: broker.Kafka, load: orders(l.skus), n: l.orders, partitions: 1}).asMain(),
@@ -133,7 +134,7 @@ func (l *lab) replicas() []scenario {
 	return all
 }
 
-// olds measure databases with a past.
+// olds measure databases with much old data.
 func (l *lab) olds() []scenario {
 	var all []scenario
 

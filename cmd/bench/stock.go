@@ -16,8 +16,8 @@ import (
 )
 
 // naiveInHand is how many messages of a topic the naive service has in hand: one for
-// each Kafka partition or RabbitMQ subscription, because Watermill's subscribers have
-// one message in hand.
+// each Kafka partition or RabbitMQ subscription, because Watermill's subscribers handle
+// one message at a time.
 const naiveInHand = 64
 
 // stockSubscriber returns the subscriber of Watermill that the naive service uses.
@@ -41,7 +41,7 @@ func stockSubscriber(cfg broker.Config, topic string) (message.Subscriber, error
 	return fanIn{subscriber}, err
 }
 
-// marshaler adapts ours to Watermill.
+// marshaler adapts our marshaling to Watermill.
 type marshaler struct{}
 
 func (marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
@@ -52,7 +52,7 @@ func (marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) 
 	return rabbitmq.Unmarshal(delivery), nil
 }
 
-// existing uses the queues that the driver has declared.
+// existing declares nothing: it uses the queues that the driver has declared.
 type existing struct{}
 
 func (existing) BuildTopology(*amqp091.Channel, string, string, amqp.Config, watermill.LoggerAdapter) error {
@@ -61,7 +61,7 @@ func (existing) BuildTopology(*amqp091.Channel, string, string, amqp.Config, wat
 
 func (existing) ExchangeDeclare(*amqp091.Channel, string, amqp.Config) error { return nil }
 
-// fanIn merges subscriptions of a queue.
+// fanIn merges several subscriptions to a queue.
 type fanIn struct{ message.Subscriber }
 
 // Subscribe implements message.Subscriber.

@@ -20,14 +20,14 @@ type trial struct {
 	n    int // messages
 	// role is serveRole if empty.
 	role string
-	// partitions of the Kafka topics; 0 is the default.
+	// partitions is the number per Kafka topic; 0 means the default.
 	partitions int32
 	// aged is true to run on the database with old inbox rows.
 	aged bool
 }
 
-// drain returns a scenario of messages that are on the topic before the service starts,
-// from the first commit to the last.
+// drain returns a scenario whose messages are on the topic before the service starts.
+// It measures from the first commit to the last.
 func (l *lab) drain(name string, t trial) scenario {
 	return scenario{name: name, run: func(ctx context.Context, warmup bool) (figures, error) {
 		if warmup {
@@ -41,7 +41,7 @@ func (l *lab) drain(name string, t trial) scenario {
 	}}
 }
 
-// embedded is the scenario of the embedded broker. The ceiling runs in its batches.
+// embedded is the scenario of the embedded broker. The ceiling uses its batch size.
 func (l *lab) embedded(ctx context.Context, warmup bool) (figures, error) {
 	f, err := l.drain("", trial{kind: brokers()[0], load: orders(l.skus), n: l.orders}).run(ctx, warmup)
 	if err == nil {
@@ -119,8 +119,8 @@ func (s *site) begin(ctx context.Context) error {
 	return err
 }
 
-// measure waits until the messages of a trial are applied, besides earlier ones, and stops
-// the service.
+// measure waits until the messages of a trial are applied in addition to earlier ones,
+// and stops the service.
 func (s *site) measure(ctx context.Context, t trial, earlier int, before usage) (figures, error) {
 	if err := s.applied(ctx, t.load, earlier+t.n); err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func (s *site) measure(ctx context.Context, t trial, earlier int, before usage) 
 	return f, nil
 }
 
-// patience is how long no message may be applied before a run fails.
+// patience is how long a run may apply no message before it fails.
 const patience = time.Minute
 
 // applied waits until n messages are applied.
@@ -172,8 +172,8 @@ func (s *site) done(ctx context.Context, l load) (n int, err error) {
 	return n, err
 }
 
-// replicated measures replicas that run when the orders arrive: one that joins takes
-// partitions from the others.
+// replicated measures replicas that already run when the orders arrive, because a
+// replica that joins takes partitions from the others.
 func (l *lab) replicated(ctx context.Context, kind string, replicas int, warmup bool) (figures, error) {
 	t := trial{kind: kind, load: orders(l.skus), n: l.orders}
 	if warmup {

@@ -41,7 +41,7 @@ Exit code 1 if there are violations, after the repair if there was one.`,
   millrace audit --repair --dry-run`,
 	}, func(c *call) error {
 		out, err := a.run(c)
-		if err != nil && len(out.Repairs) > 0 { // what was done is printed whatever happens afterwards
+		if err != nil && len(out.Repairs) > 0 { // print what was repaired, even if a later step failed
 			return errors.Join(c.print(out, func(w io.Writer) { writeRepairs(w, "Repaired:", out.Repairs) }), err)
 		}
 

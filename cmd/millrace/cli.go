@@ -33,7 +33,7 @@ import (
 // directory. Other commands find it there when no database is configured.
 const devDir = ".local/postgres"
 
-// options are the flags of all commands, and those that many commands share.
+// options holds the global flags, and the flags that many commands share.
 type options struct {
 	file   string
 	url    string
@@ -130,7 +130,7 @@ func command(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...f
 	return cmd
 }
 
-// checkFlags refuses flags with text that Postgres cannot store. File names may have
+// checkFlags refuses flags with text that Postgres cannot store. File names may contain
 // any bytes.
 func checkFlags(flags *pflag.FlagSet) (err error) {
 	flags.Visit(func(f *pflag.Flag) {
@@ -143,7 +143,7 @@ func checkFlags(flags *pflag.FlagSet) (err error) {
 	return err
 }
 
-// operation is command for a fn that needs a service.
+// operation is like command, for a function that needs a service.
 func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
 	return command(opts, cmd, func(c *call) (err error) {
 		if c.cfg, err = opts.clientConfig(); err != nil {
@@ -162,7 +162,7 @@ func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ..
 	}, flags...)
 }
 
-// query is operation for a command that prints the result of read.
+// query is like operation, for a command that prints the result of read.
 func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error), write func(io.Writer, T), flags ...flag) *cobra.Command {
 	return operation(opts, cmd, func(c *call) error {
 		value, err := read(c)
@@ -174,8 +174,8 @@ func query[T any](opts *options, cmd *cobra.Command, read func(*call) (T, error)
 	}, flags...)
 }
 
-// listing is query for a command that lists at most --limit items. If there are more,
-// it says how many, on standard error.
+// listing is like query, for a command that lists at most --limit items. If there are
+// more, it says how many, on standard error.
 func listing[T any](opts *options, cmd *cobra.Command, read func(c *call, limit int) ([]T, error), count func(*call) (int, error),
 	write func(io.Writer, []T), flags ...flag,
 ) *cobra.Command {
@@ -184,7 +184,7 @@ func listing[T any](opts *options, cmd *cobra.Command, read func(c *call, limit 
 	}, append(flags, limited)...)
 }
 
-// list prints at most --limit items, and how many there are if that is more.
+// list prints at most --limit items. If there are more, it also prints the total.
 func list[T any](c *call, read func(limit int) ([]T, error), count func() (int, error), write func(io.Writer, []T)) error {
 	all, err := read(c.limit + 1)
 	if err != nil {
@@ -315,7 +315,7 @@ func (c *call) print(v any, text func(w io.Writer)) error {
 
 // Errors of actions that cannot be undone.
 var (
-	errUnasked     = event.Errorf(event.Invalid, "--yes: is missing, expected it where there is no terminal to ask on")
+	errUnasked     = event.Errorf(event.Invalid, "--yes: is missing, required without a terminal")
 	errUnconfirmed = event.Errorf(event.Invalid, "not confirmed: nothing was changed")
 )
 
@@ -395,7 +395,7 @@ func cell(v any) string {
 	}
 }
 
-// stamp formats a time in the zone of the operator, which it names.
+// stamp formats a time in the operator's time zone, with its UTC offset.
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000Z07:00") }
 
 // oneLine escapes and shortens s, so that it cannot break a table.

@@ -45,7 +45,7 @@ func newCompletion(opts *options) *cobra.Command {
 	})
 }
 
-// completionTimeout bounds a look into the database: a shell must not hang.
+// completionTimeout bounds a database lookup: a shell must not hang.
 const completionTimeout = time.Second
 
 // fixed completes one of names.
@@ -73,8 +73,9 @@ func failedIDs(states ...failed.State) func(*call) ([]string, error) {
 		postgres.Column(states, func(s failed.State) string { return string(s) }))
 }
 
-// completions has what completes arguments, by their name in the usage line, and
-// flags. A name with the path of a command precedes the name alone.
+// completions maps arguments, by their name in the usage line, and flags to what
+// completes them. A name with the path of a command takes precedence over the name
+// alone.
 var completions = map[string]func(*call) ([]string, error){
 	"SHELL":      fixed(sortedKeys(shells)...),
 	"CONSUMER":   named(func(c *call) []string { return c.Operator.ConsumerNames() }),
@@ -116,7 +117,7 @@ var completions = map[string]func(*call) ([]string, error){
 	"millrace failed count --by": fixed(failed.Countable...),
 }
 
-// complete makes arguments and flags of cmd and its subcommands complete.
+// complete sets up completion for the arguments and flags of cmd and its subcommands.
 func complete(opts *options, cmd *cobra.Command) {
 	words := strings.Fields(cmd.Use)[1:]
 	for i := range words {
@@ -135,7 +136,7 @@ func complete(opts *options, cmd *cobra.Command) {
 
 	add := func(f *pflag.Flag) {
 		if name := "--" + f.Name; f.Value.Type() != "bool" && f.Name != "config" && f.Name != "file" {
-			// The only error is that the flag has a function already.
+			// The only possible error is that the flag already has a function.
 			_ = cmd.RegisterFlagCompletionFunc(f.Name, func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 				return opts.complete(cmd, name, nil, prefix)
 			})
@@ -149,8 +150,8 @@ func complete(opts *options, cmd *cobra.Command) {
 	}
 }
 
-// complete returns the values with a prefix, except those that are already among the
-// arguments. Without a database it returns those that need none.
+// complete returns the values that begin with prefix, except those that are already
+// among the arguments. Without a database, it completes only names that need none.
 func (o *options) complete(cmd *cobra.Command, name string, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	values := completions[cmd.CommandPath()+" "+name]
 	if values == nil {
@@ -181,7 +182,7 @@ func (o *options) complete(cmd *cobra.Command, name string, args []string, prefi
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 
-	// A flag that takes several values has them separated by commas.
+	// Several values of one flag are separated by commas.
 	start := strings.LastIndex(prefix, ",") + 1
 	args = append(slices.Clone(args), strings.Split(prefix[:start], ",")...)
 

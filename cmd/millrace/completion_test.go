@@ -32,7 +32,7 @@ func completed(t *testing.T, args ...string) []string {
 	return lines[:len(lines)-1] // the last line is for the shell
 }
 
-// nowhere is an address without a database, which must not delay or prevent the
+// nowhere is an address without a database. Its absence must not delay or prevent the
 // completion of names.
 const nowhere = "postgres://127.0.0.1:1/none"
 
@@ -40,7 +40,7 @@ func TestNamesCompleteWithoutADatabase(t *testing.T) {
 	t.Parallel()
 
 	for args, want := range map[string]string{
-		"consumers pause fulfilment.c":         "fulfilment.place", // not among them
+		"consumers pause fulfilment.c":         "fulfilment.place", // must not be offered
 		"tail user.":                           "user.created user.updated user.events user.profile.updated",
 		"publish orders.can":                   "orders.cancel.requested orders.cancelled orders.cancel.refused",
 		"projections rebuild ":                 "users",
@@ -58,7 +58,7 @@ func TestNamesCompleteWithoutADatabase(t *testing.T) {
 		"audit --only stock,str":               "stock,streams",
 		"status --broker ":                     "embedded kafka rabbitmq",
 		"status --log-level ":                  "debug info warn error",
-		"orders show ":                         "", // nobody answers
+		"orders show ":                         "", // no database answers
 		"publish orders.created ":              "",
 		"failed list ":                         "",
 	} {

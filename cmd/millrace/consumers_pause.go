@@ -15,7 +15,7 @@ func newConsumersPause(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "pause CONSUMER", Short: "Pause a consumer on all replicas; its messages wait",
-		Long: `Pause a consumer on all replicas and print what waits meanwhile. With --for the
+		Long: `Pause a consumer on all replicas and print what will wait during the pause. With --for the
 pause ends by itself; pausing again sets a new end. --dry-run only prints what a
 pause would affect.`,
 		Example: `  millrace consumers pause fulfilment.charge --why "the provider is down" --for 1h

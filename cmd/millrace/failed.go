@@ -52,7 +52,7 @@ func (s *selection) stateFlag(value string) flag {
 	return text(&s.state, "state", value, "select this state: waiting, stopped, resolved or all")
 }
 
-// failedListing is listing for a command whose flags select failed messages.
+// failedListing is like listing, for a command whose flags select failed messages.
 func failedListing[T any](opts *options, cmd *cobra.Command, read func(*call, failed.Filter, int) ([]T, error),
 	count func(*call, failed.Filter) (int, error), write func(io.Writer, []T), flags ...flag,
 ) *cobra.Command {
@@ -68,8 +68,8 @@ func failedListing[T any](opts *options, cmd *cobra.Command, read func(*call, fa
 	}, append(flags, selected.flags, selected.stateFlag(string(failed.Stopped)), limited)...)
 }
 
-// toActOn returns the filter that the flags and arguments of an action select. They
-// must name messages that exist and are stopped.
+// toActOn returns the filter that the flags and arguments of an action select. The
+// arguments must be ids of existing, stopped messages.
 func (s *selection) toActOn(c *call) (failed.Filter, error) {
 	ids, err := entryIDs(c.args)
 	if err != nil {
@@ -106,7 +106,7 @@ func entryID(arg string) (int64, error) {
 	return id, nil
 }
 
-// moment is a flag with a time, in the local zone if it names none, or a duration
+// moment is a flag that takes a time, in the local zone if it names none, or a duration
 // before now.
 type moment time.Time
 
@@ -147,7 +147,8 @@ func state(e failed.Entry) string {
 	}
 }
 
-// printDiff prints the changes to the payload of an entry, or none if there are none.
+// printDiff prints the changes to the payload of an entry, or the text none if nothing
+// changed.
 func (c *call) printDiff(e failed.Entry, none string) error {
 	diff := failed.Diff(e)
 

@@ -23,7 +23,7 @@ type action struct {
 
 	// Held says what holds up the messages that are now due.
 	Held []operate.Held `json:"held,omitempty"`
-	// Unknown says why that is not known. The action was done.
+	// Unknown says why Held could not be determined. The action itself was done.
 	Unknown string `json:"unknown,omitempty"`
 	// Request identifies the action in `millrace activity` and in the HTTP API.
 	Request uuid.UUID `json:"request"`
@@ -31,7 +31,7 @@ type action struct {
 	Progress *failed.Progress `json:"progress,omitempty"`
 }
 
-// act is operation for a command that acts on the selected stopped messages. It
+// act is like operation, for a command that acts on the selected stopped messages. It
 // prints the outcome even if the action ended early. w is nil for an action that
 // retries nothing.
 func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace, w *wait,
@@ -75,7 +75,7 @@ func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace, w *w
 const previewed = 5
 
 // preview shows what an action would do and asks for confirmation. It returns the ID
-// before which all selected messages are, so that the action takes no later ones.
+// after that of the newest selected message, so that the action takes no later ones.
 func (c *call) preview(f failed.Filter, pace failed.Pace, do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error)) (before int64, err error) {
 	pace.DryRun = true
 
@@ -108,7 +108,7 @@ func (c *call) preview(f failed.Filter, pace failed.Pace, do func(*call, failed.
 }
 
 // finishAct prints the outcome of an action that ended with err, follows its messages
-// if asked to, and returns the error that tells the exit code.
+// if asked to, and returns the error that determines the exit code.
 func (c *call) finishAct(done string, outcome failed.Outcome, w *wait, err error) error {
 	result := action{Outcome: &outcome, Request: c.by.Request}
 
@@ -169,8 +169,9 @@ func (w *wait) flags(_ *options, flags *pflag.FlagSet) {
 	flags.DurationVar(&w.timeout, "timeout", 5*time.Minute, "with --wait, stop waiting after this long")
 }
 
-// follow adds to result what holds up the messages that are now due, counted by
-// consumer, and with --wait what became of them. The end of the wait changes nothing.
+// follow adds to result what holds up messages, which are now due and counted by
+// consumer. With --wait, it also adds what became of them. Ending the wait does not
+// affect the messages.
 func (c *call) follow(result *action, messages map[string]int, w *wait) error {
 	ctx := context.WithoutCancel(c.ctx)
 

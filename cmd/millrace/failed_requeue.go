@@ -50,7 +50,7 @@ left stopped, or with --wait if some came back or were not tried in time.`,
 		})
 }
 
-// words adds the flags for what a requeue asks to be said explicitly.
+// words adds the flags that explicitly allow what a requeue otherwise refuses.
 func words(pace *failed.Pace) flag {
 	return func(o *options, flags *pflag.FlagSet) {
 		yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key")(o, flags)

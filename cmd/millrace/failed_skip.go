@@ -42,7 +42,7 @@ next message of its key is tried at once; --wait waits until it has been tried.`
 			followErr = c.follow(&result.action, map[string]int{result.Consumer: 1}, &w)
 		}
 
-		// What was done is printed whatever happens afterwards.
+		// Print what was done, even if following the message failed.
 		err = c.print(result, func(out io.Writer) {
 			fmt.Fprintf(out, "skipped message %d; it is stopped now (see `millrace failed show %d`)\n", id, id)
 

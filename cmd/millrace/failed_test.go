@@ -234,7 +234,7 @@ func TestFailedEditLeavesNothingBehindWithoutAnEdit(t *testing.T) {
 		code   int
 		says   string
 	}{
-		{`cp "$2" "$2~"; exit 7`, exitFailure, "set VISUAL or EDITOR"}, // like a crash of an editor with a backup
+		{`cp "$2" "$2~"; exit 7`, exitFailure, "set VISUAL or EDITOR"}, // like an editor that keeps a backup and crashes
 		{`cp "$2" "$2~"; rm "$2"`, exitFailure, "reading the draft"},
 		{`cp "$2" "$2~"`, 0, "the payload is the original"},
 	} {

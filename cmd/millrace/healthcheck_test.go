@@ -11,7 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// It sets the environment, so it cannot run in parallel.
+// This test sets the environment, so it cannot run in parallel.
 func TestHealthcheckExitsByTheAnswerOfTheService(t *testing.T) {
 	url := pgtest.URL(t)
 	s := apptest.Start(t)

@@ -14,8 +14,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// commandLines returns a command line for each argument and each flag with text of
-// each command, with value in it. They lack other required values.
+// commandLines returns one command line for each argument and each text flag of each
+// command, with value in its place. Other required flags are missing.
 func commandLines(cmd *cobra.Command, path []string, value string) [][]string {
 	var lines [][]string
 
@@ -47,7 +47,7 @@ func commandLines(cmd *cobra.Command, path []string, value string) [][]string {
 	return lines
 }
 
-// No text that Postgres cannot store reaches it, from any argument or flag.
+// Text that Postgres cannot store never reaches it, from any argument or flag.
 func TestCommandsRefuseWhatCannotBeStored(t *testing.T) {
 	t.Parallel()
 
@@ -86,7 +86,8 @@ func TestCommandsRefuseWhatCannotBeStored(t *testing.T) {
 	}
 }
 
-// A line that cannot be stored is rejected by its number, also unchecked.
+// Even with --unchecked, a line that cannot be stored is rejected, and its number is
+// named.
 func TestPublishUncheckedRejectsOnlyWhatCannotBeStored(t *testing.T) {
 	t.Parallel()
 
@@ -116,7 +117,8 @@ func TestPublishUncheckedRejectsOnlyWhatCannotBeStored(t *testing.T) {
 		t.Errorf("exit code %d, got %s, expected %s", code, out, want)
 	}
 
-	// Also with the mark, which would be a part of the first message for others.
+	// The byte order mark must be gone, or it would be part of the first message for
+	// others.
 	if n := pgtest.Value[int64](t, pool, `SELECT count(*) FROM outbox WHERE payload = ANY($1)`, [][]byte{[]byte(orderOf("first")), []byte(lines[3]), []byte(lines[6])}); n != 3 {
 		t.Errorf("%d of 3 messages are in the outbox unchanged", n)
 	}

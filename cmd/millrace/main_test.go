@@ -27,7 +27,7 @@ func run(t *testing.T, url string, args ...string) (out string, code int) {
 	return answer(t, url, "", args...)
 }
 
-// answer is run with answers on standard input.
+// answer is like run, with answers on standard input.
 func answer(t *testing.T, url, answers string, args ...string) (out string, code int) {
 	t.Helper()
 
@@ -42,8 +42,8 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 	return buffer.String(), code
 }
 
-// expect runs a command, given as words, and checks its exit code and a part of its
-// output, which it returns. No output may control the terminal.
+// expect runs a command, given as words, checks its exit code and a part of its output,
+// and returns the output. No output may control the terminal.
 func expect(t *testing.T, url, words string, code int, says string) (out string) {
 	t.Helper()
 

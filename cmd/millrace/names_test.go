@@ -44,7 +44,7 @@ func TestNamesThatDoNotExistAreRefusedWithTheNearest(t *testing.T) {
 		expect(t, url, args, exitUsage, says)
 	}
 
-	// Ids are not names: there may be one tomorrow.
+	// Ids are not names: an id that is unknown now may exist tomorrow.
 	for args, says := range map[string]string{
 		"stock product_9":          "there is no product product_9",
 		"events show order-nobody": "there is no stream order-nobody",

@@ -29,7 +29,7 @@ to request it, and if the order ends meanwhile, orders.cancel.refused is publish
 cancelled.`,
 		Example: `  millrace orders cancel order_123 --reason "changed my mind" --wait`,
 	}, func(c *call) error {
-		// The event may precede its order, but an operator means one that exists.
+		// The event may precede its order, but an operator means an order that exists.
 		found, err := c.ShowOrder(c.ctx, c.args[0])
 
 		switch {
@@ -71,7 +71,7 @@ func (c *call) awaitEnd(id string, timeout time.Duration) error {
 		case found.Status.Terminal():
 			return event.Errorf(event.Conflict, "order %s is %s: it ended before it could be cancelled", id, found.Status)
 		case waiting.Err() != nil:
-			return event.Errorf(event.Conflict, "order %s is still %s: the request has not been applied in time", id, found.Status)
+			return event.Errorf(event.Conflict, "order %s is still %s: the request was not applied in time", id, found.Status)
 		}
 
 		_ = backoff.Sleep(waiting, orderPoll)

@@ -18,8 +18,8 @@ import (
 // evil is text with everything that a terminal obeys.
 const evil = "x\x1b[31m\a\r\u009b31m\x7f\u0085\u202ereversed\u2066isolated\u2028line\tend\n"
 
-// obeyed reports whether a terminal obeys r; commands print line breaks and align
-// with spaces.
+// obeyed reports whether a terminal obeys r. Commands print line breaks, but no tabs:
+// they align with spaces.
 func obeyed(r rune) bool {
 	return r != '\n' && (unicode.IsControl(r) || r == unicode.ReplacementChar || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control))
 }
@@ -115,7 +115,7 @@ func TestCommandsPrintNothingThatATerminalObeys(t *testing.T) {
 	}
 }
 
-// What was escaped for the terminal is unchanged for a program.
+// Text that is escaped for the terminal reaches a program unchanged.
 func TestJSONHasTheTextAsItIs(t *testing.T) {
 	t.Parallel()
 

@@ -51,7 +51,7 @@ func newRefusedDiscard(opts *options) *cobra.Command {
 	}, "discarded", outbox.DiscardRefused)
 }
 
-// actOnRefused is operation for a command that acts on refused messages.
+// actOnRefused is like operation, for a command that acts on refused messages.
 func actOnRefused(opts *options, cmd *cobra.Command, done string, do outbox.ActOnRefused) *cobra.Command {
 	return operation(opts, cmd, func(c *call) error {
 		ids, err := entryIDs(c.args)

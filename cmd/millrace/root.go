@@ -12,8 +12,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/terminal"
 )
 
-// newRoot returns the command line. All that it prints goes through a writer that
-// escapes what a terminal would obey.
+// newRoot returns the command line. All its output goes through a writer that escapes
+// what a terminal would obey.
 func newRoot(out, problems io.Writer) *cobra.Command {
 	opts := &options{}
 	root := group(opts, &cobra.Command{

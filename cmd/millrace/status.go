@@ -80,7 +80,7 @@ func writeProcess(w io.Writer, p operate.Process) {
 	}
 }
 
-// writeProgress prints the consumers with what waits for them.
+// writeProgress prints each consumer with its backlog, waiting and stopped messages.
 func writeProgress(w io.Writer, s operate.Status) {
 	table("CONSUMER TOPIC STATE BACKLOG WAITING STOPPED", func(c operate.Consumer) []any {
 		backlog, waiting, stopped := "unknown", "unknown", "unknown"
@@ -117,8 +117,8 @@ func writeFacts(w io.Writer, f operate.Facts) {
 	}
 }
 
-// writeTroubles prints what needs attention. What follows from another trouble is not
-// repeated: the table of consumers shows it.
+// writeTroubles prints what needs attention. It does not list a trouble that follows
+// from another: the table of consumers shows it.
 func writeTroubles(w io.Writer, list []health.Trouble) {
 	consequences := map[string][]string{}
 

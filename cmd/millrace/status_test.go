@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// beside returns how to run commands beside a service.
+// beside returns a function that runs commands next to a running service.
 func beside(t *testing.T, s *apptest.Service) func(args ...string) (out string, code int) {
 	t.Helper()
 
@@ -42,8 +42,8 @@ func stop(t *testing.T, s *apptest.Service, consumer, topic, key string) {
 	}
 }
 
-// shows waits until status exits with code and says all of says: the service follows a
-// pause within a second.
+// shows waits until status exits with code and prints all texts in says. The service
+// follows a pause within a second.
 func shows(t *testing.T, millrace func(args ...string) (string, int), code int, says ...string) {
 	t.Helper()
 	pgtest.Eventually(t, fmt.Sprintf("status exits with %d and says %q", code, says), func() bool {

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 // startPostgres starts a Postgres in a directory. It is a separate program,
 // because root starts Postgres as another user.
 func startPostgres() {
-	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's
+	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's directory
 
 	if _, err := localpg.Start(context.Background(), os.Args[1], localpg.Options{}, slog.New(slog.DiscardHandler)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -291,8 +291,8 @@ func (*story) note(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
-// lines FILE COUNT TEMPLATE writes lines from a template, in which {i} is the
-// number of the line and {i%N} its remainder.
+// lines FILE COUNT TEMPLATE writes lines from a template, in which {i} is the number of
+// the line and {i%N} is that number modulo N.
 func (s *story) lines(ts *testscript.TestScript, _ bool, args []string) {
 	count, err := strconv.Atoi(args[1])
 	ts.Check(err)

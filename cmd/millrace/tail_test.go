@@ -117,7 +117,7 @@ func TestTailShowsWhatPasses(t *testing.T) {
 		}
 	}()
 
-	// tail reads from its start, but does not report when that is.
+	// tail reads messages from its start on, but does not report that it has started.
 	var got *operate.Passing
 
 	for deadline := time.Now().Add(30 * time.Second); got == nil && time.Now().Before(deadline); {

@@ -19,7 +19,7 @@ type revoked struct {
 
 func newTokensRevoke(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
-		Use: "revoke NAME", Short: "Refuse a token of the operator API from now on", Example: "  millrace tokens revoke ci-deploy",
+		Use: "revoke NAME", Short: "Revoke a token of the operator API", Example: "  millrace tokens revoke ci-deploy",
 	}, func(c *call) error {
 		changed, err := access.RevokeToken(c.ctx, c.Pool, c.args[0], c.by.Who)
 		if err != nil {

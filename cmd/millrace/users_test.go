@@ -17,7 +17,7 @@ import (
 )
 
 // startWithAlice runs a service with the user alice, an update of a user who does not
-// exist, and an old event of analytics. It returns the id of the message that created
+// exist, and an old analytics event. It returns the id of the message that created
 // alice.
 func startWithAlice(t *testing.T) (url string, created uuid.UUID) {
 	t.Helper()
@@ -38,7 +38,7 @@ func startWithAlice(t *testing.T) (url string, created uuid.UUID) {
 	return url, created
 }
 
-// The commands of the guide's parts, next to a running service.
+// This test runs the commands of the guide's parts next to a running service.
 func TestTheCommandsOfTheGuide(t *testing.T) {
 	t.Parallel()
 
@@ -105,7 +105,7 @@ func TestOnlyYesConfirms(t *testing.T) {
 	}
 }
 
-// A user of whom only a failed message exists is erased, and no command tells about
+// A user who is known only from a failed message is erased, and no command mentions
 // them any more.
 func TestAUserInFailedMessagesIsErased(t *testing.T) {
 	t.Parallel()

@@ -26,7 +26,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// guarded is a service that asks for credentials, with a real provider of OpenID Connect.
+// guarded is a service that requires credentials, with a real OpenID Connect provider.
 type guarded struct {
 	*apptest.Service
 
@@ -79,8 +79,8 @@ func (g *guarded) token(name string, role access.Role) string {
 	return secret
 }
 
-// ask sends a request, each from another address behind a proxy unless from is set:
-// failures from one address are limited.
+// ask sends a request. Unless from is set, each request comes from a different address
+// behind a proxy, because failures from one address are limited.
 func (g *guarded) ask(method, path, bearer, body, from string) (code int, text string) {
 	g.t.Helper()
 
@@ -160,7 +160,7 @@ func (g *guarded) routes(bearer string) (list []route) {
 	return list
 }
 
-// forged returns tokens that say what a genuine one says, without its signature.
+// forged returns forgeries of a genuine token, none of which is validly signed.
 func forged(token string) map[string]string {
 	parts := strings.Split(token, ".")
 	encode := base64.RawURLEncoding.EncodeToString
@@ -181,8 +181,8 @@ func forged(token string) map[string]string {
 	}
 }
 
-// Whoever comes without a credential that is valid for this service gets nowhere, on no
-// path; whoever has one does only what its role allows.
+// Without a credential that is valid for this service, a caller gets nowhere, on any
+// path. With one, a caller can do only what its role allows.
 func TestNobodyGetsInWithoutAValidCredential(t *testing.T) {
 	t.Parallel()
 
@@ -194,7 +194,7 @@ func TestNobodyGetsInWithoutAValidCredential(t *testing.T) {
 		t.Fatalf("the description has %d operations only", len(routes))
 	}
 
-	// Another provider, and one that claims to be ours with a key of its own.
+	// Another provider, and an impostor that claims to be ours but has its own key.
 	users := map[string]oidctest.User{"ada": {Audience: audience, Life: time.Minute, Claims: map[string]any{"realm_access": map[string]any{"roles": []string{"millrace-admin"}}}}}
 	other, impostor := oidctest.Start(t, "", users), oidctest.Start(t, g.provider.Issuer, users)
 
@@ -306,7 +306,7 @@ func TestFailedLogInsAreLimitedByAddress(t *testing.T) {
 	}
 }
 
-// A viewer sees what is wrong, and nothing of the people whom it concerns.
+// A viewer sees what is wrong, but nothing about the people it concerns.
 func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 	t.Parallel()
 

@@ -87,7 +87,7 @@ func TestTheDocumentationNamesMetricsAndAlertsThatExist(t *testing.T) {
 	}
 }
 
-// alerts returns the rules of the alerts.
+// alerts returns the alerting rules.
 func alerts(t *testing.T) (rules []map[string]any) {
 	t.Helper()
 

@@ -74,12 +74,13 @@ func schemathesis(t *testing.T) string {
 	return filepath.Join(filepath.Dir(strings.TrimSpace(string(python))), "schemathesis")
 }
 
-// checkAPI returns the command that checks the API of a description. It writes into dir.
+// checkAPI returns the command that checks an API against its description. The command
+// writes into dir.
 func checkAPI(ctx context.Context, schemathesis, dir, description string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, schemathesis, "run",
 		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
 		"--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure", "--workers", "2",
-		// A slow response is not a failure of the API. A panic is; it responds with
+		// A slow response is not a failure of the API, but a panic is: the response is
 		// 500.
 		"--request-timeout", "60", "--request-retries", "2", "--suppress-health-check", "all",
 		"--report-dir", dir, description)
@@ -88,8 +89,8 @@ func checkAPI(ctx context.Context, schemathesis, dir, description string) *exec.
 	return cmd
 }
 
-// stopMoreUntil replaces the messages that a run discards and requeues, until it is done.
-// It returns the error of the run.
+// stopMoreUntil replaces the stopped messages that a run discards or requeues, until
+// the run is done. It returns the run's error.
 func stopMoreUntil(t *testing.T, s *apptest.Service, done <-chan error) error {
 	t.Helper()
 
@@ -107,8 +108,8 @@ func stopMoreUntil(t *testing.T, s *apptest.Service, done <-chan error) error {
 	}
 }
 
-// stopExample stops the entry of the description's examples again, which may have been
-// requeued or discarded.
+// stopExample makes the entry in the description's examples stopped again, because the
+// run may have requeued or discarded it.
 func stopExample(t *testing.T, s *apptest.Service) {
 	t.Helper()
 

@@ -33,8 +33,8 @@ func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {
 	}
 }
 
-// foreignOrders drives the pipeline of a service on a real broker with a producer
-// that sends plain JSON, each message twice. It waits until the metrics have a series.
+// foreignOrders sends orders through a service on a real broker. The producer sends
+// plain JSON, each message twice. Then it waits until the metrics contain measure.
 func foreignOrders(t *testing.T, kind, measure string, produce func(topic string, payloads ...string), change func(*config.Config)) {
 	t.Helper()
 
@@ -114,7 +114,7 @@ func TestTheServiceOnRabbitMQ(t *testing.T) {
 	}, change)
 }
 
-// The topics of the shop have other names at the brokers of an organization.
+// The brokers of an organization may have other names for the shop's topics.
 func TestTheServiceUsesTheNamesOfTopicsAtItsBroker(t *testing.T) {
 	t.Parallel()
 

@@ -81,8 +81,8 @@ func (r *webhooks) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	}
 }
 
-// received returns the number of webhooks and of requests, and fails the test if one
-// webhook had several bodies.
+// received returns the number of webhooks and of requests, and fails the test if
+// requests for the same webhook had different bodies.
 func (r *webhooks) received(t *testing.T) (ids, requests int) {
 	t.Helper()
 
@@ -233,8 +233,8 @@ func TestAReceiverThatIsGoneGetsNoMoreWebhooks(t *testing.T) {
 	})
 }
 
-// A receiver that does not answer holds messages of its own channel only: after a few
-// attempts its consumer waits, and the relay's lanes stay free.
+// A receiver that does not answer holds up only the messages of its own channel: after
+// a few attempts, its consumer waits, and the relay's lanes stay free.
 func TestAHangingReceiverDelaysNoOtherChannel(t *testing.T) {
 	t.Parallel()
 

@@ -75,7 +75,7 @@ func kill(cmd *exec.Cmd) {
 var crashes = map[string]struct {
 	// crash waits for the right moment and kills the service.
 	crash func(t *testing.T, s *apptest.Service, server *mailtest.Server, start func() *exec.Cmd)
-	// atMost is the maximum number of copies.
+	// atMost is the maximum number of copies of the e-mail.
 	atMost int
 }{
 	"before the mail server has the e-mail": {func(_ *testing.T, _ *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {

@@ -18,7 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Messages that depend on one of another topic, which comes after them.
+// Each message arrives before the message of another topic that it depends on.
 func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 	t.Parallel()
 
@@ -77,7 +77,7 @@ func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 	}
 }
 
-// firstWaiting waits until a message of a key waits, and returns the first.
+// firstWaiting waits until a key has a waiting message, and returns the first one.
 func firstWaiting(t *testing.T, s *apptest.Service, key string) (first failed.WaitingEntry) {
 	t.Helper()
 	pgtest.Eventually(t, "a message waits", func() bool {
@@ -94,7 +94,7 @@ func firstWaiting(t *testing.T, s *apptest.Service, key string) (first failed.Wa
 	return first
 }
 
-// A message that came too early keeps its place before later ones of its key.
+// A message that came too early keeps its place ahead of later messages of its key.
 func TestEarlyMessagesKeepTheOrderOfTheirKey(t *testing.T) {
 	t.Parallel()
 
@@ -125,8 +125,9 @@ func TestEarlyMessagesKeepTheOrderOfTheirKey(t *testing.T) {
 	}
 }
 
-// The time of a message that waits for another one does not run while the consumer of
-// the other one is paused, or while that message is among the failed messages.
+// A message awaits another one for a limited time, which does not run while the
+// consumer of the other message is paused, or while the other message is a failed
+// message.
 func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	t.Parallel()
 
@@ -210,7 +211,7 @@ func bothAreApplied(t *testing.T, s *apptest.Service) {
 	})
 }
 
-// The time does not run either while the other message is in the outbox.
+// Nor does the time run while the other message is in the outbox.
 func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
 	t.Parallel()
 
@@ -221,7 +222,7 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
 	bothAreApplied(t, s)
 }
 
-// When the other message has left the outbox, it may be in its broker for a while.
+// Once the other message has left the outbox, it may stay in its broker for a while.
 func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T) {
 	t.Parallel()
 
@@ -247,7 +248,8 @@ func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T
 	bothAreApplied(t, s)
 }
 
-// A creation that never comes is a miss, although one was in the outbox.
+// If the creation never comes, the update is a miss, although a creation was in the
+// outbox.
 func TestAnUpdateIsAMissAfterTheCreationHasLeftTheOutboxForLong(t *testing.T) {
 	t.Parallel()
 
@@ -304,8 +306,8 @@ func TestUpdatesRightBehindTheirUsersOnRabbitMQ(t *testing.T) {
 	})
 }
 
-// updatesRightBehind publishes 300 users and an update of each at the same time, as two
-// topics of one producer do.
+// updatesRightBehind publishes 300 users and, at the same time, an update of each, as a
+// producer with two topics does.
 func updatesRightBehind(t *testing.T, s *apptest.Service, produce func(topic string, messages []brokertest.Foreign)) {
 	t.Helper()
 

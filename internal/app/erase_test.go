@@ -81,7 +81,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 		t.Errorf("after the erasure: %s match", got)
 	}
 
-	// A late message is stopped with its content; erasing again removes that.
+	// A late message is stopped with its content. Erasing again removes the content.
 	s.Publish("user.created", `{"user":{"id":"u1","name":"Alice","email":"alice@home.example"}}`)
 	pgtest.Eventually(t, "the late message is stopped", func() bool { return failedMessages(s, failed.Stopped) == 5 })
 
@@ -112,7 +112,8 @@ func TestAnUnknownUserIsNotErased(t *testing.T) {
 }
 
 // parkNotificationsOfAlice creates Alice (u1) and Bob (u2) on a service whose mail
-// server is busy. Their welcomes are parked, and Alice's next notification behind hers.
+// server is busy. Their welcomes are parked, and Alice's next notification is blocked
+// behind hers.
 func parkNotificationsOfAlice(t *testing.T, s *apptest.Service) {
 	t.Helper()
 
@@ -130,8 +131,9 @@ func parkNotificationsOfAlice(t *testing.T, s *apptest.Service) {
 	pgtest.Eventually(t, "the other user's welcome is parked", parked(3))
 }
 
-// stopMessagesAboutAlice publishes messages that are stopped: with her key, with another
-// key, in the old format, and one of another user, whose name is her id.
+// stopMessagesAboutAlice publishes messages that will be stopped: one with her key, one
+// with another key, one in the old format, and one about another user, whose name is
+// her id.
 func stopMessagesAboutAlice(s *apptest.Service) {
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "u1", Payload: []byte(`{"user":{"id":"u1","name":"Alice Two","email":"alice@home.example"}}`)})
 	s.PublishMessage(event.Message{Topic: "user.created", Key: "x", Payload: []byte(`{"user":{"id":"u1","name":"Alice"}}`)})

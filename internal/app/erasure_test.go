@@ -48,7 +48,7 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-// person is what must not be left of Ädelheid, whose id is adel-1.
+// person lists the data of Ädelheid (id adel-1) of which nothing may be left.
 var person = []string{"Ädelheid", "Quastenberg", "adel@home.example", "quast@work.example", "Wolkenheim", "5551234"}
 
 // traces returns the texts of person that text contains, in plain text or hexadecimal.
@@ -113,11 +113,10 @@ var payloads = []struct{ topic, consumer, payload string }{
 	{"notifications.log", "notification.log", `{"user_id":"adel-1","content":"Hello Ädelheid Quastenberg"}`},
 }
 
-// operator names nobody else.
+// operator does not name the person.
 var operator = activity.Actor{Who: "op", Why: "ticket 4711"}
 
-// fail stores each payload as a failed message in each state that a message can be in,
-// with several keys.
+// fail stores each payload as failed messages in every state, with several keys.
 func fail(t *testing.T, s *apptest.Service) {
 	t.Helper()
 
@@ -155,7 +154,8 @@ func fail(t *testing.T, s *apptest.Service) {
 			must(err)
 		}
 
-		// Edited: about the person only before, only after, and only in between.
+		// Three are edited. They name the person only before, only after, or only
+		// between edits.
 		other := entry(p.topic, p.consumer, "other", `{"nobody":1}`)
 		before, after := stop(entry(p.topic, p.consumer, "other", p.payload)), stop(other)
 		other.MessageID = event.NewID()
@@ -173,7 +173,8 @@ func fail(t *testing.T, s *apptest.Service) {
 	}
 }
 
-// unreadable stores messages that name the person where no program can read it.
+// unreadable stores messages that name the person in places that decoding does not
+// reach.
 func unreadable(t *testing.T, s *apptest.Service) (ids []uuid.UUID) {
 	t.Helper()
 
@@ -193,11 +194,12 @@ func unreadable(t *testing.T, s *apptest.Service) (ids []uuid.UUID) {
 	return ids
 }
 
-// A person is created through every topic and every failure, and erased.
+// A person's data arrives on every topic and is in every kind of failure. Then the
+// person is erased.
 func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	t.Parallel()
 
-	// The mail server repeats what it is sent, and is busy.
+	// The mail server is busy, and repeats the address it was sent.
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "no mail for adel@home.example now")
 
@@ -256,8 +258,8 @@ func applyMessages(t *testing.T, s *apptest.Service) (first uuid.UUID) {
 	return first
 }
 
-// stopConflict publishes another payload under the id of a message that was applied. It is
-// stopped, requeued with a new id, and stopped again.
+// stopConflict publishes another payload under the id of a message that was applied.
+// The new message is stopped, requeued with a new id, and stopped again.
 func stopConflict(t *testing.T, s *apptest.Service, applied uuid.UUID) {
 	t.Helper()
 
@@ -307,8 +309,9 @@ func erase(t *testing.T, s *apptest.Service) consumer.Erasure {
 		t.Errorf("the erasure differs from the dry run: %s", diff)
 	}
 
-	// With each of 3 keys two wait, one is stopped and one discarded; two were edited. One
-	// message is scheduled. What the service parked itself comes in addition.
+	// Of each payload, with each of 3 keys, two messages wait, one is stopped and one
+	// was discarded; two more were edited. One message is scheduled. The messages that
+	// the service parked itself come on top.
 	if n := int64(len(payloads)); done.Withdrawn <= n*3*2 || done.Emptied < n*(3*2+2) || done.Actions < 3*n ||
 		done.Rows["users"] != 1 || done.Rows["notifications"] < 1 || done.Rows["analytics"] != 1 {
 		t.Errorf("got %+v", done)
@@ -328,7 +331,7 @@ func rehearse(t *testing.T, s *apptest.Service) consumer.Erasure {
 		t.Fatalf("dry run: %+v, %v", would, err)
 	}
 
-	// The running service writes the times of its projections and of its clock.
+	// The running service keeps updating the times in these tables.
 	running := []string{"projections", "expiry_cursor"}
 
 	for table, rows := range dump(s) {
@@ -354,7 +357,7 @@ func allThatIsLeftIsMentioned(t *testing.T, s *apptest.Service, mentions []postg
 		}
 	}
 
-	// The id of the first unreadable message could be read.
+	// The first unreadable message is not mentioned, because its id could be read.
 	if mentioned["failed_messages"] != 7 || mentioned["operator_actions"] != 1+len(payloads) || mentioned["paused_consumers"] != 1 || mentioned["events"] != 1 {
 		t.Errorf("mentioned %v", mentioned)
 	}
@@ -454,7 +457,8 @@ func scheduleFor(t *testing.T, s *apptest.Service, user, content string) {
 	}
 }
 
-// A person of whom only failed messages exist is erased, and refused from then on.
+// A person who exists only in failed messages is erased, and later messages about them
+// are refused.
 func TestAPersonWhoExistsOnlyInFailedMessagesIsErased(t *testing.T) {
 	t.Parallel()
 

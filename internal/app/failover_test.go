@@ -24,7 +24,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// recovery is how soon work must continue once its cause is gone.
+// recovery is how soon work must continue once the cause of an outage is gone.
 const recovery = 10 * time.Second
 
 // soon waits until condition holds and fails if that takes longer than recovery.
@@ -60,7 +60,7 @@ func connect(t *testing.T, address string) *pgx.Conn {
 	return conn
 }
 
-// A primary that has become read-only, as after a failover to another one.
+// The primary becomes read-only, as after a failover to another one.
 func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	t.Parallel()
 
@@ -79,7 +79,7 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 
 	pgtest.KillBackends(t, admin)
 
-	// The message is there; nobody can apply it.
+	// The message is there, but nobody can apply it.
 	pgtest.Eventually(t, "the service is not ready and says why", func() bool {
 		status, checks := readiness(t, s)
 
@@ -109,8 +109,8 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	})
 }
 
-// Orders arrive all the time while the primary crashes and its standby is promoted.
-// The standby is synchronous, so what was committed is there.
+// Orders keep arriving while the primary crashes and its standby is promoted. The
+// standby is synchronous, so it has everything that was committed.
 func TestTheServiceFollowsAFailoverUnderLoad(t *testing.T) {
 	t.Parallel()
 
@@ -134,7 +134,7 @@ func TestTheServiceFollowsAFailoverUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The standby is first: it must be passed over while it is one.
+	// The standby comes first: the service must skip it while it is a standby.
 	first.Host = second.Host + "," + first.Host
 
 	s := apptest.New(t, first.String(), func(c *config.Config) { c.Postgres.MigrateOnStart = true })

@@ -18,8 +18,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// A topic that keeps records for longer than the inbox is named, and a record that the
-// inbox may have forgotten is not applied before an operator says so.
+// The service names a topic that keeps records for longer than the inbox does. It does
+// not apply a record that the inbox may have forgotten until an operator says so.
 func TestARecordThatTheInboxMayHaveForgottenIsStopped(t *testing.T) {
 	t.Parallel()
 

@@ -10,13 +10,14 @@ import (
 )
 
 // gcPercent lets the heap grow to three times what is live before garbage is collected.
-// Go's default takes a third more CPU; 400 saves another tenth, for half as much memory
-// again.
+// Go's default takes a third more CPU; 400 saves another tenth, but takes one and a
+// half times the memory.
 const gcPercent = 200
 
 // tuneGC configures the garbage collector, unless the environment does with GOGC and
-// GOMEMLIMIT. Only the memory of the container limits it: a lower limit makes it run all
-// the time once the live heap comes near. What is in hand bounds the heap instead.
+// GOMEMLIMIT. The only memory limit is the container's: with a lower one, the collector
+// would run all the time once the live heap came near it. The limits on messages in
+// hand bound the heap instead.
 func tuneGC(logger *slog.Logger) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)

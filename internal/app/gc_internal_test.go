@@ -11,8 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// The collector must not be limited to less than the container has: below the live heap it
-// would run all the time.
+// The collector's limit must not be lower than the container's: with a limit below the
+// live heap, it would run all the time.
 func TestOnlyTheContainerLimitsTheCollector(t *testing.T) { //nolint:paralleltest // the collector is the process's
 	percent, limit := debug.SetGCPercent(gcPercent), debug.SetMemoryLimit(math.MaxInt64)
 
@@ -39,7 +39,7 @@ func TestOnlyTheContainerLimitsTheCollector(t *testing.T) { //nolint:paralleltes
 
 	want := int64(math.MaxInt64)
 	if container, err := memlimit.FromCgroup(); err == nil {
-		want = int64(0.9 * float64(container)) // at most a rounding away
+		want = int64(0.9 * float64(container)) // give or take rounding
 	}
 
 	if got := debug.SetMemoryLimit(-1); math.Abs(float64(got-want)) > 1 {

@@ -19,7 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// fetch sends a request to the listener of the service that has the path.
+// fetch sends a request to the service's listener that serves the path.
 func fetch(t *testing.T, s *apptest.Service, method, path, body string, headers http.Header) (code int, answer string) {
 	t.Helper()
 
@@ -88,7 +88,7 @@ func reported(t *testing.T, s *apptest.Service, want expected) {
 	}
 }
 
-// recovered waits until nothing is reported any more but notes.
+// recovered waits until only notes are still reported.
 func recovered(t *testing.T, s *apptest.Service) {
 	t.Helper()
 	pgtest.Eventually(t, "nothing is in trouble", func() bool {

@@ -43,7 +43,7 @@ type input struct {
 	place              string
 }
 
-// inputs returns requests that have value in turn in each input of each operation.
+// inputs returns a request for each input of each operation, with value in that input.
 func (d description) inputs(value string) []input {
 	var all []input
 
@@ -102,7 +102,7 @@ func (o operation) target(path, place, value string) (string, http.Header) {
 	return path + "?" + query.Encode(), headers
 }
 
-// bodies returns objects that have value in turn in each of their strings.
+// bodies returns an object for each string of a schema, with value in that string.
 func (d description) bodies(s schema, value string) []string {
 	if s.Ref != "" {
 		s = d.Components.Schemas[s.Ref[strings.LastIndex(s.Ref, "/")+1:]]
@@ -124,7 +124,7 @@ func (d description) bodies(s schema, value string) []string {
 	return all
 }
 
-// No text that Postgres cannot store reaches it, from any input of the API.
+// Text that Postgres cannot store does not reach it from any input of the API.
 func TestTheAPIRefusesWhatCannotBeStored(t *testing.T) {
 	t.Parallel()
 

@@ -53,7 +53,7 @@ func TestSendingIsRetriedWhileTheMailServerIsBusy(t *testing.T) {
 		t.Errorf("%d e-mails arrived", n)
 	}
 
-	// Retries keep its identity and its place in the conversation.
+	// Retries keep the message's identity and its place in the conversation.
 	sent := s.Messages("notifications.email", 1)[0]
 	if got := sent.Headers[event.HeaderTraceParent]; got != trace {
 		t.Errorf("the notification has traceparent %q", got)
@@ -92,7 +92,7 @@ func TestSendingWaitsForAnUnavailableMailServer(t *testing.T) {
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "there were more attempts than a message may fail", func() bool { return server.Logins() > 3 })
 
-	// The others go on, and the outage is the same on all replicas.
+	// The other consumers go on, and the outage affects all replicas alike.
 	reported(t, s, expected{"mail server", 200, health.Degraded, "unavailable: ", "check that it runs", ""})
 	reported(t, s, expected{"notification.email", 200, health.Degraded, "waits for mail server", "see the dependency", "mail server"})
 

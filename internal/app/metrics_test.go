@@ -18,8 +18,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// scrape returns the series of a service in the text format, which has three for a
-// native histogram.
+// scrape returns the series of a service in the text format, in which a native
+// histogram takes three.
 func scrape(t *testing.T, s *apptest.Service) (series []string) {
 	t.Helper()
 
@@ -89,7 +89,8 @@ func TestAScrapeStaysSmall(t *testing.T) {
 	t.Logf("a scrape has %d series, %d on Kafka", len(series), n)
 }
 
-// docs/metrics.md is generated from the source, and the service is what counts.
+// docs/metrics.md is generated from the source, but what counts is what the service
+// exposes.
 func TestTheDocumentationListsTheMetricsOfTheService(t *testing.T) {
 	t.Parallel()
 

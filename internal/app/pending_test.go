@@ -26,8 +26,8 @@ func transaction(s *apptest.Service, order string) string {
 	return apptest.Value[string](s, `SELECT intent_id FROM stripe_intents WHERE order_id = $1`, order)
 }
 
-// told returns on which topics, of those that others listen to, messages about an order
-// were published.
+// told returns the topics on which messages about an order were published, among those
+// that others listen to.
 func told(s *apptest.Service, order string) (topics []string) {
 	for _, topic := range []string{
 		"orders.completed", "orders.rejected", "orders.expired", "orders.cancelled", "payments.refunded", "payments.refund.failed",
@@ -56,7 +56,7 @@ func startWithPendingPayment(t *testing.T) (*apptest.Service, *paymenttest.Serve
 	s.Run()
 	s.Publish("orders.created", ordered("slow"))
 	s.WaitForOrder("slow", "inventory_reserved")
-	s.Publish("orders.expiry.due", `{"order_id": "slow"}`) // it does not expire while it is pending
+	s.Publish("orders.expiry.due", `{"order_id": "slow"}`) // it does not expire while its payment is pending
 	pgtest.Eventually(t, "its charge waits for the outcome, and it gets its time again", func() bool {
 		return slices.Equal(waiting(s), []string{"payments.requested pending 0"}) &&
 			apptest.Value[int](s, `SELECT count(*) FROM outbox WHERE topic = 'orders.expiry.due' AND available_at IS NOT NULL`) == 1
@@ -150,7 +150,7 @@ func reportOfCapture(s *apptest.Service, outcome, more string) string {
 	return providerReport("order", outcome, fmt.Sprintf(`, "transaction_id": %q`, transaction(s, "order"))+more)
 }
 
-// succeed lets the pending refund succeed. It returns its id.
+// succeed makes the pending refund succeed and returns the refund's id.
 func succeed(t *testing.T, s *apptest.Service, server *paymenttest.Server) (refund string) {
 	t.Helper()
 
@@ -174,8 +174,8 @@ func TestARefundIsToldWhenItHasSucceeded(t *testing.T) {
 	succeed(t, s, server)
 }
 
-// Days after it has succeeded, a refund fails. Others are told, and a person sees it,
-// who refunds it in another way.
+// A refund fails days after it succeeded. Others are told, and a person sees the
+// failure and refunds the payment in another way.
 func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
 	t.Parallel()
 
@@ -185,7 +185,7 @@ func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
 
 	failed := reportOfCapture(s, "refund_failed", fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
 	s.Publish("payments.reported", failed)
-	s.Publish("payments.reported", failed) // the provider reports it by two types of events
+	s.Publish("payments.reported", failed) // the provider reports it with two types of events
 	pgtest.Eventually(t, "a request is stopped", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND topic = 'payments.refund.requested'
 			AND error LIKE '%the refund re_000000 is failed: lost_or_stolen_card%'`) == 1

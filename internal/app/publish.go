@@ -11,8 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Check returns the error for which a consumer of topic would reject a payload, and
-// the payload's key.
+// Check returns the payload's key, and the error with which a consumer of topic would
+// reject the payload.
 func (s *Service) Check(topic string, payload []byte) (key string, err error) {
 	known := false
 

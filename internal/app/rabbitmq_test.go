@@ -13,9 +13,9 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// newRabbitMQOfOthers starts RabbitMQ with an account "shop", which may not create the
-// queues of users, and with the queue orders.created as others have declared it. It
-// returns how an administrator connects.
+// newRabbitMQOfOthers starts a RabbitMQ where others have declared the queue
+// orders.created and where the account "shop" may not create the queues of users. admin
+// is how an administrator connects.
 func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.Config) {
 	t.Helper()
 
@@ -29,8 +29,9 @@ func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.
 	return server, admin
 }
 
-// A queue that the account may not create concerns its consumer alone, and an alarm the
-// messages to publish; the service says what and what to do, and ends in time.
+// A queue that the account may not create affects only its consumer, and an alarm
+// affects only publishing. The service says what is wrong and what to do, and still
+// stops in time.
 func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	t.Parallel()
 

@@ -35,7 +35,7 @@ func readiness(t *testing.T, s *apptest.Service) (status int, troubles map[strin
 	return status, troubles
 }
 
-// onKafkaAndRabbitMQ takes user.events from Kafka, and has notifications on RabbitMQ.
+// onKafkaAndRabbitMQ binds user.events to Kafka and notifications to RabbitMQ.
 func onKafkaAndRabbitMQ(t *testing.T, rabbitPort string) func(*config.Config) {
 	t.Helper()
 

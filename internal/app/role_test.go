@@ -149,7 +149,7 @@ func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
 	pgtest.Eventually(t, "the service may use the new tables", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 2 })
 }
 
-// Tables that are created later, as by a rebuild, are readable too; keys never.
+// Tables that are created later, as by a rebuild, are readable too. Keys never are.
 func TestTheRoleThatReadsSeesEverythingButTheKeysAndChangesNothing(t *testing.T) {
 	t.Parallel()
 
@@ -291,10 +291,10 @@ func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
 
 	_, grants, _ := strings.Cut(problem, "\n")
 	r.exec(t, owner, grants)
-	apptest.New(t, r.service).Run() // they suffice
+	apptest.New(t, r.service).Run() // the grants suffice
 }
 
-// Sessions that are shared between clients cannot be set up by the service.
+// The service cannot set up sessions that are shared between clients.
 func TestAServiceBehindAPoolerOfTransactionsPrintsTheSettingsOfItsRole(t *testing.T) {
 	t.Parallel()
 

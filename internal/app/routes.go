@@ -86,8 +86,9 @@ func route(r *consumer.Router, d Domains) {
 
 const webhookConsumer = "notification.webhook"
 
-// postWebhook posts webhooks. If the receiver wants no more, it pauses the consumer
-// until an operator resumes it, so that later webhooks are kept and not posted.
+// postWebhook posts a webhook. If the receiver wants no more of them, postWebhook
+// pauses the consumer, so that later webhooks are kept, not posted, until an operator
+// resumes it.
 func postWebhook(r *consumer.Router, s *notification.Service) func(context.Context, event.Event[notification.WebhookDue]) (string, error) {
 	return func(ctx context.Context, e event.Event[notification.WebhookDue]) (string, error) {
 		answer, err := s.PostWebhook(ctx, e)

@@ -350,8 +350,9 @@ func (s *Service) topicsOf(conn *broker.Conn) (list []broker.Topic) {
 	return list
 }
 
-// HealthAddr returns the address on which Run serves probes and metrics, HTTPAddr that of
-// the operator API, and WebhooksAddr that of webhooks, or "" before Run.
+// HealthAddr returns the address on which Run serves probes and metrics; HTTPAddr and
+// WebhooksAddr return those of the operator API and of webhooks. All return "" before
+// Run.
 func (s *Service) HealthAddr() string { return s.http.HealthAddr() }
 
 // HTTPAddr is documented at HealthAddr.

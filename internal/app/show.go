@@ -8,8 +8,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// Prefixes of the consumers of messages about orders and users, which have the ids of
-// orders and users as keys.
+// Prefixes of the consumers of messages about orders and about users. The keys of these
+// messages are the ids of the orders and users.
 const (
 	aboutOrders = "fulfilment."
 	aboutUsers  = "account."

@@ -15,8 +15,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Orders that are placed while fulfilment.charge is paused do not expire, not even over
-// an outage, and are charged afterwards. Customers can cancel them meanwhile.
+// Orders that are placed while fulfilment.charge is paused do not expire, even across
+// an outage, and are charged afterwards. Until then, customers can cancel them.
 func TestOrdersDoNotExpireWhileTheirPaymentIsPaused(t *testing.T) {
 	t.Parallel()
 

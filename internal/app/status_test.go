@@ -12,8 +12,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// cutOff refuses new connections to the service's database and ends the present ones.
-// allow, which also runs when the test ends, reverts that.
+// cutOff refuses new connections to the service's database and ends the existing ones.
+// allow undoes this; it also runs when the test ends.
 func cutOff(t *testing.T, s *apptest.Service) (allow func()) {
 	t.Helper()
 

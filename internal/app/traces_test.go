@@ -32,7 +32,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// receiver is a collector that takes traces by OTLP over HTTP.
+// receiver is a collector that accepts traces as OTLP over HTTP.
 type receiver struct {
 	*httptest.Server
 
@@ -70,13 +70,14 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		}
 	}
 
-	w.Header().Set("Content-Type", "application/x-protobuf") // an empty answer is a complete one
+	w.Header().Set("Content-Type", "application/x-protobuf") // an empty body means complete success
 }
 
-// endpoint is the configuration of a service that exports to the receiver.
+// endpoint configures a service to export to the receiver.
 func (r *receiver) endpoint(c *config.Config) { c.Traces.Endpoint = r.URL + "/v1/traces" }
 
-// named returns the only span with a name in a trace, or in any if the trace is empty.
+// named returns the only span with a name in a trace, or in any trace if traceID is
+// empty.
 func (r *receiver) named(t *testing.T, traceID, name string) *otlp.Span {
 	t.Helper()
 
@@ -276,7 +277,8 @@ func TestATraceGoesFromTheProducerToTheCompletedOrderOnRabbitMQ(t *testing.T) {
 	follow(t, r, "rabbitmq", id)
 }
 
-// A conversation without a producer's trace gets one, with the conversation's ID.
+// A conversation that has no trace from its producer gets one, with the conversation's
+// ID.
 func TestAConversationInTheSampleHasATrace(t *testing.T) {
 	t.Parallel()
 
@@ -300,7 +302,8 @@ func TestAConversationInTheSampleHasATrace(t *testing.T) {
 	}
 }
 
-// What a producer does not trace has no spans here, and its context goes on unchanged.
+// A message that its producer does not trace has no spans here, and its trace context
+// is passed on unchanged.
 func TestTheProducerDecidesThatAMessageIsNotTraced(t *testing.T) {
 	t.Parallel()
 
@@ -375,7 +378,7 @@ func TestTheLogAndTheSpanOfAStoppedMessageTellTheSame(t *testing.T) {
 	}
 }
 
-// The service works without the collector, and says once that it does.
+// The service works without the collector, and says once that traces are not exported.
 func TestACollectorThatIsAwayIsReportedOnce(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
 	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "100")

@@ -18,8 +18,8 @@ import (
 // spelling is a JSON value, and what the error says if it is refused.
 type spelling struct{ value, says string }
 
-// kinds has spellings of each kind of value. Package event and package money have all
-// of them; these tell whether a field is of the kind.
+// kinds has some spellings of each kind of value, enough to tell whether a field is of
+// that kind. Packages event and money have all of them.
 var kinds = map[string][]spelling{
 	"ID": {
 		{`"x-1 ü注"`, ""},
@@ -217,7 +217,7 @@ func TestWhatPeopleWriteIsApplied(t *testing.T) {
 	}
 }
 
-// Keys, headers and payloads of other producers are any bytes.
+// Keys, headers and payloads of other producers may be any bytes.
 func TestForeignMessagesNeedNotBeText(t *testing.T) {
 	t.Parallel()
 

@@ -106,14 +106,14 @@ func (c Config) apart() error {
 	return nil
 }
 
-// Warn returns an error that lists what is valid and probably not meant, naming the
-// keys: secrets that the network can read (private networks without encryption are
-// usual, so it is no mistake), and settings that do nothing.
+// Warn returns an error that lists settings that are valid but probably not meant,
+// naming the keys: secrets that the network can read (not a mistake, because private
+// networks without encryption are usual), and settings that do nothing.
 func (c Config) Warn() error {
 	return errors.Join(c.Postgres.Warn(), c.Broker.Warn(), c.Payment.Warn(), c.Notification.Warn())
 }
 
-// Warnings returns the lines of Warn, and what a default does that somebody may not
+// Warnings returns the lines of Warn, and the effects of defaults that somebody may not
 // expect.
 func Warnings(c Config) check.Warnings {
 	var list check.Warnings
@@ -129,10 +129,10 @@ func Warnings(c Config) check.Warnings {
 	return list
 }
 
-// Load reads the configuration from the file at path, if any, the environment, and
-// overrides by key, each above the ones before. An empty value is no value. A secret may
-// be in a file, which KEY_file names. Load
-// rejects unknown keys; Validate checks the values.
+// Load reads the configuration from the file at path, if any, from the environment, and
+// from overrides by key. Each source overrides the ones before it. An empty value
+// counts as not set. A secret may be in a file, which KEY_file names. Load rejects
+// unknown keys; Validate checks the values.
 func Load(path string, overrides map[string]any) (Config, error) {
 	cfg := Default()
 	k := koanf.New(".")
@@ -157,7 +157,7 @@ func Load(path string, overrides map[string]any) (Config, error) {
 	return cfg, decode(k, &cfg)
 }
 
-// merging adds a source above others, without its empty values.
+// merging puts a source above the others and drops its empty values.
 var merging = koanf.WithMergeFunc(func(src, dest map[string]any) error {
 	dropEmpty(src)
 
@@ -254,7 +254,7 @@ func expected(t reflect.Type) string {
 	}
 }
 
-// elements matches the index of an element of a list in the name of a key.
+// elements matches the index of a list element in the name of a key.
 var elements = regexp.MustCompile(`\[\d+\]`)
 
 func unknown(name string, near []string) error {
@@ -346,8 +346,8 @@ func Flatten(cfg Config) map[string]any {
 	return k.All()
 }
 
-// Redacted returns all keys with their values as text, with secrets hidden, also those
-// in URLs.
+// Redacted returns all keys with their values as text. It hides secrets, including
+// those in URLs.
 func Redacted(cfg Config) map[string]any {
 	flat := Flatten(cfg)
 	for key, value := range flat {

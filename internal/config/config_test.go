@@ -105,8 +105,8 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	}
 }
 
-// An operator API that others reach without a log-in, or whose log-ins they can read, is
-// refused with what to do.
+// An operator API is refused, with a remedy, if others can reach it without a log-in or
+// can read its log-ins.
 func TestAnOperatorAPIThatOthersReachNeedsAuthenticationAndTLS(t *testing.T) {
 	t.Parallel()
 
@@ -189,7 +189,7 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 	}
 }
 
-// Platforms mount secrets as files, so that they are in no environment.
+// Platforms mount secrets as files, to keep them out of the environment.
 func TestSecretsMayBeInFiles(t *testing.T) {
 	t.Setenv("DATABASE_URL", "postgres://from-database-url/x")
 
@@ -203,7 +203,7 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 		return path
 	}
 
-	// In the YAML file, for each secret that there is.
+	// The YAML file may name a file for each secret.
 	secrets := []string{
 		"postgres.url", "broker.kafka.password", "broker.rabbitmq.url", "payment.stripe.secret_key", "payment.stripe.webhook_secret",
 		"notification.email.password", "notification.webhook.url", "notification.webhook.secret", "http.token",
@@ -226,7 +226,7 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 		}
 	}
 
-	// In the environment, which is above the file.
+	// The environment may too, and it overrides the YAML file.
 	t.Setenv("MILLRACE_HTTP__TOKEN_FILE", file("token", "from the environment"))
 	t.Setenv("MILLRACE_POSTGRES__URL_FILE", file("url", "postgres://from-file/x\n"))
 

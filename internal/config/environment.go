@@ -22,14 +22,15 @@ const (
 // testPrefix is the prefix of variables that only tests use.
 const testPrefix = "MILLRACE_TEST_"
 
-// databaseURL is the variable by which platforms name the database. It sets
-// postgres.url unless the variable of that key does.
+// databaseURL is the variable in which platforms pass the database. It sets
+// postgres.url unless another variable sets that key.
 const databaseURL = "DATABASE_URL"
 
 // serviceLink matches the variables that Kubernetes injects into every pod of a
-// namespace for a Service named millrace or millrace-NAME, and Docker for a link:
+// namespace for a Service named millrace or millrace-NAME, and that Docker injects for
+// a link:
 // https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
-// (of 2025). The names of some, such as MILLRACE_POSTGRES_PORT, look like keys.
+// (as of 2025). Some of their names, such as MILLRACE_POSTGRES_PORT, look like keys.
 var serviceLink = regexp.MustCompile(
 	`^MILLRACE(_.+)?_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)=|` +
 		`^MILLRACE(_.*[A-Z0-9])?_PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://|` +

@@ -13,8 +13,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
-// fileSuffix turns the key of a secret into that of a file with the secret, as platforms
-// mount them.
+// fileSuffix turns the key of a secret into the key of a file that contains it.
+// Platforms mount secrets as such files.
 const fileSuffix = "_file"
 
 // secrets returns the keys of all secrets.
@@ -35,7 +35,8 @@ func keysOf(t reflect.Type, within string) (keys []string) {
 	return keys
 }
 
-// readSecrets replaces the keys of files in one source by what the files contain.
+// readSecrets replaces the keys of secret files in one source with the contents of the
+// files.
 func readSecrets(source map[string]any) error {
 	for _, key := range secrets() {
 		path := strings.Split(key, ".")

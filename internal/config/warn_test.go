@@ -113,7 +113,8 @@ func TestLoginsToKafkaThatTheNetworkCanReadAreNamed(t *testing.T) {
 	}
 }
 
-// Its password goes nowhere, but nobody sets a URL that is not meant to be used.
+// The password of such a URL goes nowhere, but nobody sets a URL that is not meant to
+// be used.
 func TestABrokerThatNoTopicUsesIsNamed(t *testing.T) {
 	cfg := config.Default()
 	cfg.Broker.RabbitMQ.URL = "amqp://user:hunter2@mq.example/"

@@ -60,7 +60,7 @@ func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
 		t.Errorf("without the word: %d %s", a.status, a.text)
 	}
 
-	// Of several, the others go.
+	// With several, the others are requeued.
 	if a := r.ask("POST", "/failed/requeue", `{"all":true}`); a.status != 200 || a.at("done") != 1.0 || a.at("refused_by", "overtaken") != 1.0 ||
 		a.at("refusals", 0, "overtaken", "last_ids", 0) != later.String() {
 		t.Errorf("many: %d %s", a.status, a.text)
@@ -87,7 +87,7 @@ func TestAnEditChangesTheKeyOnlyIfItNamesTheNewOne(t *testing.T) {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
-	// Messages of the new key overtake it from now on.
+	// From now on, messages of the new key overtake the message.
 	r.overtake("a")
 
 	if a := r.ask("GET", "/failed/1", ""); a.at("overtaken") != nil {
@@ -101,7 +101,7 @@ func TestAnEditChangesTheKeyOnlyIfItNamesTheNewOne(t *testing.T) {
 	}
 }
 
-// attempted is a failed message after one more attempt, which failed.
+// attempted returns a failed message as it is after one more failed attempt.
 func (r *rig) attempted(id int64) failed.Entry {
 	r.t.Helper()
 

@@ -61,8 +61,8 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	return recovered(logger, storable(known(mux, api.methods)))
 }
 
-// formats decodes requests as strictly as messages, and escapes in responses what a
-// terminal would obey, because people read them there.
+// formats decodes requests as strictly as messages. In responses it escapes what a
+// terminal would obey, because people read responses in terminals.
 var formats = map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat}
 
 var jsonFormat = huma.Format{
@@ -106,12 +106,13 @@ func schemaName(t reflect.Type, hint string) string {
 // response can report it.
 const requestTimeout = 25 * time.Second
 
-// Get adds an operation that only reads, for those whose role allows the given one.
+// Get adds an operation that only reads, for senders whose role allows the given role.
 func Get[I, O any](a *API, role access.Role, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
 	register(a, role, http.MethodGet, path, summary, handler, options)
 }
 
-// Post adds an operation that makes changes, for those whose role allows the given one.
+// Post adds an operation that makes changes, for senders whose role allows the given
+// role.
 func Post[I, O any](a *API, role access.Role, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
 	register(a, role, http.MethodPost, path, summary, handler, options)
 }
@@ -161,8 +162,8 @@ func register[I, O any](a *API, role access.Role, method, path, summary string, 
 // bearerScheme is the name of the security scheme in the description of the API.
 const bearerScheme = "bearer"
 
-// needs passes on requests of those whose role allows another, before anything of them
-// is read.
+// needs passes on requests from senders whose role allows the given role. It checks
+// before any of the request is read.
 func (a *API) needs(role access.Role) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		if detail := lacks(identityOf(ctx.Context()), role); detail != "" {

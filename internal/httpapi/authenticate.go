@@ -16,10 +16,11 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// identityKey is the key of the sender of a request in its context.
+// identityKey is the context key of the sender of a request.
 type identityKey struct{}
 
-// identityOf returns who sent a request. Without authentication it has no name.
+// identityOf returns who sent a request. Without authentication, the identity has no
+// name.
 func identityOf(ctx context.Context) access.Identity {
 	identity, _ := ctx.Value(identityKey{}).(access.Identity)
 
@@ -29,8 +30,8 @@ func identityOf(ctx context.Context) access.Identity {
 // Masked reports whether the sender of a request must not see personal data.
 func Masked(ctx context.Context) bool { return !identityOf(ctx).Role.Allows(access.Operator) }
 
-// anyone passes requests on as those of an administrator without a name, on a listener
-// on loopback that asks for no authentication.
+// anyone passes requests on as if an administrator without a name had sent them. It is
+// for a loopback listener without authentication.
 func anyone(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		next.ServeHTTP(w, as(r, access.Identity{Role: access.Admin}))
@@ -41,7 +42,7 @@ func as(r *http.Request, identity access.Identity) *http.Request {
 	return r.WithContext(context.WithValue(r.Context(), identityKey{}, identity))
 }
 
-// authenticator passes on requests with a credential that proves who sends them.
+// authenticator passes on requests with a credential that proves who sent them.
 type authenticator struct {
 	verifier *access.Verifier
 	// proxied is true if a proxy passes requests on.
@@ -58,7 +59,8 @@ func (a *authenticator) wrap(next http.Handler) http.Handler {
 	})
 }
 
-// authenticate returns who sends a request, or responds why it is not passed on.
+// authenticate returns who sends a request, or responds with the reason why the request
+// is not passed on.
 func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
 	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
@@ -102,9 +104,10 @@ func unauthorized(w http.ResponseWriter, detail string) {
 	writeProblem(w, http.StatusUnauthorized, detail)
 }
 
-// sender returns the address that a request comes from. Behind a proxy that is the last
-// one in X-Forwarded-For: the proxy has added it, whatever the client has sent before.
-// Addresses of IPv6 count by their network, of which a host has 2^64 addresses.
+// sender returns the address that a request comes from. Behind a proxy, this is the
+// last address in X-Forwarded-For, which the proxy has added, whatever the client has
+// sent. IPv6 addresses count by their /64 network, because one host has all its 2^64
+// addresses.
 func (a *authenticator) sender(r *http.Request) netip.Addr {
 	text, _, _ := net.SplitHostPort(r.RemoteAddr)
 
@@ -131,7 +134,8 @@ const (
 )
 
 // failures limits failed log-ins by the address that they come from. Tokens cannot be
-// guessed; the limit keeps who tries from filling the log and from keeping Postgres busy.
+// guessed; the limit keeps an attacker from filling the log and from keeping Postgres
+// busy.
 type failures struct {
 	mu      sync.Mutex
 	senders map[netip.Addr]*rate.Limiter
@@ -163,8 +167,8 @@ func (f *failures) add(from netip.Addr) {
 	limiter.Allow()
 }
 
-// forget makes room for another sender: it forgets those that may try again as if
-// nothing had happened, and all of them if that is not enough.
+// forget makes room for another sender. It forgets senders whose failures no longer
+// count, and all senders if that is not enough.
 func (f *failures) forget() {
 	if len(f.senders) < maxSenders {
 		return
@@ -181,7 +185,7 @@ func (f *failures) forget() {
 	}
 }
 
-// needs passes on requests of those whose role allows another.
+// needs passes on requests from senders whose role allows the given role.
 func needs(role access.Role, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if detail := lacks(identityOf(r.Context()), role); detail != "" {
@@ -194,14 +198,14 @@ func needs(role access.Role, next http.Handler) http.Handler {
 	})
 }
 
-// lacks returns why somebody may not do what needs a role, or "". Whatever declares no
-// role is allowed to nobody.
+// lacks returns why the identity may not do something that needs a role, or "" if it
+// may. Nobody may do something that declares no role.
 func lacks(identity access.Identity, role access.Role) string {
 	switch {
 	case identity.Role.Allows(role):
 		return ""
 	case role == "":
-		return "nobody may do this: it declares no role"
+		return "not allowed: this operation declares no role"
 	default:
 		return event.Text(identity.Who) + " is " + string(identity.Role) + "; this needs the role " + string(role)
 	}

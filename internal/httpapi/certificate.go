@@ -10,8 +10,8 @@ import (
 )
 
 // certificate is a certificate in files that somebody renews while the service runs. A
-// handshake reads them again when they have changed; files that do not fit each other,
-// as in the middle of a renewal, leave the last certificate in use.
+// handshake reads the files again if they have changed. If they do not fit each other,
+// as in the middle of a renewal, the last certificate stays in use.
 type certificate struct {
 	certFile, keyFile string
 	logger            *slog.Logger
@@ -53,7 +53,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return nil, fmt.Errorf("reading http.cert_file and http.key_file: %w", err)
 }
 
-// onDisk describes the present files.
+// onDisk returns the version of the files on disk.
 func (c *certificate) onDisk() (version string, err error) {
 	for _, name := range []string{c.certFile, c.keyFile} {
 		info, err := os.Stat(name)

@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/tlstest"
 )
 
-// write replaces a certificate like a tool that renews it: each file at once.
+// write replaces a certificate like a tool that renews it: each file atomically.
 func write(t *testing.T, dir string, files map[string][]byte) {
 	t.Helper()
 

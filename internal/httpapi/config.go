@@ -22,12 +22,12 @@ type Config struct {
 	// AuthenticationRequired or AuthenticationNone, which is for loopback without a proxy
 	// in front. Defaults to none.
 	Authentication string `koanf:"authentication"`
-	// Token is what commands present that ask the operator API.
+	// Token is what commands present when they call the operator API.
 	Token postgres.Secret `koanf:"token"`
 	// OIDC is a provider whose tokens are accepted besides API tokens.
 	OIDC access.OIDC `koanf:"oidc"`
 	// WebhooksAddr is a host:port for webhooks alone, so that a provider cannot reach
-	// the operator API. Defaults to none: Addr serves them.
+	// the operator API. By default there is none, and Addr serves webhooks.
 	WebhooksAddr string `koanf:"webhooks_addr"`
 	// TLS says who encrypts: TLSFiles, TLSTerminated or TLSNone. Defaults to none.
 	TLS string `koanf:"tls"`
@@ -86,7 +86,7 @@ func (c Config) Validate() error {
 	return errors.Join(append(errs, c.OIDC.Validate())...)
 }
 
-// reachable returns an error if others reach what they must not.
+// reachable returns an error if others can reach what they must not.
 func (c Config) reachable() error {
 	var errs []error
 
@@ -129,8 +129,8 @@ func exposed(addr string) bool {
 	return err == nil && !check.Loopback(host)
 }
 
-// Client returns how commands on this machine reach the operator API. It trusts the
-// certificate that the service itself serves.
+// Client returns a client of the operator API for commands on this machine. It trusts
+// the certificate that the service itself serves.
 func (c Config) Client() (operate.Client, error) {
 	client := operate.Client{URL: "http://" + check.Dialable(c.Addr), Token: string(c.Token)}
 	if c.TLS != TLSFiles {

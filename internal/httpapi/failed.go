@@ -116,7 +116,7 @@ type Paced struct {
 	DryRun bool    `json:"dry_run,omitempty" doc:"Only report what the action would do."`
 }
 
-// Words are what a requeue asks to be said explicitly.
+// Words explicitly allow what a requeue otherwise refuses.
 type Words struct {
 	OutOfOrder bool `json:"out_of_order,omitempty" doc:"Requeue even if older messages of the key are stopped."`
 	Overtaken  bool `json:"overtaken,omitempty" doc:"Requeue even if later messages of the key were applied: it may overwrite what they did."`
@@ -283,8 +283,8 @@ func (e engine) entry(ctx context.Context, id int64, conditions *Conditions) (fo
 	return found, &entryOutput{ETag: quoted(found), Body: exported(shown)}, err
 }
 
-// changed is entry after a change. The conditions are checked before it. Nothing after
-// the change may hide that it was done: the message may be gone.
+// changed makes a change and responds like entry. It checks the conditions before the
+// change. Nothing after the change may hide that it was done: the message may be gone.
 func (e engine) changed(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) error) (*entryOutput, error) {
 	before, out, err := e.entry(ctx, id, conditions)
 	if err == nil {

@@ -33,8 +33,8 @@ func secured(next http.Handler) http.Handler {
 	})
 }
 
-// local refuses cross-site requests and those for other hosts, on a listener on loopback
-// that asks for no authentication: a browser on this machine may send both.
+// local refuses cross-site requests and requests for other hosts. It is for a loopback
+// listener without authentication, because a browser on this machine may send both.
 func local(next http.Handler) http.Handler {
 	protected := sameSite(next)
 
@@ -70,8 +70,8 @@ func localHost(hostport string) bool {
 }
 
 // storable refuses requests with text that Postgres cannot store: no name that the
-// service knows has it. Keys of messages that are not text are shown and selected in
-// quoted form. JSON bodies are checked when they are decoded.
+// service knows contains such text. Message keys that are not text are shown and
+// selected in quoted form. JSON bodies are checked when they are decoded.
 func storable(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := checkText(r); err != nil {
@@ -121,8 +121,8 @@ func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 	})
 }
 
-// known responds with a problem to requests without a pattern in mux. It also keeps a
-// path such as /failed/groups from matching /failed/{id}.
+// known responds with a problem to requests that match no pattern in mux. It also keeps
+// a path such as /failed/groups from matching /failed/{id}.
 func known(mux *http.ServeMux, methods map[string][]string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if allowed := methods[r.URL.Path]; allowed != nil && !slices.Contains(allowed, r.Method) {

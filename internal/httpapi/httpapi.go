@@ -1,5 +1,5 @@
-// Package httpapi serves what others ask the service over HTTP: probes and metrics, the
-// API for operators, and webhooks, each on the address that is meant for it.
+// Package httpapi serves the HTTP endpoints of the service: probes and metrics, the API
+// for operators, and webhooks, each on the address that is meant for it.
 package httpapi
 
 import (
@@ -23,9 +23,9 @@ import (
 // State is what the process knows about itself. Its functions must not wait for
 // anything: a probe must not hang because a dependency does.
 type State struct {
-	// Health returns what is not as it should be.
+	// Health returns the current troubles.
 	Health func() []health.Trouble
-	// Started reports whether the start has come to its end.
+	// Started reports whether the service has finished starting.
 	Started func() bool
 	// Status serves the whole state, for commands.
 	Status http.Handler
@@ -55,8 +55,8 @@ func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *s
 		s.certificate = newCertificate(cfg.CertFile, cfg.KeyFile, logger)
 	}
 
-	// The process lives as long as it can answer: what it depends on does not matter,
-	// because a restart would not help.
+	// The process is alive if it can answer. Its dependencies do not matter, because a
+	// restart would not help.
 	s.health.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, report{Status: statusOK}) })
 	s.health.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
@@ -82,8 +82,8 @@ func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *s
 	return s, nil
 }
 
-// newGuard returns what stands between the operator API and the network. A console would
-// add its sessions here.
+// newGuard returns the middleware that protects the operator API. A console would add
+// its sessions here.
 func newGuard(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) (func(http.Handler) http.Handler, error) {
 	if cfg.Authentication != AuthenticationRequired {
 		return func(next http.Handler) http.Handler { return local(anyone(next)) }, nil
@@ -99,7 +99,8 @@ func newGuard(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) (func(http.Ha
 		failures: &failures{senders: map[netip.Addr]*rate.Limiter{}},
 	}
 
-	// A browser sends no bearer token by itself, so the Host header proves nothing more.
+	// A browser sends no bearer token by itself, so checking the Host header would add
+	// nothing.
 	return func(next http.Handler) http.Handler { return sameSite(a.wrap(next)) }, nil
 }
 
@@ -110,13 +111,13 @@ func (s *Server) Explain(state State) {
 	s.health.Handle("GET /statusz", state.Status)
 }
 
-// Handle serves pattern with handler to those whose role allows the given one.
+// Handle serves pattern with handler to senders whose role allows the given role.
 func (s *Server) Handle(pattern string, role access.Role, handler http.Handler) {
 	s.operators.Handle(pattern, needs(role, handler))
 }
 
-// HandlePublic serves pattern with a handler that authenticates its requests itself: a
-// proxy forwards them under its own host.
+// HandlePublic serves pattern with a handler that authenticates requests itself. It
+// allows any Host header, because a proxy forwards requests under its own host.
 func (s *Server) HandlePublic(pattern string, handler http.Handler) {
 	s.public.Handle(pattern, handler)
 }
@@ -143,7 +144,7 @@ func (s *Server) Listen() error {
 }
 
 // HealthAddr returns the address for probes and metrics, or "" before Listen. Its port
-// differs from the configured one if that is 0.
+// differs from the configured port if the latter is 0.
 func (s *Server) HealthAddr() string { return s.listeners[0].address() }
 
 // Addr is like HealthAddr, for the API.

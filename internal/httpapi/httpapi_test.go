@@ -159,8 +159,8 @@ func TestEachAddressServesOnlyWhatItIsFor(t *testing.T) {
 	}
 }
 
-// On loopback, a page that a browser shows could ask by a name that leads here. From
-// elsewhere, probes and Prometheus ask by whatever name or address they know.
+// On loopback, a page in a browser could send requests to a name that resolves to this
+// host. From elsewhere, probes and Prometheus use whatever name or address they know.
 func TestProbesCheckTheHostOnLoopbackOnly(t *testing.T) {
 	t.Parallel()
 

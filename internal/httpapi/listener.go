@@ -29,7 +29,7 @@ func newListener(key, addr string, handler http.Handler, certificate *certificat
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // clients that break off a handshake
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // clients that abort a handshake
 	}}
 
 	if certificate != nil {

@@ -12,8 +12,8 @@ import (
 const hidden = "(hidden from viewers)"
 
 // masked removes from a failed message what may be personal data: the content of
-// messages on topics that may have some, and errors, which quote them. Keys stay: they
-// are ids.
+// messages on topics that may have personal data, and errors, which quote content. Keys
+// stay, because they are ids.
 func (e engine) masked(ctx context.Context, found failed.Entry) failed.Entry {
 	if !Masked(ctx) || !e.Router.Personal(found.Topic) {
 		return found

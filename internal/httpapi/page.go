@@ -72,7 +72,7 @@ type List[T any] struct {
 type Items[T any] struct {
 	Items []T    `json:"items" nullable:"false"`
 	Next  string `json:"next,omitempty" doc:"The cursor of the next page."`
-	Total int    `json:"total,omitempty" doc:"How many there are, if a list without pages does not have all; 10001 stands for more than 10,000."`
+	Total int    `json:"total,omitempty" doc:"The total, if an unpaged list is incomplete; 10001 means more than 10,000."`
 }
 
 // All returns a list without further pages, or err.
@@ -80,8 +80,8 @@ func All[T any](list []T, err error) (*List[T], error) {
 	return &List[T]{Body: Items[T]{Items: append([]T{}, list...)}}, err
 }
 
-// First returns the first limit items of list, which must have been read with a limit
-// of limit + 1, or err. If there are more, it says how many.
+// First returns the first limit items of list, or err. list must have been read with a
+// limit of limit + 1. If there are more items, First also returns their total number.
 func First[T any](list []T, err error, limit int, count func() (int, error)) (*List[T], error) {
 	out, err := All(list[:min(len(list), limit)], err)
 	if err == nil && len(list) > limit {

@@ -34,8 +34,8 @@ var Versions = map[string]embeddedpostgres.PostgresVersion{
 	"18": embeddedpostgres.V18,
 }
 
-// Version is the major version that Start runs by default. The data has the same one:
-// raising it requires a dump and restore.
+// Version is the major version that Start runs by default. Data belongs to one major
+// version, so raising Version requires a dump and restore.
 const Version = "18"
 
 const (
@@ -171,7 +171,7 @@ func newServer(home home) (*Server, error) {
 
 	port, err := strconv.ParseUint(remembered, 10, 16)
 	if err != nil {
-		return nil, fmt.Errorf("reading port of postgres: %w", err)
+		return nil, fmt.Errorf("reading the port of postgres: %w", err)
 	}
 
 	return &Server{home: home, port: uint32(port), password: password}, nil

@@ -5,9 +5,9 @@ import (
 	"syscall"
 )
 
-// asOwner runs fn as the user of the server. If this process is root, the whole
-// process runs as that user until fn returns. Its saved IDs stay root's, which allows
-// it to switch back; programs started by fn do not have them.
+// asOwner runs fn as the user of the server. If this process is root, the whole process
+// runs as that user until fn returns. Its saved IDs stay root's, so that it can switch
+// back; programs started by fn do not inherit them.
 func (h home) asOwner(fn func() error) error {
 	if h.owner == 0 {
 		return fn()

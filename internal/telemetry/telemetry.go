@@ -38,8 +38,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// NewLogger returns a logger that writes to w, without the secrets that errors and
-// texts contain. An invalid level is treated as info.
+// NewLogger returns a logger that writes to w and removes secrets from errors and
+// texts. An invalid level is treated as info.
 func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 
@@ -76,8 +76,9 @@ func plain(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// Native returns the options of a native histogram: its buckets grow by at most a tenth
-// each, wherever the values are, and it is one series for Prometheus.
+// Native returns the options of a native histogram. Each of its buckets is at most a
+// tenth larger than the one before, wherever the values are, and it is one series for
+// Prometheus.
 func Native(opts prometheus.HistogramOpts) prometheus.HistogramOpts {
 	opts.NativeHistogramBucketFactor = 1.1
 	opts.NativeHistogramMaxBucketNumber = 160

@@ -22,17 +22,17 @@ import (
 	"github.com/millracehq/millrace/internal/engine/span"
 )
 
-// TracesConfig configures OpenTelemetry traces. The standard variables OTEL_* set what
-// it does not have: the headers, certificate and time-out of the exporter, the name of
-// the service, the size of batches.
+// TracesConfig configures OpenTelemetry traces. The standard variables OTEL_* set the
+// rest: the exporter's headers, certificate and time-out, the name of the service and
+// the size of batches.
 type TracesConfig struct {
-	// Endpoint is the URL of a collector that takes OTLP over HTTP, such as
+	// Endpoint is the URL of a collector that accepts OTLP over HTTP, such as
 	// "http://collector:4318/v1/traces". If it is empty, OTEL_EXPORTER_OTLP_ENDPOINT
-	// counts. Without either, there are no traces. Defaults to "".
+	// applies. Without either, there are no traces. Defaults to "".
 	Endpoint string `koanf:"endpoint"`
-	// Sample is the part of the conversations that get a trace, if their first message
-	// has none; otherwise its producer has decided. OTEL_TRACES_SAMPLER overrides it.
-	// Defaults to 0.01.
+	// Sample is the share of conversations that get a trace, among those whose first
+	// message has none. If that message has one, its producer has decided.
+	// OTEL_TRACES_SAMPLER overrides Sample. Defaults to 0.01.
 	Sample float64 `koanf:"sample"`
 }
 
@@ -59,18 +59,18 @@ func validURL(key, value string) error {
 	return check.Value(valid, key, value, "an http or https URL")
 }
 
-// oneOf returns an error if a variable is set to none of values.
+// oneOf returns an error if a variable is set, but to none of values.
 func oneOf(name string, values ...string) error {
 	value := os.Getenv(name)
 	if value == "" || slices.Contains(values, value) {
 		return nil
 	}
 
-	return fmt.Errorf("%s: is %q, expected one of %q: traces leave by OTLP over HTTP, usually to port 4318", name, value, values)
+	return fmt.Errorf("%s: is %q, expected one of %q: traces are exported with OTLP over HTTP, usually to port 4318", name, value, values)
 }
 
-// variable returns the name of the variable of the exporter that is set: the one for
-// traces precedes the one for all signals.
+// variable returns the name of the exporter's variable that applies: the one for traces
+// if it is set, otherwise the one for all signals.
 func variable(suffix string) string {
 	if own := "OTEL_EXPORTER_OTLP_TRACES_" + suffix; os.Getenv(own) != "" {
 		return own
@@ -108,7 +108,7 @@ func (c TracesConfig) enabled() bool {
 		(c.Endpoint != "" || os.Getenv(variable("ENDPOINT")) != "")
 }
 
-// flushTimeout bounds how long the last spans are waited for.
+// flushTimeout bounds how long the service waits for the export of the last spans.
 const flushTimeout = 5 * time.Second
 
 // NewTracer returns the tracer of a service, which makes no spans if no endpoint is

@@ -20,7 +20,8 @@ type report struct {
 	failed int
 }
 
-// that prints a check that holds if there are no violations. It names the first ones.
+// that prints a check, which holds if there are no violations. It lists the first
+// violations.
 func (r *report) that(what string, violations []string) {
 	if len(violations) == 0 {
 		fmt.Fprintf(r.out, "ok    %s\n", what) //nolint:errcheck // the exit code counts
@@ -48,9 +49,9 @@ func (r *report) err() error {
 // ended are the statuses in which the load's orders end.
 const ended = `('completed', 'inventory_unavailable', 'payment_failed')`
 
-// queries has checks of the database. Each query returns a description of each violation.
-// They repeat on purpose what the service knows: a checker that shares code with it finds
-// nothing.
+// queries has checks of the database. Each query returns a description of each
+// violation. The queries deliberately repeat what the service knows: a checker that
+// shares code with the service finds nothing.
 var queries = []struct{ what, sql string }{
 	{"every order has ended", `SELECT id || ' is ' || status FROM orders WHERE status NOT IN ` + ended},
 	{"stock adds up", `SELECT product_id FROM stock WHERE supplied <> available + reserved + sold OR reserved <> 0 OR available < 0`},
@@ -199,7 +200,7 @@ func histories(want, got map[string][]uuid.UUID) (list []string) {
 	return list
 }
 
-// deviation describes the first difference between two orders of messages.
+// deviation describes the first difference between two sequences of messages.
 func deviation(want, got []uuid.UUID) string {
 	for i, id := range got {
 		switch at := slices.Index(want, id); {
@@ -258,7 +259,7 @@ func steps(want map[string][]uuid.UUID, published []record) (list []string) {
 	}
 
 	for user, messages := range want {
-		if last[user] != len(messages)-1 { // less the creation
+		if last[user] != len(messages)-1 { // without the creation
 			list = append(list, fmt.Sprintf("%s: the last step is %d of %d", user, last[user], len(messages)-1))
 		}
 	}

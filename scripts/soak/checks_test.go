@@ -42,7 +42,7 @@ func id(n byte) uuid.UUID {
 	return uuid.UUID{6: 0x40, 8: 0x80, 15: n}
 }
 
-// load is what has been sent to arrive at sound.
+// load is what was sent to produce the data of sound.
 var load = expected{
 	orders:    []string{"a", "b"},
 	histories: map[string][]uuid.UUID{"u": {id(2), id(3)}},
@@ -97,7 +97,7 @@ func TestASoundDatabasePasses(t *testing.T) {
 }
 
 // Each fault is one that the service must never leave behind. Constraints that would
-// refuse it are dropped first.
+// prevent it are dropped first.
 func TestEachFaultIsFound(t *testing.T) {
 	t.Parallel()
 
@@ -202,7 +202,8 @@ func TestStepsOnATopicMayRepeatButNotDeviate(t *testing.T) {
 	}
 }
 
-// A record below a committed offset is in the inbox or failed, or it has been passed.
+// A record below a committed offset must be in the inbox or a failed message. Otherwise
+// the offset has passed it.
 func TestAnOffsetThatPassesAMessageInHandIsFound(t *testing.T) {
 	t.Parallel()
 

@@ -16,12 +16,12 @@ const maxGap = 3 * time.Second
 // application is when a record was written and when it was applied.
 type application struct{ written, applied time.Time }
 
-// longestGap returns the longest time in which at least one of the records of a
-// partition had been written, and none was applied.
+// longestGap returns the longest time in which no record of a partition was applied,
+// although at least one had been written and not yet applied.
 func longestGap(list []application) (longest time.Duration) {
 	list = slices.SortedFunc(slices.Values(list), func(a, b application) int { return a.applied.Compare(b.applied) })
 
-	// oldest[i] is when the oldest of the records that are applied from i on was written.
+	// oldest[i] is when the oldest record in list[i:] was written.
 	oldest := make([]time.Time, len(list))
 
 	for i, a := range slices.Backward(list) {

@@ -56,9 +56,9 @@ func openKafka(address string) (*kafka, error) {
 	cfg := sarama.NewConfig()
 	cfg.ClientID, cfg.Version = "soak", sarama.V3_0_0_0
 	cfg.Producer.Return.Successes, cfg.Producer.RequiredAcks = true, sarama.WaitForAll
-	cfg.Producer.Idempotent, cfg.Net.MaxOpenRequests = true, 1 // a creation is sent twice, and not more often
+	cfg.Producer.Idempotent, cfg.Net.MaxOpenRequests = true, 1 // a creation is sent twice, and no more
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted
-	// A connection answers one request after the other, and each fetch waits this long.
+	// A connection answers requests one by one, and each fetch waits this long.
 	cfg.Consumer.MaxWaitTime = 50 * time.Millisecond
 
 	k := &kafka{address: address, logs: map[place][]record{}, next: map[place]int64{}}
@@ -114,11 +114,11 @@ func (k *kafka) read(from place, claim sarama.PartitionConsumer) {
 	}
 }
 
-// namespace is that of the ids that the service derives.
+// namespace is the namespace of ids that the service derives.
 var namespace = uuid.MustParse("4f2c5f0e-4f6d-5d0c-9a55-6d1a3a3f5c11")
 
-// idOf returns the id under which the service must know a record: that of its header, or
-// one that is derived from where and when it was written.
+// idOf returns the id under which the service must know a record: the id in its header,
+// or an id derived from where and when it was written.
 func idOf(m *sarama.ConsumerMessage) uuid.UUID {
 	for _, h := range m.Headers {
 		if string(h.Key) != "_watermill_message_uuid" {
@@ -229,7 +229,7 @@ func (k *kafka) committed() (map[place]int64, error) {
 	return offsets, nil
 }
 
-// unknown returns the groups of the service of which the checker knows no consumer.
+// unknown returns the service's groups for which the checker knows no consumer.
 func (k *kafka) unknown() ([]string, error) {
 	groups, err := k.admin.ListConsumerGroups()
 	if err != nil {
@@ -289,8 +289,8 @@ func (k *kafka) publish(_ context.Context, list []outgoing) error {
 	return k.producer.SendMessages(records)
 }
 
-// rebalance lets a member of another program join some groups, and leave them again. It
-// takes partitions away from the service and commits nothing.
+// rebalance makes a member from another program join some groups and leave them again.
+// This member takes partitions from the service, and commits nothing.
 func (k *kafka) rebalance(ctx context.Context, random *rand.Rand) (string, error) {
 	topics := []string{ordersCreated, "payments.requested", "orders.completed", userCreated, userUpdated, "notifications"}
 	random.Shuffle(len(topics), func(i, j int) { topics[i], topics[j] = topics[j], topics[i] })

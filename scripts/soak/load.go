@@ -35,20 +35,22 @@ type outgoing struct {
 	repeated bool
 }
 
-// sizes of a load.
+// sizes describe a load.
 type sizes struct {
 	orders, users, updates int
 	// products is how many products the orders are for.
 	products int
 	// early sends the creation of every fifth user after its first updates. All updates
-	// of these users are in the first half of the load, because a key that waits when its
-	// replica is killed waits for more than a minute until another one tries it.
+	// of these users are in the first half of the load, because a key that waits when
+	// its replica is killed waits for more than a minute until another replica tries
+	// it.
 	early bool
 }
 
-// newLoad returns messages in the order in which they are sent. Orders are sent twice,
-// the second time without an id; where the first has one, it is identified by it. Each
-// user has a creation, which is sent twice under one id, and numbered updates.
+// newLoad returns messages in the order in which they are sent. Each order is sent
+// twice, the second time without an id. If the first message has an id, this id
+// identifies it. Each user has a creation, which is sent twice under one id, and
+// numbered updates.
 func newLoad(name string, s sizes, random *rand.Rand) []outgoing {
 	type placed struct {
 		outgoing
@@ -104,7 +106,7 @@ func newLoad(name string, s sizes, random *rand.Rand) []outgoing {
 	return list
 }
 
-// newOrder returns an order of one product. The payment of every seventh fails.
+// newOrder returns an order for one product. The payment of every seventh order fails.
 func newOrder(id string, n, products int) outgoing {
 	amount := "9.99"
 	if n%7 == 0 {
@@ -160,7 +162,7 @@ func expect(sent []outgoing) expected {
 	return e
 }
 
-// units is how many orders and messages of users are to be applied.
+// units returns how many orders and messages of users have to be applied.
 func (e expected) units() int {
 	units := len(e.orders)
 	for _, history := range e.histories {
@@ -170,7 +172,7 @@ func (e expected) units() int {
 	return units
 }
 
-// without the ids of orders, as from a producer that sends none.
+// anonymous removes the ids of orders, as if their producer sent none.
 func anonymous(list []outgoing) []outgoing {
 	list = slices.Clone(list)
 

@@ -30,8 +30,8 @@ var consumers = map[string]string{
 	"analytics.track":           "analytics.track",
 }
 
-// unrecorded returns those of the ids that a consumer has neither applied nor stored as
-// failed. A message moves from one table to the other in a transaction, and one statement
+// unrecorded returns the ids that a consumer has neither applied nor stored as failed.
+// A message moves from one table to the other in a transaction, so one statement always
 // sees it in one of them.
 func unrecorded(ctx context.Context, db *pgxpool.Pool, consumer string, ids []uuid.UUID) ([]uuid.UUID, error) {
 	rows, err := db.Query(ctx, `
@@ -46,8 +46,8 @@ func unrecorded(ctx context.Context, db *pgxpool.Pool, consumer string, ids []uu
 }
 
 // offsets proves that a committed offset never passes a message in hand. Each sample
-// reads the offsets first and the database afterwards: whatever a crash at the first
-// moment would have skipped must be recorded at the second.
+// reads the offsets first and the database afterwards. Whatever a crash at the first
+// read would have skipped must be recorded by the second.
 type offsets struct {
 	kafka *kafka
 	db    *pgxpool.Pool

@@ -55,15 +55,15 @@ func (r *rabbitmq) publish(ctx context.Context, list []outgoing) error {
 
 	for i, c := range confirmations {
 		if taken, err := c.WaitContext(ctx); err != nil || !taken {
-			return fmt.Errorf("rabbitmq did not take a message of topic %s: %w", list[i].topic, err)
+			return fmt.Errorf("rabbitmq did not confirm a message for topic %s: %w", list[i].topic, err)
 		}
 	}
 
 	return nil
 }
 
-// rebalance closes some of the service's connections. RabbitMQ then delivers what was
-// not acknowledged to whoever consumes.
+// rebalance closes some of the service's connections. RabbitMQ then delivers
+// unacknowledged messages to any consumer.
 func (r *rabbitmq) rebalance(ctx context.Context, random *rand.Rand) (string, error) {
 	listed, err := r.run(ctx, "list_connections", "pid", "client_properties")
 	if err != nil {
@@ -86,7 +86,7 @@ func (r *rabbitmq) rebalance(ctx context.Context, random *rand.Rand) (string, er
 	pids = pids[:1+random.IntN(min(2, len(pids)))] // rabbitmqctl takes a second for each
 
 	for _, pid := range pids {
-		// It fails if the connection has ended by itself in the meantime.
+		// This fails if the connection has already ended by itself.
 		if _, err := r.run(ctx, "close_connection", pid, "soak"); err != nil && ctx.Err() != nil {
 			return "", err
 		}
@@ -111,9 +111,9 @@ func (r *rabbitmq) queue(name string) (ready, consumers int, err error) {
 	return q.Messages, q.Consumers, err
 }
 
-// abandoned waits until RabbitMQ has noticed that nobody consumes the queue, and returns
-// how many messages are in it. All of them are ready then, because what was not
-// acknowledged has been given back.
+// abandoned waits until RabbitMQ has noticed that nobody consumes the queue, and
+// returns how many messages are in it. All of them are ready by then, because
+// unacknowledged messages are back in the queue.
 func (r *rabbitmq) abandoned(ctx context.Context, name string) (messages int, err error) {
 	err = until(ctx, "the end of the consumers of queue "+name, func() (bool, error) {
 		var consumers int

@@ -19,7 +19,7 @@ import (
 type broker interface {
 	// publish returns when the broker has confirmed all messages.
 	publish(ctx context.Context, list []outgoing) error
-	// rebalance takes what replicas have in hand away from them, and says how.
+	// rebalance takes from replicas what they have in hand, and says how.
 	rebalance(ctx context.Context, random *rand.Rand) (string, error)
 	// backlog returns how many messages of consumed topics are not acknowledged.
 	backlog(ctx context.Context) (int, error)
@@ -48,7 +48,7 @@ type run struct {
 	// Only on Kafka.
 	kafka   *kafka
 	offsets *offsets
-	// Only on RabbitMQ: acknowledgements that were not recorded.
+	// Only on RabbitMQ. unacked describes acknowledgements that were not recorded.
 	rabbitmq *rabbitmq
 	unacked  []string
 	moments  int
@@ -140,8 +140,9 @@ func (r *run) onKafka(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// onRabbitMQ sends what needs order while there is one replica, and the rest when there
-// are several: RabbitMQ gives up order between the consumers of a queue.
+// onRabbitMQ sends messages that need order while there is one replica, and the rest
+// once there are several: RabbitMQ does not keep order between the consumers of a
+// queue.
 func (r *run) onRabbitMQ(ctx context.Context) error {
 	half := r.orders / 2
 
@@ -168,10 +169,10 @@ func (r *run) onRabbitMQ(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// disturbed sends a load, and meanwhile kills replicas and forces rebalances.
+// disturbed sends a load while it kills replicas and forces rebalances.
 func (r *run) disturbed(ctx context.Context, load []outgoing, kills int) error {
-	// Which replicas are killed together is decided first, so that the load can be spread
-	// over all rounds. Often one is killed, sometimes two.
+	// Decide first how many replicas each round kills, so that the load can be spread
+	// over all rounds. Often it is one, sometimes two.
 	var rounds []int
 
 	for left := kills; left > 0; left -= rounds[len(rounds)-1] {
@@ -190,8 +191,8 @@ func (r *run) disturbed(ctx context.Context, load []outgoing, kills int) error {
 	return nil
 }
 
-// round sends a part of the load in two halves. While the first is being applied, it
-// forces a rebalance; while the second is, it kills replicas.
+// round sends a part of the load in two halves. While the first half is being applied,
+// it forces a rebalance. During the second half, it kills replicas.
 func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err error) {
 	var how string
 
@@ -220,7 +221,7 @@ func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err err
 	return errors.Join(r.compareTotals(ctx), r.fleet.start(ctx, victims))
 }
 
-// amid sends messages, and does something when some of them have been applied.
+// amid sends messages, and calls disturb when some of them have been applied.
 func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) error {
 	before, err := r.applied(ctx) // keys of earlier rounds may still wait
 	if err != nil {
@@ -242,8 +243,8 @@ func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) e
 	return errors.Join(err, sending.Wait())
 }
 
-// compareTotals compares what RabbitMQ has given away with what is recorded, while no
-// replica runs: an id that is not recorded must still be in its queue.
+// compareTotals compares what RabbitMQ no longer has with what is recorded, if no
+// replica runs: a message that is not recorded must still be in its queue.
 func (r *run) compareTotals(ctx context.Context) error {
 	if r.rabbitmq == nil || len(r.fleet.running) > 0 {
 		return nil
@@ -401,7 +402,7 @@ func (r *run) applied(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// reach waits until so many are applied.
+// reach waits until applied returns at least goal.
 func (r *run) reach(ctx context.Context, goal int) error {
 	return until(ctx, fmt.Sprintf("%d applied orders and updates", goal), func() (bool, error) {
 		n, err := r.applied(ctx)
@@ -431,7 +432,7 @@ func (r *run) settle(ctx context.Context) error {
 	})
 }
 
-// finish drains all replicas, and starts and drains one again: redeliveries change
+// finish drains all replicas, then starts and drains one more: redeliveries must change
 // nothing.
 func (r *run) finish(ctx context.Context) error {
 	if err := r.settle(ctx); err != nil {
@@ -451,7 +452,7 @@ func (r *run) finish(ctx context.Context) error {
 	return errors.Join(r.settle(ctx), r.fleet.stop(0))
 }
 
-// check runs all checks at rest.
+// check runs all checks after the run.
 func (r *run) check(ctx context.Context) error {
 	want := expect(r.sent)
 
@@ -545,7 +546,7 @@ func (r *run) checkTopics(ctx context.Context, want expected) error {
 	r.report.that("orders.rejected has the rejected orders, and no others", differences(failed, got))
 
 	if r.kafka == nil {
-		return nil // orders.completed is consumed, and so is empty
+		return nil // a consumer empties orders.completed
 	}
 
 	done, err := r.broker.published(ctx, "orders.completed")
@@ -579,7 +580,7 @@ func (r *run) summarise(ctx context.Context) error {
 	return nil
 }
 
-// until polls a condition for as long as patience.
+// until polls a condition for at most patience.
 func until(ctx context.Context, what string, condition func() (bool, error)) error {
 	for deadline := time.Now().Add(patience); ; {
 		ok, err := condition()

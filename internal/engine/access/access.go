@@ -14,17 +14,17 @@ import (
 // Role says what somebody may do. The zero value may do nothing.
 type Role string
 
-// Roles, each of which may do what those before it may.
+// Roles. Each may do everything that the roles before it may do.
 const (
 	Viewer   Role = "viewer"   // reads, without personal data
 	Operator Role = "operator" // reads everything and acts on messages and consumers
-	Admin    Role = "admin"    // erases people
+	Admin    Role = "admin"    // erases personal data
 )
 
-// Roles lists all roles, the least first.
+// Roles lists all roles, the lowest first.
 var Roles = []Role{Viewer, Operator, Admin}
 
-// Allows reports whether somebody with the role may do what needs another.
+// Allows reports whether somebody with role r may do what requires the role needs.
 func (r Role) Allows(needs Role) bool {
 	return r.rank() > 0 && needs.rank() > 0 && r.rank() >= needs.rank()
 }
@@ -46,29 +46,29 @@ type Identity struct {
 	Role Role
 }
 
-// RefusedError reports a credential that proves nothing. The reason is for the log, not
-// for the sender.
+// RefusedError reports a credential that is not accepted. The reason is for the log,
+// not for the sender.
 type RefusedError struct{ Reason string }
 
 func (e *RefusedError) Error() string { return e.Reason }
 
-// Refused reports whether err is about the credential. Other errors mean that it could
-// not be checked.
+// Refused reports whether err is about the credential. Other errors mean that the
+// credential could not be checked.
 func Refused(err error) bool {
 	_, refused := errors.AsType[*RefusedError](err)
 
 	return refused
 }
 
-// Verifier checks credentials. An interactive log-in would end in a session that it
-// checks like a token.
+// Verifier checks credentials. An interactive login would create a session, which the
+// Verifier would check like a token.
 type Verifier struct {
 	pool     *pgxpool.Pool
-	provider *provider // nil without one
+	provider *provider // nil if there is none
 }
 
-// NewVerifier returns a verifier of API tokens and, if cfg names a provider, of its
-// tokens. It asks nobody yet.
+// NewVerifier returns a verifier of API tokens and, if cfg names a provider, of that
+// provider's tokens. It does not contact the provider yet.
 func NewVerifier(cfg OIDC, pool *pgxpool.Pool, logger *slog.Logger) (*Verifier, error) {
 	v := &Verifier{pool: pool}
 	if cfg.Issuer == "" {
@@ -81,7 +81,7 @@ func NewVerifier(cfg OIDC, pool *pgxpool.Pool, logger *slog.Logger) (*Verifier, 
 	return v, err
 }
 
-// Verify returns who presents a bearer token; see Refused for errors.
+// Verify returns the identity behind a bearer token; see Refused for errors.
 func (v *Verifier) Verify(ctx context.Context, bearer string) (Identity, error) {
 	switch {
 	case strings.HasPrefix(bearer, tokenPrefix):
@@ -89,6 +89,6 @@ func (v *Verifier) Verify(ctx context.Context, bearer string) (Identity, error) 
 	case v.provider != nil:
 		return v.provider.verify(ctx, bearer)
 	default:
-		return Identity{}, &RefusedError{"it is no API token, and http.oidc names no provider"}
+		return Identity{}, &RefusedError{"it is not an API token, and http.oidc has no provider"}
 	}
 }

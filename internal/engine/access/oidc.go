@@ -19,25 +19,26 @@ import (
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
-// OIDC configures a provider of OpenID Connect, whose signed tokens (JWT) are accepted.
+// OIDC configures an OpenID Connect provider whose signed tokens (JWTs) are accepted.
 type OIDC struct {
 	// Issuer is the URL of the provider, exactly as in its tokens. Defaults to none.
 	Issuer string `koanf:"issuer"`
-	// Audience is the client id or API that tokens must be meant for.
+	// Audience is the client id or API that tokens must be issued for.
 	Audience string `koanf:"audience"`
 	// CAFile verifies the provider. Defaults to the system's certificates.
 	CAFile string `koanf:"ca_file"`
-	// NameClaim is the claim that actions are recorded under. Defaults to sub, the only
-	// one that a provider never gives to somebody else.
+	// NameClaim is the claim whose value identifies the actor of an action. Defaults to
+	// sub, the only claim whose value a provider never gives to somebody else.
 	NameClaim string `koanf:"name_claim"`
-	// RoleClaim is the claim with a text or list that Roles maps to roles. A name with
-	// dots may be a path, such as realm_access.roles. Defaults to roles.
+	// RoleClaim is the claim whose string or list of strings Roles maps to roles. A
+	// name with dots may be a path, such as realm_access.roles. Defaults to roles.
 	RoleClaim string `koanf:"role_claim"`
-	// Roles maps values of RoleClaim. If several apply, the one that allows most counts.
+	// Roles maps values of RoleClaim to roles. If several match, the highest role
+	// counts.
 	Roles []Mapping `koanf:"roles"`
 }
 
-// Mapping gives a role to those who have a value in their claim.
+// Mapping gives Role to everybody whose role claim contains Value.
 type Mapping struct {
 	Value string `koanf:"value"`
 	Role  Role   `koanf:"role"`
@@ -55,8 +56,8 @@ func (c OIDC) Validate() error {
 	u, err := url.Parse(c.Issuer)
 	errs := []error{
 		check.Value(err == nil && u.Host != "" && (u.Scheme == "https" || u.Scheme == "http" && check.Loopback(u.Hostname())),
-			"http.oidc.issuer", c.Issuer, "https://host, because whoever changes the keys of the provider may do everything"),
-		check.That(c.Audience != "", "http.oidc.audience: is missing, expected the client id or API that tokens are meant for; without it, tokens for any other application would be accepted"),
+			"http.oidc.issuer", c.Issuer, "https://host, because anyone who can replace the provider's keys can do anything"),
+		check.That(c.Audience != "", "http.oidc.audience: is missing, expected the client id or API that tokens are issued for; without it, tokens for any other application would be accepted"),
 		check.That(c.NameClaim != "", "http.oidc.name_claim: is missing, expected a claim such as sub"),
 		check.That(c.RoleClaim != "", "http.oidc.role_claim: is missing, expected a claim such as roles"),
 		check.That(len(c.Roles) > 0, "http.oidc.roles: is empty, expected at least one {value: ..., role: viewer, operator or admin}; without it, nobody has a role"),
@@ -71,14 +72,15 @@ func (c OIDC) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Times of asking a provider.
+// Timing of requests to a provider.
 const (
 	providerTimeout = 5 * time.Second
 	providerPause   = 5 * time.Second // after a failure
 )
 
-// provider verifies tokens of an OpenID Connect provider. It asks for its description
-// and keys when it needs them: the service starts without the provider.
+// provider verifies tokens of an OpenID Connect provider. It fetches the provider's
+// description and keys only when they are needed, so the service can start without the
+// provider.
 type provider struct {
 	cfg    OIDC
 	client *http.Client
@@ -102,8 +104,8 @@ func newProvider(cfg OIDC, logger *slog.Logger) (*provider, error) {
 	return &provider{cfg: cfg, client: &http.Client{Timeout: providerTimeout, Transport: transport}, logger: logger}, nil
 }
 
-// discovered returns the verifier of the provider, which it asks for its description at
-// first.
+// discovered returns the verifier. It fetches the provider's description unless an
+// earlier call has done so.
 func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,10 +114,10 @@ func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 		return p.verifier, p.failure
 	}
 
-	// The keys are asked for later, long after this request.
+	// The verifier keeps this context to fetch keys long after this request.
 	found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), p.client), p.cfg.Issuer)
 	if err != nil {
-		p.failure, p.failedAt = fmt.Errorf("asking the OpenID Connect provider %s: %w", p.cfg.Issuer, err), time.Now()
+		p.failure, p.failedAt = fmt.Errorf("contacting the OpenID Connect provider %s: %w", p.cfg.Issuer, err), time.Now()
 		p.logger.Warn("the OpenID Connect provider cannot be used", slog.Any("error", p.failure))
 
 		return nil, p.failure
@@ -126,8 +128,8 @@ func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 	return p.verifier, nil
 }
 
-// verify returns whose a token is. Somebody whom no mapping gives a role is known, and
-// may do nothing.
+// verify returns the identity behind a token. Somebody without a mapped role is known,
+// but may do nothing.
 func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) {
 	if strings.Count(bearer, ".") != 2 {
 		return Identity{}, &RefusedError{"it is neither an API token nor a signed token (JWT)"}
@@ -156,12 +158,12 @@ func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) 
 	return Identity{Who: who, Role: p.role(claims)}, nil
 }
 
-// checkName refuses a name that could be mistaken for another's in the record of
+// checkName refuses a name that could be mistaken for somebody else's in the record of
 // actions.
 func checkName(who, claim string, claims map[string]any) error {
 	switch verified := claims["email_verified"]; {
 	case who == "" || event.Storable(who) != nil || len(who) > maxName:
-		return &RefusedError{fmt.Sprintf("its claim %s is no name of 1 to %d bytes", claim, maxName)}
+		return &RefusedError{fmt.Sprintf("its claim %s is not a name of 1 to %d bytes", claim, maxName)}
 	case claim == "email" && verified != true && verified != "true":
 		return &RefusedError{"its e-mail address is not verified by the provider"}
 	case strings.HasPrefix(who, actorPrefix) || who == activity.Service:
@@ -198,7 +200,7 @@ func (p *provider) role(claims map[string]any) (role Role) {
 	return role
 }
 
-// claimAt returns the claim with a name, or the one at a path of names.
+// claimAt returns the claim called name, or else the claim at the dotted path name.
 func claimAt(claims map[string]any, name string) any {
 	if value, ok := claims[name]; ok {
 		return value

@@ -19,8 +19,9 @@ import (
 // secrets find them.
 const tokenPrefix = "mrt_"
 
-// tokenBytes are random. Nobody guesses 256 bits, so a plain hash protects a stolen
-// table: a slow one is for passwords, which can be guessed, and would cost each request.
+// tokenBytes is the number of random bytes in a token. Nobody can guess 256 bits, so a
+// plain hash is enough even if the table is stolen. A slow hash is for passwords, which
+// can be guessed, and would slow down each request.
 const tokenBytes = 32
 
 // actorPrefix tells the name of a token from that of a person in the record of actions.
@@ -39,7 +40,7 @@ type Token struct {
 	CreatedAt time.Time `json:"created_at"`
 	CreatedBy string    `json:"created_by"`
 	ExpiresAt time.Time `json:"expires_at"`
-	// UsedAt is when it was last accepted, to the minute.
+	// UsedAt is when the token was last accepted, to the minute.
 	UsedAt    *time.Time `json:"used_at,omitempty"`
 	RevokedAt *time.Time `json:"revoked_at,omitempty"`
 	RevokedBy string     `json:"revoked_by,omitempty"`
@@ -58,8 +59,8 @@ func (t Token) State() string {
 }
 
 // CreateToken stores a token that is valid for the given time, and returns its secret,
-// which nobody can read again. A name is used once, because actions are recorded under
-// it.
+// which nobody can read again. A name can be used only once, because actions are
+// recorded under it.
 func CreateToken(ctx context.Context, db postgres.Querier, name string, role Role, life time.Duration, by string) (secret string, err error) {
 	if role.rank() == 0 {
 		return "", event.Errorf(event.Unknown, "there is no role %s, expected one of viewer, operator, admin", role)
@@ -98,7 +99,7 @@ func digest(secret string) []byte {
 	return sum[:]
 }
 
-// ListTokens returns all tokens by name.
+// ListTokens returns all tokens, sorted by name.
 func ListTokens(ctx context.Context, db postgres.Querier) ([]Token, error) {
 	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Token], `
 		SELECT name, role, created_at, created_by, expires_at, used_at, revoked_at, COALESCE(revoked_by, '') FROM api_tokens ORDER BY name`)
@@ -109,8 +110,8 @@ func ListTokens(ctx context.Context, db postgres.Querier) ([]Token, error) {
 	return list, nil
 }
 
-// RevokeToken makes a token invalid from now on. It reports false if it was revoked
-// before.
+// RevokeToken makes a token invalid from now on. It returns false if the token was
+// already revoked.
 func RevokeToken(ctx context.Context, db postgres.Querier, name, by string) (changed bool, err error) {
 	found, err := postgres.Collect(ctx, db, pgx.RowTo[bool], `
 		WITH revoked AS (
@@ -128,7 +129,8 @@ func RevokeToken(ctx context.Context, db postgres.Querier, name, by string) (cha
 	return found[0], nil
 }
 
-// verifyToken returns whose an API token is. It records the use once a minute.
+// verifyToken returns the identity behind an API token. It records the token's use at
+// most once a minute.
 func verifyToken(ctx context.Context, db postgres.Querier, secret string) (Identity, error) {
 	type row struct {
 		Name             string

@@ -17,8 +17,8 @@ import (
 type Actor struct {
 	Who string
 	Why string
-	// Request identifies the command or HTTP request, so that its outcome can be
-	// asked for; see failed.Store.Progress. It may be uuid.Nil.
+	// Request identifies the command or HTTP request, so that its outcome can be looked
+	// up; see failed.Store.Progress. It may be uuid.Nil.
 	Request uuid.UUID
 }
 
@@ -100,8 +100,8 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 // erasedText replaces a reason that contains personal data.
 const erasedText = "erased"
 
-// EraseWhere removes the payloads of edits that are about a person, wherever their
-// message is now, and returns the number of actions.
+// EraseWhere removes the payloads of edits for which about returns true, wherever the
+// edited messages are now. It returns the number of changed actions.
 func EraseWhere(ctx context.Context, tx pgx.Tx, about func(payload []byte) bool) (int64, error) {
 	rows, err := tx.Query(ctx, `SELECT id, payload FROM operator_actions WHERE payload IS NOT NULL`)
 	if err != nil {
@@ -128,8 +128,8 @@ func EraseWhere(ctx context.Context, tx pgx.Tx, about func(payload []byte) bool)
 	return update(ctx, tx, `UPDATE operator_actions SET payload = NULL WHERE id = ANY($1)`, ids)
 }
 
-// Erase removes the free text and the payload of the actions with these IDs. Who did
-// what and when stays; subject replaces the key of the message.
+// Erase removes the free text and the payload of the actions with these IDs. The record
+// of who did what and when remains; subject replaces the key of the message.
 func Erase(ctx context.Context, tx pgx.Tx, ids []int64, subject string) (int64, error) {
 	n, err := update(ctx, tx, `
 		UPDATE operator_actions SET why = $2, detail = '', payload = NULL,
@@ -160,7 +160,7 @@ type Filter struct {
 	EntryIDs []int64
 	// Since and Until bound the time: Since <= t < Until.
 	Since, Until time.Time
-	// Before bounds the id, exclusive: the cursor of a page.
+	// Before selects actions with lower IDs. It is the cursor of a page.
 	Before int64
 }
 
@@ -173,7 +173,7 @@ func List(ctx context.Context, db postgres.Querier, f Filter, limit int) ([]Acti
 	return query(ctx, db, f, `ORDER BY id DESC LIMIT `+fmt.Sprint(limit))
 }
 
-// Of returns the actions on failed messages, oldest first, keyed by message ID.
+// Of returns the actions on failed messages, oldest first, keyed by entry ID.
 func Of(ctx context.Context, db postgres.Querier, entryIDs []int64) (map[int64][]Action, error) {
 	actions, err := query(ctx, db, Filter{EntryIDs: entryIDs}, `ORDER BY id`)
 	found := make(map[int64][]Action, len(entryIDs))

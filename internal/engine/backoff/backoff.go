@@ -40,7 +40,7 @@ const maxWait = 5 * time.Second
 func Final(err error) error { return backoff.Permanent(err) }
 
 // Retry calls attempt with growing delays until it succeeds, returns a Final error or
-// ctx ends. It logs when it starts waiting for the dependency what, at growing
+// ctx ends. It logs when it starts waiting for the dependency named what, at growing
 // intervals while it waits, and when the dependency becomes available.
 func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func() error) error {
 	var reminder Reminder
@@ -57,7 +57,7 @@ func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func()
 	return err
 }
 
-// Until is Retry without a log.
+// Until is Retry without logging.
 func Until(ctx context.Context, attempt func() error) error {
 	return until(ctx, attempt, func(error) {})
 }
@@ -74,14 +74,14 @@ func until(ctx context.Context, attempt func() error, failed func(error)) error 
 	return err
 }
 
-// The pause after which an error is logged again grows from the first to the last.
+// The pause before an error is logged again grows from firstReminder to lastReminder.
 const (
 	firstReminder = 30 * time.Second
 	lastReminder  = 10 * time.Minute
 )
 
-// Reminder decides when an error that lasts is worth a line in the log: at once, when
-// its text changes, and again at growing intervals.
+// Reminder decides when to log a lasting error: at once, when its text changes, and
+// again at growing intervals.
 type Reminder struct {
 	mu    sync.Mutex
 	text  string
@@ -112,7 +112,7 @@ func (r *Reminder) Due(err error) bool {
 	return true
 }
 
-// withoutDigits removes ports, which differ in each attempt.
+// withoutDigits removes digits, because ports differ in each attempt.
 func withoutDigits(text string) string {
 	return strings.Map(func(c rune) rune {
 		if c >= '0' && c <= '9' {

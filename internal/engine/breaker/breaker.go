@@ -133,9 +133,9 @@ func (a *Attempt) Dependency() string {
 // while the breaker is closed.
 func (b *Breaker) Wait(ctx context.Context) (*Attempt, error) { return b.wait(ctx, false) }
 
-// WaitToRead is Wait for an attempt that only reads. Its success proves nothing to those
-// who write, such as on a full disk: once a write has failed, only a write closes the
-// breaker.
+// WaitToRead is Wait for an attempt that only reads. Its success proves nothing about
+// writes, for example on a full disk. So once a write has failed, only a successful
+// write closes the breaker.
 func (b *Breaker) WaitToRead(ctx context.Context) (*Attempt, error) { return b.wait(ctx, true) }
 
 func (b *Breaker) wait(ctx context.Context, reads bool) (*Attempt, error) {
@@ -202,8 +202,8 @@ func (b *Breaker) State() State {
 }
 
 // Answered reports that the dependency answered, whether or not the call succeeded.
-// While the breaker is open only its probe counts: an attempt that began before may
-// have got its answer while the dependency was going away.
+// While the breaker is open, only its probe counts: an earlier attempt may have been
+// answered just before the dependency became unavailable.
 func (a *Attempt) Answered() {
 	if a == nil {
 		return
@@ -219,7 +219,7 @@ func (a *Attempt) Answered() {
 	}
 
 	if a.reads && b.writesFailed {
-		b.wake() // those who write may try
+		b.wake() // let a writer try
 
 		return
 	}

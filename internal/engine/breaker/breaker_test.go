@@ -170,7 +170,7 @@ func TestALateAnswerDoesNotCloseAnOpenBreaker(t *testing.T) {
 	}
 }
 
-// look makes an attempt that only reads and succeeds.
+// look makes a successful attempt that only reads.
 func look(t *testing.T, b *breaker.Breaker) {
 	t.Helper()
 

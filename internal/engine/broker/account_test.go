@@ -18,8 +18,8 @@ type secured struct {
 	// open is for administrators, and needs no account.
 	open  harness
 	admin sarama.ClusterAdmin
-	// address demands TLS and an account, plain an account by PLAIN without TLS, and
-	// mutual a certificate of authority.
+	// address demands TLS and an account, plain an account with PLAIN and no TLS, and
+	// mutual a certificate from authority.
 	address, plain, mutual string
 
 	authority  *brokertest.Authority
@@ -149,7 +149,7 @@ func usesWhatExists(t *testing.T, s *secured) {
 	late := consume(t, conn, missing, nil)
 
 	pgtest.Eventually(t, "only the missing topic is named, with its remedy", func() bool {
-		conn.Check(t.Context()) // which looks again: the rights take effect a little later
+		conn.Check(t.Context()) // Check looks again: the rights take effect a little later
 
 		refused := conn.Refusals()
 
@@ -168,8 +168,7 @@ func usesWhatExists(t *testing.T, s *secured) {
 	must(t, conn.Close())
 }
 
-// namesTheGroup checks that a consumer that receives nothing does not count as one that
-// runs.
+// namesTheGroup checks that a consumer that receives nothing does not count as running.
 func namesTheGroup(t *testing.T, s *secured) {
 	t.Helper()
 

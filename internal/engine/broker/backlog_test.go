@@ -140,7 +140,7 @@ func TestABacklogIsUnknownInTimeWhileTheBrokerDoesNotAnswer(t *testing.T) {
 	}
 }
 
-// A connection that was made and is lost is noticed without a message.
+// The loss of an established connection is noticed even without a message.
 func TestAConnectedBrokerIsAskedWhetherItAnswers(t *testing.T) {
 	t.Parallel()
 

@@ -81,8 +81,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Warn returns an error that lists the secrets that the network can read, and the
-// connections of brokers that no topic uses.
+// Warn returns an error that lists the secrets that others on the network can read, and
+// the configured brokers that no topic uses.
 func (c Config) Warn() error {
 	defaults := DefaultConfig()
 
@@ -104,7 +104,7 @@ func (c Config) Warn() error {
 	return errors.Join(errs...)
 }
 
-// names returns the names that topics have at a broker, if they differ.
+// names returns the names of topics at a broker, where they differ.
 func (c Config) names(kind string) names {
 	names := names{}
 

@@ -330,7 +330,7 @@ func (h harness) large(t *testing.T) {
 	t.Helper()
 
 	topic := brokertest.Topic()
-	if h.config.Kind == broker.Kafka { // whose default is 1 MiB
+	if h.config.Kind == broker.Kafka { // Kafka's default is 1 MiB
 		h.createTopic(t, topic, "16777216")
 	}
 
@@ -350,8 +350,8 @@ func (h harness) large(t *testing.T) {
 	}
 }
 
-// closes checks that Publish never reports success for a lost message: a durable
-// broker still has the message, on others Publish fails.
+// closes checks that Publish never reports success for a lost message: a durable broker
+// still has the message; with others, Publish fails.
 func (h harness) closes(t *testing.T) {
 	t.Helper()
 
@@ -393,8 +393,8 @@ func (h harness) closes(t *testing.T) {
 	}
 }
 
-// returns checks that only the publisher delivers a refused message again: it keeps
-// the order.
+// returns checks that only the publisher delivers a refused message again, because the
+// publisher keeps the order.
 func (h harness) returns(t *testing.T) {
 	t.Helper()
 

@@ -23,7 +23,7 @@ func keyOf(payload []byte) string {
 	return key
 }
 
-// hold subscribes and holds the messages without an answer.
+// hold subscribes and holds the messages without answering them.
 func hold(t *testing.T, conn *connection, topic string) *held {
 	t.Helper()
 
@@ -52,7 +52,7 @@ func hold(t *testing.T, conn *connection, topic string) *held {
 	return h
 }
 
-// held has the messages without an answer by payload.
+// held has the messages without an answer, by payload.
 type held struct {
 	mu       sync.Mutex
 	messages map[string]*message.Message
@@ -191,13 +191,13 @@ func TestOffsetsStayBehindAMessageInHand(t *testing.T) {
 	pgtest.Eventually(t, "all are committed", func() bool { return backlog(t, conn, topic) == 0 })
 }
 
-// progress has the number of the next message of each key, whose payloads are 0, 1, 2...
+// progress has the number of the next message of each key. The payloads are 0, 1, 2...
 type progress struct {
 	mu   sync.Mutex
 	next map[string]int
 }
 
-// take handles a message. It checks that each earlier one of its key has come before.
+// take handles a message. It checks that all earlier messages of its key have come.
 func (p *progress) take(t *testing.T, msg *message.Message) {
 	t.Helper()
 
@@ -218,11 +218,11 @@ func (p *progress) take(t *testing.T, msg *message.Message) {
 	}
 
 	p.mu.Unlock()
-	time.Sleep(rand.N(20 * time.Millisecond)) // its work
+	time.Sleep(rand.N(20 * time.Millisecond)) // the handler's work
 	msg.Ack()
 }
 
-// complete tells whether that many messages of that many keys have come.
+// complete reports whether the given number of messages of each key has come.
 func (p *progress) complete(keys, each int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

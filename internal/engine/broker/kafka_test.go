@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // producer returns a producer of another system.
@@ -136,8 +138,8 @@ func TestKeysAreOnThePartitionsThatJavaChooses(t *testing.T) {
 	}
 }
 
-// A record without an id is identified by its place and time, which a topic that is made
-// anew does not repeat.
+// A record without an id is identified by its place and time. A topic that is created
+// again does not repeat both.
 func TestATopicMadeAnewHasNewMessages(t *testing.T) {
 	t.Parallel()
 
@@ -155,7 +157,13 @@ func TestATopicMadeAnewHasNewMessages(t *testing.T) {
 	}
 
 	before := first()
-	must(t, admin(t, h.config).DeleteTopic(topic))
+	cluster := admin(t, h.config)
+	must(t, cluster.DeleteTopic(topic))
+	pgtest.Eventually(t, "the topic is gone", func() bool {
+		found, err := cluster.DescribeTopics([]string{topic})
+
+		return err == nil && errors.Is(found[0].Err, sarama.ErrUnknownTopicOrPartition)
+	})
 
 	if after := first(); after == before {
 		t.Error("a message of the new topic has the id of one of the old topic")

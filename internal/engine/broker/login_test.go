@@ -85,7 +85,7 @@ func (i *identities) token(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"access_token": signed + "." + encode(signature), "token_type": "Bearer", "expires_in": 3600})
 }
 
-// login changes how the account "shop" logs in to a Kafka that demands it.
+// login changes how the account "shop" logs in to a Kafka that demands a login.
 type login func(s *secured, cfg *kafka.Config)
 
 // bySASL logs in with a password or a client secret.
@@ -103,7 +103,8 @@ func bySASL(mechanism, password string) login {
 	}
 }
 
-// byCertificate logs in at the listener that demands one of the authority that it trusts.
+// byCertificate logs in at the listener that demands a certificate from an authority it
+// trusts.
 func byCertificate(issue func(*secured) (cert, key string)) login {
 	return func(s *secured, cfg *kafka.Config) {
 		cfg.Brokers = []string{s.mutual}
@@ -141,8 +142,8 @@ func logsIn(login login) func(*testing.T, *secured) {
 	}
 }
 
-// refused checks that a login is named as the reason, in the state and in the log, with
-// what to do.
+// refused checks that the state and the log name the login as the reason, with a
+// remedy.
 func refused(login login, why, remedy string) func(*testing.T, *secured) {
 	return func(t *testing.T, s *secured) {
 		t.Helper()
@@ -201,11 +202,11 @@ func logins() map[string]func(*testing.T, *secured) {
 			bySASL("SCRAM-SHA-512", "")(s, cfg)
 			cfg.Brokers, cfg.TLS, cfg.CAFile = []string{s.plain}, false, ""
 		}, account, "broker.kafka.sasl_mechanism"),
-		"no login is named": refused(func(*secured, *kafka.Config) {}, "without the encryption or login that it demands", ""),
+		"no login is named": refused(func(*secured, *kafka.Config) {}, "that lack the encryption or login that it requires", ""),
 		"no encryption is named": refused(func(s *secured, cfg *kafka.Config) {
 			bySASL("PLAIN", "")(s, cfg)
 			cfg.TLS, cfg.CAFile = false, ""
-		}, "without the encryption or login that it demands", ""),
+		}, "that lack the encryption or login that it requires", ""),
 		"a broker of nobody known is named": refused(func(s *secured, cfg *kafka.Config) {
 			bySASL("PLAIN", "")(s, cfg)
 			cfg.CAFile = brokertest.File(s, brokertest.NewAuthority(s).Certificate)

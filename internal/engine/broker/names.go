@@ -11,13 +11,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// names has the names that topics have at a broker, if they differ.
+// names maps topics to their names at a broker, where those differ.
 type names map[string]string
 
 // of returns the name of a topic at the broker.
 func (n names) of(topic string) string { return cmp.Or(n[topic], topic) }
 
-// topic returns the topic that has a name at the broker.
+// topic returns the topic with the given name at the broker.
 func (n names) topic(name string) string {
 	for topic, other := range n {
 		if other == name {
@@ -28,8 +28,8 @@ func (n names) topic(name string) string {
 	return name
 }
 
-// CheckNames returns an error if two of the topics, which are all of the service, have one
-// name at their broker.
+// CheckNames takes all topics of the service. It returns an error if two of them have
+// the same name at their broker.
 func (s *Set) CheckNames(topics []string) error {
 	for _, conn := range s.conns {
 		taken := map[string]string{}
@@ -51,9 +51,9 @@ func (s *Set) CheckNames(topics []string) error {
 	return nil
 }
 
-// named is a driver for callers that use the names of topics in this service. It is the
-// only place that knows both names: the driver below it, with its log, its errors and
-// their remedies, uses those at the broker.
+// named wraps a driver for callers that use this service's names of topics. It is the
+// only place that knows both names: the driver below it, with its log, errors and
+// remedies, uses the names at the broker.
 type named struct {
 	driver.Driver
 	driver.Tailer

@@ -17,8 +17,8 @@ import (
 
 var errSeen = errors.New("seen")
 
-// renames checks that a topic has its name at the broker wherever it meets the broker, and
-// its name here wherever it meets the service. The broker refuses the name bad.
+// renames checks that the broker sees only the name that a topic has there, and the
+// service only its own name for the topic. The broker refuses the name bad.
 func (h harness) renames(t *testing.T, bad string) {
 	t.Helper()
 
@@ -44,7 +44,7 @@ func (h harness) renames(t *testing.T, bad string) {
 		return err == nil && len(list) == 1 && list[0].Topic == topic && list[0].Err == nil && list[0].Messages == 0 && list[0].Subscriptions > 0
 	})
 
-	h.config.Bind = nil // as an observer has it
+	h.config.Bind = nil // an observer renames nothing
 
 	bare := h.open(t)
 	defer bare.Close()

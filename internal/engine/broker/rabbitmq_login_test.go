@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// TestCertificatesOnRabbitMQ runs against one RabbitMQ that demands them.
+// TestCertificatesOnRabbitMQ runs against one RabbitMQ that demands certificates.
 func TestCertificatesOnRabbitMQ(t *testing.T) {
 	t.Parallel()
 
@@ -22,7 +22,7 @@ func TestCertificatesOnRabbitMQ(t *testing.T) {
 		rabbit_vhost:add(<<"sales">>, <<"test">>), rabbit_auth_backend_internal:add_user(<<"shop">>, <<"secret">>, <<"test">>),
 		rabbit_auth_backend_internal:set_permissions(<<"shop">>, <<"sales">>, <<".*">>, <<".*">>, <<".*">>, <<"test">>).`)
 
-	// config returns a configuration with a certificate of the name.
+	// config returns a configuration with a certificate for the name.
 	config := func(t *testing.T, url string, issuer *brokertest.Authority, name string) broker.Config {
 		t.Helper()
 

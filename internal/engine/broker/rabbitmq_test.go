@@ -112,8 +112,8 @@ func (r *rabbit) config() broker.Config {
 	return cfg
 }
 
-// connect connects with some topics; those whose names begin with "out" are published
-// only.
+// connect connects with some topics; those whose names begin with "out" are only
+// published to.
 func (r *rabbit) connect(cfg broker.Config, topics ...string) *connection {
 	r.Helper()
 
@@ -179,7 +179,7 @@ func (l *lines) Write(line []byte) (int, error) {
 	return l.text.Write(line)
 }
 
-// with returns the lines with all of the texts.
+// with returns the lines that contain all of the texts.
 func (l *lines) with(texts ...string) (found []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,8 +198,8 @@ func (l *lines) with(texts ...string) (found []string) {
 	return found
 }
 
-// TestRabbitMQAsOthersRunIt has what goes wrong, or is unlike ours, on the RabbitMQ of
-// an organization.
+// TestRabbitMQAsOthersRunIt covers what goes wrong on an organization's RabbitMQ, or
+// differs from ours.
 func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of its tests concerns the whole server
 	t.Parallel()
 
@@ -226,7 +226,7 @@ func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of
 		t.Run("a second host is tried", on(server, secondHost))
 	})
 
-	// It concerns the whole server.
+	// The alarm concerns the whole server.
 	t.Run("a memory alarm is noticed and delays no shutdown", on(server, memoryAlarm))
 }
 
@@ -323,7 +323,7 @@ func wrongPassword(r *rabbit) {
 
 	pgtest.Eventually(r, "the log says so", func() bool { return len(r.log.with("level=WARN", "authentication failed")) == 1 })
 
-	r.server.Do("ctl", "change_password", r.user, "wrong") // which makes it right
+	r.server.Do("ctl", "change_password", r.user, "wrong") // now the configured password is right
 	must(r, <-ended)
 	cancel()
 	must(r, conn.Close())
@@ -386,7 +386,7 @@ func deleted(r *rabbit) {
 	must(r, conn.Close())
 }
 
-// remove deletes queues, and then the exchange if it is among them.
+// remove deletes the named queues, and then the exchange if it is named too.
 func (r *rabbit) remove(names ...string) {
 	r.Helper()
 
@@ -488,8 +488,8 @@ func alternateExchange(r *rabbit) {
 	must(r, conn.Close())
 }
 
-// RabbitMQ ends the subscription of a queue that was deleted as it does that of one whose
-// node is stopped: without closing the channel.
+// movedQueue deletes a queue. RabbitMQ then ends the subscription as it does when the
+// node of the queue stops: without closing the channel.
 func movedQueue(r *rabbit) {
 	conn := r.connect(r.config(), "in")
 	second, done := make(chan struct{}), make(chan struct{})
@@ -523,7 +523,8 @@ func movedQueue(r *rabbit) {
 	must(r, conn.Close())
 }
 
-// silentQueue has a quorum queue that does not confirm, as without most of its nodes.
+// silentQueue has a quorum queue that does not confirm, as if most of its nodes were
+// down.
 func silentQueue(r *rabbit) {
 	r.declare("out.full", true, amqp091.Table{"x-max-length": int64(1), "x-overflow": "reject-publish"})
 
@@ -617,7 +618,7 @@ func consumersLost(r *rabbit) {
 		r.Errorf("got %+v", state)
 	}
 
-	r.server.Do("ctl", "change_password", r.user, "other") // which affects new connections only
+	r.server.Do("ctl", "change_password", r.user, "other") // affects only new connections
 	r.server.Do("ctl", "eval", fmt.Sprintf(`[rabbit_networking:close_connection(proplists:get_value(pid, C), "by the test") ||
 		C <- rabbit_networking:connection_info_all([pid, user, client_properties]), proplists:get_value(user, C) =:= <<"%s">>,
 		lists:keyfind(<<"connection_name">>, 1, proplists:get_value(client_properties, C)) =:= {<<"connection_name">>, longstr, <<"millrace consumers">>}].`, r.user))
@@ -630,7 +631,7 @@ func consumersLost(r *rabbit) {
 	must(r, conn.Close())
 }
 
-// Hosts that accept connections and say nothing, as behind a firewall.
+// The hosts accept connections but say nothing, as behind a firewall.
 func TestConnectingToRabbitMQEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 
@@ -802,7 +803,7 @@ func thirteen(r *rabbit) {
 	})
 	r.Logf("13 queues were declared and subscribed in %s", time.Since(started))
 
-	if took := time.Since(started); took > 5*time.Second { // on a busy machine
+	if took := time.Since(started); took > 5*time.Second { // even on a busy machine
 		r.Errorf("took %s", took)
 	}
 
@@ -847,7 +848,7 @@ func memoryAlarm(r *rabbit) {
 
 	consume(r, conn, "in.later", nil).wait(r, 1)
 
-	again := r.connect(r.config(), "in", "out") // a replica that starts meanwhile
+	again := r.connect(r.config(), "in", "out") // a replica that starts during the alarm
 
 	r.server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1GB")
 	pgtest.Eventually(r, "publishing works again", func() bool { return conn.Publisher().Publish("out", newMessage("k", "3")) == nil })

@@ -41,7 +41,7 @@ func admin(tb testing.TB, cfg broker.Config) sarama.ClusterAdmin {
 	return a
 }
 
-// createTopic creates a topic that takes batches of that many bytes.
+// createTopic creates a topic that takes batches of at most maxBytes.
 func (h harness) createTopic(tb testing.TB, topic, maxBytes string) {
 	tb.Helper()
 
@@ -62,7 +62,7 @@ type relayed struct {
 	registry *prometheus.Registry
 }
 
-// relay runs a relay to a broker that declares topics.
+// relay declares topics on a broker and runs a relay to it.
 func (h harness) relay(t *testing.T, topics ...string) *relayed {
 	t.Helper()
 
@@ -133,7 +133,7 @@ func TestAMessageThatTheBrokerNeverTakesDelaysNoOther(t *testing.T) {
 	h.createTopic(t, topic, defaultMaxMessageBytes)
 
 	r := h.relay(t, topic)
-	r.append(topic, 3, 1_048_477) // within our limit, and too large with its headers
+	r.append(topic, 3, 1_048_477) // within our limit, but too large with their headers
 	r.append(topic, 100, 1000)
 
 	pgtest.Eventually(t, "the others are published, and the large ones refused", func() bool {

@@ -10,7 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
-// Backlog is what a broker holds of a topic that this service consumes.
+// Backlog is what a broker holds for a topic that this service consumes.
 type Backlog = driver.Backlog
 
 // State is the state of a connection to a broker.
@@ -40,7 +40,7 @@ type health struct {
 	asking bool
 }
 
-// began reports that the service connects.
+// began records that the service has begun to connect.
 func (h *health) began() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -107,7 +107,7 @@ func (c *Conn) Check(ctx context.Context) {
 	c.health.mu.Unlock()
 
 	switch {
-	case !established: // Connect reports
+	case !established: // Connect records the state
 		return
 	case asking: // the last call still waits
 		c.health.heard(errSilent)

@@ -137,7 +137,8 @@ func appendSteps(t *testing.T, pool *pgxpool.Pool, keys, first, end int) {
 }
 
 // hotKeys checks that a consumer applies many messages of few keys once each and in
-// order, whatever fails, and several of a key in one transaction.
+// order, whatever fails. It also checks that several messages of a key share a
+// transaction.
 func (h harness) hotKeys(t *testing.T) {
 	t.Helper()
 
@@ -185,8 +186,8 @@ func (h harness) hotKeys(t *testing.T) {
 // more is how many further steps of each key sharesTransactions publishes.
 const more = 10
 
-// sharesTransactions publishes steps that do not fail, while nothing can be applied, and
-// checks that several of a key are then applied in one transaction.
+// sharesTransactions publishes steps that do not fail, while nothing can be applied. It
+// then checks that several steps of a key are applied in one transaction.
 func sharesTransactions(t *testing.T, pool *pgxpool.Pool, keys, first int) {
 	t.Helper()
 

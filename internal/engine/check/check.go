@@ -41,8 +41,8 @@ func Loopback(host string) bool {
 	return host == "localhost" || (ip != nil && ip.IsLoopback())
 }
 
-// Dialable returns an address that connects to a listener at addr on this machine:
-// loopback for one that listens on all addresses.
+// Dialable returns an address that connects to a listener at addr on this machine: a
+// loopback address if the listener is on all addresses.
 func Dialable(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 
@@ -58,8 +58,8 @@ func Dialable(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// Encrypted returns an error if a password or token, if there is one, would be
-// readable on the network on its way to host.
+// Encrypted returns an error if there is a secret, such as a password or token, and it
+// would cross the network to host unencrypted.
 func Encrypted(key string, encrypted, secret bool, host, expected string) error {
 	if encrypted || !secret || Loopback(host) {
 		return nil

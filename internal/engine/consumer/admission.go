@@ -80,8 +80,8 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 	}
 }
 
-// lookup is what Postgres knows of units. No transaction reads it: the result is only a
-// hint. Record checks it again under locks.
+// lookup is what Postgres knows about units. It is read outside a transaction, so it is
+// only a hint. Record checks it again under locks.
 type lookup struct {
 	verdicts []inbox.Verdict
 	found    map[string]bool
@@ -107,9 +107,8 @@ func (a *admission[P]) lookUp(ctx context.Context, units []*unit[event.Event[P]]
 	return known, err
 }
 
-// block stores a message behind those that wait for its key. It writes, so a server that
-// only answers those who read opens the breaker. blocked is false if the key no longer
-// waits.
+// block stores a message behind the waiting ones of its key. It writes, so a server that
+// answers only reads opens the breaker. blocked is false if the key no longer waits.
 func (a *admission[P]) block(d *delivery) (blocked bool, err error) {
 	err = a.router.untilAvailable(func(ctx context.Context) (err error) {
 		blocked, err = a.router.failed.BlockAlone(ctx, d.failed(fate{}))
@@ -123,7 +122,7 @@ func (a *admission[P]) block(d *delivery) (blocked bool, err error) {
 	return blocked, err
 }
 
-// answer asks the handler about the fresh units and completes all.
+// answer asks the handler about the fresh units and completes all units.
 func (a *admission[P]) answer(units []*unit[event.Event[P]], known lookup) {
 	answers := make([]error, len(units))
 
@@ -135,7 +134,7 @@ func (a *admission[P]) answer(units []*unit[event.Event[P]], known lookup) {
 
 	if err == nil && len(fresh) > 0 && a.admit != nil {
 		err = a.router.untilReadable(func(ctx context.Context) error {
-			events := slices.Clone(fresh) // Admit may complete them
+			events := slices.Clone(fresh) // Admit may add data to them
 
 			admitted, err := protect(func() ([]error, error) { return a.admit(ctx, a.router.pool, events) })
 			for i, answer := range admitted {

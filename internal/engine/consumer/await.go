@@ -13,19 +13,19 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// This file handles messages that came before another one that they depend on; see
+// This file handles messages that arrived before another one that they depend on; see
 // event.Await.
 
 // awaited is the set of topics that waiting messages await.
 type awaited struct {
 	mu sync.Mutex
-	// topics has when this process last parked a message that awaits the topic; zero if
-	// it has been read from Postgres only.
+	// topics maps each topic to the time when this process last parked a message that
+	// awaits it, or to zero if the topic was only read from Postgres.
 	topics map[string]time.Time
 }
 
-// set replaces the topics by those that were read from Postgres since the given time.
-// It keeps those added since, which the reader may have missed.
+// set replaces the topics with those of a read from Postgres that began at since. It
+// keeps the topics added after that, which the read may have missed.
 func (a *awaited) set(topics []string, since time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -82,14 +82,14 @@ func (r *Router) refreshAwaited(ctx context.Context) error {
 	return err
 }
 
-// wakeAwaiting makes the keys due that await the messages with these keys, which were
-// just applied. If it fails, they look again when they are due.
+// wakeAwaiting makes those keys due that await the given messages, which were just
+// applied. If it fails, those keys are tried again when they become due.
 func (r *Router) wakeAwaiting(topic string, keys []string) {
 	if !r.awaited.has(topic) {
 		return
 	}
 
-	r.briefly(r.working, "could not wake awaiting keys", func(ctx context.Context) error {
+	r.briefly(r.working, "could not wake keys that await a message", func(ctx context.Context) error {
 		woken, err := r.failed.Wake(ctx, topic, keys)
 		if woken > 0 {
 			r.retrySoon()
@@ -99,12 +99,12 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 	})
 }
 
-// overdue reports whether a message has waited as long as it may. The time does not
-// run while the consumers of the awaited message are not running, because it may wait
-// for them, nor as long again afterwards, while they serve their backlog. It does not
-// run while that message is among the failed messages or in the outbox either; held
-// then says so. It starts anew once that message has left the outbox, because it is in
-// its broker then.
+// overdue reports whether a message has waited as long as it may for another one. The
+// time does not run while the topic of the other message is stalled, because that
+// message may be in its backlog, nor for as long again afterwards, while the backlog is
+// served. Nor does it run while the other message is among the failed messages or in the
+// outbox; held then says so. The time starts again once the other message has left the
+// outbox, because only then is it in its broker.
 func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, held string) {
 	limit := r.cfg.AwaitTimeout
 
@@ -140,7 +140,7 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 		r.awaitFrom(d, notBegun)
 
 		return false, err.Error()
-	case d.waited < 0: // it was in the outbox when this message was last tried
+	case d.waited < 0: // the other one was in the outbox when this message was last tried
 		r.awaitFrom(d, 0)
 		d.waited = 0
 
@@ -150,12 +150,12 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 	}
 }
 
-// notBegun is when the time of a message begins that awaits one in the outbox: not before
-// it is tried again, even if its consumer is paused meanwhile. delivery.waited is
-// negative until then.
+// notBegun delays the time of a message that awaits one in the outbox. It is so long that
+// the time does not begin before the message is tried again, even if its consumer is
+// paused. delivery.waited is negative until the time begins.
 const notBegun = 365 * 24 * time.Hour
 
-// awaitFrom makes the time of a message that awaits another one begin after a while.
+// awaitFrom makes the time of a message that awaits another one begin after a delay.
 func (r *Router) awaitFrom(d *delivery, after time.Duration) {
 	r.briefly(r.working, "could not record that an awaited message was in the outbox", func(ctx context.Context) error {
 		return r.failed.AwaitFrom(ctx, *d.entry, after)
@@ -164,8 +164,8 @@ func (r *Router) awaitFrom(d *delivery, after time.Duration) {
 
 var errUnpublished = errors.New("a message with this key is in the outbox, or the outbox is too long to search")
 
-// lookInOutbox looks for messages on the topics with the keys of units. All units that
-// come during one search share the next one.
+// lookInOutbox looks for messages on the topics with the keys of units. Units that arrive
+// during one search share the next one.
 func (r *Router) lookInOutbox(units []*unit[[]string]) (behind []*unit[[]string]) {
 	var (
 		topics, found []string

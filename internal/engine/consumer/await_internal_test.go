@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// A message that awaits another one is tried rarely: when that one is applied, its key
-// is woken.
+// A message that awaits another one is tried rarely, because its key is woken when the
+// other one is applied.
 func TestAwaitingMessagesAreNotTriedInATightLoop(t *testing.T) {
 	t.Parallel()
 
@@ -59,7 +59,7 @@ func TestAwaitedTopicsAreForgottenWhenNothingAwaitsThem(t *testing.T) {
 	expect()
 }
 
-// After a stall the backlog has as long again, at most an hour.
+// After a stall the backlog may take as long as the stall did, at most an hour.
 func TestTheBacklogOfAStallIsServedFirst(t *testing.T) {
 	t.Parallel()
 

@@ -41,8 +41,8 @@ type unit[E any] struct {
 func (u *unit[E]) key() string      { return u.from.key }
 func (u *unit[E]) standing() *place { return u.place }
 
-// settle gives the unit its result. After a result that nothing can change any more, those
-// behind the unit may go on at once.
+// settle gives the unit its result. If nothing can change the result any more, the units
+// behind this one may go on at once.
 func (u *unit[E]) settle(err error) {
 	if u.place != nil && (err == nil || errors.Is(err, errBlocked)) {
 		u.place.over.Store(true)
@@ -84,7 +84,7 @@ func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
 }
 
 // fresh returns the events to apply and the index of each in units. It calls block
-// for units that are retried or whose key has failed messages, see failed.QueueKeys;
+// for units that are retried or whose key has failed messages (see failed.QueueKeys).
 // block reports whether the unit is now blocked.
 func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, found map[string]bool, block func(i int) (bool, error),
 ) (fresh []E, index []int, conflicts event.RejectSome, err error) {
@@ -166,10 +166,10 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
-	// repeats is when a claim of messages as new last failed because one was not.
+	// repeats is when messages were last claimed as new although one was not.
 	repeats atomic.Int64 // nanoseconds since 1970
-	// performed is true if the units' effects have been performed: they are recorded
-	// whatever operators decided meanwhile.
+	// performed is true if the units' effects have been performed. The effects are then
+	// recorded, whatever operators have decided since.
 	performed bool
 }
 
@@ -180,8 +180,8 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 	return a
 }
 
-// apply completes the units, except those that it returns: they are behind one of their
-// line that failed, and must wait until it has its fate.
+// apply completes the units, except those that it returns. These are behind a failed unit
+// of their line and must wait until the failed one has its fate.
 func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 	units = returnBroken(units)
 	if len(units) == 0 {
@@ -208,7 +208,7 @@ func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 	return nil
 }
 
-// returnBroken returns the units of broken lines to their broker. The others are left.
+// returnBroken returns the units of broken lines to their broker. left has the others.
 func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
 	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.place.broken() }) {
 		return units
@@ -225,7 +225,8 @@ func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
 	return left
 }
 
-// applyEach runs each unit in its own transaction, in order, because one fails the batch.
+// applyEach runs each unit in its own transaction, in order, because one of them made the
+// batch fail.
 func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 	for i, u := range units {
 		if u.place.first() {
@@ -238,10 +239,9 @@ func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 	return behind
 }
 
-// reject completes the rejected units that are the first of their lines, and runs those
-// together again that are neither rejected nor behind a rejected one. Units rejected
-// behind others of their line are judged again once the others are over, because the
-// others may yet fail.
+// reject completes the rejected units that are the first of their lines. Units that are
+// neither rejected nor behind a rejected one run together again. A rejected unit behind
+// others of its line is judged again once the others are over, because they may yet fail.
 func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind []*unit[E]) {
 	rest := make([]*unit[E], 0, len(units))
 
@@ -317,8 +317,8 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 	return nil
 }
 
-// expectRepeats is how long claims expect messages that were claimed before, after one
-// has found some: a broker that delivers messages again delivers many.
+// expectRepeats is how long claims expect repeated messages after a claim has found one:
+// a broker that delivers messages again delivers many.
 const expectRepeats = time.Minute
 
 // attempt is transact in one transaction. It returns inbox.ErrClaimed if repeated is
@@ -407,7 +407,7 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], rep
 	return fresh, index, a.router.failed.Block(ctx, tx, stored)
 }
 
-// overtake records the units to apply that overtake stopped messages of their keys.
+// overtake records which of the units to apply overtake stopped messages of their keys.
 func (a *applier[E]) overtake(ctx context.Context, tx pgx.Tx, units []*unit[E], index []int, found map[string]bool) error {
 	var list []failed.Delivery
 
@@ -444,7 +444,7 @@ func reindex(err error, index []int) error {
 	return translated
 }
 
-// untilAvailable runs attempt until Postgres is available for it: an infrastructure
+// untilAvailable repeats attempt while Postgres is unavailable, because an infrastructure
 // failure is never a message's fault. It returns ErrStopping if the service stops.
 func (r *Router) untilAvailable(attempt func(ctx context.Context) error) error {
 	return r.until(r.postgres.Wait, attempt)
@@ -473,7 +473,7 @@ func (r *Router) until(wait func(context.Context) (*breaker.Attempt, error), att
 			permit.Abandoned()
 
 			return ErrStopping
-		case !postgres.IsUnavailable(err): // it may have ended before it wrote anything
+		case !postgres.IsUnavailable(err): // the attempt may have failed before it wrote anything
 			permit.Abandoned()
 
 			return err

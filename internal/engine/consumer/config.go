@@ -36,13 +36,13 @@ type Config struct {
 	ParkAttempts int `koanf:"park_attempts"`
 	// AwaitTimeout is how long a message waits for another one that it depends on,
 	// such as the creation of its user on another topic. The time does not run while
-	// consumers of the other message are paused, unavailable or starting, or while it
-	// is itself among the failed messages or in the outbox. 0 does not wait. Defaults
-	// to 1m.
+	// consumers of the other message are paused, unavailable or starting, or while the
+	// other message is among the failed messages or in the outbox. At 0 it does not wait.
+	// Defaults to 1m.
 	AwaitTimeout time.Duration `koanf:"await_timeout"`
 	// PerTopic sets Retries, RetryInterval, ParkInterval, ParkMaxInterval and ParkAttempts
-	// for single topics, instead of the values above and of a topic's own defaults. Empty
-	// by default.
+	// for single topics, instead of the values above and a topic's own defaults. Empty by
+	// default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in flight.
 	// Keep it below the grace period of the container. Defaults to 15s.
@@ -120,12 +120,13 @@ func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 	return wait
 }
 
-// minAwait is the first wait of a message that awaits another one. It matters if the
-// other one is applied while this one is being parked; later it wakes its key.
+// minAwait is the first wait of a message that awaits another one. It matters only if the
+// other one is applied while this one is being parked. If the other one is applied later,
+// it wakes the key of this one.
 const minAwait = 500 * time.Millisecond
 
-// await returns how long a message that has waited for another one so far waits before
-// it looks again. A negative time has not begun.
+// await returns how long a message waits before it looks again for the one it awaits.
+// waited is its time so far, negative if that has not begun.
 func (c Config) await(waited time.Duration) time.Duration {
 	if waited < 0 {
 		return c.AwaitTimeout

@@ -41,8 +41,8 @@ type delivery struct {
 	entry *failed.Entry
 	// failures counts the previous failures.
 	failures int
-	// ahead is true if an earlier message of the key awaits one on the topic: this one is
-	// tried before it.
+	// ahead is true if the message is tried before an earlier one of its key, because the
+	// earlier one awaits a message on the same topic.
 	ahead bool
 	// waited is the time since the message was first found to await another one, or 0.
 	waited time.Duration
@@ -53,15 +53,15 @@ type delivery struct {
 	// suspended.
 	maxWait time.Duration
 	// session ends when the broker takes the message back: its partition or its
-	// connection is lost, so somebody else receives the message. A message that waits
-	// then gives way; one that is being applied is finished.
+	// connection is lost, so somebody else receives the message. If the message still
+	// waits, it gives way; if it is being applied, that is finished.
 	session context.Context //nolint:containedctx // it is a lifetime that outlasts no call
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
 	key string
 	// place is the message's place in its line at the consumer, or nil.
 	place *place
-	// stored is the key as the tables of failed messages have it; see failed.StoredKey.
+	// stored is the key as stored in the tables of failed messages; see failed.StoredKey.
 	stored string
 	// claim identifies the message in the inbox.
 	claim inbox.Entry
@@ -125,9 +125,9 @@ func (d *delivery) failed(f fate) failed.Entry {
 	return e
 }
 
-// loggable returns the error of a fate for the log. The error of a message with
-// personal data may quote it, so the log has its cause only; the failed message has all
-// of it.
+// loggable returns the error of a fate for the log. If the message has personal data,
+// the error may quote it, so the log gets only the cause; the failed message has the
+// whole error.
 func (d *delivery) loggable(f fate) string {
 	if _, personal := d.route.Payload.(event.Personal); personal {
 		return failed.Cause(d.failed(f))
@@ -136,8 +136,8 @@ func (d *delivery) loggable(f fate) string {
 	return f.err.Error()
 }
 
-// failure describes an error of an attempt for its span. Both are empty if there is
-// none.
+// failure describes the error of an attempt for its span. Both results are empty if
+// there is nothing to describe.
 func (d *delivery) failure(err error) (reason, text string) {
 	if d.span == nil || err == nil || isReturn(err) {
 		return "", ""
@@ -167,7 +167,7 @@ type fate struct {
 	attempts int
 	// wait is how long the message is parked.
 	wait time.Duration
-	// awaits lists the topics of a message that the parked one awaits.
+	// awaits lists the topics of the message that a parked one awaits.
 	awaits []string
 }
 
@@ -184,7 +184,7 @@ func (r *Router) deliver(d *delivery) fate {
 
 // attempt tries a message, with the immediate retries that its topic's policy allows.
 func (r *Router) attempt(d *delivery) error {
-	if err := r.forgotten(d); err != nil { // before a pause parks it, because a parked one is not asked
+	if err := r.forgotten(d); err != nil { // before a pause parks the message: a failed message is not checked
 		return err
 	}
 
@@ -223,8 +223,8 @@ func (r *Router) try(d *delivery, overdue bool) error {
 		return nil
 	}
 
-	// Watermill's Retry allocates for each message, and few fail: it gets those only,
-	// with the error that they already have.
+	// Watermill's Retry allocates for each message, but few messages fail. Only those go
+	// through it, and its first try returns the error that they already have.
 	tried := true
 	_, err = quickRetries(r.configOf(d.route.Topic)).Middleware(func(msg *message.Message) ([]*message.Message, error) {
 		if tried {
@@ -240,7 +240,7 @@ func (r *Router) try(d *delivery, overdue bool) error {
 }
 
 // errLineBroken returns a message because one ahead of it was returned, or because the
-// broker takes the messages of its key back.
+// broker takes back the messages of its key.
 var errLineBroken = errors.New("an earlier message of the key was returned to the broker")
 
 // errBlocked reports that a message is blocked by an earlier one of its key.
@@ -266,7 +266,7 @@ func (r *Router) decide(d *delivery, err error) fate {
 	early, isEarly := errors.AsType[*event.EarlyError](err)
 
 	switch {
-	case isEarly: // which is not a failure
+	case isEarly: // not a failure
 		f.outcome, f.attempts, f.wait, f.awaits = parked, d.failures, cfg.await(d.waited), early.Topics
 	case isRejection(err):
 	case isPending(err):
@@ -280,9 +280,9 @@ func (r *Router) decide(d *delivery, err error) fate {
 	return f
 }
 
-// inTurn waits until a message that is to be stored is the first of its line. Those that
-// reached no batch, because they are invalid or their consumer is suspended, may be ahead
-// of their turn.
+// inTurn makes a message that is to be stored wait until it is the first of its line. A
+// message that reached no batch, because it is invalid or its consumer is suspended, may
+// come here before its turn.
 func (d *delivery) inTurn(f fate) fate {
 	if d.place == nil || f.outcome != stopped && f.outcome != parked || d.route.lines.awaitTurn(d.place) {
 		return f
@@ -333,7 +333,7 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 		r.awaited.add(f.awaits)
 
 		return f
-	case f.outcome == parked && !isReturn(err): // it cannot wait
+	case f.outcome == parked && !isReturn(err): // it cannot be parked
 		f.outcome = stopped
 
 		return r.carryOut(d, f)
@@ -363,7 +363,7 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
 	case f.outcome == parked && isPending(f.err):
 		log(slog.LevelInfo, "message waits for an outcome", slog.Duration("wait", f.wait.Round(time.Millisecond)))
-	case f.outcome == parked && len(f.awaits) > 0 && d.entry != nil: // said before
+	case f.outcome == parked && len(f.awaits) > 0 && d.entry != nil: // logged before
 	case f.outcome == parked && len(f.awaits) > 0:
 		log(slog.LevelInfo, "message parked: it came before a message that it depends on")
 	case f.outcome == parked && !isReturn(f.err):
@@ -412,7 +412,7 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 	}
 }
 
-// join puts the message with a context at the end of its line at each consumer. The
+// join puts the message of ctx at the end of its line at each consumer. The
 // subscriber may then deliver the next one. It returns nil if the message is in no line, or
 // if a consumer takes the messages of a key one at a time.
 func join(ctx context.Context, routes []*Route) []*place {
@@ -431,9 +431,9 @@ func join(ctx context.Context, routes []*Route) []*place {
 	return places
 }
 
-// deliverAll delivers a message to all consumers of its topic concurrently. It
-// returns an error, which returns the message to the broker, if any consumer could
-// not settle it. The inbox makes the redelivery harmless for the others.
+// deliverAll delivers a message to all consumers of its topic concurrently. If any
+// consumer could not settle it, deliverAll returns an error, which returns the message
+// to the broker. The inbox makes the redelivery harmless for the others.
 func (r *Router) deliverAll(session context.Context, routes []*Route, msg *message.Message, places []*place) error {
 	fates := make([]fate, len(routes))
 	deliver := func(i int, msg *message.Message, shared bool) {

@@ -114,9 +114,9 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 		search.ID = e.Subject
 	}
 
-	// The search reads everything, so it runs before the transaction, whose locks would
-	// stop consumers, and while the texts are still known. Afterwards only what it found
-	// is looked at again.
+	// The search reads everything. It runs before the transaction, because the texts are
+	// still known then and the locks of the transaction would stop consumers. Afterwards
+	// only the rows that it found are searched again.
 	found, err := postgres.Find(ctx, r.pool, search)
 	if err != nil {
 		return done, err
@@ -126,7 +126,7 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 	done, err = r.eraseInTx(ctx, e, texts, search)
 
 	switch {
-	case done.unknown && len(found.Rows) > 0: // nothing is stored about the person, who is mentioned
+	case done.unknown && len(found.Rows) > 0: // nothing is stored about the person, but they are mentioned
 		done.Mentions = found.Rows
 	case err != nil:
 		return done, fmt.Errorf("erasing %s: %w", e.Subject, err)
@@ -177,7 +177,7 @@ func (e Erasing) check() error {
 	case e.By.Who == "":
 		return activity.ErrNoActor
 	case strings.TrimSpace(e.By.Why) == "":
-		return event.Errorf(event.Invalid, "why: is missing, expected the reason for the erasure, such as the number of a ticket")
+		return event.Errorf(event.Invalid, "why: is missing, expected the reason for the erasure, such as a ticket number")
 	default:
 		return nil
 	}
@@ -213,7 +213,7 @@ func (r *Router) textsOf(ctx context.Context, e Erasing) (texts []string, err er
 	}
 
 	if err == nil && mentioned(e.By.Why, texts) {
-		err = event.Errorf(event.Invalid, "why: contains a name or an address of the person, expected a reason that may be kept, such as the number of a ticket")
+		err = event.Errorf(event.Invalid, "why: contains a name or an address of the person, expected a reason that may be kept, such as a ticket number")
 	}
 
 	return texts, err
@@ -282,8 +282,8 @@ func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing, texts []string
 	return done, activity.Record(ctx, tx, e.By, activity.Action{Action: activity.Erased, Subject: e.Subject})
 }
 
-// eraseDomains erases the person in the tables of all domains and counts the rows. It
-// returns the error of a domain that does not know the person as missing.
+// eraseDomains erases the person in the tables of all domains and counts the rows. If a
+// domain does not know the person, missing is its error.
 func (r *Router) eraseDomains(ctx context.Context, tx pgx.Tx, done *Erasure, inMessages bool) (missing, err error) {
 	for _, domain := range r.erasers {
 		done.Rows[domain.name], err = domain.erase(ctx, tx, done.Subject, inMessages)
@@ -309,8 +309,8 @@ func (d Erasure) empty() bool {
 	return total == 0
 }
 
-// Personal reports whether messages on a topic may have personal data: those that a
-// handler or a producer declares, and those of topics that nobody knows.
+// Personal reports whether messages on a topic may have personal data. They may if a
+// handler or a producer declares it, or if nobody knows the topic.
 func (r *Router) Personal(topic string) bool {
 	known := false
 

@@ -15,14 +15,14 @@ import (
 type memory struct {
 	// retention is how long the inbox remembers, or 0 if it forgets nothing.
 	retention time.Duration
-	// created is when the database was created, once that is known: a younger one has
-	// forgotten nothing.
+	// created is when the database was created, or nil until that is known. A database
+	// younger than retention has forgotten nothing.
 	created atomic.Pointer[time.Time]
 }
 
-// Remember sets how long the inbox remembers applied messages. A message that was written
-// to its broker's log before that, and is not in the inbox, is stopped: it may have been
-// applied. An operator who knows that it has not requeues it.
+// Remember sets how long the inbox remembers applied messages. A message is stopped if it
+// was written to its broker's log longer ago and is not in the inbox, because it may have
+// been applied. An operator who knows that it was not applied requeues it.
 func (r *Router) Remember(retention time.Duration) {
 	r.refuseAfterRun("the retention of the inbox")
 	r.memory.retention = retention
@@ -35,8 +35,8 @@ func (d *delivery) written() (at time.Time, known bool) {
 	return at, err == nil
 }
 
-// forgotten rejects a message that the inbox may have forgotten. Nobody decided about it
-// yet: that of a failed message is the decision of an operator.
+// forgotten rejects a message that the inbox may have forgotten. It does not check a
+// failed message, because that is for an operator to decide.
 func (r *Router) forgotten(d *delivery) error {
 	written, known := d.written()
 	if d.entry != nil || r.memory.retention == 0 || !known || time.Since(written) <= r.memory.retention {

@@ -11,8 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
-// Only what was written before everything that the inbox remembers may be forgotten, and
-// only if the database is older than that, too.
+// A message may be forgotten only if it was written before everything that the inbox
+// remembers, and only if the database is older than that, too.
 func TestAMessageIsStoppedOnlyIfItMayBeForgotten(t *testing.T) {
 	t.Parallel()
 

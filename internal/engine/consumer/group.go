@@ -16,8 +16,8 @@ type queued interface {
 
 // group implements natural group commit: items that arrive during a run form the next
 // batch. There is no timer, so a single item does not wait. A batch may have several items
-// of a line, in order, but none before those ahead of it in the line are over or in the
-// same batch.
+// of a line, in order. An item enters a batch only if those ahead of it in its line are
+// over or in the same batch.
 type group[T queued] struct {
 	lines
 
@@ -58,7 +58,7 @@ func (g *group[T]) add(item T) {
 	g.start()
 }
 
-// insert adds an item to those that wait, most often at their end.
+// insert adds an item to the waiting ones, usually at the end.
 func (g *group[T]) insert(item T) {
 	t := ticketed[T]{item: item}
 
@@ -76,7 +76,7 @@ func (g *group[T]) insert(item T) {
 	g.waiting = slices.Insert(g.waiting, at, t)
 }
 
-// start runs what waits, unless enough is running.
+// start runs the waiting items, unless enough batches are running.
 func (g *group[T]) start() {
 	if len(g.waiting) > 0 && g.runs < g.maxRuns {
 		g.runs++
@@ -121,8 +121,8 @@ func (g *group[T]) gather() {
 	}
 }
 
-// take ends the previous batch, of which the items behind wait again, and starts the
-// next. An empty batch ends the worker.
+// take ends the previous batch and starts the next. The items in behind wait again. An
+// empty batch ends the worker.
 func (g *group[T]) take(previous, behind []T) []T {
 	g.mu.Lock()
 	defer g.mu.Unlock()

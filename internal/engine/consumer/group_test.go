@@ -139,8 +139,9 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 	proceed <- struct{}{}
 }
 
-// TestItemsOfALineShareABatchInOrder: the order in which they joined the line counts, not
-// the one in which they were added. One that was not added holds back those behind it.
+// TestItemsOfALineShareABatchInOrder: the order in which items joined the line counts,
+// not the order in which they were added. An item that was not added holds back those
+// behind it.
 func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 	t.Parallel()
 
@@ -207,7 +208,7 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 	})
 }
 
-// scenario is what becomes of the messages of a model of a consumer.
+// scenario is a model of a consumer, and what becomes of its messages.
 type scenario struct {
 	t     *testing.T
 	group *group[*modelled]
@@ -263,7 +264,7 @@ func (s *scenario) settle(m *modelled) {
 	s.settled[m.line] = append(s.settled[m.line], m.n)
 }
 
-// deliver is the way of a message through the consumer.
+// deliver takes a message through the consumer.
 func (s *scenario) deliver(m *modelled, decode, store time.Duration) {
 	time.Sleep(decode)
 
@@ -294,7 +295,7 @@ func (s *scenario) deliver(m *modelled, decode, store time.Duration) {
 }
 
 // TestNoItemPassesOneAheadInItsLine plays random deliveries with random failures: each
-// message gets its fate, in the order of its line, and none after a returned one is
+// message gets its fate in the order of its line, and no message after a returned one is
 // applied.
 func TestNoItemPassesOneAheadInItsLine(t *testing.T) {
 	t.Parallel()
@@ -347,7 +348,7 @@ func numbersOf(keys []int, key int) (numbers []int) {
 	return numbers
 }
 
-// check compares what became of the messages of a line, which are numbered.
+// check checks what became of the messages of a line, which have the given numbers.
 func (s *scenario) check(l *line.Line, numbers []int, fates []string) {
 	want := numbers
 	if returned := slices.IndexFunc(numbers, func(n int) bool { return fates[n] == "returned" }); returned >= 0 {

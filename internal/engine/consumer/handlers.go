@@ -47,10 +47,9 @@ func On[P event.Payload](r *Router, consumer string,
 }
 
 // OnBatch registers a handler of event batches, for set-based SQL. A batch may have
-// several events with the same key, in order of arrival: decide on each after those before
-// it, and write each row once. The handler returns event.RejectSome if some
-// events are at fault; on any other error each event is retried alone. See On for
-// publishes.
+// several events with the same key, in order of arrival. The handler must decide on them
+// in that order and write each row once. It returns event.RejectSome if some events are
+// at fault; on any other error each event is retried alone. See On for publishes.
 func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[event.Event[P]], publishes ...event.Payload) {
 	apply := newApplier(r, consumer, handle)
 
@@ -79,15 +78,14 @@ type Effect[P event.Payload, R any] struct {
 	Perform func(ctx context.Context, e event.Event[P]) (R, error)
 	// Record stores the results in the transaction.
 	Record func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
-	// Late receives the result of a concurrent delivery of an event that has already
-	// been applied, which may differ from the recorded one. If nil, such results are
-	// dropped.
+	// Late receives the result for an event that a concurrent delivery has already
+	// applied. It may differ from the recorded result. If nil, such results are dropped.
 	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
 }
 
-// OnEffect registers a handler that calls an external system, with the events of a key one
-// at a time. An event that is
-// already in the inbox is acknowledged without Perform. See On for publishes.
+// OnEffect registers a handler that calls an external system. The events of a key come
+// one at a time. An event that is already in the inbox is acknowledged without Perform.
+// See On for publishes.
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)

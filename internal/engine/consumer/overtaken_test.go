@@ -24,7 +24,7 @@ import (
 
 var ann = activity.Actor{Who: "ann", Why: "it is fixed"}
 
-// sendTexts sends a message of a key for each text, one after the other.
+// sendTexts sends a message with the key for each text, one after the other.
 func (r *rig) sendTexts(key string, texts []string) {
 	r.t.Helper()
 
@@ -33,7 +33,7 @@ func (r *rig) sendTexts(key string, texts []string) {
 	}
 }
 
-// requeueSome requeues messages, and waits until those that went are applied or stopped.
+// requeueSome requeues messages and waits until the requeued ones are applied or stopped.
 func (r *rig) requeueSome(f failed.Filter, pace failed.Pace) failed.Outcome {
 	r.t.Helper()
 
@@ -71,7 +71,8 @@ func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
 		// fail lists the texts that fail until they are requeued.
 		fail, send, other []string
 		attempts          int
-		// refused is what stays stopped without the word, then is the result.
+		// refused is what stays stopped without the word; then and end are the texts
+		// applied without and with it.
 		refused, then, end string
 	}{
 		"nothing came after it":     {fail: []string{"1"}, send: []string{"1"}, then: "1", end: "1"},
@@ -220,7 +221,7 @@ func publishHalfEach(t *testing.T, pool *pgxpool.Pool) {
 	})
 }
 
-// requeueMeanwhile requeues what has failed on all replicas, again and again, until do
+// requeueMeanwhile requeues failed messages on all replicas, again and again, until do
 // returns.
 func requeueMeanwhile(t *testing.T, replicas []*rig, do func()) {
 	t.Helper()
@@ -264,8 +265,8 @@ func (r *rig) appliedInOrder(key string) (applied int) {
 	return applied
 }
 
-// Messages that fail once are requeued, without any word, while others of their keys
-// arrive, on two replicas: no message is ever applied after a later one of its key.
+// On two replicas, messages that fail once are requeued, without the word, while others of
+// their keys arrive. No message is ever applied after a later one of its key.
 func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 	t.Parallel()
 
@@ -322,7 +323,7 @@ func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 	}
 }
 
-// A broker may deliver a stopped message again: its acknowledgement was lost. By then
+// A broker may deliver a stopped message again if its acknowledgement was lost. By then
 // later messages of its key may have been applied.
 func TestAStoppedMessageThatIsDeliveredAgainStaysStopped(t *testing.T) {
 	t.Parallel()

@@ -23,8 +23,8 @@ var ErrSuspended = errors.New("the consumer is paused or waiting for a dependenc
 
 // Maximum time that a message stays in memory while its consumer is suspended.
 // Messages from the outbox are returned soon, because the relay needs its lanes for
-// others and then leaves them in the table. Messages from a broker may stay longer,
-// because the broker would redeliver them immediately. RabbitMQ requires an
+// others; it leaves the returned ones in the table. Messages from a broker may stay
+// longer, because the broker would redeliver them immediately. RabbitMQ requires an
 // acknowledgement within 30 minutes.
 const (
 	maxWaitOutbox = 2 * time.Second
@@ -69,7 +69,7 @@ func (s *suspensions) set(pauses []Pause, logger *slog.Logger) {
 		s.paused[p.Consumer] = p
 
 		if _, was := before[p.Consumer]; !was {
-			logger.Warn("consumer paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who)) // why is free text, which may name a person
+			logger.Warn("consumer paused", slog.String("consumer", p.Consumer), slog.String("by", p.Who)) // without Why, which is free text and may name a person
 		}
 	}
 
@@ -140,8 +140,8 @@ func (r *Router) SuspendedTopics() []string {
 	})
 }
 
-// awaitResume waits while the consumer is paused, for at most d.maxWait and until the
-// broker takes the message back.
+// awaitResume waits while the consumer is paused, for at most d.maxWait and only until
+// the broker takes the message back.
 func (r *Router) awaitResume(d *delivery) error {
 	paused, resumed := r.suspensions.isPaused(d.route.Consumer)
 	if !paused {
@@ -167,8 +167,8 @@ func (r *Router) awaitResume(d *delivery) error {
 	return nil
 }
 
-// awaitDependency waits until a dependency may be tried, for at most d.maxWait and until
-// the broker takes the message back. The empty name means no dependency.
+// awaitDependency waits until a dependency may be tried, for at most d.maxWait and only
+// until the broker takes the message back. The empty name means no dependency.
 func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attempt, error) {
 	if dependency == "" {
 		return nil, nil //nolint:nilnil // a nil attempt means no dependency
@@ -179,7 +179,7 @@ func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attem
 	defer context.AfterFunc(d.session, cancel)()
 
 	needed := r.dependencies.Get(dependency)
-	if !needed.State().Up { // another consumer found that
+	if !needed.State().Up { // another consumer found it unavailable
 		r.suspensions.need(d.route.Consumer, needed)
 	}
 
@@ -198,7 +198,7 @@ func (r *Router) awaitDependency(d *delivery, dependency string) (*breaker.Attem
 // watchInterval is how quickly all replicas notice a pause or resume.
 const watchInterval = time.Second
 
-// queryTimeout bounds each of these short statements.
+// queryTimeout bounds each short statement.
 const queryTimeout = 5 * time.Second
 
 // watch polls the pauses until ctx ends. It closes seen after the first successful
@@ -269,7 +269,7 @@ func (r *Router) refreshPauses(ctx context.Context) error {
 	}
 
 	if over > 0 {
-		r.briefly(ctx, "could not delete the pauses that are over", r.endPauses)
+		r.briefly(ctx, "could not delete expired pauses", r.endPauses)
 	}
 
 	r.metrics.paused.Set(float64(len(pauses)))
@@ -302,7 +302,7 @@ func Pauses(ctx context.Context, db postgres.Querier) ([]Pause, error) {
 	return pauses, err
 }
 
-// readPauses returns the pauses in force, and how many are over and still stored.
+// readPauses returns the pauses in force, and how many are over but still stored.
 func readPauses(ctx context.Context, db postgres.Querier) (pauses []Pause, over int, err error) {
 	type stored struct {
 		Pause

@@ -162,7 +162,7 @@ func TestAMessageIsUndeliveredUnlessTheOutboxSaysOtherwise(t *testing.T) {
 	}
 }
 
-// A server that refuses every write still answers those who read.
+// A server that refuses every write still answers reads.
 func TestPostgresIsUnavailableUntilWritesWork(t *testing.T) {
 	t.Parallel()
 

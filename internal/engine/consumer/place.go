@@ -10,7 +10,7 @@ import (
 // lines tracks the messages of one consumer that stand in lines; see package line.
 type lines struct {
 	mu sync.Mutex
-	// wake is called, with mu, when the messages behind one may go on.
+	// wake is called, with mu held, when the messages behind another one may go on.
 	wake func()
 	// last has the last place of each line.
 	last    map[*line.Line]*place
@@ -19,15 +19,15 @@ type lines struct {
 
 func newLines(wake func()) lines { return lines{wake: wake, last: map[*line.Line]*place{}} }
 
-// place is the place of a message in its line. A nil place is that of a message in no
-// line, for which nothing is ahead.
+// place is the place of a message in its line. A nil place belongs to a message in no
+// line, which has nothing ahead of it.
 type place struct {
 	line *line.Line
 	// ahead is the place in front, or nil.
 	ahead *place
 	// ticket is the order of arrival among all messages of the consumer.
 	ticket uint64
-	// batch is the last batch that has the message.
+	// batch is the number of the last batch with the message.
 	batch uint64
 	// over is true once the message has its fate. Those behind it may then be applied.
 	over atomic.Bool
@@ -73,8 +73,8 @@ func (l *lines) leave(p *place, returned bool) {
 	}
 }
 
-// awaitTurn waits until the message ahead of p has left. It reports false if that was
-// returned to its broker, or if the broker takes the line back.
+// awaitTurn waits until the message ahead of p has left. It reports false if that message
+// was returned to its broker, or if the broker takes back the line.
 func (l *lines) awaitTurn(p *place) bool {
 	l.mu.Lock()
 
@@ -104,8 +104,8 @@ func (l *lines) nextTicket() uint64 {
 // first reports whether nothing is ahead.
 func (p *place) first() bool { return p == nil || p.ahead == nil || p.ahead.over.Load() }
 
-// enter puts a message into a batch, and reports false if one ahead of it is neither in
-// the batch nor over. The messages of a broken line enter, to be returned.
+// enter puts a message into a batch. It reports false if the message ahead is neither in
+// the batch nor over. The messages of a broken line enter, so that they are returned.
 func (p *place) enter(batch uint64) bool {
 	switch {
 	case p == nil:
@@ -122,6 +122,6 @@ func (p *place) enter(batch uint64) bool {
 // broken reports whether the message must be returned to its broker.
 func (p *place) broken() bool { return p != nil && p.line.Broken() }
 
-// behind reports whether a message is in the same line as another one, which has an
-// earlier place.
+// behind reports whether p is in the same line as other. The caller knows that other has
+// the earlier place.
 func (p *place) behind(other *place) bool { return p != nil && other != nil && p.line == other.line }

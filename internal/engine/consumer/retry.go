@@ -131,9 +131,9 @@ func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) [
 	return keys
 }
 
-// retryKey retries the messages of a key in order until one is parked again or none
-// is left. A message that awaits another one on its own topic does not end this: the
-// other one may wait behind it. It returns how many were settled or parked.
+// retryKey retries the messages of a key in order until one is parked again or none is
+// left. It goes on after a message that awaits another one on its own topic, because the
+// other one may be behind it. It returns how many messages were settled or parked.
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var (
 		last, after int64
@@ -190,7 +190,8 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	}
 }
 
-// retry tries a message of a leased key, which is behind the first one if ahead is true.
+// retry tries a message of a leased key. If ahead is true, the message is behind the
+// first one.
 func (r *Router) retry(ctx context.Context, key failed.Key, head failed.Head, ahead bool) fate {
 	defer r.gate.leave()
 
@@ -206,8 +207,8 @@ func (r *Router) retry(ctx context.Context, key failed.Key, head failed.Head, ah
 }
 
 // isOver reports whether nothing is left to do for a key: the lease will expire, the
-// key is free, or its message, the last one tried, waits again. A message that changed
-// during its attempt, which had no effect then, is due at once.
+// key is free, or the message that was tried last waits again. If that message changed
+// during its attempt, the attempt had no effect and the message is due at once.
 func isOver(head failed.Head, ok bool, err error, last int64, f fate) bool {
 	switch {
 	case errors.Is(err, ErrStopping):

@@ -181,7 +181,7 @@ func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
 }
 
 // The messages behind one that awaits its own topic are tried under a lease of the key.
-// It ends when the first one is due again.
+// The lease ends when the first message is due again.
 func TestALeaseForMessagesTriedAheadEndsWhenTheFirstIsDue(t *testing.T) {
 	t.Parallel()
 
@@ -374,8 +374,8 @@ func TestAnEffectIsRetriedAfterTheRequestedDelay(t *testing.T) {
 	}
 }
 
-// A server that only answers those who read stays unavailable, also for messages that are
-// to be blocked.
+// A server that answers only reads stays unavailable, also for messages that are to be
+// blocked.
 func TestAFullDiskOpensTheBreakerForEffectsOfWaitingKeys(t *testing.T) {
 	t.Parallel()
 
@@ -466,7 +466,8 @@ func TestAPendingEffectIsAskedAboutIndefinitely(t *testing.T) {
 	}
 }
 
-// A message that a dependency cannot handle is parked and counts, and others wait.
+// If a dependency cannot handle a message, the message is parked, the failure counts, and
+// other messages wait.
 func TestAnOverloadedDependencyIsSparedAndItsMessagesCount(t *testing.T) {
 	t.Parallel()
 

@@ -62,7 +62,7 @@ type Router struct {
 	// Retries tracks whether waiting messages are retried.
 	Retries *health.Loop
 
-	// outbox groups searches for awaited messages in the outbox, by their topics.
+	// outbox batches searches of the outbox for awaited messages. A unit has their topics.
 	outbox batches[[]string]
 
 	// stopping is cancelled when shutdown begins: waiting messages are returned.
@@ -81,7 +81,7 @@ type Route struct {
 	// type that the handler may return.
 	Payload   event.Payload
 	Publishes []event.Payload
-	// Check returns the error for which a payload would be rejected before reaching
+	// Check returns the error with which a payload would be rejected before reaching
 	// the handler, and its ordering key if it can be read.
 	Check func(payload []byte) (key string, err error)
 
@@ -141,8 +141,8 @@ func NewRouter(
 	return r, nil
 }
 
-// Defaults sets settings of a topic. They precede those of all topics, and
-// consumer.per_topic precedes them.
+// Defaults sets the default settings of a topic. They override the settings of all
+// topics, and consumer.per_topic overrides them.
 func (r *Router) Defaults(t TopicConfig) {
 	r.refuseAfterRun("defaults of " + t.Topic)
 
@@ -183,7 +183,7 @@ func (r *Router) routeOf(consumer string) *Route {
 	return nil
 }
 
-// Check returns the error for which a consumer would reject a payload before its
+// Check returns the error with which a consumer would reject a payload before its
 // handler sees it, and the payload's key.
 func (r *Router) Check(consumer string, payload []byte) (key string, err error) {
 	route := r.routeOf(consumer)
@@ -265,7 +265,8 @@ type Source interface {
 }
 
 // Direct is a message.Subscriber that calls a handler itself instead of sending messages
-// through the channel of its subscription, which still says how long it lasts.
+// through the channel of its subscription. The channel only tells when the subscription
+// ends.
 type Direct interface {
 	// Handle sets the handler; called before Subscribe. The context of a message is that
 	// of the subscription, and an error returns the message to its publisher.
@@ -287,8 +288,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 		return fmt.Errorf("creating router: %w", err)
 	}
 
-	// The router's own context never ends: cancelling it would cancel the messages in
-	// flight. Close ends it after the drain.
+	// The router gets a context that never ends, because cancelling it would cancel the
+	// messages in flight. Close ends the router after the drain.
 	result := make(chan error, 1)
 	go func() { result <- router.Run(context.WithoutCancel(ctx)) }()
 
@@ -302,8 +303,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 	closeErr := router.Close()
 
-	// Watermill leaves subscribers open if their subscriptions end first, and with
-	// them their connections.
+	// If the subscriptions end first, Watermill leaves their subscribers and connections
+	// open.
 	for _, s := range r.subscribers {
 		closeErr = errors.Join(closeErr, s.Close())
 	}
@@ -311,7 +312,7 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	if closeErr != nil {
 		// No message is in flight any more. Only connections are left to close, and
 		// the end of the process closes them too.
-		r.logger.Warn("closing the subscriptions", slog.Any("error", closeErr))
+		r.logger.Warn("could not close all subscriptions", slog.Any("error", closeErr))
 
 		return err
 	}
@@ -352,7 +353,8 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 
 			return errors.Join(errors.New("consumers ended unexpectedly"), err)
 		case topic := <-ended:
-			// Nothing would deliver the topic any more. A restart subscribes again.
+			// Nothing would deliver the topic's messages any more. A restart subscribes
+			// again.
 			return fmt.Errorf("the subscription of topic %s ended unexpectedly", topic)
 		}
 	})
@@ -379,8 +381,8 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 // subscribe connects all sources concurrently and subscribes to the topics of each as
 // soon as it is connected. ctx bounds connecting; the subscriptions end with
 // subscriptions. It takes no messages before seen is closed, because the paused
-// consumers are unknown until then. It sends the topics of subscriptions that end
-// before ctx to ended.
+// consumers are unknown until then. If a subscription ends before ctx, its topic is
+// sent to ended.
 func (r *Router) subscribe(
 	ctx, subscriptions context.Context, router *message.Router, sources []Source, seen <-chan struct{}, ended chan<- string,
 ) error {
@@ -485,6 +487,6 @@ func (r *Router) drain() {
 }
 
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {
-	// Watermill logs errors that report logs with more context.
+	// Watermill also logs the errors that Router.report logs with more context.
 	return telemetry.Watermill(logger, slog.LevelDebug)
 }

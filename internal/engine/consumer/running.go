@@ -28,7 +28,7 @@ const maxBacklogTime = time.Hour
 // extended returns the stall of a topic that is not processed now.
 func (s stall) extended(now time.Time) stall {
 	if now.Sub(s.ended) > 2*(watchInterval+queryTimeout) { // looking may take that long
-		s.began = now // another one
+		s.began = now // a new stall
 	}
 
 	s.ended = now
@@ -36,12 +36,13 @@ func (s stall) extended(now time.Time) stall {
 	return s
 }
 
-// served returns when the backlog of a stall counts as served: after as long again.
+// served returns when the backlog of a stall counts as served. The backlog may take as
+// long as the stall did.
 func (s stall) served() time.Time { return s.ended.Add(min(s.ended.Sub(s.began), maxBacklogTime)) }
 
 // Stalled returns why this process does not process the messages on some of the given
-// topics, or "" if it does: a consumer is paused or waits for a dependency, or the
-// broker is unavailable or refuses the topic.
+// topics: a consumer is paused or waits for a dependency, or the broker is unavailable
+// or refuses the topic. It returns "" if all topics are processed.
 func (r *Router) Stalled(topics ...string) string { return r.stalled(r.States(), topics...) }
 
 func (r *Router) stalled(states []State, topics ...string) string {
@@ -87,8 +88,8 @@ func (r *Router) noteStalled() {
 	}
 }
 
-// servedSince returns since when all of topics are being processed without a backlog of
-// a stall, to the second. It may be in the future.
+// servedSince returns the time, to the second, from which all topics are processed
+// without the backlog of a stall. It may be in the future.
 func (r *Router) servedSince(topics []string) (since time.Time) {
 	r.stalls.mu.Lock()
 	defer r.stalls.mu.Unlock()
@@ -109,8 +110,8 @@ func NewStalled(r *Router) event.Stalled { return r.Stalled }
 const outboxTimeout = time.Second
 
 // NewUndelivered returns a function that looks for messages in the outbox and among the
-// failed messages. All keys count as undelivered while the topic is stalled, because a
-// message may be inside a broker, and if the outbox is too long to search.
+// failed messages. All keys count as undelivered if the outbox is too long to search, and
+// while the topic is stalled, because a message may be inside a broker.
 func NewUndelivered(r *Router) event.Undelivered {
 	return func(ctx context.Context, topic string, keys []string) ([]string, error) {
 		if r.Stalled(topic) != "" {

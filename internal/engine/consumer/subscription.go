@@ -10,12 +10,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 )
 
-// Phase is how far this process is with the subscription of a topic.
+// Phase is how far this process has got with the subscription of a topic.
 type Phase string
 
 // Phases.
 const (
-	// NotRunning: the process does not consume, such as a command.
+	// NotRunning: the process, such as a command, does not consume.
 	NotRunning Phase = "not running"
 	// Connecting: the broker of the topic has not been reached yet.
 	Connecting Phase = "connecting"
@@ -82,7 +82,7 @@ func (s *subscriptions) of(topic string) (Phase, time.Time) {
 type State struct {
 	Consumer string `json:"consumer"`
 	Topic    string `json:"topic"`
-	// Phase is that of the topic's subscription, since Since.
+	// Phase is the phase of the topic's subscription. It began at Since.
 	Phase Phase     `json:"phase"`
 	Since time.Time `json:"phase_since"`
 	// Pause is set while the consumer is paused by an operator.

@@ -29,7 +29,7 @@ const (
 // Error reports a request that cannot be fulfilled, as opposed to one that failed.
 type Error struct {
 	Kind Kind
-	// What is the type of the thing, Name the requested name.
+	// What is the type of the requested thing, and Name is its name.
 	What, Name string
 	// Known lists the valid names, if they form a fixed set.
 	Known []string

@@ -33,16 +33,16 @@ type Meta struct {
 	// Causation is the ID of the message whose handling caused this one, or
 	// the zero UUID for the first message of a conversation.
 	Causation uuid.UUID
-	// Trace is the W3C traceparent of what follows from the message: the span of its
-	// delivery, or what the message carries if it is not traced here. TraceState goes
-	// with it.
+	// Trace is the W3C traceparent for whatever the message causes: the span of its
+	// delivery, or the traceparent that the message carries if it is not traced here.
+	// TraceState goes with it.
 	Trace, TraceState string
 	// Overdue is true once the message has waited as long as it may for another one
 	// that it depends on; see Await.
 	Overdue bool
-	// Ahead is true if an earlier message of the key awaits one on this topic. The
-	// handler applies the message only if it is one that others await, and otherwise
-	// returns Await, or it would overtake the earlier one.
+	// Ahead is true if an earlier message of the key awaits a message on this topic. The
+	// handler applies this message only if it is one that others await. Otherwise it
+	// returns Await, so that this message does not overtake the earlier one.
 	Ahead bool
 }
 

@@ -91,7 +91,7 @@ func TestDecodeIgnoresUnknownFieldsAndBracketsInStrings(t *testing.T) {
 	}
 }
 
-// What producers and editors add to valid JSON.
+// Producers and editors add these oddities to valid JSON.
 func TestDecodeTakesHarmlessOddities(t *testing.T) {
 	t.Parallel()
 

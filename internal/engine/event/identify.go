@@ -10,8 +10,8 @@ import (
 // NativeID is the message ID of a broker that has one.
 type NativeID struct {
 	ID string
-	// Source is who assigned the ID, if the broker knows: another one may assign the
-	// same.
+	// Source names who assigned the ID, if the broker knows it. Another source may
+	// assign the same ID.
 	Source string
 }
 
@@ -48,14 +48,14 @@ func IdentifyMessage(h Headers, native NativeID, coordinates string) uuid.UUID {
 	return NewID()
 }
 
-// identifiedElsewhere returns what another system has identified the message by, or nil.
+// identifiedElsewhere returns the parts of an ID that another system assigned, or nil.
 func identifiedElsewhere(h Headers) (parts []string) {
 	// Applications may choose these IDs, so they are unique to an endpoint.
 	if id := h["NServiceBus.MessageId"]; id != "" {
 		return []string{"nservicebus", h["NServiceBus.OriginatingEndpoint"], id}
 	}
 
-	// MassTransit, which also sends it in raw JSON.
+	// MassTransit also sends this header with raw JSON.
 	if id, ok := globalID(h["MessageId"]); ok {
 		return []string{"masstransit", id}
 	}
@@ -71,9 +71,9 @@ func identifiedElsewhere(h Headers) (parts []string) {
 // objectID matches the IDs of MongoDB.
 var objectID = regexp.MustCompile(`^[0-9a-fA-F]{24}$`)
 
-// globalID reads the value of a header whose name says little. It may be the ID of
-// anything, but one of a kind that is meant to be unique everywhere is taken for the
-// message's. JSON converters quote it.
+// globalID reads the value of a header whose name says little. The value may identify
+// anything, but if its format is meant to be unique everywhere, it counts as the
+// message's ID. JSON converters quote the value.
 func globalID(value string) (id string, ok bool) {
 	value = strings.Trim(value, `"`)
 
@@ -86,7 +86,7 @@ func globalID(value string) (id string, ok bool) {
 	return strings.ToLower(value), objectID.MatchString(value)
 }
 
-// parseOrDerive returns the UUID that id is, or else derives one from scope and id.
+// parseOrDerive returns id if it is a UUID, and otherwise derives a UUID from scope and id.
 func parseOrDerive(id string, scope ...string) uuid.UUID {
 	if len(id) == 36 { // only the canonical form: other spellings are different IDs
 		if parsed, err := uuid.Parse(id); err == nil && parsed.String() == id {

@@ -16,8 +16,8 @@ type LaterError struct {
 	// Dependency is set if the error is also a failure of a dependency, for which
 	// other messages then wait.
 	Dependency string
-	// Pending is set if the attempt did not fail: its outcome is not known yet. It
-	// does not count, and the wait is exactly After.
+	// Pending is set if the attempt did not fail, but its outcome is not known yet. The
+	// attempt does not count, and the wait is exactly After.
 	Pending bool
 }
 
@@ -35,16 +35,17 @@ func Overloaded(dependency string, after time.Duration, err error) error {
 }
 
 // Pending marks err as a preliminary answer: another system has accepted the request,
-// and its outcome will be known later. The message is parked and never stopped for it.
+// and its outcome will be known later. The message is parked, and this error never
+// stops it.
 func Pending(after time.Duration, err error) error {
 	return &LaterError{After: after, Err: err, Pending: true}
 }
 
 // EarlyError reports that a message depends on another one that has not been applied
 // yet, such as the creation of its user. The message is parked and blocks later
-// messages of its key, until a message with its key is applied on one of the topics
-// or consumer.await_timeout is over. A handler that can do without the other message
-// then checks Meta.Overdue; otherwise the error is an ordinary failure.
+// messages of its key, until a message with the same key on one of Topics is applied or
+// consumer.await_timeout has passed. A handler that can then do without the other
+// message checks Meta.Overdue; otherwise the error becomes an ordinary failure.
 type EarlyError struct {
 	// Topics are those that may carry the other message.
 	Topics []string
@@ -57,7 +58,7 @@ func (e *EarlyError) Error() string {
 
 func (e *EarlyError) Unwrap() error { return e.Err }
 
-// Await marks err as the consequence of a message that is missing on one of topics.
+// Await marks err as caused by a message that is missing on one of topics.
 func Await(err error, topics ...string) error { return &EarlyError{Topics: topics, Err: err} }
 
 // maxRetryAfter caps the delay that another system may ask for.

@@ -57,8 +57,8 @@ const (
 	HeaderContentType = "content-type"
 	HeaderCorrelation = "correlation_id"
 	HeaderCausation   = "causation_id"
-	// HeaderTraceParent and HeaderTraceState are defined by W3C Trace Context, and with
-	// ce_ by the distributed tracing extension of CloudEvents.
+	// HeaderTraceParent and HeaderTraceState are defined by W3C Trace Context, and, with
+	// the prefix ce_, by the distributed tracing extension of CloudEvents.
 	HeaderTraceParent = "traceparent"
 	HeaderTraceState  = "tracestate"
 )
@@ -78,8 +78,9 @@ const (
 	// HeaderOrigin records where a message was read, for example
 	// "kafka:orders.created/3@42".
 	HeaderOrigin = ReservedPrefix + "origin"
-	// HeaderWritten is when a message of a log was written to it, in RFC 3339. Such a
-	// broker may deliver messages again long after they were acknowledged.
+	// HeaderWritten is the time when the message was written to the broker's log, in
+	// RFC 3339. A broker that keeps a log may deliver messages again long after they
+	// were acknowledged.
 	HeaderWritten = ReservedPrefix + "written"
 )
 

@@ -14,8 +14,8 @@ import (
 
 // wholeNumbers decodes whole numbers in each notation of JSON: 2, 2.0 and 20e-1 are
 // the same number (RFC 8259, section 6), and other systems write them differently.
-// The decoder itself takes only 2. It is faster without this option, so the option is
-// for JSON that it has refused.
+// The decoder by itself accepts only 2. The option slows it down, so the option is only
+// for JSON that the decoder has refused.
 var wholeNumbers = json.WithUnmarshalers(json.UnmarshalFromFunc(decodeWhole))
 
 func decodeWhole(dec *jsontext.Decoder, to any) error {
@@ -41,7 +41,7 @@ func decodeWhole(dec *jsontext.Decoder, to any) error {
 	return err
 }
 
-// refusedNumber reports whether the decoder refused a number for an integer.
+// refusedNumber reports whether the decoder refused to read a number as an integer.
 func refusedNumber(err error) bool {
 	semantic, ok := errors.AsType[*json.SemanticError](err)
 
@@ -96,8 +96,8 @@ func outOfRange(text []byte) error {
 	return fmt.Errorf("is %.40s, out of range, expected a whole number", text)
 }
 
-// saturated returns an exponent, or one so large that the number is out of range or
-// no whole number.
+// saturated parses an exponent. If the exponent does not fit, saturated returns one that
+// makes the number out of range or not whole.
 func saturated(exponent []byte) int {
 	n, err := strconv.ParseInt(string(exponent), 10, 32)
 	if err != nil && bytes.HasPrefix(exponent, []byte("-")) {

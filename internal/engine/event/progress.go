@@ -4,11 +4,12 @@ import "context"
 
 // Stalled returns why messages on some of the topics are not being processed, or "" if
 // they are: a consumer is paused or waits for a dependency, or their broker is
-// unavailable. It is for work that must not go on meanwhile, such as deadlines.
+// unavailable. It is for work that must pause while topics are stalled, such as
+// deadlines.
 type Stalled func(topics ...string) string
 
 // Undelivered returns which of keys have a message on topic that has not been applied:
 // it is in the outbox, or waits or is stopped among the failed messages. It does not
-// see messages inside another broker. A key about which this is unknown counts as one
-// that has a message.
+// see messages inside another broker. If the answer for a key is unknown, the key counts
+// as having a message.
 type Undelivered func(ctx context.Context, topic string, keys []string) ([]string, error)

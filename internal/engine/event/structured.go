@@ -11,14 +11,15 @@ const structuredType = "application/cloudevents+json"
 
 // Unwrap takes a CloudEvent in structured mode apart: the attributes become ce_ headers,
 // as in binary mode, and the data becomes the payload. Dapr and Knative publish such
-// events, and Dapr does not set their content type on Kafka; so an object with the
-// required attributes counts as one without it. Unwrap returns any other payload as it
-// is. It may change headers. See the JSON event format of CloudEvents 1.0.2.
+// events. Dapr does not set their content type on Kafka, so an object with the required
+// attributes counts as such an event even without the content type. Unwrap returns any
+// other payload as it is. It may change headers. See the JSON event format of
+// CloudEvents 1.0.2.
 func Unwrap(headers Headers, payload []byte) []byte {
 	structured := strings.HasPrefix(headers[HeaderContentType], structuredType)
 
-	// This is cheap for the payloads that are not wrapped. An event in binary mode is not
-	// wrapped, whatever its data looks like.
+	// This check is cheap for payloads that are not wrapped. An event in binary mode is
+	// not wrapped, whatever its data looks like.
 	if headers[HeaderSpecVersion] != "" && !structured || !bytes.Contains(payload, []byte(`"specversion"`)) {
 		return payload
 	}
@@ -83,7 +84,7 @@ func dataOf(attributes map[string]json.RawMessage) (data []byte, ok bool) {
 	}
 }
 
-// attribute returns the text of an attribute: of a string, a number or a truth value.
+// attribute returns the text of an attribute, which is a string, a number or a boolean.
 func attribute(raw json.RawMessage) string {
 	var text string
 	if len(raw) == 0 || string(raw) == "null" || json.Unmarshal(raw, &text) == nil {

@@ -8,18 +8,18 @@ import (
 	"unicode/utf8"
 )
 
-// Text in a payload is of one of three kinds: an ID, a name or free text. Each has a
-// function that validates the field at a path and whose error names it.
+// Text in a payload is of one of three kinds: an ID, a name or free text. Each kind has a
+// function that validates the field at a path. The function's error names the path.
 
 // MaxID is the maximum length of an ID in a payload, in bytes: IDs are keys, and
 // indexes hold them.
 const MaxID = 200
 
 // CheckID validates a required ID. IDs are compared byte by byte, are typed by people
-// and occur in URLs, logs and keys, so an ID must look like what it is: it consists of
-// printable characters, which are letters, marks, digits, punctuation and symbols of
-// Go's version of Unicode (unicode.IsPrint), and of spaces (U+0020). Invisible
-// characters such as joiners and other spaces are refused.
+// and occur in URLs, logs and keys, so an ID must look like what it is. It consists of
+// spaces (U+0020) and printable characters: the letters, marks, digits, punctuation and
+// symbols of Go's version of Unicode (unicode.IsPrint). Invisible characters, such as
+// joiners and other spaces, are refused.
 func CheckID(path, id string) error {
 	switch {
 	case id == "":
@@ -42,11 +42,11 @@ func CheckOptionalID(path, id string) error {
 	return CheckID(path, id)
 }
 
-// CheckName validates a required name of at most that many characters. A name is one line
-// of any characters, in any script: spaces such as U+3000 and U+00A0, joiners, and
-// emoji newer than Go's version of Unicode. Control characters and line separators
-// are refused, and so is a name without a visible character. The error does not repeat
-// the name, because errors are logged.
+// CheckName validates a required name of at most the given number of characters. A name
+// is one line of any characters in any script, including spaces such as U+3000 and
+// U+00A0, joiners, and emoji newer than Go's version of Unicode. Control characters and
+// line separators are refused, and so is a name without a visible character. The error
+// does not repeat the name, because errors are logged.
 func CheckName(path, name string, most int) error {
 	switch {
 	case blank(name):
@@ -58,8 +58,8 @@ func CheckName(path, name string, most int) error {
 	return CheckText(path, name, most)
 }
 
-// CheckText validates free text of at most that many characters, which may be empty: any
-// characters except U+0000, which Postgres cannot store.
+// CheckText validates free text of at most the given number of characters. The text may
+// be empty, and may contain any character except U+0000, which Postgres cannot store.
 func CheckText(path, s string, most int) error {
 	if n := utf8.RuneCountInString(s); n > most {
 		return fmt.Errorf("%s: has %d characters, expected at most %d", path, n, most)
@@ -100,8 +100,7 @@ func Text(s string) string {
 	return fmt.Sprintf("%+q", s)
 }
 
-// Shorten returns at most the first most bytes of s, without a part of a character at
-// the end.
+// Shorten returns at most the first most bytes of s. It does not cut a character in two.
 func Shorten(s string, most int) string {
 	if len(s) <= most {
 		return s
@@ -114,7 +113,7 @@ func Shorten(s string, most int) string {
 	return s[:most]
 }
 
-// Plural returns a number with what follows it: one if it is 1, many otherwise.
+// Plural returns n followed by a word: by one if n is 1, and by many otherwise.
 func Plural[N int | int64](n N, one, many string) string {
 	if n == 1 {
 		many = one
@@ -126,7 +125,7 @@ func Plural[N int | int64](n N, one, many string) string {
 // shortened returns the beginning of a value for an error.
 func shortened(s string) string { return Shorten(s, MaxID) }
 
-// emptyBraille is a symbol without a dot.
+// emptyBraille is the Braille symbol without dots.
 const emptyBraille = '\u2800'
 
 // blank reports whether s has no visible character.

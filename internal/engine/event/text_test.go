@@ -7,7 +7,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// A family: emoji that are joined by U+200D.
+// family is three emoji that are joined by U+200D.
 const family = "\U0001F468\u200d\U0001F469\u200d\U0001F467"
 
 func TestKindsOfText(t *testing.T) {
@@ -22,7 +22,7 @@ func TestKindsOfText(t *testing.T) {
 		ok        = ""
 	)
 
-	for name, c := range map[string]struct{ value, id, name, text string }{ // what the error of each kind says
+	for name, c := range map[string]struct{ value, id, name, text string }{ // the expected error of each kind
 		"a word":                     {"order_123", ok, ok, ok},
 		"spaces":                     {"order 123", ok, ok, ok},
 		"other scripts":              {"заказ-β-注文-Ünïcode", ok, ok, ok},

@@ -11,8 +11,8 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// Time is a time in a payload: a string as ParseTime reads it, with a time without a
-// zone in UTC, or a number of seconds or milliseconds since 1970.
+// Time is a time in a payload. It is a string that ParseTime can read, in UTC if it names
+// no zone, or a number of seconds or milliseconds since 1970.
 type Time struct{ time.Time }
 
 // minMillis is the smallest number that is read as milliseconds. As seconds it would
@@ -67,16 +67,16 @@ func sinceEpoch(text string) (time.Time, error) {
 
 // timeForm matches RFC 3339 and the common forms of ISO 8601: the separator may be a
 // space, seconds and zone may be missing, the fraction may have a comma and any number
-// of digits, and the zone may be +0100 or +01, after a space as git and Ruby write it.
+// of digits, and the zone may be +0100 or +01, or follow a space, as in git and Ruby.
 var timeForm = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?(?: ?([Zz]|[+-]\d{2}(?::?\d{2})?))?)?$`)
 
 // ParseTime reads a time such as 2026-01-31T12:00:00Z, in zone if the text names none.
-// A date is midnight. 24:00 is the midnight that ends the day. A leap second, which is
-// only possible at the end of a month in UTC, is the next second, as for Postgres.
+// A date means midnight. 24:00 is the midnight that ends the day. A leap second, which
+// is only possible at the end of a month in UTC, becomes the next second, as in Postgres.
 // Digits beyond nanoseconds are dropped. Week dates, ordinal dates and the basic form
 // without hyphens are refused.
 func ParseTime(text string, zone *time.Location) (time.Time, error) {
-	// The usual form. The package time also takes an hour of one digit.
+	// This is the usual form. Package time would also accept an hour of one digit.
 	if t, err := time.Parse("2006-01-02T15:04:05.999999999Z", text); err == nil && text[len("2006-01-02T15")] == ':' {
 		return inYears(t)
 	}
@@ -110,7 +110,7 @@ func ParseTime(text string, zone *time.Location) (time.Time, error) {
 	return inYears(t)
 }
 
-// isClock reports whether a clock shows this, with 24:00 and leap seconds.
+// isClock reports whether this is a time of day, including 24:00 and leap seconds.
 func isClock(hour, minute, second, nanos int) bool {
 	endOfDay := hour == 24 && minute == 0 && second == 0 && nanos == 0
 
@@ -123,8 +123,8 @@ func number(digits string) int {
 	return n
 }
 
-// zoneOf returns the zone that m names: Z, +01, +0100 or +01:00. Without one it is
-// the default.
+// zoneOf returns the zone that m names: Z, +01, +0100 or +01:00. It returns missing if m
+// is empty.
 func zoneOf(m string, missing *time.Location) (*time.Location, error) {
 	switch m {
 	case "":
@@ -154,7 +154,8 @@ func noTime(text string) error {
 	return fmt.Errorf("is %.60q, expected a time such as 2026-01-31T12:00:00Z", text)
 }
 
-// errYears: years 1 to 9999 are those that RFC 3339, Go and Postgres can all write.
+// errYears reports a year outside 1 to 9999, the years that RFC 3339, Go and Postgres can
+// all write.
 var errYears = errors.New("is out of range, expected a time in the years 1 to 9999")
 
 func inYears(t time.Time) (time.Time, error) {

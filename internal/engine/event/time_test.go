@@ -8,7 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// timesAreRead checks that each spelling is read as a time, given in UTC.
+// timesAreRead checks that each spelling is read as the expected time in UTC.
 func timesAreRead(t *testing.T, times map[string]string) {
 	t.Helper()
 

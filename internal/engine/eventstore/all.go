@@ -55,8 +55,8 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	}
 }
 
-// ReadAll returns the events in at most limit positions above after, up to the
-// horizon, in order, of the streams whose names begin with prefix. It also returns the
+// ReadAll returns, in order, the events of the streams whose names begin with prefix.
+// It reads at most limit positions above after, up to the horizon. It also returns the
 // position to continue from, which is the horizon once no events are left.
 func ReadAll(ctx context.Context, db postgres.Querier, prefix string, after, horizon int64, limit int) (events []Event, next int64, err error) {
 	next = min(horizon, after+int64(limit))
@@ -64,7 +64,7 @@ func ReadAll(ctx context.Context, db postgres.Querier, prefix string, after, hor
 		return nil, after, nil
 	}
 
-	// No index has left(stream), so that the one on positions is used.
+	// No index covers left(stream), so Postgres uses the index on positions.
 	events, err = postgres.Collect(ctx, db, pgx.RowToStructByPos[Event], `
 		SELECT `+columns+` FROM events e
 		WHERE position > $1 AND position <= $2 AND left(stream, length($3)) = $3 ORDER BY position`, after, next, prefix)

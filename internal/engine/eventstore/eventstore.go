@@ -31,8 +31,8 @@ type Record struct {
 	Data    Data
 	// MessageID is the message whose handling caused the event.
 	MessageID uuid.UUID
-	// Held is true if the caller holds a lock under which it has read the version of
-	// the stream. Append does not look for the event before this one then.
+	// Held is true if the caller has read the version of the stream under a lock that
+	// it still holds. Append then does not look for the event before this one.
 	Held bool
 }
 
@@ -79,11 +79,11 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 		follows[i] = r.Held || r.Version == 1 || i > 0 && records[i-1].Stream == r.Stream && records[i-1].Version == r.Version-1
 	}
 
-	// The first condition assigns the transaction's ID before its first position,
-	// which Horizon relies on. The second prevents gaps in a stream. The primary key
-	// rejects existing versions; ON CONFLICT, which conflicts hardly ever need, costs a
-	// tenth more for each row. With OFFSET 0, the condition looks up each version by the
-	// primary key; without, Postgres may read the whole table into a hash first.
+	// The first condition assigns the transaction's ID before its first position, which
+	// Horizon relies on. The second prevents gaps in a stream. The primary key rejects
+	// existing versions; ON CONFLICT would cost a tenth more for each row, and
+	// conflicts are rare. With OFFSET 0, the second condition looks up each version by
+	// the primary key; without it, Postgres may first read the whole table into a hash.
 	tag, err := tx.Exec(ctx, `
 		INSERT INTO events (stream, version, type, data, message_id, schema)
 		SELECT stream, version, type, data, message_id, schema
@@ -107,7 +107,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	return nil
 }
 
-// taken finds the record whose version exists by the error of its insertion.
+// taken finds the record whose version already exists, from the error of the insert.
 func taken(err error, records []Record) error {
 	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
 		for _, r := range records {

@@ -132,7 +132,7 @@ func TestReadAllSkipsNoLateCommit(t *testing.T) {
 	select {
 	case at := <-horizon:
 		t.Fatalf("the horizon is %d while a lower position is open", at)
-	case <-time.After(50 * time.Millisecond): // too early is the only failure
+	case <-time.After(50 * time.Millisecond): // only returning too early fails the test
 	}
 
 	if err := late.Commit(t.Context()); err != nil {
@@ -231,7 +231,7 @@ func TestASnapshotReplacesEarlierEvents(t *testing.T) {
 	}
 }
 
-// totals is a projection of streams s... that reveals gaps and duplicates.
+// totals is a projection of the streams named s..., which reveals gaps and duplicates.
 func totals(t *testing.T, pool *pgxpool.Pool) (*eventstore.Projector, func()) {
 	t.Helper()
 

@@ -23,7 +23,7 @@ type Projection struct {
 	// Tables lists the projection's tables, all in one schema. Only the projection
 	// writes to them.
 	Tables []string
-	// Streams is the prefix of the names of the projection's streams; empty for all.
+	// Streams selects streams by a prefix of their names. Empty selects all.
 	Streams string
 	// Apply applies events, in order, in tx. It must not qualify its tables with a
 	// schema, because a rebuild runs it on copies in another schema.
@@ -185,11 +185,11 @@ type Status struct {
 	Behind    int64      `json:"behind"`
 	UpdatedAt time.Time  `json:"updated_at"`
 	RebuiltAt *time.Time `json:"rebuilt_at"`
-	// Unread is when the oldest event was recorded that has not been read.
+	// Unread is when the oldest unread event was recorded.
 	Unread *time.Time `json:"oldest_unread_at,omitempty"`
 }
 
-// Lag returns how old the oldest event is that has not been read.
+// Lag returns the age of the oldest unread event.
 func (s Status) Lag() time.Duration {
 	if s.Unread == nil {
 		return 0

@@ -12,9 +12,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Rebuild fills new tables of a projection from the first event, in a separate
-// schema, and then swaps them with the live ones in one transaction. The live tables
-// stay in use meanwhile. After each batch it calls progress with the current position
+// Rebuild fills new tables of a projection from the first event, in a separate schema,
+// and then swaps them with the live ones in one transaction. The live tables stay in
+// use until then. After each batch, Rebuild calls progress with the current position
 // and the last one.
 func (p *Projector) Rebuild(ctx context.Context, name string, progress func(done, total int64)) error {
 	for _, projection := range p.projections {
@@ -51,7 +51,7 @@ func (p *Projector) rebuild(ctx context.Context, projection Projection, progress
 type rebuild struct {
 	Projection
 
-	// live is the schema of the tables in use, schema that of the new ones.
+	// live is the schema of the tables in use, and schema is that of the new tables.
 	live, schema string
 	position     int64
 }
@@ -162,7 +162,7 @@ func (r *rebuild) apply(ctx context.Context, tx pgx.Tx, horizon int64) error {
 }
 
 // finish locks the projection, catches up with it and swaps the tables. Neither
-// position is past a horizon, so no event below the higher one can be missing.
+// position is past a horizon, so no event below the higher position can be missing.
 func (r *rebuild) finish(ctx context.Context, pool *pgxpool.Pool, horizon int64) error {
 	return postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
 		var live int64

@@ -18,7 +18,7 @@ func Register[D Data](types Types, upcasters ...Upcaster) {
 	var zero D
 
 	if current := int(schemaOf(zero)); current != len(upcasters)+1 {
-		panic(fmt.Sprintf("%s has schema version %d and %d upcasters, expected one less than the version", zero.EventType(), current, len(upcasters)))
+		panic(fmt.Sprintf("%s has schema version %d and %d upcasters, expected one upcaster fewer than the version", zero.EventType(), current, len(upcasters)))
 	}
 
 	types[zero.EventType()] = func(e Event) (Data, error) {

@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Check returns the error for which consumer would reject a payload before its
+// Check returns the error with which consumer would reject a payload before its
 // handler sees it, and the payload's ordering key.
 type Check func(consumer string, payload []byte) (key string, err error)
 
@@ -61,11 +61,11 @@ type KeyChange struct {
 	To   string `json:"to"`
 }
 
-// err refuses a change of the key.
+// err returns the refusal of a key change.
 func (c KeyChange) err() error {
 	from := "from " + c.From
 	if c.From == "" {
-		from = "from none that could be read"
+		from = "from one that could not be read"
 	}
 
 	return &event.Error{Kind: event.KeyChange, Detail: c, Message: fmt.Sprintf("the edit changes the key %s to %s, and later messages of "+
@@ -216,10 +216,11 @@ type Outcome struct {
 	// turn: someone else was faster.
 	Changed int  `json:"changed"`
 	DryRun  bool `json:"dry_run,omitempty"`
-	// Last is the ID of the last entry examined, Newest that of the newest selected.
+	// Last is the ID of the last entry examined. Newest is the ID of the newest entry
+	// selected.
 	Last   int64 `json:"last,omitempty"`
 	Newest int64 `json:"-"`
-	// Consumers counts the entries done by consumer.
+	// Consumers counts the entries that Done counts, by consumer.
 	Consumers map[string]int `json:"-"`
 }
 
@@ -343,7 +344,7 @@ func (s *Store) notStopped(ctx context.Context, f Filter) (n int, err error) {
 	return n, nil
 }
 
-// chunk runs step once, atomically, and again if its transaction collides with another.
+// chunk runs step in a transaction, and again if the transaction collides with another.
 func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step, before Outcome) (outcome Outcome, list []Entry, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
 	defer cancel()

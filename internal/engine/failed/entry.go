@@ -223,9 +223,9 @@ func get(ctx context.Context, db postgres.Querier, id int64, lock string) (Entry
 }
 
 // Count returns the number of waiting keys and stopped messages, each counted up to
-// 10,000. A key whose message waits for another system's decision is not counted,
-// because nothing has failed; of more than 10,000 waiting keys, those beyond are not
-// looked at.
+// 10,000. A key whose first message waits for another system's decision is not counted,
+// because nothing has failed. If more than 10,000 keys wait, Count examines only 10,000
+// of them.
 func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err error) {
 	err = s.pool.QueryRow(ctx, `
 		SELECT (SELECT count(*) FROM (SELECT consumer, key FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k WHERE (

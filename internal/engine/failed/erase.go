@@ -87,8 +87,8 @@ func Erase(ctx context.Context, tx pgx.Tx, e Erasing) (erased Erased, err error)
 	return erased, erase(ctx, tx, ids, keys, &erased)
 }
 
-// Concerned returns the IDs of the messages about the person whose content is still
-// there. It holds one message in memory at a time.
+// Concerned returns the IDs of the messages that are about the person and still have
+// their content. It holds one message in memory at a time.
 func Concerned(ctx context.Context, db postgres.Querier, e Erasing) (ids []int64, err error) {
 	rows, err := db.Query(ctx, `
 		SELECT id, key, payload, edited FROM failed_messages WHERE topic = ANY($1) AND (payload <> '' OR edited IS NOT NULL) ORDER BY id`, e.Topics)
@@ -128,7 +128,7 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 		return fmt.Errorf("locking the keys of failed messages: %w", err)
 	}
 
-	// A reason of the service is an error, which may quote the payload.
+	// A reason recorded by the service is an error, which may quote the payload.
 	tag, err := tx.Exec(ctx, `
 		UPDATE operator_actions a SET payload = NULL, subject = m.consumer || ' ' || n.key,
 			why = CASE WHEN a.who = $3 THEN $4 ELSE a.why END
@@ -159,8 +159,8 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 }
 
 // empty removes the content of messages that are kept, and puts them into the group of
-// erased messages of their consumer and reason. They have no content to apply, so they
-// need no key that later messages could overtake them in.
+// erased messages of their consumer and reason. They have no content to apply, so it does
+// not matter whether later messages overtake them, and they need no key.
 func empty(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *Erased) error {
 	held, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `
 		SELECT DISTINCT consumer, failed_key FROM failed_messages WHERE id = ANY($1) AND failed_key IS NOT NULL`, ids)

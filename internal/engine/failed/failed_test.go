@@ -553,7 +553,7 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 		t.Errorf("got %+v: %s", o, diff)
 	}
 
-	// Selecting only its ID does not help.
+	// Selecting the second entry alone does not help.
 	if o := r.requeue(failed.Filter{IDs: []int64{2}}); o.Done != 0 || o.Refused != 1 {
 		t.Errorf("blocked by a stopped entry: %+v", o)
 	}

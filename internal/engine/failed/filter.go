@@ -25,7 +25,7 @@ type Filter struct {
 	Since, Until time.Time
 	// Before and After bound the ID, both exclusive: the cursor of a page.
 	Before, After int64
-	// Revision selects an entry only if it has not changed since.
+	// Revision selects an entry only if it still has this revision.
 	Revision int
 }
 

@@ -82,7 +82,7 @@ type Count struct {
 	LastAt  time.Time `json:"last_at"`
 }
 
-// countable maps the values that entries can be counted by to columns.
+// countable holds the column of each value that entries can be counted by.
 var countable = map[string]string{
 	"topic": "topic", "consumer": "consumer", "reason": "reason", "key": "key", "release": "last_release",
 }

@@ -19,7 +19,7 @@ type WaitingEntry struct {
 	Entry
 
 	DueAt time.Time `json:"due_at"`
-	// Awaits lists the topics that may carry a message that it awaits.
+	// Awaits lists the topics that may carry the message it awaits.
 	Awaits []string `json:"awaits,omitempty"`
 	// Blocked is the number of later messages of the key that it blocks.
 	Blocked int `json:"blocked"`
@@ -82,8 +82,8 @@ func (s *Store) Queue(ctx context.Context, id int64) ([]Entry, error) {
 
 // Retried is the result of RetryNow.
 type Retried struct {
-	// Due is the number of keys made due, Messages that of the messages waiting for
-	// them.
+	// Due is the number of keys made due. Messages is the number of messages waiting for
+	// these keys.
 	Due      int `json:"due"`
 	Messages int `json:"messages"`
 	// Consumers counts the keys by consumer.
@@ -184,7 +184,7 @@ func (s *Store) Skip(ctx context.Context, id int64, by activity.Actor) (out Skip
 	return out, err
 }
 
-// skip stops e, the first message of k, which is locked.
+// skip stops e, the first message of k. The key k is locked.
 func (s *Store) skip(ctx context.Context, tx pgx.Tx, k Key, e Entry, by activity.Actor) (out Skipped, err error) {
 	e.Reason, e.Error = event.ReasonFailed, fmt.Sprintf("skipped by %s after %s: %s", by.Who, event.Plural(e.Attempts, "attempt", "attempts"), e.Error)
 

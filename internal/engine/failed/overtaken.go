@@ -13,8 +13,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Overtaken says which later messages of its key a consumer has applied since a
-// message was stopped. Requeueing the message may overwrite what they did.
+// Overtaken describes the later messages of a key that a consumer has applied since a
+// message of the key was stopped. Requeueing that message may overwrite what they did.
 type Overtaken struct {
 	// Key is the key that the message would be applied under.
 	Key string `json:"key"`
@@ -40,7 +40,7 @@ func (o Overtaken) String() string {
 	return fmt.Sprintf("%s %s at %s; it may overwrite what they did", text, o.LastIDs[0], o.LastAt.UTC().Format(time.RFC3339))
 }
 
-// err returns the error for which the message is not requeued.
+// err returns the error that explains why the message is not requeued.
 func (o Overtaken) err() error {
 	return &event.Error{Kind: event.Overtaken, Message: o.String(), Detail: o}
 }
@@ -50,7 +50,7 @@ const maxLastIDs = 10
 
 // Overtake records the messages that overtake stopped messages of their keys. A
 // retried message overtakes only those that arrived before it. The caller must hold
-// the keys, see QueueKeys, and apply the messages in tx.
+// the keys (see QueueKeys) and apply the messages in tx.
 func Overtake(ctx context.Context, tx pgx.Tx, consumer string, list []Delivery) error {
 	_, err := tx.Exec(ctx, `
 		INSERT INTO overtaking_messages AS o (consumer, key, after_id, messages, last_ids, last_at)
@@ -80,8 +80,8 @@ func Overtake(ctx context.Context, tx pgx.Tx, consumer string, list []Delivery) 
 	return nil
 }
 
-// Overtaken returns, for each of the entries that is overtaken, the later messages of
-// its key. check tells the key that an entry would be applied under.
+// Overtaken returns, for each entry that is overtaken, the later messages of its key.
+// check returns the key that an entry would be applied under.
 func (s *Store) Overtaken(ctx context.Context, list []Entry, check Check) (map[int64]Overtaken, error) {
 	known, err := overtaken(ctx, s.pool, list)
 	if err != nil {

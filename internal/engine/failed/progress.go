@@ -14,8 +14,8 @@ import (
 type Progress struct {
 	Messages int `json:"messages"`
 	Applied  int `json:"applied"`
-	// Stopped counts messages that stopped again, Waiting those that failed again, or
-	// are blocked by one that did, and have a next attempt due.
+	// Stopped counts messages that stopped again. Waiting counts messages that wait
+	// because they failed again, or because a message that did so blocks them.
 	Stopped int `json:"stopped"`
 	Waiting int `json:"waiting"`
 	// Withdrawn counts messages that were discarded or erased.
@@ -39,7 +39,7 @@ type CameBack struct {
 }
 
 // Progress returns what has become of the messages of a request. A message that was
-// never stopped is deleted when it is applied; the inbox knows it.
+// never stopped is deleted when it is applied, but the inbox still records it.
 func (s *Store) Progress(ctx context.Context, request uuid.UUID) (p Progress, err error) {
 	rows, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[CameBack], `
 		WITH acted AS (

@@ -140,7 +140,7 @@ func (r *requeue) read(ctx context.Context, tx pgx.Tx, list []Entry) (k known, e
 }
 
 // settle waits for the batches that are applying messages of the entries' keys and
-// keeps further ones waiting, so that no message overtakes an entry unnoticed.
+// keeps further batches waiting, so that no message overtakes an entry unnoticed.
 func settle(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	_, err := tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE (consumer, key) IN (SELECT consumer, failed_key FROM failed_messages WHERE id = ANY($1))
@@ -166,8 +166,8 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 }
 
 // older returns, for each entry, an older stopped entry of its key that is not part
-// of this run: f does not select it, or the previous run that this one continues left
-// it stopped. An overtaken entry does not count: its order is lost already.
+// of this run: the filter does not select it, or this run continues a previous one,
+// which left it stopped. An overtaken entry does not count: its order is lost already.
 func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]int64, error) {
 	if r.pace.OutOfOrder {
 		return map[int64]int64{}, nil
@@ -221,8 +221,8 @@ func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict
 	return verdicts, nil
 }
 
-// release makes entries wait for their keys, and makes a key due if the entry is its
-// first.
+// release makes entries wait for their keys, and makes a key due if one of the entries is
+// its first.
 func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by activity.Actor) error {
 	ids := idsOf(list)
 	consumers := postgres.Column(list, func(e Entry) string { return e.Consumer })
@@ -250,7 +250,7 @@ func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by act
 	left := keysOf(list)
 	for i := range left {
 		if left[i].Key == keys[i] {
-			left[i].Key = "" // still waits for it
+			left[i].Key = "" // still waits for this key
 		}
 	}
 

@@ -13,7 +13,7 @@ import (
 )
 
 // insert adds e in the given state, unless the message is already stored. The caller
-// must hold the key of a waiting message; the key of a stopped one is added, or locked.
+// must hold the key of a waiting message; insert adds or locks the key of a stopped one.
 func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state State) (stored bool, err error) {
 	payload := e.Payload
 	if payload == nil { // a Kafka tombstone; nil would become NULL
@@ -73,7 +73,7 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 	var keys []Key
 
 	if e.ID == 0 && e.Key != "" {
-		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added in vain
+		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added for nothing
 	}
 
 	return s.inTx(ctx, func(tx pgx.Tx) error { return s.stopAgain(ctx, tx, e, keys) })
@@ -136,7 +136,7 @@ func findDelivered(ctx context.Context, tx pgx.Tx, e Entry) (id int64, err error
 	return id, nil
 }
 
-// before is what a message was before it was stopped.
+// before describes a message before it was stopped.
 type before struct {
 	// decided is true if an operator had requeued it.
 	decided bool
@@ -146,7 +146,7 @@ type before struct {
 	keyless bool
 }
 
-// stop stops the row with the ID of e, if it has the revision of e or e has none.
+// stop stops the row with the ID of e, if it has e's revision or e has no revision.
 func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err error) {
 	cause, group := causeOf(e)
 
@@ -173,8 +173,8 @@ func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err e
 	return was, nil
 }
 
-// moveKey gives a stopped message another key, which must be locked after the
-// message.
+// moveKey gives a stopped message another key, and locks the key. The caller must have
+// locked the message before.
 func moveKey(ctx context.Context, tx pgx.Tx, e Entry, key string) error {
 	k := Key{Consumer: e.Consumer, Key: key}
 

@@ -47,8 +47,8 @@ func QueueKeys(batch *pgx.Batch, consumer string, keys []string) (found map[stri
 
 // Block stores messages as blocked by the waiting messages of their keys. A message
 // that is already stored is not changed. The caller must hold the keys; see QueueKeys.
-// After the commit it wakes the keys that await one of the messages: in the transaction
-// that would lock keys of other consumers out of order.
+// After the commit the caller wakes the keys that await one of the messages. Waking them
+// in the transaction would lock keys of other consumers out of order.
 func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	for _, e := range list {
 		if _, err := s.insert(ctx, tx, e, Waiting); err != nil {
@@ -59,8 +59,8 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	return nil
 }
 
-// Wake makes the keys due that await a message on topic, and returns their number. Of
-// the messages with these keys, one has been applied or blocked.
+// Wake makes due those of keys that await a message on topic, and returns their number.
+// Call it when messages on topic with these keys have been applied or blocked.
 func (s *Store) Wake(ctx context.Context, topic string, keys []string) (int64, error) {
 	tag, err := s.pool.Exec(ctx, `
 		WITH awaiting AS (
@@ -86,8 +86,8 @@ func (s *Store) Awaited(ctx context.Context) ([]string, error) {
 	return topics, nil
 }
 
-// Unresolved returns which of keys have a message that waits for one of the consumers
-// waiting, or is stopped in one of the consumers stopped.
+// Unresolved returns which of keys have a failed message: one that waits in a consumer
+// listed in waiting, or is stopped in one listed in stopped.
 func (s *Store) Unresolved(ctx context.Context, waiting, stopped, keys []string) ([]string, error) {
 	found, err := postgres.Collect(ctx, s.pool, pgx.RowTo[string], `
 		SELECT u.key FROM unnest($3::text[], $4::text[]) AS u (key, failed_key)
@@ -112,16 +112,16 @@ type Delivery struct {
 	// a broker delivered it.
 	EntryID  int64
 	Revision int
-	// Ahead is true if the message is tried before the first of its key, which awaits
-	// one of its topic.
+	// Ahead is true if the message is tried before the first message of its key, which
+	// awaits a message on this message's topic.
 	Ahead bool
 }
 
 // Decided returns the indexes of deliveries that must not be applied, because they
-// might undo what an operator or a later message did. A retried message must still be
-// the first that waits for its key, unless it is tried ahead, and unchanged: an earlier
-// one may have been requeued, or the message skipped. A message that a broker delivers
-// again must not be stopped.
+// might undo what an operator or a later message did. A retried message must be
+// unchanged and, unless it is tried ahead, still the first that waits for its key: it
+// may have been skipped, or an earlier message requeued. A message that a broker
+// delivered must not already be stored as stopped.
 func Decided(ctx context.Context, db postgres.Querier, consumer string, list []Delivery) (map[int]bool, error) {
 	decided, err := postgres.Map[int, bool](ctx, db, `
 		SELECT d.n - 1, true
@@ -167,12 +167,11 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 	return blocked, err
 }
 
-// Park stores e, which has failed e.Attempts times and most recently with e.Error, as
-// waiting for its next attempt. A message with an ID is already waiting: Park
-// postpones its next attempt, unless the message has changed since e was read. A
-// stored message that is not waiting is not changed, because its fate is an
-// operator's decision. If e awaits a message, awaits lists the topics that may
-// carry it; see Wake.
+// Park stores e as waiting for its next attempt; e has failed e.Attempts times, most
+// recently with e.Error. If e has an ID, it is already waiting: Park postpones its next
+// attempt, unless the message has changed since e was read. A stored message that is
+// not waiting is not changed, because its fate is an operator's decision. If e awaits a
+// message, awaits lists the topics that may carry that message; see Wake.
 func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration, awaits ...string) error {
 	awaits = append([]string{}, awaits...) // NULL is not allowed
 
@@ -240,8 +239,9 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 		return nil // whoever changed it also set the due time
 	}
 
-	// A message that was requeued ahead of it in the meantime stays due. So does a key
-	// whose awaited message was applied during the attempt: the lease was in the future.
+	// If another message was requeued ahead of this one in the meantime, the key stays
+	// due. It also stays due if an awaited message was applied during the attempt: Wake
+	// then moved the due time, which the lease had set in the future, to now.
 	_, err = tx.Exec(ctx, `
 		UPDATE failed_keys SET awaits = $5::text[],
 			due_at = CASE WHEN $5::text[] <> '{}' AND due_at <= clock_timestamp() THEN due_at ELSE clock_timestamp() + $4 * interval '1 second' END
@@ -255,14 +255,14 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	return nil
 }
 
-// AwaitFrom makes the time for which a waiting message awaits another one begin after a
-// while, unless the message has changed since e was read.
+// AwaitFrom restarts the time for which a waiting message awaits another one: the time
+// begins at now + after. A message that has changed since e was read is left alone.
 func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE failed_messages SET awaits_since = clock_timestamp() + $3 * interval '1 second'
 		WHERE id = $1 AND revision = $2 AND state = 'waiting'`, e.ID, e.Revision, after.Seconds())
 	if err != nil {
-		return fmt.Errorf("setting since when message %s awaits another one: %w", e.MessageID, err)
+		return fmt.Errorf("setting the time since which message %s awaits another one: %w", e.MessageID, err)
 	}
 
 	return nil
@@ -285,8 +285,8 @@ func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration
 	return nil
 }
 
-// Renew sets the end of the lease of a key to now + lease, unless the key is due: a
-// message was requeued ahead, or the lease has expired.
+// Renew sets the end of a key's lease to now + lease, unless the key is due because a
+// message was requeued ahead or the lease has expired.
 func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'
@@ -304,7 +304,7 @@ func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
 // messages before keys.
 var errMoved = errors.New("the message no longer waits")
 
-// inTx runs fn in a transaction, and again if a message was moved meanwhile.
+// inTx runs fn in a transaction, and runs it again if it returns errMoved.
 func (s *Store) inTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	for {
 		if err := postgres.InTx(ctx, s.pool, fn); !errors.Is(err, errMoved) {
@@ -313,8 +313,8 @@ func (s *Store) inTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 	}
 }
 
-// lockKeyOf locks the key that a message is waiting for. Transactions that are about
-// to block messages by the key commit before it returns. Call it in a transaction of
+// lockKeyOf locks the key that a message is waiting for. It waits until transactions
+// that are about to block messages by the key have ended. Call it in a transaction of
 // inTx.
 func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err error) {
 	err = tx.QueryRow(ctx, `
@@ -344,8 +344,8 @@ func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err
 	}
 }
 
-// free deletes keys without waiting and stopped messages. A key with stopped messages
-// only no longer blocks others.
+// free deletes the keys that have neither waiting nor stopped messages. A key that has
+// only stopped messages no longer blocks other messages.
 func free(ctx context.Context, tx pgx.Tx, keys ...Key) error {
 	if len(keys) == 0 {
 		return nil
@@ -374,10 +374,10 @@ func free(ctx context.Context, tx pgx.Tx, keys ...Key) error {
 }
 
 // Finish ends the wait of e, which was applied. It deletes the message, or resolves
-// it if it was ever stopped. The next message of the key becomes the first; without
-// one the key is freed. A message that was skipped during the attempt is resolved too:
-// it is no operator's task any more. A message that was edited since e was read
-// continues to wait, or stays stopped, because its new payload has not been applied.
+// it if it was ever stopped. The next message of the key becomes the first; if there is
+// none, the key is freed. A message that was skipped during the attempt is resolved too,
+// because operators need not act on it any more. A message that was edited since e was
+// read continues to wait, or stays stopped, because its new payload has not been applied.
 func (s *Store) Finish(ctx context.Context, e Entry) error {
 	return s.inTx(ctx, func(tx pgx.Tx) error {
 		k, waits, err := lockKeyOf(ctx, tx, e.ID)
@@ -407,7 +407,7 @@ func (s *Store) Finish(ctx context.Context, e Entry) error {
 }
 
 // Lease returns due keys, at most room[consumer] of each consumer, and advances their
-// due time by lease. If the caller dies, they become due again.
+// due time by lease. If the caller dies, the keys become due again.
 func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Duration) ([]Key, error) {
 	consumers := slices.Sorted(maps.Keys(room))
 	limits := postgres.Column(consumers, func(consumer string) int64 { return int64(room[consumer]) })
@@ -432,18 +432,18 @@ func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Durat
 type Head struct {
 	Entry
 
-	// Behind is true if this message was requeued together with an earlier message of
-	// the same key in another consumer that has not been tried since. Messages that
-	// were requeued together are tried in order of arrival.
+	// Behind is true if an earlier message of the same key, in another consumer, was
+	// requeued together with this one and has not been tried since. Messages that were
+	// requeued together are tried in order of arrival.
 	Behind bool
-	// Awaited is the time since the message was first tried and awaited another one, or 0.
-	// It is negative if that time has not begun; see [Store.AwaitFrom].
+	// Awaited is the time since the message was first found to await another one, or 0 if
+	// it never was. It is negative if that time has not begun; see [Store.AwaitFrom].
 	Awaited time.Duration
 }
 
 // Head returns the first message of a key; ok is false if none is waiting. If after is
-// not 0, it returns the first one behind that message that has not been found to await
-// another one itself. Messages of consumers that are not running block no others.
+// the ID of a message, Head returns the first later message that was not itself found to
+// await another one. Messages of consumers that are not running do not set Behind.
 func (s *Store) Head(ctx context.Context, k Key, after int64, running []string) (h Head, ok bool, err error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
 		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (

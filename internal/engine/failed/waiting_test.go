@@ -94,7 +94,7 @@ func TestAnAttemptAtASkippedMessageBlocksNoOther(t *testing.T) {
 
 	s, _ := newStore(t)
 	first := park(t, s, broken(), 0)
-	park(t, s, broken(), 0) // blocked by it
+	park(t, s, broken(), 0) // blocked by first
 
 	if _, err := s.Skip(t.Context(), first.ID, activity.Actor{Who: "test"}); err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestAnAttemptAtASkippedMessageBlocksNoOther(t *testing.T) {
 
 	first.Attempts++
 
-	if err := s.Park(t.Context(), first, time.Hour); err != nil { // the attempt was running meanwhile
+	if err := s.Park(t.Context(), first, time.Hour); err != nil { // the attempt was running during the skip
 		t.Fatal(err)
 	}
 
@@ -122,7 +122,7 @@ func TestAMessageThatIsAppliedWhileItIsSkippedIsResolved(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := r.Finish(t.Context(), first); err != nil { // the attempt was running meanwhile
+	if err := r.Finish(t.Context(), first); err != nil { // the attempt was running during the skip
 		t.Fatal(err)
 	}
 
@@ -186,7 +186,7 @@ func TestALeaseIsRenewedUnlessTheKeyIsDue(t *testing.T) {
 		t.Errorf("due in %s, %v", due(), err)
 	}
 
-	// A message requeued ahead of it made it due.
+	// A message requeued ahead made the key due.
 	if err := errors.Join(s.Postpone(t.Context(), k, 0), s.Renew(t.Context(), k, time.Hour)); err != nil || due() > time.Minute {
 		t.Errorf("due in %s, %v", due(), err)
 	}
@@ -260,7 +260,7 @@ func TestAWaitingMessageIsStoppedInItsRow(t *testing.T) {
 		t.Fatalf("the head is %d, expected %d", second.ID, first.ID)
 	}
 
-	// It was delivered twice, and the other delivery is rejected.
+	// The message was delivered twice, and the other delivery is rejected.
 	rejected := first
 	rejected.ID, rejected.Reason, rejected.Error = 0, event.ReasonInvalid, "text: is missing"
 	r.add(rejected)
@@ -517,7 +517,7 @@ func (r rig) stopHeads() error {
 	return err
 }
 
-// eraseTwoKeys erases the messages of key-0, and those about key-1.
+// eraseTwoKeys erases the messages with key-0 and the messages that mention key-1.
 func (r rig) eraseTwoKeys() error {
 	about := func(key string, payload []byte) bool {
 		return key == "key-0" || strings.Contains(string(payload), "key-1")
@@ -537,8 +537,9 @@ func early(e failed.Entry) failed.Entry {
 	return e
 }
 
-// The time that a message awaits another one runs from when it was first tried. It runs
-// on while the message fails for other reasons, and begins anew after a requeue.
+// The time for which a message awaits another one begins with the first attempt that
+// misses the other one. The time continues while the message fails for other reasons,
+// and restarts after a requeue.
 func TestTheTimeThatAMessageAwaitsAnotherOne(t *testing.T) {
 	t.Parallel()
 
@@ -634,13 +635,13 @@ func TestOnlyMessagesThatMayBeAwaitedAreTriedAheadOfTheFirst(t *testing.T) {
 	third.Attempts, third.Reason, third.Error = 1, event.ReasonFailed, "it is broken"
 	tried(third)
 
-	third = behind(first.ID + 2) // may be awaited, and succeed next time
+	third = behind(first.ID + 2) // others may await it, and it may succeed next time
 	tried(early(third))
 	behind(0)
 }
 
-// stopAndAwait stores, for two consumers, a stopped message of key "k". In the first, a
-// message of the key also waits, and awaits one on "notes".
+// stopAndAwait stores a stopped message of key "k" for each of two consumers. For the
+// first consumer, another message of the key waits and awaits a message on "notes".
 func stopAndAwait(r rig) {
 	r.t.Helper()
 
@@ -655,8 +656,8 @@ func stopAndAwait(r rig) {
 	r.add(stopped, entry("k", "3"))
 }
 
-// A batch that blocks a message holds its key. A requeue that holds an earlier key, which
-// awaits that message, waits for it.
+// A batch that blocks a message holds its key. A requeue that holds an earlier key waits
+// for the batch, even if the earlier key awaits that message.
 func TestARequeueAndABatchThatBlocksAMessageDoNotDeadlock(t *testing.T) {
 	t.Parallel()
 
@@ -742,8 +743,8 @@ func TestOperatorsAndWakesDoNotDeadlock(t *testing.T) {
 	}
 }
 
-// Postgres ends one of two transactions that wait for each other. The operator's runs
-// again and loses nothing.
+// Postgres aborts one of two transactions that wait for each other. The operator's
+// transaction runs again and loses nothing.
 func TestARequeueThatCollidesRunsAgain(t *testing.T) {
 	t.Parallel()
 
@@ -802,7 +803,7 @@ func TestAFreedKeyAwaitsNothing(t *testing.T) {
 	}
 }
 
-// The service counts every second, however many messages wait for another system.
+// The service counts keys every second, however many messages wait for another system.
 func TestCountingLooksAtABoundedNumberOfKeys(t *testing.T) {
 	t.Parallel()
 

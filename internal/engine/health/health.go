@@ -18,12 +18,12 @@ type Level string
 
 // Levels.
 const (
-	// Unready: messages of a consumer are not applied by this process, and no
-	// operator has decided that.
+	// Unready: this process does not apply the messages of a consumer, although no
+	// operator decided so.
 	Unready Level = "unready"
 	// Degraded: somebody has to act, or something waits for another system.
 	Degraded Level = "degraded"
-	// Note: it works as configured, but somebody may expect something else.
+	// Note: the service works as configured, but perhaps not as somebody expects.
 	Note Level = "note"
 )
 
@@ -52,7 +52,7 @@ type Trouble struct {
 	// Reason says what is wrong, Remedy what to do about it.
 	Reason string `json:"reason"`
 	Remedy string `json:"remedy"`
-	// Because names the trouble of which this one is a consequence.
+	// Because names the trouble that causes this one.
 	Because string `json:"because,omitempty"`
 }
 
@@ -97,7 +97,7 @@ type Loop struct {
 	why            string
 }
 
-// remindEvery is how often a failure that lasts is logged again.
+// remindEvery is how often a lasting failure is logged again.
 const remindEvery = 10 * time.Minute
 
 // NewLoop returns the tracker of a loop whose rounds normally take less than limit.
@@ -106,7 +106,7 @@ func NewLoop(name string, level Level, limit time.Duration, logger *slog.Logger)
 	return &Loop{name: name, level: level, limit: limit, logger: logger}
 }
 
-// Begin reports that the loop runs.
+// Begin records that the loop has started.
 func (l *Loop) Begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +143,7 @@ func (l *Loop) Report(err error) {
 	l.why = scrub.Text(err.Error())
 }
 
-// Silent begins the reason why a loop that does not report makes no progress.
+// Silent is the start of the reason given for a loop that has stopped reporting.
 const Silent = "no round has finished since then"
 
 // State is the state of a loop.

@@ -19,8 +19,8 @@ func hourly() (*health.Loop, *bytes.Buffer) {
 	return health.NewLoop("upkeep", health.Degraded, time.Hour, slog.New(slog.NewTextHandler(&log, nil))), &log
 }
 
-// expectWhy fails the test unless a loop is in trouble since then, for why; "" means that
-// it is not in trouble.
+// expectWhy fails the test unless the loop has been in trouble since the given time,
+// for the reason why. If why is empty, the loop must not be in trouble.
 func expectWhy(t *testing.T, when string, loop *health.Loop, since time.Time, why string) {
 	t.Helper()
 

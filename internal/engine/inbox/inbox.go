@@ -1,5 +1,5 @@
 // Package inbox records which messages have been applied. A message is claimed in the
-// transaction that applies it, so the claim exists exactly if the effects do. This
+// transaction that applies it, so the claim exists if and only if the effects do. This
 // makes redeliveries harmless.
 package inbox
 
@@ -41,12 +41,12 @@ const (
 var ErrConflict = event.RejectAs(event.ReasonConflict,
 	errors.New("message id: was already used with another payload"))
 
-// ErrClaimed means that a message of ClaimNew was claimed before. Roll the transaction
-// back, and begin another one with Claim.
+// ErrClaimed means that a message passed to ClaimNew was claimed before. Roll back the
+// transaction, and use Claim in a new one.
 var ErrClaimed = errors.New("a message was claimed before")
 
-// ClaimNew is Claim for entries that are probably all new, at half the cost. If they are
-// not, it returns ErrClaimed. The statements in along must not insert rows.
+// ClaimNew is Claim for entries that are probably all new, at half the cost. If any of
+// them is not new, it returns ErrClaimed. The statements in along must not insert rows.
 func ClaimNew(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, along *pgx.Batch) error {
 	queueClaim(along, ``, consumer, entries)
 
@@ -91,7 +91,7 @@ func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, alo
 	return verdictsOf(ctx, tx, consumer, entries, claimed)
 }
 
-// queueClaim adds the statement that inserts entries to batch.
+// queueClaim queues, in batch, the statement that inserts entries.
 func queueClaim(batch *pgx.Batch, otherwise, consumer string, entries []Entry) *pgx.QueuedQuery {
 	ids, days := columns(entries)
 	prints := make([]int64, len(entries))
@@ -109,7 +109,7 @@ func queueClaim(batch *pgx.Batch, otherwise, consumer string, entries []Entry) *
 		}
 	}
 
-	// Sort, so that transactions that claim the same IDs never deadlock.
+	// Sort to prevent deadlocks between transactions that claim the same IDs.
 	return batch.Queue(`
 		INSERT INTO inbox (consumer, message_id, day, fingerprint, correlation_id, causation_id)
 		SELECT $1, e.id, e.day, e.print, e.correlation, e.causation
@@ -119,7 +119,7 @@ func queueClaim(batch *pgx.Batch, otherwise, consumer string, entries []Entry) *
 		`+otherwise, consumer, ids, days, prints, correlations, causations)
 }
 
-// verdictsOf returns the verdicts of entries of which only claimed are new.
+// verdictsOf returns the verdicts for entries. Only those in claimed are new.
 func verdictsOf(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, claimed []uuid.UUID) ([]Verdict, error) {
 	seen, err := fingerprints(ctx, tx, consumer, entries, nil)
 	if err != nil {
@@ -144,7 +144,8 @@ func verdictsOf(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry
 // Unclaim removes claims made in this transaction for messages that were not applied
 // after all.
 func Unclaim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry) error {
-	// Few messages are unclaimed. A join with their ids may read all rows of the consumer.
+	// Delete one at a time: few messages are unclaimed, and a join with their IDs may
+	// read all rows of the consumer.
 	batch := &pgx.Batch{}
 	for _, e := range entries {
 		batch.Queue(`DELETE FROM inbox WHERE consumer = $1 AND message_id = $2 AND day = $3`, consumer, e.ID, Day(e.ID))
@@ -199,8 +200,8 @@ func fingerprints(
 		sum       int64
 	)
 
-	// The lateral join makes Postgres look up each entry by the primary key. A join may
-	// become a hash join, which reads all rows of the consumer.
+	// The lateral join makes Postgres look up each entry by the primary key. A plain
+	// join may become a hash join, which reads all rows of the consumer.
 	along.Queue(`
 		SELECT e.id, i.fingerprint
 		FROM unnest($2::uuid[], $3::date[]) AS e (id, day)

@@ -18,8 +18,8 @@ const minRetention = time.Hour
 type Config struct {
 	// Retention is how long an applied message is recognized. A message redelivered
 	// after that is applied again, so Retention must exceed the age of replays and
-	// restores. An older message of a log, such as a Kafka record, is stopped. Defaults to
-	// 168h.
+	// restores. An older message from a log, such as a Kafka record, is stopped.
+	// Defaults to 168h.
 	Retention time.Duration `koanf:"retention"`
 }
 

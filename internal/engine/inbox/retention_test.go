@@ -45,7 +45,7 @@ func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 	messages := []dated{
 		{created: 10 * day, applied: 10 * day},
 		{created: 9 * day, applied: 9 * day},
-		// It was applied long after its creation and so is kept longer.
+		// It was applied long after its creation, so it is kept longer.
 		{created: 11 * day, applied: day, kept: true},
 		{created: 6 * day, applied: 6 * day, kept: true},
 		{kept: true},
@@ -66,7 +66,7 @@ func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// One of the days 8 to 12 days ago has a message that was applied later.
+	// Of the partitions for 8 to 12 days ago, one has a message that was applied later.
 	if dropped != 4 || partitions() != all-4 {
 		t.Errorf("dropped %d, %d of %d are left", dropped, partitions(), all)
 	}
@@ -84,7 +84,8 @@ func TestPartitionsAreDroppedAfterTheirRetention(t *testing.T) {
 	}
 }
 
-// dated is a message of the past. Without an ID it gets one with its time.
+// dated is a message from the past. If it has no ID, claim gives it one with the time
+// it was created.
 type dated struct {
 	inbox.Entry
 
@@ -92,7 +93,7 @@ type dated struct {
 	kept             bool          // after a retention of 7 days
 }
 
-// claim claims the message as if it had been applied at its time.
+// claim claims the message as if it had been applied in the past.
 func (m *dated) claim(t *testing.T, pool *pgxpool.Pool, now time.Time) {
 	t.Helper()
 
@@ -157,7 +158,7 @@ func TestOldRowsAreFoundOnEveryPage(t *testing.T) {
 
 	pool := pgtest.New(t)
 
-	// More pages than are scanned at once.
+	// Fill more pages than are scanned at once.
 	_, err := pool.Exec(t.Context(), `
 		INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at)
 		SELECT 'c', gen_random_uuid(), '1970-01-01', n, now() - n % 2 * interval '10 days' FROM generate_series(1, 40000) AS n`)

@@ -45,7 +45,7 @@ func engine() []Source {
 				Means:  "Messages that are due are published.",
 				Advice: "Check `/readyz` and the log (`publishing fails`) for the reason; `millrace consumers list` shows paused consumers. Messages are published automatically once the broker accepts them.",
 				Fault: `CASE
-					WHEN available_at IS NULL THEN format('to %s: waits since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
+					WHEN available_at IS NULL THEN format('to %s: waiting since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
 					ELSE format('to %s: was due at %s', topic, to_char(available_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
 				// Confirm in a second query, because a message scheduled long ago
 				// already looks old when it becomes due.
@@ -96,8 +96,8 @@ func engine() []Source {
 					FROM failed_messages WHERE failed_key IS NOT NULL GROUP BY 1, 2) AS m ON m.consumer = k.consumer AND m.key = k.key`,
 			Checks: []Check{{
 				Name:   "waiting",
-				Means:  "Each key has a failed message, a key is due exactly if a message waits, and no key is overdue.",
-				Advice: "Inspect the key with `millrace failed waiting` and retry it with `millrace failed retry`. If keys stay overdue, no running service has their consumer.",
+				Means:  "Each key has a failed message, a key is due if and only if a message is waiting, and no key is overdue.",
+				Advice: "Inspect the key with `millrace failed waiting` and retry it with `millrace failed retry`. If keys stay overdue, no running service runs their consumer.",
 				Fault: `CASE
 					WHEN waiting = 0 AND due_at IS NOT NULL THEN 'is blocked, but no message waits'
 					WHEN waiting > 0 AND due_at IS NULL THEN 'has waiting messages that nothing retries'

@@ -27,7 +27,7 @@ type Check struct {
 	// Fault is an SQL expression over a row of the source. It describes the
 	// violation, or is NULL.
 	Fault string
-	// Confirm is a query that returns those of the IDs $1 that still violate the
+	// Confirm is a query that returns which of the IDs in $1 still violate the
 	// invariant. It is set for checks that can see work in progress.
 	Confirm string
 	// Repair repairs one violation and describes the repair, or returns "" if the
@@ -61,7 +61,7 @@ type Options struct {
 	// Older is how long work may be in progress before it counts as stuck.
 	// Defaults to 15m.
 	Older time.Duration
-	// Retention is the retention of the inbox, which does not know older messages.
+	// Retention is the retention of the inbox, which does not recognize older messages.
 	// Defaults to 168h.
 	Retention time.Duration
 	// Ledger is how far back to read records of other systems. Defaults to 720h.

@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Repair is a violation that was repaired, or would be in a dry run.
+// Repair is a violation that was repaired or, in a dry run, would be.
 type Repair struct {
 	Check string `json:"check"`
 	ID    string `json:"id"`

@@ -103,8 +103,8 @@ func (r *run) snapshot(ctx context.Context) error {
 	}()
 
 	// The lock timeout lets exclusive locks go first, such as those for dropping a
-	// partition. This work_mem fits the hashes of a million orders. An audit reads whole
-	// tables.
+	// partition. This work_mem fits the hashes of a million orders. Sequential scans
+	// are on, because an audit reads whole tables.
 	_, err = tx.Exec(ctx, fmt.Sprintf(
 		`SET LOCAL statement_timeout = %d; SET LOCAL lock_timeout = '2s'; SET LOCAL work_mem = '96MB'; SET LOCAL enable_seqscan = on`,
 		r.options.Timeout.Milliseconds()))

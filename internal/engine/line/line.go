@@ -1,11 +1,10 @@
-// Package line keeps the order of messages that a subscriber delivers before those ahead
-// of them have been acknowledged.
+// Package line keeps messages in order although a subscriber delivers them before
+// earlier ones have been acknowledged.
 //
 // The subscriber puts the messages of a key into a [Line]. It delivers one, waits until
-// the consumer has joined the line with it, and delivers the next. So the order in which
-// messages join is that of the key, whichever goroutines carry them, and the consumer
-// may apply several in one transaction. A consumer that never joins gets one message at a
-// time.
+// the consumer has called Join for it, and delivers the next. So messages join in the
+// order of the key, whichever goroutines carry them, and the consumer may apply several
+// in one transaction. A consumer that never calls Join gets one message at a time.
 package line
 
 import (
@@ -13,19 +12,20 @@ import (
 	"sync/atomic"
 )
 
-// Line is messages in order that are delivered without waiting for their answers. The
-// first one that is not acknowledged breaks it: the consumer applies none of the others
-// that it has not begun to apply, and the subscriber delivers them again in a new line.
+// Line is a sequence of messages, each delivered without waiting for the
+// acknowledgements of those before it. The first message that is not acknowledged
+// breaks the line: the consumer returns all that it has not begun to apply, and the
+// subscriber delivers them again in a new line.
 type Line struct {
 	wake           chan<- struct{}
 	joined, broken atomic.Bool
 }
 
-// New returns an empty line. It sends to wake, which should have a buffer, without
-// blocking whenever a message has joined.
+// New returns an empty line. Whenever a message has joined, the line sends to wake. The
+// send never blocks, so wake should have a buffer.
 func New(wake chan<- struct{}) *Line { return &Line{wake: wake} }
 
-// Context returns the context for the next message of the line, which ends with ctx.
+// Context returns the context for the next message of the line. It ends with ctx.
 func (l *Line) Context(ctx context.Context) context.Context {
 	l.joined.Store(false)
 
@@ -52,7 +52,7 @@ func (l *Line) Break() { l.broken.Store(true) }
 // Broken reports whether Break was called.
 func (l *Line) Broken() bool { return l.broken.Load() }
 
-// Of returns the line of the message with a context, or nil.
+// Of returns the line of the message whose context is ctx, or nil.
 func Of(ctx context.Context) *Line {
 	l, _ := ctx.Value(lineKey{}).(*Line)
 

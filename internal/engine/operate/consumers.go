@@ -59,7 +59,7 @@ func (o *Operator) consumers() []Consumer {
 	return list
 }
 
-// explain sets the state of a consumer: the first reason for which no message is
+// explain sets the state of a consumer from the first reason why its messages are not
 // applied.
 func (o *Operator) explain(c *Consumer, r consumer.State) {
 	conn := o.Brokers.Of(r.Topic).State()
@@ -102,8 +102,9 @@ func (o *Operator) Consumers(ctx context.Context) ([]Consumer, error) {
 	return pausedBy(o.consumers(), pauses), nil
 }
 
-// ConsumersAt returns the consumers of the service with its probes at addr. Without an answer their
-// states are unknown, except for the pauses stored in Postgres.
+// ConsumersAt returns the consumers of the service with its probes at addr. If the
+// service does not answer, their states are unknown, except for the pauses stored in
+// Postgres.
 func (o *Operator) ConsumersAt(ctx context.Context, addr string) ([]Consumer, error) {
 	var process Process
 

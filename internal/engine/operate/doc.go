@@ -34,12 +34,12 @@ type Operator struct {
 	// Retention is the retention of the inbox.
 	Retention time.Duration
 	Brokers   *broker.Set
-	// Affected has what pauses mean for the business.
+	// Affected says what pauses mean for the business.
 	Affected []Affected
 	// Tap records the messages that pass through this process.
 	Tap Tap
-	// Relay and Tasks are the background work of the service. Warnings is what is
-	// configured and does nothing, or not what one may expect.
+	// Relay and Tasks are the background work of the service. Warnings lists settings
+	// that have no effect, or not the effect that one may expect.
 	Relay    *outbox.Relay
 	Tasks    []*health.Loop
 	Warnings check.Warnings

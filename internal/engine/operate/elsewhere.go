@@ -20,10 +20,10 @@ const elsewhereAtMost = 3
 // searchTimeout bounds how long Elsewhere searches the outbox.
 const searchTimeout = time.Second
 
-// Elsewhere adds to a NotFound error where the messages about the missing thing are,
-// if they have not been applied: among the failed messages or in the outbox. Messages
-// are about it if they have its key and a consumer with the given prefix takes them.
-// It returns other errors unchanged.
+// Elsewhere adds to a NotFound error where unapplied messages about the missing thing
+// are: among the failed messages or in the outbox. A message is about the thing if it
+// has its key, and if a consumer with the given prefix takes the message. Elsewhere
+// returns other errors unchanged.
 func (o *Operator) Elsewhere(ctx context.Context, err error, key, consumers string) error {
 	if event.KindOf(err) != event.NotFound {
 		return err
@@ -44,7 +44,7 @@ func (o *Operator) Elsewhere(ctx context.Context, err error, key, consumers stri
 		}
 	}
 
-	// The outbox has no index of keys: a long one is not searched to its end.
+	// The outbox has no index of keys, so a long outbox is not searched to its end.
 	bounded, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
 

@@ -26,7 +26,7 @@ func (o *Operator) Stream(ctx context.Context, name string) ([]eventstore.Event,
 	return events, err
 }
 
-// EventPage returns the events in at most limit positions after the given one, and
+// EventPage returns the events in at most limit positions after the given position, and
 // the position to continue from.
 func (o *Operator) EventPage(ctx context.Context, after int64, limit int) (events []eventstore.Event, next int64, err error) {
 	horizon, err := eventstore.Horizon(ctx, o.Pool)

@@ -17,8 +17,8 @@ import (
 )
 
 // Facts is the state stored in Postgres, which does not depend on a running service.
-// It has parts that are read independently. A part that could not be read is among the
-// gaps, and empty.
+// Its parts are read independently. A part that could not be read is empty and listed
+// in Gaps.
 type Facts struct {
 	Counts      *Counts             `json:"counts,omitempty"`
 	Paused      []consumer.Pause    `json:"paused_consumers"`
@@ -78,8 +78,8 @@ type Failed struct {
 	Stopped int64 `json:"stopped"`
 }
 
-// Facts reads the facts from Postgres. Each count ends at most, unless that is 0. It
-// asks no further once Postgres does not answer.
+// Facts reads the facts from Postgres. Each count stops at most, unless most is 0. Facts
+// reads no further parts once Postgres does not answer.
 func (o *Operator) Facts(ctx context.Context, most int64) (f Facts) {
 	var away error
 
@@ -276,7 +276,7 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 	for _, p := range f.Projections {
 		if p.Lag() > maxLag {
 			list = append(list, degraded(health.Task, "projection "+p.Name, p.Unread,
-				"is behind by "+event.Plural(p.Behind, "position", "positions")+", the oldest event since then",
+				"is behind by "+event.Plural(p.Behind, "position", "positions")+", its oldest unread event dates from then",
 				"see what else is listed: a failing projection or an old transaction; `millrace projections status` shows progress"))
 		}
 	}

@@ -141,7 +141,7 @@ func (o *Operator) known(ctx context.Context, f failed.Filter) error {
 	return nil
 }
 
-// nearGroups returns the groups whose names resemble name, of the largest.
+// nearGroups returns those of the largest groups whose names resemble name.
 func (o *Operator) nearGroups(ctx context.Context, name string) ([]string, error) {
 	const enough = 1000
 
@@ -213,7 +213,7 @@ func (o *Operator) ActOnOne(e failed.Entry, act func(failed.Filter) (failed.Outc
 	return nil
 }
 
-// refused returns the error for which an action on one message was refused.
+// refused returns the error with which an action on one message was refused.
 func refused(r failed.Refusal) error {
 	refusal := event.Errorf(event.Conflict, "message %d was refused: %s", r.ID, r.Error)
 
@@ -243,12 +243,12 @@ func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by a
 const readProgressEvery = 250 * time.Millisecond
 
 // Follow reads the progress of a request until each of its messages has been tried or
-// ctx ends, which is not an error. It calls fn, unless nil, with each reading.
+// ctx ends, which is not an error. It calls fn, unless fn is nil, with each reading.
 func (o *Operator) Follow(ctx context.Context, request uuid.UUID, fn func(failed.Progress)) (p failed.Progress, err error) {
 	for {
 		started := time.Now()
 
-		// The last reading must not depend on the end of ctx.
+		// The last reading must not fail because ctx has ended.
 		if p, err = o.Failed.Progress(context.WithoutCancel(ctx), request); err != nil {
 			return p, err
 		}

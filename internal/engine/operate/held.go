@@ -20,8 +20,8 @@ func (h Held) String() string {
 	return fmt.Sprintf("%s for %s: %s", event.Plural(h.Messages, "waits", "wait"), h.Consumer, h.Why)
 }
 
-// Held returns what holds up messages, which are counted by consumer. In a process
-// that is not the service it asks the service at addr.
+// Held returns what holds up messages; messages counts them by consumer. In a process
+// that is not the service, Held asks the service at addr.
 func (o *Operator) Held(ctx context.Context, addr string, messages map[string]int) ([]Held, error) {
 	held := []Held{}
 	if len(messages) == 0 {
@@ -45,8 +45,8 @@ func (o *Operator) Held(ctx context.Context, addr string, messages map[string]in
 	return held, err
 }
 
-// HeldAfter is Held after an action that was done: it says why it does not know, instead
-// of failing.
+// HeldAfter is Held for use after a completed action: instead of failing, it returns why
+// the answer is unknown.
 func (o *Operator) HeldAfter(ctx context.Context, addr string, messages map[string]int) (held []Held, unknown string) {
 	held, err := o.Held(ctx, addr, messages)
 	if err != nil {
@@ -56,8 +56,8 @@ func (o *Operator) HeldAfter(ctx context.Context, addr string, messages map[stri
 	return held, unknown
 }
 
-// holds returns why a consumer retries no messages and what to do about it, or "". It
-// needs no broker for that.
+// holds returns why a consumer retries no messages and what to do about it, or "".
+// Retries need no broker, so the state of the broker does not matter.
 func (c Consumer) holds(addr string) string {
 	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
@@ -65,7 +65,7 @@ func (c Consumer) holds(addr string) string {
 	case c.Pause != nil:
 		return fmt.Sprintf("it is %s; resume it first: millrace consumers resume %s", paused(*c.Pause, stamp), c.Consumer)
 	case c.State == Waiting:
-		return fmt.Sprintf("it is %s; it tries them when that is available", c.Describe(stamp))
+		return fmt.Sprintf("it is %s; it tries them once the dependency is available", c.Describe(stamp))
 	case c.State == Unknown:
 		return fmt.Sprintf("no service responds at health.addr %s; they are tried once a service runs", addr)
 	default:

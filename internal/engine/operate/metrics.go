@@ -9,7 +9,7 @@ import (
 )
 
 // collector exports what the process knows about itself, and what it last measured.
-// A scrape asks nobody. What is unknown has no sample.
+// A scrape asks no other system. An unknown value has no sample.
 type collector struct {
 	operator *Operator
 

@@ -23,10 +23,10 @@ const (
 	// measureEvery is how often Postgres and the brokers are asked for counts.
 	measureEvery   = 15 * time.Second
 	measureTimeout = 10 * time.Second
-	// maxMeasured is where counts end that are made all the time.
+	// maxMeasured bounds each count of the periodic measurement.
 	maxMeasured = 100_000
-	// lostAfter is for how long a broker must know no subscription: a group that is
-	// being rebalanced has none for a moment.
+	// lostAfter is how long a broker must know no subscription of a topic before the
+	// topic counts as unsubscribed: a group that is being rebalanced briefly has none.
 	lostAfter = 30 * time.Second
 )
 
@@ -35,8 +35,8 @@ type monitor struct {
 	mu       sync.Mutex
 	facts    *Facts
 	backlogs []Backlog
-	// lost has the topics without a subscription, with the time of the first
-	// measurement that found none.
+	// lost maps each topic without a subscription to the time of the first measurement
+	// that found none.
 	lost map[string]time.Time
 }
 
@@ -61,7 +61,7 @@ func (m *monitor) measured() (facts *Facts, backlogs []Backlog) {
 }
 
 // Watch measures until ctx ends: whether brokers answer, what waits where, and the
-// clock of the database. Nobody waits for another that does not answer.
+// clock of the database. A system that does not answer does not delay the others.
 func (o *Operator) Watch(ctx context.Context) {
 	var loops sync.WaitGroup
 	defer loops.Wait()
@@ -95,7 +95,8 @@ func (o *Operator) Watch(ctx context.Context) {
 	})
 }
 
-// learn remembers facts, and since when parts could not be read. It logs new reasons.
+// learn remembers facts, and since when parts could not be read. It logs new gaps,
+// those with the same reason once.
 func (o *Operator) learn(facts Facts) {
 	o.monitor.mu.Lock()
 	defer o.monitor.mu.Unlock()
@@ -158,7 +159,7 @@ type Backlog struct {
 	// Kept is how long the broker keeps messages of the topic, if that is longer than the
 	// inbox remembers them.
 	Kept string `json:"kept,omitempty"`
-	// remembered is how long the inbox does.
+	// remembered is how long the inbox remembers messages.
 	remembered time.Duration
 	partitions map[int32]int64
 }
@@ -181,12 +182,12 @@ func forgetful(backlogs []Backlog) []health.Trouble {
 		Kind: health.Config, Name: "inbox.retention", Level: health.Note,
 		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are delivered again",
 			backlogs[0].remembered, strings.Join(topics, ", ")),
-		Remedy: "raise inbox.retention above retention.ms of the topics, or lower that",
+		Remedy: "raise inbox.retention above retention.ms of the topics, or lower retention.ms",
 	}}
 }
 
-// Backlogs asks the brokers what waits of each consumed topic. It leaves out topics
-// that wait in the outbox only.
+// Backlogs asks the brokers how many messages of each consumed topic wait. It leaves
+// out topics whose messages wait only in the outbox.
 func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 	consumed, _ := o.Router.Topics()
 

@@ -20,14 +20,14 @@ type Affected func(ctx context.Context, topic string) (string, error)
 
 // Pausing is a request to pause a consumer.
 type Pausing struct {
-	// For is how long the pause lasts; 0 until it is resumed.
+	// For is how long the pause lasts; with 0, until the consumer is resumed.
 	For time.Duration
 	// DryRun only reports what the pause would affect.
 	DryRun bool
 }
 
-// Replicas look for pauses once a second. A pause of more than a year is a mistake: one
-// without an end lasts until it is resumed.
+// Limits of Pausing.For. Replicas look for pauses once a second. A pause of more than a
+// year is a mistake: a pause without an end lasts until the consumer is resumed.
 const (
 	minPause = time.Second
 	maxPause = 8760 * time.Hour

@@ -35,7 +35,7 @@ type progress struct {
 	started bool
 }
 
-// Enter records that the service has come to a phase: a step of its start,
+// Enter records that the service has entered a phase: a step of its start,
 // PhaseRunning or PhaseStopping.
 func (o *Operator) Enter(phase string) {
 	o.progress.mu.Lock()
@@ -45,8 +45,8 @@ func (o *Operator) Enter(phase string) {
 	o.progress.started = o.progress.started || phase == PhaseRunning
 }
 
-// Started reports whether the service has come to PhaseRunning: its database is
-// prepared. It may have left it again.
+// Started reports whether the service has reached PhaseRunning: its database is
+// prepared. The service may have left that phase since.
 func (o *Operator) Started() bool {
 	o.progress.mu.Lock()
 	defer o.progress.mu.Unlock()
@@ -65,23 +65,23 @@ func (o *Operator) Delayed(err error) {
 // Process is the state of a running service as seen by itself.
 type Process struct {
 	StartedAt time.Time `json:"started_at"`
-	// Phase is running, stopping or a step of the start, since PhaseSince.
+	// Phase is running, stopping or a step of the start. It began at PhaseSince.
 	Phase      string         `json:"phase"`
 	PhaseSince time.Time      `json:"phase_since"`
 	Why        string         `json:"why,omitempty"`
 	Brokers    string         `json:"brokers"`
 	Connected  []broker.State `json:"connections"`
-	// Dependencies has the breakers.
+	// Dependencies are the states of the breakers.
 	Dependencies []breaker.State `json:"dependencies"`
 	Consumers    []Consumer      `json:"consumers"`
 	Tasks        []health.State  `json:"tasks"`
-	// Stuck has the topics that brokers refuse to take.
+	// Stuck lists the topics to which nothing can be published.
 	Stuck []outbox.Stuck `json:"stuck_topics"`
 	// Troubles is everything that is not as it should be, the most important first.
 	Troubles []health.Trouble `json:"troubles"`
 }
 
-// Process returns the state of this process. It asks nobody.
+// Process returns the state of this process. It asks no other system.
 func (o *Operator) Process() Process {
 	p := Process{
 		StartedAt: o.StartedAt.UTC(), Brokers: o.Brokers.Kinds(), Dependencies: o.Dependencies.States(), Consumers: o.consumers(),
@@ -126,7 +126,7 @@ func (o *Operator) Health() []health.Trouble {
 	return merge(withFacts(o.Process().Troubles, facts), forgetful(backlogs))
 }
 
-// withFacts adds the troubles of what was measured, if anything was.
+// withFacts adds the troubles of the measured facts, if there are any.
 func withFacts(troubles []health.Trouble, facts *Facts) []health.Trouble {
 	if facts == nil {
 		return troubles

@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// byItself ends the remedy of a trouble that a running service notices the end of.
+// byItself ends the remedy of a trouble whose end a running service notices.
 const byItself = "; the service continues by itself"
 
 // remedies says what to do about an error. The first that matches wins.
@@ -31,7 +31,7 @@ var remedies = []struct {
 		"correct user, password or permissions",
 	},
 	{regexp.MustCompile(`(?i)message (was|is) too large`), "raise the limit of the topic at the broker, or publish smaller messages"},
-	{regexp.MustCompile(`rabbitmq has raised an alarm`), "give the RabbitMQ server memory or disk space: `rabbitmq-diagnostics alarms`; the service continues by itself"},
+	{regexp.MustCompile(`rabbitmq has raised an alarm`), "free memory or disk space on the RabbitMQ server; see `rabbitmq-diagnostics alarms`; the service continues by itself"},
 	{regexp.MustCompile(`no such host`), "correct the host in the address"},
 }
 
@@ -64,8 +64,8 @@ func remedyFor(dependency, why string) string {
 // disconnected matches the errors of a connection to Postgres.
 var disconnected = regexp.MustCompile(`failed to connect|connection re(fused|set)|conn closed|\bEOF\b|i/o timeout|context deadline exceeded|SQLSTATE (08|57P)`)
 
-// remedyForTask returns what to do about the error of background work, or of a statement
-// that reads what is measured.
+// remedyForTask returns what to do about an error of background work, or of a statement
+// that takes a measurement.
 func remedyForTask(why string) string {
 	text, known := remedyOf(why)
 

@@ -28,7 +28,8 @@ type Status struct {
 	// Database is nil if Postgres does not respond; Away is the reason.
 	Database *Facts `json:"database,omitempty"`
 	Away     string `json:"database_unreachable,omitempty"`
-	// Consumers are those of the service. Without one their states are unknown.
+	// Consumers are those of the service. If no service responds, their states are
+	// unknown.
 	Consumers []Consumer `json:"consumers"`
 	// Backlogs is what the brokers hold.
 	Backlogs []Backlog `json:"backlogs"`
@@ -185,8 +186,8 @@ func askState(ctx context.Context, addr string, state *Process) error {
 	return Client{URL: "http://" + check.Dialable(addr)}.ask(ctx, "health.addr", "/statusz", 0, state)
 }
 
-// ask sends a GET request to the service, whose address key sets. The service may wait
-// before it responds.
+// ask sends a GET request to the service; key is the setting of its address, for errors.
+// The service may wait before it responds.
 func (c Client) ask(ctx context.Context, key, path string, wait time.Duration, response any) error {
 	ctx, cancel := context.WithTimeout(ctx, wait+askTimeout)
 	defer cancel()

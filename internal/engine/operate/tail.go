@@ -64,7 +64,7 @@ func (o *Operator) Tail(ctx context.Context, service Client, topic string, fn fu
 	return err
 }
 
-// Passed is the part of a tap after a position.
+// Passed is what a tap recorded after a position.
 type Passed struct {
 	Messages []Passing `json:"messages" nullable:"false"`
 	Next     int64     `json:"next" doc:"Pass this as after to continue."`
@@ -95,8 +95,8 @@ func tailService(ctx context.Context, service Client, topic string, fn func(Pass
 // Limits of a tap.
 const (
 	tapSize  = 1000             // messages kept per topic
-	tapLives = 30 * time.Second // without a reader
-	tapWait  = 10 * time.Second // between requests
+	tapLives = 30 * time.Second // how long a tap lives without a reader
+	tapWait  = 10 * time.Second // how long a request waits for messages
 )
 
 // Tap keeps the latest messages of topics that have a reader. Without a reader, a
@@ -148,8 +148,8 @@ func (t *Tap) Passed(topic string, msg *message.Message) {
 	tap.arrived = make(chan struct{})
 }
 
-// After returns the messages on a topic after a position; -1 is the present. It waits
-// for the next message if there is none.
+// After returns the messages on a topic after a position; -1 is the present. If there is
+// none, it waits for the next message.
 func (t *Tap) After(ctx context.Context, topic string, after int64, wait time.Duration) Passed {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

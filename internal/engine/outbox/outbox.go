@@ -18,8 +18,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Shards is the number of shards that replicas divide among themselves. The table
-// stores shard numbers, so it must not change.
+// Shards is the number of shards that replicas divide among themselves. It must not
+// change, because the table stores shard numbers.
 const Shards = 64
 
 // Channel is the Postgres notification channel through which processes wake each
@@ -107,8 +107,8 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 	return r.insert(ctx, tx)
 }
 
-// Unpublished returns which of keys have a message on one of topics in the outbox. No
-// index has the keys, so it reads the whole outbox: call it for many keys, and rarely.
+// Unpublished returns those keys that have a message on one of topics in the outbox. No
+// index contains keys, so it reads the whole outbox: call it for many keys, and rarely.
 func Unpublished(ctx context.Context, db postgres.Querier, topics, keys []string) ([]string, error) {
 	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
 		`SELECT DISTINCT key FROM outbox WHERE topic = ANY($1) AND key = ANY($2)`, topics, postgres.Column(keys, event.Text))
@@ -178,7 +178,7 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 
 func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
 	// Compute the due time with the database's clock. The condition assigns the
-	// transaction's ID before the first sequence number, which marks rely on.
+	// transaction's ID before the first sequence number; marks rely on that order.
 	_, err := tx.Exec(ctx, `
 		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, available_at)
 		SELECT shard, topic, key, id, correlation, causation, headers, payload, trace,

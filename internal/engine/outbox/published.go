@@ -9,8 +9,9 @@ import (
 
 // Partitions describes the partitions of table published_messages, which records
 // published messages that are not consumed here. No inbox has them, so without the
-// record their conversations would lose them. The statement that deletes them from
-// the outbox writes the record; messages consumed here cost nothing.
+// record they would be missing from their conversations. The statement that deletes
+// them from the outbox writes the record; it does no extra work for messages that are
+// consumed here.
 var Partitions = postgres.DailyPartitions{Table: "published_messages"}
 
 // Statements that delete confirmed rows.

@@ -40,9 +40,9 @@ func (r row) traceAttrs() []slog.Attr {
 // rowColumns are the fields of row, in order.
 const rowColumns = `seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at`
 
-// maxBytes bounds the payloads that a relay has read and not yet published: some 30
-// messages of the largest size, 1 MiB, which keep a broker busy. Of usual messages,
-// Config.MaxInFlight is reached first.
+// maxBytes bounds the payloads that a relay has read but not yet published. About 30
+// messages of the largest size, 1 MiB, fit, which is enough to keep a broker busy. With
+// messages of usual size, Config.MaxInFlight is reached first.
 const maxBytes = 32 << 20
 
 // queue distributes rows to concurrent lanes. The rows of a key are published
@@ -62,18 +62,18 @@ type queue struct {
 	// confirmed lists rows in flight that the broker has confirmed but the table
 	// still has.
 	confirmed []int64
-	// failures has the keys whose first row was not published. Their rows stay in the
-	// table, except the first while it is tried again.
+	// failures contains the keys whose first row could not be published. Of such a key,
+	// the queue holds only the first row, and only while that row is tried again.
 	failures map[string]failure
-	// returns counts how often rows were returned to the table. A read that ran at
-	// the time misses them; see push.
+	// returns counts how often rows were returned to the table. A read that was running
+	// at that time misses them; see push.
 	returns int
 	// busy counts the rows being published.
 	busy   int
 	closed bool
 }
 
-// failure is the state of a key whose first row was not published.
+// failure is the state of a key whose first row could not be published.
 type failure struct {
 	shard int16
 	topic string
@@ -186,8 +186,8 @@ func (q *queue) published(r row, batch int) (due bool) {
 	return backedOff || space || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
 }
 
-// refused frees the key of r, which the broker refuses. The row stays in flight until
-// the table knows.
+// refused frees the key of r, a row that the broker refuses. The row stays in flight
+// until the table marks it as refused.
 func (q *queue) refused(r row) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -321,9 +321,9 @@ func (w want) cut(rows []row) bool {
 	return len(rows) >= w.limit || left <= 0
 }
 
-// wants returns what to read next, at most batch rows. It returns nothing while that
-// many keys are ready, because each read scans all rows in flight, or while there is no
-// space for payloads. A key that backs off counts as a row in flight.
+// wants returns what to read next, at most batch rows. It returns nothing while batch
+// keys are ready, because each read scans all rows in flight, or while there is no space
+// for payloads. A key that backs off counts as a row in flight.
 func (q *queue) wants(batch, maxInFlight int) want {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -351,7 +351,7 @@ func (q *queue) probe() want {
 	return next
 }
 
-// untaken excludes what the queue has and the keys that back off.
+// untaken returns a want that excludes the rows in flight and the keys that back off.
 func (q *queue) untaken() want {
 	next := want{
 		inFlight:   ranges(slices.Sorted(maps.Keys(q.inFlight))),
@@ -368,7 +368,7 @@ func (q *queue) untaken() want {
 	return next
 }
 
-// has reports whether a row has been read and not been returned or deleted.
+// has reports whether a row has been read, and neither returned nor deleted since.
 func (q *queue) has(seq int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -388,7 +388,7 @@ func (q *queue) hurry(key string) {
 	}
 }
 
-// ranges returns sorted numbers as ranges of adjacent ones.
+// ranges merges sorted numbers into ranges of adjacent numbers.
 func ranges(sorted []int64) pgtype.Multirange[pgtype.Range[int64]] {
 	list := pgtype.Multirange[pgtype.Range[int64]]{} // not nil, which is NULL
 
@@ -421,8 +421,8 @@ func (q *queue) restore(confirmed []int64) {
 	q.confirmed = append(q.confirmed, confirmed...)
 }
 
-// drop removes the rows that keep rejects and no lane is publishing, because another
-// replica may now publish them.
+// drop removes the rows whose shard keep rejects, because another replica may now publish
+// them. Rows that a lane is publishing stay.
 func (q *queue) drop(keep func(shard int16) bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

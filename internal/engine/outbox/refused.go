@@ -21,8 +21,8 @@ import (
 
 // Refused is a message that its broker never takes as it is, such as one that is too
 // large. It stays in the outbox until an operator retries or discards it; later messages
-// of its key are published. Its due time is infinity, so that reads of the outbox do not
-// meet it.
+// of its key are published. Its due time is infinity, so that reads of the outbox skip
+// it.
 type Refused struct {
 	Seq       int64     `json:"id"`
 	Topic     string    `json:"topic"`
@@ -34,7 +34,8 @@ type Refused struct {
 	Why       string    `json:"why"`
 }
 
-// refusals are the rows that the broker refused and the table does not know about yet.
+// refusals holds the rows that the broker has refused but the table does not yet mark as
+// refused.
 type refusals struct {
 	mu   sync.Mutex
 	seqs []int64
@@ -59,7 +60,7 @@ func (f *refusals) take() (seqs []int64, whys []string) {
 	return seqs, whys
 }
 
-// refuseMessage sets a message aside that the broker refuses.
+// refuseMessage sets aside a message that the broker refuses.
 func (r *link) refuseMessage(failed row, refusal *driver.RefusedError) {
 	r.logger.LogAttrs(context.Background(), slog.LevelWarn, "the broker refuses a message; see `millrace refused list`",
 		append(failed.traceAttrs(), slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", refusal.Err))...)
@@ -70,7 +71,7 @@ func (r *link) refuseMessage(failed row, refusal *driver.RefusedError) {
 	r.nudge()
 }
 
-// setAside records the messages that the broker refused.
+// setAside marks the messages that the broker refused as refused in the table.
 func (r *link) setAside(ctx context.Context, conn *pgx.Conn) error {
 	seqs, whys := r.refusals.take()
 	if len(seqs) == 0 {
@@ -98,7 +99,7 @@ func (r *link) setAside(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // probe queues one row of each refused topic that is due for an attempt, whatever else is
-// queued, and each time one of another key: a refusal may concern some keys only.
+// queued. Each attempt uses another key, because a refusal may concern only some keys.
 func (r *link) probe(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for _, topic := range r.stuck.refused() {
 		due, tried := r.stuck.due(topic, r.queue.has)
@@ -175,7 +176,7 @@ func CountRefused(ctx context.Context, db postgres.Querier, topic string) (int, 
 type ActOnRefused func(ctx context.Context, pool *pgxpool.Pool, seqs []int64, by activity.Actor) ([]Refused, error)
 
 // RetryRefused publishes refused messages again, in order, after whatever has been
-// published meanwhile. It returns those that it found.
+// published in the meantime. It returns those that it found.
 func RetryRefused(ctx context.Context, pool *pgxpool.Pool, seqs []int64, by activity.Actor) ([]Refused, error) {
 	return actOnRefused(ctx, pool, seqs, by, activity.Retried,
 		`UPDATE outbox SET available_at = NULL, refused = NULL WHERE seq = ANY($1) AND available_at = 'infinity'`)

@@ -24,7 +24,7 @@ import (
 // soon is less than the longest pause between attempts to publish to a refused topic, 30 s.
 const soon = 15 * time.Second
 
-// answers is a publisher that answers as a function of topic and key does.
+// answers is a publisher that returns what a function of topic and key returns.
 type answers func(topic, key string) error
 
 func (a answers) Publish(topic string, messages ...*message.Message) error {
@@ -37,7 +37,7 @@ func refusing(scope driver.Scope, topic string) error {
 	return &driver.RefusedError{Scope: scope, Topic: topic, Remedy: "repair it", Err: errRefused}
 }
 
-// publishing runs a relay to target until the test ends, or stop.
+// publishing runs a relay to target until the test ends or stop is called.
 func publishing(t *testing.T, pool *pgxpool.Pool, cfg outbox.Config, target outbox.Target) (r *outbox.Relay, stop func()) {
 	t.Helper()
 
@@ -58,7 +58,7 @@ func publishing(t *testing.T, pool *pgxpool.Pool, cfg outbox.Config, target outb
 	return r, stop
 }
 
-// add appends n messages on a topic with keys of their own: a0, a1 and so on.
+// add appends n messages on a topic, each with its own key: a0, a1 and so on.
 func add(t *testing.T, pool *pgxpool.Pool, topic, key string, n int) {
 	t.Helper()
 
@@ -70,7 +70,7 @@ func add(t *testing.T, pool *pgxpool.Pool, topic, key string, n int) {
 	appendMessages(t, pool, messages...)
 }
 
-// left reports whether n messages on a topic are in the outbox.
+// left returns a function that reports whether n messages on a topic are in the outbox.
 func left(t *testing.T, pool *pgxpool.Pool, topic string, n int) func() bool {
 	t.Helper()
 

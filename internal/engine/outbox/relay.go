@@ -90,7 +90,7 @@ type link struct {
 	// suspended holds the topics that were suspended or refused in the last round.
 	suspended atomic.Pointer[[]string]
 	loop      *health.Loop
-	// stuck has the topics that the broker refuses, refusals the messages.
+	// stuck has the topics that the broker refuses, refusals the messages that it refuses.
 	stuck    stuck
 	refusals refusals
 	// woken is true if this process has committed rows since the last round. Other
@@ -266,9 +266,9 @@ func (r *link) abandon(ctx context.Context, err error) error {
 func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	conn, err := postgres.Connect(ctx, r.pool, "millrace relay", map[string]string{
 		"synchronous_commit": "off",
-		// Rows are read in order through an index, a few out of many. The planner knows
-		// neither how few (LIMIT is a parameter) nor how many there are by now, and would
-		// read and sort all of them.
+		// A read takes the first few of many rows through an index. The planner knows
+		// neither how few (LIMIT is a parameter) nor how many rows there are by now. It
+		// would read and sort all of them.
 		"enable_bitmapscan": "off",
 		"enable_sort":       "off",
 	})
@@ -395,8 +395,8 @@ func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row,
 	return r.mark.take(ctx, conn)
 }
 
-// exchange deletes confirmed rows and reads the next ones. xmin is from just before
-// the read, or 0 if nothing was read.
+// exchange deletes confirmed rows and reads the next ones. xmin is from a snapshot just
+// before the read, or 0 if nothing was read.
 func (r *link) exchange(
 	ctx context.Context, conn *pgx.Conn, owned *shards, confirmed []int64, next want,
 ) (rows []row, xmin int64, err error) {
@@ -421,8 +421,9 @@ func (r *link) exchange(
 		topics, args := r.topics(owned.list, next.inFlight, next.backingOff, next.limit, except, low, next.bytes)
 
 		batch.Queue(`SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`).QueryRow(func(row pgx.Row) error { return row.Scan(&xmin) })
-		// Reads pass over the rows in flight and those of keys that back off. A search in
-		// ranges and a hash make that cheap: ALL compares each row with each element.
+		// Reads skip the rows in flight and the rows of keys that back off. The ranges and
+		// NOT IN make that cheap with a search and a hash; <> ALL would compare each row
+		// with each element.
 		batch.Queue(`
 			SELECT `+rowColumns+`
 			FROM (
@@ -491,7 +492,7 @@ func (r *link) returnSuspended() {
 	}
 }
 
-// drain waits until the lanes have finished their rows, and deletes those.
+// drain waits until the lanes have finished their rows, and deletes the confirmed rows.
 func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	r.queue.close()
 
@@ -603,7 +604,8 @@ func (r *link) unpublished(ctx context.Context, failed row, err error) {
 
 // backOff delays a key after a failure. Other keys continue.
 func (r *link) backOff(ctx context.Context, failed row, err error) {
-	// The row of a refused topic that is tried backs off, or it would be tried at once.
+	// The probe of a refused topic backs off, too: otherwise it would be tried again at
+	// once.
 	if slices.Contains(r.suspendedTopics(), failed.Topic) && !slices.Contains(r.stuck.refused(), failed.Topic) {
 		r.giveBack(failed)
 

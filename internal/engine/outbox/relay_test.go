@@ -56,7 +56,7 @@ func (l *log) Publish(_ string, messages ...*message.Message) error {
 
 func (*log) Close() error { return nil }
 
-// firsts returns the recorded messages without repetitions.
+// firsts returns the first occurrence of each recorded message.
 func (l *log) firsts() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,8 +122,8 @@ func empty(tb testing.TB, pool *pgxpool.Pool) func() bool {
 
 var errRefused = errors.New("refused")
 
-// refuseOnce refuses the entries with these numbers once: true after publishing, false
-// before.
+// refuseOnce refuses the entries with these numbers once: after publishing if the value
+// is true, before if it is false.
 func refuseOnce(failures map[int]bool) func(entry string) (before, after error) {
 	var mu sync.Mutex
 
@@ -215,7 +215,8 @@ func TestNothingIsDeletedBeforeTheConfirmation(t *testing.T) {
 	}
 }
 
-// refusingA returns a publisher that refuses what begins with "a", such as key a.
+// refusingA returns a publisher that refuses entries that begin with "a", such as those of
+// key a.
 func refusingA() *log {
 	return &log{refuse: func(entry string) (error, error) {
 		if entry[:1] == "a" {
@@ -354,7 +355,7 @@ func large(n int) []event.Message {
 	return messages
 }
 
-// crowd is a publisher that takes one message each time that it is let.
+// crowd is a publisher that takes one message for each value sent on let.
 type crowd struct {
 	let chan struct{}
 
@@ -372,7 +373,8 @@ func (c *crowd) Publish(string, ...*message.Message) error {
 
 func (*crowd) Close() error { return nil }
 
-// add changes the number of messages that wait, and returns it and its maximum.
+// add changes the number of waiting messages by n. It returns the new number and the
+// maximum so far.
 func (c *crowd) add(n int) (waiting, most int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

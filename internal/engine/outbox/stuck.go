@@ -21,7 +21,7 @@ const (
 	maxRefusedWait = 30 * time.Second
 )
 
-// Stuck is a topic that a broker refuses to take.
+// Stuck is a topic to which nothing can be published.
 type Stuck struct {
 	Topic string `json:"topic"`
 	// Broker is empty for the default broker.
@@ -34,20 +34,20 @@ type Stuck struct {
 	// refused is true if the broker has refused the topic as a whole. Its rows then stay
 	// in the table, and one of them is tried at a time.
 	refused bool
-	// refusals counts the pauses, and until is the end of the last one. Then probe is
-	// the row that is tried.
+	// refusals counts the pauses, and until is the end of the last one. After that, probe
+	// is the row that is being tried.
 	refusals int
 	until    time.Time
 	probe    int64
-	// tried has the keys whose rows have been refused: another one may be accepted.
+	// tried lists the keys whose rows have been refused: other keys may be accepted.
 	tried    []string
 	reminder *backoff.Reminder
 }
 
-// stuck tracks topics of which nothing can be published: the broker refuses them, or a
-// key failed many times and nothing was confirmed since.
+// stuck tracks topics to which nothing can be published: the broker refuses them, or a
+// key has failed many times and nothing has been confirmed since.
 type stuck struct {
-	any atomic.Bool // spares the lock of each confirmed message
+	any atomic.Bool // saves taking the lock for each confirmed message
 
 	mu     sync.Mutex
 	topics map[string]Stuck
@@ -81,8 +81,8 @@ func (s *stuck) add(topic string, err error) {
 	})
 }
 
-// refuse records that the broker refuses the topic of a row. report is true if that is to be
-// logged: at first, and then at growing intervals.
+// refuse records that the broker refuses the topic of a row. report is true if the refusal
+// is to be logged: the first time, and then at growing intervals.
 func (s *stuck) refuse(r row, refusal *driver.RefusedError) (report bool) {
 	s.change(r.Topic, refusal.Err, func(entry *Stuck) {
 		entry.Remedy = refusal.Remedy
@@ -114,7 +114,7 @@ func (s *stuck) refuses(r row) bool {
 	return entry.refused && entry.probe != r.Seq
 }
 
-// refused returns the topics that the broker refuses, by name.
+// refused returns the topics that the broker refuses, sorted by name.
 func (s *stuck) refused() (topics []string) {
 	if !s.any.Load() {
 		return nil
@@ -134,8 +134,9 @@ func (s *stuck) refused() (topics []string) {
 	return topics
 }
 
-// due reports whether a row of a refused topic is to be tried now, and the keys that have
-// been tried. A row that is being tried may be lost without an answer; has tells.
+// due reports whether to try a row of a refused topic now, and returns the keys that have
+// been tried. The row that is being tried may be lost without an answer, so has reports
+// whether the queue still has it.
 func (s *stuck) due(topic string, has func(seq int64) bool) (due bool, tried []string) {
 	s.mu.Lock()
 	entry := s.topics[topic]
@@ -205,7 +206,7 @@ func refusal(err error) *driver.RefusedError {
 	return refused
 }
 
-// Stuck returns the topics that brokers refuse to take, by name.
+// Stuck returns the topics to which nothing can be published, sorted by name.
 func (r *Relay) Stuck() (list []Stuck) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -54,7 +54,7 @@ func IsDuplicate(err error) bool {
 }
 
 // IsAway reports whether err means that the server did not answer or does no work at
-// all: IsUnavailable without a privilege that is missing for one statement.
+// all. These are the errors of IsUnavailable, except a privilege missing for a statement.
 func IsAway(err error) bool {
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
@@ -87,7 +87,7 @@ func transientState(code string) bool {
 		readOnlyTransaction,
 		"25P03",               // idle_in_transaction_session_timeout
 		"25P04",               // transaction_timeout
-		insufficientPrivilege: // the role has lost it, whatever the message
+		insufficientPrivilege: // the role has lost a privilege, whatever the message
 		return true
 	}
 

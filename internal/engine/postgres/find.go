@@ -18,7 +18,7 @@ import (
 // Found is a row that contains a text.
 type Found struct {
 	Table string `json:"table"`
-	// Row is the primary key, or the message of a table without one.
+	// Row is the primary key, or the message id if the table has no primary key.
 	Row string `json:"row"`
 	// Columns are the columns that contain the text.
 	Columns []string `json:"columns"`
@@ -32,20 +32,20 @@ type Found struct {
 type Search struct {
 	// Texts are looked for in all columns.
 	Texts []string
-	// ID is looked for too, except in columns that hold ids on purpose. A text that is the
-	// ID is not looked for there either.
+	// ID is looked for too, except in columns that hold ids on purpose. A text that equals
+	// the ID is not looked for in those columns either.
 	ID string
-	// Limit is the maximum number of rows returned of a table or partition.
+	// Limit is the maximum number of rows returned per table or partition.
 	Limit int
-	// Within restricts the search to rows found before, if not nil.
+	// Within, if not nil, restricts the search to rows found before.
 	Within []Found
 }
 
 // idColumns hold ids on purpose: what they name is not erased.
 var idColumns = []string{"id", "user_id", "stream", "key", "failed_key", "subject", "who"}
 
-// ownColumns hold names of the program and no data. They are not searched, so neither
-// are tables without any other text.
+// ownColumns hold names that the program defines, and no data. They are not searched.
+// Tables that have no other text are therefore not searched at all.
 var ownColumns = []string{"consumer", "topic", "group_id", "first_release", "last_release", "version_id"}
 
 // table is a table, or a partition, with its columns that hold text.
@@ -53,8 +53,8 @@ type table struct {
 	Name, Parent string
 	Text, Bytes  []string
 	Key          []string
-	// KeyType is the type of a key of one column, by which a row is found again even
-	// after it has changed.
+	// KeyType is the type of the primary key if that is a single column. A row is then
+	// found again by its key, even after the row has changed.
 	KeyType  *string
 	Readable bool
 }
@@ -153,7 +153,7 @@ func (s Search) in(ctx context.Context, db Querier, t table) ([]Found, error) {
 		}
 	}
 
-	// All parameters have to be used for their types to be known.
+	// Use every parameter, so that the server knows its type.
 	sql := fmt.Sprintf(`
 		SELECT ctid::text, concat_ws(' ', %s), array_remove(ARRAY[%s], NULL) FROM ONLY %s
 		WHERE %s (%s) AND num_nulls($1::text, $2::text, $3::text) = 0 LIMIT %d`,
@@ -170,7 +170,7 @@ func (s Search) in(ctx context.Context, db Querier, t table) ([]Found, error) {
 		return f, row.Scan(&f.tid, &f.Row, &f.Columns)
 	})
 
-	// Numbers in their order.
+	// Sort numbers by value: a shorter one is smaller.
 	slices.SortFunc(found, func(a, b Found) int { return cmp.Or(len(a.Row)-len(b.Row), strings.Compare(a.Row, b.Row)) })
 
 	return found, err
@@ -179,12 +179,12 @@ func (s Search) in(ctx context.Context, db Querier, t table) ([]Found, error) {
 // never matches nothing.
 const never = `(?!)`
 
-// escapes lets the escapes of JSON be escaped themselves, as they are in JSON in JSON.
+// escapes lets JSON escapes match even if they are escaped again, as in JSON within JSON.
 var escapes = strings.NewReplacer(`\\\\u`, `\\+u`, `\\u`, `\\+u`)
 
-// pattern returns a regular expression of Postgres for any of the texts as a whole
-// word. Before a word there may be an escape of JSON, whose last character is a letter
-// or a digit, or an octal escape of encode.
+// pattern returns a Postgres regular expression that matches any of the texts as a whole
+// word. The word may directly follow an escape that ends in a letter or a digit: one of
+// JSON, or an octal escape of encode.
 func pattern(texts []string, id string, spell func(string) string) string {
 	if id != "" {
 		texts = append(slices.Clone(texts), id)
@@ -209,7 +209,7 @@ func pattern(texts []string, id string, spell func(string) string) string {
 
 func plain(text string) string { return text }
 
-// escaped returns a text as encode(..., 'escape') does.
+// escaped returns a text as encode(..., 'escape') writes it.
 func escaped(text string) string {
 	var b strings.Builder
 
@@ -227,7 +227,7 @@ func escaped(text string) string {
 	return b.String()
 }
 
-// ascii returns a text as in JSON that is ASCII only, which Python writes.
+// ascii returns a text as it appears in ASCII-only JSON, which Python writes.
 func ascii(text string) string {
 	var b strings.Builder
 

@@ -77,13 +77,13 @@ func TestAnIDIsNotFoundWhereItBelongs(t *testing.T) {
 		}
 	}
 
-	// A text that is the id is not looked for there either.
+	// A text that equals the ID is not looked for in columns that hold ids either.
 	found, err := postgres.Find(t.Context(), pool, postgres.Search{Texts: []string{"Zoe-1"}, ID: "zoe-1", Limit: 10})
 	if err != nil || len(found.Rows) != 1 || found.Rows[0].Table != "analytics_events" || found.Rows[0].Row != "01a20d99-da82-78bd-aff6-b8d9052f7c63" {
 		t.Errorf("found %+v, %v", found, err)
 	}
 
-	// Within what was found, only rows that still match are found.
+	// A search within earlier findings returns only rows that still match.
 	within := postgres.Search{ID: "zoe-1", Limit: 10, Within: found.Rows}
 	if found, err = postgres.Find(t.Context(), pool, within); err != nil || len(found.Rows) != 1 {
 		t.Errorf("within: found %+v, %v", found, err)

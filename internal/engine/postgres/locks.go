@@ -71,7 +71,7 @@ func TryLock(ctx context.Context, pool *pgxpool.Pool, lock Lock, name string, fn
 		unlockCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
 		defer cancel()
 
-		// The lock is free when this returns, not a moment later.
+		// Unlock first, so that the lock is already free when TryLock returns.
 		_, _ = conn.Exec(unlockCtx, `SELECT pg_advisory_unlock($1, hashtext($2))`, lock, name)
 	}()
 

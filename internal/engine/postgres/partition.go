@@ -32,8 +32,8 @@ const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
 // Ensure creates the partitions from yesterday to a week ahead and moves their rows
 // out of the default partition. Call it at startup and daily. While another
 // transaction holds the table it returns an error for which IsUnavailable is true;
-// try again later. For a role that does not own the table, it only returns an
-// OwnerError if the partition of today or tomorrow is missing.
+// try again later. If the role does not own the table, Ensure creates nothing, and
+// returns an OwnerError if the partition of today or tomorrow is missing.
 func (p DailyPartitions) Ensure(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
@@ -76,8 +76,8 @@ func (p DailyPartitions) partitions(ctx context.Context, db Querier) ([]string, 
 	return names, nil
 }
 
-// lock serializes changes of the table's partitions and reports whether there is one
-// with this name: another replica may have created or dropped it during the wait.
+// lock serializes changes of the table's partitions and reports whether the partition
+// with this name exists: another replica may have created or dropped it during the wait.
 func (p DailyPartitions) lock(ctx context.Context, tx pgx.Tx, name string) (exists bool, err error) {
 	if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {
 		return false, err
@@ -120,8 +120,8 @@ func (p DailyPartitions) create(ctx context.Context, db Beginner, day time.Time)
 
 // Drop drops the partitions of days that ended before the given time and returns
 // their number. While another transaction holds the table it returns an error for
-// which IsUnavailable is true; try again later. It leaves them to the owner of the
-// table if the role is another one.
+// which IsUnavailable is true; try again later. If the role does not own the table, Drop
+// leaves the partitions to the owner.
 func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before time.Time) (dropped int64, err error) {
 	if err := CheckOwner(ctx, pool, p.Table); err != nil {
 		if _, ok := errors.AsType[*OwnerError](err); ok {

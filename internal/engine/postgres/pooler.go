@@ -13,9 +13,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// shareSessions makes the connections of a pool go through a pooler that gives the
-// sessions of the server to its clients for one transaction each. What needs a session
-// of its own goes to the server itself (Connect).
+// shareSessions makes the connections of a pool go through a pooler that gives its
+// clients a session of the server for one transaction at a time. Work that needs a session
+// of its own uses Connect, which goes to the server itself.
 func shareSessions(cfg *pgxpool.Config, direct *pgx.ConnConfig) {
 	pooled := cfg.ConnConfig
 	// A prepared statement exists in one session only.
@@ -34,8 +34,8 @@ func shareSessions(cfg *pgxpool.Config, direct *pgx.ConnConfig) {
 	}
 }
 
-// beginShared refuses a connection that the service cannot work with. Settings would
-// reach other clients and not this one, so the role has to have them.
+// beginShared refuses a connection that the service cannot work with. Parameters set here
+// would reach other clients instead of this one, so the role must have the settings.
 func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
 	if _, err := s.checkServer(ctx, conn); err != nil {
 		return err
@@ -56,18 +56,19 @@ func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
 			"Run these, and then RECONNECT in PgBouncer's console:\n%s", role, alterations(role, differing))}
 	}
 
-	// The pooler reports what it remembers, not what the server of a transaction says.
+	// The pooler reports what it remembers, not what the server says in a transaction.
 	conn.CustomData()[staleReport] = true
 
 	return nil
 }
 
-// differing returns the settings that sessions do not have. It sets them in a
-// transaction that it rolls back, so that 60s equals 1min.
+// differing returns the settings that sessions do not have. To compare values as the
+// server writes them, so that 60s equals 1min, it sets them in a transaction and rolls
+// back.
 func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[string]string, error) {
 	_, err := conn.Exec(ctx, `BEGIN`).ReadAll()
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == protocolViolation {
-		return nil, &SetupError{"postgres.url leads to a pooler that has no transactions (PgBouncer with pool_mode = statement): use pool_mode = transaction or session"}
+		return nil, &SetupError{"postgres.url leads to a pooler that does not support transactions (PgBouncer with pool_mode = statement): use pool_mode = transaction or session"}
 	}
 
 	if err != nil {

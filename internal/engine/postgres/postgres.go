@@ -180,7 +180,7 @@ type Batcher interface {
 }
 
 // rollbackTimeout bounds a rollback. Rollbacks do not use the caller's context,
-// because pgx closes the connection if that has expired.
+// because pgx closes the connection if that context has expired.
 const rollbackTimeout = 5 * time.Second
 
 // InTx runs fn in a READ COMMITTED transaction and commits if fn returns nil. If the

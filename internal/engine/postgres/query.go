@@ -69,7 +69,8 @@ func Map[K comparable, V any](ctx context.Context, db Querier, sql string, args 
 // Where builds the condition of a query.
 type Where struct {
 	conditions []string
-	// Args holds the query's arguments. Set any that precede the condition's first.
+	// Args holds the query's arguments. Before calling And, set the arguments that precede
+	// those of the condition.
 	Args []any
 }
 

@@ -25,8 +25,8 @@ type gap struct {
 }
 
 // CheckSchema returns an error if the schema is not that of this program, or if the
-// role lacks privileges that serving needs. It lists all of them with the statements
-// that grant them.
+// role lacks privileges that serving needs. The error lists the statements that grant all
+// missing privileges.
 func CheckSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	missing, err := missingTables(ctx, pool)
 	if err != nil {
@@ -64,8 +64,8 @@ func missingTables(ctx context.Context, db Querier) ([]string, error) {
 		ORDER BY n`, migrations.Tables())
 }
 
-// gaps returns the privileges that the role lacks. A schema that it may not use hides
-// its tables, so it is reported alone.
+// gaps returns the privileges that the role lacks. A schema that the role may not use
+// hides its tables, so such a schema is reported alone.
 func gaps(ctx context.Context, db Querier) ([]gap, error) {
 	list, err := Collect(ctx, db, pgx.RowToStructByPos[gap], `
 		SELECT DISTINCT format('SCHEMA %I', n.nspname), 'USAGE', quote_ident(current_user), pg_get_userbyid(c.relowner)
@@ -80,7 +80,7 @@ func gaps(ctx context.Context, db Querier) ([]gap, error) {
 			FROM tables JOIN pg_class c USING (oid), unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege
 			WHERE NOT has_table_privilege(c.oid, privilege)
 			UNION ALL
-			SELECT c.oid, c.relkind, c.relnamespace, c.relname, c.relowner, 'SELECT' -- of last_value
+			SELECT c.oid, c.relkind, c.relnamespace, c.relname, c.relowner, 'SELECT' -- to read last_value
 			FROM tables JOIN pg_depend d ON d.refobjid = tables.oid AND d.deptype = 'i' AND d.classid = 'pg_class'::regclass
 			JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
 			WHERE NOT has_table_privilege(c.oid, 'SELECT')
@@ -132,8 +132,8 @@ func grants(gaps []gap) string {
 	return strings.Join(statements, "\n")
 }
 
-// OwnerError reports that the role may not change a table, because another one owns
-// it.
+// OwnerError reports that the role may not change a table, because another role owns
+// the table.
 type OwnerError struct{ Role, Table, Owner string }
 
 func (e *OwnerError) Error() string {

@@ -17,8 +17,7 @@ import (
 )
 
 // session decides which connections the service works with and how they are set up.
-// It applies to each connection: those of the pool, those of the relays, and those of
-// commands.
+// It applies to all connections: those of the pool, of the relays and of commands.
 type session struct {
 	// settings are the parameters of each session.
 	settings map[string]string
@@ -36,9 +35,9 @@ type session struct {
 var settings = map[string]string{
 	"timezone":  "UTC",
 	"datestyle": "ISO",
-	// InTx sets the level of a transaction. Single statements rely on this one.
+	// InTx sets the level of a transaction. Single statements rely on this setting.
 	"default_transaction_isolation": "read committed",
-	// The service bounds its own statements, waits and transactions. A limit for
+	// The service bounds its own statements, waits and transactions. A limit meant for
 	// people would end long work, such as a migration, again and again.
 	"statement_timeout":    "0",
 	"lock_timeout":         "0",
@@ -50,18 +49,18 @@ var settings = map[string]string{
 	// A message is acknowledged after its commit, so the commit must survive a crash.
 	// Levels above off remain as they are.
 	synchronousCommit: "on",
-	// Statements look rows up by key. A plan that was made while a table was small would
-	// read all of it for each key, and stays in use until the next ANALYZE, however much
-	// the table has grown. Statements that no index serves still read the whole table;
-	// before Postgres 18 their estimates are so high that they would be compiled.
+	// Statements look rows up by key. A plan made while a table was small would read the
+	// whole table for each key, and would stay in use until the next ANALYZE, however much
+	// the table had grown. Statements that no index serves still read the whole table.
+	// Before Postgres 18, their cost estimates are so high that JIT would compile them.
 	"enable_seqscan": "off",
 	"jit":            "off",
 }
 
 const synchronousCommit = "synchronous_commit"
 
-// startup lists the parameters that are sent when connecting. PgBouncer knows these;
-// it refuses a connection with any other, which therefore are set later.
+// startup lists the parameters that are sent when connecting. PgBouncer knows these and
+// refuses a connection with any other, so the others are set later.
 var startup = []string{"application_name", "client_encoding", "options", "replication"}
 
 // newSession makes the connections of a pool follow the rules of this package.
@@ -105,8 +104,8 @@ func configure(conn *pgx.ConnConfig) *session {
 // Without it, connections to a host that is gone would fill the pool for minutes.
 const connectTimeout = 10 * time.Second
 
-// dialer notices a host that is gone within half a minute, also for statements that have
-// no timeout of their own.
+// dialer notices within half a minute that a host is gone, even during statements that
+// have no timeout of their own.
 var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 	Control:         abandonAfter(30 * time.Second),
@@ -118,8 +117,8 @@ const pongTimeout = 2 * time.Second
 // readOnlyTransaction is the SQLSTATE of a write to a server that takes none.
 const readOnlyTransaction = "25006"
 
-// closeOn closes a connection whose server takes no writes: the next one may lead to
-// the new primary.
+// closeOn closes a connection whose server takes no writes: the next connection may lead
+// to the new primary.
 func closeOn(fatal pgconn.PgErrorHandler) pgconn.PgErrorHandler {
 	return func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
 		return err.Code != readOnlyTransaction && fatal(conn, err)
@@ -133,7 +132,7 @@ func reportsReadOnly(conn *pgconn.PgConn) bool {
 	return conn.ParameterStatus("in_hot_standby") == "on" || conn.ParameterStatus(defaultReadOnly) == "on"
 }
 
-// staleReport marks a connection whose reports are those that a pooler remembered.
+// staleReport marks a connection whose reports come from a pooler's memory.
 const staleReport = "millrace: stale report"
 
 func becameReadOnly(conn *pgconn.PgConn) bool {
@@ -141,15 +140,15 @@ func becameReadOnly(conn *pgconn.PgConn) bool {
 }
 
 // begin refuses a connection that the service cannot work with, and sets the
-// parameters of its session. If postgres.url names several hosts, the next one is
-// tried.
+// parameters of its session. After a refusal, pgx tries the next host if postgres.url
+// names several.
 func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 	pid, err := s.checkServer(ctx, conn)
 	if err != nil {
 		return err
 	}
 
-	// A pooler gives each client a number of its own.
+	// A pooler gives each client a process ID of its own.
 	if pid != fmt.Sprint(conn.PID()) {
 		if err := s.checkPooler(ctx, conn, pid); err != nil {
 			return err
@@ -177,7 +176,7 @@ func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 }
 
 // checkServer refuses a server that takes no writes, or a database that cannot store
-// all messages. It returns the number of the server's session.
+// all messages. It returns the process ID of the server's session.
 func (s *session) checkServer(ctx context.Context, conn *pgconn.PgConn) (string, error) {
 	var pid, encoding, readOnly, standby string
 
@@ -224,8 +223,8 @@ func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) e
 	return nil
 }
 
-// assignment returns the statement that sets parameters, in the transaction alone if
-// local.
+// assignment returns the statement that sets parameters: only for the transaction if
+// local is true.
 func assignment(settings map[string]string, local bool) string {
 	// transaction_timeout exists since Postgres 17. For any other unknown name, the
 	// server returns an error.
@@ -251,7 +250,7 @@ func quote(s string) string {
 	return `E'` + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + `'`
 }
 
-// queryRow reads one row of texts by the simple protocol, which all poolers support.
+// queryRow reads one row of texts with the simple protocol, which all poolers support.
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string, values ...*string) error {
 	results, err := conn.Exec(ctx, sql).ReadAll()
 	if err != nil {
@@ -293,7 +292,7 @@ func (e *SetupError) Error() string { return e.Problem }
 
 var errPooled = &SetupError{"postgres.url leads to a connection pooler that gives one session to several clients " +
 	"(PgBouncer with pool_mode = transaction or statement). Locks and settings do not hold there, and nothing would be published. " +
-	"Use pool_mode = session for this database, or the server's own address, or set postgres.direct_url to that"}
+	"Use pool_mode = session for this database, or the server's own address, or set postgres.direct_url to that address"}
 
 // Limits of checkPooler. PgBouncer may run as several processes with a pool each, so a
 // single connection proves little.
@@ -302,8 +301,8 @@ const (
 	poolerTimeout = 2 * time.Second
 )
 
-// checkPooler returns an error if a pooler gives the session pid of conn to other
-// clients. It leaves nothing behind in any session.
+// checkPooler returns an error if a pooler gives the session of conn, whose process ID is
+// pid, to other clients. It leaves nothing behind in any session.
 func (s *session) checkPooler(ctx context.Context, conn *pgconn.PgConn, pid string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -325,8 +324,8 @@ func (s *session) checkPooler(ctx context.Context, conn *pgconn.PgConn, pid stri
 }
 
 // isShared connects once more and reports whether the session of conn moves between
-// the two clients. In a pooler that assigns sessions to transactions, the second
-// client gets the session that the first does not use, or the first gets another one
+// the two clients. With a pooler that assigns sessions to transactions, the second
+// client gets the session that the first is not using, or the first gets another session
 // while the second is in a transaction.
 func (s *session) isShared(ctx context.Context, conn *pgconn.PgConn, pid string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, poolerTimeout)

@@ -162,8 +162,8 @@ func TestReadOnlyInTheURLDecides(t *testing.T) {
 	}
 }
 
-// A server that stops taking writes says so with its next response, and a new primary
-// may be reached by new connections only.
+// A server that stops taking writes says so with its next response, and only new
+// connections may reach a new primary.
 func TestConnectionsThatCanNoLongerWriteAreClosed(t *testing.T) {
 	t.Parallel()
 
@@ -282,7 +282,7 @@ func TestAPoolerThatSharesSessionsIsRefused(t *testing.T) {
 				t.Fatalf("got %v", err)
 			}
 
-			// Other clients of the pooler get a session without anything from this one.
+			// Other clients of the pooler get a session that this one left unchanged.
 			conn, err := pgconn.Connect(t.Context(), pooled)
 			if err != nil {
 				t.Fatal(err)
@@ -331,7 +331,7 @@ func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
 		t.Error(err)
 	}
 
-	// Statements with arguments, on sessions that change between them.
+	// Run statements with arguments while the session changes between them.
 	var clients sync.WaitGroup
 
 	for client := range 8 {

@@ -13,8 +13,8 @@ import (
 )
 
 // registerTypes makes a connection read times in UTC, whatever the zone of the machine.
-// It also exchanges uuid.UUID as 16 bytes, which pgx formats as text and parses, and
-// sends []string without an allocation for each: there are several of both per message.
+// It also exchanges uuid.UUID as 16 bytes, where pgx would format and parse text, and
+// sends []string without an allocation per string. Each message has several of both.
 func registerTypes(_ context.Context, conn *pgx.Conn) error {
 	id := &pgtype.Type{Name: "uuid", OID: pgtype.UUIDOID, Codec: uuidCodec{}}
 	text := &pgtype.Type{Name: "text", OID: pgtype.TextOID, Codec: pgtype.TextCodec{}}
@@ -133,8 +133,8 @@ func (textsPlan) Encode(value any, buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-// appendInt32 appends n, which is the number of elements or bytes of a message that
-// Postgres takes, and so below 1 GB.
+// appendInt32 appends n, a number of elements or bytes in a message that Postgres accepts.
+// Such a message is smaller than 1 GB.
 func appendInt32(buf []byte, n int) []byte {
 	return binary.BigEndian.AppendUint32(buf, uint32(n)) //nolint:gosec // see above
 }

@@ -57,7 +57,7 @@ func TestUUIDsRoundTrip(t *testing.T) {
 		t.Errorf("arrays: got %s, %v", ids, err)
 	}
 
-	// Sent as text if the column is text.
+	// It is sent as text if the parameter is text.
 	if err := pool.QueryRow(t.Context(), `SELECT $1::text`, id.String()).Scan(&text); err != nil || text != id.String() {
 		t.Errorf("text: got %s, %v", text, err)
 	}

@@ -24,7 +24,7 @@ const (
 // quote is a quotation mark, escaped or not.
 const quote = `\\*["']`
 
-// rule replaces what pattern matches. Without replace, all of it is a secret.
+// rule replaces what pattern matches. Without replace, the whole match is a secret.
 type rule struct {
 	pattern *regexp.Regexp
 	// replace is a template for Expand.
@@ -33,8 +33,8 @@ type rule struct {
 	unless func(match string) bool
 }
 
-// rules run in this order: a URL or a header is cut as a whole before single words
-// in it are looked at.
+// rules run in this order: a URL or a header is handled as a whole before single words
+// in it are examined.
 var rules = []rule{
 	// The user and password of a URL. A password may contain a slash or an @.
 	{pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s"'<>?#]*@`), replace: "${1}" + Hidden + "@"},
@@ -59,7 +59,7 @@ var rules = []rule{
 	{pattern: regexp.MustCompile(`(?im)^([ \t]*(?:- +)?` + secretName + `:[ \t]+)(?:'[^'\r\n]*'|"[^"\r\n]*"|\S+)[ \t]*$`), replace: "${1}" + Hidden},
 	{pattern: regexp.MustCompile(`(?i)\b(` + secretName + `\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s"'&,;)}\]]+)`), replace: "${1}" + Hidden, unless: isHidden},
 
-	// Credentials that are recognised by themselves.
+	// Credentials that can be recognised by their form alone.
 	{pattern: regexp.MustCompile(`(?i)\b(bearer|basic|token|apikey)\s+[\w.~+/=*-]{8,}`), replace: "${1} " + Hidden, unless: isProse},
 	{pattern: regexp.MustCompile(`\b(?:sk|rk|pk)_(?:live|test|org)_[\w*]+|\bwhsec_[\w+/=*-]+|\bwhs[kp]k?_[\w+/=-]+`)},
 	{pattern: regexp.MustCompile(`\b(?:pi|seti|cs|src)_\w+_secret_\w+`)},
@@ -114,7 +114,7 @@ func isProse(match string) bool {
 	return strings.IndexFunc(word, func(r rune) bool { return !unicode.IsLower(r) && r != '-' && r != '.' }) < 0
 }
 
-// minSecret is the length from which a part of a path may be a secret.
+// minSecret is the least length of a part of a path that may be a secret.
 const minSecret = 16
 
 // hasSecretPath reports whether the path of a URL has a part that looks random: long,

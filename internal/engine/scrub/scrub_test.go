@@ -100,7 +100,7 @@ func TestOtherTextStays(t *testing.T) {
 	}
 }
 
-// The libraries' own errors, as they are today.
+// The test uses the errors that the libraries return today.
 func TestErrorsOfLibraries(t *testing.T) {
 	t.Parallel()
 

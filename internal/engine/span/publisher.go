@@ -13,9 +13,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Publisher makes spans of messages that a relay publishes: of their time in the
-// outbox, from their creation on the database's clock to the attempt that succeeds, and
-// of each attempt. The messages carry the span of their attempt to the next hop.
+// Publisher makes spans for the messages that a relay publishes: one for each attempt,
+// and one for the time in the outbox, from creation by the database's clock to the
+// attempt that succeeds. Each message carries the span of its attempt to the next hop.
 func (t *Tracer) Publisher(system string, publisher message.Publisher) message.Publisher {
 	if t == nil || t.tracer == nil {
 		return publisher

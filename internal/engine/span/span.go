@@ -1,11 +1,11 @@
-// Package span makes the OpenTelemetry spans of messages: their deliveries, their
-// transactions, the effects that they need, their time in the outbox, and their way to
-// a broker. It follows the semantic conventions for messaging.
+// Package span makes the OpenTelemetry spans of messages: deliveries, transactions, the
+// effects that messages need, time in the outbox, and publication to a broker. It
+// follows the semantic conventions for messaging.
 //
-// A trace that a producer began goes on here. A conversation without one gets a trace
+// A trace that a producer began continues here. A conversation without a trace gets one
 // if its ID falls into the sample; the trace then has the conversation's ID. So all
-// hops and all replicas decide alike, and a message that is not traced carries and
-// stores nothing for it.
+// hops and all replicas decide alike, and a message that is not traced neither carries
+// nor stores extra data.
 package span
 
 import (
@@ -28,22 +28,23 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// scope names what makes the spans.
+// scope names the library that makes the spans.
 const scope = "github.com/millracehq/millrace"
 
-// Tracer makes spans. One that is nil or zero makes none.
+// Tracer makes spans. A nil or zero Tracer makes none.
 type Tracer struct {
 	tracer trace.Tracer // nil if traces are off
-	// least is the smallest random part of a conversation's ID that is in the sample.
+	// least is the smallest random part that a conversation's ID in the sample may
+	// have.
 	least uint64
 }
 
 // randomBits is how many bits of an ID are random: the last 56, as W3C Trace Context
-// (level 2) asks of trace IDs. A UUID of version 4, 5 or 7 has 62 of them.
+// (level 2) requires of trace IDs. A UUID of version 4, 5 or 7 ends in 62 random bits.
 const randomBits = 56
 
-// New returns a tracer that begins a trace for this part of the conversations that have
-// none, from 0 to 1. The spans of provider must have IDs from IDs, and provider must not
+// New returns a tracer that begins a trace for a share of the conversations that have
+// none: sample, from 0 to 1. The provider must use IDs as its ID generator and must not
 // sample.
 func New(provider trace.TracerProvider, sample float64) *Tracer {
 	return &Tracer{tracer: provider.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)), least: uint64(math.Round((1 - sample) * (1 << randomBits)))}
@@ -99,8 +100,8 @@ func (t *Tracer) context(meta event.Meta) context.Context {
 	})
 }
 
-// Span is a span that has not ended. A nil Span is one of a message that is not traced:
-// its methods do nothing.
+// Span is a span that has not ended. A nil Span belongs to a message that is not
+// traced: its methods do nothing.
 type Span struct {
 	tracer trace.Tracer
 	span   trace.Span
@@ -127,7 +128,7 @@ func (t *Tracer) Deliver(meta event.Meta, d Delivery) *Span {
 		semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"),
 		semconv.MessagingMessageBodySize(d.Bytes), attribute.String("millrace.consumer", d.Consumer))
 
-	// What Kafka's origin tells beyond the topic.
+	// A Kafka origin also has a partition and an offset.
 	if at := strings.LastIndexByte(place, '/'); at >= 0 && system == "kafka" {
 		partition, text, _ := strings.Cut(place[at+1:], "@")
 		attributes = append(attributes, semconv.MessagingDestinationPartitionID(partition))
@@ -199,16 +200,16 @@ func (s *Span) End(outcome, reason, text string) {
 	s.span.End()
 }
 
-// Transaction is a transaction that applies a batch. It has a span with a trace of its
-// own, because its messages are of many traces, and a span in the trace of each message
-// that is traced. Both link to each other.
+// Transaction is a transaction that applies a batch. It has a span in a trace of its
+// own, because its messages belong to many traces, and a span in the trace of each
+// traced message. Links connect these traces.
 type Transaction struct {
 	batch trace.Span
 	each  []trace.Span
 }
 
-// Transact starts the spans of a transaction of the messages with these spans. The
-// result is nil if none of the messages is traced.
+// Transact starts the spans of a transaction. messages has the span of each message in
+// the transaction. The result is nil if no message is traced.
 func (t *Tracer) Transact(consumer string, messages []*Span) *Transaction {
 	traced := slices.DeleteFunc(slices.Clone(messages), func(s *Span) bool { return s == nil })
 	if len(traced) == 0 {

@@ -59,7 +59,7 @@ func TestAMessageThatIsNotTracedCostsNothing(t *testing.T) { //nolint:parallelte
 			t.Errorf("%s: a delivery allocates %v times", name, got)
 		}
 
-		// The one is the list of messages for the publisher below.
+		// The one allocation is the list of messages for the inner publisher.
 		if got = testing.AllocsPerRun(1000, func() { _ = publisher.Publish("orders.created", messages...) }); got > 1 {
 			t.Errorf("%s: publishing allocates %v times", name, got)
 		}
@@ -70,8 +70,8 @@ func TestAMessageThatIsNotTracedCostsNothing(t *testing.T) { //nolint:parallelte
 	}
 }
 
-// All replicas and hops decide alike about a conversation, and about as many are traced
-// as the sample says, whatever the version of their ID.
+// All replicas and hops decide alike about a conversation. The traced share is close to
+// the sample, whatever the version of the IDs.
 func TestTheSampleDependsOnTheConversationAlone(t *testing.T) {
 	t.Parallel()
 
@@ -103,7 +103,7 @@ func TestTheSampleDependsOnTheConversationAlone(t *testing.T) {
 	}
 }
 
-// Whatever a producer sends as its context: nothing fails, and what is valid goes on.
+// Whatever context a producer sends, nothing fails, and a valid trace continues.
 func TestAnyContextOfAProducerIsTaken(t *testing.T) {
 	t.Parallel()
 
@@ -118,7 +118,7 @@ func TestAnyContextOfAProducerIsTaken(t *testing.T) {
 
 		s := tracer.Deliver(meta, placed)
 		if s == nil {
-			return // the producer does not want it
+			return // the producer decided against a trace
 		}
 
 		s.Identify(&meta)

@@ -11,16 +11,16 @@ import (
 	"unicode/utf8"
 )
 
-// Line returns s as one line: line breaks, tabs, control characters and overrides of
-// the direction are escaped, as \n and \u009b.
+// Line returns s as one line: line breaks, tabs, control characters and direction
+// overrides are escaped, for example as \n or \u009b.
 func Line(s string) string { return escape(s, "") }
 
 // writer escapes what is written to it.
 type writer struct{ to io.Writer }
 
-// NewWriter returns a writer that escapes all that is written to it as Line does,
-// except line breaks and tabs. JSON stays the same JSON, because its strings can
-// contain the same escapes. Each call of Write must have whole characters.
+// NewWriter returns a writer that escapes everything written to it as Line does, except
+// line breaks and tabs. JSON stays the same JSON, because its strings can contain the
+// same escapes. Each call to Write must pass whole characters.
 func NewWriter(to io.Writer) io.Writer { return writer{to} }
 
 // Write implements io.Writer.
@@ -32,8 +32,8 @@ func (w writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// escape escapes characters that are not safe to print, except those in keep, and
-// bytes that are not UTF-8: alone, 0x9b is a control character for some terminals.
+// escape escapes unsafe characters, except those in keep. It also escapes bytes that
+// are not UTF-8, because some terminals take a lone 0x9b for a control character.
 func escape(s, keep string) string {
 	var b strings.Builder
 
@@ -77,7 +77,7 @@ func escaped(r rune, first byte, invalid bool) string {
 
 // directions are the characters that embed, override or isolate the direction of text
 // (Unicode Standard Annex 9, section 2, of Unicode 17). The marks of section 2.6 are
-// not among them: they change nothing but neighbouring punctuation.
+// not among them: they affect only neighbouring punctuation.
 var directions = &unicode.RangeTable{R16: []unicode.Range16{{Lo: 0x202a, Hi: 0x202e, Stride: 1}, {Lo: 0x2066, Hi: 0x2069, Stride: 1}}}
 
 // obeyed reports whether a terminal obeys r instead of showing it: control characters

@@ -48,9 +48,9 @@ func verifying(roots *x509.CertPool, caFile string) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// Present makes clients with the settings present a certificate. It is read for each
-// connection, so that it can be renewed while the service runs. Without certFile, Present
-// does nothing.
+// Present makes clients that use cfg present a certificate. The files are read for each
+// connection, so the certificate can be renewed while the service runs. Without
+// certFile, Present does nothing.
 func Present(cfg *tls.Config, certFile, keyFile string) error {
 	if certFile == "" {
 		return nil
@@ -72,8 +72,9 @@ func Present(cfg *tls.Config, certFile, keyFile string) error {
 	return err
 }
 
-// Pinned returns settings that accept only the first certificate in PEM, whoever has
-// signed it and whatever it is called: for a server whose certificate file is at hand.
+// Pinned returns settings that accept only the first certificate in chain (PEM),
+// whatever its issuer and names. They are for a server whose certificate file is
+// available.
 func Pinned(chain []byte) (*tls.Config, error) {
 	block, _ := pem.Decode(chain)
 	if block == nil || block.Type != "CERTIFICATE" {
@@ -85,7 +86,7 @@ func Pinned(chain []byte) (*tls.Config, error) {
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection is stricter
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if len(state.PeerCertificates) == 0 || !bytes.Equal(state.PeerCertificates[0].Raw, block.Bytes) {
-				return errors.New("the server has another certificate than the one in the file")
+				return errors.New("the server's certificate is not the one in the file")
 			}
 
 			return nil

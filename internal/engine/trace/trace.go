@@ -39,8 +39,9 @@ type Message struct {
 	Consumer string `json:"consumer,omitempty"`
 	Topic    string `json:"topic,omitempty"`
 	State    State  `json:"state"`
-	// At is when the message reached the state, by the database's clock. For a
-	// message in the outbox it is when it was written or is due.
+	// At is when the message reached the state, by the database's clock. For a message
+	// in the outbox, At is when it is due, or when it was written if it has no due
+	// time.
 	At time.Time `json:"at"`
 	// Detail explains the state, for example why the message is stopped.
 	Detail string `json:"detail,omitempty"`
@@ -98,7 +99,7 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		FROM inbox WHERE message_id = $1 OR correlation_id = $1
 		UNION ALL
 		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(nullif(available_at, 'infinity'), created_at),
-		       CASE WHEN refused IS NOT NULL THEN 'refused by the broker: ' || refused WHEN available_at IS NULL THEN 'to be published' ELSE 'until it is due' END
+		       CASE WHEN refused IS NOT NULL THEN 'refused by the broker: ' || refused WHEN available_at IS NULL THEN 'to be published' ELSE 'not due yet' END
 		FROM outbox WHERE correlation_id = $1
 		UNION ALL
 		SELECT message_id, causation_id, '', topic, 'published', published_at, 'not consumed here'
@@ -113,8 +114,8 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 }
 
 // tree arranges the messages by cause. If a message appears twice (stopped and then
-// applied), its children are attached to the applied one. Causes are read from
-// headers and may form a cycle, which tree breaks where it closes.
+// applied), its children are attached to the applied one. Causes come from headers and
+// may form a cycle; tree ignores the cause that would close it.
 func tree(messages []*Message) []*Message {
 	slices.SortStableFunc(messages, func(a, b *Message) int { return a.At.Compare(b.At) })
 

@@ -75,7 +75,7 @@ type Janitor struct {
 
 	// Loop tracks whether rounds succeed.
 	Loop *health.Loop
-	// old records whether an old transaction was last logged.
+	// old records whether the last log entry reported an old transaction.
 	old bool
 }
 
@@ -129,10 +129,11 @@ func (j *Janitor) round(ctx context.Context) time.Duration {
 
 	switch {
 	case ctx.Err() != nil:
-	case err == nil, errors.Is(err, postgres.ErrLocked): // another process did it
+	case err == nil, errors.Is(err, postgres.ErrLocked): // another process runs the tasks
 		j.Loop.Report(nil)
 	default:
-		// Until it succeeds, rows go to the default partitions and expired rows remain.
+		// Until upkeep succeeds, rows go to the default partitions and expired rows
+		// remain.
 		j.Loop.Report(err)
 
 		return min(retryRound, j.cfg.Every)

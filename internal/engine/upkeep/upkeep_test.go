@@ -106,7 +106,7 @@ func TestAnOldTransactionIsReported(t *testing.T) {
 		}
 	}
 
-	// Other tests on the server may temporarily have an older one.
+	// Other tests on the server may temporarily have an older transaction.
 	pgtest.Eventually(t, "it is reported", func() bool {
 		log.Reset()
 

@@ -40,7 +40,7 @@ func (c Config) Validate() error {
 // maxName is the maximum length of an event's name, in characters.
 const maxName = 200
 
-// Bounds of a timestamp: a day has a row in analytics_daily.
+// Bounds of a timestamp, because each day of events has rows in analytics_daily.
 var (
 	earliest = time.Unix(0, 0)
 	latest   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -157,8 +157,9 @@ func (s *Service) Track(ctx context.Context, tx pgx.Tx, events []event.Event[Tra
 	return nil, nil
 }
 
-// Forget removes from events who did them and their properties, and returns the number
-// of events. Their counts stay. It reads all events, because they have no index on users.
+// Forget removes the user and the properties from a user's events, and returns the
+// number of events. The counts stay. It reads all events, because there is no index on
+// users.
 func (s *Service) Forget(ctx context.Context, tx pgx.Tx, userID string, _ bool) (int64, error) {
 	tag, err := tx.Exec(ctx, `UPDATE analytics_events SET user_id = NULL, properties = NULL WHERE user_id = $1`, userID)
 	if err != nil {
@@ -203,7 +204,7 @@ func (s *Service) CountTop(ctx context.Context, days int) (int, error) {
 		SELECT DISTINCT event FROM analytics_daily WHERE day > (now() AT TIME ZONE 'UTC')::date - $1::int`, days)
 }
 
-// Day is how often one event, or all together, occurred on a day (UTC).
+// Day is how often one event, or all events together, occurred on a day (UTC).
 type Day struct {
 	Day   time.Time `json:"day"`
 	Count int64     `json:"count"`

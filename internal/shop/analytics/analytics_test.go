@@ -87,7 +87,7 @@ func TestEventsAreStoredAndCounted(t *testing.T) {
 		t.Errorf("daily: got %v, %v", daily, err)
 	}
 
-	// A week later expired events are gone, but the counts remain.
+	// A week later, expired events are gone, but the counts remain.
 	if _, err := s.Clean(t.Context(), now.AddDate(0, 0, 7)); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func users() invariant.Source {
 		Checks: []invariant.Check{{
 			Name:   "users",
 			Means:  "Rows of users have the versions of their streams, up to the position of the projection.",
-			Advice: "Rebuild the projection with `millrace projections rebuild users`; the service keeps running meanwhile.",
+			Advice: "Rebuild the projection with `millrace projections rebuild users`; the service keeps running during the rebuild.",
 			Fault: `CASE
 				WHEN version IS NULL THEN 'has a stream but no row'
 				WHEN stream_version IS NULL THEN 'has a row but no stream'

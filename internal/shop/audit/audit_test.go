@@ -21,7 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// ledger is a gateway whose record is written by the test.
+// ledger is a gateway whose record the test writes.
 type ledger struct {
 	payment.Gateway
 
@@ -44,8 +44,8 @@ func (l *ledger) Ledger(_ context.Context, since time.Time, fn func(payment.Entr
 }
 
 // healthy runs orders, users and a bad message through the service until all are
-// processed, and returns the database with a gateway that agrees. It backdates
-// everything by a day.
+// processed, and returns the database and a gateway whose record agrees with it. It
+// backdates everything by a day.
 func healthy(t *testing.T) (*pgxpool.Pool, *ledger) {
 	t.Helper()
 
@@ -123,7 +123,7 @@ func run(t *testing.T, pool *pgxpool.Pool, gateway payment.Gateway, options inva
 	return report
 }
 
-// found lists the violations as check: id.
+// found lists the violations as "check: id detail".
 func found(report invariant.Report) []string {
 	var all []string
 

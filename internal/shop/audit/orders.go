@@ -14,7 +14,7 @@ import (
 // eventType is a type of event in the stream of an order.
 type eventType struct {
 	name string
-	// status is the status of the order after it, or "" if it stays the same.
+	// status is the order's status after the event, or "" if it stays the same.
 	status string
 }
 
@@ -136,7 +136,7 @@ func orders() invariant.Source {
 				Means:  "Each step of an order happens once, and is compensated at most once and only if it happened.",
 				Advice: "Read the history with `millrace orders show ID`. It cannot be changed: correct stock or payment by hand, and report a bug.",
 				Fault: `CASE
-					WHEN NOT once THEN 'has an event twice'
+					WHEN NOT once THEN 'has the same event twice'
 					WHEN bit_count((types & ` + terminal + `)::bit(16)) > 1 THEN 'has ended more than once'
 					WHEN types & ` + terminal + ` <> 0 AND types & ` + bits("OrderPaid", "InventoryReserved") + ` <> 0 AND folded IN ('created', 'inventory_reserved', 'paid') THEN 'continued after its end'
 					WHEN types & ` + bits("OrderPaid", "PaymentFailed") + ` <> 0 AND types & ` + reserved + ` = 0 THEN 'was charged, but stock was never reserved'

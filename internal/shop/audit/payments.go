@@ -49,7 +49,7 @@ func captures(gateway payment.Gateway) invariant.Source {
 			CROSS JOIN audit_ledger_read AS read`,
 		Checks: []invariant.Check{{
 			Name:  "ledger",
-			Means: "The payment gateway's own record and the payments agree.",
+			Means: "The payments agree with the payment gateway's own record.",
 			Advice: "A capture that is not recorded must be refunded at the provider, unless its order still waits for it. " +
 				"If the gateway does not know a payment, check that the service uses the account that took the money.",
 			Fault: `CASE
@@ -69,11 +69,11 @@ func captures(gateway payment.Gateway) invariant.Source {
 // ledgerChunk is how many captures are in memory at once.
 const ledgerChunk = 5000
 
-// loadLedger copies the recent part of the gateway's record into a temporary
-// table. It does so in short transactions before the snapshot: a snapshot that
-// writes has a transaction id, which projections wait for.
+// loadLedger copies the recent part of the gateway's record into a temporary table. It
+// does so in short transactions before the snapshot: a snapshot's transaction that
+// wrote would have an id, and projections would wait for it.
 func loadLedger(ctx context.Context, conn *pgx.Conn, gateway payment.Gateway, last time.Duration) error {
-	// Taken before reading: the copy may lack later captures.
+	// The time is taken before reading, because the copy may lack later captures.
 	_, err := conn.Exec(ctx, `
 		CREATE TEMPORARY TABLE audit_ledger (
 			order_id text NOT NULL, transaction_id text NOT NULL, amount text NOT NULL, currency text NOT NULL,

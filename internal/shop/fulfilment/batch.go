@@ -113,7 +113,7 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 	for _, r := range d.Refunds {
 		out := meta.Then(r)
 		// The id depends on the capture alone, so several requests refund it
-		// once. After a refund has failed there is one more.
+		// once. A request after a failed refund has an id of its own.
 		parts := []string{TopicRefundRequested, r.OrderID, r.TransactionID}
 		if r.FailedRefundID != "" {
 			parts = append(parts, r.FailedRefundID)
@@ -126,8 +126,8 @@ func (b *batch) decide(meta event.Meta, id string, c Command) error {
 	return nil
 }
 
-// classifyNotFound rejects commands that a missing order would itself have
-// caused, because these cannot arrive before it. Other commands come from elsewhere
+// classifyNotFound rejects commands that only the order itself can cause: they cannot
+// arrive before the order, so it does not exist. Other commands come from elsewhere
 // and may overtake the order.
 func classifyNotFound(c Command, err error) error {
 	if event.KindOf(err) != event.NotFound {

@@ -30,8 +30,8 @@ type stall struct{ Began, Ended time.Time }
 // no service was running, or Postgres was unavailable.
 const missedTicks = 3
 
-// tick notes whether the clock stands still. The time since the previous tick counts
-// as the state that is found now. Each replica ticks; what one of them has seen in the
+// tick notes whether the clock stands still. The state found now applies to all the
+// time since the previous tick. Each replica ticks. A stall that one replica saw in the
 // last few ticks holds for all, because not every replica tries each dependency.
 func (s *Sweeper) tick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
@@ -69,7 +69,7 @@ func (s *Sweeper) tick(ctx context.Context) error {
 			}
 		}
 
-		// Orders before the cursor are done with, and so are stalls before it.
+		// Orders before the cursor are done, so stalls before it are no longer needed.
 		_, err = tx.Exec(ctx, `
 			DELETE FROM payment_stalls WHERE ended_at + $1 * interval '1 second' < (SELECT at FROM expiry_cursor)`, s.cfg.PaymentTimeout.Seconds())
 		if err != nil {
@@ -113,9 +113,10 @@ func (s *Sweeper) report(why string) {
 	s.why = why
 }
 
-// dueAt returns the time of creation of orders whose time is over now: the clock has
-// run for timeout since then. After a stall it stands still for as long again, at
-// most for timeout, so that the backlog is served first. The latest stall is first.
+// dueAt returns the creation time up to which orders are due now: the clock has run
+// for timeout since then. After a stall the clock stands still for as long again, but
+// at most for timeout, so that the backlog is served first. The latest stall comes
+// first in stalls.
 func dueAt(now time.Time, timeout time.Duration, stalls []stall) time.Time {
 	at, left := now, timeout
 
@@ -136,7 +137,7 @@ func dueAt(now time.Time, timeout time.Duration, stalls []stall) time.Time {
 	return at.Add(-left)
 }
 
-// due reads the time of creation of orders whose time is over.
+// due reads the stalls and returns the creation time up to which orders are due.
 func (s *Sweeper) due(ctx context.Context, tx pgx.Tx, now time.Time) (time.Time, error) {
 	stalls, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[stall],
 		`SELECT began_at, ended_at FROM payment_stalls ORDER BY began_at DESC`)

@@ -58,7 +58,7 @@ func TestTimeDoesNotRunWhileOrdersCannotBePaid(t *testing.T) {
 	}
 }
 
-// What one replica sees holds for all, and is kept over restarts.
+// A stall that one replica sees holds for all, and survives restarts.
 func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 	t.Parallel()
 
@@ -76,7 +76,7 @@ func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 		}
 	}
 	sees, doesNotSee := seeing("fulfilment.charge waits for payment gateway"), seeing("")
-	// shift lets time pass since everything that is stored.
+	// shift makes everything stored older, as if time had passed.
 	shift := func(by string) {
 		_, err := s.pool.Exec(t.Context(), `
 			WITH c AS (UPDATE expiry_cursor SET ticked_at = ticked_at - $1::interval, stalled_at = stalled_at - $1::interval)

@@ -146,8 +146,8 @@ func (d *Decision) releaseStock() {
 // refund requests a refund of a capture.
 func (d *Decision) refund(transactionID string) { d.refundAfter(transactionID, "") }
 
-// refundAfter requests a refund of a capture of which a refund has failed. The
-// request stops until a person has refunded the capture in another way.
+// refundAfter requests a refund of a capture after an earlier refund of it has failed.
+// The request stays stopped until a person has refunded the capture in another way.
 func (d *Decision) refundAfter(transactionID, failedID string) {
 	total := d.Order.Total
 	d.Refunds = append(d.Refunds, RefundRequested{
@@ -224,8 +224,8 @@ func (c Settle) decide(d *Decision) {
 	}
 }
 
-// addCapture records a capture once. An order that does not wait for a payment
-// has it refunded.
+// addCapture records a capture once. If the order does not wait for a payment, the
+// capture is refunded.
 func (d *Decision) addCapture(transactionID string, attempt int) {
 	if attempt == 1 {
 		attempt = 0 // the stream omits the number of the first attempt
@@ -333,7 +333,7 @@ func (c FailRefund) decide(d *Decision) {
 
 	d.record(order.RefundFailed{TransactionID: c.TransactionID, RefundID: c.RefundID, Reason: c.Reason})
 
-	// A request for a refund that is not recorded yet finds out itself.
+	// If the refund is not recorded yet, its request finds out about the failure itself.
 	if !told {
 		return
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// The commands by the names that the table below uses.
+// The commands, by their names in the table below.
 var (
 	asked    = order.Order{ID: "o", Total: money.MustParse("10"), Currency: "USD", Lines: []order.Line{{ProductID: "p", Quantity: 2}}}
 	captured = payment.Outcome{TransactionID: "t"}

@@ -25,9 +25,9 @@ func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events [
 	return admitUnpaid(ctx, p, db, events, notYetCreated, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
 }
 
-// FindForCancel returns what the gateway knows of the order's charge. A charge that
-// is pending, which may take days, does not delay the cancellation: its capture is
-// refunded when it is known.
+// FindForCancel returns what the gateway knows of the order's charge. A charge may be
+// pending for days. That does not delay the cancellation: if the charge is captured
+// later, the capture is refunded.
 func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequested]) (payment.Outcome, error) {
 	found, err := p.gateway.Find(ctx, e.Payload.charge)
 	if errors.Is(err, payment.ErrPending) {
@@ -47,7 +47,7 @@ func (p *Process) Cancel(ctx context.Context, tx pgx.Tx, events []event.Effected
 
 // AdmitExpiry asks the gateway about orders that wait for their payment. It does not
 // ask about orders whose request for payment has not been processed; Expire gives
-// these their time again.
+// these the whole payment timeout again.
 func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events []event.Event[ExpiryDue]) ([]error, error) {
 	reject := func(err error) error { return event.Reject(fmt.Errorf("order_id: %w", err)) }
 
@@ -88,9 +88,9 @@ func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (
 	return p.gateway.Find(ctx, e.Payload.charge)
 }
 
-// Expire ends orders that are still unpaid. An order that was charged, but whose
-// answer was lost, is paid instead. An order whose request for payment has not been
-// processed, because it waits or is stopped, gets its time again.
+// Expire ends orders that are still unpaid. If an order was charged but the answer was
+// lost, the order is paid instead. If its request for payment has not been processed,
+// because the request waits or is stopped, it gets the whole payment timeout again.
 func (p *Process) Expire(ctx context.Context, tx pgx.Tx, events []event.Effected[ExpiryDue, payment.Outcome]) ([]event.Outgoing, error) {
 	outgoing, err := endUnpaid(ctx, p, tx, events, func(e ExpiryDue, found payment.Outcome) Command {
 		if e.unserved {
@@ -144,7 +144,7 @@ func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Q
 }
 
 // errNotAsked reports a bug: no order returns to waiting for its payment.
-var errNotAsked = errors.New("the order waits for its payment and the gateway was not asked")
+var errNotAsked = errors.New("the order waits for its payment, but the gateway was not asked about the charge")
 
 // endUnpaid applies commands with the gateway's answers. The gateway was not
 // asked about orders that did not wait for their payment. If command returns nil,

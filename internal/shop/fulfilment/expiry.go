@@ -20,8 +20,8 @@ import (
 
 // Config sets how long an order waits for its payment.
 type Config struct {
-	// PaymentTimeout is how long an order may stay unpaid before it expires. Times at
-	// which orders cannot be paid do not count. 0 lets orders wait indefinitely.
+	// PaymentTimeout is how long an order may stay unpaid before it expires. Time in
+	// which orders cannot be paid does not count. 0 lets orders wait indefinitely.
 	// Defaults to 15m.
 	PaymentTimeout time.Duration `koanf:"payment_timeout"`
 }
@@ -42,8 +42,8 @@ const (
 	sweepTimeout = 20 * time.Second
 	// pageSize is how many orders a transaction reads.
 	pageSize = 5000
-	// maxCommitDelay is how long after its start a transaction that creates
-	// orders may commit. The sweep reads younger orders again.
+	// maxCommitDelay is the longest time from the start to the commit of a
+	// transaction that creates orders. The sweep reads orders younger than this again.
 	maxCommitDelay = 5 * time.Minute
 )
 
@@ -58,12 +58,12 @@ type Sweeper struct {
 	logger  *slog.Logger
 	// Loop tracks whether sweeps succeed.
 	Loop *health.Loop
-	// why is the reason for which the clock stands still, as last logged.
+	// why is the last logged reason for the clock to stand still, or "" if it runs.
 	why string
 }
 
 // NewSweeper returns a sweeper that does nothing until Run. Each replica runs
-// one; a row lock lets one sweep at a time.
+// one; a row lock lets only one sweep at a time.
 func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, stalled event.Stalled, logger *slog.Logger) *Sweeper {
 	logger = logger.With(slog.String("component", "expiry"))
 
@@ -135,7 +135,7 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 		}
 
 		if from == nil {
-			// With a payment timeout above maxCommitDelay, no order is missed.
+			// No margin is needed if the payment timeout exceeds maxCommitDelay.
 			from = &position{CreatedAt: cursor.Add(-max(0, maxCommitDelay-s.cfg.PaymentTimeout))}
 		}
 
@@ -169,8 +169,8 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 	return last, nil
 }
 
-// readPage returns messages for the unpaid orders of a page, and the last
-// position of a page that is full.
+// readPage returns messages for the unpaid orders of a page and, if the page is full,
+// its last position.
 func readPage(ctx context.Context, tx pgx.Tx, from position, due time.Time) (unpaid []event.Outgoing, last *position, err error) {
 	type created struct {
 		position

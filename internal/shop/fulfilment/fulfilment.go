@@ -30,9 +30,9 @@ func NewProcess(cfg Config, orders *order.Service, stock *inventory.Service, gat
 	return &Process{cfg: cfg, orders: orders, inventory: stock, gateway: gateway, undelivered: undelivered}
 }
 
-// Place creates orders and reserves the stock of all their lines, or of none. It
-// accepts an order that already exists with the same body and rejects one that
-// exists with a different body.
+// Place creates orders. For each order it reserves the stock of all lines, or of
+// none. It accepts an order that already exists with the same body and rejects one
+// that exists with a different body.
 func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[OrderCreated]) ([]event.Outgoing, error) {
 	orders, err := p.orders.Find(ctx, tx, keys(events))
 	if err != nil {
@@ -51,8 +51,8 @@ func (p *Process) Place(ctx context.Context, tx pgx.Tx, events []event.Event[Ord
 	})
 }
 
-// allocate returns the shortages of new orders by id. It considers the first of
-// several events with the same id.
+// allocate returns the shortages of new orders by id. Of several events with the same
+// id it considers only the first.
 func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]order.Order, events []event.Event[OrderCreated]) (map[string]*inventory.Shortage, error) {
 	var (
 		ids     = make([]string, 0, len(events))
@@ -83,9 +83,9 @@ func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]ord
 	return short, nil
 }
 
-// Admit admits charges of orders that wait for exactly this payment. An order
-// that no longer waits may have been charged, with the answer lost: Charge then
-// looks the charge up and charges nothing.
+// Admit admits charges of orders that wait for exactly this payment. An order that no
+// longer waits may have been charged although the answer was lost. Charge then only
+// looks the charge up.
 func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event.Event[PaymentRequested]) ([]error, error) {
 	orders, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {
@@ -131,9 +131,9 @@ func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (
 // Charged is a payment request with the gateway's outcome.
 type Charged = event.Effected[PaymentRequested, payment.Outcome]
 
-// Settle records the outcomes of charges. A captured order is paid, a declined
-// one ends and releases its stock. A capture that its order does not wait for is
-// refunded.
+// Settle records the outcomes of charges. After a capture the order is paid. After a
+// decline the order ends and its stock is released. If an order does not wait for a
+// payment, its capture is refunded.
 func (p *Process) Settle(ctx context.Context, tx pgx.Tx, charged []Charged) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(charged))
 	if err != nil {
@@ -177,7 +177,7 @@ func demandOf(lines []order.Line) inventory.Demand {
 	return demand
 }
 
-// message is an event of any payload.
+// message is an event with any payload.
 type message interface {
 	AggregateID() string
 	Identity() event.Meta

@@ -36,7 +36,7 @@ func (s *shop) undelivered(context.Context, string, []string) ([]string, error) 
 	return s.unserved, nil
 }
 
-// running is the state in which orders can be paid.
+// running reports no stall: orders can be paid.
 func running(...string) string { return "" }
 
 func newShop(tb testing.TB) *shop {
@@ -138,7 +138,7 @@ func TestAnOrderIsPlacedPaidAndCompleted(t *testing.T) {
 	expect(t, s.status("o"), "paid v3: OrderCreated InventoryReserved OrderPaid")
 
 	completed := event.Event[fulfilment.OrderCompleted]{Meta: out[0].Meta, Payload: out[0].Payload.(fulfilment.OrderCompleted)} //nolint:forcetypeassert // a test
-	for range 2 {                                                                                                               // the second time under another id changes nothing
+	for range 2 {                                                                                                               // the second time, under another id, changes nothing
 		completed.ID = event.NewID()
 
 		if _, err := run(s, s.process.Complete, completed, completed); err != nil {
@@ -486,7 +486,7 @@ func TestOneReplicaSweepsAtATime(t *testing.T) {
 	s.unswept(t)
 	s.age(t, "16 minutes", "due")
 
-	// Another replica has the cursor: it sweeps.
+	// Another replica has locked the cursor: it sweeps.
 	tx, err := s.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -508,7 +508,7 @@ func TestOneReplicaSweepsAtATime(t *testing.T) {
 }
 
 // With a short timeout an order may become visible after the sweep has passed its
-// position. The sweep still finds it, under one id.
+// position. The sweep still finds the order, and all its messages have the same id.
 func TestTheSweepFindsAnOrderThatAppearsBehindIt(t *testing.T) {
 	t.Parallel()
 

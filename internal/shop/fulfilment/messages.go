@@ -258,8 +258,8 @@ type RefundRequested struct {
 	Currency      string        `json:"currency"`
 	// Reason is the order's status, which explains the refund.
 	Reason order.Status `json:"reason"`
-	// FailedRefundID is set after a refund of the capture has failed: no other is made
-	// until a person has decided.
+	// FailedRefundID is set after a refund of the capture has failed. No other refund
+	// is made until a person has decided.
 	FailedRefundID string `json:"failed_refund_id,omitempty"`
 }
 

@@ -36,7 +36,7 @@ type story struct {
 
 // backend handles messages: the handlers on Postgres, or Decide on maps.
 type backend interface {
-	// deliver returns the steps that handle a message, nil if it has no consumer.
+	// deliver returns the steps that handle a message, or nil if it has no consumer.
 	deliver(m event.Outgoing) *steps
 	// orders compares the fold of each stream with the state and returns the folds.
 	orders(s *story) map[string]order.Order
@@ -191,7 +191,7 @@ func (s *story) create(p plan) {
 }
 
 // begun reports whether the order exists. Messages that only the service itself
-// publishes do not precede it.
+// publishes do not precede the order.
 func (s *story) begun(id string) bool { return s.created[id] }
 
 func (s *story) publish(messages ...event.Outgoing) {
@@ -486,8 +486,8 @@ func (s *story) checkMessages(o order.Order) {
 	}
 }
 
-// gateway is a payment provider with a ledger of its own, whose answers may be
-// lost. It captures and refunds once per key.
+// gateway is a payment provider with its own ledger. Its answers may be lost. It
+// captures and refunds once per key.
 type gateway struct {
 	payment.Gateway // for Entries, which stories do not call
 

@@ -1,5 +1,5 @@
-// Package inventory keeps the stock of each product: available, reserved and
-// sold. Allocate decides without I/O; the tables are changed in sets.
+// Package inventory keeps the stock of each product: available, reserved and sold.
+// Allocate decides without I/O; changes to the tables are set-based.
 package inventory
 
 import (
@@ -180,8 +180,8 @@ type Stock struct {
 
 const selectStock = `SELECT product_id, supplied, available, reserved, sold FROM stock`
 
-// List returns the stock of the given products, which must exist, or of all, in id
-// order.
+// List returns the stock of the given products, which must exist, or of all products if
+// none are given, in id order.
 func (s *Service) List(ctx context.Context, products ...string) ([]Stock, error) {
 	list, err := s.list(ctx, ` WHERE cardinality($1::text[]) = 0 OR product_id = ANY($1) ORDER BY product_id`, append([]string{}, products...))
 

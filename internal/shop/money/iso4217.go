@@ -12,13 +12,14 @@ import (
 const DefaultCurrency = "USD"
 
 // The currencies of ISO 4217 by their number of decimal places, from List One of its
-// maintenance agency SIX, published 2026-09-17. Codes that are no currency are left
-// out: funds (IsFund in the list, such as CLF), and codes without a minor unit, which
-// are metals, bond market units, XDR, XSU and XUA, XTS for tests and XXX for none. To
-// update the table, replace testdata/list-one.csv: a test compares the two.
+// maintenance agency SIX, published 2026-09-17. Codes that are not currencies are left
+// out: funds (IsFund in the list, such as CLF), and codes without a minor unit (metals,
+// bond market units, XDR, XSU, XUA, XTS for tests and XXX for no currency). To update
+// the table, replace testdata/list-one.csv: a test compares the two.
 //
-// Do not use golang.org/x/text/currency: its list is of 2017, with historic codes,
-// and its decimal places are those of the printed form in CLDR, 0 for PKR or COP.
+// Do not use golang.org/x/text/currency: its list dates from 2017 and has historic
+// codes, and its decimal places are those of the printed form in CLDR, such as 0 for
+// PKR and COP.
 var currencies = places(map[int32]string{
 	0: `BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF`,
 	2: `AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CNY
@@ -42,20 +43,20 @@ func places(codes map[int32]string) map[string]int32 {
 	return table
 }
 
-// Places returns the number of decimal places of a currency. It is not known for
-// codes that are no currency of ISO 4217.
+// Places returns the number of decimal places of a currency. known is false for codes
+// that are not currencies of ISO 4217.
 func Places(code string) (places int32, known bool) {
 	places, known = currencies[code]
 
 	return places, known
 }
 
-// Currency is the currency of a message that may leave it out. It distinguishes a
-// message without a currency, whose currency is [DefaultCurrency], from one in which
-// it is null or empty: there the producer did not know it.
+// Currency is the currency of a message that may leave it out. A message without a
+// currency has [DefaultCurrency]. A message whose currency is null or empty is
+// different: its producer did not know the currency.
 type Currency string
 
-// UnmarshalJSON reads a code, which it does not check.
+// UnmarshalJSON reads a code without checking it.
 func (c *Currency) UnmarshalJSON(data []byte) error {
 	var code *string
 	if err := json.Unmarshal(data, &code); err != nil {

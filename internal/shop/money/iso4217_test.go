@@ -11,8 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/money"
 )
 
-// listOne returns the decimal places of all codes of List One, or "" for a code that
-// is no currency.
+// listOne returns the decimal places of all codes of List One, or "" for a code that is
+// not a currency.
 func listOne(t *testing.T) map[string]string {
 	t.Helper()
 
@@ -77,7 +77,7 @@ func TestCurrencies(t *testing.T) {
 		2: "USD EUR PKR COP IDR RSD ALL HUF LBP SLE VES VED MRU XCG ZWG STN BYN MGA",
 		3: "BHD IQD JOD KWD LYD OMR TND",
 		-1: "BOV CHE CHW CLF COU MXV USN UYI UYW XAD" + // funds
-			" XAU XAG XPT XPD XBA XBB XBC XBD XDR XSU XUA XTS XXX" + // no currencies
+			" XAU XAG XPT XPD XBA XBB XBC XBD XDR XSU XUA XTS XXX" + // not currencies
 			" BGN HRK DEM ITL ANG CUC SLL VEF ZWL MRO STD BYR" + // historic; BGN ended with 2025
 			" BTC USDC CNH GGP ZZZ usd Usd US USDD", // never in ISO 4217
 	} {

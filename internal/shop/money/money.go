@@ -22,8 +22,8 @@ const (
 // as a number without trailing zeros: 1e2 and "100.00" become 100.
 type Amount struct{ decimal.Decimal }
 
-// Parse reads a decimal such as "99.99". Besides the grammar of JSON it takes what
-// other systems write into strings: .5, 5. and +5.
+// Parse reads a decimal such as "99.99". Besides JSON numbers, it accepts what other
+// systems write into strings: .5, 5. and +5.
 func Parse(text string) (Amount, error) {
 	if len(text) > maxText {
 		return Amount{}, fmt.Errorf("has %d characters, expected a decimal number of at most %d", len(text), maxText)
@@ -83,8 +83,8 @@ func Check(field string, amount *Amount, code string) error {
 	return check(field, amount, places, code)
 }
 
-// CheckMoved validates an amount that has already moved. Unlike a price, it may be in
-// a currency that has left ISO 4217 since, or one that only the provider knows.
+// CheckMoved validates an amount that has already moved. Unlike a price, it may be in a
+// currency that has since left ISO 4217, or in one that only the provider knows.
 func CheckMoved(field string, amount *Amount, code string) error {
 	if !shape.MatchString(code) {
 		return fmt.Errorf("%s: is %q, expected a code of three capital letters such as %s", sibling(field, "currency"), code, DefaultCurrency)

@@ -26,8 +26,8 @@ type Config struct {
 
 // EmailConfig configures the mail server.
 type EmailConfig struct {
-	// Host is the SMTP server. Without one, none is sent; the log says to whom. That
-	// is meant for development. Defaults to none.
+	// Host is the SMTP server. Without one, no e-mail is sent; the log names the users
+	// instead. This is meant for development. Defaults to none.
 	Host string `koanf:"host"`
 	// Port defaults to 587.
 	Port int `koanf:"port"`

@@ -27,8 +27,8 @@ import (
 )
 
 // Topics. A request becomes a message on the topic of its channel, so that each
-// channel has its own queue, breaker and retries: one that cannot send delays no
-// other.
+// channel has its own queue, breaker and retries. A channel that cannot send does not
+// delay the others.
 const (
 	Topic        = "notifications"
 	TopicEmail   = "notifications.email"
@@ -134,7 +134,7 @@ type (
 		Message
 
 		// At is when the notification was requested. Each attempt posts the same
-		// body, so it is part of the message.
+		// body, so the time is part of the message.
 		At event.Time `json:"at"`
 	}
 	// LogDue is a message to write to the log.
@@ -182,7 +182,7 @@ func checkWebhookContent(content string) error {
 // Directory knows the e-mail addresses of users.
 type Directory struct {
 	// Emails returns the addresses by id. The address of an erased user is empty; a
-	// user who does not exist is missing.
+	// user who does not exist has no entry.
 	Emails func(ctx context.Context, db postgres.Querier, ids []string) (map[string]string, error)
 	// Creations are the topics on which users are created.
 	Creations []string
@@ -300,13 +300,13 @@ func (e EmailDue) anonymous(answer string) string {
 	return e.Message.anonymous(answer)
 }
 
-// maxEcho is the maximum number of words that anonymous looks for: the expression nests
-// twice for each.
+// maxEcho is the maximum number of words that anonymous looks for: each word nests the
+// expression two levels deeper.
 const maxEcho = 200
 
-// echoOf returns an expression for a text that begins with words, which may be cut off
-// after the second one. Between the words there may be anything that is no word, also as
-// JSON escapes it, once or several times.
+// echoOf returns an expression for a text that begins with words and may be cut off after
+// the second one. The words may be separated by anything that is not a word, even if it
+// was escaped as JSON, once or several times.
 func echoOf(words []string) *regexp.Regexp {
 	const between = `(?:[^\pL\pN]|\\[bfnrt]|\\u[0-9a-f]{4})`
 
@@ -324,7 +324,7 @@ func echoOf(words []string) *regexp.Regexp {
 	return regexp.MustCompile(`(?i)` + spelled(words[0]) + pattern)
 }
 
-// spelled returns an expression for a word, as text and as JSON that is ASCII only.
+// spelled returns an expression for a word, as text and as ASCII-only JSON.
 func spelled(word string) string {
 	escaped := strings.Trim(strconv.QuoteToASCII(word), `"`)
 	if escaped == word {

@@ -125,7 +125,7 @@ var ErrGone = errors.New("the receiver answered 410 Gone: it wants no more webho
 
 // send posts a webhook. Only 410 and the configured statuses reject it; after any
 // other failure it is posted again later. A receiver that does not answer or is
-// overloaded counts as failing itself, so that all webhooks wait for it.
+// overloaded is also treated as failing itself, so that all webhooks wait for it.
 func (w *webhook) send(ctx context.Context, e event.Event[WebhookDue]) (answer string, err error) {
 	request, err := w.request(ctx, e)
 	if err != nil {
@@ -134,7 +134,7 @@ func (w *webhook) send(ctx context.Context, e event.Event[WebhookDue]) (answer s
 
 	response, err := w.client.Do(request)
 	if err != nil {
-		// Without the URL, which often contains a secret.
+		// Leave out the URL, which often contains a secret.
 		if failed, ok := errors.AsType[*url.Error](err); ok {
 			err = failed.Err
 		}
@@ -162,11 +162,11 @@ func (w *webhook) send(ctx context.Context, e event.Event[WebhookDue]) (answer s
 	}
 }
 
-// overloaded lists the statuses after which Standard Webhooks 1.0 recommends to slow
+// overloaded lists the statuses after which Standard Webhooks 1.0 recommends slowing
 // down.
 var overloaded = []int{http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
 
-// request signs a webhook. The signature has the time of the attempt.
+// request signs a webhook. The signature includes the time of the attempt.
 func (w *webhook) request(ctx context.Context, e event.Event[WebhookDue]) (*http.Request, error) {
 	now := time.Now()
 

@@ -68,7 +68,7 @@ type Capture struct {
 	TransactionID string `json:"transaction_id"`
 	// Late means that the order was not waiting for it, so it must be refunded.
 	Late bool `json:"late,omitempty"`
-	// RefundID is empty until the capture was refunded, and after the refund failed.
+	// RefundID is empty until the capture is refunded, and again if the refund fails.
 	RefundID string `json:"refund_id,omitempty"`
 	// FailedRefundID is the last refund that failed.
 	FailedRefundID string `json:"failed_refund_id,omitempty"`
@@ -238,7 +238,7 @@ func (o Order) Apply(data eventstore.Data) (Order, error) {
 	return o, nil
 }
 
-// changed returns a copy of captures in which that of a transaction is changed.
+// changed returns a copy of captures in which the capture of a transaction is changed.
 func changed(captures []Capture, transaction string, change func(*Capture)) []Capture {
 	captures = slices.Clone(captures)
 

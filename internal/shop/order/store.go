@@ -144,7 +144,7 @@ func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error
 		}
 	}
 
-	// Without ANY, a join of a table that was small when it was planned reads all of it.
+	// Without ANY, a join that was planned when the table was small reads all of it.
 	_, err := tx.Exec(ctx, `
 		UPDATE orders o SET status = c.status, version = c.version, updated_at = now()
 		FROM unnest($1::text[], $2::text[], $3::int[]) AS c (id, status, version)

@@ -28,8 +28,8 @@ type Config struct {
 	Stripe    StripeConfig    `koanf:"stripe"`
 }
 
-// SimulatedConfig configures the simulated gateway. A rate is the fraction of
-// requests, from 0 to 1, that it applies to.
+// SimulatedConfig configures the simulated gateway. A rate is a fraction of requests,
+// from 0 to 1.
 type SimulatedConfig struct {
 	// Ledger keeps a record of charges and refunds in Postgres. Without it, the
 	// gateway computes its answer from the request and never fails, which is
@@ -53,8 +53,8 @@ type SimulatedConfig struct {
 	// ChargeThenErrorRate is the rate of charges that succeed and get a 500.
 	// Defaults to 0.
 	ChargeThenErrorRate float64 `koanf:"charge_then_error_rate"`
-	// Rules select the answer by order; the first that matches wins, before any
-	// rate. Defaults to none.
+	// Rules select the answer by order. The first rule that matches wins and takes
+	// precedence over the rates. Defaults to none.
 	Rules []Rule `koanf:"rules"`
 }
 
@@ -149,7 +149,7 @@ func (c SimulatedConfig) validate() error {
 	return errors.Join(append(errs,
 		check.That(sum <= 1, fmt.Sprintf("payment.simulated: the rates add up to %v, expected at most 1", sum)),
 		check.Value(c.Ledger || sum == 0 && len(c.Rules) == 0, "payment.simulated.ledger", c.Ledger,
-			"true with rates or rules: without a record the gateway cannot charge once"),
+			"true with rates or rules: without a record the gateway cannot ensure that it charges only once"),
 	)...)
 }
 
@@ -195,7 +195,7 @@ func (c StripeConfig) webhookSecrets() []string {
 	return strings.FieldsFunc(string(c.WebhookSecret), func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Warn returns an error that lists settings that do nothing, and outcomes that nobody
+// Warn returns an error that lists settings without effect, and outcomes that nobody
 // receives.
 func (c Config) Warn() error {
 	simulated := c.Gateway == gatewaySimulated

@@ -49,8 +49,8 @@ type Refund struct {
 	TransactionID string
 	Amount        money.Amount
 	Currency      string
-	// FailedID is a refund of the capture that failed. No other is made then: a
-	// later one, made by a person, is looked up.
+	// FailedID is an earlier refund of the capture, which failed. If it is set, no
+	// refund is made; a later one that a person made is looked up.
 	FailedID string
 }
 
@@ -64,10 +64,10 @@ func (r Refund) IdempotencyKey() string {
 // idempotency key.
 //
 // After an error the outcome is unknown, and the same request may be repeated.
-// A final refusal is a Declined outcome of a charge, and a RefusedError of
-// everything else. event.Later sets when to repeat a request; event.Unavailable
-// means that the provider cannot be reached or that the outcome is unknown. A
-// preliminary answer is an ErrPending: an outcome or the id of a refund is final.
+// A final refusal of a charge is a Declined outcome; any other final refusal is a
+// RefusedError. event.Later sets when to repeat a request; event.Unavailable means
+// that the provider cannot be reached or that the outcome is unknown. A preliminary
+// answer is an ErrPending: an outcome or the id of a refund is final.
 type Gateway interface {
 	Charge(ctx context.Context, charge Charge) (Outcome, error)
 	// Find returns the outcome of a charge that may have been requested, or the
@@ -98,9 +98,9 @@ type RefusedError struct{ Reason string }
 
 func (e *RefusedError) Error() string { return "the payment provider refused: " + e.Reason }
 
-// ErrUnknown means that the provider may or may not have done what it was
-// asked to do: no answer arrived, or an answer that does not say. Repeating the
-// request settles it; until then nothing may be compensated.
+// ErrUnknown means that the provider may or may not have done what it was asked to
+// do: no answer arrived, or the answer does not say. Repeating the request tells the
+// outcome; until then nothing may be compensated.
 var ErrUnknown = errors.New("the outcome at the payment provider is unknown")
 
 // ErrPending means that the provider has accepted a request and has not decided yet.
@@ -114,7 +114,7 @@ const (
 	maxPendingPause = time.Hour
 )
 
-// pending returns an ErrPending about a request that was made at a time.
+// pending returns an ErrPending; since is the time at which the request was made.
 func pending(since time.Time, text string) error {
 	after := min(max(time.Since(since)/2, minPendingPause), maxPendingPause)
 
@@ -128,8 +128,8 @@ func unknown(err error) error {
 	return event.Unavailable(Dependency, fmt.Errorf("%w: %w", ErrUnknown, err))
 }
 
-// unrecorded is the error of a request whose record in Postgres could not be
-// read or written. No money has moved, or the next request finds it.
+// unrecorded is the error of a request whose record in Postgres could not be read or
+// written. If money has moved nevertheless, the next request finds out.
 func unrecorded(err error) error {
 	if postgres.IsUnavailable(err) {
 		return event.Unavailable(postgres.Dependency, err)

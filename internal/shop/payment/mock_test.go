@@ -125,8 +125,8 @@ func refusesUnknownParameters(t *testing.T, mock *url.URL) {
 	}
 }
 
-// recorder is a proxy that records the status of each kind of request, and fails the test
-// if one is not answered with 200.
+// recorder is a proxy. It records the status of each kind of request, and fails the test
+// if a request is not answered with 200.
 type recorder struct {
 	tb       testing.TB
 	mu       sync.Mutex

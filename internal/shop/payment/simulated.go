@@ -68,10 +68,10 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 	return outcome, nil
 }
 
-// record enters a request into the ledger and returns the outcome of the charge
-// and the number of requests for it. A number of first requests, given by
-// unanswered, charges nothing; waits says that they were accepted. The statement
-// commits on its own, so the record stays even if the caller fails.
+// record enters a request into the ledger and returns the outcome of the charge and
+// the number of requests for it. unanswered is how many requests at first charge
+// nothing; waits says whether they were accepted. The statement commits on its own, so
+// the record stays even if the caller fails.
 func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int, waits bool) (outcome Outcome, requests int, err error) {
 	var sameAmount bool
 
@@ -158,7 +158,7 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	}
 
 	action, times := s.cfg.plan(refund.OrderID, true)
-	refused := 0 // how many first requests return nothing
+	refused := 0 // how many requests at first refund nothing
 
 	switch action {
 	case actionRefundPending:
@@ -218,7 +218,7 @@ func (s *Simulated) Ledger(ctx context.Context, since time.Time, fn func(Entry) 
 		return nil
 	}
 
-	// In pages, because one long query would hold back vacuum while fn runs.
+	// Read in pages, because one long query would hold back vacuum while fn runs.
 	for last := (keyedEntry{Entry: Entry{At: since}}); ; {
 		page, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[keyedEntry], selectEntries+`(settled_at, idempotency_key) > ($1, $2)
 			ORDER BY settled_at, idempotency_key LIMIT $3`, last.At, last.Key, ledgerPage)

@@ -19,12 +19,11 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Stripe charges through Stripe's PaymentIntents, one for each attempt at an
-// order. An intent is created, then its id is stored, and only then is it
-// confirmed. Confirming moves the money, and Stripe does it once per intent, so
-// a charge can be repeated safely at any later time. Stripe's idempotency keys
-// are not enough: they protect for a day only, and during that day they replay
-// a stored 500.
+// Stripe charges through Stripe's PaymentIntents, one for each attempt to charge an
+// order. An intent is created, then its id is stored, and only then is it confirmed.
+// Confirming moves the money. Stripe moves it only once per intent, so a charge can be
+// repeated safely at any later time. Stripe's idempotency keys are not enough: they
+// protect for a day only, and during that day they replay a stored 500.
 type Stripe struct {
 	client *stripe.Client
 	method string
@@ -270,9 +269,9 @@ func (s *Stripe) retrieve(ctx context.Context, id string) (*stripe.PaymentIntent
 	return intent, nil
 }
 
-// Find implements Gateway. It reads the stored intent. Without one nothing was
-// confirmed, unless the database was restored from a backup, so it then asks
-// Stripe's search, which lags by a minute or more.
+// Find implements Gateway. It reads the stored intent. If there is none, nothing was
+// confirmed, unless the database was restored from a backup. Find then asks Stripe's
+// search, which lags by a minute or more.
 func (s *Stripe) Find(ctx context.Context, charge Charge) (Outcome, error) {
 	id, err := s.storedIntent(ctx, charge)
 	if err != nil {
@@ -353,9 +352,9 @@ func (s *Stripe) search(ctx context.Context, orderID string) ([]*stripe.PaymentI
 	return intents, nil
 }
 
-// Refund implements Gateway: it refunds what remains of a capture, once. It looks for
-// an earlier refund first, because Stripe forgets idempotency keys, and after a refund
-// has failed a person decides.
+// Refund implements Gateway: it refunds what remains of a capture, once. It first
+// looks for an earlier refund, because Stripe forgets idempotency keys, and because a
+// person decides after a refund has failed.
 func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 	whole, err := minorUnits(refund.Amount, refund.Currency)
 	if err != nil {
@@ -373,8 +372,8 @@ func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 	}
 
 	created, err := withKey(refund.IdempotencyKey(), "", func(key string) (*stripe.Refund, error) {
-		// Without an amount Stripe itself ensures that no more is refunded than
-		// was captured, whatever the idempotency key.
+		// If the request names no amount, Stripe itself ensures that no more is
+		// refunded than was captured, whatever the idempotency key.
 		params := &stripe.RefundCreateParams{
 			PaymentIntent: stripe.String(refund.TransactionID),
 			Metadata:      map[string]string{metaSource: event.Source, metaOrder: refund.OrderID},
@@ -423,9 +422,9 @@ func (s *Stripe) refunds(ctx context.Context, intentID string) (made []*stripe.R
 	return made, nil
 }
 
-// outcomeOfRefunds returns the id of the newest refund that succeeded, if those that
-// succeeded add up to the whole capture. It returns an [ErrPending] if those that are
-// pending may complete it, and a [RefusedError] otherwise.
+// outcomeOfRefunds returns the id of the newest successful refund, if the successful
+// refunds add up to the whole capture. It returns an [ErrPending] if the pending ones
+// may make up the rest, and a [RefusedError] otherwise.
 func outcomeOfRefunds(refund Refund, whole int64, made []*stripe.Refund) (id string, err error) {
 	var (
 		returned, awaited int64

@@ -111,7 +111,7 @@ func spent(err error) bool {
 		replayed && answer.HTTPStatusCode >= http.StatusInternalServerError
 }
 
-// maxKey is the length of a key that leaves room for suffixes: Stripe accepts
+// maxKey is the maximum length of a key. It leaves room for suffixes: Stripe accepts
 // 255 characters.
 const maxKey = 255 - 64
 

@@ -139,8 +139,8 @@ func TestStripeChargesOnceDespiteFailures(t *testing.T) {
 	}
 }
 
-// chargesOnce fails the test unless an order is charged once despite the failures of a
-// server, which forgets its idempotency keys before each attempt if it is forgetful.
+// chargesOnce fails the test unless an order is charged once despite the server's
+// failures. A forgetful server forgets its idempotency keys before each attempt.
 func chargesOnce(t *testing.T, pool *pgxpool.Pool, c failure, forgetful bool) {
 	t.Helper()
 
@@ -207,7 +207,7 @@ func TestFindReturnsTheOutcomeOfAFailedRequest(t *testing.T) {
 		}
 	}
 
-	// A database restored from a backup has no record, but Stripe's index has.
+	// A database restored from a backup has no record, but Stripe's index has one.
 	if _, err := pool.Exec(t.Context(), `DELETE FROM stripe_intents`); err != nil {
 		t.Fatal(err)
 	}
@@ -538,7 +538,7 @@ func failAtRandom(t *testing.T, server *paymenttest.Server) {
 }
 
 // chargeConcurrently charges for an order in three processes until each has an outcome.
-// Whenever the first fails, the server forgets its idempotency keys.
+// Whenever the first process fails, the server forgets its idempotency keys.
 func chargeConcurrently(t *testing.T, server *paymenttest.Server, gateway payment.Gateway, order string) (outcomes [3]payment.Outcome) {
 	t.Helper()
 
@@ -802,7 +802,7 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 	}
 }
 
-// refundInParts is a capture of which a person refunds parts by hand.
+// refundInParts is a capture. A person refunds parts of it by hand.
 type refundInParts struct {
 	name    string
 	parts   []string // made before the request: units and status
@@ -812,8 +812,8 @@ type refundInParts struct {
 	request int      // refunds that Millrace creates
 }
 
-// refund requests the refund of the capture, and returns the refund or the error, and how
-// many refunds Millrace has created. With told, Millrace knows that its own has failed.
+// refund requests the refund of the capture. It returns the refund or the error, and how
+// many refunds Millrace has created. If told, Millrace knows that its own refund failed.
 func (c refundInParts) refund(t *testing.T, told bool) (got string, requests int) {
 	t.Helper()
 

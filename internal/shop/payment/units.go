@@ -62,7 +62,7 @@ func minorUnits(amount money.Amount, currency string) (int64, error) {
 }
 
 // amountOf returns an amount in Stripe's unit as an amount and a currency.
-// Stripe's codes of currencies are in lower case.
+// Stripe's currency codes are in lower case.
 func amountOf(units int64, code string) (money.Amount, string) {
 	currency := strings.ToUpper(code)
 

@@ -222,8 +222,8 @@ type report struct {
 	intent string
 }
 
-// translate has the types of events that concern Millrace. A function returns false
-// if an event of its type reports no outcome.
+// translate has a function for each type of event that concerns Millrace. The function
+// returns false if an event reports no outcome.
 var translate = map[stripe.EventType]func(data *stripe.EventData) (r report, relevant bool, err error){
 	stripe.EventTypePaymentIntentSucceeded:     reportIntent,
 	stripe.EventTypePaymentIntentPaymentFailed: reportIntent,
@@ -278,7 +278,7 @@ func reportIntent(data *stripe.EventData) (r report, relevant bool, err error) {
 	return r, true, nil
 }
 
-// reportRefund reports how a refund ended. A pending one is reported when it has.
+// reportRefund reports how a refund ended. A pending refund is reported once it ends.
 func reportRefund(data *stripe.EventData) (r report, relevant bool, err error) {
 	var refund stripe.Refund
 	if err := json.Unmarshal(data.Raw, &refund); err != nil {

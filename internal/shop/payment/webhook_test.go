@@ -43,7 +43,7 @@ func newReceiver(tb testing.TB) *receiver {
 	return r
 }
 
-// post sends a body with a signature by a secret at a time.
+// post sends a body that was signed with a secret at a time.
 func (r *receiver) post(body, secret string, at time.Time) int {
 	r.tb.Helper()
 
@@ -131,8 +131,8 @@ func (r *receiver) counted(outcome string) (n float64) {
 	return n
 }
 
-// accept posts a webhook where the charge pi_known of the order "known" is recorded, and
-// checks that it is accepted with the outcome.
+// accept records the charge pi_known of the order "known", posts a webhook, and checks
+// that the webhook is accepted with the outcome.
 func (r *receiver) accept(webhook, outcome string) {
 	r.tb.Helper()
 

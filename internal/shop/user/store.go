@@ -72,7 +72,7 @@ func addKeys(ctx context.Context, tx pgx.Tx, ids []string) error {
 		INSERT INTO user_keys (user_id, key) SELECT * FROM unnest($1::text[], $2::bytea[]) AS k (id, key) ORDER BY id
 		ON CONFLICT DO NOTHING`, ids, postgres.Column(ids, func(string) []byte { return newKey() }))
 	if err != nil {
-		return fmt.Errorf("creating keys of users: %w", err)
+		return fmt.Errorf("creating user keys: %w", err)
 	}
 
 	return nil
@@ -83,7 +83,7 @@ const selectKeys = `SELECT user_id, key FROM user_keys WHERE user_id = ANY($1)`
 func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string) (map[string]keyring, error) {
 	rows, err := db.Query(ctx, sql, ids)
 	if err != nil {
-		return nil, fmt.Errorf("loading keys of users: %w", err)
+		return nil, fmt.Errorf("loading user keys: %w", err)
 	}
 
 	rings := make(map[string]keyring, len(ids))
@@ -99,7 +99,7 @@ func loadKeys(ctx context.Context, db postgres.Querier, sql string, ids []string
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("loading keys of users: %w", err)
+		return nil, fmt.Errorf("loading user keys: %w", err)
 	}
 
 	return rings, nil
@@ -300,8 +300,8 @@ func addErased(ctx context.Context, tx pgx.Tx, id string) error {
 // Erase makes the personal data of a user unreadable: in tx it destroys the key
 // and everything derived from the data. The stream keeps its versions. Erase
 // returns the number of users erased, 0 if the user was erased before. A user who is
-// known only from messages is recorded as erased, so that a later message does not
-// create them. Without messages (seen) the error is [NotFound].
+// known only from messages (seen) is recorded as erased, so that a later message does
+// not create them. If seen is false, the error for an unknown user is [NotFound].
 func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, seen bool) (users int64, err error) {
 	if seen {
 		if err := addErased(ctx, tx, id); err != nil {
@@ -352,7 +352,7 @@ func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, seen bool) (u
 func (s *Service) ForgetMisses(ctx context.Context, tx pgx.Tx, id string, _ bool) (int64, error) {
 	tag, err := tx.Exec(ctx, `DELETE FROM user_misses WHERE user_id = $1`, id)
 	if err != nil {
-		return 0, fmt.Errorf("deleting the misses of user %s: %w", id, err)
+		return 0, fmt.Errorf("deleting the missed updates of user %s: %w", id, err)
 	}
 
 	return tag.RowsAffected(), nil
@@ -450,7 +450,7 @@ func (s *Service) Count(ctx context.Context) (int, error) {
 	return postgres.CountRows(ctx, s.pool, `SELECT FROM users`)
 }
 
-// Miss is an update of a user who did not exist, the outcome user_not_found.
+// Miss is an update of a user who did not exist. Its outcome is user_not_found.
 type Miss struct {
 	MessageID uuid.UUID `json:"message_id"`
 	UserID    string    `json:"user_id"`

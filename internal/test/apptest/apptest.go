@@ -153,11 +153,11 @@ func (s *Service) watchFailures(ctx context.Context) {
 		}
 	}
 
-	// A test may end before the next look.
+	// A test may end before the next poll.
 	s.reportFailure(context.WithoutCancel(ctx))
 }
 
-// reportFailure fails the test and returns true if a message failed that may not.
+// reportFailure fails the test and returns true if a message failed unexpectedly.
 func (s *Service) reportFailure(ctx context.Context) bool {
 	if s.expectFailures.Load() {
 		return false

@@ -25,7 +25,7 @@ type Authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// NewAuthority returns an authority that nobody knows.
+// NewAuthority returns a new authority, which nobody trusts yet.
 func NewAuthority(tb testing.TB) *Authority {
 	tb.Helper()
 
@@ -56,7 +56,8 @@ func (a *Authority) Issue(name string) (cert, key string) {
 	return cert, key
 }
 
-// issue signs a certificate, with its own key if the authority has none yet.
+// issue signs a certificate with the authority's key, or with the new key if the
+// authority has none yet.
 func (a *Authority) issue(template *x509.Certificate) (cert, key string, private *ecdsa.PrivateKey) {
 	a.tb.Helper()
 

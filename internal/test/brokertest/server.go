@@ -56,8 +56,9 @@ func NewKafka(tb testing.TB, settings ...string) *Server {
 	return s
 }
 
-// NewRabbitMQ starts a RabbitMQ that also listens for TLS, on the returned port, and
-// demands certificates of authority there. Their common name is the user of SASL EXTERNAL.
+// NewRabbitMQ starts a RabbitMQ that also listens for TLS on the returned port. There
+// it requires certificates from authority; their common name is the user of SASL
+// EXTERNAL.
 func NewRabbitMQ(tb testing.TB, authority *Authority) (s *Server, tlsPort string) {
 	tb.Helper()
 
@@ -89,7 +90,8 @@ ssl_cert_login_from = common_name
 	return s, tlsPort
 }
 
-// Do starts, stops, kills, freezes or thaws the server. The action "ctl" runs rabbitmqctl with args.
+// Do starts, stops, kills, freezes or thaws the server. The action "ctl" runs
+// rabbitmqctl with args.
 func (s *Server) Do(action string, args ...string) {
 	s.tb.Helper()
 

@@ -22,7 +22,7 @@ import (
 type User struct {
 	// Audience is whom the tokens are meant for.
 	Audience string
-	// Claims are in the tokens besides those of every token.
+	// Claims are in the tokens in addition to the standard claims.
 	Claims map[string]any
 	// Life is how long tokens are valid; it may be negative.
 	Life time.Duration
@@ -40,8 +40,8 @@ type Provider struct {
 // secret authenticates every user.
 const secret = "a secret of the test"
 
-// Start runs a provider with users by their sub. Its tokens name issuer, or the provider
-// itself if that is empty.
+// Start runs a provider with users, by their sub. Its tokens name issuer, or the
+// provider itself if issuer is empty.
 func Start(tb testing.TB, issuer string, users map[string]User) *Provider {
 	tb.Helper()
 
@@ -97,8 +97,8 @@ func (p *Provider) Token(sub string) string {
 	return answer.AccessToken
 }
 
-// directory is the example's storage with users of the test, who ask for tokens as
-// machines do: without a browser.
+// directory is the storage of Zitadel's example with the test's users, who ask for
+// tokens as machines do: without a browser.
 type directory struct {
 	*storage.Storage
 

@@ -153,7 +153,7 @@ func (s *Server) Fail(operation string, faults ...Fault) {
 	})
 }
 
-// Decline makes the card for an order be declined with one of Stripe's codes.
+// Decline makes the server decline the card for an order with one of Stripe's codes.
 func (s *Server) Decline(orderID, code string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,8 +161,8 @@ func (s *Server) Decline(orderID, code string) {
 	s.declines[orderID] = code
 }
 
-// Hold makes the intents of an order have a status such as processing or
-// requires_action after they are confirmed, until Settle.
+// Hold gives the intents of an order a status such as processing or requires_action
+// once they are confirmed, until Settle.
 func (s *Server) Hold(orderID, status string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +209,8 @@ func (s *Server) HoldRefunds(orderID string) {
 }
 
 // SettleRefunds gives the refunds of an order a status: succeeded, or failed with a
-// reason, which returns the money to the shop. Refunds that succeeded may fail too.
+// reason. A refund that fails returns the money to the shop. Refunds that succeeded may
+// fail too.
 func (s *Server) SettleRefunds(orderID, status, reason string) (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

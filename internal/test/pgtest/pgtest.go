@@ -58,7 +58,7 @@ func URL(tb testing.TB) string {
 	return create(tb, source)
 }
 
-// EmptyURL returns the connection string of a database without a schema that is
+// EmptyURL returns the connection string of a database that has no schema and is
 // dropped when the test ends.
 func EmptyURL(tb testing.TB) string {
 	tb.Helper()
@@ -88,8 +88,8 @@ func create(tb testing.TB, source string) string {
 	return address
 }
 
-// KillBackends closes all other connections to the database of pool, like a server
-// crash.
+// KillBackends closes all other connections to the database of db, as a server crash
+// does.
 func KillBackends(tb testing.TB, db postgres.Execer) {
 	tb.Helper()
 

@@ -13,11 +13,11 @@ import (
 // growth is the number of rows of a table that has grown.
 const growth = 20_000
 
-// LooksUpByKey checks that a function which handles a few keys of a large table reads
-// few rows of it: in a database that was never analyzed, in one that was analyzed
-// while the table was small, as a prepared plan outlives that, and in one that has
-// current statistics. insert adds rows with the given numbers to the tables; lookUp
-// handles the row with number 1.
+// LooksUpByKey checks that a function that handles a few keys of a large table reads
+// only a few of its rows. It tries a database that was never analyzed, one that was
+// analyzed while the table was small, because plans prepared then are still in use, and
+// one with current statistics. insert adds rows with the given numbers to the tables;
+// lookUp handles the row with number 1.
 func LooksUpByKey(t *testing.T, tables []string, insert func(t *testing.T, tx pgx.Tx, from, to int), lookUp func(t *testing.T, tx pgx.Tx)) {
 	t.Helper()
 

@@ -27,7 +27,8 @@ func FreePort(tb testing.TB) string {
 	return ""
 }
 
-// given has the ports that FreePort has returned, whose servers may not listen yet.
+// given has the ports that FreePort has returned. Their servers may not be listening
+// yet.
 var given sync.Map
 
 func free(port int) bool {

@@ -159,8 +159,8 @@ func publicDir(tb testing.TB) string {
 	return dir
 }
 
-// Pooled returns the address of a PgBouncer in front of the server at address. Mode is
-// its pool_mode. It stops when the test ends.
+// Pooled returns the address of a PgBouncer in front of the server at address. mode is
+// its pool_mode. The PgBouncer stops when the test ends.
 func Pooled(tb testing.TB, address, mode string) string {
 	tb.Helper()
 
@@ -186,8 +186,8 @@ func Pooled(tb testing.TB, address, mode string) string {
 }
 
 // SharedSessions returns the address of a PgBouncer in transaction mode in front of the
-// database at address, which then has the settings that the service asks for. They are
-// those of the database instead of the role, because tests share the role.
+// database at address. It gives the settings that the service asks for to the database,
+// not to the role, because tests share the role.
 func SharedSessions(tb testing.TB, address string) string {
 	tb.Helper()
 

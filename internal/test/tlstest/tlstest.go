@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Certificate returns a certificate for loopback and these names, signed by itself, and
-// its key, both in PEM.
+// Certificate returns a self-signed certificate for loopback and these names, and its
+// key, both in PEM.
 func Certificate(tb testing.TB, names ...string) (certificate, key []byte) {
 	tb.Helper()
 

@@ -40,16 +40,17 @@ type Driver interface {
 	Lanes() int
 	Ping(ctx context.Context) error
 	// Refusals returns the topics whose subscriptions the broker refuses, by name. It
-	// asks nobody.
+	// answers from memory.
 	Refusals() []Refusal
-	// Backlogs returns what the broker holds of consumed topics. It does not need
+	// Backlogs returns what the broker holds for consumed topics. It does not need
 	// Connect: it uses a connection of its own, so that a command can ask while the
-	// service does not run. It returns when ctx ends, whether or not the broker answers.
+	// service does not run. It returns when ctx ends, whether or not the broker
+	// answers.
 	Backlogs(ctx context.Context, topics []string) ([]Backlog, error)
 	Close() error
 }
 
-// Backlog is what a broker holds of a topic that this service consumes.
+// Backlog is what a broker holds for a topic that this service consumes.
 type Backlog struct {
 	Topic string
 	// Messages is how many messages wait at the broker.
@@ -59,8 +60,8 @@ type Backlog struct {
 	// Subscriptions is how many subscriptions of this service, in all processes, the
 	// broker knows.
 	Subscriptions int
-	// Retention is how long the broker keeps messages that were acknowledged: 0 if it
-	// does not or if that is unknown, Forever without a limit.
+	// Retention is how long the broker keeps acknowledged messages: 0 if it does not
+	// keep them or if that is unknown, Forever if there is no limit.
 	Retention time.Duration
 	// Err is why the topic could not be measured.
 	Err error
@@ -81,8 +82,8 @@ type Tailer interface {
 // message. The broker may or may not have stored it.
 var ErrClosed = errors.New("broker connection closed")
 
-// ErrBlocked reports that the broker is connected but accepts no messages, until
-// somebody gives it memory or disk space. It delivers meanwhile.
+// ErrBlocked reports that the broker is connected but accepts no messages until
+// somebody gives it memory or disk space. It still delivers messages.
 var ErrBlocked = errors.New("the broker accepts no messages")
 
 // Identity is what a broker knows about a message beyond its headers and payload.
@@ -93,7 +94,8 @@ type Identity struct {
 	// Origin tells operators where the message was read.
 	Origin string
 	// Written is when the message was written to a log that may deliver it again long
-	// after it was acknowledged. Zero if that is unknown or cannot happen.
+	// after it was acknowledged. Zero if that time is unknown, or if the broker has no
+	// such log.
 	Written time.Time
 	// Coordinates identify the message across redeliveries. Empty if the broker has
 	// none.
@@ -104,8 +106,9 @@ type Identity struct {
 // It is the CloudEvents partitioning extension.
 const HeaderPartitionKey = event.CloudEventsPrefix + "partitionkey"
 
-// Received builds the message that the router gets. It takes CloudEvents in structured
-// mode apart, and renames foreign headers that would be mistaken for reserved ones.
+// Received builds the message that the router gets. It unpacks CloudEvents in
+// structured mode, and renames foreign headers that would be mistaken for reserved
+// ones.
 func Received(headers event.Headers, id Identity, payload []byte) *message.Message {
 	payload = event.Unwrap(headers, payload)
 

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Refusal is a topic that cannot be subscribed although the broker answers.
+// Refusal is a topic that cannot be subscribed to although the broker answers.
 type Refusal struct {
 	Topic string
 	Since time.Time
@@ -25,7 +25,7 @@ func (r Refusal) Remedy() string {
 	return ""
 }
 
-// Refusals has the topics that cannot be subscribed. The zero value is empty.
+// Refusals has the topics that cannot be subscribed to. The zero value is empty.
 type Refusals struct {
 	mu     sync.Mutex
 	topics map[string]Refusal

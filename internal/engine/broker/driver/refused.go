@@ -2,29 +2,32 @@ package driver
 
 import "fmt"
 
-// Scope is how much of what a service sends a broker refuses.
+// Scope says how much a refusal of the broker covers.
 type Scope string
 
 // Scopes.
 const (
-	// OneMessage is refused, such as one that is too large. Others of its topic may be
-	// accepted.
+	// OneMessage means that one message is refused, such as one that is too large.
+	// Others of its topic may be accepted.
 	OneMessage Scope = "message"
-	// OnePartition is refused, such as one without a leader: the message, and others of
-	// its topic whose keys are there. It cannot be seen which those are.
+	// OnePartition means that a partition is refused, such as one without a leader: the
+	// message, and others of its topic whose keys are on that partition. We cannot tell
+	// which those are.
 	OnePartition Scope = "partition"
-	// OneTopic is refused: it is missing, or the account may not use it.
+	// OneTopic means that a topic is refused: it is missing, or the account may not use
+	// it.
 	OneTopic Scope = "topic"
-	// Account is refused: its credentials are wrong. Nothing can be sent.
+	// Account means that the account is refused: its credentials are wrong. Nothing can
+	// be sent.
 	Account Scope = "account"
 )
 
-// RefusedError reports that the broker answers and refuses, until somebody changes the
-// message, the topic or the settings. Any other error of publishing and connecting means
-// that the connection or the broker is not available.
+// RefusedError reports that the broker answers but refuses, and will do so until
+// somebody changes the message, the topic or the settings. Any other error from
+// publishing or connecting means that the connection or the broker is not available.
 type RefusedError struct {
 	Scope Scope
-	// Topic is the topic that is refused, or of the message that is refused.
+	// Topic is the refused topic, or the topic of the refused message.
 	Topic string
 	// Remedy is what an operator can do.
 	Remedy string

@@ -9,8 +9,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Subscription is what subscribers have in common: they deliver until their context ends
-// or they are closed, whatever happens to the broker meanwhile.
+// Subscription is what subscribers have in common: they deliver until their context
+// ends or they are closed, whatever happens to the broker.
 type Subscription struct {
 	closing context.Context //nolint:containedctx // it is a lifetime, not a request
 	stop    context.CancelFunc
@@ -25,8 +25,8 @@ func NewSubscription() *Subscription {
 	return s
 }
 
-// Run calls deliver on a goroutine of its own, and closes the returned channel when it
-// returns. Its context ends with ctx and with the Subscription.
+// Run calls deliver on its own goroutine, and closes the returned channel when deliver
+// returns. The context of deliver ends with ctx or with the Subscription.
 func (s *Subscription) Run(ctx context.Context, deliver func(ctx context.Context, out chan<- *message.Message)) <-chan *message.Message {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(s.closing, cancel)
@@ -51,8 +51,8 @@ func (s *Subscription) Close() error {
 	return nil
 }
 
-// KeyOf returns the key that orders a message: that of its broker or, from a producer
-// that sets none, that of the payload.
+// KeyOf returns the key that orders a message: the key from its broker or, if the
+// producer set none, the key in its payload.
 func KeyOf(msg *message.Message, ofPayload func(payload []byte) string) string {
 	if key := msg.Metadata[event.HeaderKey]; key != "" {
 		return key

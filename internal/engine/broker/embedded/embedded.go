@@ -17,8 +17,8 @@ import (
 
 // Config tunes the broker.
 type Config struct {
-	// Lanes is how many messages are in flight at once, of all topics together. Defaults
-	// to 512.
+	// Lanes is how many messages are in flight at once, across all topics. Defaults to
+	// 512.
 	Lanes int `koanf:"lanes"`
 }
 
@@ -30,9 +30,9 @@ func (c Config) Validate() error { return check.Positive("broker.embedded.lanes"
 
 // Driver is the embedded broker.
 //
-// It does not use Watermill's GoChannel, which delivers a message that was not
-// acknowledged again by itself, immediately and indefinitely. Here the message returns
-// to its publisher, the relay, which keeps the order of its key.
+// It does not use Watermill's GoChannel, which delivers an unacknowledged message again
+// by itself, immediately and indefinitely. Here the message returns to its publisher,
+// the relay, which keeps the order of its key.
 type Driver struct {
 	cfg     Config
 	topics  map[string]*topic
@@ -97,7 +97,7 @@ func (d *Driver) Close() error {
 
 var (
 	errNacked    = errors.New("the consumer did not acknowledge the message")
-	errNoHandler = errors.New("the embedded broker calls a handler: Handle must set it before Subscribe")
+	errNoHandler = errors.New("the embedded broker needs a handler: call Handle before Subscribe")
 )
 
 type publisher struct{ *Driver }
@@ -146,15 +146,16 @@ type subscriber struct {
 	handle message.HandlerFunc
 }
 
-// Handle sets the handler that a publisher calls in its own goroutine. A message
-// through channels would take two more goroutines and grow the stack of one, which is a
-// fifth of the service's CPU.
+// Handle sets the handler that a publisher calls in its own goroutine. Passing a
+// message through channels would take two more goroutines and grow the stack of one of
+// them, which costs a fifth of the service's CPU.
 func (s *subscriber) Handle(handle message.NoPublishHandlerFunc) {
 	s.handle = middleware.Recoverer(func(msg *message.Message) ([]*message.Message, error) { return nil, handle(msg) })
 }
 
-// Subscribe implements message.Subscriber. The channel has no messages, as the handler
-// gets them; it is closed when the subscription ends. A topic is subscribed to once.
+// Subscribe implements message.Subscriber. The channel carries no messages, because the
+// handler gets them; it is closed when the subscription ends. Each topic is subscribed
+// to once.
 func (s *subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	if s.handle == nil {
 		return nil, errNoHandler

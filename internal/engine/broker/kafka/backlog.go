@@ -100,8 +100,8 @@ func (d *Driver) members(admin sarama.ClusterAdmin, topics []string) (map[string
 	return found, nil
 }
 
-// lag returns how many records of each partition of a topic its consumer group has not
-// committed.
+// lag returns, for each partition of a topic, how many records the consumer group has
+// not committed.
 func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic string) (map[int32]int64, error) {
 	name := d.cfg.Prefix + topic
 

@@ -36,7 +36,7 @@ type Config struct {
 	// TLS encrypts connections and verifies the brokers. Defaults to false.
 	TLS bool `koanf:"tls"`
 	// CAFile holds the certificates that verify the brokers. Defaults to the system's
-	// roots. They also verify the token endpoint, beside the system's roots.
+	// roots. They also verify the token endpoint, together with the system's roots.
 	CAFile string `koanf:"ca_file"`
 	// CertFile and KeyFile hold the certificate that the service presents to the
 	// brokers. They are read for each connection. Empty by default.
@@ -49,12 +49,12 @@ type Config struct {
 	// default.
 	Password postgres.Secret `koanf:"password"`
 	// SASLMechanism is how User logs in: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or
-	// OAUTHBEARER, with tokens by the grant for client credentials. Defaults to
+	// OAUTHBEARER, with tokens from the client credentials grant. Defaults to
 	// SCRAM-SHA-512.
 	SASLMechanism string `koanf:"sasl_mechanism"`
 	// TokenURL is the endpoint that issues tokens for OAUTHBEARER. Empty by default.
 	TokenURL string `koanf:"token_url"`
-	// Scopes are the scopes that tokens are requested with. Empty by default.
+	// Scopes are the scopes to request tokens with. Empty by default.
 	Scopes []string `koanf:"scopes"`
 }
 
@@ -100,8 +100,8 @@ func (c Config) validateLogin() error {
 	)
 }
 
-// Warn returns an error that lists the secrets that the network can read. SCRAM does not
-// send the password.
+// Warn returns an error that lists the secrets that others on the network can read.
+// SCRAM does not send the password.
 func (c Config) Warn() error {
 	var errs []error
 

@@ -113,7 +113,7 @@ func (d *Driver) answer(cfg *sarama.Config, unknown error) error {
 	return errors.Join(unknown, broker.Close())
 }
 
-// unreachable returns the error of connecting or of reading metadata.
+// unreachable returns the error for a failure to connect or to read metadata.
 func (d *Driver) unreachable(err error) error {
 	refused := refusalOf("", err)
 
@@ -148,7 +148,8 @@ func (d *Driver) Ping(context.Context) error {
 	return d.prepareRefused(client)
 }
 
-// Close implements driver.Driver. It waits for a broker that hangs for closeTimeout.
+// Close implements driver.Driver. It waits at most closeTimeout for a broker that
+// hangs.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -187,14 +188,14 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg.Producer.Retry.Max = 5
 	cfg.Producer.Partitioner = newPartitioner
 
-	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // what a producer aborts has not happened
+	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // skip what a producer aborts
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
 	// A member learns with its next heartbeat that another has come or gone.
 	cfg.Consumer.Group.Heartbeat.Interval = time.Second
 	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
 	cfg.Consumer.Return.Errors = true
-	// What is read ahead of the messages in hand stays small in each partition.
+	// Read only a little ahead of the messages in hand, in each partition.
 	cfg.Consumer.Fetch.Default = 256 << 10
 	cfg.ChannelBufferSize = 64
 
@@ -253,7 +254,7 @@ func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, er
 
 	return driver.Received(headers, driver.Identity{
 		Key: string(record.Key), Origin: origin, Written: written,
-		// A topic that is made anew repeats offsets, and not the time.
+		// A topic that is created again repeats offsets, but not times.
 		Coordinates: fmt.Sprintf("%s+%d", origin, record.Timestamp.UnixMilli()),
 	}, record.Value), nil
 }

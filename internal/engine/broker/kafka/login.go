@@ -79,7 +79,7 @@ func (c *scramClient) Done() bool { return c.conversation.Done() }
 // tokenTimeout bounds a request for a token.
 const tokenTimeout = 10 * time.Second
 
-// tokens is the source of access tokens of all connections, so that they share a token
+// tokens is the source of access tokens for all connections, so that they share a token
 // until shortly before it expires.
 type tokens struct {
 	mu     sync.Mutex
@@ -141,14 +141,14 @@ func (t tokensUntil) Token() (*sarama.AccessToken, error) {
 }
 
 // refusalOfToken returns the error of a request for a token. It is a refusal if the
-// endpoint does not accept the request, unless it only asks for patience.
+// endpoint does not accept the request, unless the endpoint only asks us to wait.
 func refusalOfToken(err error) error {
 	answer, answered := errors.AsType[*oauth2.RetrieveError](err)
 	if !answered {
 		return fmt.Errorf("broker.kafka.token_url: requesting a token: %w", err)
 	}
 
-	// The body may be a page.
+	// Omit the body: it may be HTML.
 	text := strings.TrimSpace(strings.Join([]string{answer.Response.Status, answer.ErrorCode, answer.ErrorDescription}, " "))
 	err = fmt.Errorf("authentication failed: the token endpoint answered %s", text)
 

@@ -28,9 +28,9 @@ var errPublishTimeout = fmt.Errorf("the broker did not confirm the message withi
 
 var errNotAsked = errors.New("the client has not read the topic's metadata yet")
 
-// publisher sends messages in batches, and those that the broker does not take in a
-// batch alone: its answer is then about this one message. Callers publish the messages
-// of a key one after the other, so the order stays.
+// publisher sends messages in batches. If the broker does not take a message in a
+// batch, publisher sends it alone, so that the answer is about this one message.
+// Callers publish the messages of a key one after the other, so they stay in order.
 type publisher struct {
 	batched, alone message.Publisher
 	client         sarama.Client
@@ -62,7 +62,7 @@ func newPublisher(cfg Config, settings *sarama.Config, client sarama.Client, log
 	return p, nil
 }
 
-// Publish implements message.Publisher. What the broker refuses is a
+// Publish implements message.Publisher. If the broker refuses a message, the error is a
 // driver.RefusedError.
 func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 	for _, msg := range messages {
@@ -85,8 +85,8 @@ func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 	return nil
 }
 
-// bounded waits for publish for at most publishTimeout. The client library then still
-// holds the message, so it may be published twice.
+// bounded waits for publish for at most publishTimeout. After that, the client library
+// still holds the message, so it may be published twice.
 func bounded(publish func() error) error {
 	result := make(chan error, 1)
 
@@ -110,7 +110,7 @@ func (p *publisher) sort(topic string, err error) *driver.RefusedError {
 		// seconds, and hides why.
 		_, asked, _ := p.asking.Do(topic, func() (any, error) { return nil, p.client.RefreshMetadata(p.prefix + topic) })
 		if asked == nil {
-			return &driver.RefusedError{Scope: driver.OneTopic, Topic: topic, Remedy: "wait some seconds", Err: errNotAsked}
+			return &driver.RefusedError{Scope: driver.OneTopic, Topic: topic, Remedy: "wait a few seconds", Err: errNotAsked}
 		}
 
 		err = asked

@@ -10,20 +10,20 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// refusals says what is refused by the answers of a broker that trying again does not
-// change.
+// refusals has the answers of a broker that trying again does not change, and says what
+// each refuses.
 var refusals = map[sarama.KError]struct {
 	scope  driver.Scope
 	remedy string
 }{
 	sarama.ErrMessageSizeTooLarge:    {driver.OneMessage, tooLarge},
 	sarama.ErrMessageSetSizeTooLarge: {driver.OneMessage, "raise segment.bytes of the topic, or discard the message"},
-	sarama.ErrInvalidRecord:          {driver.OneMessage, "compare the message with the settings of the topic, such as cleanup.policy"},
-	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct message.timestamp limits of the topic, or the clock of this host"},
+	sarama.ErrInvalidRecord:          {driver.OneMessage, "check the message against the settings of the topic, such as cleanup.policy"},
+	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct the message.timestamp limits of the topic, or the clock of this host"},
 
 	sarama.ErrNotEnoughReplicas:            {driver.OnePartition, replicas},
 	sarama.ErrNotEnoughReplicasAfterAppend: {driver.OnePartition, replicas},
-	sarama.ErrLeaderNotAvailable:           {driver.OnePartition, "start the brokers that have the topic's partitions"},
+	sarama.ErrLeaderNotAvailable:           {driver.OnePartition, "start the brokers that host the topic's partitions"},
 	sarama.ErrKafkaStorageError:            {driver.OnePartition, "repair the disk of the broker that leads the partition"},
 
 	sarama.ErrUnknownTopicOrPartition: {driver.OneTopic, missingTopic},
@@ -46,7 +46,7 @@ const (
 	replicas     = "start the missing brokers, or lower min.insync.replicas of the topic"
 )
 
-// refusalOf returns the refusal in an error of sarama about a topic, or nil if there is
+// refusalOf returns the refusal in a sarama error about a topic, or nil if there is
 // none.
 func refusalOf(topic string, err error) *driver.RefusedError {
 	if err == nil {
@@ -63,7 +63,7 @@ func refusalOf(topic string, err error) *driver.RefusedError {
 		}
 	}
 
-	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" { // of package tls
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" { // from package tls
 		return &driver.RefusedError{
 			Scope: driver.Account, Topic: topic,
 			Remedy: "set broker.kafka.cert_file and broker.kafka.key_file to a valid certificate from an authority that the broker trusts",

@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// A test server has one node, and Kafka counts its replica as enough.
+// No test server gives these answers: it has one node, whose replica counts as enough.
 func TestAnAnswerAboutAPartitionRefusesNotTheTopic(t *testing.T) {
 	t.Parallel()
 

@@ -12,9 +12,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// retentions returns how long each topic keeps records, without the segment that is being
-// written, which keeps its records longer. It leaves out topics whose settings the account
-// may not read.
+// retentions returns how long each topic keeps records. The segment that is being
+// written keeps its records longer. retentions leaves out topics whose settings the
+// account may not read.
 func (d *Driver) retentions(admin sarama.ClusterAdmin, topics []string) (map[string]time.Duration, error) {
 	broker, err := admin.Controller() // any broker would do
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // subscriber has many messages of a partition in hand, where Watermill's has one. Each
-// topic has a consumer group, so that they are rebalanced independently.
+// topic has its own consumer group, so that topics are rebalanced independently.
 type subscriber struct {
 	*driver.Subscription
 
@@ -94,8 +94,8 @@ func (m *member) consume(ctx context.Context) error {
 const (
 	// maxRejoinWait caps the wait before joining again.
 	maxRejoinWait = 5 * time.Second
-	// closeTimeout is how long the end of a subscription or a connection waits for the
-	// broker, before it closes the connections.
+	// closeTimeout is how long closing a subscription or a Driver waits for the broker
+	// before it closes the connections.
 	closeTimeout = 3 * time.Second
 )
 
@@ -105,14 +105,14 @@ func (m *member) lost(ctx context.Context, err error) {
 	m.failures++
 
 	if m.reminder.Due(err) {
-		m.logger.Warn("kafka's consumer group is lost; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
+		m.logger.Warn("lost kafka's consumer group; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
 	}
 
 	m.driver.unjoined.Heard(m.topic, m.refusal(err)) // the library has already tried for some seconds
 	_ = backoff.Sleep(ctx, backoff.Jitter(min(time.Second<<min(m.failures, 3), maxRejoinWait)))
 }
 
-// refusal returns the refusal in an error of joining, or the error if there is none.
+// refusal returns the refusal in an error from joining, or err itself if there is none.
 func (m *member) refusal(err error) error {
 	if errors.Is(err, sarama.ErrGroupAuthorizationFailed) {
 		return &driver.RefusedError{

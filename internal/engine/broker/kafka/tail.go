@@ -42,7 +42,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 		return fmt.Errorf("reading the partitions of topic %s: %w", topic, err)
 	}
 
-	var mu sync.Mutex // calls fn with one message at a time
+	var mu sync.Mutex // fn gets one message at a time
 
 	readers, ctx := errgroup.WithContext(ctx)
 
@@ -68,7 +68,7 @@ func (d *Driver) Tail(ctx context.Context, topic string, fn func(*message.Messag
 }
 
 // readNew reads a partition from now on. It waits a while for the leader of a partition
-// that is new or moves.
+// that is new or moving.
 func readNew(ctx context.Context, consumer sarama.Consumer, topic string, number int32) (sarama.PartitionConsumer, error) {
 	for attempt := 1; ; attempt++ {
 		partition, err := consumer.ConsumePartition(topic, number, sarama.OffsetNewest)
@@ -84,7 +84,7 @@ func readNew(ctx context.Context, consumer sarama.Consumer, topic string, number
 	}
 }
 
-// Attempts to find a leader, and the wait between them: 10 s.
+// Attempts to find a leader, and the wait between them: 10 s in all.
 const (
 	leaderAttempts = 20
 	leaderWait     = 500 * time.Millisecond

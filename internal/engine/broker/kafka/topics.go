@@ -76,8 +76,8 @@ func (d *Driver) prepareTopic(client sarama.Client, admin sarama.ClusterAdmin, t
 	return nil
 }
 
-// compare warns if a topic that exists differs from the configuration. It is used as it
-// is.
+// compare warns if a topic that exists differs from the configuration. The topic is
+// used as it is.
 func (d *Driver) compare(topic driver.Topic, partitions int) {
 	if partitions != int(d.cfg.Partitions) {
 		d.logger.Warn("topic does not have the configured number of partitions",

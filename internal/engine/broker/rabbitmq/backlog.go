@@ -11,7 +11,7 @@ import (
 )
 
 // Backlogs implements driver.Driver. The backlog of a topic is the messages that are
-// ready in its queue: AMQP does not tell how many are delivered and not yet
+// ready in its queue: AMQP does not say how many are delivered but not yet
 // acknowledged. Its subscriptions are the queue's consumers.
 func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.Backlog, err error) {
 	ctx, cancel := context.WithCancel(ctx)

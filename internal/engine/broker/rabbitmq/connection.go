@@ -24,10 +24,10 @@ const (
 	// dialTimeout bounds connecting to one host. RabbitMQ takes 3 s to refuse a
 	// password.
 	dialTimeout = 6 * time.Second
-	// loginTimeout is a little shorter, to tell a login that was not answered.
+	// loginTimeout is a little shorter, so that we recognize a login without an answer.
 	loginTimeout = dialTimeout - 200*time.Millisecond
 	// closeTimeout bounds closing a connection or channel: a broker that blocks its
-	// publishers does not read that they close.
+	// publishers does not read their requests to close.
 	closeTimeout = 2 * time.Second
 )
 
@@ -49,7 +49,8 @@ type connection struct {
 	mu     sync.Mutex
 	live   *live
 	closed bool
-	// established is true once the connection was open. Before, Connect logs.
+	// established is true once the connection has been open. Until then, Connect logs
+	// the errors.
 	established bool
 }
 
@@ -211,13 +212,14 @@ type live struct {
 	mu sync.Mutex
 	// limit is the size in bytes above which the broker has lately refused messages.
 	limit limit
-	// reason is why the broker accepts no messages, and blocked is closed, while it
-	// does not.
+	// reason is why the broker accepts no messages, or "". blocked is closed while
+	// there is a reason.
 	reason  string
 	blocked chan struct{}
 }
 
-// dial opens a connection to the first host that answers. It closes when ctx ends.
+// dial opens a connection to the first host that answers. The connection closes when
+// ctx ends.
 func dial(ctx context.Context, cfg Config, role string) (*live, error) {
 	uri, err := amqp091.ParseURI(string(cfg.URL))
 	if err != nil {
@@ -239,7 +241,7 @@ func dial(ctx context.Context, cfg Config, role string) (*live, error) {
 	return nil, errors.Join(errs...)
 }
 
-// login returns the error of connecting as a refusal if the account is refused.
+// login returns err, or a refusal if err means that the broker refuses the account.
 func login(uri amqp091.URI, err error) error {
 	var reason, remedy string
 
@@ -255,7 +257,7 @@ func login(uri amqp091.URI, err error) error {
 		reason, remedy = fmt.Sprintf("wrong user %q or wrong password", uri.Username), "correct user and password in broker.rabbitmq.url"
 	case answered && answer.Code == amqp091.NotAllowed:
 		reason, remedy = answer.Reason, fmt.Sprintf("create vhost %q, give the user permissions on it, raise its limits, or correct the path of broker.rabbitmq.url", uri.Vhost)
-	case strings.Contains(err.Error(), "remote error: tls: "): // the library keeps the text only
+	case strings.Contains(err.Error(), "remote error: tls: "): // the library keeps only the text
 		reason, remedy = err.Error(), "set broker.rabbitmq.cert_file and broker.rabbitmq.key_file to a valid certificate from an authority that the broker trusts"
 	default:
 		return err
@@ -264,7 +266,7 @@ func login(uri amqp091.URI, err error) error {
 	return &driver.RefusedError{Scope: driver.Account, Remedy: remedy, Err: errors.New("authentication failed: " + reason)}
 }
 
-// dialHost opens a connection to address, whatever the host in the URL is.
+// dialHost opens a connection to address, whatever host the URL has.
 func dialHost(ctx context.Context, cfg Config, role, address string) (*live, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -296,7 +298,7 @@ func dialHost(ctx context.Context, cfg Config, role, address string) (*live, err
 
 	// The library returns ErrCredentials for whatever ends the login.
 	if errors.Is(err, amqp091.ErrCredentials) && (ctx.Err() != nil || time.Since(connected) > loginTimeout) {
-		return nil, fmt.Errorf("rabbitmq has not answered the login within %s", dialTimeout)
+		return nil, fmt.Errorf("rabbitmq did not answer the login within %s", dialTimeout)
 	}
 
 	if err != nil {
@@ -340,7 +342,7 @@ func (l *live) alarm() error {
 	return fmt.Errorf("%w: rabbitmq has raised an alarm: %s", driver.ErrBlocked, l.reason)
 }
 
-// close closes the connection, at the latest after closeTimeout.
+// close closes the connection within closeTimeout.
 func (l *live) close() {
 	timer := time.AfterFunc(closeTimeout, func() { _ = l.socket.Close() })
 	defer timer.Stop()

@@ -44,8 +44,8 @@ func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 // Close implements message.Publisher. The driver closes the connection.
 func (p *publisher) Close() error { return nil }
 
-// attempts is how often a message is sent if what prevents it is the fault of another
-// message, or can be corrected.
+// attempts is how often a message is sent if it fails because of another message, or
+// for a reason that we can correct.
 const attempts = 3
 
 // publish sends one message. It creates the exchange and the queue again if they were
@@ -87,17 +87,17 @@ func (p *publisher) publish(ctx context.Context, topic string, msg amqp091.Publi
 	return err
 }
 
-// tooLarge is the text of the answer to a message above max_message_size.
+// tooLarge matches the answer to a message above max_message_size.
 var tooLarge = regexp.MustCompile(`message size \d+.* larger than .*max size (\d+)`)
 
-// limit is a size in bytes, or 0, that was learned.
+// limit is the learned size in bytes of the largest message, or 0.
 type limit struct {
 	bytes int64
 	until time.Time
 }
 
-// limitHolds is how long a limit holds on a connection. Then the next larger message
-// shows whether somebody has raised it.
+// limitHolds is how long a limit holds on a connection. After that, the next larger
+// message shows whether somebody has raised it.
 const limitHolds = time.Minute
 
 // learnLimit reports whether the channel was closed because of a message that is too
@@ -131,15 +131,16 @@ func (l *live) largest() int64 {
 	return l.limit.bytes
 }
 
-// Limits of AMQP: of names, and of all headers of a message, which must fit into a frame
-// of RabbitMQ's default size with some room for the properties.
+// Limits of AMQP, for names and for all headers of a message together. The headers must
+// fit into a frame of RabbitMQ's default size, with some room for the properties.
 const (
 	maxName    = 255
 	maxHeaders = 120_000
 )
 
-// sendable refuses a message that cannot be sent. Trying it would close the channel, or the
-// connection, of all others. largest is the size that the broker accepts, or 0.
+// sendable refuses a message that cannot be sent. Trying to send it would close the
+// channel or the connection for all others. largest is the largest size that the broker
+// accepts, or 0 if that is unknown.
 func sendable(topic string, msg amqp091.Publishing, largest int64) error {
 	refuse := func(remedy, format string, args ...any) error {
 		return &driver.RefusedError{Scope: driver.OneMessage, Topic: topic, Remedy: remedy, Err: fmt.Errorf(format, args...)}
@@ -154,7 +155,7 @@ func sendable(topic string, msg amqp091.Publishing, largest int64) error {
 
 	for name, value := range msg.Headers {
 		if len(name) > maxName {
-			return refuse("shorten the name of the header", "a header's name has %d bytes, expected at most %d", len(name), maxName)
+			return refuse("shorten the name of the header", "a header name has %d bytes, expected at most %d", len(name), maxName)
 		}
 
 		text, _ := value.(string)
@@ -205,9 +206,9 @@ type outlet struct {
 	sending sync.Mutex
 
 	mu sync.Mutex
-	// why is the reason for which the channel was closed.
+	// why says why the channel was closed.
 	why error
-	// returned has the ids of messages that no queue takes.
+	// returned has the ids of messages that no queue took.
 	returned map[string]bool
 }
 
@@ -226,7 +227,7 @@ func newOutlet(l *live, lanes int) (*outlet, error) {
 	return &outlet{
 		live: l, channel: channel, returned: map[string]bool{},
 		closed: channel.NotifyClose(make(chan *amqp091.Error, 1)),
-		// Each is taken out by the time its message is confirmed.
+		// Each return is taken out by the time its message is confirmed.
 		returns: channel.NotifyReturn(make(chan amqp091.Return, 2*lanes)),
 	}, nil
 }
@@ -252,13 +253,13 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 	select {
 	case <-confirmation.Done():
 	case <-o.live.blockade():
-		// The message may have been stored; if the alarm is over already, too.
+		// The message may have been stored, even if the alarm is already over.
 		return cmp.Or(o.live.alarm(), driver.ErrBlocked)
 	case <-timeout.C:
 		return o.late(topic, sent)
 	}
 
-	if !o.channel.IsClosed() { // which answers all
+	if !o.channel.IsClosed() { // closing answers all confirmations
 		o.answered.Store(time.Now().UnixNano())
 	}
 
@@ -272,18 +273,18 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 	}
 
 	return &driver.RefusedError{
-		Scope: driver.OneTopic, Topic: topic, Err: fmt.Errorf("rabbitmq did not store the message: a queue of topic %s is full or not available", topic),
+		Scope: driver.OneTopic, Topic: topic, Err: fmt.Errorf("rabbitmq did not store the message: a queue of topic %s is full or unavailable", topic),
 		Remedy: "consume from the queue, or raise its limit",
 	}
 }
 
-// transmit sends a message. One is sent at a time, so that a message does not wait for
-// others while it counts as hanging.
+// transmit sends a message. It sends one at a time, so that the time-out does not
+// include waiting for other messages.
 func (o *outlet) transmit(exchange, topic string, msg amqp091.Publishing) (sent time.Time, c *amqp091.DeferredConfirmation, err error) {
 	o.sending.Lock()
 	defer o.sending.Unlock()
 
-	// A broker that does not read lets the call hang.
+	// The call hangs if the broker does not read.
 	guard := time.AfterFunc(confirmTimeout, func() { _ = o.live.socket.Close() })
 	defer guard.Stop()
 

@@ -45,8 +45,8 @@ func (d *Driver) Lanes() int { return d.cfg.Lanes }
 // Publisher implements driver.Driver.
 func (d *Driver) Publisher() message.Publisher { return d.publisher }
 
-// Connect implements driver.Driver. A topic whose queue the broker refuses does not stop
-// the others: its subscription and its publications try again.
+// Connect implements driver.Driver. A topic whose queue the broker refuses does not
+// stop the others: subscribing and publishing are tried again.
 func (d *Driver) Connect(ctx context.Context, topics []driver.Topic) error {
 	d.topology.use(topics)
 
@@ -67,11 +67,11 @@ func (d *Driver) Connect(ctx context.Context, topics []driver.Topic) error {
 const declareAtOnce = 8
 
 // declare creates what is missing before the first message is published. It returns an
-// error only if the broker goes away meanwhile.
+// error only if the connection is lost or ctx ends.
 func (d *Driver) declare(ctx context.Context, l *live, topics []driver.Topic) error {
 	note := func(err error) {
 		if err != nil && !l.IsClosed() {
-			d.logger.Warn("cannot use a part of the topology; the others are not affected", because(err)...)
+			d.logger.Warn("cannot use part of the topology; the rest is not affected", because(err)...)
 		}
 	}
 
@@ -111,12 +111,13 @@ func because(err error) []any {
 	return []any{slog.Any("error", err)}
 }
 
-// settle is how long a queue that was deleted stays so. If it is created again at once,
-// RabbitMQ subscribes its consumers again and then delivers nothing to them (3.10).
+// settle is how long we leave a deleted queue deleted. If it is created again at once,
+// RabbitMQ 3.10 subscribes its consumers again and then delivers nothing to them.
 const settle = 500 * time.Millisecond
 
-// restore creates what has been deleted of the exchange and the queue of a topic. It uses
-// the connection of the consumers: during an alarm, RabbitMQ does not read from the other.
+// restore creates the exchange and a topic's queue again if they were deleted. It uses
+// the consumers' connection: during an alarm, RabbitMQ does not read from the
+// publisher's.
 func (d *Driver) restore(ctx context.Context, topic string) error {
 	_, err, _ := d.restoring.Do(topic, func() (any, error) {
 		l, err := d.consumers.open(ctx)
@@ -136,7 +137,7 @@ func (d *Driver) restore(ctx context.Context, topic string) error {
 	return err
 }
 
-// Ping implements driver.Driver. It connects again if a connection is lost, and looks at
+// Ping implements driver.Driver. It reconnects if a connection is lost, and looks at
 // the topology now and then.
 func (d *Driver) Ping(ctx context.Context) error {
 	l, err := d.publishing.open(ctx)
@@ -149,7 +150,7 @@ func (d *Driver) Ping(ctx context.Context) error {
 		return err
 	}
 
-	d.look(consumers) // during an alarm, RabbitMQ does not read from the other
+	d.look(consumers) // during an alarm, RabbitMQ does not read from the publisher's
 
 	return l.alarm()
 }

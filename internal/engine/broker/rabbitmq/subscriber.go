@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/window"
 )
 
-// shortest is the time between two subscriptions of a queue that end at once.
+// shortest is the least time from one subscription of a queue to the next.
 const shortest = time.Second
 
 // subscriber has many messages of a queue in hand on one channel, where Watermill's has
@@ -68,8 +68,8 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 	}), nil
 }
 
-// open opens a session, trying until ctx ends. The connection logs that it is lost; what
-// concerns the topic alone is logged here.
+// open opens a session, trying until ctx ends. The connection logs its own loss; open
+// logs what concerns only the topic.
 func (s *subscriber) open(ctx context.Context, out chan<- *message.Message) (opened *session) {
 	var reminder backoff.Reminder
 
@@ -141,7 +141,7 @@ type session struct {
 	hand       *window.Window
 	acker      *acker
 
-	// ctx ends when the subscription does; its cause is why.
+	// ctx ends when the subscription does; its cause says why.
 	ctx  context.Context //nolint:containedctx // it is the lifetime of the session
 	stop context.CancelCauseFunc
 }
@@ -170,7 +170,7 @@ func (s *session) watch() {
 	}()
 }
 
-// consume passes messages on until the session ends, and returns why it did.
+// consume passes messages on until the session ends, and returns why it ended.
 func (s *session) consume() error {
 	for {
 		select {
@@ -200,8 +200,8 @@ func (s *session) end() {
 	closeChannel(s.channel)
 }
 
-// acker acknowledges on its own goroutine, so that one acknowledgement covers what has
-// been finished meanwhile and nobody waits for the network.
+// acker acknowledges on its own goroutine, so that nobody waits for the network, and
+// one acknowledgement covers all messages finished since the last.
 type acker struct {
 	channel *amqp091.Channel
 	wake    chan struct{}
@@ -250,8 +250,8 @@ func (a *acker) nudge() {
 	}
 }
 
-// acknowledge sends what is due. It reports false after close. Errors are ignored,
-// because they close the channel, which ends the session.
+// acknowledge sends the outstanding acknowledgements. It reports false after close.
+// Errors are ignored, because they close the channel, which ends the session.
 func (a *acker) acknowledge() bool {
 	a.mu.Lock()
 	prefix, single, closed := a.prefix, a.single, a.closed
@@ -271,8 +271,8 @@ func (a *acker) acknowledge() bool {
 	return !closed
 }
 
-// close sends what is due and ends the goroutine. It does not wait for a broker that
-// does not read.
+// close sends the outstanding acknowledgements and ends the goroutine. It does not wait
+// for a broker that does not read.
 func (a *acker) close() {
 	a.mu.Lock()
 	a.closed = true

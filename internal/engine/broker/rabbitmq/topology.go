@@ -15,29 +15,29 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// unconsumedTTL is how long, in milliseconds, the queue of a topic that is not
-// consumed here keeps messages: 7 days.
+// unconsumedTTL is how long, in milliseconds, a queue keeps the messages of a topic
+// that is not consumed here: 7 days.
 const unconsumedTTL = int64(7 * 24 * time.Hour / time.Millisecond)
 
-// topology creates what is missing of the exchange and the queues, and uses what
-// exists, however it was declared.
+// topology creates the exchange and the queues if they are missing, and uses those that
+// exist, however they were declared.
 type topology struct {
 	cfg    Config
 	logger *slog.Logger
 
-	// exchange is held while the exchange is looked for and created.
+	// exchange is held while we look for the exchange and create it.
 	exchange sync.Mutex
 
 	mu     sync.Mutex
 	topics []driver.Topic
-	// compared has the objects that have been compared with what we would declare, and
-	// differences what differs.
+	// compared has the objects that have been compared with what we would declare.
+	// differences lists what differs.
 	compared    map[string]bool
 	differences []string
 }
 
-// dropped is the queue of the messages that RabbitMQ itself takes out of a queue that
-// we have declared, by a limit that an operator has set.
+// dropped is the queue for messages that RabbitMQ itself removes from a queue of ours,
+// because an operator has set a limit.
 func (t *topology) dropped() string { return t.cfg.Exchange + ".dropped" }
 
 // use sets the topics whose queues are bound when the exchange is created.
@@ -65,8 +65,9 @@ func (t *topology) topic(name string) driver.Topic {
 	return driver.Topic{Name: name}
 }
 
-// ensureExchange makes sure that the exchange exists, for a topic. Bindings are lost with
-// their exchange, so it binds all queues to one that it has created.
+// ensureExchange makes sure that the exchange exists, for a topic. Bindings are lost
+// with their exchange, so if ensureExchange creates the exchange, it binds all queues
+// to it.
 func (t *topology) ensureExchange(l *live, topic string) error {
 	t.exchange.Lock()
 	defer t.exchange.Unlock()
@@ -98,9 +99,9 @@ func (t *topology) ensureExchange(l *live, topic string) error {
 	return nil
 }
 
-// ensureTopic makes sure that the queue of a topic exists, and that the exchange leads to
-// it. An exchange that cannot be created keeps nobody from consuming what is in the
-// queue, or is sent to it directly.
+// ensureTopic makes sure that the queue of a topic exists and is bound to the exchange.
+// Even if the exchange cannot be created, consumers get what is in the queue or is sent
+// to it directly.
 func (t *topology) ensureTopic(l *live, topic driver.Topic) error {
 	noExchange := t.ensureExchange(l, topic.Name)
 	if noExchange != nil && !refused(noExchange) {
@@ -129,9 +130,9 @@ func (t *topology) ensureDropped(l *live) error {
 	return t.bind(l, t.dropped())
 }
 
-// arguments returns the arguments of the queue of a topic that does not exist yet.
+// arguments returns the arguments to create a topic's queue with.
 func (t *topology) arguments(l *live, topic driver.Topic) amqp091.Table {
-	args := amqp091.Table{"x-queue-type": "quorum"} // others are not replicated
+	args := amqp091.Table{"x-queue-type": "quorum"} // other types are not replicated
 
 	if !topic.Consumed {
 		args["x-message-ttl"] = unconsumedTTL
@@ -148,9 +149,9 @@ func (t *topology) arguments(l *live, topic driver.Topic) amqp091.Table {
 	return args
 }
 
-// unlimitedNeedsArgument reports whether the broker drops a message of a quorum queue
-// that came back 20 times unless the queue has no limit. A message comes back when a
-// process ends while it has the message in hand.
+// unlimitedNeedsArgument reports whether a quorum queue must be declared without a
+// limit. Otherwise the broker drops a message that came back 20 times. A message comes
+// back when a process ends while it has the message in hand.
 func (l *live) unlimitedNeedsArgument() bool {
 	version, _ := l.Properties["version"].(string)
 	major, _, _ := strings.Cut(version, ".")
@@ -159,7 +160,7 @@ func (l *live) unlimitedNeedsArgument() bool {
 	return err == nil && n >= 4
 }
 
-// bind leads the messages of a topic from the exchange to its queue. An account that
+// bind routes the messages of a topic from the exchange to its queue. An account that
 // may not bind uses the bindings that exist; Publish fails if there are none.
 func (t *topology) bind(l *live, topic string) error {
 	if !t.cfg.Declare {
@@ -168,12 +169,12 @@ func (t *topology) bind(l *live, topic string) error {
 
 	err := onChannel(l, func(ch *amqp091.Channel) error { return ch.QueueBind(topic, topic, t.cfg.Exchange, false, nil) })
 	if !answered(err, amqp091.AccessRefused) {
-		// Queue or exchange may just have been deleted.
+		// The queue or the exchange may just have been deleted.
 		return sorted(err, topic, fmt.Sprintf("bind queue %s to exchange %s", topic, t.cfg.Exchange))
 	}
 
 	if t.first("binding of " + topic) {
-		t.logger.Warn("cannot bind the queue to the exchange; using what is bound",
+		t.logger.Warn("cannot bind the queue to the exchange; using the existing bindings",
 			slog.String("queue", topic), slog.String("exchange", t.cfg.Exchange), slog.Any("error", err))
 	}
 
@@ -221,8 +222,8 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 
 	switch {
 	case err == nil:
-		t.first(o.kind + o.name) // as we would have it
-		t.logger.Info("created what did not exist", slog.String(o.kind, o.name))
+		t.first(o.kind + o.name) // nothing to compare: we declared it
+		t.logger.Info("created a missing exchange or queue", slog.String(o.kind, o.name))
 
 		return true, nil
 	case answered(err, amqp091.AccessRefused):
@@ -235,7 +236,7 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 }
 
 // compare notes once how an object differs from what we would declare. Only the broker
-// can tell, and only to an account that may declare.
+// can tell, and it tells only an account that may declare.
 func (t *topology) compare(l *live, o object) {
 	if !t.cfg.Declare || !t.first(o.kind+o.name) {
 		return
@@ -288,8 +289,7 @@ func (t *topology) first(name string) bool {
 	return !was
 }
 
-// missing returns the error of a topic for an object that does not exist and is not
-// created.
+// missing returns a topic's error for an object that does not exist and was not created.
 func (t *topology) missing(topic string, o object, err error) error {
 	remedy := fmt.Sprintf("create %s %s, or give the account the permissions to configure and read it", o.kind, o.name)
 	if !t.cfg.Declare {
@@ -297,12 +297,12 @@ func (t *topology) missing(topic string, o object, err error) error {
 	}
 
 	return &driver.RefusedError{
-		Scope: driver.OneTopic, Topic: topic, Remedy: remedy, Err: fmt.Errorf("%s %s does not exist and is not created: %w", o.kind, o.name, err),
+		Scope: driver.OneTopic, Topic: topic, Remedy: remedy, Err: fmt.Errorf("%s %s does not exist and was not created: %w", o.kind, o.name, err),
 	}
 }
 
-// unusable returns the error of a topic for an object that exists and cannot be used, or
-// cannot be created.
+// unusable returns a topic's error for an object that exists but cannot be used, or
+// that cannot be created.
 func unusable(topic string, o object, err error) error {
 	return sorted(fmt.Errorf("declaring %s %s: %w", o.kind, o.name, err), topic,
 		fmt.Sprintf("correct %s %s at the broker, or the permissions of the account", o.kind, o.name))
@@ -336,7 +336,7 @@ func onChannel(l *live, fn func(*amqp091.Channel) error) error {
 	return fn(channel)
 }
 
-// answered reports whether err is one of these answers of the broker to a channel.
+// answered reports whether err is an answer of the broker with one of these codes.
 func answered(err error, codes ...int) bool {
 	answer, ok := errors.AsType[*amqp091.Error](err)
 

@@ -12,8 +12,9 @@ import (
 const lookEvery = 10 * time.Second
 
 // upkeep looks at the topology now and then. A message whose queue is missing usually
-// comes back, and its topic is restored. It does not come back if the exchange has an
-// alternate one, or another queue is bound with the same routing key.
+// comes back, and then its topic is restored. The message does not come back if the
+// exchange has an alternate exchange, or if another queue is bound with the same
+// routing key.
 type upkeep struct {
 	reminder backoff.Reminder
 
@@ -40,7 +41,7 @@ func (d *Driver) look(l *live) {
 		case err == nil:
 			u.reminder.Reset()
 		case !l.IsClosed() && u.reminder.Due(err):
-			d.logger.Warn("a part of the topology is missing", because(err)...)
+			d.logger.Warn("part of the topology is missing", because(err)...)
 		}
 
 		u.mu.Lock()
@@ -50,9 +51,8 @@ func (d *Driver) look(l *live) {
 	}()
 }
 
-// repair restores the exchange, the queues that are published to only, and all
-// bindings. Each subscription restores its own queue. It returns the first error that
-// is to be reported.
+// repair restores the exchange, the queues that we only publish to, and all bindings.
+// Each subscription restores its own queue. It returns the first error to report.
 func (d *Driver) repair(l *live) error {
 	if err := d.topology.ensureExchange(l, ""); err != nil {
 		return err

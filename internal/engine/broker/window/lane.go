@@ -7,8 +7,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/line"
 )
 
-// nackDelay is how long a message waits that the consumer did not acknowledge. The
-// router does so only while the service stops or a consumer is suspended.
+// nackDelay is how long a nacked message waits before it is delivered again. The router
+// nacks only while the service stops or a consumer is suspended.
 const nackDelay = time.Second
 
 // lane delivers the messages of one key in order.
@@ -18,7 +18,7 @@ type lane struct {
 	key string
 	// waiting holds the messages that are to be delivered, guarded by Window.mu.
 	waiting []*item
-	// wake has a message when waiting or line has changed.
+	// wake is signalled when waiting or line has changed.
 	wake chan struct{}
 	line *line.Line
 	// delivered holds the messages without an answer, in order.
@@ -39,8 +39,8 @@ func (l *lane) notify() {
 	}
 }
 
-// run delivers until the key has no messages, or the session has ended and what was
-// delivered has been answered.
+// run delivers until the key has no messages, or until the session has ended and all
+// delivered messages have been answered.
 func (l *lane) run() {
 	for l.ctx.Err() == nil {
 		if len(l.delivered) == 0 || l.line.Joined() {
@@ -69,12 +69,12 @@ func (l *lane) run() {
 		}
 	}
 
-	l.line.Break() // what the consumer has not begun gives way to whoever gets it next
+	l.line.Break() // leave what the consumer has not begun to whoever gets it next
 	l.settle()
 }
 
-// next takes the next message that waits. Without one, and if none is delivered, it ends
-// the lane and returns nil.
+// next takes the next message that waits, or returns nil if there is none. If no
+// delivered message is left either, it ends the lane.
 func (l *lane) next() *item {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,7 +94,7 @@ func (l *lane) next() *item {
 	return nil
 }
 
-// deliver sends a message to the consumer, unless the session ends before.
+// deliver sends a message to the consumer, unless the session ends first.
 func (l *lane) deliver(next *item) {
 	next.msg.SetContext(l.line.Context(l.ctx))
 
@@ -105,7 +105,8 @@ func (l *lane) deliver(next *item) {
 	}
 }
 
-// again makes those wait again that the consumer did not acknowledge, in a new line.
+// again makes the messages that the consumer did not acknowledge wait again, in a new
+// line.
 func (l *lane) again() {
 	l.line.Break()
 	l.settle()

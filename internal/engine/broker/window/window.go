@@ -14,16 +14,16 @@ import (
 )
 
 // grace is how long Wait waits for messages in hand after the subscription has ended.
-// Those that it does not wait for are delivered again, to whoever subscribes next.
+// Messages without an answer by then are delivered again, to whoever subscribes next.
 const grace = 2 * time.Second
 
-// maxTracked bounds how many messages a window knows: those in hand and those that were
-// acknowledged behind one in hand, which are delivered again after a crash.
+// maxTracked bounds how many messages a window tracks: those in hand, and those
+// acknowledged behind one in hand. After a crash, the latter are delivered again.
 const maxTracked = 1 << 16
 
 // maxLoose is how many acknowledged messages may stand behind one in hand before each
-// is reported by itself, where the broker allows that: at most a quarter of the budget,
-// because a broker counts them as in hand.
+// is reported by itself, if the broker allows that. NewBudget lowers it to a quarter of
+// the budget, because a broker counts such messages as in hand.
 const maxLoose = 128
 
 // MaxBytes bounds the payloads of one topic that are in hand.
@@ -77,17 +77,17 @@ type item struct {
 // not block for long.
 type Acks struct {
 	// UpTo reports that the message at a position and all before it are finished.
-	// Positions rise; some are passed over.
+	// Positions rise, but not every position is reported.
 	UpTo func(position int64)
 	// One reports that a single message is finished, while one before it is not. It is
 	// nil if the broker cannot record that.
 	One func(position int64)
 }
 
-// Window has the messages of one partition or queue in hand. A lane delivers the
-// messages of one key in order: the next one once the consumer has joined the line with
-// the one before, or has acknowledged it. A lane is a goroutine that exists while its key
-// has messages, so idle keys cost nothing.
+// Window holds the messages of one partition or queue that are in hand. A lane delivers
+// the messages of one key in order: the next one follows once the consumer has joined
+// the line with the previous one, or has acknowledged it. A lane is a goroutine that
+// exists while its key has messages, so idle keys cost nothing.
 type Window struct {
 	ctx     context.Context //nolint:containedctx // it is the lifetime of a session, not a request
 	budget  *Budget
@@ -101,7 +101,7 @@ type Window struct {
 
 	mu sync.Mutex
 	// order holds the messages from the first unfinished one on, in order of arrival.
-	// loose of them are finished.
+	// loose is how many of them are finished.
 	order []*item
 	loose int
 	lanes map[string]*lane
@@ -116,8 +116,8 @@ func New(ctx context.Context, budget *Budget, out chan<- *message.Message, acks 
 	}
 }
 
-// Add delivers a message after those that were added before with the same key. An
-// empty key has no order. Positions must rise. Add blocks while the budget is used up,
+// Add delivers a message after those added earlier with the same key. Messages with an
+// empty key have no order. Positions must rise. Add blocks while the budget is used up,
 // and reports false if ctx ends first. It must not be called concurrently.
 func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 	added := &item{msg: msg, size: min(int64(len(msg.Payload)), w.budget.maxBytes), position: position}
@@ -147,7 +147,7 @@ func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 	return true
 }
 
-// finish marks a message.
+// finish marks done as finished.
 func (w *Window) finish(done *item) {
 	w.budget.give(done.size)
 

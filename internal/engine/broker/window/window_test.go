@@ -63,7 +63,8 @@ type consumer struct {
 	takes, refusals []int
 
 	mu sync.Mutex
-	// acked lists the acknowledged positions in order. now are in hand, at most top were.
+	// acked lists the acknowledged positions in order. now is how many are in hand, and
+	// top the most that ever were.
 	acked    []int64
 	now, top int
 }
@@ -241,8 +242,8 @@ func TestBytesInHandAreBounded(t *testing.T) {
 	})
 }
 
-// One message in hand does not hold back the acknowledgement of all others: they would
-// use up what the broker hands out.
+// One message in hand does not hold back the acknowledgement of all others. Otherwise,
+// these would use up what the broker hands out.
 func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 	t.Parallel()
 
@@ -283,7 +284,7 @@ func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 				held.Ack()
 				synctest.Wait()
 
-				last := int64(messages - 1) // of those that were not reported by themselves
+				last := int64(messages - 1) // the last that was not reported by itself
 
 				upTo, ones := b.reported()
 				for slices.Contains(ones, last) {
@@ -313,7 +314,7 @@ func TestTheEndOfTheSessionLeavesWhatIsInHand(t *testing.T) {
 
 		taken := take(t, out, 3)
 		cancel()
-		taken["0"].Ack() // in time; the one behind it is left
+		taken["0"].Ack() // in time; the message behind it is not delivered
 		taken["3"].Nack()
 
 		began := time.Now()
@@ -351,10 +352,12 @@ type joiner struct {
 	refusals []int
 
 	mu sync.Mutex
-	// lines has, of each line, what is closed when its last message was answered.
+	// lines has, for each line, a channel that closes once its last message is
+	// answered.
 	lines map[*line.Line]chan struct{}
 	acked map[string][]int
-	// most is how many messages of a line were without an answer at once.
+	// now is how many messages of a line are without an answer, and most the highest
+	// such number.
 	now  map[*line.Line]int
 	most int
 }
