@@ -65,7 +65,7 @@ func (o *options) load() (config.Config, error) {
 	return cfg, nil
 }
 
-// clientConfig returns the configuration of a command that may run next to a running
+// clientConfig returns the configuration of a command that may run alongside a running
 // service: few connections, and the Postgres of `millrace dev` by default.
 func (o *options) clientConfig() (config.Config, error) {
 	cfg, err := o.load()

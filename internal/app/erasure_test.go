@@ -84,7 +84,7 @@ func dump(s *apptest.Service) map[string][]string {
 	return rows
 }
 
-// left counts the rows that still contain something of the person, by table.
+// left counts the rows that still contain any of the person's data, by table.
 func left(s *apptest.Service) map[string]int {
 	counts := map[string]int{}
 

@@ -109,6 +109,49 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	})
 }
 
+// bothHosts returns an address of Postgres with the hosts of two.
+func bothHosts(t *testing.T, first, second string) string {
+	t.Helper()
+
+	u, err := url.Parse(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	other, err := url.Parse(second)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	u.Host += "," + other.Host
+
+	return u.String()
+}
+
+// steadyOrders places orders until stop is called, and counts those that were committed.
+func steadyOrders(t *testing.T, s *apptest.Service) (placed *atomic.Int64, stop func()) {
+	t.Helper()
+
+	placed = new(atomic.Int64)
+	loading, cancel := context.WithCancel(t.Context())
+
+	var load sync.WaitGroup
+
+	for client := range 4 {
+		load.Go(func() {
+			for i := 0; loading.Err() == nil; i++ {
+				place(s, fmt.Sprintf("%d-%d", client, i)) // tries again until it is committed
+				placed.Add(1)
+			}
+		})
+	}
+
+	return placed, func() {
+		cancel()
+		load.Wait()
+	}
+}
+
 // Orders keep arriving while the primary crashes and its standby is promoted. The
 // standby is synchronous, so it has everything that was committed.
 func TestTheServiceFollowsAFailoverUnderLoad(t *testing.T) {
@@ -124,42 +167,15 @@ func TestTheServiceFollowsAFailoverUnderLoad(t *testing.T) {
 		}
 	}
 
-	first, err := url.Parse(primary.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	second, err := url.Parse(standby.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-
 	// The standby comes first: the service must skip it while it is a standby.
-	first.Host = second.Host + "," + first.Host
-
-	s := apptest.New(t, first.String(), func(c *config.Config) { c.Postgres.MigrateOnStart = true })
+	s := apptest.New(t, bothHosts(t, standby.URL, primary.URL), func(c *config.Config) { c.Postgres.MigrateOnStart = true })
 	s.Run()
 
 	if err := s.Inventory.Seed(t.Context(), map[string]int64{"product_1": 1_000_000}); err != nil {
 		t.Fatal(err)
 	}
 
-	var placed atomic.Int64
-
-	loading, stopLoad := context.WithCancel(t.Context())
-	defer stopLoad()
-
-	var load sync.WaitGroup
-
-	for client := range 4 {
-		load.Go(func() {
-			for i := 0; loading.Err() == nil; i++ {
-				place(s, fmt.Sprintf("%d-%d", client, i)) // tries again until it is committed
-				placed.Add(1)
-			}
-		})
-	}
-
+	placed, stopLoad := steadyOrders(t, s)
 	atLeast := func(n int64) func() bool { return func() bool { return placed.Load() >= n } }
 	pgtest.Eventually(t, "orders arrive", atLeast(200))
 	pgtest.Eventually(t, "commits wait for the standby", func() bool {
@@ -182,7 +198,6 @@ func TestTheServiceFollowsAFailoverUnderLoad(t *testing.T) {
 		return status == http.StatusOK
 	})
 	stopLoad()
-	load.Wait()
 
 	pgtest.Eventually(t, "every order that was taken is completed", func() bool {
 		return pgtest.Value[int64](t, replica, `SELECT count(*) FROM orders WHERE status = 'completed'`) == placed.Load()

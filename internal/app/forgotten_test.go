@@ -55,19 +55,7 @@ func TestARecordThatTheInboxMayHaveForgottenIsStopped(t *testing.T) {
 	produce("new", time.Now().Add(-6*day), nil)
 	s.WaitForOrder("new", "completed")
 
-	var entries []failed.Entry
-
-	pgtest.Eventually(t, "the old record is stopped", func() (done bool) {
-		var err error
-		entries, err = s.Failed.List(t.Context(), failed.Filter{Topic: "orders.created"}, 10)
-
-		return err == nil && len(entries) > 0
-	})
-
-	if e := entries[0]; len(entries) != 1 || e.Key != "old" || e.Reason != event.ReasonForgotten || !strings.Contains(e.Error, "inbox.retention (168h0m0s)") {
-		t.Errorf("got %+v", entries)
-	}
-
+	onlyTheOldOneIsStopped(t, s)
 	pgtest.Eventually(t, "the topic is named", func() bool {
 		code, troubles := readiness(t, s)
 		got := troubles["inbox.retention"]
@@ -85,4 +73,21 @@ func TestARecordThatTheInboxMayHaveForgottenIsStopped(t *testing.T) {
 	}
 
 	s.WaitForOrder("old", "completed")
+}
+
+func onlyTheOldOneIsStopped(t *testing.T, s *apptest.Service) {
+	t.Helper()
+
+	var entries []failed.Entry
+
+	pgtest.Eventually(t, "the old record is stopped", func() (done bool) {
+		var err error
+		entries, err = s.Failed.List(t.Context(), failed.Filter{Topic: "orders.created"}, 10)
+
+		return err == nil && len(entries) > 0
+	})
+
+	if e := entries[0]; len(entries) != 1 || e.Key != "old" || e.Reason != event.ReasonForgotten || !strings.Contains(e.Error, "inbox.retention (168h0m0s)") {
+		t.Errorf("got %+v", entries)
+	}
 }

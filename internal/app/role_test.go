@@ -294,6 +294,16 @@ func TestAServiceWithoutPrivilegesPrintsTheGrants(t *testing.T) {
 	apptest.New(t, r.service).Run() // the grants suffice
 }
 
+func TestAServiceWorksBehindAPoolerOfSessions(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.New(t, pgtest.Pooled(t, migrated(t).service, "session"))
+	s.Run()
+	s.Seed()
+	place(s, "a")
+	s.WaitForOrder("a", "completed")
+}
+
 // The service cannot set up sessions that are shared between clients.
 func TestAServiceBehindAPoolerOfTransactionsPrintsTheSettingsOfItsRole(t *testing.T) {
 	t.Parallel()

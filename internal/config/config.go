@@ -208,7 +208,7 @@ func decode(k *koanf.Koanf, cfg *Config) error {
 	return errors.Join(errs...)
 }
 
-// named returns the errors of decoding, each with the key, the value and what was
+// named returns the decoding errors, each with the key, the value and what was
 // expected.
 func named(err error) error {
 	if all, ok := err.(interface{ Unwrap() []error }); ok {

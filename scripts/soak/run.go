@@ -271,33 +271,17 @@ func (r *run) compareTotals(ctx context.Context) error {
 	return nil
 }
 
-// restart restarts one replica after the other, as an orchestrator does, under a steady
-// load, and measures for how long partitions were not consumed.
-func (r *run) restart(ctx context.Context) error {
-	load := newLoad("rolled", sizes{orders: r.rate * 60, users: 40, updates: r.rate * 60 / 40, products: products}, r.random)
-	stop, stopped := make(chan struct{}), make(chan error, 1)
-
-	begin := map[place]int64{}
-
-	for topic := range consumers {
-		ends, err := r.kafka.ends(topic)
-		if err != nil {
-			return err
-		}
-
-		maps.Copy(begin, ends)
-	}
-
-	r.sayf("rolling restart at %d messages a second", r.rate)
-
-	sent := 0
+// publishSteadily publishes at the rate of the run until stop is called, which returns how
+// many messages were sent.
+func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func() (sent int, err error)) {
+	halt, stopped, sent := make(chan struct{}), make(chan error, 1), 0
 
 	go func() {
 		var err error
 
 		for tick := time.NewTicker(50 * time.Millisecond); err == nil && sent < len(load); <-tick.C {
 			select {
-			case <-stop:
+			case <-halt:
 				stopped <- nil
 
 				return
@@ -312,6 +296,34 @@ func (r *run) restart(ctx context.Context) error {
 		stopped <- err
 	}()
 
+	return func() (int, error) {
+		close(halt)
+
+		err := <-stopped
+
+		return sent, err
+	}
+}
+
+// restart restarts one replica after the other, as an orchestrator does, under a steady
+// load, and measures for how long partitions were not consumed.
+func (r *run) restart(ctx context.Context) error {
+	load := newLoad("rolled", sizes{orders: r.rate * 60, users: 40, updates: r.rate * 60 / 40, products: products}, r.random)
+	begin := map[place]int64{}
+
+	for topic := range consumers {
+		ends, err := r.kafka.ends(topic)
+		if err != nil {
+			return err
+		}
+
+		maps.Copy(begin, ends)
+	}
+
+	r.sayf("rolling restart at %d messages a second", r.rate)
+
+	stop := r.publishSteadily(ctx, load)
+
 	for i := range r.replicas {
 		if err := errors.Join(r.pause(ctx), r.fleet.stop(0), r.fleet.start(ctx, 1)); err != nil {
 			return err
@@ -324,9 +336,8 @@ func (r *run) restart(ctx context.Context) error {
 		return err
 	}
 
-	close(stop)
-
-	if err := <-stopped; err != nil {
+	sent, err := stop()
+	if err != nil {
 		return err
 	}
 

@@ -201,9 +201,9 @@ func TestQueriesNameMetricsAndLabelsThatExist(t *testing.T) {
 	}
 }
 
-// Each alert has a page that says what to do, and a test in which it fires.
-func TestEachAlertHasARunbookAndATest(t *testing.T) {
-	t.Parallel()
+// firing returns the alerts that fire in a test.
+func firing(t *testing.T) map[string]bool {
+	t.Helper()
 
 	data, err := os.ReadFile(root + "deployments/prometheus/alerts_test.yaml")
 	if err != nil {
@@ -233,7 +233,14 @@ func TestEachAlertHasARunbookAndATest(t *testing.T) {
 		}
 	}
 
-	pages := map[string]bool{}
+	return fires
+}
+
+// Each alert has a page that says what to do, and a test in which it fires.
+func TestEachAlertHasARunbookAndATest(t *testing.T) {
+	t.Parallel()
+
+	fires, pages := firing(t), map[string]bool{}
 
 	paths, err := filepath.Glob(root + "docs/runbooks/Millrace*.md")
 	if err != nil {

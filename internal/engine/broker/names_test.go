@@ -53,32 +53,7 @@ func (h harness) renames(t *testing.T, bad string) {
 		t.Errorf("got %+v, %v: a topic was created with the name here", list, err)
 	}
 
-	tailer, is := conn.Driver.(driver.Tailer)
-	if !is {
-		t.Fatalf("%T cannot tail", conn.Driver)
-	}
-
-	tailed := make(chan error, 1)
-
-	go func() {
-		tailed <- tailer.Tail(t.Context(), topic, func(*message.Message) error { return errSeen })
-	}()
-
-	pgtest.Eventually(t, "the name is tailed", func() bool {
-		must(t, conn.Publisher().Publish(topic, newMessage("k", "again")))
-
-		select {
-		case err := <-tailed:
-			if !errors.Is(err, errSeen) {
-				t.Errorf("tailing: %v", err)
-			}
-
-			return true
-		default:
-			return false
-		}
-	})
-
+	tailsByName(t, conn, topic)
 	pgtest.Eventually(t, "the refused topic has its name here, and its refusal the name there", func() bool {
 		conn.Check(t.Context())
 
@@ -117,4 +92,35 @@ func TestEachTopicHasANameOfItsOwn(t *testing.T) {
 			t.Errorf("got %v, expected %q", err, want)
 		}
 	}
+}
+
+// tailsByName checks that a tail of the topic shows what is published on it.
+func tailsByName(t *testing.T, conn *connection, topic string) {
+	t.Helper()
+
+	tailer, is := conn.Driver.(driver.Tailer)
+	if !is {
+		t.Fatalf("%T cannot tail", conn.Driver)
+	}
+
+	tailed := make(chan error, 1)
+
+	go func() {
+		tailed <- tailer.Tail(t.Context(), topic, func(*message.Message) error { return errSeen })
+	}()
+
+	pgtest.Eventually(t, "the name is tailed", func() bool {
+		must(t, conn.Publisher().Publish(topic, newMessage("k", "again")))
+
+		select {
+		case err := <-tailed:
+			if !errors.Is(err, errSeen) {
+				t.Errorf("tailing: %v", err)
+			}
+
+			return true
+		default:
+			return false
+		}
+	})
 }

@@ -66,34 +66,41 @@ func TestCertificatesOnRabbitMQ(t *testing.T) {
 		t.Run(name+" is named", func(t *testing.T) {
 			t.Parallel()
 
-			conn, err := broker.New(config(t, c.url, c.issuer, c.user), slog.New(slog.DiscardHandler))
-			must(t, err)
-
-			ctx, cancel := context.WithCancel(t.Context())
-			ended := make(chan error, 1)
-
-			go func() { ended <- conn.Connect(ctx, nil) }()
-
-			defer func() {
-				if t.Failed() {
-					t.Logf("the state is %+v", conn.State())
-				}
-			}()
-
-			pgtest.Eventually(t, "the state says why and what to do", func() bool {
-				state := conn.State()
-
-				return strings.Contains(state.Why, c.why) && strings.Contains(state.Remedy, c.remedy)
-			})
-			cancel()
-
-			select {
-			case <-ended:
-			case <-time.After(timeout):
-				t.Error("connecting does not end")
-			}
-
-			must(t, conn.Close())
+			namesWhy(t, config(t, c.url, c.issuer, c.user), c.why, c.remedy)
 		})
 	}
+}
+
+// namesWhy checks that the state of a broker says why it cannot be used, and what to do.
+func namesWhy(t *testing.T, cfg broker.Config, why, remedy string) {
+	t.Helper()
+
+	conn, err := broker.New(cfg, slog.New(slog.DiscardHandler))
+	must(t, err)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+
+	go func() { ended <- conn.Connect(ctx, nil) }()
+
+	defer func() {
+		if t.Failed() {
+			t.Logf("the state is %+v", conn.State())
+		}
+	}()
+
+	pgtest.Eventually(t, "the state says why and what to do", func() bool {
+		state := conn.State()
+
+		return strings.Contains(state.Why, why) && strings.Contains(state.Remedy, remedy)
+	})
+	cancel()
+
+	select {
+	case <-ended:
+	case <-time.After(timeout):
+		t.Error("connecting does not end")
+	}
+
+	must(t, conn.Close())
 }

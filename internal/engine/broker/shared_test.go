@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -47,11 +48,10 @@ type engine struct {
 	stop   func()
 }
 
-func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consumer.Router)) *engine {
+// impatient returns a router that retries without long pauses.
+func impatient(tb testing.TB, pool *pgxpool.Pool, relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry) *consumer.Router {
 	tb.Helper()
 
-	logger, registry := pgtest.Logger(tb), prometheus.NewRegistry()
-	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
 	cfg := consumer.DefaultConfig()
 	cfg.RetryInterval, cfg.ParkInterval, cfg.ParkMaxInterval = time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
 	cfg.ParkAttempts = 1000
@@ -61,6 +61,15 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 		tb.Fatal(err)
 	}
 
+	return router
+}
+
+func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consumer.Router)) *engine {
+	tb.Helper()
+
+	logger, registry := pgtest.Logger(tb), prometheus.NewRegistry()
+	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry)
+	router := impatient(tb, pool, relay, logger, registry)
 	register(router)
 
 	consumed, _ := router.Topics()

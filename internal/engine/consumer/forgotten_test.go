@@ -11,8 +11,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
-// A message may be forgotten only if it was written before everything that the inbox
-// remembers, and only if the database is older than that, too.
+// The inbox may have forgotten a message only if the message was written before
+// everything that the inbox remembers, and only if the database is older than that,
+// too.
 func TestAMessageIsStoppedOnlyIfItMayBeForgotten(t *testing.T) {
 	t.Parallel()
 

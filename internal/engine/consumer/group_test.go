@@ -142,6 +142,23 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 // TestItemsOfALineShareABatchInOrder: the order in which items joined the line counts,
 // not the order in which they were added. An item that was not added holds back those
 // behind it.
+// expectBatch expects the next batch, or none if want is nil.
+func expectBatch(t *testing.T, batches <-chan []int, want []int) {
+	t.Helper()
+	synctest.Wait()
+
+	select {
+	case got := <-batches:
+		if !slices.Equal(got, want) {
+			t.Errorf("got a batch of %v, expected %v", got, want)
+		}
+	default:
+		if want != nil {
+			t.Errorf("got no batch, expected %v", want)
+		}
+	}
+}
+
 func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 	t.Parallel()
 
@@ -174,18 +191,7 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 
 		expect := func(want ...int) {
 			t.Helper()
-			synctest.Wait()
-
-			select {
-			case got := <-batches:
-				if !slices.Equal(got, want) {
-					t.Errorf("got a batch of %v, expected %v", got, want)
-				}
-			default:
-				if want != nil {
-					t.Errorf("got no batch, expected %v", want)
-				}
-			}
+			expectBatch(t, batches, want)
 		}
 
 		g.add(list[1])

@@ -165,8 +165,8 @@ func TestAMessageRequeuedOutOfOrderOvertakesOlderOnes(t *testing.T) {
 	}
 }
 
-// A requeue and a batch that applies a later message of the key may run at once. One
-// of them waits for the other.
+// A requeue and a batch that applies a later message of the key may run at the same
+// time. One of them waits for the other.
 func TestARequeueWaitsForABatchThatOvertakesItsMessage(t *testing.T) {
 	t.Parallel()
 

@@ -113,8 +113,8 @@ func (r *Router) retrySoon() {
 	}
 }
 
-// leaseKeys leases keys that are due. It ignores the end of ctx, because keys that the
-// server had already leased would go untried. After an error the next round tries
+// leaseKeys leases keys that are due. It does not stop when ctx ends, because keys that
+// the server had already leased would go untried. After an error the next round tries
 // again.
 func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) []failed.Key {
 	free := map[string]int{}

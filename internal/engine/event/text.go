@@ -142,5 +142,6 @@ func first(s string, is func(rune) bool) rune {
 	return r
 }
 
-// breaksLine reports whether r is a control character or a separator of lines.
+// breaksLine reports whether r is a control character, or a line or paragraph
+// separator.
 func breaksLine(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) }

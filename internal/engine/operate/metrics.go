@@ -95,10 +95,13 @@ func (c *collector) Collect(metrics chan<- prometheus.Metric) {
 
 	c.pool(metrics)
 
-	if facts == nil {
-		return
+	if facts != nil {
+		c.counted(facts, gauge)
 	}
+}
 
+// counted reports what was counted in the database.
+func (c *collector) counted(facts *Facts, gauge func(desc *prometheus.Desc, value float64, labels ...string)) {
 	if counts := facts.Counts; counts != nil {
 		gauge(c.clock, counts.ClockAhead)
 

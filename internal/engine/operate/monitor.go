@@ -40,7 +40,8 @@ type monitor struct {
 	lost map[string]time.Time
 }
 
-// unsubscribed returns since when the broker knows no subscription of a topic, or nil.
+// unsubscribed returns the time since which the broker has known no subscription to a
+// topic, or nil.
 func (m *monitor) unsubscribed(topic string) *time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()

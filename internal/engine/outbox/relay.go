@@ -453,8 +453,8 @@ func (r *link) exchange(
 	return rows, xmin, nil
 }
 
-// topics returns the condition on the target's topics, and args with its argument
-// added.
+// topics returns an SQL condition that selects the target's topics, and args followed
+// by the argument of the condition.
 func (r *link) topics(args ...any) (condition string, all []any) {
 	if len(r.target.Only) == 0 {
 		return ``, args

@@ -58,7 +58,7 @@ func TestTimeDoesNotRunWhileOrdersCannotBePaid(t *testing.T) {
 	}
 }
 
-// A stall that one replica sees holds for all, and survives restarts.
+// A stall that one replica sees counts for all replicas, and survives restarts.
 func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 	t.Parallel()
 

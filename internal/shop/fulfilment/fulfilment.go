@@ -132,7 +132,7 @@ func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (
 type Charged = event.Effected[PaymentRequested, payment.Outcome]
 
 // Settle records the outcomes of charges. After a capture the order is paid. After a
-// decline the order ends and its stock is released. If an order does not wait for a
+// decline the order ends and its stock is released. If an order is not waiting for a
 // payment, its capture is refunded.
 func (p *Process) Settle(ctx context.Context, tx pgx.Tx, charged []Charged) ([]event.Outgoing, error) {
 	b, err := p.open(ctx, tx, keys(charged))

@@ -569,3 +569,19 @@ func TestConfigurationMistakesNameTheKey(t *testing.T) {
 		}
 	}
 }
+
+// A receiver may be down over a weekend.
+func TestWebhooksAreTriedForDays(t *testing.T) {
+	t.Parallel()
+
+	var total time.Duration
+
+	for pause, n := notification.WebhookPause, 1; n < notification.WebhookAttempts; n++ {
+		total += pause
+		pause = min(2*pause, notification.WebhookMaxPause)
+	}
+
+	if total < 72*time.Hour || total > 120*time.Hour {
+		t.Errorf("the last attempt is %s after the first, expected three to five days", total)
+	}
+}

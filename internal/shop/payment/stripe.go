@@ -353,8 +353,8 @@ func (s *Stripe) search(ctx context.Context, orderID string) ([]*stripe.PaymentI
 }
 
 // Refund implements Gateway: it refunds what remains of a capture, once. It first
-// looks for an earlier refund, because Stripe forgets idempotency keys, and because a
-// person decides after a refund has failed.
+// looks for an earlier refund, because Stripe forgets idempotency keys, and because
+// after a failed refund it is up to a person to decide what to do.
 func (s *Stripe) Refund(ctx context.Context, refund Refund) (string, error) {
 	whole, err := minorUnits(refund.Amount, refund.Currency)
 	if err != nil {

@@ -44,7 +44,7 @@ type Driver interface {
 	Refusals() []Refusal
 	// Backlogs returns what the broker holds for consumed topics. It does not need
 	// Connect: it uses a connection of its own, so that a command can ask while the
-	// service does not run. It returns when ctx ends, whether or not the broker
+	// service is not running. It returns when ctx ends, whether or not the broker
 	// answers.
 	Backlogs(ctx context.Context, topics []string) ([]Backlog, error)
 	Close() error
