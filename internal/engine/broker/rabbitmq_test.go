@@ -603,7 +603,7 @@ func slowLogin(r *rabbit) {
 	must(r, err)
 
 	_, err = conn.Backlogs(r.Context(), []string{"in"})
-	if _, refused := errors.AsType[*driver.RefusedError](err); err == nil || refused || !strings.Contains(err.Error(), "not answered the login") {
+	if _, refused := errors.AsType[*driver.RefusedError](err); err == nil || refused || !strings.Contains(err.Error(), "did not answer the login") {
 		r.Errorf("got %v, expected that the login was not answered", err)
 	}
 
