@@ -293,8 +293,14 @@ func TestFailedRequeueLeavesOvertakenMessages(t *testing.T) {
 		{"failed requeue 1 2 --json", exitFailure, `"overtaken": 1`},
 		{"failed requeue 1", exitFailure, "--overtaken also requeues 1 overtaken message"},
 		{"failed requeue --all", exitRejected, "requeued 0 of 2"}, // one has an invalid payload
-		{"failed requeue 1 --overtaken", 0, "requeued 1 of 1"},
 	})
+
+	edited := strings.Replace(orderOf("key0"), `"quantity":1`, `"quantity":2`, 1)
+	if out, code := answer(t, url, edited, "failed", "edit", "1", "--file", "-", "--requeue"); code != exitFailure || !strings.Contains(out, "is overtaken: 2 later") {
+		t.Errorf("an edit overwrites what later messages did: %d\n%s", code, out)
+	}
+
+	expect(t, url, "failed requeue 1 --overtaken", 0, "requeued 1 of 1")
 }
 
 func TestFailedEditChangesTheKeyOnlyIfItIsNamed(t *testing.T) {
