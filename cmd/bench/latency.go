@@ -10,26 +10,14 @@ import (
 // latency measures the time from publishing an order to the commit that completes it, at
 // a steady rate.
 func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (figures, error) {
-	s, err := l.newSite(ctx, kind)
+	load := orders(l.skus)
+
+	s, from, err := l.serving(ctx, kind, load)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-
-	load := orders(l.skus)
-	if err := load.prepare(ctx, s, 0); err != nil {
-		return nil, err
-	}
-
-	from, err := s.newSource(ctx)
-	if err != nil {
-		return nil, err
-	}
 	defer from.close()
-
-	if err := s.start(ctx, serveRole, 1); err != nil {
-		return nil, err
-	}
 
 	n := rate * l.seconds
 	if warmup {
@@ -62,6 +50,36 @@ func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (
 	f[p50Created], f[p50], f[p95], f[p99] = quantile(created, 0.50), quantile(completed, 0.50), quantile(completed, 0.95), quantile(completed, 0.99)
 
 	return f, err
+}
+
+// serving returns a site with a running service, and a source of orders for it.
+func (l *lab) serving(ctx context.Context, kind string, load load) (*site, *source, error) {
+	s, err := l.newSite(ctx, kind)
+	if err != nil {
+		return nil, nil, err
+	}
+
+	if err := load.prepare(ctx, s, 0); err != nil {
+		s.close()
+
+		return nil, nil, err
+	}
+
+	from, err := s.newSource(ctx)
+	if err != nil {
+		s.close()
+
+		return nil, nil, err
+	}
+
+	if err := s.start(ctx, serveRole, 1); err != nil {
+		from.close()
+		s.close()
+
+		return nil, nil, err
+	}
+
+	return s, from, nil
 }
 
 // latencies returns the sorted latencies, in milliseconds, up to the time that the SQL

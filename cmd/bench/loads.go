@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -169,25 +170,35 @@ func prepareUsers(ctx context.Context, s *site, n int) error {
 
 // createUsers creates users without messages.
 func createUsers(ctx context.Context, s *site, ids []string) error {
+	return changeUsers(ctx, s, ids, func(users *user.Service, tx pgx.Tx, some []string) (*user.Session, error) {
+		session, err := users.Open(ctx, tx, some, some)
+		if err != nil {
+			return nil, err
+		}
+
+		for _, id := range some {
+			created := user.Created{UserID: id, Name: "User " + id, Email: id + "@example.com"}
+			if err := session.Record(id, event.NewID(), []eventstore.Data{created}); err != nil {
+				return nil, err
+			}
+		}
+
+		return session, nil
+	})
+}
+
+// changeUsers saves the sessions that record returns, each for some of the users in a
+// transaction of its own.
+func changeUsers(ctx context.Context, s *site, ids []string, record func(*user.Service, pgx.Tx, []string) (*user.Session, error)) error {
 	const chunk = 2000
 
 	users := user.NewService(user.DefaultConfig(), s.pool)
 
-	for len(ids) > 0 {
-		some := ids[:min(chunk, len(ids))]
-		ids = ids[len(some):]
-
+	for some := range slices.Chunk(ids, chunk) {
 		err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-			session, err := users.Open(ctx, tx, some, some)
+			session, err := record(users, tx, some)
 			if err != nil {
 				return err
-			}
-
-			for _, id := range some {
-				created := user.Created{UserID: id, Name: "User " + id, Email: id + "@example.com"}
-				if err := session.Record(id, event.NewID(), []eventstore.Data{created}); err != nil {
-					return err
-				}
 			}
 
 			return session.Save(ctx)

@@ -47,26 +47,14 @@ func (l *lab) idle(ctx context.Context, kind string) (figures, error) {
 // steadyLoad measures memory and throughput over time while some orders are always
 // waiting.
 func (l *lab) steadyLoad(ctx context.Context, kind string) (figures, error) {
-	s, err := l.newSite(ctx, kind)
+	load := orders(l.skus)
+
+	s, from, err := l.serving(ctx, kind, load)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-
-	load := orders(l.skus)
-	if err := load.prepare(ctx, s, 0); err != nil {
-		return nil, err
-	}
-
-	from, err := s.newSource(ctx)
-	if err != nil {
-		return nil, err
-	}
 	defer from.close()
-
-	if err := s.start(ctx, serveRole, 1); err != nil {
-		return nil, err
-	}
 
 	f := figures{}
 	begin, published, done := time.Now(), 0, 0

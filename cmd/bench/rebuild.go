@@ -10,7 +10,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
-	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/account"
 	"github.com/millracehq/millrace/internal/shop/user"
 )
@@ -107,35 +106,21 @@ func (s *site) fillStore(ctx context.Context, ids []string, each int) error {
 		return err
 	}
 
-	const chunk = 2000
+	return changeUsers(ctx, s, ids, func(users *user.Service, tx pgx.Tx, some []string) (*user.Session, error) {
+		session, err := users.Open(ctx, tx, some, nil)
+		if err != nil {
+			return nil, err
+		}
 
-	users := user.NewService(user.DefaultConfig(), s.pool)
-
-	for len(ids) > 0 {
-		some := ids[:min(chunk, len(ids))]
-		ids = ids[len(some):]
-
-		err := postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-			session, err := users.Open(ctx, tx, some, nil)
-			if err != nil {
-				return err
-			}
-
-			for n := range each - 1 {
-				for _, id := range some {
-					updated := user.NameUpdated{UserID: id, NewName: "Name " + strconv.Itoa(n)}
-					if err := session.Record(id, event.NewID(), []eventstore.Data{updated}); err != nil {
-						return err
-					}
+		for n := range each - 1 {
+			for _, id := range some {
+				updated := user.NameUpdated{UserID: id, NewName: "Name " + strconv.Itoa(n)}
+				if err := session.Record(id, event.NewID(), []eventstore.Data{updated}); err != nil {
+					return nil, err
 				}
 			}
-
-			return session.Save(ctx)
-		})
-		if err != nil {
-			return err
 		}
-	}
 
-	return nil
+		return session, nil
+	})
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +15,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
-	"github.com/millracehq/millrace/internal/test/tlstest"
 )
 
 // tail runs the command until the test ends and returns what it prints.
@@ -47,15 +46,9 @@ func tail(t *testing.T, args ...string) *bufio.Scanner {
 }
 
 func TestTailPresentsATokenOverTLS(t *testing.T) {
-	url, dir := pgtest.URL(t), t.TempDir()
-	certificate, key := tlstest.Certificate(t, "millrace.example")
-	certFile, keyFile := filepath.Join(dir, "crt"), filepath.Join(dir, "key")
-
-	for name, content := range map[string][]byte{certFile: certificate, keyFile: key} {
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	url := pgtest.URL(t)
+	certificate, key := brokertest.NewAuthority(t).Issue("millrace.example")
+	certFile, keyFile := brokertest.File(t, certificate), brokertest.File(t, key)
 
 	s := apptest.New(t, url, func(c *config.Config) {
 		c.HTTP.Authentication, c.HTTP.TLS, c.HTTP.CertFile, c.HTTP.KeyFile = httpapi.AuthenticationRequired, httpapi.TLSFiles, certFile, keyFile

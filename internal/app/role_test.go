@@ -120,11 +120,10 @@ func migrated(t *testing.T) *roles {
 	return r
 }
 
-func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
-	t.Parallel()
+// serves runs a service until it has completed an order and projected a user.
+func serves(t *testing.T, s *apptest.Service) {
+	t.Helper()
 
-	r := migrated(t)
-	s := apptest.New(t, r.service)
 	s.Run()
 	s.Seed()
 	place(s, "a")
@@ -132,6 +131,14 @@ func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
 	s.WaitForOrder("a", "completed")
 	pgtest.Eventually(t, "the user is projected", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
 	s.WaitUntilIdle()
+}
+
+func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
+	t.Parallel()
+
+	r := migrated(t)
+	s := apptest.New(t, r.service)
+	serves(t, s)
 
 	if done, err := s.Operator.Upkeep(t.Context()); err != nil {
 		t.Errorf("upkeep: %+v, %v", done, err)
@@ -325,13 +332,7 @@ func TestAServiceBehindAPoolerOfTransactionsPrintsTheSettingsOfItsRole(t *testin
 	r.exec(t, r.admin, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '`+r.name+`'`) // RECONNECT
 
 	s := apptest.New(t, pooled, behind)
-	s.Run()
-	s.Seed()
-	place(s, "a")
-	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
-	s.WaitForOrder("a", "completed")
-	pgtest.Eventually(t, "the user is projected", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 1 })
-	s.WaitUntilIdle()
+	serves(t, s)
 
 	if _, err := s.Operator.Upkeep(t.Context()); err != nil {
 		t.Errorf("upkeep: %v", err)

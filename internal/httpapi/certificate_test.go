@@ -13,16 +13,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/httpapi"
+	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
-	"github.com/millracehq/millrace/internal/test/tlstest"
 )
 
 // write replaces a certificate like a tool that renews it: each file atomically.
-func write(t *testing.T, dir string, files map[string][]byte) {
+func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 
 	for name, content := range files {
-		if err := os.WriteFile(filepath.Join(dir, "new"), content, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "new"), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 
@@ -51,10 +51,11 @@ func TestARenewedCertificateIsUsedWithoutARestart(t *testing.T) {
 	t.Parallel()
 
 	dir := t.TempDir()
-	first, firstKey := tlstest.Certificate(t, "first.example")
-	second, secondKey := tlstest.Certificate(t, "second.example")
+	authority := brokertest.NewAuthority(t)
+	first, firstKey := authority.Issue("first.example")
+	second, secondKey := authority.Issue("second.example")
 
-	write(t, dir, map[string][]byte{"crt": first, "key": firstKey})
+	write(t, dir, map[string]string{"crt": first, "key": firstKey})
 
 	server := serve(t, httpapi.Config{
 		Addr: "127.0.0.1:0", WebhooksAddr: "127.0.0.1:0", TLS: httpapi.TLSFiles,
@@ -65,16 +66,16 @@ func TestARenewedCertificateIsUsedWithoutARestart(t *testing.T) {
 		t.Helper()
 
 		for _, addr := range []string{server.Addr(), server.WebhooksAddr()} {
-			if got := served(t, addr).DNSNames[0]; got != name {
+			if got := served(t, addr).Subject.CommonName; got != name {
 				t.Errorf("%s: got the certificate of %s, expected that of %s", when, got, name)
 			}
 		}
 	}
 
 	expect("at first", "first.example")
-	write(t, dir, map[string][]byte{"crt": second})
+	write(t, dir, map[string]string{"crt": second})
 	expect("while the key does not fit yet", "first.example")
-	write(t, dir, map[string][]byte{"key": secondKey})
+	write(t, dir, map[string]string{"key": secondKey})
 	expect("after the renewal", "second.example")
 
 	if err := os.Remove(filepath.Join(dir, "crt")); err != nil {
@@ -96,10 +97,11 @@ func TestACertificateThatCannotBeReadIsRefusedAtTheStart(t *testing.T) {
 	t.Parallel()
 
 	dir := t.TempDir()
-	first, _ := tlstest.Certificate(t, "first.example")
-	_, other := tlstest.Certificate(t, "other.example")
+	authority := brokertest.NewAuthority(t)
+	first, _ := authority.Issue("first.example")
+	_, other := authority.Issue("other.example")
 
-	write(t, dir, map[string][]byte{"crt": first, "key": other, "junk": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE"})})
+	write(t, dir, map[string]string{"crt": first, "key": other, "junk": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE"}))})
 
 	for _, c := range []struct{ cert, key, want string }{
 		{"missing", "key", "no such file"},

@@ -132,7 +132,7 @@ func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) [
 }
 
 // retryKey retries the messages of a key in order until one is parked again or none is
-// left. It goes on after a message that awaits another one on its own topic, because the
+// left. It continues past a message that awaits another one on its own topic, because the
 // other one may be behind it. It returns how many messages were settled or parked.
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 	var (

@@ -240,10 +240,9 @@ func TestOnlyUTF8IsAccepted(t *testing.T) {
 	}
 }
 
-func TestAPoolerOfSessionsWorks(t *testing.T) {
-	t.Parallel()
-
-	pool := open(t, with(t, pgtest.Pooled(t, pgtest.URL(t), "session"), "search_path", "public"))
+// locksHold checks that a lock keeps others out while it is held.
+func locksHold(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
 
 	if err := postgres.Wait(t.Context(), pool, pgtest.Logger(t), func(error) {}); err != nil {
 		t.Fatal(err)
@@ -261,6 +260,14 @@ func TestAPoolerOfSessionsWorks(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+func TestAPoolerOfSessionsWorks(t *testing.T) {
+	t.Parallel()
+
+	pool := open(t, with(t, pgtest.Pooled(t, pgtest.URL(t), "session"), "search_path", "public"))
+
+	locksHold(t, pool)
 
 	if got := pgtest.Value[string](t, pool, `SHOW idle_in_transaction_session_timeout`); got != "1min" {
 		t.Errorf("idle_in_transaction_session_timeout is %s", got)
@@ -314,22 +321,7 @@ func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
 	}
 	defer release()
 
-	if err := postgres.Wait(t.Context(), pool, pgtest.Logger(t), func(error) {}); err != nil {
-		t.Fatal(err)
-	}
-
-	err = postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error {
-		for range 3 {
-			if err := postgres.TryLock(t.Context(), pool, postgres.LockUpkeep, "", func() error { return nil }); !errors.Is(err, postgres.ErrLocked) {
-				t.Errorf("the lock does not hold: %v", err)
-			}
-		}
-
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
+	locksHold(t, pool)
 
 	// Run statements with arguments while the session changes between them.
 	var clients sync.WaitGroup
