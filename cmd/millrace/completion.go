@@ -104,7 +104,7 @@ var completions = map[string]func(*call) ([]string, error){
 	"--status":    fixed(order.Statuses...),
 	"--action":    fixed(activity.Kinds...),
 	"--broker":    fixed(broker.Embedded, broker.Kafka, broker.RabbitMQ),
-	"PROBE":       fixed("live", "ready", "started"),
+	"PROBE":       fixed(sortedKeys(probes)...),
 	"--role":      fixed(access.Roles...),
 	"--log-level": fixed("debug", "info", "warn", "error"),
 	"--only":      fixed(audit.Names()...),

@@ -72,7 +72,8 @@ func askProbe(ctx context.Context, addr, path string) (answer probed, err error)
 		return answer, err
 	}
 
-	response, err := http.DefaultClient.Do(request)
+	// The default transport would send the request to a proxy that is set for others.
+	response, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
 	if err != nil {
 		return answer, fmt.Errorf("no service responds at health.addr %s: %w", addr, err)
 	}

@@ -58,7 +58,7 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 		register(api)
 	}
 
-	return recovered(logger, storable(known(mux, api.methods)))
+	return storable(known(mux, api.methods))
 }
 
 // formats decodes requests as strictly as messages. In responses it escapes what a

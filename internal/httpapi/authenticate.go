@@ -116,7 +116,11 @@ func (a *authenticator) sender(r *http.Request) netip.Addr {
 		text = strings.TrimSpace(last[strings.LastIndex(last, ",")+1:])
 	}
 
-	addr, _ := netip.ParseAddr(text)
+	addr, err := netip.ParseAddr(text)
+	if err != nil { // some proxies add the port
+		withPort, _ := netip.ParseAddrPort(text)
+		addr = withPort.Addr()
+	}
 
 	addr = addr.Unmap().WithZone("")
 	if prefix, err := addr.Prefix(64); addr.Is6() && err == nil {

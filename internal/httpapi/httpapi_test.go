@@ -180,3 +180,15 @@ func TestProbesCheckTheHostOnLoopbackOnly(t *testing.T) {
 		}
 	}
 }
+
+// A webhook or a probe that panics is answered too, so its sender tries again.
+func TestAPanicOutsideTheAPIIsAProblem(t *testing.T) {
+	t.Parallel()
+
+	broken := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("no status") })
+	server := serve(t, httpapi.Config{Addr: "127.0.0.1:0"}, httpapi.HealthConfig{Addr: "127.0.0.1:0"}, httpapi.State{Status: broken})
+
+	if code, _ := send(t, "GET", "http://"+server.HealthAddr()+"/statusz", ""); code != http.StatusInternalServerError {
+		t.Errorf("got %d", code)
+	}
+}

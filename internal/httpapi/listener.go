@@ -1,13 +1,16 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -24,12 +27,12 @@ type listener struct {
 // that is nil.
 func newListener(key, addr string, handler http.Handler, certificate *certificate, logger *slog.Logger) *listener {
 	l := &listener{key: key, addr: addr, server: &http.Server{
-		Handler:           secured(handler),
+		Handler:           secured(recovered(logger, handler)),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // clients that abort a handshake
+		ErrorLog:          log.New(serverLog{logger}, "", 0),
 	}}
 
 	if certificate != nil {
@@ -37,6 +40,21 @@ func newListener(key, addr string, handler http.Handler, certificate *certificat
 	}
 
 	return l
+}
+
+// serverLog logs the errors of a server. Clients that abort a handshake are no news.
+type serverLog struct{ logger *slog.Logger }
+
+// Write implements io.Writer.
+func (l serverLog) Write(line []byte) (int, error) {
+	level := slog.LevelWarn
+	if bytes.HasPrefix(line, []byte("http: TLS handshake error")) {
+		level = slog.LevelDebug
+	}
+
+	l.logger.Log(context.Background(), level, strings.TrimSpace(string(line)))
+
+	return len(line), nil
 }
 
 // listen binds the address and serves in the background until close.

@@ -47,10 +47,15 @@ func maskedTree(list []*trace.Message) {
 	}
 }
 
-// maskedAction removes the content and the details of an action.
+// maskedAction removes the content, the details and the reason of an action, in which an
+// operator may name a person.
 func maskedAction(ctx context.Context, a action) action {
 	if Masked(ctx) {
 		a.Payload = nil
+
+		if a.Why != "" {
+			a.Why = hidden
+		}
 
 		if a.Detail != "" {
 			a.Detail = hidden

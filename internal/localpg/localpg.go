@@ -95,6 +95,10 @@ func Start(ctx context.Context, dir string, options Options, logger *slog.Logger
 		return nil, err
 	}
 
+	if err := home.checkVersion(version); err != nil {
+		return nil, err
+	}
+
 	if server.answers(ctx) {
 		return server, nil
 	}
@@ -103,10 +107,6 @@ func Start(ctx context.Context, dir string, options Options, logger *slog.Logger
 		if server, err = home.changePort(logger, server.port); err != nil {
 			return nil, err
 		}
-	}
-
-	if err := home.checkVersion(version); err != nil {
-		return nil, err
 	}
 
 	if !home.hasBinaries() {

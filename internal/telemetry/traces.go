@@ -41,15 +41,17 @@ func DefaultTracesConfig() TracesConfig { return TracesConfig{Sample: 0.01} }
 
 // Validate reports all mistakes, naming the keys and variables.
 func (c TracesConfig) Validate() error {
-	_, err := c.sample()
-
-	return errors.Join(
+	errs := []error{
 		validURL("traces.endpoint", c.Endpoint),
 		check.Value(c.Sample >= 0 && c.Sample <= 1, "traces.sample", c.Sample, "0 to 1"),
-		oneOf("OTEL_TRACES_EXPORTER", "otlp", "none"),
-		oneOf(variable("PROTOCOL"), "http/protobuf", "http/json"),
-		err,
-	)
+	}
+
+	if c.enabled() { // otherwise the variables are for other programs
+		_, err := c.sample()
+		errs = append(errs, oneOf("OTEL_TRACES_EXPORTER", "otlp", "none"), oneOf(variable("PROTOCOL"), "http/protobuf", "http/json"), err)
+	}
+
+	return errors.Join(errs...)
 }
 
 func validURL(key, value string) error {

@@ -21,6 +21,7 @@ func TestMistakesInTracesAreNamed(t *testing.T) {
 		{variable: "OTEL_TRACES_SAMPLER", text: "always_on", want: `OTEL_TRACES_SAMPLER: is "always_on", expected parentbased_always_on`},
 		{variable: "OTEL_TRACES_SAMPLER", text: "parentbased_traceidratio"},
 		{variable: "OTEL_EXPORTER_OTLP_PROTOCOL", text: "http/protobuf"},
+		{change: func(c *telemetry.TracesConfig) { c.Endpoint = "" }, variable: "OTEL_TRACES_SAMPLER", text: "always_on"}, // no traces, so no mistake
 	} {
 		t.Run(c.variable+"="+c.text, func(t *testing.T) {
 			if c.variable != "" {
@@ -28,6 +29,8 @@ func TestMistakesInTracesAreNamed(t *testing.T) {
 			}
 
 			cfg := telemetry.DefaultTracesConfig()
+			cfg.Endpoint = "http://collector:4318"
+
 			if c.change != nil {
 				c.change(&cfg)
 			}

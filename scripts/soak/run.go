@@ -277,9 +277,12 @@ func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func()
 	halt, stopped, sent := make(chan struct{}), make(chan error, 1), 0
 
 	go func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+
 		var err error
 
-		for tick := time.NewTicker(50 * time.Millisecond); err == nil && sent < len(load); <-tick.C {
+		for ; err == nil && sent < len(load); <-tick.C {
 			select {
 			case <-halt:
 				stopped <- nil
@@ -288,7 +291,7 @@ func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func()
 			default:
 			}
 
-			next := min(sent+r.rate/20, len(load))
+			next := min(sent+max(1, r.rate/20), len(load))
 			err = r.broker.publish(ctx, load[sent:next])
 			sent = next
 		}
@@ -339,6 +342,10 @@ func (r *run) restart(ctx context.Context) error {
 	sent, err := stop()
 	if err != nil {
 		return err
+	}
+
+	if sent == len(load) {
+		return errors.New("the load ended before the rolling restart did: lower -replicas, or raise -rate")
 	}
 
 	r.sent = append(r.sent, load[:sent]...)

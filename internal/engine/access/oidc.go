@@ -128,6 +128,10 @@ func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 	return p.verifier, nil
 }
 
+// keysMissing begins the error of go-oidc, which cannot be unwrapped, for keys that the
+// provider did not return.
+const keysMissing = "failed to verify signature: fetching keys "
+
 // verify returns the identity behind a token. Somebody without a mapped role is known,
 // but may do nothing.
 func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) {
@@ -141,6 +145,10 @@ func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) 
 	}
 
 	token, err := verifier.Verify(ctx, bearer)
+	if err != nil && strings.HasPrefix(err.Error(), keysMissing) {
+		return Identity{}, fmt.Errorf("contacting the OpenID Connect provider %s: %w", p.cfg.Issuer, err)
+	}
+
 	if err != nil {
 		return Identity{}, &RefusedError{err.Error()}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -66,8 +67,12 @@ func CreateToken(ctx context.Context, db postgres.Querier, name string, role Rol
 		return "", event.Errorf(event.Unknown, "there is no role %s, expected one of viewer, operator, admin", role)
 	}
 
-	if name = strings.TrimSpace(name); name == "" || len(name) > MaxTokenName {
-		return "", event.Errorf(event.Invalid, "name: has %d bytes, expected 1 to %d", len(name), MaxTokenName)
+	if by == "" {
+		return "", activity.ErrNoActor
+	}
+
+	if name == "" || len(name) > MaxTokenName || name != strings.TrimSpace(name) {
+		return "", event.Errorf(event.Invalid, "name: is %q, expected 1 to %d bytes without spaces around them", name, MaxTokenName)
 	}
 
 	if life < time.Minute || life > maxTokenLife {
@@ -113,6 +118,10 @@ func ListTokens(ctx context.Context, db postgres.Querier) ([]Token, error) {
 // RevokeToken makes a token invalid from now on. It returns false if the token was
 // already revoked.
 func RevokeToken(ctx context.Context, db postgres.Querier, name, by string) (changed bool, err error) {
+	if by == "" {
+		return false, activity.ErrNoActor
+	}
+
 	found, err := postgres.Collect(ctx, db, pgx.RowTo[bool], `
 		WITH revoked AS (
 			UPDATE api_tokens SET revoked_at = now(), revoked_by = $2 WHERE name = $1 AND revoked_at IS NULL RETURNING name

@@ -112,12 +112,12 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	poolConfig.AfterConnect = registerTypes
 
 	if cfg.DirectURL != "" {
-		direct, err := pgx.ParseConfig(string(cfg.DirectURL))
+		direct, err := pgxpool.ParseConfig(string(cfg.DirectURL)) // takes out the settings of pools
 		if err != nil {
 			return nil, nil, errors.New("postgres.direct_url: not a connection string")
 		}
 
-		shareSessions(poolConfig, direct)
+		shareSessions(poolConfig, direct.ConnConfig)
 	}
 
 	newSession(poolConfig)

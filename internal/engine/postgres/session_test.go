@@ -315,7 +315,10 @@ func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
 	direct := pgtest.URL(t)
 	pooled := pgtest.SharedSessions(t, direct)
 
-	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pooled), DirectURL: postgres.Secret(direct), MaxConns: 4})
+	// The settings of pools in an address are not for the server.
+	own := with(t, direct, "pool_max_conns", "3")
+
+	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pooled), DirectURL: postgres.Secret(own), MaxConns: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
