@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,16 +217,7 @@ func TestVerifyFullAcceptsTheServerOfTheCertificateOnly(t *testing.T) {
 	certificate, key := authority.Issue("postgres") // for 127.0.0.1
 	server.Encrypt([]byte(certificate), []byte(key))
 
-	roots := func(name string, authority *brokertest.Authority) string {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte(authority.Certificate), 0o600); err != nil {
-			t.Fatal(err)
-		}
-
-		return path
-	}
-
-	ours, others := roots("ours.pem", authority), roots("others.pem", brokertest.NewAuthority(t))
+	ours, others := brokertest.File(t, authority.Certificate), brokertest.File(t, brokertest.NewAuthority(t).Certificate)
 
 	address := func(host, roots string) string {
 		parsed, err := url.Parse(server.URL)

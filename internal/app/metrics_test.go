@@ -1,8 +1,6 @@
 package app_test
 
 import (
-	"bufio"
-	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -23,20 +21,13 @@ import (
 func scrape(t *testing.T, s *apptest.Service) (series []string) {
 	t.Helper()
 
-	response, err := http.Get("http://" + s.HealthAddr() + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-
-	body, err := io.ReadAll(response.Body)
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %v\n%s", response.Status, err, body)
+	code, body := page(t, s, "/metrics")
+	if code != http.StatusOK {
+		t.Fatalf("%d\n%s", code, body)
 	}
 
-	lines := bufio.NewScanner(strings.NewReader(string(body)))
-	for lines.Scan() {
-		if line := lines.Text(); line != "" && !strings.HasPrefix(line, "#") {
+	for line := range strings.Lines(body) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
 			series = append(series, line)
 		}
 	}

@@ -330,33 +330,10 @@ func TestTheProducerDecidesThatAMessageIsNotTraced(t *testing.T) {
 	}
 }
 
-// lockedBuffer is a log that a test reads while it is written.
-type lockedBuffer struct {
-	bytes.Buffer
-
-	mu sync.Mutex
-}
-
-// Write implements io.Writer.
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	return b.Buffer.Write(p)
-}
-
-// String returns what was written.
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	return b.Buffer.String()
-}
-
 func TestTheLogAndTheSpanOfAStoppedMessageTellTheSame(t *testing.T) {
 	t.Parallel()
 
-	var log lockedBuffer
+	var log logBuffer
 
 	r := newReceiver(t)
 	s := apptest.NewWithLog(t, pgtest.URL(t), slog.New(slog.NewTextHandler(&log, nil)), r.endpoint, func(c *config.Config) { c.Traces.Sample = 1 })
@@ -383,7 +360,7 @@ func TestACollectorThatIsAwayIsReportedOnce(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
 	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "100")
 
-	var log lockedBuffer
+	var log logBuffer
 
 	s := apptest.NewWithLog(t, pgtest.URL(t), telemetry.NewLogger(telemetry.Config{Level: "info", Format: "text"}, &log), func(c *config.Config) {
 		c.Traces.Endpoint, c.Traces.Sample = "http://127.0.0.1:"+pgtest.FreePort(t), 1

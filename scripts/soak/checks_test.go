@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -123,7 +124,7 @@ func TestEachFaultIsFound(t *testing.T) {
 	}
 
 	for _, q := range queries {
-		if !slices.ContainsFunc(keys(faults), func(what string) bool { return strings.HasPrefix(q.what, what) }) {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(faults)), func(what string) bool { return strings.HasPrefix(q.what, what) }) {
 			t.Errorf("no fault is known for the check that %s", q.what)
 		}
 	}
@@ -143,14 +144,6 @@ func TestEachFaultIsFound(t *testing.T) {
 			}
 		})
 	}
-}
-
-func keys[V any](m map[string]V) (list []string) {
-	for key := range m {
-		list = append(list, key)
-	}
-
-	return list
 }
 
 func TestHistoriesNameWhatDeviates(t *testing.T) {

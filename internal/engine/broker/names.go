@@ -31,21 +31,18 @@ func (n names) topic(name string) string {
 // CheckNames takes all topics of the service. It returns an error if two of them have
 // the same name at their broker.
 func (s *Set) CheckNames(topics []string) error {
-	for _, conn := range s.conns {
-		taken := map[string]string{}
+	taken := map[[2]string]string{} // topics by broker and name
 
-		for _, topic := range topics {
-			if !s.Has(conn, topic) {
-				continue
-			}
+	for _, topic := range topics {
+		conn := s.Of(topic)
+		name := conn.names.of(topic)
 
-			name := conn.names.of(topic)
-			if other, is := taken[name]; is {
-				return fmt.Errorf("topics %s and %s are both named %s on %s, expected different names", other, topic, name, conn.kind)
-			}
-
-			taken[name] = topic
+		at := [2]string{conn.kind, name}
+		if other, is := taken[at]; is {
+			return fmt.Errorf("topics %s and %s are both named %s on %s, expected different names", other, topic, name, conn.kind)
 		}
+
+		taken[at] = topic
 	}
 
 	return nil

@@ -25,11 +25,11 @@ type admission[P event.Payload] struct {
 
 func newAdmission[P event.Payload](r *Router, consumer string, admit admitFunc[P]) *admission[P] {
 	a := &admission[P]{admit: admit}
-	a.batches = newBatches(r, consumer, func(units []*unit[event.Event[P]]) []*unit[event.Event[P]] {
+	a.batches = newBatches(r, consumer, timed(r, consumer, func(units []*unit[event.Event[P]]) []*unit[event.Event[P]] {
 		a.run(units)
 
 		return nil
-	})
+	}))
 
 	return a
 }

@@ -29,7 +29,6 @@ type unit[E any] struct {
 	event E
 	from  *delivery
 	since time.Time
-	place *place
 	// verdict is the inbox's verdict on the message.
 	verdict inbox.Verdict
 	// blocked is true if the message is blocked by an earlier one of its key.
@@ -39,13 +38,13 @@ type unit[E any] struct {
 }
 
 func (u *unit[E]) key() string      { return u.from.key }
-func (u *unit[E]) standing() *place { return u.place }
+func (u *unit[E]) standing() *place { return u.from.place }
 
 // settle gives the unit its result. If nothing can change the result any more, the units
 // behind this one may go on at once.
 func (u *unit[E]) settle(err error) {
-	if u.place != nil && (err == nil || errors.Is(err, errBlocked)) {
-		u.place.over.Store(true)
+	if u.from.place != nil && (err == nil || errors.Is(err, errBlocked)) {
+		u.from.place.over.Store(true)
 	}
 
 	u.done <- err
@@ -59,9 +58,14 @@ type batches[E any] struct {
 }
 
 func newBatches[E any](r *Router, consumer string, run func(units []*unit[E]) (behind []*unit[E])) batches[E] {
+	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, run)}
+}
+
+// timed is run, and measures how long units wait for it.
+func timed[E any](r *Router, consumer string, run func(units []*unit[E]) (behind []*unit[E])) func(units []*unit[E]) (behind []*unit[E]) {
 	waited := r.metrics.batchWait.WithLabelValues(consumer)
 
-	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, func(units []*unit[E]) []*unit[E] {
+	return func(units []*unit[E]) []*unit[E] {
 		for _, u := range units {
 			waited.Observe(time.Since(u.since).Seconds())
 		}
@@ -72,12 +76,12 @@ func newBatches[E any](r *Router, consumer string, run func(units []*unit[E]) (b
 		}
 
 		return behind
-	})}
+	}
 }
 
 // submit adds an event to the next batch and waits for its result.
 func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
-	u := &unit[E]{event: event, from: from, since: time.Now(), place: from.place, done: make(chan error, 1)}
+	u := &unit[E]{event: event, from: from, since: time.Now(), done: make(chan error, 1)}
 	b.group.add(u)
 
 	return u, <-u.done
@@ -175,7 +179,7 @@ type applier[E any] struct {
 
 func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *applier[E] {
 	a := &applier[E]{handle: handle}
-	a.batches = newBatches(r, consumer, a.apply)
+	a.batches = newBatches(r, consumer, timed(r, consumer, a.apply))
 
 	return a
 }
@@ -210,12 +214,12 @@ func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 
 // returnBroken returns the units of broken lines to their broker. left has the others.
 func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
-	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.place.broken() }) {
+	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.from.place.broken() }) {
 		return units
 	}
 
 	for _, u := range units {
-		if u.place.broken() {
+		if u.from.place.broken() {
 			u.settle(errLineBroken)
 		} else {
 			left = append(left, u)
@@ -229,7 +233,7 @@ func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
 // batch fail.
 func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 	for i, u := range units {
-		if u.place.first() {
+		if u.from.place.first() {
 			a.apply(units[i : i+1])
 		} else {
 			behind = append(behind, u)
@@ -249,7 +253,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind
 
 	for i, u := range units {
 		switch {
-		case slices.ContainsFunc(wrong, func(w int) bool { return u.place.behind(units[w].place) }):
+		case slices.ContainsFunc(wrong, func(w int) bool { return u.from.place.behind(units[w].from.place) }):
 			behind = append(behind, u)
 		case rejected[i] != nil:
 			wrong = append(wrong, i)
@@ -265,7 +269,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind
 	}
 
 	for _, i := range wrong {
-		if u := units[i]; u.place.first() {
+		if u := units[i]; u.from.place.first() {
 			u.settle(rejected[i])
 		} else {
 			behind = append(behind, u)

@@ -312,23 +312,10 @@ func (d Erasure) empty() bool {
 // Personal reports whether messages on a topic may have personal data. They may if a
 // handler or a producer declares it, or if nobody knows the topic.
 func (r *Router) Personal(topic string) bool {
-	known := false
+	personal, _ := r.about("", nil)
+	consumed, published := r.Topics()
 
-	for _, route := range r.routes {
-		for _, payload := range append([]event.Payload{route.Payload}, route.Publishes...) {
-			if payload.Topic() != topic {
-				continue
-			}
-
-			known = true
-
-			if _, personal := payload.(event.Personal); personal {
-				return true
-			}
-		}
-	}
-
-	return !known
+	return slices.Contains(personal, topic) || !slices.Contains(consumed, topic) && !slices.Contains(published, topic)
 }
 
 // about returns the topics with personal data, and a function that reports whether a

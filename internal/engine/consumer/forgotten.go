@@ -30,7 +30,12 @@ func (r *Router) Remember(retention time.Duration) {
 
 // written returns when a message was written to its broker's log, if that is known.
 func (d *delivery) written() (at time.Time, known bool) {
-	at, err := time.Parse(time.RFC3339Nano, d.msg.Metadata.Get(event.HeaderWritten))
+	text := d.msg.Metadata.Get(event.HeaderWritten)
+	if text == "" { // its broker has no log
+		return at, false
+	}
+
+	at, err := time.Parse(time.RFC3339Nano, text)
 
 	return at, err == nil
 }
@@ -38,8 +43,12 @@ func (d *delivery) written() (at time.Time, known bool) {
 // forgotten rejects a message that the inbox may have forgotten. It does not check a
 // failed message, because that is for an operator to decide.
 func (r *Router) forgotten(d *delivery) error {
+	if d.entry != nil || r.memory.retention == 0 {
+		return nil
+	}
+
 	written, known := d.written()
-	if d.entry != nil || r.memory.retention == 0 || !known || time.Since(written) <= r.memory.retention {
+	if !known || time.Since(written) <= r.memory.retention {
 		return nil
 	}
 

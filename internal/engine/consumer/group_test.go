@@ -139,9 +139,6 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 	proceed <- struct{}{}
 }
 
-// TestItemsOfALineShareABatchInOrder: the order in which items joined the line counts,
-// not the order in which they were added. An item that was not added holds back those
-// behind it.
 // expectBatch expects the next batch, or none if want is nil.
 func expectBatch(t *testing.T, batches <-chan []int, want []int) {
 	t.Helper()
@@ -159,6 +156,9 @@ func expectBatch(t *testing.T, batches <-chan []int, want []int) {
 	}
 }
 
+// TestItemsOfALineShareABatchInOrder: the order in which items joined the line counts,
+// not the order in which they were added. An item that was not added holds back those
+// behind it.
 func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 	t.Parallel()
 

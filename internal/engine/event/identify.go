@@ -1,7 +1,7 @@
 package event
 
 import (
-	"regexp"
+	"encoding/hex"
 	"strings"
 
 	"github.com/google/uuid"
@@ -68,9 +68,6 @@ func identifiedElsewhere(h Headers) (parts []string) {
 	return nil
 }
 
-// objectID matches the IDs of MongoDB.
-var objectID = regexp.MustCompile(`^[0-9a-fA-F]{24}$`)
-
 // globalID reads the value of a header whose name says little. The value may identify
 // anything, but if its format is meant to be unique everywhere, it counts as the
 // message's ID. JSON converters quote the value.
@@ -83,7 +80,13 @@ func globalID(value string) (id string, ok bool) {
 		return parsed.String(), err == nil
 	}
 
-	return strings.ToLower(value), objectID.MatchString(value)
+	if len(value) != 24 { // an ObjectID of MongoDB
+		return "", false
+	}
+
+	_, err := hex.DecodeString(value)
+
+	return strings.ToLower(value), err == nil
 }
 
 // parseOrDerive returns id if it is a UUID, and otherwise derives a UUID from scope and id.

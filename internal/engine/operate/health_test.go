@@ -205,7 +205,7 @@ func TestNothingContinuesByItselfWithoutAService(t *testing.T) {
 	away := "dial tcp 127.0.0.1:1: connect: connection refused"
 
 	for _, service := range []*Process{nil, {}} {
-		s := Status{Service: service, Away: away, Backlogs: []Backlog{{Topic: "t", Broker: "kafka", Unknown: away}}}.completed(nil)
+		s := Status{Service: service, Away: away, Backlogs: []Backlog{{Topic: "t", Broker: "kafka", Unknown: away}}}.completed(nil, 0)
 
 		for _, trouble := range s.Troubles {
 			if is := strings.Contains(trouble.Remedy, "the service"); is != (service != nil) {

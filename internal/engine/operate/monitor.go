@@ -159,14 +159,12 @@ type Backlog struct {
 	Unknown       string `json:"unknown,omitempty"`
 	// Kept is how long the broker keeps messages of the topic, if that is longer than the
 	// inbox remembers them.
-	Kept string `json:"kept,omitempty"`
-	// remembered is how long the inbox remembers messages.
-	remembered time.Duration
+	Kept       string `json:"kept,omitempty"`
 	partitions map[int32]int64
 }
 
 // forgetful names the topics whose messages the inbox forgets before their broker does.
-func forgetful(backlogs []Backlog) []health.Trouble {
+func forgetful(backlogs []Backlog, remembered time.Duration) []health.Trouble {
 	var topics []string
 
 	for _, b := range backlogs {
@@ -182,7 +180,7 @@ func forgetful(backlogs []Backlog) []health.Trouble {
 	return []health.Trouble{{
 		Kind: health.Config, Name: "inbox.retention", Level: health.Note,
 		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are delivered again",
-			backlogs[0].remembered, strings.Join(topics, ", ")),
+			remembered, strings.Join(topics, ", ")),
 		Remedy: "raise inbox.retention above retention.ms of the topics, or lower retention.ms",
 	}}
 }
@@ -233,7 +231,7 @@ func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 }
 
 func backlogOf(kind string, b broker.Backlog, remembered time.Duration) Backlog {
-	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions, remembered: remembered, partitions: b.Partitions}
+	backlog := Backlog{Topic: b.Topic, Broker: kind, Messages: b.Messages, Subscriptions: b.Subscriptions, partitions: b.Partitions}
 
 	switch {
 	case b.Retention == driver.Forever:

@@ -123,7 +123,7 @@ func (o *Operator) Process() Process {
 func (o *Operator) Health() []health.Trouble {
 	facts, backlogs := o.monitor.measured()
 
-	return merge(withFacts(o.Process().Troubles, facts), forgetful(backlogs))
+	return merge(withFacts(o.Process().Troubles, facts), forgetful(backlogs, o.Retention))
 }
 
 // withFacts adds the troubles of the measured facts, if there are any.

@@ -62,7 +62,7 @@ func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 
 	asking.Wait()
 
-	return s.completed(o.unknown())
+	return s.completed(o.unknown(), o.Retention)
 }
 
 // Counts returns what was counted in Postgres, or nil if that is unknown.
@@ -97,7 +97,7 @@ func (s Status) Backlog(topic string) string {
 }
 
 // completed lists the consumers and the troubles.
-func (s Status) completed(unknown []Consumer) Status {
+func (s Status) completed(unknown []Consumer, remembered time.Duration) Status {
 	s.Consumers = unknown
 	if s.Service != nil {
 		s.Consumers = s.Service.Consumers
@@ -129,7 +129,7 @@ func (s Status) completed(unknown []Consumer) Status {
 		}
 	}
 
-	s.Troubles = merge(s.Troubles, append(more, forgetful(s.Backlogs)...))
+	s.Troubles = merge(s.Troubles, append(more, forgetful(s.Backlogs, remembered)...))
 
 	if s.Service == nil { // nothing continues by itself
 		for i := range s.Troubles {

@@ -16,27 +16,22 @@ import (
 // written keeps its records longer. retentions leaves out topics whose settings the
 // account may not read.
 func (d *Driver) retentions(admin sarama.ClusterAdmin, topics []string) (map[string]time.Duration, error) {
-	broker, err := admin.Controller() // any broker would do
-	if err != nil {
-		return nil, err
-	}
-
-	request := &sarama.DescribeConfigsRequest{Version: 2}
-	for _, topic := range topics {
-		request.Resources = append(request.Resources, &sarama.ConfigResource{
+	resources := make([]*sarama.ConfigResource, len(topics))
+	for i, topic := range topics {
+		resources[i] = &sarama.ConfigResource{
 			Type: sarama.TopicResource, Name: d.cfg.Prefix + topic, ConfigNames: []string{"retention.ms", "cleanup.policy"},
-		})
+		}
 	}
 
-	response, err := broker.DescribeConfigs(request)
+	results, err := admin.DescribeConfigs(resources, sarama.DescribeConfigsOptions{})
 	if err != nil {
 		return nil, err
 	}
 
 	found := make(map[string]time.Duration, len(topics))
 
-	for _, resource := range response.Resources {
-		if errors.Is(sarama.KError(resource.ErrorCode), sarama.ErrNoError) {
+	for _, resource := range results {
+		if errors.Is(resource.ErrorCode, sarama.ErrNoError) {
 			found[strings.TrimPrefix(resource.Name, d.cfg.Prefix)] = retentionOf(resource.Configs)
 		}
 	}
@@ -44,7 +39,7 @@ func (d *Driver) retentions(admin sarama.ClusterAdmin, topics []string) (map[str
 	return found, nil
 }
 
-func retentionOf(settings []*sarama.ConfigEntry) time.Duration {
+func retentionOf(settings []sarama.ConfigEntry) time.Duration {
 	kept := driver.Forever
 
 	for _, s := range settings {
