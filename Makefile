@@ -48,7 +48,7 @@ services-down: ## Stop the servers of the tests and the benchmark
 .PHONY: test
 test: verify services ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
-	@. .local/test/env && go test -race -timeout 10m $$(go list ./... | grep -v /internal/engine)
+	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
 	@go -C cmd/bench test ./...
 

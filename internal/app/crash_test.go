@@ -103,21 +103,29 @@ var crashes = map[string]struct {
 		})
 		kill(cmd)
 	}, 2},
-	"after the commit, before the acknowledgement": {func(t *testing.T, s *apptest.Service, _ *mailtest.Server, start func() *exec.Cmd) {
+	"after the commit, before the acknowledgement": {func(t *testing.T, s *apptest.Service, server *mailtest.Server, start func() *exec.Cmd) {
 		t.Helper()
 
-		// Block the relay's delete, which is the embedded broker's
-		// acknowledgement.
 		tx, err := s.Pool.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = tx.Rollback(t.Context()) }()
 
-		cmd := start()
-		pgtest.Eventually(t, "the e-mail is recorded", func() bool {
-			_, _ = tx.Exec(t.Context(), `SELECT FROM outbox WHERE topic = 'notifications' FOR UPDATE`)
+		// Block the relay's delete, which is the embedded broker's acknowledgement.
+		block := sync.OnceFunc(func() {
+			if _, err := tx.Exec(t.Context(), `SELECT FROM outbox WHERE topic = 'notifications' FOR UPDATE`); err != nil {
+				t.Error(err)
+			}
+		})
+		server.At(func(stage mailtest.Stage) {
+			if stage == mailtest.Accepted {
+				block()
+			}
+		})
 
+		cmd := start()
+		pgtest.Eventually(t, "the e-mail is recorded after the commit", func() bool {
 			return apptest.Value[int](s, `SELECT count(*) FROM notifications`) == 1
 		})
 		kill(cmd)

@@ -41,12 +41,14 @@ func quickRetries(c Config) middleware.Retry {
 }
 
 const (
-	// minLease is the minimum duration of a key's lease.
-	minLease = time.Minute
-	// suspendedWait is how long a key waits while its consumer is suspended.
+	// leaseDuration is how long a key of a process that died stays leased.
+	leaseDuration = 30 * time.Second
+	// renewInterval is the time between renewals of all leases. A lease survives five that
+	// fail.
+	renewInterval = 5 * time.Second
+	// suspendedWait is how long a key waits after an error that has nothing to do with its
+	// messages.
 	suspendedWait = 5 * time.Second
-	// renewAfter is the age at which a lease is renewed between two messages.
-	renewAfter = time.Second
 	// retryLimit is how long the loop may take until it leases keys again.
 	retryLimit = time.Minute
 	// keysAtOnce limits the keys of a consumer retried at once, so that a slow
@@ -54,25 +56,18 @@ const (
 	keysAtOnce = 32
 )
 
-// lease returns how long a replica owns a key: longer than one round of attempts at a
-// message.
-func (r *Router) lease() time.Duration {
-	lease := minLease
-
-	for _, c := range append(slices.Collect(maps.Values(r.perTopic)), r.cfg) {
-		lease = max(lease, time.Duration(c.Retries+1)*(c.HandlerTimeout+maxRetryInterval)+maxWaitOutbox)
-	}
-
-	return lease
-}
-
 // retryWaiting retries waiting messages that are due, in order per key, until ctx
 // ends.
 func (r *Router) retryWaiting(ctx context.Context) {
 	ticker := time.NewTicker(min(time.Second, max(r.cfg.ParkInterval/2, 10*time.Millisecond)))
 	defer ticker.Stop()
 
-	var running sync.WaitGroup
+	var (
+		running sync.WaitGroup
+		held    leases
+	)
+
+	defer r.renewLeases(&held)()
 	defer running.Wait()
 
 	// room is how many more keys of each consumer may be retried. A key wakes the loop
@@ -91,11 +86,15 @@ func (r *Router) retryWaiting(ctx context.Context) {
 		case <-r.due:
 		}
 
-		for _, key := range r.leaseKeys(ctx, room) {
-			room[key.Consumer].Add(-1)
+		for _, lease := range r.leaseKeys(ctx, room) {
+			held.add(lease)
+			room[lease.Consumer].Add(-1)
 			running.Go(func() {
-				finished := r.retryKey(ctx, key)
-				room[key.Consumer].Add(1)
+				finished, wait := r.retryKey(ctx, lease.Key)
+
+				held.remove(lease)
+				r.endLease(ctx, lease, wait)
+				room[lease.Consumer].Add(1)
 
 				if finished > 0 {
 					r.retrySoon()
@@ -116,7 +115,7 @@ func (r *Router) retrySoon() {
 // leaseKeys leases keys that are due. It does not stop when ctx ends, because keys that
 // the server had already leased would go untried. After an error the next round tries
 // again.
-func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) []failed.Key {
+func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) []failed.Lease {
 	free := map[string]int{}
 	for _, consumer := range r.consuming() {
 		free[consumer] = int(room[consumer].Load())
@@ -125,52 +124,93 @@ func (r *Router) leaseKeys(ctx context.Context, room map[string]*atomic.Int64) [
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
 	defer cancel()
 
-	keys, err := r.failed.Lease(bounded, free, r.lease())
+	found, err := r.failed.Lease(bounded, free, leaseDuration)
 	r.Retries.Report(err)
 
-	return keys
+	return found
 }
 
-// retryKey retries the messages of a key in order until one is parked again or none is
-// left. It continues past a message that awaits another one on its own topic, because the
-// other one may be behind it. It returns how many messages were settled or parked.
-func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
-	var (
-		last, after int64
-		f           fate
-		due         time.Time // when the first message is due again, while those behind it are tried
-		leased      = time.Now()
-	)
+// leases are the leases that a process holds.
+type leases struct {
+	mu   sync.Mutex
+	held []failed.Lease
+}
 
-	defer func() {
-		if after > 0 && !leased.IsZero() {
-			r.renew(ctx, key, time.Until(due))
+func (l *leases) add(lease failed.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	l.held = append(l.held, lease)
+}
+
+func (l *leases) remove(lease failed.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	l.held = slices.DeleteFunc(l.held, func(other failed.Lease) bool { return other.Key == lease.Key })
+}
+
+func (l *leases) list() []failed.Lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	return slices.Clone(l.held)
+}
+
+// renewLeases renews the held leases until the returned function is called.
+func (r *Router) renewLeases(held *leases) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+
+	var running sync.WaitGroup
+
+	running.Go(func() {
+		ticker := time.NewTicker(renewInterval)
+		defer ticker.Stop()
+
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+
+			if list := held.list(); len(list) > 0 {
+				r.briefly(ctx, "could not renew leases", func(ctx context.Context) error { return r.failed.Renew(ctx, list, leaseDuration) })
+			}
 		}
-	}()
+	})
+
+	return func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+// endLease ends the lease of a key. If wait is not 0, the key is due after wait.
+func (r *Router) endLease(ctx context.Context, lease failed.Lease, wait time.Duration) {
+	r.briefly(ctx, "could not end the lease of a key", func(ctx context.Context) error { return r.failed.EndLease(ctx, lease, wait) })
+}
+
+// retryKey retries the messages of a leased key in order until one is parked again or none
+// is left. It continues past a message that awaits another one on its own topic, because
+// the other one may be behind it. It returns how many messages were settled or parked, and
+// how long the key has to wait if its message was returned.
+func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int, wait time.Duration) {
+	var last, after int64
 
 	for {
 		head, ok, err := r.headOf(key, after)
-		if isOver(head, ok, err, last, f) {
-			return finished
+
+		switch {
+		case err != nil:
+			return finished, waitAfter(err)
+		case !ok || head.ID == last || head.Behind || ctx.Err() != nil || !r.gate.enter():
+			return finished, 0
 		}
 
-		if errors.Join(err, ctx.Err()) != nil || head.ID == last || head.Behind || !r.gate.enter() {
-			r.postpone(ctx, key, 0)
-
-			return finished
-		}
-
-		// The lease covers one message only. If it expired, another replica could
-		// retry the same messages concurrently.
-		if time.Since(leased) > renewAfter {
-			r.renew(ctx, key, r.lease())
-
-			leased = time.Now()
-		}
-
-		f = r.retry(ctx, key, head, after > 0)
+		f := r.retry(key, head, after > 0)
 		if f.outcome == returned {
-			return finished
+			return finished, waitAfter(f.err)
 		}
 
 		finished++
@@ -179,58 +219,36 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int) {
 		case f.outcome != parked:
 			last, after = head.ID, 0
 		case slices.Contains(f.awaits, head.Topic):
-			if after == 0 { // parking the first message ended the lease
-				due, leased = time.Now().Add(f.wait), time.Time{}
-			}
-
 			after = head.ID
 		default:
-			return finished
+			return finished, 0
 		}
 	}
 }
 
 // retry tries a message of a leased key. If ahead is true, the message is behind the
 // first one.
-func (r *Router) retry(ctx context.Context, key failed.Key, head failed.Head, ahead bool) fate {
+func (r *Router) retry(key failed.Key, head failed.Head, ahead bool) fate {
 	defer r.gate.leave()
 
 	d := r.newDelivery(context.Background(), r.routeOf(key.Consumer), messageOf(head.Entry), &head.Entry, false)
 	d.waited, d.ahead = head.Awaited, ahead
 
-	f := r.deliver(d)
-	if f.outcome == returned {
-		r.postpone(ctx, key, waitOf(f))
-	}
-
-	return f
+	return r.deliver(d)
 }
 
-// isOver reports whether nothing is left to do for a key: the lease will expire, the
-// key is free, or the message that was tried last waits again. If that message changed
-// during its attempt, the attempt had no effect and the message is due at once.
-func isOver(head failed.Head, ok bool, err error, last int64, f fate) bool {
-	switch {
-	case errors.Is(err, ErrStopping):
-		return false
-	case err != nil || !ok:
-		return true
-	default:
-		return head.ID == last && f.outcome != blocked
-	}
-}
-
-// waitOf returns how long a key waits after its message was returned.
-func waitOf(f fate) time.Duration {
-	if errors.Is(f.err, ErrStopping) {
+// waitAfter returns how long a key waits after an error that has nothing to do with its
+// messages.
+func waitAfter(err error) time.Duration {
+	if errors.Is(err, ErrStopping) {
 		return 0
 	}
 
 	return suspendedWait
 }
 
-// headOf returns the first message of a key after the given ID. It waits for Postgres:
-// if it gave up, the key would wait until the lease expires.
+// headOf returns the first message of a key after the given ID. It waits until Postgres
+// answers, or returns ErrStopping.
 func (r *Router) headOf(key failed.Key, after int64) (head failed.Head, ok bool, err error) {
 	err = r.untilReadable(func(ctx context.Context) (err error) {
 		head, ok, err = r.failed.Head(ctx, key, after, r.consuming())
@@ -239,16 +257,6 @@ func (r *Router) headOf(key failed.Key, after int64) (head failed.Head, ok bool,
 	})
 
 	return head, ok, err
-}
-
-// renew makes the lease of a key end after the given time, unless the key is due.
-func (r *Router) renew(ctx context.Context, key failed.Key, lease time.Duration) {
-	r.briefly(ctx, "could not renew the lease of a key", func(ctx context.Context) error { return r.failed.Renew(ctx, key, lease) })
-}
-
-// postpone makes a key due after wait instead of when its lease expires.
-func (r *Router) postpone(ctx context.Context, key failed.Key, wait time.Duration) {
-	r.briefly(ctx, "could not postpone a key", func(ctx context.Context) error { return r.failed.Postpone(ctx, key, wait) })
 }
 
 // briefly runs a short statement, even if the service is stopping.

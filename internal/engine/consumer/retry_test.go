@@ -137,52 +137,108 @@ func TestARejectionDoesNotBlockItsKey(t *testing.T) {
 	}
 }
 
-func TestTheLeaseOfAKeyWithManyMessagesIsRenewed(t *testing.T) {
+func TestALeaseIsRenewedDuringALongAttempt(t *testing.T) {
 	t.Parallel()
 
-	var works atomic.Bool
+	pool := newPool(t)
+	trying, proceed := make(chan struct{}, 1), make(chan struct{})
+	release := sync.OnceFunc(func() { close(proceed) })
 
-	r := start(t, newPool(t), breakable(func(note) bool {
-		if works.Load() {
-			time.Sleep(300 * time.Millisecond)
+	r := start(t, pool, breakable(func(note) bool {
+		select {
+		case trying <- struct{}{}: // the first attempt, before the message waits
+			return false
+		default:
+			<-proceed
+
+			return true
 		}
-
-		return works.Load()
 	}), parking(1000))
+	t.Cleanup(release)
+	r.send(message("a", "1"))
 
-	for i := range 8 {
-		r.send(message("a", fmt.Sprint(i)))
+	type lease struct{ since, until time.Time }
+
+	current := func() (l lease, ok bool) {
+		err := pool.QueryRow(t.Context(), `SELECT leased_at, leased_until FROM failed_keys WHERE leased_at IS NOT NULL`).Scan(&l.since, &l.until)
+
+		return l, err == nil
 	}
 
-	pgtest.Eventually(t, "all wait", func() bool { list := r.waiting("a"); return len(list) == 1 && list[0].Blocked == 7 })
-	works.Store(true)
+	var first lease
 
-	var first time.Time
-
-	pgtest.Eventually(t, "the first is applied", func() bool {
-		list := r.waiting("a")
-		first = list[0].DueAt
-
-		return list[0].Blocked < 7
-	})
-	pgtest.Eventually(t, "the lease is renewed while others wait", func() bool {
-		list := r.waiting("a")
-		if len(list) == 0 {
-			t.Fatal("all were applied under the first lease")
+	pgtest.Eventually(t, "the key is leased", func() (ok bool) { first, ok = current(); return ok })
+	pgtest.Eventually(t, "the lease is renewed", func() bool {
+		l, ok := current()
+		if !ok || !l.since.Equal(first.since) {
+			t.Fatalf("the lease is %v, expected that of %s", l, first.since)
 		}
 
-		return list[0].DueAt.After(first)
+		return l.until.After(first.until)
 	})
+	release()
 	r.settle()
 
-	if got := r.texts("a"); got != "0 1 2 3 4 5 6 7" {
+	if got := r.texts("a"); got != "1" {
 		t.Errorf("applied %q", got)
 	}
 }
 
-// The messages behind one that awaits its own topic are tried under a lease of the key.
-// The lease ends when the first message is due again.
-func TestALeaseForMessagesTriedAheadEndsWhenTheFirstIsDue(t *testing.T) {
+func TestAMessageThatIsBeingTriedIsNotTriedASecondTimeAtTheSameTime(t *testing.T) {
+	t.Parallel()
+
+	var attempts, others, concurrent atomic.Int32
+
+	trying, proceed := make(chan struct{}, 100), make(chan struct{})
+	release := sync.OnceFunc(func() { close(proceed) })
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "other", func(context.Context, pgx.Tx, event.Event[other]) ([]event.Outgoing, error) {
+			if others.Add(1) == 1 {
+				return nil, errBroken
+			}
+
+			return nil, nil
+		})
+		breakable(func(note) bool {
+			if attempts.Add(1) == 1 {
+				return false
+			}
+
+			if concurrent.Add(1) > 1 {
+				t.Error("two attempts run at the same time")
+			}
+			defer concurrent.Add(-1)
+
+			trying <- struct{}{}
+
+			<-proceed
+
+			return true
+		})(router)
+	}, parking(1000))
+	t.Cleanup(release)
+	r.send(message("a", "1"))
+	<-trying
+
+	if out, err := r.failed.RetryNow(t.Context(), failed.KeyFilter{Key: "a"}, activity.Actor{Who: "test", Why: "to see"}); out.Due != 1 || err != nil {
+		t.Fatalf("made due: %+v, %v", out, err)
+	}
+
+	// A key of another consumer becomes due later: once its message has been retried, the
+	// loop has looked at both keys.
+	r.send(event.Message{ID: event.NewID(), Topic: "others", Key: "b", Payload: []byte(`{"id":"b"}`)})
+	pgtest.Eventually(t, "the message of another key is retried", func() bool { return others.Load() == 2 })
+	release()
+	r.settle()
+
+	if got := r.texts("a"); got != "1" || attempts.Load() != 2 {
+		t.Errorf("applied %q in %d attempts", got, attempts.Load())
+	}
+}
+
+// The messages behind one that awaits its own topic are tried under the lease of the key.
+func TestALeaseCoversTheMessagesThatAreTriedAhead(t *testing.T) {
 	t.Parallel()
 
 	pool := newPool(t)
@@ -207,7 +263,7 @@ func TestALeaseForMessagesTriedAheadEndsWhenTheFirstIsDue(t *testing.T) {
 
 	trying, proceed := make(chan struct{}, 100), make(chan struct{})
 
-	r := start(t, pool, func(router *consumer.Router) {
+	start(t, pool, func(router *consumer.Router) {
 		consumer.On(router, "writer", func(_ context.Context, _ pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
 			if e.Ahead {
 				if _, again := ahead.LoadOrStore(e.Payload.Text, true); again {
@@ -223,17 +279,21 @@ func TestALeaseForMessagesTriedAheadEndsWhenTheFirstIsDue(t *testing.T) {
 		})
 	}, func(c *consumer.Config) { c.Retries, c.AwaitTimeout = 0, time.Hour })
 
-	due := func() time.Duration { return time.Until(r.waiting("a")[0].DueAt) }
+	leased := func() bool {
+		return pgtest.Value[bool](t, pool, `SELECT leased_until > clock_timestamp() FROM failed_keys`)
+	}
 
 	<-trying
 
-	if left := due(); left < 30*time.Second {
-		t.Errorf("while a message is tried ahead, another replica may lease the key in %s", left)
+	if !leased() {
+		t.Error("while a message is tried ahead, another replica may lease the key")
 	}
 
 	close(proceed)
 	<-trying
-	pgtest.Eventually(t, "the key is due when the first message is", func() bool { return due() < 30*time.Second })
+	pgtest.Eventually(t, "the lease has ended", func() bool {
+		return pgtest.Value[bool](t, pool, `SELECT leased_until IS NULL AND due_at < clock_timestamp() + interval '30 s' FROM failed_keys`)
+	})
 }
 
 func TestALeasedKeyIsTriedDespiteALostConnection(t *testing.T) {
@@ -862,7 +922,7 @@ func TestASlowConsumerLeavesRoomForOthersToRetry(t *testing.T) {
 	}
 
 	pgtest.Eventually(t, "the slow consumer's messages are being retried", func() bool {
-		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE consumer = 'other' AND due_at > now() AND due_at < now() + interval '20 minutes'`) >= 32
+		return pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE consumer = 'other' AND leased_until > now()`) >= 32
 	})
 
 	if _, err := r.failed.RetryNow(t.Context(), failed.KeyFilter{Consumer: "writer"}, activity.Actor{Who: "test"}); err != nil {

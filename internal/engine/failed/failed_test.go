@@ -146,12 +146,14 @@ func (r rig) waiting() (list []sent) {
 func (r rig) apply() (list []sent) {
 	r.t.Helper()
 
-	keys, err := r.Lease(context.Background(), map[string]int{"writer": 1000}, time.Minute)
+	leases, err := r.Lease(context.Background(), map[string]int{"writer": 1000}, time.Minute)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 
-	for _, k := range keys {
+	for _, lease := range leases {
+		k := lease.Key
+
 		for {
 			e, ok, err := r.Head(context.Background(), k, 0, nil)
 			if err == nil && ok {

@@ -196,8 +196,9 @@ func (s *Store) skip(ctx context.Context, tx pgx.Tx, k Key, e Entry, by activity
 		return out, err
 	}
 
-	if err := postpone(ctx, tx, k, 0); err != nil {
-		return out, err
+	if _, err := tx.Exec(ctx, `
+		UPDATE failed_keys SET due_at = clock_timestamp() WHERE consumer = $1 AND key = $2 AND due_at IS NOT NULL`, k.Consumer, k.Key); err != nil {
+		return out, fmt.Errorf("making key %s due: %w", k.Key, err)
 	}
 
 	next, err := entries(ctx, tx, firstOfKey, k.Consumer, k.Key)

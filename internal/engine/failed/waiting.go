@@ -240,11 +240,11 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	}
 
 	// If another message was requeued ahead of this one in the meantime, the key stays
-	// due. It also stays due if an awaited message was applied during the attempt: Wake
-	// then moved the due time, which the lease had set in the future, to now.
+	// due. It also stays due if something made it due during the attempt: an operator, or
+	// an awaited message that was applied.
 	_, err = tx.Exec(ctx, `
 		UPDATE failed_keys SET awaits = $5::text[],
-			due_at = CASE WHEN $5::text[] <> '{}' AND due_at <= clock_timestamp() THEN due_at ELSE clock_timestamp() + $4 * interval '1 second' END
+			due_at = CASE WHEN due_at > leased_at THEN due_at ELSE clock_timestamp() + $4 * interval '1 second' END
 		WHERE consumer = $1 AND key = $2
 		AND $3 = (SELECT min(id) FROM failed_messages WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting')`,
 		k.Consumer, k.Key, e.ID, wait.Seconds(), awaits)
@@ -263,37 +263,6 @@ func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) err
 		WHERE id = $1 AND revision = $2 AND state = 'waiting'`, e.ID, e.Revision, after.Seconds())
 	if err != nil {
 		return fmt.Errorf("setting the time since which message %s awaits another one: %w", e.MessageID, err)
-	}
-
-	return nil
-}
-
-// Postpone sets the due time of a key to now + wait.
-func (s *Store) Postpone(ctx context.Context, k Key, wait time.Duration) error {
-	return postpone(ctx, s.pool, k, wait)
-}
-
-func postpone(ctx context.Context, db postgres.Execer, k Key, wait time.Duration) error {
-	_, err := db.Exec(ctx, `
-		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'
-		WHERE consumer = $1 AND key = $2 AND due_at IS NOT NULL`,
-		k.Consumer, k.Key, wait.Seconds())
-	if err != nil {
-		return fmt.Errorf("postponing key %s: %w", k.Key, err)
-	}
-
-	return nil
-}
-
-// Renew sets the end of a key's lease to now + lease, unless the key is due because a
-// message was requeued ahead or the lease has expired.
-func (s *Store) Renew(ctx context.Context, k Key, lease time.Duration) error {
-	_, err := s.pool.Exec(ctx, `
-		UPDATE failed_keys SET due_at = clock_timestamp() + $3 * interval '1 second'
-		WHERE consumer = $1 AND key = $2 AND due_at > clock_timestamp()`,
-		k.Consumer, k.Key, lease.Seconds())
-	if err != nil {
-		return fmt.Errorf("renewing the lease of key %s: %w", k.Key, err)
 	}
 
 	return nil
@@ -406,26 +375,72 @@ func (s *Store) Finish(ctx context.Context, e Entry) error {
 	})
 }
 
-// Lease returns due keys, at most room[consumer] of each consumer, and advances their
-// due time by lease. If the caller dies, the keys become due again.
-func (s *Store) Lease(ctx context.Context, room map[string]int, lease time.Duration) ([]Key, error) {
+// Lease is the right to try the messages of a key. No other process has it until it ends
+// or expires.
+type Lease struct {
+	Key
+
+	// Since is when the lease began, on the database's clock.
+	Since time.Time
+}
+
+// Lease leases keys that are due, at most room[consumer] of each consumer, until now +
+// duration. Renew extends the leases, and EndLease ends one.
+func (s *Store) Lease(ctx context.Context, room map[string]int, duration time.Duration) ([]Lease, error) {
 	consumers := slices.Sorted(maps.Keys(room))
 	limits := postgres.Column(consumers, func(consumer string) int64 { return int64(room[consumer]) })
 
-	keys, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Key], `
-		UPDATE failed_keys k SET due_at = clock_timestamp() + $1 * interval '1 second'
+	leases, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Lease], `
+		UPDATE failed_keys k SET leased_at = clock_timestamp(), leased_until = clock_timestamp() + $1 * interval '1 second'
 		FROM unnest($2::text[], $3::bigint[]) AS r (consumer, room)
 		CROSS JOIN LATERAL (
 			SELECT d.consumer, d.key FROM failed_keys d
-			WHERE d.consumer = r.consumer AND d.due_at <= clock_timestamp()
+			WHERE d.consumer = r.consumer AND d.due_at <= clock_timestamp() AND (d.leased_until IS NULL OR d.leased_until <= clock_timestamp())
 			ORDER BY d.due_at LIMIT r.room FOR NO KEY UPDATE SKIP LOCKED) AS due
 		WHERE k.consumer = due.consumer AND k.key = due.key
-		RETURNING k.consumer, k.key`, lease.Seconds(), consumers, limits)
+		RETURNING k.consumer, k.key, k.leased_at`, duration.Seconds(), consumers, limits)
 	if err != nil {
 		return nil, fmt.Errorf("leasing waiting keys: %w", err)
 	}
 
-	return keys, nil
+	return leases, nil
+}
+
+// Renew makes leases last until now + duration. Those that have ended are skipped.
+func (s *Store) Renew(ctx context.Context, leases []Lease, duration time.Duration) error {
+	consumers := postgres.Column(leases, func(l Lease) string { return l.Consumer })
+	keys := postgres.Column(leases, func(l Lease) string { return l.Key.Key })
+	since := postgres.Column(leases, func(l Lease) time.Time { return l.Since })
+
+	_, err := s.pool.Exec(ctx, `
+		WITH own AS (
+			SELECT k.consumer, k.key FROM failed_keys k
+			JOIN unnest($1::text[], $2::text[], $3::timestamptz[]) AS l (consumer, key, since)
+				ON k.consumer = l.consumer AND k.key = l.key AND k.leased_at = l.since
+			ORDER BY k.consumer, k.key FOR NO KEY UPDATE OF k
+		)
+		UPDATE failed_keys k SET leased_until = clock_timestamp() + $4 * interval '1 second'
+		FROM own WHERE k.consumer = own.consumer AND k.key = own.key`, consumers, keys, since, duration.Seconds())
+	if err != nil {
+		return fmt.Errorf("renewing leases: %w", err)
+	}
+
+	return nil
+}
+
+// EndLease ends a lease. If wait is not 0, the key is due after wait, unless something made
+// it due during the lease. A lease that has expired and is now another process's is left
+// alone.
+func (s *Store) EndLease(ctx context.Context, l Lease, wait time.Duration) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE failed_keys SET leased_at = NULL, leased_until = NULL,
+			due_at = CASE WHEN $4::float8 = 0 OR due_at > leased_at THEN due_at WHEN due_at IS NOT NULL THEN clock_timestamp() + $4 * interval '1 second' END
+		WHERE consumer = $1 AND key = $2 AND leased_at = $3`, l.Consumer, l.Key.Key, l.Since, wait.Seconds())
+	if err != nil {
+		return fmt.Errorf("ending the lease of key %s: %w", l.Key.Key, err)
+	}
+
+	return nil
 }
 
 // Head is the first message of a key.

@@ -166,29 +166,106 @@ func TestARequeuedMessageIsDueNowAndFirstOfItsKey(t *testing.T) {
 	}
 }
 
-func TestALeaseIsRenewedUnlessTheKeyIsDue(t *testing.T) {
+func TestALeaseExcludesOtherProcessesUntilItExpires(t *testing.T) {
 	t.Parallel()
 
-	s, _ := newStore(t)
-	park(t, s, broken(), time.Minute)
+	s, pool := newStore(t)
+	park(t, s, broken(), 0)
 
-	k := failed.Key{Consumer: "writer", Key: "k"}
-	due := func() time.Duration {
-		list, err := s.WaitingKeys(t.Context(), failed.KeyFilter{}, 1)
+	lease := func() []failed.Lease {
+		t.Helper()
+
+		list, err := s.Lease(t.Context(), map[string]int{"writer": 9}, time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}
 
-		return time.Until(list[0].DueAt)
+		return list
+	}
+	left := func() time.Duration {
+		return pgtest.Value[time.Duration](t, pool, `SELECT coalesce(leased_until - clock_timestamp(), interval '0') FROM failed_keys`)
 	}
 
-	if err := s.Renew(t.Context(), k, time.Hour); err != nil || due() < 50*time.Minute {
-		t.Errorf("due in %s, %v", due(), err)
+	first := lease()
+	if len(first) != 1 || first[0].Key != (failed.Key{Consumer: "writer", Key: "k"}) {
+		t.Fatalf("leased %v", first)
 	}
 
-	// A message requeued ahead made the key due.
-	if err := errors.Join(s.Postpone(t.Context(), k, 0), s.Renew(t.Context(), k, time.Hour)); err != nil || due() > time.Minute {
-		t.Errorf("due in %s, %v", due(), err)
+	// An operator makes the key due during the attempt.
+	if out, err := s.RetryNow(t.Context(), failed.KeyFilter{}, alice); out.Due != 1 || err != nil {
+		t.Fatal(out, err)
+	}
+
+	if again := lease(); len(again) != 0 {
+		t.Errorf("leased %v although another process has the lease", again)
+	}
+
+	if err := s.Renew(t.Context(), first, 2*time.Hour); err != nil || left() < 110*time.Minute {
+		t.Errorf("the renewed lease lasts %s, %v", left(), err)
+	}
+
+	if err := s.Renew(t.Context(), first, 0); err != nil {
+		t.Fatal(err)
+	}
+
+	second := lease()
+	if len(second) != 1 {
+		t.Fatalf("leased %v after the lease expired", second)
+	}
+
+	// The process whose lease expired has no effect on its successor's.
+	if err := errors.Join(s.Renew(t.Context(), first, 0), s.EndLease(t.Context(), first[0], 0)); err != nil || left() < 50*time.Minute {
+		t.Errorf("the lease lasts %s, %v", left(), err)
+	}
+
+	if err := s.EndLease(t.Context(), second[0], 0); err != nil || left() != 0 || len(lease()) != 1 {
+		t.Errorf("the lease did not end: %s, %v", left(), err)
+	}
+}
+
+func TestAKeyThatBecomesDueDuringAnAttemptIsTriedAgainRightAfterIt(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		during func(s *failed.Store) error
+		due    bool
+	}{
+		"nothing happens":     {func(*failed.Store) error { return nil }, false},
+		"an operator retries": {func(s *failed.Store) error { _, err := s.RetryNow(t.Context(), failed.KeyFilter{}, alice); return err }, true},
+		"the awaited arrives": {func(s *failed.Store) error { _, err := s.Wake(t.Context(), "notes", []string{"k"}); return err }, true},
+	} {
+		for end, finish := range map[string]func(s *failed.Store, l failed.Lease, e failed.Entry) error{
+			"is parked again": func(s *failed.Store, l failed.Lease, e failed.Entry) error {
+				return errors.Join(s.Park(t.Context(), early(e), time.Hour, "notes"), s.EndLease(t.Context(), l, 0))
+			},
+			"is returned": func(s *failed.Store, l failed.Lease, _ failed.Entry) error {
+				return s.EndLease(t.Context(), l, time.Hour)
+			},
+		} {
+			t.Run(name+" and it "+end, func(t *testing.T) {
+				t.Parallel()
+
+				s, _ := newStore(t)
+				if err := s.Park(t.Context(), early(broken()), 0, "notes"); err != nil {
+					t.Fatal(err)
+				}
+
+				leases, err := s.Lease(t.Context(), map[string]int{"writer": 1}, time.Hour)
+				if err != nil || len(leases) != 1 {
+					t.Fatal(leases, err)
+				}
+
+				head, _, err := s.Head(t.Context(), leases[0].Key, 0, nil)
+				if err := errors.Join(err, c.during(s), finish(s, leases[0], head.Entry)); err != nil {
+					t.Fatal(err)
+				}
+
+				again, err := s.Lease(t.Context(), map[string]int{"writer": 1}, time.Hour)
+				if err != nil || (len(again) == 1) != c.due {
+					t.Errorf("leased %v, %v", again, err)
+				}
+			})
+		}
 	}
 }
 
@@ -504,8 +581,8 @@ func TestOperatorsAndAttemptsDoNotDeadlock(t *testing.T) {
 func (r rig) stopHeads() error {
 	leased, err := r.Lease(r.t.Context(), map[string]int{"writer": 3}, time.Millisecond)
 
-	for _, k := range leased {
-		e, ok, headErr := r.Head(r.t.Context(), k, 0, nil)
+	for _, l := range leased {
+		e, ok, headErr := r.Head(r.t.Context(), l.Key, 0, nil)
 		if ok {
 			e.Attempts++
 			headErr = r.Stop(r.t.Context(), e.Entry)

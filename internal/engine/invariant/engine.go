@@ -88,7 +88,7 @@ func engine() []Source {
 			Name:  "failed keys",
 			Count: `SELECT count(*) FROM failed_keys`,
 			Rows: `
-				SELECT k.consumer || ' ' || k.key AS id, k.due_at, coalesce(m.waiting, 0) AS waiting, coalesce(m.stopped, 0) AS stopped,
+				SELECT k.consumer || ' ' || k.key AS id, k.due_at, k.leased_until, coalesce(m.waiting, 0) AS waiting, coalesce(m.stopped, 0) AS stopped,
 				       EXISTS (SELECT FROM paused_consumers c WHERE c.consumer = k.consumer) AS paused
 				FROM failed_keys k
 				LEFT JOIN (
@@ -102,7 +102,7 @@ func engine() []Source {
 					WHEN waiting = 0 AND due_at IS NOT NULL THEN 'is blocked, but no message waits'
 					WHEN waiting > 0 AND due_at IS NULL THEN 'has waiting messages that nothing retries'
 					WHEN waiting + stopped = 0 THEN 'has no failed message'
-					WHEN due_at < now() - @older::interval AND NOT paused THEN 'has been due since ' || to_char(due_at, 'YYYY-MM-DD HH24:MI:SS') END`,
+					WHEN greatest(due_at, leased_until) < now() - @older::interval AND NOT paused THEN 'has been due since ' || to_char(due_at, 'YYYY-MM-DD HH24:MI:SS') END`,
 			}},
 		},
 	}
