@@ -11,7 +11,7 @@ func newActivity(opts *options) *cobra.Command {
 	var filter activity.Filter
 
 	return listing(opts, &cobra.Command{
-		Use: "activity", Short: "List what operators did, newest first",
+		Use: "activity", Short: "List operator actions, newest first",
 		Example: `  millrace activity --who ann --since 24h
   millrace activity --action discarded`,
 	}, func(c *call, limit int) ([]activity.Action, error) {

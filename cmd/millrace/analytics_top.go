@@ -31,7 +31,7 @@ func newAnalyticsTop(opts *options) *cobra.Command {
 
 // recent adds --days.
 func recent(days *int) flag {
-	return number(days, "days", 14, maxDays, "count this many days, including today")
+	return number(days, "days", 14, maxDays, "cover this many days, including today")
 }
 
 // barWidth is how many characters the longest bar has.

@@ -28,15 +28,15 @@ func newAudit(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "audit", Short: "Check the invariants of the database and the payment gateway's record",
 		Long: `Check all invariants in one snapshot, without blocking a running service. For each
-invariant the command prints what it examined, what violates it and what to do.
+invariant, the command prints what it examined, what violates it and what to do.
 
---repair fixes the violations that have only one safe fix, then checks again; on a
-terminal it shows them first and asks. --repair --dry-run only shows what it would
-fix. Each repair is recorded.
+--repair fixes the violations that have only one safe fix, then checks again. On a
+terminal, it first lists them and asks for confirmation. --repair --dry-run only shows
+what would be fixed. Each repair is recorded.
 
 Checks: ` + strings.Join(audit.Names(), ", ") + `.
 
-Exit code 1 if there are violations, after the repair if there was one.`,
+Exit code 1 if there are violations; with --repair, if any remain.`,
 		Example: `  millrace audit --only stock,ledger
   millrace audit --repair --dry-run`,
 	}, func(c *call) error {
@@ -58,8 +58,8 @@ Exit code 1 if there are violations, after the repair if there was one.`,
 		flags.StringSliceVar(&a.checks.Only, "only", nil, "run only these checks, separated by commas")
 		flags.IntVar(&a.checks.Limit, "limit", 20, "list at most this many violations per check; all are counted")
 		flags.DurationVar(&a.checks.Older, "older", 15*time.Minute, "treat anything in progress for longer than this as stuck")
-		flags.DurationVar(&a.checks.Ledger, "ledger", 30*24*time.Hour, "compare the gateway's record from this far back")
-		flags.DurationVar(&a.checks.Timeout, "timeout", 5*time.Minute, "time out each statement after this long")
+		flags.DurationVar(&a.checks.Ledger, "ledger", 30*24*time.Hour, "how far back to compare the gateway's record")
+		flags.DurationVar(&a.checks.Timeout, "timeout", 5*time.Minute, "time limit for each statement")
 		flags.BoolVar(&a.repair, "repair", false, "fix the violations that have only one safe fix")
 		flags.BoolVar(&a.dry, "dry-run", false, "with --repair, only show what would be fixed")
 		flags.BoolVar(&a.confirmed, "yes", false, "with --repair, do not ask for confirmation on a terminal")

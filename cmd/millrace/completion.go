@@ -34,7 +34,7 @@ var shells = map[string]func(*call) error{
 
 func newCompletion(opts *options) *cobra.Command {
 	return command(opts, &cobra.Command{
-		Use: "completion SHELL", Short: "Print a script that completes commands, names and ids in bash, fish, powershell or zsh",
+		Use: "completion SHELL", Short: "Print a completion script for bash, fish, powershell or zsh",
 		Example: "  source <(millrace completion bash)",
 	}, func(c *call) error {
 		if err := event.KnownName("shell", c.args[0], sortedKeys(shells)); err != nil {

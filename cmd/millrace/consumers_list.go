@@ -12,8 +12,9 @@ import (
 func newConsumersList(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
 		Use: "list", Short: "List the consumers and their state",
-		Long: `List the consumers and their state in the service at health.addr, which shares pauses
-with its replicas, but not connections. If no service answers, the states are unknown.`,
+		Long: `List the consumers and their state, as reported by the service at health.addr. Pauses
+apply to all replicas; connections are those of this one. If no service responds, the
+states are unknown.`,
 		Example: "  millrace consumers list",
 	}, func(c *call) ([]operate.Consumer, error) { return c.Operator.ConsumersAt(c.ctx, c.cfg.Health.Addr) }, writeConsumers)
 }
@@ -25,6 +26,6 @@ func writeConsumers(w io.Writer, list []operate.Consumer) {
 	})(w, list)
 
 	if len(list) > 0 && list[0].State == operate.Unknown {
-		fmt.Fprintln(w, "\nNo service answers here; `millrace status` says more.")
+		fmt.Fprintln(w, "\nNo service is responding; see `millrace status`.")
 	}
 }

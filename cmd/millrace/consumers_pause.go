@@ -15,9 +15,9 @@ func newConsumersPause(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "pause CONSUMER", Short: "Pause a consumer on all replicas; its messages wait",
-		Long: `Pause a consumer on all replicas and print what will wait during the pause. With --for the
-pause ends by itself; pausing again sets a new end. --dry-run only prints what a
-pause would affect.`,
+		Long: `Pause a consumer on all replicas and print what will wait during the pause. With --for,
+the pause ends by itself; pausing again changes when it ends. --dry-run only prints
+what the pause would affect.`,
 		Example: `  millrace consumers pause fulfilment.charge --why "the provider is down" --for 1h
   millrace consumers pause fulfilment.charge --dry-run`,
 	}, func(c *call) error {
@@ -28,7 +28,7 @@ pause would affect.`,
 
 		return c.print(outcome, func(w io.Writer) { writePause(w, c.args[0], pausing, outcome) })
 	}, recorded, func(_ *options, flags *pflag.FlagSet) {
-		flags.DurationVar(&pausing.For, "for", 0, "end the pause after this time, such as 30m; 0 pauses until it is resumed")
+		flags.DurationVar(&pausing.For, "for", 0, "end the pause after this long, such as 30m; 0 pauses until the consumer is resumed")
 		flags.BoolVar(&pausing.DryRun, "dry-run", false, "only print what the pause would affect")
 	})
 }
@@ -48,7 +48,7 @@ func writePause(w io.Writer, name string, asked operate.Pausing, o operate.Pause
 	}
 
 	if o.Unknown != "" {
-		fmt.Fprintf(w, "until when is unknown: %s\n", oneLine(o.Unknown, 300))
+		fmt.Fprintf(w, "the end of the pause is unknown: %s\n", oneLine(o.Unknown, 300))
 	}
 
 	for _, effect := range o.Effects {

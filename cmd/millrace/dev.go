@@ -16,10 +16,10 @@ import (
 
 func newDev(opts *options) *cobra.Command {
 	return command(opts, &cobra.Command{
-		Use: "dev", Short: "Run the service with a private Postgres and some stock",
+		Use: "dev", Short: "Run the service with a private Postgres and sample stock",
 		Long: `Run the service with everything it needs. If no database is configured, a private
 Postgres is downloaded and started under ` + devDir + ` (its data is kept). The
-schema is migrated and some products are put in stock.`,
+schema is migrated, and sample products are put in stock.`,
 		Example: "  millrace dev",
 	}, func(c *call) error { return runDev(c.ctx, opts, c.out()) })
 }

@@ -18,11 +18,12 @@ import (
 
 func newFailed(opts *options) *cobra.Command {
 	return group(opts, &cobra.Command{
-		Use: "failed", Short: "Work on messages that did not go through",
-		Long: `Work on messages that did not go through. A waiting message is retried later, and
-later messages of its key wait behind it, in order; other keys are not affected.
-A stopped message needs you: see what failed and why, edit it, and requeue or
-discard it. Every action is recorded with its operator, time and reason.`,
+		Use: "failed", Short: "List, edit, retry and discard messages that did not go through",
+		Long: `List, edit, retry and discard messages that did not go through. A waiting message is
+retried later, and later messages of its key wait behind it, in order; other keys are
+not affected. A stopped message needs an operator: see why it failed, edit it if
+necessary, then requeue or discard it. Every action is recorded with its operator,
+time and reason.`,
 		Example: `  millrace failed groups
   millrace failed requeue --group 4be1a2c09f3d --why "fixed in 1.4.2"`,
 	}, newFailedList, newFailedGroups, newFailedCount, newFailedShow, newFailedEdit, newFailedRequeue, newFailedDiscard,
@@ -38,10 +39,10 @@ type selection struct {
 }
 
 func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
-	flags.StringVar(&s.Group, "group", "", "select this group")
+	flags.StringVar(&s.Group, "group", "", "select messages in this group")
 	flags.StringVar(&s.Topic, "topic", "", "select messages of this topic")
 	flags.StringVar(&s.Consumer, "consumer", "", "select messages of this consumer")
-	flags.StringVar(&s.Reason, "reason", "", "select this reason: "+strings.Join(postgres.Column(event.Reasons, func(r event.Reason) string { return string(r) }), ", "))
+	flags.StringVar(&s.Reason, "reason", "", "select messages that failed for this reason: "+strings.Join(postgres.Column(event.Reasons, func(r event.Reason) string { return string(r) }), ", "))
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
 	flags.Var((*moment)(&s.Since.Time), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")
@@ -49,7 +50,7 @@ func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 }
 
 func (s *selection) stateFlag(value string) flag {
-	return text(&s.state, "state", value, "select this state: waiting, stopped, resolved or all")
+	return text(&s.state, "state", value, "select messages in this state: waiting, stopped, resolved or all")
 }
 
 // failedListing is like listing, for a command whose flags select failed messages.
@@ -118,7 +119,7 @@ func (m *moment) Set(text string) error {
 
 	switch {
 	case err == nil && ago < 0:
-		return fmt.Errorf("is %s, which is in the future, expected a time ago such as 2h", text)
+		return fmt.Errorf("is %s, which is in the future, expected a time in the past such as 2h", text)
 	case err == nil:
 		*m = moment(time.Now().Add(-ago))
 

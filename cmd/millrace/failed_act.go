@@ -231,7 +231,7 @@ func writeFollowed(w io.Writer, a action) {
 	}
 
 	if a.Unknown != "" {
-		fmt.Fprintf(w, "what holds up the messages is unknown: %s\n", oneLine(a.Unknown, 300))
+		fmt.Fprintf(w, "could not determine what holds up the messages: %s\n", oneLine(a.Unknown, 300))
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 func newFailedDiscard(opts *options) *cobra.Command {
 	return act(opts, &cobra.Command{
 		Use: "discard [ID...]", Short: "Resolve stopped messages without applying them; requires --why",
-		Example: `  millrace failed discard 17 --why "test order of the shop"`,
+		Example: `  millrace failed discard 17 --why "test order"`,
 		PreRunE: func(*cobra.Command, []string) error {
 			if strings.TrimSpace(opts.by.Why) == "" {
 				return event.Errorf(event.Invalid, "--why: is missing, expected the reason for the discard")

@@ -30,9 +30,9 @@ func newFailedEdit(opts *options) *cobra.Command {
 the consumer accepts it; otherwise the command reports the invalid field and lets
 you edit again. The original payload is kept; requeue uses the edited one.
 
-An edit that changes the key of the message is refused unless --new-key names the
-new key, or you confirm it on a terminal. --requeue requeues the message after the
-edit, as ` + "`millrace failed requeue`" + ` does with the same flags.`,
+An edit that changes the message's key is refused unless --new-key names the new key,
+or you confirm it on a terminal. --requeue then requeues the message, with the flags
+of ` + "`millrace failed requeue`" + `.`,
 		Example: `  millrace failed edit 17 --why "the shop sent 0"
   millrace failed edit 17 --file order.json --requeue --wait`,
 	}, func(c *call) error {
@@ -43,7 +43,7 @@ edit, as ` + "`millrace failed requeue`" + ` does with the same flags.`,
 
 		return e.run(c, id)
 	}, recorded, words(&e.pace), e.wait.flags, yes(&e.requeue, "requeue", "requeue the message after the edit"),
-		text(&e.newKey, "new-key", "", "allow the edit to change the key of the message to this one"),
+		text(&e.newKey, "new-key", "", "allow the edit to change the message's key to this one"),
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.StringVarP(&e.file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
 		})

@@ -15,23 +15,25 @@ func newFailedRequeue(opts *options) *cobra.Command {
 	)
 
 	return act(opts, &cobra.Command{
-		Use: "requeue [ID...]", Short: "Retry stopped messages in order of arrival",
-		Long: `Retry stopped messages in order of arrival per key. Only the consumer that failed
-receives them, and edited messages are retried with the edited payload. Messages
-keep their ids, so none is applied twice.
+		Use: "requeue [ID...]", Short: "Retry stopped messages, in order of arrival for each key",
+		Long: `Retry stopped messages, in order of arrival for each key. Only the consumer that failed
+receives them. Edited messages are retried with the edited payload. Messages keep
+their ids, so none is applied twice.
 
-A message whose payload the consumer would reject is refused and stays stopped:
-edit or discard it. A message behind an older stopped one of its key is refused
-too, to keep the order; --out-of-order requeues it anyway. So is an overtaken
-message: later messages of its key have been applied since it stopped, and it may
-overwrite what they did. See them with ` + "`millrace failed show`" + `; --overtaken requeues it
-anyway. Ctrl-C stops between two messages; run the same command again to continue.
+A message is refused and stays stopped if
+- the consumer would reject its payload: edit or discard it
+- an older message with its key is stopped: --out-of-order requeues it anyway
+- it was overtaken: later messages with its key have been applied since it stopped, and
+  it may overwrite what they did. ` + "`millrace failed show`" + ` lists them; --overtaken
+  requeues it anyway
 
---wait waits until each requeued message has been tried, and groups those that came
-back by cause. Ctrl-C then ends the wait, and the messages are still tried.
+Ctrl-C stops between two messages; run the same command again to continue.
 
-Exit code 4 if messages were refused because of their payload; 1 if others were
-left stopped, or with --wait if some came back or were not tried in time.`,
+--wait waits until each requeued message has been tried, and groups those that failed
+again by cause. Ctrl-C then ends the wait; the messages are still tried.
+
+Exit code 4 if messages were refused because of their payload; 1 if others remain
+stopped or, with --wait, if some failed again or were not tried in time.`,
 		Example: `  millrace failed requeue 17 18
   millrace failed requeue 17 --overtaken --wait --why "Berlin is right"
   millrace failed requeue --group 4be1a2c09f3d --rate 50 --why "fixed in 1.4.2"`,
@@ -53,7 +55,7 @@ left stopped, or with --wait if some came back or were not tried in time.`,
 // words adds the flags that explicitly allow what a requeue otherwise refuses.
 func words(pace *failed.Pace) flag {
 	return func(o *options, flags *pflag.FlagSet) {
-		yes(&pace.OutOfOrder, "out-of-order", "also requeue messages behind older stopped ones of their key")(o, flags)
-		yes(&pace.Overtaken, "overtaken", "also requeue messages that later ones of their key overtook")(o, flags)
+		yes(&pace.OutOfOrder, "out-of-order", "also requeue messages that follow an older stopped one with the same key")(o, flags)
+		yes(&pace.Overtaken, "overtaken", "also requeue messages that later ones with the same key overtook")(o, flags)
 	}
 }

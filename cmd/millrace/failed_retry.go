@@ -20,12 +20,12 @@ func newFailedRetry(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "retry [ID]", Short: "Retry waiting messages now",
-		Long: `Make waiting keys due now, so that the running service tries the first message of
-each. The command says what holds up keys whose consumer is paused or waits for a
-dependency: those are tried as soon as it takes messages again.
+		Long: `Make waiting keys due now; the running service then tries the first message of each.
+If a key's consumer is paused or waiting for a dependency, the command reports what
+holds it up; the key is tried as soon as the consumer takes messages again.
 
 --wait waits until the first message of each key has been tried. Exit code 1 if some
-came back or were not tried in time.`,
+failed again or were not tried in time.`,
 		Example: `  millrace failed retry 17
   millrace failed retry --consumer fulfilment.charge --wait --why "the provider is back"`,
 	}, func(c *call) error {

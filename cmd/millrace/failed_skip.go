@@ -22,8 +22,8 @@ func newFailedSkip(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "skip ID", Short: "Stop the first message of a waiting key, so that the next one is tried",
-		Long: `Stop the first message of a waiting key. You can edit and requeue it later. The
-next message of its key is tried at once; --wait waits until it has been tried.`,
+		Long: `Stop the first message of a waiting key. You can edit and requeue it later. The next
+message of the key is tried immediately; --wait waits until it has been tried.`,
 		Example: `  millrace failed skip 17 --why "the order is a test"`,
 	}, func(c *call) error {
 		id, err := entryID(c.args[0])

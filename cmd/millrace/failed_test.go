@@ -341,7 +341,7 @@ func TestAnActionThatWasDoneIsReportedAlthoughWhatFollowsIsUnknown(t *testing.T)
 		{"failed retry 1", "1 key is due now, with 2 messages"},
 		{"failed skip 1", "skipped message 1"},
 	} {
-		if out := expect(t, url, c.args, 0, c.says); !strings.Contains(out, "what holds up the messages is unknown: ") {
+		if out := expect(t, url, c.args, 0, c.says); !strings.Contains(out, "could not determine what holds up the messages: ") {
 			t.Errorf("millrace %s: %s", c.args, out)
 		}
 	}

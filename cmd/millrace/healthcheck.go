@@ -30,17 +30,17 @@ func newHealthcheck(opts *options) *cobra.Command {
 	var timeout time.Duration
 
 	return command(opts, &cobra.Command{
-		Use: "healthcheck PROBE", Short: "Ask the service at health.addr whether it is live, ready or started",
-		Long: `Ask the service at health.addr whether it is live, ready or started, and print what is
-not as it should be. It needs neither Postgres nor a broker, for probes that run a
-command: the container image has no shell.
+		Use: "healthcheck PROBE", Short: "Check whether the service at health.addr is live, ready or started",
+		Long: `Check whether the service at health.addr is live, ready or started, and print what is
+wrong. The command connects to neither Postgres nor a broker. Use it as a container's
+probe, since the image has no shell.
 
-Exit code 0 if the service says yes, 1 if it says no or does not answer in time.`,
+Exit code 0 if the probe succeeds; 1 if it fails or the service does not respond in time.`,
 		Example: "  millrace healthcheck ready",
 	}, func(c *call) error {
 		path, known := probes[c.args[0]]
 		if !known {
-			return event.Errorf(event.Unknown, "there is no probe %s, expected live, ready or started", c.args[0])
+			return event.Errorf(event.Unknown, "unknown probe %s, expected live, ready or started", c.args[0])
 		}
 
 		cfg, err := opts.load()
@@ -75,7 +75,7 @@ func askProbe(ctx context.Context, addr, path string) (answer probed, err error)
 	// The default transport would send the request to a proxy that is set for others.
 	response, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
 	if err != nil {
-		return answer, fmt.Errorf("no service responds at health.addr %s: %w", addr, err)
+		return answer, fmt.Errorf("no service is responding at health.addr %s: %w", addr, err)
 	}
 	defer response.Body.Close()
 
@@ -84,7 +84,7 @@ func askProbe(ctx context.Context, addr, path string) (answer probed, err error)
 	}
 
 	if response.StatusCode != http.StatusOK {
-		return answer, fmt.Errorf("%s: the service answers %s", path, response.Status)
+		return answer, fmt.Errorf("%s: the service returned %s", path, response.Status)
 	}
 
 	return answer, nil

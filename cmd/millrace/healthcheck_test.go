@@ -22,11 +22,11 @@ func TestHealthcheckExitsByTheAnswerOfTheService(t *testing.T) {
 		expect(t, url, "healthcheck "+probe, 0, "ok")
 	}
 
-	expect(t, url, "healthcheck alive", exitUsage, "there is no probe alive, expected live, ready or started")
+	expect(t, url, "healthcheck alive", exitUsage, "unknown probe alive, expected live, ready or started")
 	expect(t, url, "healthcheck ready --json", 0, `"status": "ok"`)
 
 	s.Stop()
-	expect(t, url, "healthcheck live", exitFailure, "no service responds at health.addr")
+	expect(t, url, "healthcheck live", exitFailure, "no service is responding at health.addr")
 }
 
 func TestHealthcheckFailsWhenTheServiceSaysNoOrIsSilentOrIsAnother(t *testing.T) {
@@ -51,7 +51,7 @@ func TestHealthcheckFailsWhenTheServiceSaysNoOrIsSilentOrIsAnother(t *testing.T)
 	for _, c := range []struct{ addr, says string }{
 		{unready.Listener.Addr().String(), "postgres: connection refused"},
 		{another.Listener.Addr().String(), "unexpected response from the program at health.addr"},
-		{silent.Addr().String(), "no service responds at health.addr"},
+		{silent.Addr().String(), "no service is responding at health.addr"},
 	} {
 		t.Setenv("MILLRACE_HEALTH__ADDR", c.addr)
 

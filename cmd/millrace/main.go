@@ -49,6 +49,6 @@ func execute(ctx context.Context, root *cobra.Command) int {
 // Errors of commands that have already listed the messages.
 var (
 	errRejected = event.Errorf(event.Rejected, "some messages were rejected and not published")
-	errRefused  = event.Errorf(event.Rejected, "some messages were refused and stay stopped")
-	errLeft     = event.Errorf(event.Conflict, "some messages were left as they are")
+	errRefused  = event.Errorf(event.Rejected, "some messages were refused and remain stopped")
+	errLeft     = event.Errorf(event.Conflict, "some messages were left unchanged")
 )

@@ -10,7 +10,7 @@ func newNotificationsList(opts *options) *cobra.Command {
 	var user string
 
 	return listing(opts, &cobra.Command{
-		Use: "list", Short: "List the newest notifications and the provider's answers", Example: "  millrace notifications list --user alice",
+		Use: "list", Short: "List the most recent notifications and the provider's responses", Example: "  millrace notifications list --user alice",
 	}, func(c *call, limit int) ([]notification.Entry, error) {
 		return c.Notifications.List(c.ctx, user, limit)
 	},

@@ -22,10 +22,11 @@ func newOrdersCancel(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "cancel ORDER", Short: "Request the cancellation of an order",
-		Long: `Request the cancellation of an order: its stock is released, and its payment, if
-any, is refunded. An order that has already ended is not changed: the command refuses
-to request it, and if the order ends meanwhile, orders.cancel.refused is published.
---wait waits until the order has ended and says how; exit code 1 if it was not
+		Long: `Request the cancellation of an order: its stock is released, and its payment, if any,
+is refunded. An order that has already ended cannot be cancelled. If it ends before
+the request is processed, orders.cancel.refused is published.
+
+--wait waits until the order has ended and prints its status. Exit code 1 if it was not
 cancelled.`,
 		Example: `  millrace orders cancel order_123 --reason "changed my mind" --wait`,
 	}, func(c *call) error {
@@ -36,7 +37,7 @@ cancelled.`,
 		case err != nil:
 			return err
 		case found.Status.Terminal():
-			return event.Errorf(event.Conflict, "order %s is already %s, expected one that has not ended", found.ID, found.Status)
+			return event.Errorf(event.Conflict, "order %s is already %s and cannot be cancelled", found.ID, found.Status)
 		}
 
 		payload, err := event.Encode(fulfilment.CancelRequested{OrderID: c.args[0], Reason: reason})

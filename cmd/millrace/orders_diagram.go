@@ -10,7 +10,7 @@ import (
 
 func newOrdersDiagram(opts *options) *cobra.Command {
 	return command(opts, &cobra.Command{
-		Use: "diagram", Short: "Draw the states of an order as a Mermaid diagram", Example: "  millrace orders diagram > orders.mmd",
+		Use: "diagram", Short: "Print the states of an order as a Mermaid diagram", Example: "  millrace orders diagram > orders.mmd",
 	}, func(c *call) error {
 		_, err := io.WriteString(c.out(), fulfilment.Diagram())
 

@@ -36,7 +36,7 @@ func newPaymentsLedger(opts *options) *cobra.Command {
 
 		return nil
 	}, func(_ *options, flags *pflag.FlagSet) {
-		flags.DurationVar(&since, "since", 24*time.Hour, "list captures from this far back; 0 lists all")
+		flags.DurationVar(&since, "since", 24*time.Hour, "how far back to list captures; 0 lists all")
 	})
 }
 

@@ -11,7 +11,7 @@ import (
 
 func newPaymentsShow(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
-		Use: "show ORDER", Short: "Show the payment of an order next to the gateway's record", Example: "  millrace payments show order_123",
+		Use: "show ORDER", Short: "Show the payment of an order alongside the gateway's record", Example: "  millrace payments show order_123",
 	}, func(c *call) (payment.Statement, error) { return c.ShowPayment(c.ctx, c.args[0]) }, writeStatement)
 }
 
@@ -45,6 +45,6 @@ func writeStatement(w io.Writer, s payment.Statement) {
 	}
 
 	for _, difference := range s.Differences {
-		fmt.Fprintf(w, "they differ: %s\n", oneLine(difference, 300))
+		fmt.Fprintf(w, "mismatch: %s\n", oneLine(difference, 300))
 	}
 }

@@ -36,8 +36,8 @@ func TestPaymentsAreShownBesideTheGatewaysRecord(t *testing.T) {
 		says  []string
 		lacks string
 	}{
-		{"payments show paid", 0, []string{"here     captured  10 USD", "gateway  captured  10 USD", "both agree"}, "differ"},
-		{"payments show lost", 0, []string{"they differ: the gateway has captured txn_2, which is not recorded: 20 EUR"}, "here"},
+		{"payments show paid", 0, []string{"here     captured  10 USD", "gateway  captured  10 USD", "both agree"}, "mismatch"},
+		{"payments show lost", 0, []string{"mismatch: the gateway has captured txn_2, which is not recorded: 20 EUR"}, "here"},
 		{"payments show lost --json", 0, []string{`"recorded": []`, `"transaction_id": "txn_2"`}, ""},
 		{"payments show nope", exitNotFound, []string{"there is no payment of order nope"}, ""},
 		{"payments ledger", 0, []string{"ORDER", "paid   txn_1"}, "lost"},

@@ -27,10 +27,10 @@ func newPublish(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "publish TOPIC [JSON]", Short: "Publish one message, or each line of a file",
-		Long: `Publish a message to a topic, or with --file each line of a file (NDJSON); "-" is
+		Long: `Publish a message to a topic or, with --file, each line of a file (NDJSON); "-" is
 standard input. Messages go through the outbox, so nothing is lost while the
 service or the broker is down. Messages that their consumer would reject are not
-published; each is listed with its line and the reason.`,
+published; each is listed with its line number and the reason.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || (len(args) == 2) == (file != "") || len(args) > 2 {
 				return event.Errorf(event.Invalid, "expected a topic and either a JSON text or --file")

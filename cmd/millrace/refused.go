@@ -12,12 +12,12 @@ import (
 
 func newRefused(opts *options) *cobra.Command {
 	return group(opts, &cobra.Command{
-		Use: "refused", Short: "Work on outgoing messages that their broker refuses",
-		Long: `Work on outgoing messages that their broker refuses, such as those that are too
-large for their topic. They wait in the outbox until you retry or discard them;
-later messages of their keys are published.`,
+		Use: "refused", Short: "List, retry and discard outgoing messages that the broker refuses",
+		Long: `List, retry and discard outgoing messages that the broker refuses, for example because
+they are too large for their topic. They wait in the outbox until you retry or discard
+them; later messages with the same keys are published.`,
 		Example: `  millrace refused list
-  millrace refused retry 17 --why "the topic takes 4 MiB now"`,
+  millrace refused retry 17 --why "the topic now allows 4 MiB"`,
 	}, newRefusedList, newRefusedRetry, newRefusedDiscard)
 }
 
@@ -25,7 +25,7 @@ func newRefusedList(opts *options) *cobra.Command {
 	var topic string
 
 	return listing(opts, &cobra.Command{
-		Use: "list", Short: "List the messages that their broker refuses, the oldest first", Example: "  millrace refused list --topic orders.created",
+		Use: "list", Short: "List the messages that the broker refuses, oldest first", Example: "  millrace refused list --topic orders.created",
 	}, func(c *call, limit int) ([]outbox.Refused, error) {
 		return outbox.ListRefused(c.ctx, c.Operator.Pool, topic, limit)
 	}, func(c *call) (int, error) {
@@ -38,9 +38,9 @@ func newRefusedList(opts *options) *cobra.Command {
 func newRefusedRetry(opts *options) *cobra.Command {
 	return actOnRefused(opts, &cobra.Command{
 		Use: "retry [ID...]", Short: "Publish refused messages again",
-		Long: `Publish refused messages again, after whatever has been published for their keys
-meanwhile.`,
-		Example: `  millrace refused retry 17 --why "the topic takes 4 MiB now"`,
+		Long: `Publish refused messages again. Later messages with the same keys may already have been
+published.`,
+		Example: `  millrace refused retry 17 --why "the topic now allows 4 MiB"`,
 	}, "will be published again", outbox.RetryRefused)
 }
 

@@ -22,10 +22,10 @@ func newRoot(out, problems io.Writer) *cobra.Command {
 		Long: `Millrace consumes topics from Kafka, RabbitMQ or Postgres alone, applies each
 message to Postgres exactly once in effect, and publishes the events that follow.
 
-The configuration comes from the defaults, then --config, then the environment
-(MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size, DATABASE_URL postgres.url),
-then the flags. Without a database, commands use the one that "millrace dev"
-keeps in the working directory.
+The configuration comes from the defaults, the --config file, the environment
+(MILLRACE_OUTBOX__BATCH_SIZE sets outbox.batch_size, and DATABASE_URL sets
+postgres.url) and the flags; later sources win. If no database is configured,
+commands use the one that "millrace dev" keeps in the working directory.
 
 ` + exitCodes(),
 		Example: `  millrace dev
@@ -39,16 +39,16 @@ keeps in the working directory.
 			newOrdersShow, newOrdersList, newOrdersCancel, newOrdersDiagram),
 		parent("payments", "Compare payments with the gateway's record", "payments show order_123", newPaymentsShow, newPaymentsLedger),
 		parent("users", "Show and erase users", "users show alice", newUsersShow, newUsersList, newUsersMisses, newUsersErase),
-		parent("notifications", "Show the notifications sent to users", "notifications list --user alice", newNotificationsList),
-		parent("analytics", "Count what users did", "analytics top --days 7", newAnalyticsTop, newAnalyticsDaily),
+		parent("notifications", "Show notifications sent to users", "notifications list --user alice", newNotificationsList),
+		parent("analytics", "Count user activity", "analytics top --days 7", newAnalyticsTop, newAnalyticsDaily),
 		parent("events", "Read the event store", "events show order-order_123", newEventsShow, newEventsTail, newEventsExport),
-		parent("projections", "Show and rebuild the projections of the event store", "projections status",
+		parent("projections", "Show and rebuild event store projections", "projections status",
 			newProjectionsStatus, newProjectionsRebuild),
 		parent("consumers", "List, pause and resume consumers", `consumers pause fulfilment.charge --why "the provider is down"`,
 			newConsumersList, newConsumersPause, newConsumersResume),
-		parent("tokens", "Create, list and revoke tokens of the operator API", "tokens create ci-deploy --role operator",
+		parent("tokens", "Create, list and revoke operator API tokens", "tokens create ci-deploy --role operator",
 			newTokensCreate, newTokensList, newTokensRevoke),
-		parent("migrate", "Show and apply the migrations of the database", "migrate up", newMigrateUp, newMigrateStatus))
+		parent("migrate", "Show and apply database migrations", "migrate up", newMigrateUp, newMigrateStatus))
 
 	root.SetOut(terminal.NewWriter(out))
 	root.SetErr(terminal.NewWriter(problems))

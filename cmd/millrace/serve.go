@@ -14,7 +14,7 @@ func newServe(opts *options) *cobra.Command {
 	return command(opts, &cobra.Command{
 		Use: "serve", Short: "Run the service",
 		Long: `Run the service. SIGINT or SIGTERM drains it: it stops taking messages, finishes
-those in progress and publishes their events. A second signal stops it at once.`,
+those in progress and publishes their events. A second signal stops it immediately.`,
 		Example: "  millrace serve --config production.yaml",
 	}, func(c *call) error {
 		cfg, err := opts.load()

@@ -16,13 +16,13 @@ import (
 func newStatus(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "status", Short: "Show dependencies, consumers, backlogs, and what needs attention",
-		Long: `Ask the service at health.addr for its dependencies and consumers, Postgres for the
-outbox and for failed messages, and the brokers for what waits there. Each of them
-may be away. The last table lists what needs attention, and what to do.
+		Long: `Show the dependencies and consumers of the service at health.addr, the outbox and failed
+messages in Postgres, and the backlogs at the brokers. Any of these may be unavailable.
+The last section lists what needs attention and what to do about it.
 
-Exit code 1 if anything needs attention: the service, Postgres or a broker does not
-answer, a consumer is paused or waits, messages are stopped, or background work makes
-no progress. Notes do not count.`,
+Exit code 1 if anything needs attention: the service, Postgres or a broker is not
+responding, a consumer is paused or waiting, messages are stopped, or background work
+is making no progress. Notes do not count.`,
 		Example: "  millrace status",
 	}, func(c *call) error {
 		status := c.Operator.Status(c.ctx, c.cfg.Health.Addr)

@@ -11,11 +11,11 @@ import (
 func newTail(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "tail TOPIC", Short: "Print the messages of a topic as they arrive, until Ctrl-C",
-		Long: `Print the messages that arrive on a topic from now on, until Ctrl-C; with --json,
-one object per line. Consumers still receive every message: the command reads Kafka
-without a consumer group, and RabbitMQ through a queue of its own. On the embedded
-broker it asks the service at http.addr for the messages that it delivers, with
-http.token if the service requires authentication.`,
+		Long: `Print the messages of a topic as they arrive, until Ctrl-C; with --json, one object
+per line. Consumers still receive every message: the command reads Kafka without a
+consumer group, and RabbitMQ through its own queue. On the embedded broker, it streams
+the messages that the service at http.addr delivers, and authenticates with http.token
+if the service requires it.`,
 		Example: `  millrace tail orders.created
   millrace tail user.updated --json`,
 	}, func(c *call) error {

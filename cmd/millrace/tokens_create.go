@@ -25,10 +25,10 @@ func newTokensCreate(opts *options) *cobra.Command {
 	)
 
 	return operation(opts, &cobra.Command{
-		Use: "create NAME", Short: "Create a token for the operator API, and print it once",
-		Long: `Create a token for the operator API, and print it: nobody can read it again. Actions
-are recorded under its name, so a name cannot be used again. Roles: viewer reads, without
-personal data; operator reads everything and acts; admin also erases people.`,
+		Use: "create NAME", Short: "Create an operator API token and print it once",
+		Long: `Create an operator API token and print it. It cannot be shown again. Actions are
+recorded under its name, so names cannot be reused. A viewer can read everything but
+personal data; an operator can read everything and act; an admin can also erase users.`,
 		Example: "  millrace tokens create ci-deploy --role operator --for 720h",
 	}, func(c *call) error {
 		secret, err := access.CreateToken(c.ctx, c.Pool, c.args[0], access.Role(role), life, c.by.Who)
@@ -37,8 +37,8 @@ personal data; operator reads everything and acts; admin also erases people.`,
 		}
 
 		return c.print(created{c.args[0], access.Role(role), secret}, func(w io.Writer) { fmt.Fprintln(w, secret) })
-	}, text(&role, "role", string(access.Viewer), "what it may do: viewer, operator or admin"), func(o *options, flags *pflag.FlagSet) {
-		flags.DurationVar(&life, "for", 90*24*time.Hour, "how long it is valid")
-		flags.StringVar(&o.by.Who, "by", osUser(), "record this name as its creator")
+	}, text(&role, "role", string(access.Viewer), "role of the token: viewer, operator or admin"), func(o *options, flags *pflag.FlagSet) {
+		flags.DurationVar(&life, "for", 90*24*time.Hour, "expire the token after this long")
+		flags.StringVar(&o.by.Who, "by", osUser(), "record this name as the creator")
 	})
 }

@@ -30,7 +30,7 @@ func TestATokenIsShownOnceAndRevokedByName(t *testing.T) {
 	expect(t, url, "tokens create x --role root", exitUsage, "there is no role root, expected one of viewer, operator, admin")
 	expect(t, url, "tokens create x --for 0s", exitUsage, "for: is 0s, expected 1m to")
 	expect(t, url, "tokens revoke ci --by bob", 0, "revoked ci")
-	expect(t, url, "tokens revoke ci", 0, "ci was revoked before")
+	expect(t, url, "tokens revoke ci", 0, "ci was already revoked")
 	expect(t, url, "tokens revoke nothing", exitNotFound, "there is no token nothing")
 	expect(t, url, "tokens list --json", 0, `"revoked_by": "bob"`)
 }

@@ -14,7 +14,7 @@ func newTrace(opts *options) *cobra.Command {
 	var asked string
 
 	return query(opts, &cobra.Command{
-		Use: "trace MESSAGE", Short: "Show the conversation of a message: what caused it and what it caused",
+		Use: "trace MESSAGE", Short: "Show a message's conversation: what caused it and what it caused",
 		Example: "  millrace trace 0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b",
 	}, func(c *call) ([]*trace.Message, error) {
 		asked = c.args[0]

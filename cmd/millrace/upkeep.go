@@ -14,9 +14,9 @@ import (
 func newUpkeep(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "upkeep", Short: "Create upcoming partitions and delete expired data",
-		Long: `Create upcoming partitions and delete expired data now, as the service does at the
-interval upkeep.every. Only one process does so at a time. The command also reports
-a transaction that has been open for a long time.`,
+		Long: `Create upcoming partitions and delete expired data now; the service does this every
+upkeep.every. Only one process does it at a time. The command also reports a
+transaction that has been open for a long time.`,
 		Example: "  millrace upkeep",
 	}, func(c *call) error {
 		done, err := c.Operator.Upkeep(c.ctx)

@@ -22,24 +22,22 @@ func newUsersErase(opts *options) *cobra.Command {
 
 	return operation(opts, &cobra.Command{
 		Use: "erase USER", Short: "Make the personal data of a user unreadable; this cannot be undone",
-		Long: `Destroy the key that seals the personal data of a user. The events keep their
-place and type, but nobody can read them any more, not even in backups of the
-events. Do not restore older backups of the keys (table user_keys).
+		Long: `Destroy the key that encrypts the user's personal data. The events keep their position
+and type, but their data can no longer be decrypted, not even in backups of the events.
+Do not restore older backups of the keys (table user_keys).
 
-Notifications to the user are deleted, waiting messages about the user are
-withdrawn, failed messages and edits lose their content, and tracked events lose
-the user and their properties. The id remains, so that no later message creates
-the user again.
+Notifications to the user are deleted, waiting messages about the user are withdrawn,
+failed messages and edits lose their content, and tracked events lose the user and
+their properties. The id is kept, so that no later message recreates the user.
 
-Then the command looks in all tables of the schema for the id, the names and the
-e-mail addresses of the user and lists the rows that contain one, such as messages
-that cannot be read, and reasons that operators gave. It names the tables that the
-role may not read. Look at them, and name those that
-are about the user with --failed and --activity.
+The command then searches all tables in the schema for the user's id, names and e-mail
+addresses, and lists the rows that contain one, such as messages that cannot be decoded
+and reasons given by operators. It also lists tables that its role may not read. Review
+the rows, and pass those about the user to --failed and --activity.
 
-The command shows first what it will do and asks for confirmation. Run it again if
-a late message about the user fails. It does not reach backups, the log, brokers
-or other systems.`,
+The command first shows what it will do and asks for confirmation. Run it again if a
+late message about the user fails. It does not reach backups, logs, brokers or other
+systems.`,
 		Example: `  millrace users erase alice --dry-run
   millrace users erase alice --why "ticket 4711"
   millrace users erase alice --why "ticket 4711" --search "+49 30 1234567" --failed 17,18 --activity 5`,
@@ -69,7 +67,7 @@ or other systems.`,
 		return c.printErasure(c.Router.Erase(c.ctx, erasing))
 	}, recorded, yes(&confirmed, "yes", "do not ask for confirmation"), yes(&erasing.DryRun, "dry-run", "only report what would be done"),
 		func(_ *options, flags *pflag.FlagSet) {
-			flags.StringArrayVar(&erasing.Search, "search", nil, "also look for this text, such as a former address; may be repeated")
+			flags.StringArrayVar(&erasing.Search, "search", nil, "also search for this text, such as a former address; may be repeated")
 			flags.Int64SliceVar(&erasing.Failed, "failed", nil, "also erase these failed messages")
 			flags.Int64SliceVar(&erasing.Actions, "activity", nil, "also erase the reasons of these operator actions")
 		})
@@ -84,7 +82,7 @@ func (c *call) printErasure(done consumer.Erasure, err error) error {
 		fmt.Fprintln(w, describeErasure(done))
 
 		if done.PersonalID {
-			fmt.Fprintln(w, "The id itself is personal data. It remains, so that no later message creates the user again.")
+			fmt.Fprintln(w, "The id itself is personal data. It is kept, so that no later message recreates the user.")
 		}
 
 		for _, name := range done.Skipped {
@@ -95,7 +93,7 @@ func (c *call) printErasure(done consumer.Erasure, err error) error {
 			return
 		}
 
-		fmt.Fprintln(w, "\nThese rows contain the id, a name or an address. Look at them:")
+		fmt.Fprintln(w, "\nThese rows contain the id, a name or an address. Review them:")
 		fmt.Fprintln(w, "TABLE\tROW\tCOLUMNS")
 
 		for _, m := range done.Mentions {
@@ -103,7 +101,7 @@ func (c *call) printErasure(done consumer.Erasure, err error) error {
 		}
 
 		if done.More {
-			fmt.Fprintln(w, "There are more: a table has too many to list. Leave out common words from --search.")
+			fmt.Fprintln(w, "There are more: a table has too many to list. Omit common words from --search.")
 		}
 	})
 }
@@ -124,5 +122,5 @@ func describeErasure(done consumer.Erasure) string {
 		parts = append(parts, event.Plural(done.Rows[name], "row", "rows")+" of "+name)
 	}
 
-	return fmt.Sprintf("%s user %s: %s; %s to look at", verb, done.Subject, strings.Join(parts, ", "), event.Plural(len(done.Mentions), "row", "rows"))
+	return fmt.Sprintf("%s user %s: %s; %s to review", verb, done.Subject, strings.Join(parts, ", "), event.Plural(len(done.Mentions), "row", "rows"))
 }

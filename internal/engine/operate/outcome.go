@@ -23,10 +23,10 @@ var ExitCodes = []struct {
 	Meaning string
 }{
 	{0, "done; for `status`, nothing needs attention"},
-	{ExitFailure, "failed: Postgres or the service is away, the state does not allow it, or the audit found violations; for `status`, something needs attention"},
-	{ExitUsage, "wrong usage: an unknown command, flag or name, or a mistake in the configuration; nothing was changed"},
-	{ExitNotFound, "nothing with this id exists"},
-	{ExitRejected, "some messages were rejected or refused; the others were done"},
+	{ExitFailure, "failed: Postgres or the service is unavailable, the current state does not allow the action, or the audit found violations; for `status`, something needs attention"},
+	{ExitUsage, "usage error: an unknown command, flag or name, or an invalid configuration; nothing was changed"},
+	{ExitNotFound, "not found: nothing has this id"},
+	{ExitRejected, "some messages were rejected or refused; the others were processed"},
 }
 
 // Outcome is how an error is presented to users.
