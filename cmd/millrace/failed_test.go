@@ -102,7 +102,7 @@ func TestFailedCommandsAct(t *testing.T) {
 		{"failed waiting 3", exitNotFound, "there is no waiting message 3"},
 		{"failed retry", exitUsage, "nothing is selected"},
 		{"failed retry 3", exitNotFound, "there is no waiting message 3"},
-		{"failed retry 1 --by bob", 0, "1 key is due now, with 1 message\n1 waits for fulfilment.place: no service responds"},
+		{"failed retry 1 --by bob", 0, "1 key is due now, with 1 message\n1 waits for fulfilment.place: no service is responding"},
 		{"failed skip 2 --by bob --why later", 0, "skipped message 2"},
 		{"failed requeue 2", 0, "requeued 1 of 1"},
 		{"failed retry --all --wait --timeout 10ms", exitFailure, "2 not tried yet, but due"},

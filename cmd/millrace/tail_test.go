@@ -59,7 +59,7 @@ func TestTailPresentsATokenOverTLS(t *testing.T) {
 		t.Setenv("MILLRACE_HTTP__"+name, value)
 	}
 
-	expect(t, url, "tail user.created", exitUsage, "refuses http.token: 401 Unauthorized; `millrace tokens create NAME --role operator` makes one")
+	expect(t, url, "tail user.created", exitUsage, "refuses http.token: 401 Unauthorized; `millrace tokens create NAME --role operator` creates one")
 
 	viewer, _ := run(t, url, "tokens", "create", "viewer")
 	t.Setenv("MILLRACE_HTTP__TOKEN", strings.TrimSpace(viewer))

@@ -26,8 +26,8 @@ func TestATokenIsShownOnceAndRevokedByName(t *testing.T) {
 		t.Error("the table does not have the digest of the token alone")
 	}
 
-	expect(t, url, "tokens create ci", exitFailure, "there is already a token ci; a name cannot be used again")
-	expect(t, url, "tokens create x --role root", exitUsage, "there is no role root, expected one of viewer, operator, admin")
+	expect(t, url, "tokens create ci", exitFailure, "token ci already exists; names cannot be reused")
+	expect(t, url, "tokens create x --role root", exitUsage, "unknown role root, expected viewer, operator or admin")
 	expect(t, url, "tokens create x --for 0s", exitUsage, "for: is 0s, expected 1m to")
 	expect(t, url, "tokens revoke ci --by bob", 0, "revoked ci")
 	expect(t, url, "tokens revoke ci", 0, "ci was already revoked")

@@ -173,7 +173,7 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	pgtest.Eventually(t, "it says what it waits for", func() bool {
 		list, err := s.Failed.WaitingKeys(t.Context(), failed.KeyFilter{Key: "stopped"}, 1)
 
-		return err == nil && len(list) == 1 && strings.HasSuffix(list[0].Error, ": a message with this key is among the failed ones")
+		return err == nil && len(list) == 1 && strings.HasSuffix(list[0].Error, ": a failed message has this key")
 	})
 
 	if n := apptest.Value[int](s, `SELECT count(*) FROM user_misses`); n != 0 {

@@ -170,10 +170,10 @@ func TestWithoutPostgresTheServiceIsNotReadyAndNamesEveryConsumer(t *testing.T) 
 	allow := cutOff(t, s)
 
 	reported(t, s, expected{"postgres", 503, health.Unready, "unavailable: ", "postgres", ""})
-	reported(t, s, expected{"relay", 503, health.Unready, "makes no progress: ", "postgres", ""})
+	reported(t, s, expected{"relay", 503, health.Unready, "is making no progress: ", "postgres", ""})
 
 	for _, c := range s.Router.States() {
-		reported(t, s, expected{c.Consumer, 503, health.Unready, "waits for postgres", "see the dependency", "postgres"})
+		reported(t, s, expected{c.Consumer, 503, health.Unready, "waiting for postgres", "see the dependency", "postgres"})
 	}
 
 	allow()
@@ -213,8 +213,8 @@ func TestWithoutItsBrokerTheServiceIsNotReadyAndConsumersAreNotRunning(t *testin
 			})
 
 			pgtest.Eventually(t, "the service listens", func() bool { return s.HTTPAddr() != "" })
-			reported(t, s, expected{kind, 503, health.Unready, "not connected yet: reaching " + kind, "check that the broker runs and that broker." + kind, ""})
-			reported(t, s, expected{"fulfilment.place", 503, health.Unready, "connecting: no messages of orders.created arrive", "see the broker", kind})
+			reported(t, s, expected{kind, 503, health.Unready, "not connected yet: reaching " + kind, "check that the broker is running and that broker." + kind, ""})
+			reported(t, s, expected{"fulfilment.place", 503, health.Unready, "connecting: not receiving messages of orders.created", "see the broker", kind})
 
 			for _, c := range s.Operator.Process().Consumers {
 				if c.State != operate.Connecting || c.Since == nil || !strings.Contains(c.Why, "connection refused") {

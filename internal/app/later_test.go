@@ -94,7 +94,7 @@ func TestSendingWaitsForAnUnavailableMailServer(t *testing.T) {
 
 	// The other consumers go on, and the outage affects all replicas alike.
 	reported(t, s, expected{"mail server", 200, health.Degraded, "unavailable: ", "check that it runs", ""})
-	reported(t, s, expected{"notification.email", 200, health.Degraded, "waits for mail server", "see the dependency", "mail server"})
+	reported(t, s, expected{"notification.email", 200, health.Degraded, "waiting for mail server", "see the dependency", "mail server"})
 
 	server.RefuseSender(0, [3]int{}, "")
 	pgtest.Eventually(t, "the e-mail is recorded", func() bool {

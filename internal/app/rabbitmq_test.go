@@ -44,7 +44,7 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 
 	reported(t, s, expected{
 		"account.create", 503, health.Unready,
-		"no messages of user.created arrive: the broker refuses a topic (user.created): queue user.created does not exist", "create queue user.created", "",
+		"not receiving messages of user.created: the broker refuses a topic (user.created): queue user.created does not exist", "create queue user.created", "",
 	})
 
 	s.Seed()
@@ -58,7 +58,7 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 
 	server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
 	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
-	reported(t, s, expected{"rabbitmq", 503, health.Unready, "is blocked: the broker accepts no messages: rabbitmq has raised an alarm: low on memory", "memory or disk space", ""})
+	reported(t, s, expected{"rabbitmq", 503, health.Unready, "is blocked: the broker is not accepting messages: rabbitmq has raised an alarm: low on memory", "memory or disk space", ""})
 
 	started := time.Now()
 

@@ -44,7 +44,7 @@ func TestOrdersDoNotExpireWhileTheirPaymentIsPaused(t *testing.T) {
 		return apptest.Value[int](s, `SELECT count(*) FROM orders WHERE status = 'inventory_reserved'`)
 	}
 
-	pgtest.Eventually(t, "they wait for their payment", func() bool { return waiting(s) == orders })
+	pgtest.Eventually(t, "they are waiting for payment", func() bool { return waiting(s) == orders })
 	pgtest.Eventually(t, "three times their time has passed", func() bool {
 		return apptest.Value[bool](s, `SELECT min(created_at) < now() - interval '3 s' AND (SELECT max(ticked_at) > now() - interval '1 s' FROM expiry_cursor) FROM orders`)
 	})
@@ -53,7 +53,7 @@ func TestOrdersDoNotExpireWhileTheirPaymentIsPaused(t *testing.T) {
 	s.WaitForOrder("o0", "cancelled")
 
 	if n := waiting(s); n != orders-1 {
-		t.Errorf("%d orders wait for their payment, expected %d", n, orders-1)
+		t.Errorf("%d orders are waiting for payment, expected %d", n, orders-1)
 	}
 
 	s.Stop()
@@ -90,10 +90,10 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	s := apptest.Start(t)
 	s.Seed()
 
-	const clock = " payment; the time to be paid (15m0s) stands still, and so does that of new orders"
+	const clock = " payment; the payment timeout (15m0s) is suspended, also for new orders"
 
 	status, outcome, text := pause(t, s, "fulfilment.charge", `{"dry_run":true,"for":"1h"}`)
-	if got := strings.Join(outcome.Effects, "|"); status != 200 || got != "messages on payments.requested stay in the outbox; 0 are there now|0 orders wait for their"+clock || outcome.Changed || !outcome.DryRun || outcome.Pause != nil {
+	if got := strings.Join(outcome.Effects, "|"); status != 200 || got != "messages on payments.requested stay in the outbox; 0 are there now|0 orders are waiting for"+clock || outcome.Changed || !outcome.DryRun || outcome.Pause != nil {
 		t.Errorf("%d %s", status, text)
 	}
 
@@ -106,7 +106,7 @@ func TestThePauseOfAConsumerSaysWhatItAffects(t *testing.T) {
 	s.Publish("orders.created", `{"order":{"id":"o","product_id":"product_1","quantity":1,"total_amount":5}}`)
 	s.WaitForOrder("o", "inventory_reserved")
 
-	if _, outcome, text = pause(t, s, "fulfilment.charge", `{}`); strings.Join(outcome.Effects, "|") != "messages on payments.requested stay in the outbox; 1 is there now|1 order waits for its"+clock || !outcome.Changed || outcome.Pause.Until != nil {
+	if _, outcome, text = pause(t, s, "fulfilment.charge", `{}`); strings.Join(outcome.Effects, "|") != "messages on payments.requested stay in the outbox; 1 is there now|1 order is waiting for"+clock || !outcome.Changed || outcome.Pause.Until != nil {
 		t.Error(text)
 	}
 

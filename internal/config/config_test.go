@@ -123,7 +123,7 @@ func TestAnOperatorAPIThatOthersReachNeedsAuthenticationAndTLS(t *testing.T) {
 		"authentication alone":          {func(c *httpapi.Config) { c.Addr, c.Authentication = "0.0.0.0:9464", "required" }, []string{tls}},
 		"TLS alone":                     {func(c *httpapi.Config) { c.Addr, c.TLS, c.CertFile, c.KeyFile = "0.0.0.0:9464", "files", "c", "k" }, []string{auth}},
 		"both":                          {func(c *httpapi.Config) { c.Addr, c.Authentication, c.TLS = "0.0.0.0:9464", "required", "terminated" }, nil},
-		"a proxy in front of loopback":  {func(c *httpapi.Config) { c.TLS = "terminated" }, []string{"http.tls: is terminated, so a proxy lets others in"}},
+		"a proxy in front of loopback":  {func(c *httpapi.Config) { c.TLS = "terminated" }, []string{"http.tls: is terminated, so others can connect through the proxy"}},
 		"loopback with authentication":  {func(c *httpapi.Config) { c.Authentication = "required" }, nil},
 		"webhooks":                      {func(c *httpapi.Config) { c.WebhooksAddr = "0.0.0.0:9466" }, []string{"http.webhooks_addr", tls}},
 		"webhooks with TLS": {func(c *httpapi.Config) {

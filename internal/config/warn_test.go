@@ -132,14 +132,14 @@ func TestALoginThatTheInternetCanReadIsRefused(t *testing.T) {
 		"mail": {func(c *config.Config) {
 			c.Notification.Email.Host, c.Notification.Email.TLS = "mail.example", "none"
 			c.Notification.Email.User, c.Notification.Email.Password = "shop", "hunter2"
-		}, "notification.email.user: lets a secret cross the network to mail.example unencrypted, expected notification.email.tls starttls or tls"},
+		}, "notification.email.user: sends a secret to mail.example unencrypted, expected notification.email.tls starttls or tls"},
 		"mail on this machine": {func(c *config.Config) {
 			c.Notification.Email.Host, c.Notification.Email.TLS = "localhost", "none"
 			c.Notification.Email.User, c.Notification.Email.Password = "shop", "hunter2"
 		}, ""},
 		"stripe": {func(c *config.Config) {
 			c.Payment.Gateway, c.Payment.Stripe.SecretKey, c.Payment.Stripe.URL = "stripe", "sk_test_1", "http://stripe.example"
-		}, "payment.stripe.url: lets a secret cross the network to stripe.example unencrypted, expected https://host"},
+		}, "payment.stripe.url: sends a secret to stripe.example unencrypted, expected https://host"},
 		"stripe on this machine": {func(c *config.Config) {
 			c.Payment.Gateway, c.Payment.Stripe.SecretKey, c.Payment.Stripe.URL = "stripe", "sk_test_1", "http://127.0.0.1:12111"
 		}, ""},

@@ -48,7 +48,7 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 	config.CreateHooks = nil // no $schema in bodies
 	config.Formats = formats
 	config.Components.SecuritySchemes = map[string]*huma.SecurityScheme{bearerScheme: {
-		Type: "http", Scheme: "bearer", Description: "An API token, or a token of the OpenID Connect provider; not if http.authentication is none. Each operation names the role that it needs.",
+		Type: "http", Scheme: "bearer", Description: "An API token, or a token of the OpenID Connect provider; not needed if http.authentication is none. Each operation states the role that it requires.",
 	}}
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 
@@ -196,7 +196,7 @@ func (a *API) problem(ctx context.Context, err error) error {
 	case http.StatusInternalServerError:
 		a.logger.Error("request failed", slog.Any("error", err))
 
-		detail = "the request failed; see the log of the service"
+		detail = "the request failed; see the service log"
 	}
 
 	problem := &huma.ErrorModel{

@@ -64,7 +64,7 @@ func (a *authenticator) wrap(next http.Handler) http.Handler {
 func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
 	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
-		unauthorized(w, "a credential is missing, expected the header Authorization: Bearer TOKEN; `millrace tokens create` makes a token")
+		unauthorized(w, "a credential is missing, expected the header Authorization: Bearer TOKEN; `millrace tokens create` creates a token")
 
 		return access.Identity{}, false
 	}
@@ -90,10 +90,10 @@ func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (ac
 	case access.Refused(err):
 		a.failures.add(from)
 		a.logger.Warn("log-in refused", slog.String("from", from.String()), slog.String("path", r.URL.Path), slog.Any("error", err))
-		unauthorized(w, "the credential is wrong, expired or revoked; the log of the service says which")
+		unauthorized(w, "the credential is invalid, expired or revoked; the service log says which")
 	default:
 		a.logger.Error("a credential could not be checked", slog.Any("error", err))
-		writeProblem(w, http.StatusServiceUnavailable, "the credential cannot be checked now; see the log of the service")
+		writeProblem(w, http.StatusServiceUnavailable, "the credential cannot be checked at present; see the service log")
 	}
 
 	return access.Identity{}, false
@@ -211,6 +211,6 @@ func lacks(identity access.Identity, role access.Role) string {
 	case role == "":
 		return "not allowed: this operation declares no role"
 	default:
-		return event.Text(identity.Who) + " is " + string(identity.Role) + "; this needs the role " + string(role)
+		return event.Text(identity.Who) + " is " + string(identity.Role) + "; this requires the role " + string(role)
 	}
 }

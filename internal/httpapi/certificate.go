@@ -44,7 +44,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 
 	if err == nil || c.loaded != nil {
 		if err != nil {
-			c.logger.Warn("the new certificate cannot be read; the last one stays in use", slog.Any("error", err))
+			c.logger.Warn("cannot read the new certificate; the previous one stays in use", slog.Any("error", err))
 		}
 
 		return c.loaded, nil

@@ -94,14 +94,14 @@ func (c Config) reachable() error {
 
 	switch outside := isAddress(c.Addr) && exposed(c.Addr); {
 	case outside && open:
-		errs = append(errs, fmt.Errorf("http.addr: is %q, which other machines reach, and http.authentication is none; set http.authentication to required (`millrace tokens create` makes tokens), or use a loopback address", c.Addr))
+		errs = append(errs, fmt.Errorf("http.addr: is %q, which other machines can reach, and http.authentication is none; set http.authentication to required (`millrace tokens create` creates tokens), or use a loopback address", c.Addr))
 	case c.TLS == TLSTerminated && open:
-		errs = append(errs, errors.New("http.tls: is terminated, so a proxy lets others in, and http.authentication is none; set http.authentication to required (`millrace tokens create` makes tokens)"))
+		errs = append(errs, errors.New("http.tls: is terminated, so others can connect through the proxy, and http.authentication is none; set http.authentication to required (`millrace tokens create` creates tokens)"))
 	}
 
 	for key, addr := range map[string]string{"http.addr": c.Addr, "http.webhooks_addr": c.WebhooksAddr} {
 		if isAddress(addr) && exposed(addr) && c.TLS == TLSNone {
-			errs = append(errs, fmt.Errorf("%s: is %q, which other machines reach, and http.tls is none; %s", key, addr, setTLS))
+			errs = append(errs, fmt.Errorf("%s: is %q, which other machines can reach, and http.tls is none; %s", key, addr, setTLS))
 		}
 	}
 
@@ -109,7 +109,7 @@ func (c Config) reachable() error {
 }
 
 // setTLS is the remedy for a listener without TLS.
-const setTLS = "set http.tls to files, with http.cert_file and http.key_file, or to terminated if a proxy in front does TLS; or use a loopback address"
+const setTLS = "set http.tls to files, with http.cert_file and http.key_file, or to terminated if a proxy terminates TLS; or use a loopback address"
 
 // Validate reports all mistakes, naming the keys.
 func (c HealthConfig) Validate() error {

@@ -40,7 +40,7 @@ func (e engine) registerConsumers(a *API) {
 	Get(a, access.Viewer, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[operate.Consumer], error) {
 		return All(e.Consumers(ctx))
 	})
-	Post(a, access.Operator, "/consumers/{consumer}/pause", "Pause a consumer on all replicas, and report what waits during the pause", e.pause)
+	Post(a, access.Operator, "/consumers/{consumer}/pause", "Pause a consumer on all replicas, and report what will wait during the pause", e.pause)
 	Post(a, access.Operator, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", e.resume)
 }
 

@@ -21,9 +21,9 @@ func (e engine) erase(ctx context.Context, in *struct {
 
 		ID      string   `json:"id" minLength:"1" maxLength:"500" doc:"The id of the person." example:"alice"`
 		DryRun  bool     `json:"dry_run,omitempty" doc:"Only report what the erasure would do. If false, why is required."`
-		Search  []string `json:"search,omitempty" maxItems:"20" nullable:"false" doc:"More texts to look for in all tables of the schema, such as a former address."`
-		Failed  []int64  `json:"failed,omitempty" maxItems:"1000" nullable:"false" doc:"Failed messages to erase too: mentions that are about the person."`
-		Actions []int64  `json:"activity,omitempty" maxItems:"1000" nullable:"false" doc:"Operator actions whose text to erase too."`
+		Search  []string `json:"search,omitempty" maxItems:"20" nullable:"false" doc:"Additional texts to search for in all tables of the schema, such as a former address."`
+		Failed  []int64  `json:"failed,omitempty" maxItems:"1000" nullable:"false" doc:"Failed messages to erase as well, because they are about the person."`
+		Actions []int64  `json:"activity,omitempty" maxItems:"1000" nullable:"false" doc:"Operator actions whose text is to be erased as well."`
 	}
 },
 ) (*erasureOutput, error) {

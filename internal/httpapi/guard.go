@@ -113,7 +113,7 @@ func recovered(logger *slog.Logger, next http.Handler) http.Handler {
 		defer func() {
 			if value := recover(); value != nil {
 				logger.Error("request panicked", slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
-				writeProblem(w, http.StatusInternalServerError, "the request failed; see the log of the service")
+				writeProblem(w, http.StatusInternalServerError, "the request failed; see the service log")
 			}
 		}()
 

@@ -15,7 +15,7 @@ type refusedOutput struct {
 }
 
 func (e engine) registerRefused(a *API) {
-	Get(a, access.Viewer, "/refused", "List outgoing messages that their broker refuses, the oldest first", func(ctx context.Context, in *struct {
+	Get(a, access.Viewer, "/refused", "List outgoing messages that the broker refuses, oldest first", func(ctx context.Context, in *struct {
 		Topic string `query:"topic" maxLength:"250"`
 		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 	},

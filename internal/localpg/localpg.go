@@ -288,7 +288,7 @@ func (h home) checkVersion(version embeddedpostgres.PostgresVersion) error {
 	}
 
 	if found := strings.TrimSpace(string(major)); !strings.HasPrefix(string(version), found+".") {
-		return fmt.Errorf("%s has data of Postgres %s, but this is %s: dump and restore it, or move it away", h.data(), found, version)
+		return fmt.Errorf("%s contains data of Postgres %s, but this is %s: dump and restore it, or move it elsewhere", h.data(), found, version)
 	}
 
 	return nil

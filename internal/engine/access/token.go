@@ -64,7 +64,7 @@ func (t Token) State() string {
 // recorded under it.
 func CreateToken(ctx context.Context, db postgres.Querier, name string, role Role, life time.Duration, by string) (secret string, err error) {
 	if role.rank() == 0 {
-		return "", event.Errorf(event.Unknown, "there is no role %s, expected one of viewer, operator, admin", role)
+		return "", event.Errorf(event.Unknown, "unknown role %s, expected viewer, operator or admin", role)
 	}
 
 	if by == "" {
@@ -88,7 +88,7 @@ func CreateToken(ctx context.Context, db postgres.Querier, name string, role Rol
 		INSERT INTO api_tokens (name, role, digest, created_by, expires_at) VALUES ($1, $2, $3, $4, now() + $5::interval)
 		RETURNING name`, name, role, digest(secret), by, life)
 	if postgres.IsDuplicate(err) {
-		return "", event.Errorf(event.Conflict, "there is already a token %s; a name cannot be used again, because actions are recorded under it", name)
+		return "", event.Errorf(event.Conflict, "token %s already exists; names cannot be reused, because actions are recorded under them", name)
 	}
 
 	if err != nil {
@@ -158,7 +158,7 @@ func verifyToken(ctx context.Context, db postgres.Querier, secret string) (Ident
 	case err != nil:
 		return Identity{}, fmt.Errorf("checking a token: %w", err)
 	case len(found) == 0:
-		return Identity{}, &RefusedError{"there is no such token"}
+		return Identity{}, &RefusedError{"the token is unknown"}
 	case found[0].Revoked:
 		return Identity{}, &RefusedError{"the token " + found[0].Name + " is revoked"}
 	case found[0].Expired:

@@ -64,7 +64,7 @@ func (c Config) Validate() error {
 		}
 
 		if b.Name != "" && cmp.Or(b.Broker, c.Kind) == Embedded {
-			errs = append(errs, fmt.Errorf("broker.bind: topic %s is named %s, but the embedded broker has no other names, expected broker kafka or rabbitmq", b.Topic, b.Name))
+			errs = append(errs, fmt.Errorf("broker.bind: topic %s is named %s, but the embedded broker cannot rename topics, expected broker kafka or rabbitmq", b.Topic, b.Name))
 		}
 
 		if slices.Contains(topics, b.Topic) {

@@ -194,8 +194,8 @@ const account = "the broker refuses the account: "
 func logins() map[string]func(*testing.T, *secured) {
 	tests := map[string]func(*testing.T, *secured){
 		"a certificate logs in":                  logsIn(byCertificate(trusted)),
-		"no certificate is named":                refused(byCertificate(nil), account+"authentication by TLS failed", "broker.kafka.cert_file"),
-		"a certificate of nobody known is named": refused(byCertificate(untrusted), account+"authentication by TLS failed", "that the broker trusts"),
+		"no certificate is named":                refused(byCertificate(nil), account+"TLS authentication failed", "broker.kafka.cert_file"),
+		"a certificate of nobody known is named": refused(byCertificate(untrusted), account+"TLS authentication failed", "that the broker trusts"),
 		"a wrong client secret is named":         refused(bySASL("OAUTHBEARER", "hunter2"), account+"authentication failed: the token endpoint answered 401 Unauthorized invalid_client", "the client id"),
 		"a token for somebody else is named":     refused(elsewhere, account+"kafka server: SASL Authentication failed", "audience"),
 		"a mechanism that is not offered is named": refused(func(s *secured, cfg *kafka.Config) {

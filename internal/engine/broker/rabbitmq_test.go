@@ -603,7 +603,7 @@ func slowLogin(r *rabbit) {
 	must(r, err)
 
 	_, err = conn.Backlogs(r.Context(), []string{"in"})
-	if _, refused := errors.AsType[*driver.RefusedError](err); err == nil || refused || !strings.Contains(err.Error(), "did not answer the login") {
+	if _, refused := errors.AsType[*driver.RefusedError](err); err == nil || refused || !strings.Contains(err.Error(), "did not respond to the login") {
 		r.Errorf("got %v, expected that the login was not answered", err)
 	}
 
@@ -842,7 +842,7 @@ func memoryAlarm(r *rabbit) {
 	})
 	conn.Check(r.Context())
 
-	if state := conn.State(); !state.Blocked || state.Up() || !strings.Contains(state.Why, "memory") || conn.Down() != "rabbitmq accepts no messages" {
+	if state := conn.State(); !state.Blocked || state.Up() || !strings.Contains(state.Why, "memory") || conn.Down() != "rabbitmq is not accepting messages" {
 		r.Errorf("got %+v, expected that the broker is blocked", state)
 	}
 

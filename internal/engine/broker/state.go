@@ -90,13 +90,13 @@ func (c *Conn) Down() string {
 	case state.Up():
 		return ""
 	case state.Blocked:
-		return c.kind + " accepts no messages"
+		return c.kind + " is not accepting messages"
 	}
 
-	return c.kind + " does not answer"
+	return c.kind + " is not responding"
 }
 
-var errSilent = errors.New("the broker does not answer")
+var errSilent = errors.New("the broker is not responding")
 
 // Check asks a connected broker whether it answers, and remembers the result. It
 // returns when ctx ends even if the client library does not.

@@ -65,7 +65,7 @@ func Encrypted(key string, encrypted, secret bool, host, expected string) error 
 		return nil
 	}
 
-	return fmt.Errorf("%s: lets a secret cross the network to %s unencrypted, expected %s", key, host, expected)
+	return fmt.Errorf("%s: sends a secret to %s unencrypted, expected %s", key, host, expected)
 }
 
 // Warnings lists settings that are valid but do nothing, or not what one may expect.

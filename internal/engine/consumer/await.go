@@ -125,7 +125,7 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 		unknown = err != nil
 
 		if len(found) > 0 {
-			held = "a message with this key is among the failed ones"
+			held = "a failed message has this key"
 		}
 
 		return err

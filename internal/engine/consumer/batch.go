@@ -31,7 +31,7 @@ type unit[E any] struct {
 	since time.Time
 	// verdict is the inbox's verdict on the message.
 	verdict inbox.Verdict
-	// blocked is true if the message is blocked by an earlier one of its key.
+	// blocked is true if the message is blocked by an earlier one with its key.
 	blocked bool
 	// done receives exactly one value: nil once the message has been applied.
 	done chan error

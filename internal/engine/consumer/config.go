@@ -86,7 +86,7 @@ func (c Config) Validate() error {
 		check.Value(c.ConcurrentBatches >= 1 && c.ConcurrentBatches <= 64, "consumer.concurrent_batches", c.ConcurrentBatches, "1 to 64"),
 		check.Value(c.HandlerTimeout > 0 && c.HandlerTimeout <= 50*time.Second, "consumer.handler_timeout", c.HandlerTimeout,
 			"more than 0s and at most 50s, to stay below Kafka's rebalance timeout"),
-		check.Value(c.AwaitTimeout >= 0, "consumer.await_timeout", c.AwaitTimeout, "more than 0s, or 0 not to wait"),
+		check.Value(c.AwaitTimeout >= 0, "consumer.await_timeout", c.AwaitTimeout, "more than 0s, or 0 to disable waiting"),
 		check.Value(c.DrainTimeout > 0, "consumer.drain_timeout", c.DrainTimeout, "more than 0s"),
 		c.validateRetries("consumer."),
 		err,

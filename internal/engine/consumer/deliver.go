@@ -244,7 +244,7 @@ func (r *Router) try(d *delivery, overdue bool) error {
 var errLineBroken = errors.New("an earlier message of the key was returned to the broker")
 
 // errBlocked reports that a message is blocked by an earlier one of its key.
-var errBlocked = errors.New("the message is blocked by an earlier one of its key")
+var errBlocked = errors.New("the message is blocked by an earlier one with its key")
 
 // decide determines the fate of a message from the error of its last attempt.
 func (r *Router) decide(d *delivery, err error) fate {
@@ -362,10 +362,10 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 		r.metrics.stopped.WithLabelValues(d.route.Topic, reason).Inc()
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
 	case f.outcome == parked && isPending(f.err):
-		log(slog.LevelInfo, "message waits for an outcome", slog.Duration("wait", f.wait.Round(time.Millisecond)))
+		log(slog.LevelInfo, "message is waiting for an outcome", slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	case f.outcome == parked && len(f.awaits) > 0 && d.entry != nil: // logged before
 	case f.outcome == parked && len(f.awaits) > 0:
-		log(slog.LevelInfo, "message parked: it came before a message that it depends on")
+		log(slog.LevelInfo, "message parked: it arrived before a message that it depends on")
 	case f.outcome == parked && !isReturn(f.err):
 		log(slog.LevelWarn, "message parked", slog.Int("attempts", f.attempts), slog.Duration("wait", f.wait.Round(time.Millisecond)))
 	}

@@ -336,7 +336,7 @@ func (r *Router) endPauses(ctx context.Context) error {
 			return err // another replica was faster
 		}
 
-		by := activity.Actor{Who: activity.Service, Why: "the time of the pause is over"}
+		by := activity.Actor{Who: activity.Service, Why: "the pause has expired"}
 
 		return activity.Record(ctx, tx, by, postgres.Column(ended, func(consumer string) activity.Action {
 			return activity.Action{Action: activity.Resumed, Subject: consumer}

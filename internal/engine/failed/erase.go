@@ -38,7 +38,7 @@ type Erased struct {
 }
 
 // erasedError replaces the error, which may quote the payload.
-const erasedError = "erased with the person that the message is about"
+const erasedError = "erased because the person that the message is about was erased"
 
 // erasedKey replaces the key of a message that an operator names.
 const erasedKey = "erased"

@@ -547,7 +547,7 @@ func TestUndecodableEntriesAreRefusedUntilEdited(t *testing.T) {
 	o := r.requeue(failed.Filter{})
 	want := []failed.Refusal{
 		{ID: 1, Kind: event.Rejected, Error: "text: is missing"},
-		{ID: 2, Kind: event.Conflict, Error: "is blocked by message 1 of the same key, which stays stopped: edit, requeue or discard that first"},
+		{ID: 2, Kind: event.Conflict, Error: "is blocked by message 1 of the same key, which is still stopped: edit, requeue or discard it first"},
 		{ID: 3, Kind: event.Rejected, Error: "consumer retired no longer exists"},
 	}
 

@@ -159,7 +159,7 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 	}
 
 	if before := cmp.Or(r.refused[Key{e.Consumer, e.FailedKey}], older); before != 0 {
-		return event.Errorf(event.Conflict, "is blocked by message %d of the same key, which stays stopped: edit, requeue or discard that first", before)
+		return event.Errorf(event.Conflict, "is blocked by message %d of the same key, which is still stopped: edit, requeue or discard it first", before)
 	}
 
 	return nil

@@ -262,7 +262,7 @@ func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) err
 		UPDATE failed_messages SET awaits_since = clock_timestamp() + $3 * interval '1 second'
 		WHERE id = $1 AND revision = $2 AND state = 'waiting'`, e.ID, e.Revision, after.Seconds())
 	if err != nil {
-		return fmt.Errorf("setting the time since which message %s awaits another one: %w", e.MessageID, err)
+		return fmt.Errorf("recording when message %s began to await another one: %w", e.MessageID, err)
 	}
 
 	return nil

@@ -137,14 +137,14 @@ func (l *Loop) Report(err error) {
 
 	if now.Sub(l.logged) >= remindEvery {
 		l.logged = now
-		l.logger.Warn(l.name+" fails; retrying", slog.Any("error", err), slog.Duration("failing_for", now.Sub(l.failed).Round(time.Second)))
+		l.logger.Warn(l.name+" failed; retrying", slog.Any("error", err), slog.Duration("failing_for", now.Sub(l.failed).Round(time.Second)))
 	}
 
 	l.why = scrub.Text(err.Error())
 }
 
 // Silent is the start of the reason given for a loop that has stopped reporting.
-const Silent = "no round has finished since then"
+const Silent = "no run has finished since then"
 
 // State is the state of a loop.
 type State struct {

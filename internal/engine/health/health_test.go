@@ -44,7 +44,7 @@ func TestALoopThatStandsStillSaysSinceWhenAndWhy(t *testing.T) {
 		began := time.Now().UTC()
 		expectWhy(t, "at the beginning", loop, began, "")
 		time.Sleep(2 * time.Hour)
-		expectWhy(t, "without any round", loop, began, "no round has finished since then, expected one every 1h0m0s")
+		expectWhy(t, "without any round", loop, began, "no run has finished since then, expected one every 1h0m0s")
 		loop.Report(nil)
 		expectWhy(t, "after a round", loop, began, "")
 	})

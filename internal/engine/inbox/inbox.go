@@ -39,11 +39,11 @@ const (
 
 // ErrConflict rejects a message whose ID was used with another payload.
 var ErrConflict = event.RejectAs(event.ReasonConflict,
-	errors.New("message id: was already used with another payload"))
+	errors.New("message id: was already used with a different payload"))
 
 // ErrClaimed means that a message passed to ClaimNew was claimed before. Roll back the
 // transaction, and use Claim in a new one.
-var ErrClaimed = errors.New("a message was claimed before")
+var ErrClaimed = errors.New("a message had already been claimed")
 
 // ClaimNew is Claim for entries that are probably all new, at half the cost. If any of
 // them is not new, it returns ErrClaimed. The statements in along must not insert rows.

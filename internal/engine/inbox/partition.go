@@ -28,7 +28,7 @@ func DefaultConfig() Config { return Config{Retention: 7 * 24 * time.Hour} }
 
 // Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error {
-	return check.Value(c.Retention >= minRetention, "inbox.retention", c.Retention, "at least 1h, and more than brokers keep messages")
+	return check.Value(c.Retention >= minRetention, "inbox.retention", c.Retention, "at least 1h, and longer than brokers keep messages")
 }
 
 // Partitions describes the partitions of table inbox. Drop keeps partitions with rows

@@ -28,7 +28,7 @@ func engine() []Source {
 				FROM projections p`,
 			Checks: []Check{{
 				Name:   "projections",
-				Means:  "Projections follow the events.",
+				Means:  "Projections keep up with the events.",
 				Advice: "`millrace status` shows projections that fail and old transactions, which block them.",
 				Fault: `CASE WHEN next_at < now() - @older::interval
 					THEN format('stopped at position %s; the next event is from %s', position, to_char(next_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
@@ -43,7 +43,7 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "outbox",
 				Means:  "Messages that are due are published.",
-				Advice: "Check `/readyz` and the log (`publishing fails`) for the reason; `millrace consumers list` shows paused consumers. Messages are published automatically once the broker accepts them.",
+				Advice: "Check `/readyz` and the log (`publishing failed`) for the reason; `millrace consumers list` shows paused consumers. Messages are published automatically once the broker accepts them.",
 				Fault: `CASE
 					WHEN available_at IS NULL THEN format('to %s: waiting since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
 					ELSE format('to %s: was due at %s', topic, to_char(available_at, 'YYYY-MM-DD HH24:MI:SS')) END`,
@@ -97,7 +97,7 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "waiting",
 				Means:  "Each key has a failed message, a key is due if and only if a message is waiting, and no key is overdue.",
-				Advice: "Inspect the key with `millrace failed waiting` and retry it with `millrace failed retry`. If keys stay overdue, no running service runs their consumer.",
+				Advice: "Inspect the key with `millrace failed waiting` and retry it with `millrace failed retry`. If keys stay overdue, no running service has their consumer.",
 				Fault: `CASE
 					WHEN waiting = 0 AND due_at IS NOT NULL THEN 'is blocked, but no message waits'
 					WHEN waiting > 0 AND due_at IS NULL THEN 'has waiting messages that nothing retries'

@@ -79,7 +79,7 @@ func (o *Operator) explain(c *Consumer, r consumer.State) {
 		set(NotSubscribed, &refused.Since, scrub.Text(refused.Err.Error()))
 		c.Remedy = refused.Remedy()
 	case lost != nil:
-		set(NotSubscribed, lost, "the broker knows no subscription of the topic")
+		set(NotSubscribed, lost, "the broker has no subscription for the topic")
 	case r.Pause != nil:
 		set(Paused, &r.Pause.At, r.Pause.Why)
 	case len(r.Waits) > 0:

@@ -72,9 +72,9 @@ func place(e failed.Entry) string {
 	case e.State == failed.Stopped:
 		return fmt.Sprintf("a message on %s for it is stopped: %s (`millrace failed show %d`)", e.Topic, cause, e.ID)
 	case e.Error == "":
-		return fmt.Sprintf("a message on %s for it is blocked by an earlier one of its key (`millrace failed show %d`)", e.Topic, e.ID)
+		return fmt.Sprintf("a message on %s for it is blocked by an earlier one with its key (`millrace failed show %d`)", e.Topic, e.ID)
 	default:
-		return fmt.Sprintf("a message on %s for it waits for its next attempt: %s (`millrace failed show %d`)", e.Topic, cause, e.ID)
+		return fmt.Sprintf("a message on %s for it is waiting for its next attempt: %s (`millrace failed show %d`)", e.Topic, cause, e.ID)
 	}
 }
 
@@ -97,7 +97,7 @@ func (o *Operator) unpublished(ctx context.Context, key, consumers string) ([]st
 		)
 
 		err := row.Scan(&topic, &created, &due, &refused)
-		text := fmt.Sprintf("a message on %s for it is in the outbox since %s and not delivered yet (`millrace status`)", topic, created.UTC().Format(time.RFC3339))
+		text := fmt.Sprintf("a message on %s for it has been in the outbox since %s and is not delivered yet (`millrace status`)", topic, created.UTC().Format(time.RFC3339))
 
 		switch {
 		case refused != nil:

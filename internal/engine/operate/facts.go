@@ -276,13 +276,13 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 	for _, p := range f.Projections {
 		if p.Lag() > maxLag {
 			list = append(list, degraded(health.Task, "projection "+p.Name, p.Unread,
-				"is behind by "+event.Plural(p.Behind, "position", "positions")+", its oldest unread event dates from then",
-				"see what else is listed: a failing projection or an old transaction; `millrace projections status` shows progress"))
+				"is behind by "+event.Plural(p.Behind, "position", "positions")+", its oldest unread event is from then",
+				"see the other entries: a failing projection or an old transaction; `millrace projections status` shows progress"))
 		}
 	}
 
 	if t := f.Transaction; t != nil {
-		list = append(list, degraded(health.Postgres, "old transaction", nil, t.Describe()+" holds back vacuum, projections and reads of the outbox", t.Remedy()))
+		list = append(list, degraded(health.Postgres, "old transaction", nil, t.Describe()+" delays vacuum, projections and reads of the outbox", t.Remedy()))
 	}
 
 	for _, g := range f.Gaps {
@@ -313,7 +313,7 @@ func (c *Counts) troubles() (list []health.Trouble) {
 	if c.OldestDue != nil && time.Since(*c.OldestDue) > maxDue {
 		list = append(list, degraded(health.Messages, "outbox", c.OldestDue,
 			event.Plural(c.OutboxDue, "message waits", "messages wait")+" for a broker or for a consumer, the oldest since then",
-			"see what else is listed: a broker, a pause or a dependency; otherwise add replicas"))
+			"see the other entries: a broker, a pause or a dependency; otherwise add replicas"))
 	}
 
 	if skew := time.Duration(c.ClockAhead * float64(time.Second)).Round(time.Second); skew.Abs() > maxClockAhead {

@@ -97,7 +97,7 @@ func TestWhatCannotBeReadIsNamedSinceTheFirstTimeAndHasNoSample(t *testing.T) {
 			{"the projections are denied", denied, health.Postgres, "projections", first.Add(measureEvery), "grant the role", false},
 			{"they still are", denied, health.Postgres, "projections", first.Add(measureEvery), "grant the role", false},
 			{"nothing is denied again", nil, "", "", first, "", false},
-			{"Postgres does not answer", context.DeadlineExceeded, health.Dependency, "postgres", first.Add(4 * measureEvery), "check that Postgres runs", true},
+			{"Postgres is not responding", context.DeadlineExceeded, health.Dependency, "postgres", first.Add(4 * measureEvery), "check that Postgres is running", true},
 		} {
 			facts := Facts{Counts: &Counts{}}
 			if c.err != nil {
@@ -162,7 +162,7 @@ func TestTheRemedyFollowsFromTheError(t *testing.T) {
 		{"postgres", "ERROR: cannot execute INSERT in a read-only transaction (SQLSTATE 25006)", "correct postgres.url"},
 		{"postgres", "ERROR: permission denied for table orders (SQLSTATE 42501)", "grant the role"},
 		{"postgres", "FATAL: sorry, too many clients already (SQLSTATE 53300)", "max_connections"},
-		{"postgres", "dial tcp 127.0.0.1:1: connect: connection refused", "check that Postgres runs"},
+		{"postgres", "dial tcp 127.0.0.1:1: connect: connection refused", "check that Postgres is running"},
 		{"kafka", "kafka: client has run out of available brokers: connection refused", "broker.kafka"},
 		{"kafka", "kafka server: SASL Authentication failed", "correct user, password"},
 		{"kafka", "kafka server: Message was too large, server rejected it to avoid allocation error", "raise the limit of the topic"},
@@ -186,9 +186,9 @@ func TestTheRemedyOfATaskFollowsFromTheError(t *testing.T) {
 
 	for why, remedy := range map[string]string{
 		"ERROR: permission denied for table users (SQLSTATE 42501)":             "grant the role",
-		"failed to connect to `host=db`: dial tcp: connect: connection refused": "check that Postgres runs",
-		"ERROR: invalid input syntax for type json (SQLSTATE 22P02)":            "correct what the error names",
-		"applying event 17: there is no upcaster from version 3":                "correct what the error names",
+		"failed to connect to `host=db`: dial tcp: connect: connection refused": "check that Postgres is running",
+		"ERROR: invalid input syntax for type json (SQLSTATE 22P02)":            "fix what the error reports",
+		"applying event 17: there is no upcaster from version 3":                "fix what the error reports",
 		health.Silent + ", expected one every 30s":                              "restart the service",
 	} {
 		p := Process{Phase: PhaseRunning, Tasks: []health.State{{Name: "projections", Level: health.Degraded, Why: why}}}

@@ -65,9 +65,9 @@ func (c Consumer) holds(addr string) string {
 	case c.Pause != nil:
 		return fmt.Sprintf("it is %s; resume it first: millrace consumers resume %s", paused(*c.Pause, stamp), c.Consumer)
 	case c.State == Waiting:
-		return fmt.Sprintf("it is %s; it tries them once the dependency is available", c.Describe(stamp))
+		return fmt.Sprintf("it is %s; it will try them once the dependency is available", c.Describe(stamp))
 	case c.State == Unknown:
-		return fmt.Sprintf("no service responds at health.addr %s; they are tried once a service runs", addr)
+		return fmt.Sprintf("no service is responding at health.addr %s; they will be tried once a service is running", addr)
 	default:
 		return ""
 	}

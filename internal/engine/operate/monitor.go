@@ -111,7 +111,7 @@ func (o *Operator) learn(facts Facts) {
 		if before := o.monitor.facts.gap(g.Part); before != nil {
 			g.Since = before.Since
 		} else if g.Why != logged {
-			o.Logger.Warn("could not read the "+g.Part+": health and metrics lack them", slog.String("error", g.Why))
+			o.Logger.Warn("could not read the "+g.Part+"; health and metrics do not include them", slog.String("error", g.Why))
 
 			logged = g.Why
 		}

@@ -171,7 +171,7 @@ func (p Process) troubles() (list []health.Trouble) {
 	for _, t := range p.Tasks {
 		if t.Why != "" {
 			list = append(list, health.Trouble{
-				Kind: health.Task, Name: t.Name, Level: t.Level, Since: t.Since, Reason: "makes no progress: " + t.Why, Remedy: remedyForTask(t.Why),
+				Kind: health.Task, Name: t.Name, Level: t.Level, Since: t.Since, Reason: "is making no progress: " + t.Why, Remedy: remedyForTask(t.Why),
 			})
 		}
 	}
@@ -200,7 +200,7 @@ func (p Process) unavailable() (list []health.Trouble) {
 
 		brokers[c.Broker] = true
 
-		reason := "does not answer: " + c.Why
+		reason := "is not responding: " + c.Why
 
 		switch {
 		case c.Blocked:
@@ -244,11 +244,11 @@ func (c Consumer) troubles() (list []health.Trouble) {
 
 	switch c.State { //nolint:exhaustive // the others are in no trouble, or the service is
 	case Connecting, Disconnected:
-		t.Reason, t.Remedy, t.Because = fmt.Sprintf("%s: no messages of %s arrive", c.State, c.Topic), "see the broker", c.Broker
+		t.Reason, t.Remedy, t.Because = fmt.Sprintf("%s: not receiving messages of %s", c.State, c.Topic), "see the broker", c.Broker
 	case NotSubscribed:
-		t.Reason, t.Remedy = fmt.Sprintf("no messages of %s arrive: %s", c.Topic, c.Why), cmp.Or(c.Remedy, "the log says why; restart the service if it does not subscribe by itself")
+		t.Reason, t.Remedy = fmt.Sprintf("not receiving messages of %s: %s", c.Topic, c.Why), cmp.Or(c.Remedy, "see the log; restart the service if it does not resubscribe")
 	case Waiting:
-		t.Level, t.Reason, t.Remedy, t.Because = health.Degraded, "waits for "+c.Needs[0], "see the dependency", c.Needs[0]
+		t.Level, t.Reason, t.Remedy, t.Because = health.Degraded, "waiting for "+c.Needs[0], "see the dependency", c.Needs[0]
 		if slices.Contains(c.Needs, postgres.Dependency) {
 			t.Level = health.Unready
 		}

@@ -10,28 +10,28 @@ import (
 )
 
 // byItself ends the remedy of a trouble whose end a running service notices.
-const byItself = "; the service continues by itself"
+const byItself = "; the service then recovers by itself"
 
 // remedies says what to do about an error. The first that matches wins.
 var remedies = []struct {
 	match *regexp.Regexp
 	text  string
 }{
-	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "wait for the failover, or correct postgres.url: it may list all hosts" + byItself},
-	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role what docs/deploying.md lists under Roles" + byItself},
+	{regexp.MustCompile(`SQLSTATE 25006|takes no writes`), "wait for the failover, or correct postgres.url: it can list all hosts" + byItself},
+	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role the privileges listed under Roles in docs/deploying.md" + byItself},
 	{regexp.MustCompile(`SQLSTATE 42P01|SQLSTATE 42703`), "run `millrace migrate up`"},
 	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server" + byItself},
 	{regexp.MustCompile(`SQLSTATE 53300`), "raise max_connections of the Postgres server, or lower postgres.max_conns"},
-	{regexp.MustCompile(`SQLSTATE 28\w{3}`), "correct user and password in postgres.url, or pg_hba.conf"},
+	{regexp.MustCompile(`SQLSTATE 28\w{3}`), "correct the user and password in postgres.url, or pg_hba.conf"},
 	{regexp.MustCompile(`SQLSTATE 3D000`), "create the database, or correct postgres.url"},
 	{regexp.MustCompile(`SQLSTATE 57P03`), "wait until the Postgres server has started or recovered" + byItself},
 	{regexp.MustCompile(`x509|tls: |certificate`), "correct the certificate, or the CA file in the configuration"},
 	{
 		regexp.MustCompile(`(?i)sasl|authenticat|ACCESS_REFUSED|username or password|not authorized|(?:answered:?|status:?|HTTP|Exception) \(?40[13]\b`),
-		"correct user, password or permissions",
+		"correct the user, password or permissions",
 	},
 	{regexp.MustCompile(`(?i)message (was|is) too large`), "raise the limit of the topic at the broker, or publish smaller messages"},
-	{regexp.MustCompile(`rabbitmq has raised an alarm`), "free memory or disk space on the RabbitMQ server; see `rabbitmq-diagnostics alarms`; the service continues by itself"},
+	{regexp.MustCompile(`rabbitmq has raised an alarm`), "free memory or disk space on the RabbitMQ server; see `rabbitmq-diagnostics alarms`; the service then recovers by itself"},
 	{regexp.MustCompile(`no such host`), "correct the host in the address"},
 }
 
@@ -53,11 +53,11 @@ func remedyFor(dependency, why string) string {
 
 	switch dependency {
 	case postgres.Dependency:
-		return "check that Postgres runs and that postgres.url is right" + byItself
+		return "check that Postgres is running and that postgres.url is correct" + byItself
 	case broker.Kafka, broker.RabbitMQ:
-		return "check that the broker runs and that broker." + strings.ToLower(dependency) + " is right" + byItself
+		return "check that the broker is running and that broker." + strings.ToLower(dependency) + " is correct" + byItself
 	default:
-		return "check that it runs and that its address and credentials in the configuration are right" + byItself
+		return "check that it is running and that its configured address and credentials are correct" + byItself
 	}
 }
 
@@ -73,10 +73,10 @@ func remedyForTask(why string) string {
 	case known:
 		return text
 	case strings.HasPrefix(why, health.Silent):
-		return "see what else is listed, and the log; restart the service if it does not continue"
+		return "see the other entries and the log; restart the service if it does not recover"
 	case disconnected.MatchString(why):
 		return remedyFor(postgres.Dependency, why)
 	default:
-		return "correct what the error names; the log has more" + byItself
+		return "fix what the error reports; see the log for details" + byItself
 	}
 }

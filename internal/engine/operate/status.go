@@ -149,7 +149,7 @@ func (s Status) unsubscribed(topic string) bool {
 func (s Status) serviceRemedy() string {
 	if counts := s.Counts(); counts != nil && counts.Replicas > 0 {
 		return event.Plural(counts.Replicas, "process publishes", "processes publish") +
-			" from this database, but none answers here: run the command where one runs, or correct health.addr"
+			" from this database, but none is responding here: run the command on the host of one, or correct health.addr"
 	}
 
 	return "start it with `millrace serve`, or correct health.addr"
@@ -205,13 +205,13 @@ func (c Client) ask(ctx context.Context, key, path string, wait time.Duration, r
 
 	got, err := (&http.Client{Transport: transport}).Do(request)
 	if err != nil {
-		return fmt.Errorf("no service responds at %s %s: %w", key, c.URL, err)
+		return fmt.Errorf("no service is responding at %s %s: %w", key, c.URL, err)
 	}
 	defer got.Body.Close() //nolint:errcheck // only read from
 
 	switch err := json.NewDecoder(got.Body).Decode(response); {
 	case got.StatusCode == http.StatusUnauthorized || got.StatusCode == http.StatusForbidden:
-		return event.Errorf(event.Invalid, "the service at %s %s refuses http.token: %s; `millrace tokens create NAME --role operator` makes one", key, c.URL, got.Status)
+		return event.Errorf(event.Invalid, "the service at %s %s refuses http.token: %s; `millrace tokens create NAME --role operator` creates one", key, c.URL, got.Status)
 	case err != nil || got.StatusCode != http.StatusOK:
 		return fmt.Errorf("unexpected response from the program at %s %s: %s", key, c.URL, got.Status)
 	default:

@@ -28,7 +28,7 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 			Name: "millrace_outbox_publish_errors_total", Help: "Failed attempts to publish; all are retried.",
 		}, []string{"topic"}),
 		delay: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
-			Name: "millrace_outbox_delay_seconds", Help: "Time from the transaction of a message to the broker's confirmation, with the delay that the message was given.",
+			Name: "millrace_outbox_delay_seconds", Help: "Time from a message's transaction to the broker's confirmation, including any delay requested for the message.",
 		}), []string{"topic"}),
 		publish: factory.NewHistogramVec(telemetry.Native(prometheus.HistogramOpts{
 			Name: "millrace_outbox_publish_seconds", Help: "Time that a broker takes to confirm a message; the embedded one confirms when the message is applied.",

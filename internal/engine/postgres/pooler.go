@@ -52,8 +52,8 @@ func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
 			return err
 		}
 
-		return &SetupError{fmt.Sprintf("postgres.direct_url is set, so postgres.url leads to a pooler that shares sessions, and the role %s must have the settings of the service. "+
-			"Run these, and then RECONNECT in PgBouncer's console:\n%s", role, alterations(role, differing))}
+		return &SetupError{fmt.Sprintf("postgres.direct_url is set, so postgres.url points to a pooler that shares sessions, and the role %s must have the service's settings. "+
+			"Run these statements, then RECONNECT in PgBouncer's console:\n%s", role, alterations(role, differing))}
 	}
 
 	// The pooler reports what it remembers, not what the server says in a transaction.
@@ -68,7 +68,7 @@ func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
 func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[string]string, error) {
 	_, err := conn.Exec(ctx, `BEGIN`).ReadAll()
 	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Code == protocolViolation {
-		return nil, &SetupError{"postgres.url leads to a pooler that does not support transactions (PgBouncer with pool_mode = statement): use pool_mode = transaction or session"}
+		return nil, &SetupError{"postgres.url points to a pooler that does not support transactions (PgBouncer with pool_mode = statement): use pool_mode = transaction or session"}
 	}
 
 	if err != nil {

@@ -188,7 +188,7 @@ func (s *session) checkServer(ctx context.Context, conn *pgconn.PgConn) (string,
 	case err != nil:
 		return "", err
 	case standby == "t":
-		return "", errors.New("the server is a standby, which takes no writes: postgres.url must lead to the primary")
+		return "", errors.New("the server is a standby, which takes no writes: postgres.url must point to the primary")
 	case readOnly == "on" && !s.decidesReadOnly():
 		return "", errReadOnly
 	case encoding != "UTF8":
@@ -208,7 +208,7 @@ func (s *session) decidesReadOnly() bool {
 // defaultReadOnly is the parameter that makes transactions read-only.
 const defaultReadOnly = "default_transaction_read_only"
 
-var errReadOnly = errors.New("the server takes no writes: default_transaction_read_only is on for it, the database, the role or postgres.url")
+var errReadOnly = errors.New("the server takes no writes: default_transaction_read_only is on in its configuration, the database, the role or postgres.url")
 
 // set sets parameters of a session.
 func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) error {
@@ -290,8 +290,8 @@ type SetupError struct{ Problem string }
 
 func (e *SetupError) Error() string { return e.Problem }
 
-var errPooled = &SetupError{"postgres.url leads to a connection pooler that gives one session to several clients " +
-	"(PgBouncer with pool_mode = transaction or statement). Locks and settings do not hold there, and nothing would be published. " +
+var errPooled = &SetupError{"postgres.url points to a connection pooler that gives one session to several clients " +
+	"(PgBouncer with pool_mode = transaction or statement). Locks and settings do not last there, and nothing would be published. " +
 	"Use pool_mode = session for this database, or the server's own address, or set postgres.direct_url to that address"}
 
 // Limits of checkPooler. PgBouncer may run as several processes with a pool each, so a

@@ -94,7 +94,7 @@ func (f Fields) text(name string) (string, error) {
 
 	var text *string
 	if json.Unmarshal(value, &text) != nil || text == nil {
-		return "", fmt.Errorf("%s: is not a JSON string, expected one", name)
+		return "", fmt.Errorf("%s: is not text, expected a JSON string", name)
 	}
 
 	return *text, nil

@@ -33,7 +33,7 @@ func users() invariant.Source {
 			) AS e ON e.id = u.id`,
 		Checks: []invariant.Check{{
 			Name:   "users",
-			Means:  "Rows of users have the versions of their streams, up to the position of the projection.",
+			Means:  "Each user's row has the version of their stream, up to the projection's position.",
 			Advice: "Rebuild the projection with `millrace projections rebuild users`; the service keeps running during the rebuild.",
 			Fault: `CASE
 				WHEN version IS NULL THEN 'has a stream but no row'

@@ -141,7 +141,7 @@ func orders() invariant.Source {
 					WHEN types & ` + terminal + ` <> 0 AND types & ` + bits("OrderPaid", "InventoryReserved") + ` <> 0 AND folded IN ('created', 'inventory_reserved', 'paid') THEN 'continued after its end'
 					WHEN types & ` + bits("OrderPaid", "PaymentFailed") + ` <> 0 AND types & ` + reserved + ` = 0 THEN 'was charged, but stock was never reserved'
 					WHEN types & ` + bits("OrderCompleted") + ` <> 0 AND types & ` + paid + ` = 0 THEN 'was completed, but never paid'
-					WHEN types & ` + bits("InventoryUnavailable") + ` <> 0 AND types & ` + reserved + ` <> 0 THEN 'both has stock and lacks it'
+					WHEN types & ` + bits("InventoryUnavailable") + ` <> 0 AND types & ` + reserved + ` <> 0 THEN 'has stock both reserved and unavailable'
 					WHEN refunded > paid THEN 'was refunded more often than it was paid'
 					WHEN types & ` + bits("PaymentRefunded", "PaymentRefundFailed", "PaymentCapturedLate") + ` = ` + refunded + ` AND coalesce(refunds, 0) = 0 THEN 'was refunded, but its payment is not marked as refunded'
 					WHEN types & ` + refunded + ` = 0 AND refunds > 0 THEN 'has a refunded payment, but no refund in its history' END`,

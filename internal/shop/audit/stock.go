@@ -40,7 +40,7 @@ func products() invariant.Source {
 			{
 				Name:   "reservations",
 				Means:  "Reserved stock matches the orders in state inventory_reserved or paid; sold stock matches the completed orders.",
-				Advice: "`--repair` sums up the orders under the lock of the product's row, and sets reserved, sold and available.",
+				Advice: "`--repair` locks the product's row, adds up its orders, and sets reserved, sold and available.",
 				Fault: `CASE
 					WHEN supplied IS NULL THEN format('is in orders (%s reserved, %s sold), but not in stock', open, completed)
 					WHEN reserved <> open THEN format('%s reserved, but orders hold %s', reserved, open)

@@ -107,7 +107,7 @@ func (s *Sweeper) report(why string) {
 	case why != "" && s.why == "":
 		s.logger.Warn("the payment timeout of unpaid orders is suspended", slog.String("why", why))
 	case why == "" && s.why != "":
-		s.logger.Info("the payment timeout of unpaid orders runs again")
+		s.logger.Info("the payment timeout of unpaid orders has resumed")
 	}
 
 	s.why = why
@@ -163,6 +163,6 @@ func (s *Sweeper) Affected(ctx context.Context, topic string) (string, error) {
 		return "", fmt.Errorf("counting unpaid orders: %w", err)
 	}
 
-	return fmt.Sprintf("%s payment; the time to be paid (%s) stands still, and so does that of new orders",
-		event.Plural(waiting, "order waits for its", "orders wait for their"), s.cfg.PaymentTimeout), nil
+	return fmt.Sprintf("%s payment; the payment timeout (%s) is suspended, also for new orders",
+		event.Plural(waiting, "order is waiting for", "orders are waiting for"), s.cfg.PaymentTimeout), nil
 }

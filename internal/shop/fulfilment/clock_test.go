@@ -21,7 +21,7 @@ func TestTimeDoesNotRunWhileOrdersCannotBePaid(t *testing.T) {
 		due    string // the orders that are due, of those aged 14, 16, 29, 31, 44 and 46 minutes
 	}{
 		{"it always ran", ``, "16 29 31 44 46"},
-		{"it stands still since the order of 16 minutes", `(16.5, 0)`, "44 46"},
+		{"it has been suspended since the order of 16 minutes", `(16.5, 0)`, "44 46"},
 		{"it has stood still for an hour", `(60, 0)`, ""},
 		{"it stood still, and again as long for the backlog", `(31.5, 20)`, "44 46"},
 		{"the backlog gets at most the timeout", `(90, 28), (20, 17)`, ""},

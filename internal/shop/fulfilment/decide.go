@@ -193,7 +193,7 @@ func (c Place) decide(d *Decision) {
 		d.publish(OrderRejected{
 			OrderID: id,
 			Reason:  order.StatusInventoryUnavailable,
-			Detail:  fmt.Sprintf("%d of %s wanted, %d available", short.Requested, short.ProductID, short.Available),
+			Detail:  fmt.Sprintf("%d of %s requested, %d available", short.Requested, short.ProductID, short.Available),
 		})
 
 		return

@@ -144,7 +144,7 @@ func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Q
 }
 
 // errNotAsked reports a bug: no order returns to waiting for its payment.
-var errNotAsked = errors.New("the order waits for its payment, but the gateway was not asked about the charge")
+var errNotAsked = errors.New("the order is waiting for payment, but the gateway was not asked about the charge")
 
 // endUnpaid applies commands with the gateway's answers. The gateway was not
 // asked about orders that did not wait for their payment. If command returns nil,

@@ -188,8 +188,8 @@ func TestAnOrderGetsAllLinesOrNone(t *testing.T) {
 	expect(t, s.status("b"), "inventory_unavailable v2: OrderCreated InventoryUnavailable")
 	expect(t, s.status("c"), "inventory_unavailable v2: OrderCreated InventoryUnavailable")
 	expect(t, s.level(t, "product_3")+" "+s.level(t, "product_1"), "5/20/0 99/1/0")
-	expect(t, fmt.Sprint(out[1].Payload), "{b inventory_unavailable 6 of product_3 wanted, 5 available}")
-	expect(t, fmt.Sprint(out[2].Payload), "{c inventory_unavailable 1 of nothing wanted, 0 available}")
+	expect(t, fmt.Sprint(out[1].Payload), "{b inventory_unavailable 6 of product_3 requested, 5 available}")
+	expect(t, fmt.Sprint(out[2].Payload), "{c inventory_unavailable 1 of nothing requested, 0 available}")
 }
 
 func TestAnOrderIDIsUsedOnce(t *testing.T) {

@@ -121,7 +121,7 @@ type body struct {
 }
 
 // ErrGone means that the receiver wants no more webhooks.
-var ErrGone = errors.New("the receiver answered 410 Gone: it wants no more webhooks")
+var ErrGone = errors.New("the receiver answered 410 Gone: it no longer wants webhooks")
 
 // send posts a webhook. Only 410 and the configured statuses reject it; after any
 // other failure it is posted again later. A receiver that does not answer or is

@@ -23,7 +23,7 @@ func requestError(doing string, err error) error {
 	answer, ok := errors.AsType[*stripe.Error](err)
 	if !ok { // no answer, or not one of Stripe's
 		if _, network := errors.AsType[*url.Error](err); !network {
-			err = errors.New("the answer cannot be read") // the library's error quotes it, secrets included
+			err = errors.New("the response cannot be read") // the library's error quotes it, secrets included
 		}
 
 		return unknown(fmt.Errorf("%s: %w", doing, err))

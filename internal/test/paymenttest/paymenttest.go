@@ -421,7 +421,7 @@ func (s *Server) answer(operation, id string, fault Fault, r *http.Request) (rep
 	}
 
 	if fault == StoredError || fault == AfterError {
-		reply = failure(http.StatusInternalServerError, "api_error", "", "", "it broke on the way")
+		reply = failure(http.StatusInternalServerError, "api_error", "", "", "the request failed midway")
 	}
 
 	if key != "" {
@@ -466,7 +466,7 @@ func (s *Server) perform(operation, id string, form url.Values) answer {
 		return success(map[string]any{"object": "list", "data": made, "has_more": false})
 	}
 
-	return failure(http.StatusNotFound, "invalid_request_error", "resource_missing", "", "no such thing: "+id)
+	return failure(http.StatusNotFound, "invalid_request_error", "resource_missing", "", "no such resource: "+id)
 }
 
 func (s *Server) newIntent(units int64, currency string, metadata map[string]string) *intent {

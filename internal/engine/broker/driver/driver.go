@@ -84,7 +84,7 @@ var ErrClosed = errors.New("broker connection closed")
 
 // ErrBlocked reports that the broker is connected but accepts no messages until
 // somebody gives it memory or disk space. It still delivers messages.
-var ErrBlocked = errors.New("the broker accepts no messages")
+var ErrBlocked = errors.New("the broker is not accepting messages")
 
 // Identity is what a broker knows about a message beyond its headers and payload.
 type Identity struct {

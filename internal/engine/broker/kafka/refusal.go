@@ -17,9 +17,9 @@ var refusals = map[sarama.KError]struct {
 	remedy string
 }{
 	sarama.ErrMessageSizeTooLarge:    {driver.OneMessage, tooLarge},
-	sarama.ErrMessageSetSizeTooLarge: {driver.OneMessage, "raise segment.bytes of the topic, or discard the message"},
-	sarama.ErrInvalidRecord:          {driver.OneMessage, "check the message against the settings of the topic, such as cleanup.policy"},
-	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct the message.timestamp limits of the topic, or the clock of this host"},
+	sarama.ErrMessageSetSizeTooLarge: {driver.OneMessage, "raise the topic's segment.bytes, or discard the message"},
+	sarama.ErrInvalidRecord:          {driver.OneMessage, "check the message against the topic's settings, such as cleanup.policy"},
+	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct the topic's message.timestamp limits, or the clock of this host"},
 
 	sarama.ErrNotEnoughReplicas:            {driver.OnePartition, replicas},
 	sarama.ErrNotEnoughReplicasAfterAppend: {driver.OnePartition, replicas},
@@ -30,8 +30,8 @@ var refusals = map[sarama.KError]struct {
 	sarama.ErrTopicAuthorizationFailed: {driver.OneTopic,
 		"grant the account WRITE (to publish), READ (to consume) and DESCRIBE on the topic"},
 	sarama.ErrInvalidTopic:                {driver.OneTopic, "choose a name of at most 249 letters, digits, '.', '_' and '-'"},
-	sarama.ErrPolicyViolation:             {driver.OneTopic, "correct the topic so that it satisfies the policy of the cluster"},
-	sarama.ErrUnsupportedForMessageFormat: {driver.OneTopic, "raise message.format.version of the topic"},
+	sarama.ErrPolicyViolation:             {driver.OneTopic, "correct the topic so that it satisfies the cluster's policy"},
+	sarama.ErrUnsupportedForMessageFormat: {driver.OneTopic, "raise the topic's message.format.version"},
 	sarama.ErrInvalidReplicationFactor:    {driver.OneTopic, "set broker.kafka.replication_factor to at most the number of brokers"},
 
 	sarama.ErrSASLAuthenticationFailed: {driver.Account,
@@ -41,9 +41,9 @@ var refusals = map[sarama.KError]struct {
 }
 
 const (
-	tooLarge     = "raise max.message.bytes of the topic and run `millrace refused retry`, or `millrace refused discard`"
+	tooLarge     = "raise the topic's max.message.bytes and run `millrace refused retry`, or `millrace refused discard`"
 	missingTopic = "create the topic, or grant the account CREATE on it"
-	replicas     = "start the missing brokers, or lower min.insync.replicas of the topic"
+	replicas     = "start the missing brokers, or lower the topic's min.insync.replicas"
 )
 
 // refusalOf returns the refusal in a sarama error about a topic, or nil if there is
@@ -67,7 +67,7 @@ func refusalOf(topic string, err error) *driver.RefusedError {
 		return &driver.RefusedError{
 			Scope: driver.Account, Topic: topic,
 			Remedy: "set broker.kafka.cert_file and broker.kafka.key_file to a valid certificate from an authority that the broker trusts",
-			Err:    fmt.Errorf("authentication by TLS failed: %w", alert),
+			Err:    fmt.Errorf("TLS authentication failed: %w", alert),
 		}
 	}
 

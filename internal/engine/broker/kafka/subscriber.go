@@ -105,7 +105,7 @@ func (m *member) lost(ctx context.Context, err error) {
 	m.failures++
 
 	if m.reminder.Due(err) {
-		m.logger.Warn("lost kafka's consumer group; joining again", slog.Any("error", err), slog.Int("attempts", m.failures))
+		m.logger.Warn("lost the kafka consumer group; rejoining", slog.Any("error", err), slog.Int("attempts", m.failures))
 	}
 
 	m.driver.unjoined.Heard(m.topic, m.refusal(err)) // the library has already tried for some seconds
@@ -131,7 +131,7 @@ func (m *member) refusal(err error) error {
 // budget, so one partition may use all of it.
 func (m *member) Setup(session sarama.ConsumerGroupSession) error {
 	if m.reminder.Reset() {
-		m.logger.Info("joined kafka's consumer group again", slog.Int("generation", int(session.GenerationID())))
+		m.logger.Info("rejoined the kafka consumer group", slog.Int("generation", int(session.GenerationID())))
 	}
 
 	m.failures = 0

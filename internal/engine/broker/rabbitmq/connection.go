@@ -98,7 +98,7 @@ func (c *connection) dial() (any, error) {
 		cancel()
 
 		if c.wasOpen() && c.reminder.Due(err) {
-			c.logger.Warn("rabbitmq cannot be reached", slog.Any("error", err))
+			c.logger.Warn("cannot reach rabbitmq", slog.Any("error", err))
 		}
 
 		return nil, err
@@ -145,7 +145,7 @@ func (c *connection) opened(l *live, ended func()) error {
 
 	if c.established {
 		c.reminder.Reset()
-		c.logger.Info("connected to rabbitmq again")
+		c.logger.Info("reconnected to rabbitmq")
 	}
 
 	c.live, c.established = l, true
@@ -157,9 +157,9 @@ func (c *connection) opened(l *live, ended func()) error {
 			l.block(b)
 
 			if b.Active {
-				c.logger.Warn("rabbitmq accepts no messages: it has raised an alarm", slog.String("reason", b.Reason))
+				c.logger.Warn("rabbitmq is not accepting messages: it has raised an alarm", slog.String("reason", b.Reason))
 			} else {
-				c.logger.Info("rabbitmq accepts messages again")
+				c.logger.Info("rabbitmq is accepting messages again")
 			}
 		}
 	}()
@@ -168,7 +168,7 @@ func (c *connection) opened(l *live, ended func()) error {
 		defer ended()
 
 		if err, failed := <-lost; failed {
-			c.logger.Warn("lost the connection to rabbitmq; connecting again", slog.Any("error", err))
+			c.logger.Warn("lost the connection to rabbitmq; reconnecting", slog.Any("error", err))
 		}
 	}()
 
@@ -254,7 +254,7 @@ func login(uri amqp091.URI, err error) error {
 	case errors.Is(err, amqp091.ErrCredentials) && external:
 		reason, remedy = "no user has the name in the certificate", "create the user, or correct broker.rabbitmq.cert_file"
 	case errors.Is(err, amqp091.ErrCredentials):
-		reason, remedy = fmt.Sprintf("wrong user %q or wrong password", uri.Username), "correct user and password in broker.rabbitmq.url"
+		reason, remedy = fmt.Sprintf("wrong user %q or wrong password", uri.Username), "correct the user and password in broker.rabbitmq.url"
 	case answered && answer.Code == amqp091.NotAllowed:
 		reason, remedy = answer.Reason, fmt.Sprintf("create vhost %q, give the user permissions on it, raise its limits, or correct the path of broker.rabbitmq.url", uri.Vhost)
 	case strings.Contains(err.Error(), "remote error: tls: "): // the library keeps only the text
@@ -298,7 +298,7 @@ func dialHost(ctx context.Context, cfg Config, role, address string) (*live, err
 
 	// The library returns ErrCredentials for whatever ends the login.
 	if errors.Is(err, amqp091.ErrCredentials) && (ctx.Err() != nil || time.Since(connected) > loginTimeout) {
-		return nil, fmt.Errorf("rabbitmq did not answer the login within %s", dialTimeout)
+		return nil, fmt.Errorf("rabbitmq did not respond to the login within %s", dialTimeout)
 	}
 
 	if err != nil {

@@ -221,7 +221,7 @@ func newOutlet(l *live, lanes int) (*outlet, error) {
 	if err := channel.Confirm(false); err != nil {
 		closeChannel(channel)
 
-		return nil, fmt.Errorf("asking for confirmations: %w", err)
+		return nil, fmt.Errorf("enabling publisher confirms: %w", err)
 	}
 
 	return &outlet{
@@ -234,7 +234,7 @@ func newOutlet(l *live, lanes int) (*outlet, error) {
 
 // errUnroutable reports that no queue is bound to the exchange with the topic as
 // routing key.
-var errUnroutable = errors.New("no queue takes the message")
+var errUnroutable = errors.New("no queue accepted the message")
 
 // send publishes a message and waits until the broker has confirmed it.
 func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
@@ -353,6 +353,6 @@ func (o *outlet) late(topic string, sent time.Time) error {
 
 	return &driver.RefusedError{
 		Scope: driver.OneTopic, Topic: topic, Err: err,
-		Remedy: "check the queue with `rabbitmqctl list_queues name state`: a quorum queue needs most of its nodes",
+		Remedy: "check the queue with `rabbitmqctl list_queues name state`: a quorum queue needs a majority of its nodes",
 	}
 }

@@ -50,7 +50,7 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 			if session := s.open(ctx, out); session != nil {
 				err := session.consume()
 				if ctx.Err() == nil {
-					s.logger.Warn("the subscription has ended; subscribing again", slog.Any("error", err))
+					s.logger.Warn("the subscription has ended; resubscribing", slog.Any("error", err))
 				}
 
 				if errors.Is(err, errCancelled) {
@@ -86,7 +86,7 @@ func (s *subscriber) open(ctx context.Context, out chan<- *message.Message) (ope
 		}
 
 		if err != nil && !l.IsClosed() && ctx.Err() == nil && reminder.Due(err) {
-			s.logger.Warn("cannot subscribe; trying again", slog.Any("error", err))
+			s.logger.Warn("cannot subscribe; retrying", slog.Any("error", err))
 		}
 
 		return err
@@ -148,7 +148,7 @@ type session struct {
 
 // errCancelled reports that the broker has ended a subscription without closing its
 // channel.
-var errCancelled = errors.New("rabbitmq has cancelled the subscription: the queue was deleted or has moved")
+var errCancelled = errors.New("rabbitmq cancelled the subscription: the queue was deleted or moved")
 
 // watch ends the session when the broker ends the subscription.
 func (s *session) watch() {

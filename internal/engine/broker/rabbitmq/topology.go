@@ -248,9 +248,9 @@ func (t *topology) compare(l *live, o object) {
 	}
 
 	if strings.Contains(err.Error(), "'alternate-exchange'") {
-		t.logger.Warn("the exchange has an alternate exchange: a message whose queue is missing goes there, and counts as published",
+		t.logger.Warn("the exchange has an alternate exchange: messages that reach no queue are routed there and count as published",
 			slog.Any("error", err), slog.String("remedy", "delete exchange "+o.name+" while the service runs: "+
-				"it is created again, with the queues of the service; bind those of others again"))
+				"the service recreates it and binds its own queues; rebind any others"))
 
 		return
 	}
@@ -272,7 +272,7 @@ func (t *topology) report() {
 	}
 
 	slices.Sort(t.differences)
-	t.logger.Warn("using exchanges and queues that differ from what Millrace would declare; to have one declared anew, delete it while it is empty",
+	t.logger.Warn("using exchanges and queues that differ from what Millrace would declare; to have one redeclared, delete it while it is empty",
 		slog.Any("differences", t.differences))
 
 	t.differences = nil
@@ -291,7 +291,7 @@ func (t *topology) first(name string) bool {
 
 // missing returns a topic's error for an object that does not exist and was not created.
 func (t *topology) missing(topic string, o object, err error) error {
-	remedy := fmt.Sprintf("create %s %s, or give the account the permissions to configure and read it", o.kind, o.name)
+	remedy := fmt.Sprintf("create %s %s, or grant the account permission to configure and read it", o.kind, o.name)
 	if !t.cfg.Declare {
 		remedy = fmt.Sprintf("create %s %s, or set broker.rabbitmq.declare to true", o.kind, o.name)
 	}
@@ -305,7 +305,7 @@ func (t *topology) missing(topic string, o object, err error) error {
 // that cannot be created.
 func unusable(topic string, o object, err error) error {
 	return sorted(fmt.Errorf("declaring %s %s: %w", o.kind, o.name, err), topic,
-		fmt.Sprintf("correct %s %s at the broker, or the permissions of the account", o.kind, o.name))
+		fmt.Sprintf("correct %s %s at the broker, or the account's permissions", o.kind, o.name))
 }
 
 // refused reports whether err is an answer of the broker, and not a lost connection.
