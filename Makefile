@@ -87,7 +87,7 @@ verify: lint ## Check formatting, linters, generated files and go.mod
 	@go -C cmd/bench mod tidy -diff
 
 # tools/prometheus is a separate module, because Prometheus has many dependencies. The
-# first run builds promtool, which takes some minutes.
+# first run builds promtool, which takes a few minutes.
 .PHONY: alerts-test
 alerts-test: ## Test the alerts with promtool, and the queries of the alerts and the dashboard
 	go -C tools/prometheus tool promtool check rules $(CURDIR)/deployments/prometheus/alerts.yaml

@@ -1,7 +1,8 @@
 -- +goose Up
 
 -- The inbox records which messages have been applied. A row is written in the
--- transaction that applies the message, so it exists exactly if the effects do.
+-- transaction that applies the message, so it exists if and only if the effects
+-- do.
 CREATE TABLE inbox (
     consumer       text        NOT NULL,
     message_id     uuid        NOT NULL,
@@ -150,10 +151,10 @@ COMMENT ON COLUMN failed_messages.revision IS 'Increases with each change of the
 COMMENT ON COLUMN failed_messages.reason IS 'The class of the failure; empty for a message that is only blocked.';
 COMMENT ON COLUMN failed_messages.cause IS 'The first line of the error without its variable values.';
 COMMENT ON COLUMN failed_messages.group_id IS 'Digest of consumer, reason and cause: equal for messages that failed for the same cause.';
-COMMENT ON COLUMN failed_messages.attempts IS 'How often the message failed in total, across requeues.';
-COMMENT ON COLUMN failed_messages.deliveries IS 'How often the message was stopped. A redelivery counts here instead of adding a row.';
+COMMENT ON COLUMN failed_messages.attempts IS 'How many times the message has failed, across requeues.';
+COMMENT ON COLUMN failed_messages.deliveries IS 'How many times the message was stopped. A redelivery increments it instead of adding a row.';
 COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NULL if the message has not been tried since it was blocked or requeued.';
-COMMENT ON COLUMN failed_messages.awaits_since IS 'When the message was first tried and awaited another one; NULL if it has not since it was stored or requeued, in the future while that one is in the outbox.';
+COMMENT ON COLUMN failed_messages.awaits_since IS 'When the message was first tried and found to await another one; NULL if that has not happened since it was stored or requeued, in the future while the other one is in the outbox.';
 COMMENT ON COLUMN failed_messages.first_release IS 'Program version of the first failure.';
 COMMENT ON COLUMN failed_messages.last_release IS 'Program version of the last failure.';
 
@@ -224,7 +225,7 @@ COMMENT ON COLUMN operator_actions.entry_id IS 'The failed message that was chan
 COMMENT ON COLUMN operator_actions.detail IS 'Extra information, such as the values before and after a repair.';
 COMMENT ON COLUMN operator_actions.payload IS 'The payload after an edit.';
 COMMENT ON COLUMN operator_actions.message_id IS 'The id under which a message was requeued.';
-COMMENT ON COLUMN operator_actions.request_id IS 'Equal for all actions of one command or HTTP request that retries messages, so that their outcome can be asked for.';
+COMMENT ON COLUMN operator_actions.request_id IS 'Equal for all actions of one command or HTTP request that retries messages, so that their outcome can be looked up.';
 CREATE INDEX operator_actions_of_request ON operator_actions (request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX operator_actions_of_entry ON operator_actions (entry_id, id) WHERE entry_id IS NOT NULL;
 

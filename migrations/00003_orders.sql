@@ -37,9 +37,9 @@ CREATE TABLE expiry_cursor (
     CONSTRAINT expiry_cursor_one_row CHECK (single)
 );
 
-COMMENT ON TABLE expiry_cursor IS 'How far the sweep for orders that were not paid in time has got, by created_at and id. The row lock lets one replica at a time sweep.';
+COMMENT ON TABLE expiry_cursor IS 'Progress of the sweep for orders that were not paid in time, by created_at and id. The row lock lets one replica at a time sweep.';
 
-COMMENT ON COLUMN expiry_cursor.ticked_at IS 'When a sweep last looked whether orders can be paid.';
+COMMENT ON COLUMN expiry_cursor.ticked_at IS 'When a sweep last checked whether orders can be paid.';
 COMMENT ON COLUMN expiry_cursor.stalled_at IS 'When a sweep last found that orders cannot be paid.';
 
 INSERT INTO expiry_cursor (at, order_id) VALUES (now(), '');

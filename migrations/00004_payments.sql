@@ -49,7 +49,7 @@ CREATE TABLE gateway_ledger (
 );
 
 COMMENT ON TABLE gateway_ledger IS 'The requests to the simulated payment gateway and their results.';
-COMMENT ON COLUMN gateway_ledger.requests IS 'How often the charge was requested; it is captured once.';
+COMMENT ON COLUMN gateway_ledger.requests IS 'How many times the charge was requested; it is captured once.';
 COMMENT ON COLUMN gateway_ledger.pending IS 'Whether a request was accepted before it was captured or declined.';
 COMMENT ON COLUMN gateway_ledger.settled_at IS 'When it was captured or declined; NULL if it was only requested.';
 

@@ -18,7 +18,7 @@ export RABBITMQ_NODENAME=millrace$port@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.
 export RABBITMQ_DIST_PORT=$((port + 1))
 export RABBITMQ_MNESIA_BASE=$dir/data RABBITMQ_LOG_BASE=$dir/log RABBITMQ_PID_FILE=$pidfile
 export RABBITMQ_ENABLED_PLUGINS_FILE=$dir/enabled_plugins RABBITMQ_CONFIG_FILE=$dir/rabbitmq
-# Busy-waiting schedulers would take CPU from the service next to them.
+# Busy-waiting schedulers would take CPU from the service alongside them.
 export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
 export ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP=$dir/erl_crash.dump
 

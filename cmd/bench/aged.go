@@ -23,7 +23,7 @@ func (l *lab) newAgedSite(ctx context.Context, kind string) (*site, error) {
 	return l.newSiteFrom(ctx, kind, l.aged.name)
 }
 
-// newAged creates a template database with inbox rows of the last days.
+// newAged creates a template database with inbox rows from the last few days.
 func (l *lab) newAged(ctx context.Context) (*site, error) {
 	s, err := l.newSite(ctx, broker.Embedded)
 	if err != nil {

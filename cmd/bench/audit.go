@@ -25,7 +25,7 @@ func idAt(at, salt string) string {
 		at, digest, digest)
 }
 
-// scattered is an SQL expression: a time in the last days for each n.
+// scattered is an SQL expression: a time in the last few days for each n.
 const scattered = `(now() - n %% (%d * 86400) * interval '1 second')`
 
 // daysOfPast creates inbox partitions for the generated days.

@@ -174,7 +174,7 @@ func (st *stage) run(ctx context.Context) error {
 	}
 }
 
-// exchange deletes what was applied and reads the next batch, as the relay does in one
+// exchange deletes the applied rows and reads the next batch, as the relay does in one
 // round trip.
 func (st *stage) exchange(ctx context.Context, relay *pgx.Conn) (rows []stored, err error) {
 	batch := &pgx.Batch{}

@@ -121,7 +121,8 @@ func userMessage(i int) event.Payload {
 	return update(known(i), i)
 }
 
-// update is the i-th update. It changes something, or it would cause no notification.
+// update is the i-th update. It changes something; otherwise it would cause no
+// notification.
 func update(id string, i int) event.Payload {
 	city := json.RawMessage(strconv.Quote("City " + strconv.Itoa(i)))
 

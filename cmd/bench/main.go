@@ -84,7 +84,7 @@ func run(ctx context.Context, s settings) error {
 
 	results := newResults(chosen)
 
-	// Round 0 warms up the servers, above all the broker's JVM.
+	// Round 0 warms up the servers, especially the broker's JVM.
 	for round := 0; round <= s.rounds; round++ {
 		for i, scenario := range chosen {
 			if scenario.once && round != 1 {

@@ -12,7 +12,7 @@ import (
 type scenario struct {
 	name string
 	run  func(ctx context.Context, warmup bool) (figures, error)
-	// main is true for the scenarios that run unless others are asked for.
+	// main is true for the scenarios that run by default.
 	main bool
 	// once is true for scenarios that take too long for several rounds.
 	once bool

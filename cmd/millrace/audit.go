@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/audit"
 )
 
-// auditing is what the flags of the audit say.
+// auditing holds the flags of an audit.
 type auditing struct {
 	checks                 invariant.Options
 	repair, dry, confirmed bool
@@ -41,7 +41,7 @@ Exit code 1 if there are violations; with --repair, if any remain.`,
   millrace audit --repair --dry-run`,
 	}, func(c *call) error {
 		out, err := a.run(c)
-		if err != nil && len(out.Repairs) > 0 { // print what was repaired, even if a later step failed
+		if err != nil && len(out.Repairs) > 0 { // print the repairs, even if a later step failed
 			return errors.Join(c.print(out, func(w io.Writer) { writeRepairs(w, "Repaired:", out.Repairs) }), err)
 		}
 

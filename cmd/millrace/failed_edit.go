@@ -208,8 +208,8 @@ func (c *call) editIn(payload []byte, save func([]byte) error) error {
 	}
 }
 
-// newDraft returns the name of a new file with the text. Editors leave copies next to
-// it, so it has a directory of its own.
+// newDraft returns the name of a new file with the text. Editors leave copies
+// alongside it, so it has a directory of its own.
 func newDraft(text string) (name string, err error) {
 	dir, err := os.MkdirTemp("", "millrace-failed-*")
 	if err != nil {

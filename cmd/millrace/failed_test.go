@@ -173,7 +173,7 @@ func editor(t *testing.T, script string) {
 func TestFailedEditValidatesAndLetsEditAgain(t *testing.T) {
 	url, pool := stopped(t, `{"order":{"id":"key0","product_id":"p","quantity":0,"total_amount":1}}`)
 
-	// The first edit makes it worse, the second one fixes it.
+	// The first edit makes it worse, and the second one fixes it.
 	editor(t, `[ "$1" = --wait ] || exit 9
 cp "$2" "$2~" # like an editor with backups
 if grep -q '"quantity": 0' "$2"; then sed -i 's/"quantity": 0/"quantity": -1/' "$2"; else sed -i 's/"quantity": -1/"quantity": 3/' "$2"; fi`)

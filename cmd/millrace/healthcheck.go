@@ -65,14 +65,14 @@ Exit code 0 if the probe succeeds; 1 if it fails or the service does not respond
 	})
 }
 
-// askProbe returns the answer of a probe, and an error if it is not a yes.
+// askProbe returns a probe's response, and an error unless the probe succeeded.
 func askProbe(ctx context.Context, addr, path string) (answer probed, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+check.Dialable(addr)+path, nil)
 	if err != nil {
 		return answer, err
 	}
 
-	// The default transport would send the request to a proxy that is set for others.
+	// The default transport would use a proxy from the environment.
 	response, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
 	if err != nil {
 		return answer, fmt.Errorf("no service is responding at health.addr %s: %w", addr, err)

@@ -117,8 +117,8 @@ func TestPublishUncheckedRejectsOnlyWhatCannotBeStored(t *testing.T) {
 		t.Errorf("exit code %d, got %s, expected %s", code, out, want)
 	}
 
-	// The byte order mark must be gone, or it would be part of the first message for
-	// others.
+	// The byte order mark must be removed; otherwise it would become part of the
+	// first message.
 	if n := pgtest.Value[int64](t, pool, `SELECT count(*) FROM outbox WHERE payload = ANY($1)`, [][]byte{[]byte(orderOf("first")), []byte(lines[3]), []byte(lines[6])}); n != 3 {
 		t.Errorf("%d of 3 messages are in the outbox unchanged", n)
 	}

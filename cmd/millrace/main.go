@@ -28,7 +28,7 @@ func main() {
 
 	go func() {
 		<-ctx.Done()
-		stop() // a second signal ends the process at once
+		stop() // a second signal ends the process immediately
 	}()
 
 	os.Exit(execute(ctx, newRoot(os.Stdout, os.Stderr)))

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// beside returns a function that runs commands next to a running service.
+// beside returns a function that runs commands alongside a running service.
 func beside(t *testing.T, s *apptest.Service) func(args ...string) (out string, code int) {
 	t.Helper()
 
@@ -111,7 +111,7 @@ func TestStatusSaysWhatToDoAboutAPausedConsumer(t *testing.T) {
 	}
 }
 
-// A command cannot know what another process does unless it answers.
+// A command cannot know what another process does unless it responds.
 func TestWithoutAServiceTheStatesOfConsumersAreUnknown(t *testing.T) {
 	t.Parallel()
 
@@ -141,7 +141,7 @@ func TestWithoutAServiceTheStatesOfConsumersAreUnknown(t *testing.T) {
 func TestShowSaysWhereTheMessagesOfSomethingMissingAre(t *testing.T) {
 	t.Parallel()
 
-	s := apptest.New(t, pgtest.URL(t)) // not running: what is published stays in the outbox
+	s := apptest.New(t, pgtest.URL(t)) // not running: published messages stay in the outbox
 	url := s.Pool.Config().ConnString()
 
 	stop(t, s, "fulfilment.place", "orders.created", "stopped")

@@ -56,7 +56,7 @@ func TestStories(t *testing.T) {
 
 	slices.Reverse(files) // postgres_down takes longest, so it starts first
 
-	// Stories mostly wait, so more of them run at once than there are processors.
+	// Stories mostly wait, so more of them run concurrently than there are processors.
 	var brokers sync.WaitGroup
 
 	for _, kind := range []string{broker.Embedded, broker.Kafka} {
@@ -349,7 +349,7 @@ func (s *story) load(ts *testscript.TestScript, _ bool, args []string) {
 			publish(part)
 
 			next = next.Add(time.Second)
-			time.Sleep(time.Until(next)) // returns at once if late
+			time.Sleep(time.Until(next)) // returns immediately if late
 		}
 	}()
 }

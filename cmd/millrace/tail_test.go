@@ -110,7 +110,7 @@ func TestTailShowsWhatPasses(t *testing.T) {
 		}
 	}()
 
-	// tail reads messages from its start on, but does not report that it has started.
+	// tail reads messages from the moment it starts, but does not report that moment.
 	var got *operate.Passing
 
 	for deadline := time.Now().Add(30 * time.Second); got == nil && time.Now().Before(deadline); {

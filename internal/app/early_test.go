@@ -125,7 +125,7 @@ func TestEarlyMessagesKeepTheOrderOfTheirKey(t *testing.T) {
 	}
 }
 
-// A message awaits another one for a limited time, which does not run while the
+// A message awaits another one for a limited time, which is suspended while the
 // consumer of the other message is paused, or while the other message is a failed
 // message.
 func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
@@ -211,7 +211,7 @@ func bothAreApplied(t *testing.T, s *apptest.Service) {
 	})
 }
 
-// Nor does the time run while the other message is in the outbox.
+// The time is also suspended while the other message is in the outbox.
 func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
 	t.Parallel()
 

@@ -311,7 +311,7 @@ func erase(t *testing.T, s *apptest.Service) consumer.Erasure {
 
 	// Of each payload, with each of 3 keys, two messages wait, one is stopped and one
 	// was discarded; two more were edited. One message is scheduled. The messages that
-	// the service parked itself come on top.
+	// the service itself parked are counted in addition.
 	if n := int64(len(payloads)); done.Withdrawn <= n*3*2 || done.Emptied < n*(3*2+2) || done.Actions < 3*n ||
 		done.Rows["users"] != 1 || done.Rows["notifications"] < 1 || done.Rows["analytics"] != 1 {
 		t.Errorf("got %+v", done)

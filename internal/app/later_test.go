@@ -92,7 +92,7 @@ func TestSendingWaitsForAnUnavailableMailServer(t *testing.T) {
 	s.Publish("user.created", guide(t, "user.created"))
 	pgtest.Eventually(t, "there were more attempts than a message may fail", func() bool { return server.Logins() > 3 })
 
-	// The other consumers go on, and the outage affects all replicas alike.
+	// The other consumers continue, and the outage affects all replicas alike.
 	reported(t, s, expected{"mail server", 200, health.Degraded, "unavailable: ", "check that it runs", ""})
 	reported(t, s, expected{"notification.email", 200, health.Degraded, "waiting for mail server", "see the dependency", "mail server"})
 

@@ -174,8 +174,8 @@ func TestARefundIsToldWhenItHasSucceeded(t *testing.T) {
 	succeed(t, s, server)
 }
 
-// A refund fails days after it succeeded. Others are told, and a person sees the
-// failure and refunds the payment in another way.
+// A refund fails days after it succeeded. Other systems are notified, and a
+// person sees the failure and refunds the payment in another way.
 func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
 	t.Parallel()
 

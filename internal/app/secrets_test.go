@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// echo answers 401 and repeats all that it received, as providers do.
+// echo answers 401 and repeats everything that it received, as providers do.
 func echo(t *testing.T) *httptest.Server {
 	t.Helper()
 

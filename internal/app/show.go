@@ -23,8 +23,8 @@ func (s *Service) ShowOrder(ctx context.Context, id string) (order.Details, erro
 	return details, s.Operator.Elsewhere(ctx, err, id, aboutOrders)
 }
 
-// ShowPayment returns the payment of an order next to the gateway's record. The error
-// for a payment that does not exist says where the messages of the order are.
+// ShowPayment returns the payment of an order alongside the gateway's record. The
+// error for a payment that does not exist says where the messages of the order are.
 func (s *Service) ShowPayment(ctx context.Context, id string) (payment.Statement, error) {
 	statement, err := payment.State(ctx, s.Pool, s.Gateway, id)
 

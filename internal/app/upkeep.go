@@ -32,8 +32,8 @@ func (s *Service) upkeep() []upkeep.Task {
 	}
 }
 
-// timed passes the time of the database to a task: a process whose clock is ahead must
-// not drop what is still needed.
+// timed passes the database's time to a task, because a process whose clock is ahead
+// must not drop data that is still needed.
 func (s *Service) timed(do func(ctx context.Context, now time.Time) (int64, error)) func(context.Context) (int64, error) {
 	return func(ctx context.Context) (int64, error) {
 		now, err := postgres.Now(ctx, s.Pool)

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// spelling is a JSON value, and what the error says if it is refused.
+// spelling is a JSON value, and the text of the error if it is refused.
 type spelling struct{ value, says string }
 
 // kinds has some spellings of each kind of value, enough to tell whether a field is of
@@ -165,7 +165,7 @@ func TestPayloadsTakeTheSameValues(t *testing.T) {
 	}
 }
 
-// What people write is applied, and stored as it is.
+// Text that people write is applied and stored unchanged.
 func TestWhatPeopleWriteIsApplied(t *testing.T) {
 	t.Parallel()
 

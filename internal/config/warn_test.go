@@ -113,7 +113,7 @@ func TestLoginsToKafkaThatTheNetworkCanReadAreNamed(t *testing.T) {
 	}
 }
 
-// The password of such a URL goes nowhere, but nobody sets a URL that is not meant to
+// The password in such a URL is not sent anywhere, but a URL that is set is meant to
 // be used.
 func TestABrokerThatNoTopicUsesIsNamed(t *testing.T) {
 	cfg := config.Default()

@@ -167,7 +167,7 @@ const bearerScheme = "bearer"
 func (a *API) needs(role access.Role) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		if detail := lacks(identityOf(ctx.Context()), role); detail != "" {
-			_ = huma.WriteErr(a.huma, ctx, http.StatusForbidden, detail) // fails only if the client is gone
+			_ = huma.WriteErr(a.huma, ctx, http.StatusForbidden, detail) // fails only if the client has disconnected
 
 			return
 		}

@@ -10,8 +10,8 @@ import (
 )
 
 // certificate is a certificate in files that somebody renews while the service runs. A
-// handshake reads the files again if they have changed. If they do not fit each other,
-// as in the middle of a renewal, the last certificate stays in use.
+// handshake reads the files again if they have changed. If they do not match, as in
+// the middle of a renewal, the previous certificate stays in use.
 type certificate struct {
 	certFile, keyFile string
 	logger            *slog.Logger

@@ -15,16 +15,16 @@ import (
 
 // Config configures the listeners for operators and for webhooks.
 type Config struct {
-	// Addr is the host:port of the operator API. An address that other machines reach
-	// needs Authentication and TLS. Defaults to 127.0.0.1:9464.
+	// Addr is the host:port of the operator API. An address that other machines can
+	// reach needs Authentication and TLS. Defaults to 127.0.0.1:9464.
 	Addr string `koanf:"addr"`
-	// Authentication decides whether the operator API asks who sends a request:
+	// Authentication says whether the operator API authenticates requests:
 	// AuthenticationRequired or AuthenticationNone, which is for loopback without a proxy
 	// in front. Defaults to none.
 	Authentication string `koanf:"authentication"`
-	// Token is what commands present when they call the operator API.
+	// Token is the token that commands send to the operator API.
 	Token postgres.Secret `koanf:"token"`
-	// OIDC is a provider whose tokens are accepted besides API tokens.
+	// OIDC is a provider whose tokens are accepted in addition to API tokens.
 	OIDC access.OIDC `koanf:"oidc"`
 	// WebhooksAddr is a host:port for webhooks alone, so that a provider cannot reach
 	// the operator API. By default there is none, and Addr serves webhooks.
@@ -32,7 +32,7 @@ type Config struct {
 	// TLS says who encrypts: TLSFiles, TLSTerminated or TLSNone. Defaults to none.
 	TLS string `koanf:"tls"`
 	// CertFile and KeyFile hold the certificate chain and its key in PEM, for TLSFiles.
-	// They are read again when they change.
+	// They are reloaded when they change.
 	CertFile string `koanf:"cert_file"`
 	KeyFile  string `koanf:"key_file"`
 }
@@ -86,7 +86,7 @@ func (c Config) Validate() error {
 	return errors.Join(append(errs, c.OIDC.Validate())...)
 }
 
-// reachable returns an error if others can reach what they must not.
+// reachable returns an error if other machines can reach an address that they must not.
 func (c Config) reachable() error {
 	var errs []error
 
@@ -122,7 +122,7 @@ func isAddress(addr string) bool {
 	return err == nil
 }
 
-// exposed reports whether other machines reach a listener at addr.
+// exposed reports whether other machines can reach a listener at addr.
 func exposed(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 

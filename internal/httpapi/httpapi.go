@@ -203,5 +203,5 @@ func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 
-	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(body) // fails only if the client is gone
+	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(body) // fails only if the client has disconnected
 }

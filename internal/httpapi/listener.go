@@ -42,7 +42,7 @@ func newListener(key, addr string, handler http.Handler, certificate *certificat
 	return l
 }
 
-// serverLog logs the errors of a server. Clients that abort a handshake are no news.
+// serverLog logs the errors of a server. Clients that abort a handshake are routine.
 type serverLog struct{ logger *slog.Logger }
 
 // Write implements io.Writer.

@@ -51,7 +51,7 @@ const ended = `('completed', 'inventory_unavailable', 'payment_failed')`
 
 // queries has checks of the database. Each query returns a description of each
 // violation. The queries deliberately repeat what the service knows: a checker that
-// shares code with the service finds nothing.
+// shared code with the service would find nothing.
 var queries = []struct{ what, sql string }{
 	{"every order has ended", `SELECT id || ' is ' || status FROM orders WHERE status NOT IN ` + ended},
 	{"stock adds up", `SELECT product_id FROM stock WHERE supplied <> available + reserved + sold OR reserved <> 0 OR available < 0`},

@@ -1,4 +1,4 @@
--- The tables of app.py, beside those of Millrace.
+-- The tables of app.py, alongside those of Millrace.
 CREATE SCHEMA guide;
 
 CREATE TABLE guide.orders (

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// A provider without keys must not make whoever presents a token look like an intruder.
+// If a provider returns no keys, the sender of a token must not look like an
+// intruder.
 func TestATokenIsNotRefusedWhileItsProviderHasNoKeys(t *testing.T) {
 	t.Parallel()
 

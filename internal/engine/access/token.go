@@ -16,8 +16,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// tokenPrefix tells API tokens from those of a provider, and lets scanners of leaked
-// secrets find them.
+// tokenPrefix distinguishes API tokens from those of a provider, and lets scanners
+// of leaked secrets find them.
 const tokenPrefix = "mrt_"
 
 // tokenBytes is the number of random bytes in a token. Nobody can guess 256 bits, so a
@@ -25,7 +25,8 @@ const tokenPrefix = "mrt_"
 // can be guessed, and would slow down each request.
 const tokenBytes = 32
 
-// actorPrefix tells the name of a token from that of a person in the record of actions.
+// actorPrefix distinguishes the name of a token from that of a person in the record of
+// actions.
 const actorPrefix = "token:"
 
 // Bounds of tokens.
@@ -60,7 +61,7 @@ func (t Token) State() string {
 }
 
 // CreateToken stores a token that is valid for the given time, and returns its secret,
-// which nobody can read again. A name can be used only once, because actions are
+// which cannot be retrieved again. A name can be used only once, because actions are
 // recorded under it.
 func CreateToken(ctx context.Context, db postgres.Querier, name string, role Role, life time.Duration, by string) (secret string, err error) {
 	if role.rank() == 0 {

@@ -80,8 +80,8 @@ const (
 	lastReminder  = 10 * time.Minute
 )
 
-// Reminder decides when to log a lasting error: at once, when its text changes, and
-// again at growing intervals.
+// Reminder decides when to log a lasting error: immediately, when its text changes,
+// and again at growing intervals.
 type Reminder struct {
 	mu    sync.Mutex
 	text  string

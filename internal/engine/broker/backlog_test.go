@@ -16,8 +16,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// measures checks that an unconnected process sees what waits at the broker and who is
-// subscribed.
+// measures checks that an unconnected process sees the backlog at the broker and the
+// number of subscriptions.
 func (h harness) measures(t *testing.T) {
 	t.Helper()
 

@@ -197,7 +197,7 @@ type progress struct {
 	next map[string]int
 }
 
-// take handles a message. It checks that all earlier messages of its key have come.
+// take handles a message. It checks that all earlier messages of its key have arrived.
 func (p *progress) take(t *testing.T, msg *message.Message) {
 	t.Helper()
 
@@ -222,7 +222,7 @@ func (p *progress) take(t *testing.T, msg *message.Message) {
 	msg.Ack()
 }
 
-// complete reports whether the given number of messages of each key has come.
+// complete reports whether the given number of messages of each key has arrived.
 func (p *progress) complete(keys, each int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -92,7 +92,7 @@ func TestKafkaDeliversWhatTransactionsCommit(t *testing.T) {
 	must(t, p.BeginTxn())
 	send(t, p, topic, "k", "committed")
 
-	// The record of another producer stands behind the open transaction.
+	// The record of another producer is behind the open transaction.
 	send(t, producer(t, h.config, func(*sarama.Config) {}), topic, "k", "behind")
 
 	if got := payloads(received); got != "" {

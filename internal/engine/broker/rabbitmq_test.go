@@ -589,7 +589,7 @@ func slowLogin(r *rabbit) {
 
 			go func() { _, _ = io.Copy(server, client) }()
 
-			// Pass on what comes before the login, and nothing after it.
+			// Forward everything before the login, and nothing after it.
 			greeting := make([]byte, 64<<10)
 			n, _ := server.Read(greeting)
 			_, _ = client.Write(greeting[:n])
@@ -760,7 +760,7 @@ func deliveryLimit(r *rabbit) {
 	received.wait(r, 4)
 	must(r, conn.Close())
 
-	// A process that ends gives back what it has in hand.
+	// A process that ends returns the messages that it has in hand.
 	conn = r.connect(r.config(), "in")
 	must(r, conn.Publisher().Publish("in", newMessage("k", "2")))
 

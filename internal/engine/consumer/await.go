@@ -100,11 +100,11 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 }
 
 // overdue reports whether a message has waited as long as it may for another one. The
-// time does not run while the topic of the other message is stalled, because that
-// message may be in its backlog, nor for as long again afterwards, while the backlog is
-// served. Nor does it run while the other message is among the failed messages or in the
-// outbox; held then says so. The time starts again once the other message has left the
-// outbox, because only then is it in its broker.
+// time is suspended while the topic of the other message is stalled, because that
+// message may be in its backlog, and for as long again afterwards, while the backlog is
+// processed. It is also suspended while the other message is among the failed messages
+// or in the outbox; held then says so. The time starts again once the other message has
+// left the outbox, because only then is it in its broker.
 func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, held string) {
 	limit := r.cfg.AwaitTimeout
 

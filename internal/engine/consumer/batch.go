@@ -41,7 +41,7 @@ func (u *unit[E]) key() string      { return u.from.key }
 func (u *unit[E]) standing() *place { return u.from.place }
 
 // settle gives the unit its result. If nothing can change the result any more, the units
-// behind this one may go on at once.
+// behind this one may continue immediately.
 func (u *unit[E]) settle(err error) {
 	if u.from.place != nil && (err == nil || errors.Is(err, errBlocked)) {
 		u.from.place.over.Store(true)
@@ -170,7 +170,8 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
-	// repeats is when messages were last claimed as new although one was not.
+	// repeats is the last time that messages were claimed as new although one of them was
+	// not.
 	repeats atomic.Int64 // nanoseconds since 1970
 	// performed is true if the units' effects have been performed. The effects are then
 	// recorded, whatever operators have decided since.

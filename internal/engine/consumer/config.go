@@ -14,15 +14,15 @@ import (
 type Config struct {
 	// MaxBatch is the maximum number of messages per transaction. Defaults to 256.
 	MaxBatch int `koanf:"max_batch"`
-	// ConcurrentBatches is how many transactions a consumer runs at once. Messages
-	// with the same key are never in two of them. A value of 1 gives larger batches
-	// and uses less CPU; higher values help if the database is far away. Defaults to
-	// 1.
+	// ConcurrentBatches is how many transactions a consumer runs concurrently.
+	// Messages with the same key are never in two of them. A value of 1 gives larger
+	// batches and uses less CPU; higher values help if the database is far away.
+	// Defaults to 1.
 	ConcurrentBatches int `koanf:"concurrent_batches"`
 	// HandlerTimeout bounds one attempt to apply a batch or to perform an
 	// effect. Defaults to 20s.
 	HandlerTimeout time.Duration `koanf:"handler_timeout"`
-	// Retries is how often a failed message is retried immediately. Defaults to 3.
+	// Retries is how many times a failed message is retried immediately. Defaults to 3.
 	Retries int `koanf:"retries"`
 	// RetryInterval is the delay before the first immediate retry. Defaults to 50ms.
 	RetryInterval time.Duration `koanf:"retry_interval"`
@@ -31,14 +31,14 @@ type Config struct {
 	ParkInterval time.Duration `koanf:"park_interval"`
 	// ParkMaxInterval caps ParkInterval. Defaults to 10m.
 	ParkMaxInterval time.Duration `koanf:"park_max_interval"`
-	// ParkAttempts is how often a waiting message is retried before it is stopped.
-	// At 0 it is stopped without waiting. Defaults to 20.
+	// ParkAttempts is how many times a waiting message is retried before it is
+	// stopped. At 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
-	// AwaitTimeout is how long a message waits for another one that it depends on,
-	// such as the creation of its user on another topic. The time does not run while
-	// consumers of the other message are paused, unavailable or starting, or while the
-	// other message is among the failed messages or in the outbox. At 0 it does not wait.
-	// Defaults to 1m.
+	// AwaitTimeout is how long a message waits for another one that it depends on, such
+	// as the creation of its user on another topic. The time is suspended while consumers
+	// of the other message are paused, unavailable or starting, or while the other
+	// message is among the failed messages or in the outbox. 0 disables waiting. Defaults
+	// to 1m.
 	AwaitTimeout time.Duration `koanf:"await_timeout"`
 	// PerTopic sets Retries, RetryInterval, ParkInterval, ParkMaxInterval and ParkAttempts
 	// for single topics, instead of the values above and a topic's own defaults. Empty by

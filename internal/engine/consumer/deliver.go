@@ -339,7 +339,7 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 		return r.carryOut(d, f)
 	default:
 		if !isReturn(err) {
-			sleep(r.working, backoff.Jitter(storePause)) // the broker may deliver it again at once
+			sleep(r.working, backoff.Jitter(storePause)) // the broker may redeliver it immediately
 		}
 
 		return fate{outcome: returned, err: err}

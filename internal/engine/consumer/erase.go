@@ -71,7 +71,7 @@ type Erasure struct {
 	// Actions counts operator actions that lost a payload or a text.
 	Actions int64 `json:"actions"`
 	// Mentions are the rows that still contain a text by which the person can be
-	// recognised. A person must look at them.
+	// recognised. A person must review them.
 	Mentions []postgres.Found `json:"mentions" nullable:"false"`
 	// More is true if there are more mentions than are listed.
 	More bool `json:"more,omitempty"`

@@ -221,7 +221,7 @@ func publishHalfEach(t *testing.T, pool *pgxpool.Pool) {
 	})
 }
 
-// requeueMeanwhile requeues failed messages on all replicas, again and again, until do
+// requeueMeanwhile requeues failed messages on all replicas, repeatedly, until do
 // returns.
 func requeueMeanwhile(t *testing.T, replicas []*rig, do func()) {
 	t.Helper()

@@ -99,7 +99,7 @@ func TestATopicIsStalledIfAnotherConsumerFoundItsDependencyUnavailable(t *testin
 		gateway.Failed(errors.New("connection refused"))
 	}
 
-	probe, err := gateway.Wait(t.Context()) // nobody else may try it meanwhile
+	probe, err := gateway.Wait(t.Context()) // nobody else may try it in the meantime
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,8 @@ func TestATopicIsStalledIfAnotherConsumerFoundItsDependencyUnavailable(t *testin
 	}
 }
 
-// While a topic is stalled, its messages may be inside a broker, where nobody sees them.
+// While a topic is stalled, its messages may be inside a broker, where they cannot be
+// seen.
 func TestEveryMessageOfAStalledTopicIsUndelivered(t *testing.T) {
 	t.Parallel()
 

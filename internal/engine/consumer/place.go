@@ -10,7 +10,7 @@ import (
 // lines tracks the messages of one consumer that stand in lines; see package line.
 type lines struct {
 	mu sync.Mutex
-	// wake is called, with mu held, when the messages behind another one may go on.
+	// wake is called, with mu held, when the messages behind another one may continue.
 	wake func()
 	// last has the last place of each line.
 	last    map[*line.Line]*place

@@ -483,7 +483,7 @@ func TestAFullDiskOpensTheBreakerForEffectsOfWaitingKeys(t *testing.T) {
 	}
 }
 
-// A preliminary answer is no failure: it neither counts nor opens the breaker.
+// A preliminary answer is not a failure: it neither counts nor opens the breaker.
 func TestAPendingEffectIsAskedAboutIndefinitely(t *testing.T) {
 	t.Parallel()
 
@@ -764,7 +764,7 @@ func startBlind(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router
 		t.Fatal(err)
 	}
 
-	var releasing atomic.Bool // set before the lock goes: the router may start at once
+	var releasing atomic.Bool // set before the lock is released: the router may start immediately
 
 	released := make(chan struct{})
 
@@ -1024,7 +1024,7 @@ func TestManyRequeuedMessagesAreAppliedInOrderWithoutWaitingForATick(t *testing.
 	for i := range 10 {
 		want = append(want, fmt.Sprint(i))
 
-		for key := range 100 { // more keys than are retried at once
+		for key := range 100 { // more keys than are retried concurrently
 			r.send(message(fmt.Sprint("k", key), fmt.Sprint(i)))
 		}
 	}

@@ -250,7 +250,7 @@ const closeTimeout = 5 * time.Second
 
 // Source adapts a broker to the router.
 type Source interface {
-	// Down returns why the broker does not answer, or "".
+	// Down returns why the broker is not responding, or "".
 	Down() string
 	// Connect waits until the broker answers or ctx ends.
 	Connect(ctx context.Context) error
@@ -265,8 +265,8 @@ type Source interface {
 }
 
 // Direct is a message.Subscriber that calls a handler itself instead of sending messages
-// through the channel of its subscription. The channel only tells when the subscription
-// ends.
+// through the channel of its subscription. The channel only signals the end of the
+// subscription.
 type Direct interface {
 	// Handle sets the handler; called before Subscribe. The context of a message is that
 	// of the subscription, and an error returns the message to its publisher.

@@ -27,7 +27,7 @@ const maxBacklogTime = time.Hour
 
 // extended returns the stall of a topic that is not processed now.
 func (s stall) extended(now time.Time) stall {
-	if now.Sub(s.ended) > 2*(watchInterval+queryTimeout) { // looking may take that long
+	if now.Sub(s.ended) > 2*(watchInterval+queryTimeout) { // the check may take that long
 		s.began = now // a new stall
 	}
 

@@ -86,7 +86,7 @@ type handled struct {
 
 	pool   *pgxpool.Pool
 	router *consumer.Router
-	// away is true while the provider does not answer. effects counts the effects.
+	// away is true while the provider is not responding. effects counts the effects.
 	away    atomic.Bool
 	effects atomic.Int32
 }

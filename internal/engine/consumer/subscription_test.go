@@ -58,7 +58,7 @@ func (b *brittle) Subscribe(ctx context.Context, topic string) (<-chan *watermil
 	return out, nil
 }
 
-// Otherwise one of two topics would not be read any more, and nothing would say so.
+// Otherwise one of two topics would no longer be read, and nothing would report it.
 func TestASubscriptionThatEndsEndsTheService(t *testing.T) {
 	t.Parallel()
 

@@ -23,7 +23,7 @@ const (
 	Unready Level = "unready"
 	// Degraded: somebody has to act, or something waits for another system.
 	Degraded Level = "degraded"
-	// Note: the service works as configured, but perhaps not as somebody expects.
+	// Note: the service works as configured, but perhaps not as expected.
 	Note Level = "note"
 )
 

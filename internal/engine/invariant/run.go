@@ -24,7 +24,7 @@ const (
 	maxListed = 10_000
 )
 
-// Run runs all checks in one snapshot. It blocks nobody: its only lock is ACCESS
+// Run runs all checks in one snapshot. It blocks nothing: its only lock is ACCESS
 // SHARE, and it takes no transaction ID, so event readers do not wait for it. Like
 // any transaction it delays vacuum.
 //

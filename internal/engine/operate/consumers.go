@@ -22,10 +22,10 @@ const (
 	Paused        ConsumerState = "paused"         // by an operator
 	Waiting       ConsumerState = "waiting"        // for a dependency
 	Connecting    ConsumerState = "connecting"     // the broker has not been reached yet
-	Disconnected  ConsumerState = "disconnected"   // the broker does not answer any more
-	NotSubscribed ConsumerState = "not subscribed" // the broker answers but knows no subscription
+	Disconnected  ConsumerState = "disconnected"   // the broker no longer responds
+	NotSubscribed ConsumerState = "not subscribed" // the broker responds, but has no subscription
 	Stopped       ConsumerState = "stopped"        // the process does not consume or is stopping
-	Unknown       ConsumerState = "unknown"        // no service answers
+	Unknown       ConsumerState = "unknown"        // no service responds
 )
 
 // Consumer is the state of a consumer.
@@ -103,8 +103,8 @@ func (o *Operator) Consumers(ctx context.Context) ([]Consumer, error) {
 }
 
 // ConsumersAt returns the consumers of the service with its probes at addr. If the
-// service does not answer, their states are unknown, except for the pauses stored in
-// Postgres.
+// service does not respond, their states are unknown, except for the pauses stored
+// in Postgres.
 func (o *Operator) ConsumersAt(ctx context.Context, addr string) ([]Consumer, error) {
 	var process Process
 
@@ -121,7 +121,7 @@ func (o *Operator) ConsumersAt(ctx context.Context, addr string) ([]Consumer, er
 	return pausedBy(list, pauses), nil
 }
 
-// unknown returns the consumers of a service that does not answer.
+// unknown returns the consumers of a service that does not respond.
 func (o *Operator) unknown() []Consumer {
 	list := o.consumers()
 	for i := range list {

@@ -22,7 +22,7 @@ import (
 )
 
 // Operator performs an operator's actions. It works inside a running service or
-// beside one.
+// alongside one.
 type Operator struct {
 	Pool         *pgxpool.Pool
 	Router       *consumer.Router
@@ -39,7 +39,7 @@ type Operator struct {
 	// Tap records the messages that pass through this process.
 	Tap Tap
 	// Relay and Tasks are the background work of the service. Warnings lists settings
-	// that have no effect, or not the effect that one may expect.
+	// that have no effect, or not the expected one.
 	Relay    *outbox.Relay
 	Tasks    []*health.Loop
 	Warnings check.Warnings

@@ -23,7 +23,7 @@ type Facts struct {
 	Counts      *Counts             `json:"counts,omitempty"`
 	Paused      []consumer.Pause    `json:"paused_consumers"`
 	Projections []eventstore.Status `json:"projections"`
-	// Transaction is a long-running transaction that holds back vacuum.
+	// Transaction is a long-running transaction that delays vacuum.
 	Transaction *upkeep.Transaction `json:"old_transaction,omitempty"`
 	Gaps        []Gap               `json:"gaps,omitempty"`
 }

@@ -77,7 +77,7 @@ type Process struct {
 	Tasks        []health.State  `json:"tasks"`
 	// Stuck lists the topics to which nothing can be published.
 	Stuck []outbox.Stuck `json:"stuck_topics"`
-	// Troubles is everything that is not as it should be, the most important first.
+	// Troubles lists everything that is wrong, most important first.
 	Troubles []health.Trouble `json:"troubles"`
 }
 
@@ -150,10 +150,10 @@ func merge(list, more []health.Trouble) []health.Trouble {
 func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 
-	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(o.Process()) // fails only if the client is gone
+	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(o.Process()) // fails only if the client has disconnected
 }
 
-// troubles returns what is not as it should be in the process.
+// troubles returns what is wrong in the process.
 func (p Process) troubles() (list []health.Trouble) {
 	if p.Phase != PhaseRunning {
 		reason := p.Phase
@@ -187,9 +187,9 @@ func (p Process) troubles() (list []health.Trouble) {
 	return health.Sort(list)
 }
 
-// unavailable returns the dependencies that do not answer, each once. Nothing is
-// applied without Postgres, and nothing arrives or leaves without a broker. Another
-// system stops only the consumers that need it, on every replica alike.
+// unavailable returns the dependencies that are not responding, each once. Nothing
+// is applied without Postgres, and nothing arrives or leaves without a broker.
+// Another system stops only the consumers that need it, on every replica alike.
 func (p Process) unavailable() (list []health.Trouble) {
 	brokers := map[string]bool{}
 

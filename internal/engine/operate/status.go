@@ -33,7 +33,7 @@ type Status struct {
 	Consumers []Consumer `json:"consumers"`
 	// Backlogs is what the brokers hold.
 	Backlogs []Backlog `json:"backlogs"`
-	// Troubles is everything that is not as it should be, the most important first.
+	// Troubles lists everything that is wrong, most important first.
 	Troubles []health.Trouble `json:"troubles"`
 }
 

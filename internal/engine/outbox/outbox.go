@@ -28,7 +28,7 @@ const Channel = "millrace_outbox"
 
 // Config configures the relay.
 type Config struct {
-	// BatchSize is how many messages are read at once. Defaults to 512.
+	// BatchSize is the maximum number of messages per read. Defaults to 512.
 	BatchSize int `koanf:"batch_size"`
 	// MaxInFlight bounds the messages that have been read but not yet deleted. The relay
 	// also reads at most 32 MiB of payloads ahead. Defaults to 2048.

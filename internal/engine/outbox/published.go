@@ -10,7 +10,7 @@ import (
 // Partitions describes the partitions of table published_messages, which records
 // published messages that are not consumed here. No inbox has them, so without the
 // record they would be missing from their conversations. The statement that deletes
-// them from the outbox writes the record; it does no extra work for messages that are
+// them from the outbox also writes the record, at no extra cost for messages that are
 // consumed here.
 var Partitions = postgres.DailyPartitions{Table: "published_messages"}
 

@@ -156,7 +156,7 @@ const refusedColumns = `seq, topic, key, message_id, length(payload), created_at
 const refusedOf = ` FROM outbox WHERE available_at = 'infinity' AND ($1 = '' OR topic = $1) `
 
 // ListRefused returns the refused messages of a topic, or of all topics if it is empty,
-// the oldest first. A limit of 0 means all.
+// oldest first. A limit of 0 means all.
 func ListRefused(ctx context.Context, db postgres.Querier, topic string, limit int) ([]Refused, error) {
 	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Refused],
 		`SELECT `+refusedColumns+refusedOf+`ORDER BY seq LIMIT nullif($2, 0)`, topic, limit)

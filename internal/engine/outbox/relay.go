@@ -604,8 +604,8 @@ func (r *link) unpublished(ctx context.Context, failed row, err error) {
 
 // backOff delays a key after a failure. Other keys continue.
 func (r *link) backOff(ctx context.Context, failed row, err error) {
-	// The probe of a refused topic backs off, too: otherwise it would be tried again at
-	// once.
+	// The probe of a refused topic backs off, too: otherwise it would be retried
+	// immediately.
 	if slices.Contains(r.suspendedTopics(), failed.Topic) && !slices.Contains(r.stuck.refused(), failed.Topic) {
 		r.giveBack(failed)
 

@@ -69,8 +69,8 @@ func IsAway(err error) bool {
 const insufficientPrivilege = "42501"
 
 // Renew closes the connections of the pool if err means that the server gave no answer:
-// after a failover all of them may lead to a host that is gone. Those in use are closed
-// when they are released.
+// after a failover all of them may lead to a host that has disappeared. Those in use
+// are closed when they are released.
 func Renew(pool *pgxpool.Pool, err error) {
 	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
 		pool.Reset()

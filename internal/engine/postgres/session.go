@@ -38,7 +38,7 @@ var settings = map[string]string{
 	// InTx sets the level of a transaction. Single statements rely on this setting.
 	"default_transaction_isolation": "read committed",
 	// The service bounds its own statements, waits and transactions. A limit meant for
-	// people would end long work, such as a migration, again and again.
+	// people would repeatedly abort long work, such as a migration.
 	"statement_timeout":    "0",
 	"lock_timeout":         "0",
 	"idle_session_timeout": "0",
@@ -101,11 +101,12 @@ func configure(conn *pgx.ConnConfig) *session {
 }
 
 // connectTimeout bounds connecting to a host, unless postgres.url has connect_timeout.
-// Without it, connections to a host that is gone would fill the pool for minutes.
+// Without it, connections to a host that has disappeared would fill the pool for
+// minutes.
 const connectTimeout = 10 * time.Second
 
-// dialer notices within half a minute that a host is gone, even during statements that
-// have no timeout of their own.
+// dialer notices within half a minute that a host has disappeared, even during
+// statements that have no timeout of their own.
 var dialer = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 	Control:         abandonAfter(30 * time.Second),

@@ -110,7 +110,7 @@ type Span struct {
 // Delivery describes a message on its way to a consumer.
 type Delivery struct {
 	Consumer, Topic string
-	// Origin tells where the message was read, such as "kafka:orders.created/3@42".
+	// Origin is where the message was read, such as "kafka:orders.created/3@42".
 	Origin string
 	// Bytes is the size of the payload.
 	Bytes int

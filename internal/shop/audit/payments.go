@@ -66,7 +66,7 @@ func captures(gateway payment.Gateway) invariant.Source {
 	}
 }
 
-// ledgerChunk is how many captures are in memory at once.
+// ledgerChunk is how many captures are in memory at a time.
 const ledgerChunk = 5000
 
 // loadLedger copies the recent part of the gateway's record into a temporary table. It

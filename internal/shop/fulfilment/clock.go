@@ -15,22 +15,22 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// This file is the clock of orders that wait for their payment. It stands still while
+// This file is the clock of orders that are waiting for payment. It is stopped while
 // orders cannot be paid: a consumer of their payments is paused or waits for a
-// dependency, its broker is unavailable, or no service runs. The times at which it
-// stood still are stored, so that replicas agree and a restart changes nothing.
+// dependency, its broker is unavailable, or no service runs. The times during which
+// it was stopped are stored, so that replicas agree and a restart changes nothing.
 
 // paying are the topics that must be processed for an order to be paid.
 var paying = []string{TopicPaymentRequested, payment.TopicReported}
 
-// stall is a time at which the clock stood still.
+// stall is a time during which the clock was stopped.
 type stall struct{ Began, Ended time.Time }
 
 // missedTicks is how many ticks may be missing before the clock counts as stalled:
 // no service was running, or Postgres was unavailable.
 const missedTicks = 3
 
-// tick notes whether the clock stands still. The state found now applies to all the
+// tick records whether the clock is stopped. The state found now applies to all the
 // time since the previous tick. Each replica ticks. A stall that one replica saw in the
 // last few ticks holds for all, because not every replica tries each dependency.
 func (s *Sweeper) tick(ctx context.Context) error {
@@ -114,9 +114,9 @@ func (s *Sweeper) report(why string) {
 }
 
 // dueAt returns the creation time up to which orders are due now: the clock has run
-// for timeout since then. After a stall the clock stands still for as long again, but
-// at most for timeout, so that the backlog is served first. The latest stall comes
-// first in stalls.
+// for timeout since then. After a stall the clock stays stopped for as long again,
+// but at most for timeout, so that the backlog is served first. The latest stall
+// comes first in stalls.
 func dueAt(now time.Time, timeout time.Duration, stalls []stall) time.Time {
 	at, left := now, timeout
 

@@ -58,7 +58,7 @@ type Sweeper struct {
 	logger  *slog.Logger
 	// Loop tracks whether sweeps succeed.
 	Loop *health.Loop
-	// why is the last logged reason for the clock to stand still, or "" if it runs.
+	// why is the last logged reason why the clock is stopped, or "" if it is running.
 	why string
 }
 

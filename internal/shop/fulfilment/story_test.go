@@ -179,8 +179,9 @@ func pick[E any](s *story, what string, from []E) E {
 	return from[rapid.IntRange(0, len(from)-1).Draw(s.T, what)]
 }
 
-// create publishes an order, for the first time or again. The first publication
-// is delivered at once, because the one with a different body must not precede it.
+// create publishes an order, for the first time or again. The first publication is
+// delivered immediately, because the one with a different body must not precede
+// it.
 func (s *story) create(p plan) {
 	s.publish(p.message(p.total))
 

@@ -26,8 +26,8 @@ type Config struct {
 
 // EmailConfig configures the mail server.
 type EmailConfig struct {
-	// Host is the SMTP server. Without one, no e-mail is sent; the log names the users
-	// instead. This is meant for development. Defaults to none.
+	// Host is the SMTP server. Without one, e-mails are only logged, with their users.
+	// This is meant for development. Defaults to none.
 	Host string `koanf:"host"`
 	// Port defaults to 587.
 	Port int `koanf:"port"`
@@ -54,7 +54,7 @@ type WebhookConfig struct {
 	// 10.0.0.0/8. Defaults to none.
 	AllowNetworks []string `koanf:"allow_networks"`
 	// FinalStatuses lists HTTP statuses after which a webhook is stopped instead of
-	// posted again, in addition to 410. Defaults to none.
+	// being retried, in addition to 410. Defaults to none.
 	FinalStatuses []int `koanf:"final_statuses"`
 }
 

@@ -120,7 +120,7 @@ type body struct {
 	Data      Message   `json:"data"`
 }
 
-// ErrGone means that the receiver wants no more webhooks.
+// ErrGone means that the receiver no longer wants webhooks.
 var ErrGone = errors.New("the receiver answered 410 Gone: it no longer wants webhooks")
 
 // send posts a webhook. Only 410 and the configured statuses reject it; after any

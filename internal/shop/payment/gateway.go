@@ -99,12 +99,12 @@ type RefusedError struct{ Reason string }
 func (e *RefusedError) Error() string { return "the payment provider refused: " + e.Reason }
 
 // ErrUnknown means that the provider may or may not have done what it was asked to
-// do: no answer arrived, or the answer does not say. Repeating the request tells the
-// outcome; until then nothing may be compensated.
+// do: no answer arrived, or the answer does not say. Repeating the request reveals
+// the outcome; until then nothing may be compensated.
 var ErrUnknown = errors.New("the outcome at the payment provider is unknown")
 
 // ErrPending means that the provider has accepted a request and has not decided yet.
-// Repeating the request tells the outcome, which may take days.
+// Repeating the request reveals the outcome, which may take days.
 var ErrPending = errors.New("the payment provider has not decided yet")
 
 // The pause before asking again about a pending request is half of its age, within

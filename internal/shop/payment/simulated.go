@@ -198,7 +198,7 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	return id, nil
 }
 
-// ledgerPage is how many entries are in memory at once.
+// ledgerPage is how many entries are in memory at a time.
 const ledgerPage = 1000
 
 const selectEntries = `

@@ -5,7 +5,7 @@
 //	s.Publish("orders.created", `{"order": {...}}`)
 //	requested := s.Messages("payments.requested", 1)
 //
-// A test fails at once when a message fails, unless it calls ExpectFailures.
+// A test fails immediately when a message fails, unless it calls ExpectFailures.
 package apptest
 
 import (

@@ -17,8 +17,7 @@ import (
 
 // Config tunes the broker.
 type Config struct {
-	// Lanes is how many messages are in flight at once, across all topics. Defaults to
-	// 512.
+	// Lanes is how many messages may be in flight, across all topics. Defaults to 512.
 	Lanes int `koanf:"lanes"`
 }
 

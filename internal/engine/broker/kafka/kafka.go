@@ -191,7 +191,7 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // skip what a producer aborts
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
-	// A member learns with its next heartbeat that another has come or gone.
+	// A member learns with its next heartbeat that another has joined or left.
 	cfg.Consumer.Group.Heartbeat.Interval = time.Second
 	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
 	cfg.Consumer.Return.Errors = true

@@ -106,7 +106,7 @@ func bounded(publish func() error) error {
 // sort returns the refusal in the error of a publish, or nil if there is none.
 func (p *publisher) sort(topic string, err error) *driver.RefusedError {
 	if errors.Is(err, breaker.ErrBreakerOpen) {
-		// sarama could not read the topic's metadata, does not try again for some
+		// sarama could not read the topic's metadata, does not try again for a few
 		// seconds, and hides why.
 		_, asked, _ := p.asking.Do(topic, func() (any, error) { return nil, p.client.RefreshMetadata(p.prefix + topic) })
 		if asked == nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// refusals has the answers of a broker that trying again does not change, and says what
-// each refuses.
+// refusals lists the broker errors that a retry does not change, with the scope of
+// each.
 var refusals = map[sarama.KError]struct {
 	scope  driver.Scope
 	remedy string

@@ -108,7 +108,7 @@ func (m *member) lost(ctx context.Context, err error) {
 		m.logger.Warn("lost the kafka consumer group; rejoining", slog.Any("error", err), slog.Int("attempts", m.failures))
 	}
 
-	m.driver.unjoined.Heard(m.topic, m.refusal(err)) // the library has already tried for some seconds
+	m.driver.unjoined.Heard(m.topic, m.refusal(err)) // the library has already tried for a few seconds
 	_ = backoff.Sleep(ctx, backoff.Jitter(min(time.Second<<min(m.failures, 3), maxRejoinWait)))
 }
 

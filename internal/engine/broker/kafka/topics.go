@@ -165,7 +165,7 @@ func (d *Driver) Refusals() (list []driver.Refusal) {
 	return list
 }
 
-// prepareRefused looks again at the topics that are refused.
+// prepareRefused checks the refused topics again.
 func (d *Driver) prepareRefused(client sarama.Client) error {
 	d.refusedMu.Lock()
 	topics := slices.Collect(maps.Keys(d.refused))

@@ -18,7 +18,7 @@ type Config struct {
 	// amqp://guest:guest@127.0.0.1:5672/.
 	URL postgres.Secret `koanf:"url"`
 	// Hosts lists further nodes of the cluster as host:port. They are tried in order if
-	// the one in URL does not answer. Empty by default.
+	// the one in URL does not respond. Empty by default.
 	Hosts []string `koanf:"hosts"`
 	// CAFile holds the certificates that verify the server of an amqps:// URL.
 	// Defaults to the system's roots.
@@ -31,9 +31,9 @@ type Config struct {
 	Exchange string `koanf:"exchange"`
 	// Declare creates the exchange and the queues that do not exist. Defaults to true.
 	Declare bool `koanf:"declare"`
-	// Window is how many messages of a queue are in hand at once. Defaults to 512.
+	// Window is how many messages of a queue may be in hand. Defaults to 512.
 	Window int `koanf:"window"`
-	// Lanes is how many messages are published at once. Defaults to 128.
+	// Lanes is how many messages are published concurrently. Defaults to 128.
 	Lanes int `koanf:"lanes"`
 }
 

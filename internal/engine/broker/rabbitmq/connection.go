@@ -24,7 +24,7 @@ const (
 	// dialTimeout bounds connecting to one host. RabbitMQ takes 3 s to refuse a
 	// password.
 	dialTimeout = 6 * time.Second
-	// loginTimeout is a little shorter, so that we recognize a login without an answer.
+	// loginTimeout is a little shorter, so that we recognize a login that gets no answer.
 	loginTimeout = dialTimeout - 200*time.Millisecond
 	// closeTimeout bounds closing a connection or channel: a broker that blocks its
 	// publishers does not read their requests to close.

@@ -227,7 +227,7 @@ func newOutlet(l *live, lanes int) (*outlet, error) {
 	return &outlet{
 		live: l, channel: channel, returned: map[string]bool{},
 		closed: channel.NotifyClose(make(chan *amqp091.Error, 1)),
-		// Each return is taken out by the time its message is confirmed.
+		// Each return is removed by the time its message is confirmed.
 		returns: channel.NotifyReturn(make(chan amqp091.Return, 2*lanes)),
 	}, nil
 }

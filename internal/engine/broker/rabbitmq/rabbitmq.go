@@ -111,8 +111,8 @@ func because(err error) []any {
 	return []any{slog.Any("error", err)}
 }
 
-// settle is how long we leave a deleted queue deleted. If it is created again at once,
-// RabbitMQ 3.10 subscribes its consumers again and then delivers nothing to them.
+// settle is how long we leave a deleted queue deleted. If it is recreated immediately,
+// RabbitMQ 3.10 resubscribes its consumers and then delivers nothing to them.
 const settle = 500 * time.Millisecond
 
 // restore creates the exchange and a topic's queue again if they were deleted. It uses
@@ -137,8 +137,8 @@ func (d *Driver) restore(ctx context.Context, topic string) error {
 	return err
 }
 
-// Ping implements driver.Driver. It reconnects if a connection is lost, and looks at
-// the topology now and then.
+// Ping implements driver.Driver. It reconnects if a connection is lost, and checks
+// the topology periodically.
 func (d *Driver) Ping(ctx context.Context) error {
 	l, err := d.publishing.open(ctx)
 	if err != nil {

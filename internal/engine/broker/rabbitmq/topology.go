@@ -235,8 +235,8 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 	return false, unusable(topic, o, err)
 }
 
-// compare notes once how an object differs from what we would declare. Only the broker
-// can tell, and it tells only an account that may declare.
+// compare records once how an object differs from what we would declare. Only the
+// broker knows, and it answers only an account that may declare.
 func (t *topology) compare(l *live, o object) {
 	if !t.cfg.Declare || !t.first(o.kind+o.name) {
 		return

@@ -8,10 +8,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// lookEvery is the time between two looks at the topology.
+// lookEvery is the time between two checks of the topology.
 const lookEvery = 10 * time.Second
 
-// upkeep looks at the topology now and then. A message whose queue is missing usually
+// upkeep checks the topology periodically. A message whose queue is missing usually
 // comes back, and then its topic is restored. The message does not come back if the
 // exchange has an alternate exchange, or if another queue is bound with the same
 // routing key.
@@ -23,7 +23,7 @@ type upkeep struct {
 	looking bool
 }
 
-// look restores what is missing, unless it did so a moment ago. It does not wait.
+// look restores what is missing, unless it has just done so. It does not wait.
 func (d *Driver) look(l *live) {
 	u := &d.upkeep
 

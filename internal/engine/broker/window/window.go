@@ -21,8 +21,8 @@ const grace = 2 * time.Second
 // acknowledged behind one in hand. After a crash, the latter are delivered again.
 const maxTracked = 1 << 16
 
-// maxLoose is how many acknowledged messages may stand behind one in hand before each
-// is reported by itself, if the broker allows that. NewBudget lowers it to a quarter of
+// maxLoose is how many acknowledged messages may be behind one in hand before each is
+// reported individually, if the broker allows that. NewBudget lowers it to a quarter of
 // the budget, because a broker counts such messages as in hand.
 const maxLoose = 128
 

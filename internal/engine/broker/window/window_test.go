@@ -284,7 +284,7 @@ func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 				held.Ack()
 				synctest.Wait()
 
-				last := int64(messages - 1) // the last that was not reported by itself
+				last := int64(messages - 1) // the last that was not reported individually
 
 				upTo, ones := b.reported()
 				for slices.Contains(ones, last) {
@@ -342,7 +342,7 @@ func TestTheEndOfTheSessionLeavesWhatIsInHand(t *testing.T) {
 }
 
 // joiner takes messages before it has answered those ahead of them, as a consumer that
-// applies several of a key at once does.
+// applies several of a key together does.
 type joiner struct {
 	*broker
 
@@ -413,7 +413,7 @@ func (j *joiner) take(msg *message.Message) {
 }
 
 // TestALineIsDeliveredAgainFromTheFirstMessageThatWasRefused delivers to a consumer that
-// takes several messages of a key at once, and refuses some.
+// takes several messages of a key together, and refuses some.
 func TestALineIsDeliveredAgainFromTheFirstMessageThatWasRefused(t *testing.T) {
 	t.Parallel()
 
