@@ -11,7 +11,7 @@ import (
 )
 
 func TestSecretsThatTheNetworkCanReadAreNamed(t *testing.T) {
-	const database, rabbit, webhook = "postgres.url: lets a secret", "broker.rabbitmq.url: lets a secret", "notification.webhook.url: lets a secret"
+	const database, rabbit, webhook = "postgres.url: sends a secret", "broker.rabbitmq.url: sends a secret", "notification.webhook.url: sends a secret"
 
 	for _, c := range []struct{ url, want string }{
 		{"postgres://user:hunter2@db.example/x", database}, // prefer, by default
@@ -81,7 +81,7 @@ func TestEveryHostOfRabbitMQGetsThePassword(t *testing.T) {
 }
 
 func TestLoginsToKafkaThatTheNetworkCanReadAreNamed(t *testing.T) {
-	const connection, endpoint = "broker.kafka.tls: lets a secret", "broker.kafka.token_url: lets a secret"
+	const connection, endpoint = "broker.kafka.tls: sends a secret", "broker.kafka.token_url: sends a secret"
 
 	for _, c := range []struct {
 		mechanism, broker, tokens string

@@ -51,8 +51,8 @@ const (
 	suspendedWait = 5 * time.Second
 	// retryLimit is how long the loop may take until it leases keys again.
 	retryLimit = time.Minute
-	// keysAtOnce limits the keys of a consumer retried at once, so that a slow
-	// consumer leaves room for others.
+	// keysAtOnce limits the keys of a consumer retried concurrently, so that a
+	// slow consumer leaves room for others.
 	keysAtOnce = 32
 )
 

@@ -331,7 +331,7 @@ func TestConfigurationErrorsNameTheKey(t *testing.T) {
 		"payment.stripe.payment_method: must not":   func(c *payment.Config) { c.Gateway, c.Stripe.PaymentMethod = "stripe", "" },
 		"payment.stripe.payment_method: is pm_card": func(c *payment.Config) { c.Gateway, c.Stripe.SecretKey = "stripe", "sk_live_1" },
 		"payment.stripe.url: is not a URL":          func(c *payment.Config) { c.Gateway, c.Stripe.URL = "stripe", "ftp://x" },
-		"payment.stripe.url: lets a secret": func(c *payment.Config) {
+		"payment.stripe.url: sends a secret": func(c *payment.Config) {
 			c.Gateway, c.Stripe.SecretKey, c.Stripe.URL = "stripe", "rk_live_1", "http://api.example.com"
 		},
 		"payment.stripe.timeout: ":           func(c *payment.Config) { c.Gateway, c.Stripe.Timeout = "stripe", 0 },
