@@ -93,7 +93,7 @@ func TestSendingWaitsForAnUnavailableMailServer(t *testing.T) {
 	pgtest.Eventually(t, "there were more attempts than a message may fail", func() bool { return server.Logins() > 3 })
 
 	// The other consumers continue, and the outage affects all replicas alike.
-	reported(t, s, expected{"mail server", 200, health.Degraded, "unavailable: ", "check that it runs", ""})
+	reported(t, s, expected{"mail server", 200, health.Degraded, "unavailable: ", "check that it is running", ""})
 	reported(t, s, expected{"notification.email", 200, health.Degraded, "waiting for mail server", "see the dependency", "mail server"})
 
 	server.RefuseSender(0, [3]int{}, "")

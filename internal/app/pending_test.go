@@ -83,7 +83,7 @@ func TestAPendingPaymentHoldsUpNobody(t *testing.T) {
 	s.WaitForOrder("slow", "inventory_reserved")
 
 	if got := told(s, "slow"); got != nil {
-		t.Errorf("others were told %v", got)
+		t.Errorf("others were notified: %v", got)
 	}
 
 	if !s.Dependencies.Get(payment.Dependency).State().Up {
@@ -115,7 +115,7 @@ func TestAPendingPaymentEndsAsTheProviderDecides(t *testing.T) {
 			s.WaitForOrder("slow", c.status)
 
 			if got := told(s, "slow"); len(got) != 1 {
-				t.Errorf("others were told %v", got)
+				t.Errorf("others were notified: %v", got)
 			}
 		})
 	}
@@ -168,7 +168,7 @@ func TestARefundIsToldWhenItHasSucceeded(t *testing.T) {
 	s, server := startWithPendingRefund(t)
 
 	if got := told(s, "order"); !slices.Equal(got, []string{"orders.cancelled"}) {
-		t.Errorf("others were told %v", got)
+		t.Errorf("others were notified: %v", got)
 	}
 
 	succeed(t, s, server)
@@ -193,7 +193,7 @@ func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
 	s.WaitUntilIdle()
 
 	if n := len(s.Messages("payments.refund.failed", 1)); n != 1 || server.Requests(paymenttest.OpRefund) > 2 {
-		t.Errorf("others were told %d times, and the provider was asked for %d refunds", n, server.Requests(paymenttest.OpRefund))
+		t.Errorf("others were notified %d times, and the provider was asked for %d refunds", n, server.Requests(paymenttest.OpRefund))
 	}
 
 	statement, err := payment.State(t.Context(), s.Pool, s.Gateway, "order")

@@ -45,7 +45,7 @@ func TestAnIdleServiceNoticesThatPostgresIsUnavailable(t *testing.T) {
 	state := s.Dependencies.Get(postgres.Dependency).State
 	allow := cutOff(t, s)
 
-	pgtest.Eventually(t, "the state says since when and why postgres is unavailable", func() bool {
+	pgtest.Eventually(t, "the state shows when and why postgres became unavailable", func() bool {
 		now := state()
 
 		return !now.Up && now.Since != nil && now.Why != ""

@@ -372,6 +372,6 @@ func TestACollectorThatIsAwayIsReportedOnce(t *testing.T) {
 	s.Stop()
 
 	if got := strings.Count(log.String(), "traces cannot be exported"); got != 1 {
-		t.Errorf("said %d times:\n%s", got, log.String())
+		t.Errorf("logged %d times:\n%s", got, log.String())
 	}
 }

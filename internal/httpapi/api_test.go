@@ -756,7 +756,7 @@ func TestEventsAndConversationsAreRead(t *testing.T) {
 func TestAPanicIsAProblem(t *testing.T) {
 	t.Parallel()
 
-	if a := newRig(t).ask("GET", "/panic", ""); a.status != 500 || !strings.Contains(a.text, "see the log") {
+	if a := newRig(t).ask("GET", "/panic", ""); a.status != 500 || !strings.Contains(a.text, "see the service log") {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 }

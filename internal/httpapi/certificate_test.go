@@ -74,7 +74,7 @@ func TestARenewedCertificateIsUsedWithoutARestart(t *testing.T) {
 
 	expect("at first", "first.example")
 	write(t, dir, map[string]string{"crt": second})
-	expect("while the key does not fit yet", "first.example")
+	expect("while the key does not match yet", "first.example")
 	write(t, dir, map[string]string{"key": secondKey})
 	expect("after the renewal", "second.example")
 

@@ -63,11 +63,11 @@ func TestAnErrorThatLastsIsRepeatedAtGrowingIntervals(t *testing.T) {
 
 		want := []time.Duration{0, 30 * time.Second, 90 * time.Second, 210 * time.Second, 450 * time.Second, 930 * time.Second}
 		if !slices.Equal(said, want) {
-			t.Errorf("said after %v, expected %v", said, want)
+			t.Errorf("logged after %v, expected %v", said, want)
 		}
 
 		if !reminder.Due(errors.New("wrong password")) || reminder.Due(errors.New("wrong password")) {
-			t.Error("another error is said once at once")
+			t.Error("another error is logged once, immediately")
 		}
 
 		if !reminder.Reset() || reminder.Reset() {

@@ -66,7 +66,7 @@ func TestOneAttemptAtATimeProbesAnUnavailableDependency(t *testing.T) {
 		synctest.Wait()
 
 		if len(attempts) != 1 {
-			t.Fatalf("%d attempts started at once, expected 1", len(attempts))
+			t.Fatalf("%d attempts started concurrently, expected 1", len(attempts))
 		}
 
 		(<-attempts).Answered()

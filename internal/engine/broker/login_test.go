@@ -193,11 +193,11 @@ const account = "the broker refuses the account: "
 // logins are tests for a Kafka that demands a login.
 func logins() map[string]func(*testing.T, *secured) {
 	tests := map[string]func(*testing.T, *secured){
-		"a certificate logs in":                  logsIn(byCertificate(trusted)),
-		"no certificate is named":                refused(byCertificate(nil), account+"TLS authentication failed", "broker.kafka.cert_file"),
-		"a certificate of nobody known is named": refused(byCertificate(untrusted), account+"TLS authentication failed", "that the broker trusts"),
-		"a wrong client secret is named":         refused(bySASL("OAUTHBEARER", "hunter2"), account+"authentication failed: the token endpoint answered 401 Unauthorized invalid_client", "the client id"),
-		"a token for somebody else is named":     refused(elsewhere, account+"kafka server: SASL Authentication failed", "audience"),
+		"a certificate logs in":                        logsIn(byCertificate(trusted)),
+		"no certificate is named":                      refused(byCertificate(nil), account+"TLS authentication failed", "broker.kafka.cert_file"),
+		"an unknown certificate authority is reported": refused(byCertificate(untrusted), account+"TLS authentication failed", "that the broker trusts"),
+		"a wrong client secret is named":               refused(bySASL("OAUTHBEARER", "hunter2"), account+"authentication failed: the token endpoint answered 401 Unauthorized invalid_client", "the client id"),
+		"a token for somebody else is named":           refused(elsewhere, account+"kafka server: SASL Authentication failed", "audience"),
 		"a mechanism that is not offered is named": refused(func(s *secured, cfg *kafka.Config) {
 			bySASL("SCRAM-SHA-512", "")(s, cfg)
 			cfg.Brokers, cfg.TLS, cfg.CAFile = []string{s.plain}, false, ""
@@ -207,11 +207,11 @@ func logins() map[string]func(*testing.T, *secured) {
 			bySASL("PLAIN", "")(s, cfg)
 			cfg.TLS, cfg.CAFile = false, ""
 		}, "that lack the encryption or login that it requires", ""),
-		"a broker of nobody known is named": refused(func(s *secured, cfg *kafka.Config) {
+		"a broker with an unknown certificate is reported": refused(func(s *secured, cfg *kafka.Config) {
 			bySASL("PLAIN", "")(s, cfg)
 			cfg.CAFile = brokertest.File(s, brokertest.NewAuthority(s).Certificate)
 		}, "certificate signed by unknown authority", ""),
-		"a token endpoint that is away is not a refusal": refused(func(s *secured, cfg *kafka.Config) {
+		"an unavailable token endpoint is not a refusal": refused(func(s *secured, cfg *kafka.Config) {
 			bySASL("OAUTHBEARER", "")(s, cfg)
 			cfg.TokenURL = "http://127.0.0.1:1/token"
 		}, "broker.kafka.token_url: requesting a token", ""),

@@ -623,7 +623,7 @@ func consumersLost(r *rabbit) {
 		C <- rabbit_networking:connection_info_all([pid, user, client_properties]), proplists:get_value(user, C) =:= <<"%s">>,
 		lists:keyfind(<<"connection_name">>, 1, proplists:get_value(client_properties, C)) =:= {<<"connection_name">>, longstr, <<"millrace consumers">>}].`, r.user))
 
-	pgtest.Eventually(r, "the broker counts as away", func() bool {
+	pgtest.Eventually(r, "the broker counts as unavailable", func() bool {
 		conn.Check(r.Context())
 
 		return strings.Contains(conn.State().Why, "authentication failed")

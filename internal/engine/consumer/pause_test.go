@@ -185,7 +185,7 @@ func TestPostgresIsUnavailableUntilWritesWork(t *testing.T) {
 			pgtest.Eventually(t, "the breaker is open", func() bool { return !postgres.State().Up })
 
 			first := postgres.State()
-			pgtest.Eventually(t, "writes have been tried for some seconds", func() bool {
+			pgtest.Eventually(t, "writes have been tried for a few seconds", func() bool {
 				now := postgres.State()
 				if now.Up || !now.Since.Equal(*first.Since) || !strings.Contains(now.Why, state) {
 					t.Fatalf("at first %+v, now %+v", first, now)

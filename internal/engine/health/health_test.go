@@ -63,21 +63,21 @@ func TestALoopThatFailsSaysSinceWhenAndWhy(t *testing.T) {
 		failed := time.Now().UTC()
 		loop.Report(errors.New("the table is locked"))
 		time.Sleep(time.Minute)
-		loop.Report(errors.New("postgres://user:hunter2@db/ is away"))
-		expectWhy(t, "after two failures", loop, failed, "is away")
+		loop.Report(errors.New("postgres://user:hunter2@db/ is unavailable"))
+		expectWhy(t, "after two failures", loop, failed, "is unavailable")
 
 		if why := loop.State().Why; strings.Contains(why, "hunter2") {
 			t.Errorf("the state reveals a password: %s", why)
 		}
 
-		if n := strings.Count(log.String(), "upkeep fails"); n != 1 {
+		if n := strings.Count(log.String(), "upkeep failed"); n != 1 {
 			t.Errorf("two failures within ten minutes are logged %d times:\n%s", n, log.String())
 		}
 
 		time.Sleep(10 * time.Minute)
 		loop.Report(errors.New("the table is locked"))
 
-		if n := strings.Count(log.String(), "upkeep fails"); n != 2 {
+		if n := strings.Count(log.String(), "upkeep failed"); n != 2 {
 			t.Errorf("a failure that lasts is logged %d times:\n%s", n, log.String())
 		}
 

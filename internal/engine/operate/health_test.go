@@ -35,7 +35,7 @@ func TestATopicIsNotSubscribedIfItsBrokerKnowsNoneForAWhile(t *testing.T) {
 			{"a group that is being rebalanced", 0, "", false},
 			{"15 s later", 0, "", false},
 			{"30 s later", 0, "", true},
-			{"an unknown number", 0, "the broker is away", false},
+			{"an unknown number", 0, "the broker is unavailable", false},
 			{"none again", 0, "", false},
 			{"a subscription", 4, "", false},
 		} {
@@ -58,13 +58,13 @@ func TestFactsThatNeedAttentionAreNamedWithARemedy(t *testing.T) {
 		facts          Facts
 		reason, remedy string
 	}{
-		"stopped messages":   {Facts{Counts: &Counts{Stopped: 1000}}, "1000 messages are stopped", "millrace failed groups"},
-		"waiting messages":   {Facts{Counts: &Counts{WaitingMessages: 7, WaitingKeys: 1}}, "", ""},
-		"a slow outbox":      {Facts{Counts: &Counts{OutboxDue: 5, OldestDue: &long}}, "5 messages wait", "add replicas"},
-		"a busy outbox":      {Facts{Counts: &Counts{OutboxDue: 5, OldestDue: &now}}, "", ""},
-		"a clock ahead":      {Facts{Counts: &Counts{ClockAhead: 42}}, "the clock here is 42s ahead", "NTP"},
-		"a clock behind":     {Facts{Counts: &Counts{ClockAhead: -42}}, "the clock here is -42s ahead", "NTP"},
-		"a clock as it goes": {Facts{Counts: &Counts{ClockAhead: 0.2}}, "", ""},
+		"stopped messages":  {Facts{Counts: &Counts{Stopped: 1000}}, "1000 messages are stopped", "millrace failed groups"},
+		"waiting messages":  {Facts{Counts: &Counts{WaitingMessages: 7, WaitingKeys: 1}}, "", ""},
+		"a slow outbox":     {Facts{Counts: &Counts{OutboxDue: 5, OldestDue: &long}}, "5 messages wait", "add replicas"},
+		"a busy outbox":     {Facts{Counts: &Counts{OutboxDue: 5, OldestDue: &now}}, "", ""},
+		"a clock ahead":     {Facts{Counts: &Counts{ClockAhead: 42}}, "the clock here is 42s ahead", "NTP"},
+		"a clock behind":    {Facts{Counts: &Counts{ClockAhead: -42}}, "the clock here is -42s ahead", "NTP"},
+		"an ordinary clock": {Facts{Counts: &Counts{ClockAhead: 0.2}}, "", ""},
 	} {
 		list := c.facts.Troubles()
 
@@ -164,14 +164,14 @@ func TestTheRemedyFollowsFromTheError(t *testing.T) {
 		{"postgres", "FATAL: sorry, too many clients already (SQLSTATE 53300)", "max_connections"},
 		{"postgres", "dial tcp 127.0.0.1:1: connect: connection refused", "check that Postgres is running"},
 		{"kafka", "kafka: client has run out of available brokers: connection refused", "broker.kafka"},
-		{"kafka", "kafka server: SASL Authentication failed", "correct user, password"},
+		{"kafka", "kafka server: SASL Authentication failed", "correct the user, password"},
 		{"kafka", "kafka server: Message was too large, server rejected it to avoid allocation error", "raise the limit of the topic"},
-		{"rabbitmq", "Exception (403) Reason: \"username or password not allowed\"", "correct user, password"},
-		{"payment gateway", "charging: stripe answered: 401 Invalid API Key provided (invalid_request_error, request req_1)", "correct user, password"},
-		{"notification webhook", "posting webhook: the receiver answered 403 Forbidden", "correct user, password"},
-		{"rabbitmq", "Exception (403) Reason: \"no access to this vhost\"", "correct user, password"},
-		{"payment gateway", "dial tcp 10.0.0.1:401: connect: connection refused", "check that it runs"},
-		{"payment gateway", "charging order 403: it answered 500", "check that it runs"},
+		{"rabbitmq", "Exception (403) Reason: \"username or password not allowed\"", "correct the user, password"},
+		{"payment gateway", "charging: stripe answered: 401 Invalid API Key provided (invalid_request_error, request req_1)", "correct the user, password"},
+		{"notification webhook", "posting webhook: the receiver answered 403 Forbidden", "correct the user, password"},
+		{"rabbitmq", "Exception (403) Reason: \"no access to this vhost\"", "correct the user, password"},
+		{"payment gateway", "dial tcp 10.0.0.1:401: connect: connection refused", "check that it is running"},
+		{"payment gateway", "charging order 403: it answered 500", "check that it is running"},
 		{"mail server", "tls: failed to verify certificate: x509: unknown authority", "CA file"},
 		{"mail server", "dial tcp: lookup mail.example: no such host", "correct the host"},
 	} {

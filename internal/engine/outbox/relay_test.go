@@ -403,7 +403,7 @@ func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
 	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: all}) })
 
 	for n := range all {
-		pgtest.Eventually(t, "the relay publishes many at once", func() bool {
+		pgtest.Eventually(t, "the relay publishes many concurrently", func() bool {
 			waiting, _ := publisher.add(0)
 
 			return waiting >= min(few/2, all-n)
@@ -417,7 +417,7 @@ func TestLargeMessagesAreReadAFewAtATime(t *testing.T) {
 	running.Wait()
 
 	if _, most := publisher.add(0); most > few+1 {
-		t.Errorf("the relay held %d messages at once, expected at most %d", most, few+1)
+		t.Errorf("the relay held %d messages, expected at most %d", most, few+1)
 	}
 }
 

@@ -22,11 +22,11 @@ func TestTimeDoesNotRunWhileOrdersCannotBePaid(t *testing.T) {
 	}{
 		{"it always ran", ``, "16 29 31 44 46"},
 		{"it has been suspended since the order of 16 minutes", `(16.5, 0)`, "44 46"},
-		{"it has stood still for an hour", `(60, 0)`, ""},
-		{"it stood still, and again as long for the backlog", `(31.5, 20)`, "44 46"},
+		{"it has been stopped for an hour", `(60, 0)`, ""},
+		{"it was stopped, and then for as long again for the backlog", `(31.5, 20)`, "44 46"},
 		{"the backlog gets at most the timeout", `(90, 28), (20, 17)`, ""},
 		{"two stalls", `(25, 23), (12, 11)`, "29 31 44 46"},
-		{"a stall that is over for long", `(600, 120)`, "16 29 31 44 46"},
+		{"a stall that ended long ago", `(600, 120)`, "16 29 31 44 46"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

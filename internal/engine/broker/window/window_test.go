@@ -233,7 +233,7 @@ func TestBytesInHandAreBounded(t *testing.T) {
 			synctest.Wait()
 
 			if len(added) != 1 {
-				t.Errorf("message %d: %d more were taken beside it", n, len(added)-1)
+				t.Errorf("message %d: %d more were taken alongside it", n, len(added)-1)
 			}
 
 			<-added
