@@ -99,7 +99,7 @@ fuzz: ## Fuzz each decoder for FUZZTIME
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: soak
-soak: build ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK has flags of scripts/soak
+soak: build ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK passes flags to scripts/soak
 	@scripts/soak.sh kafka $(SOAK) && scripts/soak.sh rabbitmq $(SOAK)
 
 # cmd/bench is a separate module, so that the product does not depend on it.

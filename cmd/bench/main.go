@@ -48,10 +48,10 @@ func main() {
 	flag.IntVar(&s.skus, "skus", 500, "products")
 	flag.IntVar(&s.seconds, "seconds", 15, "duration of a latency run")
 	flag.DurationVar(&s.steady, "steady", 10*time.Minute, "duration of a run at steady full load")
-	flag.IntVar(&s.events, "events", 1_000_000, "events in the store of a rebuild; orders of an audit")
+	flag.IntVar(&s.events, "events", 1_000_000, "events in the store for a rebuild; orders for an audit")
 	flag.IntVar(&s.inboxRows, "inbox-rows", 10_000_000, "old inbox rows of an aged database")
 	flag.BoolVar(&s.full, "full", false, "run all scenarios, not only the main ones")
-	flag.StringVar(&s.only, "only", "", "run the scenarios whose name this regular expression matches")
+	flag.StringVar(&s.only, "only", "", "run only scenarios whose names match this regular expression")
 	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "file to write all runs and ratios to")
 	flag.Parse()
 
@@ -149,7 +149,7 @@ func selected(all []scenario, s settings) ([]scenario, error) {
 	}
 
 	if len(chosen) == 0 {
-		return nil, fmt.Errorf("-only: no scenario matches %s; there are\n  %s", s.only, strings.Join(names, "\n  "))
+		return nil, fmt.Errorf("-only: no scenario matches %s; the scenarios are\n  %s", s.only, strings.Join(names, "\n  "))
 	}
 
 	return chosen, nil

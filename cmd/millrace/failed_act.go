@@ -235,13 +235,13 @@ func writeFollowed(w io.Writer, a action) {
 	}
 }
 
-// err returns an error if messages came back or were not tried.
+// err returns an error if messages were not applied or not tried.
 func (a action) err() error {
 	switch p := a.Progress; {
 	case p == nil:
 		return nil
 	case p.Stopped+p.Waiting+p.Withdrawn > 0:
-		return event.Errorf(event.Conflict, "%d of %s came back", p.Stopped+p.Waiting+p.Withdrawn, messages(p.Messages))
+		return event.Errorf(event.Conflict, "%d of %s were not applied", p.Stopped+p.Waiting+p.Withdrawn, messages(p.Messages))
 	case p.Untried > 0:
 		return event.Errorf(event.Conflict, "%d of %s not tried in time", p.Untried, messages(p.Messages))
 	default:

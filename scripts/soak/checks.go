@@ -55,7 +55,7 @@ const ended = `('completed', 'inventory_unavailable', 'payment_failed')`
 var queries = []struct{ what, sql string }{
 	{"every order has ended", `SELECT id || ' is ' || status FROM orders WHERE status NOT IN ` + ended},
 	{"stock adds up", `SELECT product_id FROM stock WHERE supplied <> available + reserved + sold OR reserved <> 0 OR available < 0`},
-	{"what was sold is what was completed", `
+	{"sold stock matches the completed orders", `
 		SELECT s.product_id FROM stock s WHERE s.sold <> (
 			SELECT coalesce(sum((l ->> 'quantity')::bigint), 0) FROM orders o, jsonb_array_elements(o.lines) AS l
 			WHERE o.status = 'completed' AND l ->> 'product_id' = s.product_id)`},
@@ -71,10 +71,10 @@ var queries = []struct{ what, sql string }{
 			WHEN 'completed' THEN 'OrderCreated InventoryReserved OrderPaid OrderCompleted'
 			WHEN 'payment_failed' THEN 'OrderCreated InventoryReserved PaymentFailed'
 			WHEN 'inventory_unavailable' THEN 'OrderCreated InventoryUnavailable' END`},
-	{"an order is captured exactly if it is completed, and with its total", `
+	{"an order is captured if and only if it is completed, with its total", `
 		SELECT o.id || ' is ' || o.status || ', its payment ' || coalesce(p.status, 'missing') FROM orders o LEFT JOIN payments p ON p.order_id = o.id
 		WHERE (o.status = 'completed') <> coalesce(p.status = 'captured' AND p.amount = o.total_amount, false)`},
-	{"the provider captured once, and what is recorded", `
+	{"the provider captured each order once, as recorded", `
 		SELECT coalesce(l.order_id, p.order_id) FROM (
 			SELECT order_id, count(*) AS captures, sum(amount - refunded) AS net FROM gateway_ledger WHERE transaction_id IS NOT NULL GROUP BY order_id
 		) AS l FULL JOIN (SELECT order_id, amount FROM payments WHERE status = 'captured') AS p ON p.order_id = l.order_id
@@ -191,7 +191,7 @@ func histories(want, got map[string][]uuid.UUID) (list []string) {
 
 	for user := range got {
 		if _, known := want[user]; !known {
-			list = append(list, user+": is not one of the load")
+			list = append(list, user+": is not part of the load")
 		}
 	}
 

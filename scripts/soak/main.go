@@ -34,7 +34,7 @@ func main() {
 	flag.StringVar(&o.service, "service", "bin/millrace", "the program to run")
 	flag.StringVar(&o.control, "control", "", "command that runs rabbitmqctl with its arguments")
 	flag.StringVar(&o.log, "log", "", "file for the log of the replicas")
-	flag.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "decides what happens when")
+	flag.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "seed of the random choices")
 	flag.IntVar(&o.orders, "orders", 6000, "orders, each sent twice")
 	flag.IntVar(&o.users, "users", 60, "users")
 	flag.IntVar(&o.updates, "updates", 40, "updates of each user")

@@ -172,7 +172,7 @@ func (r *rabbitmq) published(ctx context.Context, topic string) ([]record, error
 			id, _ := uuid.Parse(d.MessageId)
 			list = append(list, record{place: place{topic: topic}, offset: int64(len(list)), id: id, value: d.Body})
 		case <-time.After(patience):
-			return nil, fmt.Errorf("queue %s gave %d of %d messages", topic, len(list), messages)
+			return nil, fmt.Errorf("queue %s returned %d of %d messages", topic, len(list), messages)
 		}
 	}
 

@@ -105,7 +105,7 @@ func TestATopicIsStalledIfAnotherConsumerFoundItsDependencyUnavailable(t *testin
 	}
 
 	r.send(message("a", "1"))
-	pgtest.Eventually(t, "the topic is stalled", func() bool { return r.router.Stalled("notes") == "writer waits for gateway" })
+	pgtest.Eventually(t, "the topic is stalled", func() bool { return r.router.Stalled("notes") == "writer is waiting for gateway" })
 	probe.Answered()
 	r.settle()
 

@@ -67,7 +67,7 @@ func (r *Router) stalled(states []State, topics ...string) string {
 			why = append(why, s.Consumer+" is paused")
 		case len(s.Waits) > 0:
 			names := postgres.Column(s.Waits, func(d breaker.State) string { return d.Name })
-			why = append(why, s.Consumer+" waits for "+strings.Join(names, " and "))
+			why = append(why, s.Consumer+" is waiting for "+strings.Join(names, " and "))
 		}
 	}
 

@@ -123,7 +123,7 @@ func (l *Loop) Report(err error) {
 
 	if err == nil {
 		if !l.failed.IsZero() {
-			l.logger.Info(l.name+" works again", slog.Duration("failed_for", now.Sub(l.failed).Round(time.Millisecond)))
+			l.logger.Info(l.name+" recovered", slog.Duration("failed_for", now.Sub(l.failed).Round(time.Millisecond)))
 		}
 
 		l.done, l.failed, l.why = now, time.Time{}, ""

@@ -84,7 +84,7 @@ func TestALoopThatFailsSaysSinceWhenAndWhy(t *testing.T) {
 		loop.Report(nil)
 		expectWhy(t, "after the recovery", loop, failed, "")
 
-		if !strings.Contains(log.String(), "upkeep works again") {
+		if !strings.Contains(log.String(), "upkeep recovered") {
 			t.Errorf("the recovery is not logged:\n%s", log.String())
 		}
 	})

@@ -43,7 +43,7 @@ func engine() []Source {
 			Checks: []Check{{
 				Name:   "outbox",
 				Means:  "Messages that are due are published.",
-				Advice: "Check `/readyz` and the log (`publishing failed`) for the reason; `millrace consumers list` shows paused consumers. Messages are published automatically once the broker accepts them.",
+				Advice: "Check `/readyz` and the log (`message cannot be published`) for the reason; `millrace consumers list` shows paused consumers. Messages are published automatically once the broker accepts them.",
 				Fault: `CASE
 					WHEN available_at IS NULL THEN format('to %s: waiting since %s', topic, to_char(created_at, 'YYYY-MM-DD HH24:MI:SS'))
 					ELSE format('to %s: was due at %s', topic, to_char(available_at, 'YYYY-MM-DD HH24:MI:SS')) END`,

@@ -30,7 +30,7 @@ func NewCollector(o *Operator) prometheus.Collector {
 		ready:     desc("ready", "Whether /readyz returns 200 (1) or 503 (0)."),
 		trouble:   desc("trouble", "1 for each trouble that /readyz and `millrace status` name, by level: unready, degraded or note.", "kind", "name", "level"),
 		connected: desc("broker_connected", "Whether the broker is responding.", "broker"),
-		running:   desc("consumer_running", "Whether messages of the consumer are applied (1); 0 while it is paused, waits, or is not subscribed.", "consumer", "topic"),
+		running:   desc("consumer_running", "Whether messages of the consumer are applied (1); 0 while it is paused, waiting or not subscribed.", "consumer", "topic"),
 		task:      desc("task_failing", "Whether background work is making no progress (1).", "task"),
 		backlog:   desc("backlog_messages", "Messages of a topic that wait in the outbox, counted up to 100000 in all, or at the broker.", "topic", "place"),
 		failed:    desc("failed_messages", "Waiting and stopped messages, each counted up to 100000 in all.", "consumer", "state"),

@@ -179,7 +179,7 @@ func forgetful(backlogs []Backlog, remembered time.Duration) []health.Trouble {
 
 	return []health.Trouble{{
 		Kind: health.Config, Name: "inbox.retention", Level: health.Note,
-		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are delivered again",
+		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are redelivered",
 			remembered, strings.Join(topics, ", ")),
 		Remedy: "raise inbox.retention above retention.ms of the topics, or lower retention.ms",
 	}}

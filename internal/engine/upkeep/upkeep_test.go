@@ -76,7 +76,7 @@ func TestAFailingTaskDoesNotBlockOthers(t *testing.T) {
 		t.Errorf("next after %s, the second task ran %d times", next, ran)
 	}
 
-	for text, times := range map[string]int{"first: the table is locked": 1, "upkeep works again": 1, "task=second removed=2": 3} {
+	for text, times := range map[string]int{"first: the table is locked": 1, "upkeep recovered": 1, "task=second removed=2": 3} {
 		if n := strings.Count(log.String(), text); n != times {
 			t.Errorf("%q is logged %d times, expected %d:\n%s", text, n, times, log.String())
 		}

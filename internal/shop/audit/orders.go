@@ -174,7 +174,7 @@ func contents() invariant.Source {
 		Checks: []invariant.Check{{
 			Name:   "contents",
 			Means:  "Orders have the total, currency and lines that they were created with.",
-			Advice: "The stream is right: find out who changed the row, and set it by hand from `millrace events show order-ID`.",
+			Advice: "The stream is right: find out who changed the row, then correct it by hand from `millrace events show order-ID`.",
 			Fault: `CASE
 				WHEN (data ->> 'total_amount')::numeric <> total_amount OR data ->> 'currency' <> currency
 					THEN format('has the total %s %s, but was created with %s %s', trim_scale(total_amount), currency, data ->> 'total_amount', data ->> 'currency')

@@ -75,7 +75,7 @@ func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 			}
 		}
 	}
-	sees, doesNotSee := seeing("fulfilment.charge waits for payment gateway"), seeing("")
+	sees, doesNotSee := seeing("fulfilment.charge is waiting for payment gateway"), seeing("")
 	// shift makes everything stored older, as if time had passed.
 	shift := func(by string) {
 		_, err := s.pool.Exec(t.Context(), `
