@@ -55,7 +55,7 @@ end() {
   rm -f "$1"
 }
 
-# apt_install PACKAGE LOG: install a Debian package, as root. Call it once.
+# apt_install PACKAGES LOG: install Debian packages, as root. Call it once.
 apt_install() {
   [[ $(id -u) -eq 0 ]] || die "$1 is missing: run 'sudo apt-get install $1'"
   command -v apt-get >/dev/null || die "$1 is missing: install it"
@@ -66,7 +66,7 @@ apt_install() {
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
   fi
   say "installing $1"
-  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"; } >"$2" 2>&1 ||
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $1; } >"$2" 2>&1 ||
     { tail -n 20 "$2" >&2; die "could not install $1"; }
 }
 
