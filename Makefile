@@ -71,6 +71,7 @@ generate: ## Write the generated files
 	go tool wire .
 	scripts/states.sh
 	scripts/metrics.sh
+	scripts/scaling.sh
 
 .PHONY: lint
 lint: ## Run the linters
@@ -85,6 +86,7 @@ verify: lint ## Check formatting, linters, generated files and go.mod
 	@go tool wire diff . || { echo "wire_gen.go is stale: run make generate"; exit 1; }
 	@scripts/states.sh --check
 	@scripts/metrics.sh --check
+	@scripts/scaling.sh --check
 	@go mod tidy -diff
 	@go -C cmd/bench mod tidy -diff
 
@@ -95,6 +97,11 @@ alerts-test: ## Test the alerts with promtool, and the queries of the alerts and
 	go -C tools/prometheus tool promtool check rules $(CURDIR)/deployments/prometheus/alerts.yaml
 	go -C tools/prometheus tool promtool test rules $(CURDIR)/deployments/prometheus/alerts_test.yaml
 	go -C tools/prometheus test ./...
+
+# deployments is a separate module, because the types of Kubernetes have many dependencies.
+.PHONY: manifests-test
+manifests-test: ## Test the manifests of Kubernetes; the first run takes minutes
+	go -C deployments test ./...
 
 .PHONY: fuzz
 fuzz: ## Fuzz each decoder for FUZZTIME
