@@ -1,10 +1,14 @@
 package app_test
 
 import (
+	"context"
+	"fmt"
+	"net/url"
 	"testing"
 	"time"
 
 	"github.com/millracehq/millrace/internal/config"
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -14,7 +18,7 @@ import (
 )
 
 // newRabbitMQOfOthers starts a RabbitMQ where others have declared the queue
-// orders.created and where the account "shop" may not create the queues of users. admin
+// orders.created, which drops what is given back twice, and where the account "shop" may not create the queues of users. admin
 // is how an administrator connects.
 func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.Config) {
 	t.Helper()
@@ -22,7 +26,9 @@ func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.
 	server = brokertest.NewServer(t, "rabbitmq.sh")
 	admin.RabbitMQ.URL = postgres.Secret("amqp://guest:guest@127.0.0.1:" + server.Port + "/")
 
-	brokertest.DeclareRabbitMQ(t, admin, "orders.created", map[string]any{"x-message-ttl": int64(3_600_000)})
+	brokertest.DeclareRabbitMQ(t, admin, "orders.created", map[string]any{
+		"x-queue-type": "quorum", "x-delivery-limit": int64(1), "x-message-ttl": int64(3_600_000),
+	})
 	server.Do("ctl", "add_user", "shop", "secret")
 	server.Do("ctl", "set_permissions", "shop", ".*", ".*", "^(millrace|orders|payments|inventory|notifications|analytics).*")
 
@@ -36,11 +42,18 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	t.Parallel()
 
 	server, admin := newRabbitMQOfOthers(t)
-	s := apptest.Start(t, func(c *config.Config) {
-		c.Broker.Kind = broker.RabbitMQ
-		c.Broker.RabbitMQ.URL = postgres.Secret("amqp://shop:secret@127.0.0.1:" + server.Port + "/")
-		c.Broker.RabbitMQ.Lanes = 8
-	})
+	database := pgtest.URL(t)
+	start := func() *apptest.Service {
+		s := apptest.New(t, database, func(c *config.Config) {
+			c.Broker.Kind = broker.RabbitMQ
+			c.Broker.RabbitMQ.URL = postgres.Secret("amqp://shop:secret@127.0.0.1:" + server.Port + "/")
+			c.Broker.RabbitMQ.Lanes = 8
+		})
+		s.Run()
+
+		return s
+	}
+	s := start()
 
 	reported(t, s, expected{
 		"account.create", 503, health.Unready,
@@ -56,6 +69,8 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	server.Do("ctl", "set_permissions", "shop", ".*", ".*", ".*")
 	recovered(t, s)
 
+	s = pauseAboveDeliveryLimit(t, s, admin, start)
+
 	server.Do("ctl", "set_vm_memory_high_watermark", "absolute", "1MB")
 	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@example.com"}}`)
 	reported(t, s, expected{"rabbitmq", 503, health.Unready, "is blocked: the broker is not accepting messages: rabbitmq has raised an alarm: low on memory", "memory or disk space", ""})
@@ -66,5 +81,72 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 
 	if took := time.Since(started); took > 20*time.Second {
 		t.Errorf("stopping took %s", took)
+	}
+}
+
+// pauseAboveDeliveryLimit pauses a consumer more often than its queue delivers a message,
+// while messages arrive, and restarts the service during the last pause.
+func pauseAboveDeliveryLimit(t *testing.T, s *apptest.Service, admin broker.Config, start func() *apptest.Service) *apptest.Service {
+	t.Helper()
+
+	by := activity.Actor{Who: "ann", Why: "fixing the import"}
+
+	const pauses = 3
+	for i := range pauses {
+		if _, err := s.Router.Pause(t.Context(), "fulfilment.place", 0, by); err != nil {
+			t.Fatal(err)
+		}
+
+		brokertest.ProduceRabbitMQ(t, admin, "orders.created", brokertest.Foreign{
+			Payload: fmt.Appendf(nil, `{"order":{"id":"paused-%d","product_id":"product_1","quantity":1,"total_amount":1}}`, i),
+		})
+		reported(t, s, expected{"fulfilment.place", 200, health.Degraded, "paused by ann", "millrace consumers resume", ""})
+
+		if i == pauses-1 {
+			s.Stop() // gives back what it has in hand
+			s = start()
+		}
+
+		if _, err := s.Router.Resume(t.Context(), "fulfilment.place", by); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	pgtest.Eventually(t, "every order that arrived during a pause is placed", func() bool {
+		return apptest.Value[int](s, `SELECT count(*)::int FROM orders WHERE id LIKE 'paused-%'`) == pauses
+	})
+	recovered(t, s)
+
+	return s
+}
+
+// A wrong password is not reported like a broker that is down.
+func TestAWrongPasswordIsReported(t *testing.T) {
+	t.Parallel()
+
+	address, err := url.Parse(brokertest.Address(t, brokertest.RabbitMQ))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	address.User = url.UserPassword(address.User.Username(), "wrong")
+	s := apptest.New(t, pgtest.URL(t), func(c *config.Config) {
+		c.Broker.Kind = broker.RabbitMQ
+		c.Broker.RabbitMQ.URL = postgres.Secret(address.String())
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+
+	go func() { done <- s.Service.Run(ctx, func() {}) }()
+
+	pgtest.Eventually(t, "the service listens", func() bool { return s.HTTPAddr() != "" })
+	reported(t, s, expected{
+		"rabbitmq", 503, health.Unready, "authentication failed: wrong user \"guest\" or wrong password",
+		"correct user and password in broker.rabbitmq.url", "",
+	})
+	stop()
+
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -110,6 +110,7 @@ func (h harness) run(t *testing.T) {
 		t.Run("redelivers unacknowledged messages", func(t *testing.T) { t.Parallel(); h.redelivers(t) })
 		t.Run("supports tailing", func(t *testing.T) { t.Parallel(); h.tails(t) })
 		t.Run("measures backlogs and subscriptions", func(t *testing.T) { t.Parallel(); h.measures(t) })
+		t.Run("delivers a topic that was published only before", func(t *testing.T) { t.Parallel(); h.publishedOnly(t) })
 	}
 
 	if h.produce != nil {
@@ -122,6 +123,12 @@ func (h harness) run(t *testing.T) {
 func (h harness) open(tb testing.TB, topics ...string) *connection {
 	tb.Helper()
 
+	return h.connect(tb, true, topics...)
+}
+
+func (h harness) connect(tb testing.TB, consumed bool, topics ...string) *connection {
+	tb.Helper()
+
 	conn, err := broker.New(h.config, pgtest.Logger(tb))
 	if err != nil {
 		tb.Fatal(err)
@@ -132,7 +139,7 @@ func (h harness) open(tb testing.TB, topics ...string) *connection {
 
 	declared := make([]broker.Topic, len(topics))
 	for i, topic := range topics {
-		declared[i] = broker.Topic{Name: topic, Consumed: true}
+		declared[i] = broker.Topic{Name: topic, Consumed: consumed}
 	}
 
 	if err := conn.Connect(ctx, declared); err != nil {
@@ -677,6 +684,32 @@ func (h harness) tails(t *testing.T) {
 	cancel()
 
 	if err := <-ended; err != nil && ctx.Err() == nil {
+		t.Error(err)
+	}
+}
+
+// publishedOnly is what happens when a new release consumes a topic that earlier ones only
+// published.
+func (h harness) publishedOnly(t *testing.T) {
+	topic := brokertest.Topic()
+
+	former := h.connect(t, false, topic)
+	if err := errors.Join(former.Publisher().Publish(topic, newMessage("k", "before")), former.Close()); err != nil {
+		t.Fatal(err)
+	}
+
+	next := h.open(t, topic)
+	messages := consume(t, next, topic, nil)
+
+	if err := next.Publisher().Publish(topic, newMessage("k", "after")); err != nil {
+		t.Fatal(err)
+	}
+
+	if got := messages.wait(t, 2); string(got[0].Payload) != "before" || string(got[1].Payload) != "after" {
+		t.Errorf("got %s, %s", got[0].Payload, got[1].Payload)
+	}
+
+	if err := next.Close(); err != nil {
 		t.Error(err)
 	}
 }

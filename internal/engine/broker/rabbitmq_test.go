@@ -210,7 +210,6 @@ func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of
 		t.Run("an account that may not configure uses what exists", on(server, withoutConfigure))
 		t.Run("nothing is declared unless allowed", on(server, withoutDeclaring))
 		t.Run("a wrong password is named", on(server, wrongPassword))
-		t.Run("a topic that was published only can be consumed later", on(server, publishedOnly))
 		t.Run("what was deleted is created again", on(server, deleted))
 		t.Run("a missing exchange is not a topic", on(server, missingExchange))
 		t.Run("bindings are restored with their exchange", on(server, bindings))
@@ -327,26 +326,6 @@ func wrongPassword(r *rabbit) {
 	must(r, <-ended)
 	cancel()
 	must(r, conn.Close())
-}
-
-func publishedOnly(r *rabbit) {
-	first := r.connect(r.config(), "out")
-	must(r, first.Publisher().Publish("out", newMessage("k", "before")))
-	must(r, first.Close())
-
-	conn, err := broker.New(r.config(), pgtest.Logger(r))
-	if err != nil {
-		r.Fatal(err)
-	}
-
-	must(r, conn.Connect(r.Context(), []broker.Topic{{Name: "out", Consumed: true}}))
-
-	second := &connection{Conn: conn}
-	if got := consume(r, second, "out", nil).wait(r, 1)[0]; string(got.Payload) != "before" {
-		r.Errorf("got %s", got.Payload)
-	}
-
-	must(r, second.Close())
 }
 
 func deleted(r *rabbit) {
