@@ -154,7 +154,7 @@ func TestEveryNameCompletes(t *testing.T) {
 		"JSON", "MESSAGE", "NAME", // arguments; NAME is that of a new token
 		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate", "--for",
 		"--older", "--ledger", "--timeout", "--config", "--file",
-		"--search", "--activity", "--new-key",
+		"--search", "--activity", "--new-key", "--patch",
 	}
 
 	var visit func(cmd *cobra.Command)

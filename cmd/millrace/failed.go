@@ -164,9 +164,13 @@ func (c *call) printDiff(e failed.Entry, none string) error {
 		fmt.Fprintln(c.out(), none)
 	}
 
-	for line := range strings.Lines(diff) { // not a table, because payloads contain tabs
-		fmt.Fprintln(c.out(), oneLine(strings.TrimRight(line, "\r\n"), 4000))
-	}
+	writeDiff(c.out(), diff)
 
 	return nil
+}
+
+func writeDiff(w io.Writer, diff string) {
+	for line := range strings.Lines(diff) { // not a table, because payloads contain tabs
+		fmt.Fprintln(w, oneLine(strings.TrimRight(line, "\r\n"), 4000))
+	}
 }

@@ -37,38 +37,55 @@ type action struct {
 func act(opts *options, cmd *cobra.Command, done string, pace *failed.Pace, w *wait,
 	do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error), flags ...flag,
 ) *cobra.Command {
-	var (
-		selected  selection
-		confirmed bool
-	)
+	var s selecting
 
 	return operation(opts, cmd, func(c *call) error {
-		f, err := selected.toActOn(c)
-		if err != nil {
+		return c.act(&s, done, pace, w, do)
+	}, append(flags, s.flags(pace), recorded)...)
+}
+
+// selecting holds the flags that select stopped messages to act on.
+type selecting struct {
+	selection
+
+	confirmed bool
+}
+
+func (s *selecting) flags(pace *failed.Pace) flag {
+	return func(o *options, flags *pflag.FlagSet) {
+		s.selection.flags(o, flags)
+		yes(&s.all, "all", "select all stopped messages")(o, flags)
+		yes(&pace.DryRun, "dry-run", "only report what would be done")(o, flags)
+		yes(&s.confirmed, "yes", "do not ask for confirmation on a terminal")(o, flags)
+	}
+}
+
+// act acts on the selected messages and prints the outcome, even if the action ended
+// early.
+func (c *call) act(s *selecting, done string, pace *failed.Pace, w *wait, do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error)) error {
+	f, err := s.toActOn(c)
+	if err != nil {
+		return err
+	}
+
+	if f.IDs == nil && !pace.DryRun && !s.confirmed && c.interactive() {
+		if f.Before, err = c.preview(f, *pace, do); err != nil {
 			return err
 		}
+	}
 
-		if f.IDs == nil && !pace.DryRun && !confirmed && c.interactive() {
-			if f.Before, err = c.preview(f, *pace, do); err != nil {
-				return err
-			}
-		}
+	progress, end := showProgress(c.cmd.Name())
+	pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
 
-		progress, end := showProgress(cmd.Name())
-		pace.Progress = func(at, total int) { progress(int64(at), int64(total)) }
+	outcome, err := do(c, f, *pace)
 
-		outcome, err := do(c, f, *pace)
+	end()
 
-		end()
+	if outcome.DryRun {
+		done = "would " + c.cmd.Name()
+	}
 
-		if outcome.DryRun {
-			done = "would " + cmd.Name()
-		}
-
-		return c.finishAct(done, outcome, w, err)
-	}, append(flags, selected.flags, recorded,
-		yes(&selected.all, "all", "select all stopped messages"), yes(&pace.DryRun, "dry-run", "only report what would be done"),
-		yes(&confirmed, "yes", "do not ask for confirmation on a terminal"))...)
+	return c.finishAct(done, outcome, w, err)
 }
 
 // previewed is how many of the selected messages a preview lists.
@@ -139,6 +156,15 @@ func (c *call) finishAct(done string, outcome failed.Outcome, w *wait, err error
 
 func writeOutcome(w io.Writer, done string, o failed.Outcome) {
 	fmt.Fprintf(w, "%s %d of %s\n", done, o.Done, event.Plural(o.Selected, "stopped message", "stopped messages"))
+
+	for _, d := range o.Diffs {
+		fmt.Fprintf(w, "message %d:\n", d.ID)
+		writeDiff(w, d.Diff)
+	}
+
+	if o.Unchanged > 0 {
+		fmt.Fprintf(w, "%s already as the patch makes them\n", event.Plural(o.Unchanged, "message is", "messages are"))
+	}
 
 	for _, r := range o.Refusals {
 		fmt.Fprintf(w, "refused message %d: %s\n", r.ID, oneLine(r.Error, 300))

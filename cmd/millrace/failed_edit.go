@@ -25,25 +25,42 @@ func newFailedEdit(opts *options) *cobra.Command {
 	var e editing
 
 	return operation(opts, &cobra.Command{
-		Use: "edit ID", Short: "Edit the payload of a stopped message in $VISUAL or $EDITOR",
+		Use: "edit [ID...]", Short: "Edit the payload of a stopped message, or patch many",
 		Long: `Edit the payload of a stopped message in $VISUAL or $EDITOR. The edit is stored if
 the consumer accepts it; otherwise the command reports the invalid field and lets
 you edit again. The original payload is kept; requeue uses the edited one.
 
 An edit that changes the message's key is refused unless --new-key names the new key,
 or you confirm it on a terminal. --requeue then requeues the message, with the flags
-of ` + "`millrace failed requeue`" + `.`,
+of ` + "`millrace failed requeue`" + `.
+
+--patch applies a JSON Merge Patch (RFC 7396) to all selected messages instead: it
+sets the given members, and null removes one. All other members and the digits of
+numbers stay as they are. A message that the consumer would reject after the patch,
+or whose key the patch would change, is left alone and listed. --dry-run validates
+all of them and shows what the patch changes in the first three. --requeue then
+requeues them, unless some were left alone.`,
 		Example: `  millrace failed edit 17 --why "the shop sent 0"
-  millrace failed edit 17 --file order.json --requeue --wait`,
+  millrace failed edit 17 --file order.json --requeue --wait
+  millrace failed edit --group 4be1a2c09f3d --patch '{"order":{"quantity":1}}' --dry-run`,
 	}, func(c *call) error {
+		if e.patch != "" {
+			return e.patchAll(c)
+		}
+
+		if len(c.args) != 1 || e.pace.DryRun {
+			return event.Errorf(event.Invalid, "edit takes the id of one message; --patch edits several, and has a --dry-run")
+		}
+
 		id, err := entryID(c.args[0])
 		if err != nil {
 			return err
 		}
 
 		return e.run(c, id)
-	}, recorded, words(&e.pace), e.wait.flags, yes(&e.requeue, "requeue", "requeue the message after the edit"),
+	}, recorded, e.selected.flags(&e.pace), words(&e.pace), e.wait.flags, yes(&e.requeue, "requeue", "requeue the messages after the edit"),
 		text(&e.newKey, "new-key", "", "allow the edit to change the message's key to this one"),
+		text(&e.patch, "patch", "", "apply this JSON Merge Patch to all selected messages"),
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.StringVarP(&e.file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
 		})
@@ -51,10 +68,36 @@ of ` + "`millrace failed requeue`" + `.`,
 
 // editing holds the flags of an edit.
 type editing struct {
-	file, newKey string
-	requeue      bool
-	pace         failed.Pace
-	wait         wait
+	file, newKey, patch string
+	requeue             bool
+	selected            selecting
+	pace                failed.Pace
+	wait                wait
+}
+
+// patchAll patches the selected messages, and requeues them if all accept the patch.
+func (e *editing) patchAll(c *call) error {
+	if e.file != "" || e.newKey != "" {
+		return event.Errorf(event.Invalid, "--patch: cannot be combined with --file or --new-key")
+	}
+
+	var patched failed.Filter
+
+	err := c.act(&e.selected, "patched", &e.pace, nil, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		outcome, err := c.Failed.Patch(c.ctx, f, []byte(e.patch), c.by, pace, c.Router.Check)
+
+		patched = f
+		patched.Before = outcome.Newest + 1
+
+		return outcome, err
+	})
+	if err != nil || !e.requeue || e.pace.DryRun {
+		return err
+	}
+
+	outcome, err := c.Failed.Requeue(c.ctx, patched, c.by, e.pace, c.Router.Check)
+
+	return c.finishAct("requeued", outcome, &e.wait, err)
 }
 
 func (e *editing) run(c *call, id int64) error {

@@ -327,6 +327,31 @@ func TestFailedEditChangesTheKeyOnlyIfItIsNamed(t *testing.T) {
 	}
 }
 
+func TestFailedEditPatchesManyMessages(t *testing.T) {
+	t.Parallel()
+
+	url, _ := stopped(t, orderOf("key0"), orderOf("key1"), `{"order":"none"}`)
+
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"1", "--dry-run"}, exitUsage, "--patch edits several"},
+		{[]string{"1", "2"}, exitUsage, "edit takes the id of one message"},
+		{[]string{"--all", "--patch", "[]"}, exitUsage, "patch: is not a JSON object, expected a JSON object"},
+		{[]string{"1", "--patch", "{}", "--file", "-"}, exitUsage, "cannot be combined"},
+		{[]string{"1", "2", "--patch", `{"order":{"quantity":7}}`, "--dry-run"}, 0, "would edit 2 of 2 stopped messages\nmessage 1:\n--- now\n+++ patched"},
+		{[]string{"--all", "--patch", `{"order":{"quantity":7}}`}, exitRejected, "patched 2 of 3 stopped messages"},
+		{[]string{"1", "--patch", `{"order":{"quantity":7}}`}, 0, "1 message is already as the patch makes them"},
+		{[]string{"1", "2", "--patch", `{"order":{"quantity":8}}`, "--requeue"}, 0, "requeued 2 of 2"},
+	} {
+		if out, code := answer(t, url, "", append([]string{"failed", "edit"}, c.args...)...); code != c.code || !strings.Contains(out, c.says) {
+			t.Errorf("millrace failed edit %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)
+		}
+	}
+}
+
 func TestAnActionThatWasDoneIsReportedAlthoughWhatFollowsIsUnknown(t *testing.T) {
 	t.Parallel()
 

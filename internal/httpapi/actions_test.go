@@ -101,6 +101,31 @@ func TestAnEditChangesTheKeyOnlyIfItNamesTheNewOne(t *testing.T) {
 	}
 }
 
+func TestManyMessagesArePatched(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+	r.add("b", "y")
+
+	if a := r.ask("POST", "/failed/edit", `{"all":true,"dry_run":true,"why":"typo","patch":{"text":"z"}}`); a.status != 200 || a.at("done") != 2.0 ||
+		!strings.Contains(fmt.Sprint(a.at("diffs", 0, "diff")), `+  "text": "z"`) {
+		t.Errorf("got %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("POST", "/failed/edit", `{"ids":[1,2],"why":"typo","patch":{"text":"z"}}`); a.status != 200 || a.at("done") != 2.0 {
+		t.Errorf("got %d %s", a.status, a.text)
+	}
+
+	if a := r.ask("GET", "/failed/2/payload?which=edited", ""); a.text != `{"id":"b","text":"z"}` {
+		t.Errorf("got %s", a.text)
+	}
+
+	if a := r.ask("POST", "/failed/edit", `{"ids":[1],"why":"typo","patch":[1]}`); a.status != 422 || !strings.Contains(a.text, "expected a JSON object") {
+		t.Errorf("got %d %s", a.status, a.text)
+	}
+}
+
 // attempted returns a failed message as it is after one more failed attempt.
 func (r *rig) attempted(id int64) failed.Entry {
 	r.t.Helper()

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -138,6 +139,8 @@ type outcome struct {
 	Refused   int                `json:"refused" doc:"The number of messages that stay stopped."`
 	RefusedBy map[event.Kind]int `json:"refused_by" doc:"Their number by reason: rejected, overtaken, or conflict."`
 	Refusals  []failed.Refusal   `json:"refusals" nullable:"false" doc:"The reasons, for the first 100."`
+	Unchanged int                `json:"unchanged,omitempty" doc:"The number of messages whose payload the patch leaves as it is."`
+	Diffs     []failed.EntryDiff `json:"diffs,omitempty" doc:"What the patch changes in the first three messages, as unified diffs."`
 	Changed   int                `json:"changed" doc:"The number of messages that were no longer stopped."`
 	Held      []operate.Held     `json:"held" nullable:"false" doc:"What holds up the messages that are now due."`
 	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what holds them up. The action was done."`
@@ -192,6 +195,7 @@ func (e engine) registerFailed(a *API) {
 	Post(a, access.Operator, "/failed/{id}/requeue", "Retry a stopped message in the consumer that it failed in", e.requeueEntry)
 	Post(a, access.Operator, "/failed/{id}/discard", "Resolve a stopped message without applying it", e.discardEntry)
 	Post(a, access.Operator, "/failed/requeue", "Retry many stopped messages in order of arrival", e.requeueMany, inParts)
+	Post(a, access.Operator, "/failed/edit", "Apply a JSON Merge Patch (RFC 7396) to the payloads of many stopped messages", e.editMany, inParts)
 	Post(a, access.Operator, "/failed/discard", "Resolve many stopped messages without applying them", e.discardMany, inParts)
 }
 
@@ -417,6 +421,23 @@ func (e engine) requeueMany(ctx context.Context, in *struct {
 	return out, err
 }
 
+func (e engine) editMany(ctx context.Context, in *struct {
+	Caller
+
+	Body struct {
+		operate.Selection
+		Paced
+		WhyBody
+
+		Patch json.RawMessage `json:"patch" doc:"The members to set; null removes one."`
+	}
+},
+) (*outcomeOutput, error) {
+	return e.actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		return e.Failed.Patch(ctx, f, in.Body.Patch, in.actor(in.Body.Why), pace, e.Router.Check)
+	})
+}
+
 func (e engine) discardMany(ctx context.Context, in *struct {
 	Caller
 
@@ -456,9 +477,9 @@ func (e engine) actOnMany(ctx context.Context, selection operate.Selection, pace
 
 	out := &outcomeOutput{consumers: o.Consumers, Body: outcome{
 		Selected: o.Selected, Done: o.Done, Refused: o.Refused, RefusedBy: o.RefusedBy, Refusals: o.Refusals, Changed: o.Changed,
-		Held: []operate.Held{}, DryRun: o.DryRun,
+		Unchanged: o.Unchanged, Diffs: o.Diffs, Held: []operate.Held{}, DryRun: o.DryRun,
 	}}
-	if o.Done+o.Refused+o.Changed < o.Selected {
+	if o.Done+o.Refused+o.Changed+o.Unchanged < o.Selected {
 		out.Body.Next = o.Last
 	}
 

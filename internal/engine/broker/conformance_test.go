@@ -691,6 +691,8 @@ func (h harness) tails(t *testing.T) {
 // publishedOnly is what happens when a new release consumes a topic that earlier ones only
 // published.
 func (h harness) publishedOnly(t *testing.T) {
+	t.Helper()
+
 	topic := brokertest.Topic()
 
 	former := h.connect(t, false, topic)

@@ -212,6 +212,10 @@ type Outcome struct {
 	Refused   int                `json:"refused"`
 	RefusedBy map[event.Kind]int `json:"refused_by"`
 	Refusals  []Refusal          `json:"refusals"`
+	// Unchanged counts entries whose payload a patch leaves as it is. Diffs shows what it
+	// changes in the first entries.
+	Unchanged int         `json:"unchanged,omitempty"`
+	Diffs     []EntryDiff `json:"diffs,omitempty"`
 	// Changed counts selected entries that were no longer stopped when it was their
 	// turn: someone else was faster.
 	Changed int  `json:"changed"`

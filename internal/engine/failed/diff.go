@@ -17,14 +17,16 @@ const maxDiff = 10_000
 // Diff returns an operator's changes to the payload of e as a unified diff, or "" if
 // there are none. JSON is indented before comparing line by line, so that whitespace
 // changes do not show.
-func Diff(e Entry) string {
-	from, to := difflib.SplitLines(Pretty(e.Payload)), difflib.SplitLines(Pretty(e.Current()))
+func Diff(e Entry) string { return diff("original", e.Payload, "edited", e.Current()) }
+
+func diff(fromName string, before []byte, toName string, after []byte) string {
+	from, to := difflib.SplitLines(Pretty(before)), difflib.SplitLines(Pretty(after))
 	if len(from) > maxDiff || len(to) > maxDiff {
-		return fmt.Sprintf("--- original\n+++ edited\n(%d and %d lines are too many to compare)\n", len(from), len(to))
+		return fmt.Sprintf("--- %s\n+++ %s\n(%d and %d lines are too many to compare)\n", fromName, toName, len(from), len(to))
 	}
 
 	// Writing to a buffer cannot fail.
-	text, _ := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{A: from, B: to, FromFile: "original", ToFile: "edited", Context: 3})
+	text, _ := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{A: from, B: to, FromFile: fromName, ToFile: toName, Context: 3})
 
 	return text
 }
