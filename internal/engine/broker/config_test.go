@@ -17,7 +17,7 @@ func TestBindingsAreValidated(t *testing.T) {
 		`broker.bind: is "pigeon", expected embedded, kafka or`:      {{Topic: "a", Broker: "pigeon"}},
 		`broker.bind: {topic: "", broker: "kafka", name: ""} is inc`: {{Broker: "kafka"}},
 		`broker.bind: {topic: "a", broker: "", name: ""} is incompl`: {{Topic: "a"}},
-		`broker.bind: topic a is named x, but the embedded broker h`: {{Topic: "a", Name: "x"}},
+		`broker.bind: topic a is named x, but the embedded broker c`: {{Topic: "a", Name: "x"}},
 		`broker.kafka.group: must not be empty`:                      {{Topic: "a", Broker: "kafka"}},
 		`broker.rabbitmq.ca_file: has no effect unless broker.rabb`:  {{Topic: "a", Broker: "rabbitmq"}},
 	} {

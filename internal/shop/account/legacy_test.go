@@ -55,9 +55,9 @@ func TestValidateRequiresUserAndAction(t *testing.T) {
 	for _, c := range []struct{ text, says string }{
 		{`{"user_id":"1","action":"delete"}`, ""}, // Process, not Validate, checks which action it is
 		{`{}`, "action: is missing, expected create or update; user_id: is missing"},
-		{`{"user_id":1,"action":"create"}`, "user_id: is not a JSON string"},
-		{`{"user_id":null,"action":"create"}`, "user_id: is not a JSON string"},
-		{`{"user_id":"1","action":["create"]}`, "action: is not a JSON string"},
+		{`{"user_id":1,"action":"create"}`, "user_id: is not text, expected a JSON string"},
+		{`{"user_id":null,"action":"create"}`, "user_id: is not text, expected a JSON string"},
+		{`{"user_id":"1","action":["create"]}`, "action: is not text, expected a JSON string"},
 		{`{"user_id":"1","userId":"2","action":"create"}`, "userId: cannot be combined with user_id"},
 		{`{"user_id":"` + strings.Repeat("x", 201) + `","action":"create"}`, "user_id: has 201 bytes"},
 	} {
