@@ -47,7 +47,8 @@ build() {
   for arch in amd64 arm64; do
     say "building linux/$arch"
     context "$arch" ".local/image/$arch"
-    "$1" build -q "${format[@]}" --platform "linux/$arch" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
+    # Without the cache: that of Docker without BuildKit mixes architectures.
+    "$1" build -q --no-cache "${format[@]}" --platform "linux/$arch" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
       -t "millrace:$version-$arch" -f deployments/Dockerfile ".local/image/$arch" >&2
     rm -f "$out/millrace-linux-$arch.tar.part" # Podman does not overwrite
     "$1" save "${quiet[@]}" -o "$out/millrace-linux-$arch.tar.part" "millrace:$version-$arch" >/dev/null
