@@ -235,6 +235,24 @@ func TestNobodyGetsInWithoutAValidCredential(t *testing.T) {
 	}
 
 	if text := g.log.String(); strings.Contains(text, revoked) || !strings.Contains(text, "the token revoked is revoked") || !strings.Contains(text, `"from":"10.`) {
+	if code, _ := g.ask("GET", "/api/v1/version", g.provider.Token("nobody"), "", ""); code != http.StatusForbidden {
+		t.Errorf("somebody without a role: got %d", code)
+	}
+
+	metrics := strings.Join(scrape(t, g.Service), "\n")
+	for _, reason := range []string{
+		`"none",reason="missing"`, `"api_token",reason="unknown"`, `"api_token",reason="revoked"`, `"api_token",reason="expired"`,
+		`"signed_token",reason="invalid"`, `"signed_token",reason="expired"`, `"signed_token",reason="no_role"`, `"other",reason="unknown"`,
+	} {
+		if !strings.Contains(metrics, `millrace_logins_refused_total{credential=`+reason+`} `) {
+			t.Errorf("no metric counts %s", reason)
+		}
+	}
+
+	if n := strings.Count(metrics, "millrace_logins_refused_total{"); n != 8 {
+		t.Errorf("refused log-ins have %d series, expected 8", n)
+	}
+
 		t.Error("the log does not say who was refused and why, or has the token")
 	}
 }
@@ -307,6 +325,13 @@ func TestFailedLogInsAreLimitedByAddress(t *testing.T) {
 		}
 	}
 }
+
+	metrics := scrape(t, g.Service)
+	for _, want := range []string{`reason="unknown"} 10`, `reason="limited"} 3`} {
+		if want = `millrace_logins_refused_total{credential="api_token",` + want; !slices.Contains(metrics, want) {
+			t.Errorf("no metric says %s", want)
+		}
+	}
 
 // A viewer sees what is wrong, but nothing about the people it concerns.
 func TestPersonalDataIsHiddenFromViewers(t *testing.T) {

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"github.com/millracehq/millrace/internal/engine/access"
@@ -48,8 +50,28 @@ type authenticator struct {
 	// proxied is true if a proxy passes requests on.
 	proxied  bool
 	failures *failures
+	refused  *prometheus.CounterVec
 	logger   *slog.Logger
 }
+
+// newRefused returns the counter of refused log-ins.
+func newRefused(registry *prometheus.Registry) *prometheus.CounterVec {
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_logins_refused_total",
+		Help: "Requests to the operator API that were refused for their credential (none, api_token, signed_token, other): missing, unknown, revoked, expired, invalid, without a role, limited after too many failures, or unchecked because Postgres or the provider does not answer.",
+	}, []string{"credential", "reason"})
+	registry.MustRegister(refused)
+
+	return refused
+}
+
+// Reasons of refused log-ins besides those of access.
+const (
+	reasonMissing   = "missing"
+	reasonNoRole    = "no_role"
+	reasonLimited   = "limited"
+	reasonUnchecked = "unchecked"
+)
 
 func (a *authenticator) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -64,13 +86,15 @@ func (a *authenticator) wrap(next http.Handler) http.Handler {
 func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
 	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
+		a.refused.WithLabelValues("none", reasonMissing).Inc()
 		unauthorized(w, "a credential is missing, expected the header Authorization: Bearer TOKEN; `millrace tokens create` creates a token")
 
 		return access.Identity{}, false
 	}
 
-	from := a.sender(r)
+	from, kind := a.sender(r), string(access.CredentialOf(bearer))
 	if !a.failures.allowed(from) {
+		a.refused.WithLabelValues(kind, reasonLimited).Inc()
 		w.Header().Set("Retry-After", "6")
 		writeProblem(w, http.StatusTooManyRequests, "too many log-ins from this address have failed; try again in a few seconds")
 
@@ -78,20 +102,24 @@ func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (ac
 	}
 
 	identity, err := a.verifier.Verify(r.Context(), bearer)
+	refused, isRefused := errors.AsType[*access.RefusedError](err)
 
 	switch {
 	case err == nil && identity.Role == "":
+		a.refused.WithLabelValues(kind, reasonNoRole).Inc()
 		a.logger.Warn("log-in without a role", slog.String("who", identity.Who), slog.String("from", from.String()))
 		writeProblem(w, http.StatusForbidden, event.Text(identity.Who)+" has no role here; http.oidc.roles maps none of the values of the role claim")
 
 		return identity, false
 	case err == nil:
 		return identity, true
-	case access.Refused(err):
+	case isRefused:
 		a.failures.add(from)
+		a.refused.WithLabelValues(kind, string(refused.Cause)).Inc()
 		a.logger.Warn("log-in refused", slog.String("from", from.String()), slog.String("path", r.URL.Path), slog.Any("error", err))
 		unauthorized(w, "the credential is invalid, expired or revoked; the service log says which")
 	default:
+		a.refused.WithLabelValues(kind, reasonUnchecked).Inc()
 		a.logger.Error("a credential could not be checked", slog.Any("error", err))
 		writeProblem(w, http.StatusServiceUnavailable, "the credential cannot be checked at present; see the service log")
 	}

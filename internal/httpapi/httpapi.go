@@ -44,7 +44,7 @@ type Server struct {
 func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) (*Server, error) {
 	logger = logger.With(slog.String("component", "httpapi"))
 
-	guard, err := newGuard(cfg, pool, logger)
+	guard, err := newGuard(cfg, pool, newRefused(registry), logger)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *s
 
 // newGuard returns the middleware that protects the operator API. A console would add
 // its sessions here.
-func newGuard(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) (func(http.Handler) http.Handler, error) {
+func newGuard(cfg Config, pool *pgxpool.Pool, refused *prometheus.CounterVec, logger *slog.Logger) (func(http.Handler) http.Handler, error) {
 	if cfg.Authentication != AuthenticationRequired {
 		return func(next http.Handler) http.Handler { return local(anyone(next)) }, nil
 	}
@@ -95,7 +95,7 @@ func newGuard(cfg Config, pool *pgxpool.Pool, logger *slog.Logger) (func(http.Ha
 	}
 
 	a := &authenticator{
-		verifier: verifier, proxied: cfg.TLS == TLSTerminated, logger: logger,
+		verifier: verifier, proxied: cfg.TLS == TLSTerminated, refused: refused, logger: logger,
 		failures: &failures{senders: map[netip.Addr]*rate.Limiter{}},
 	}
 

@@ -4,7 +4,6 @@ package access
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"strings"
 
@@ -46,19 +45,47 @@ type Identity struct {
 	Role Role
 }
 
+// Credential is a kind of bearer token.
+type Credential string
+
+// Kinds of credentials.
+const (
+	APIToken    Credential = "api_token"
+	SignedToken Credential = "signed_token" // of an OpenID Connect provider
+	Other       Credential = "other"
+)
+
+// CredentialOf returns the kind of a bearer token by its form.
+func CredentialOf(bearer string) Credential {
+	switch {
+	case strings.HasPrefix(bearer, tokenPrefix):
+		return APIToken
+	case strings.Count(bearer, ".") == 2:
+		return SignedToken
+	default:
+		return Other
+	}
+}
+
+// Cause says why a credential is not accepted, in a word for metrics.
+type Cause string
+
+// Causes.
+const (
+	Unknown Cause = "unknown" // nobody issued it here
+	Revoked Cause = "revoked"
+	Expired Cause = "expired"
+	Invalid Cause = "invalid" // its signature, issuer, audience or name is not accepted
+)
+
 // RefusedError reports a credential that is not accepted. The reason is for the log,
 // not for the sender.
-type RefusedError struct{ Reason string }
+type RefusedError struct {
+	Cause  Cause
+	Reason string
+}
 
 func (e *RefusedError) Error() string { return e.Reason }
-
-// Refused reports whether err is about the credential. Other errors mean that the
-// credential could not be checked.
-func Refused(err error) bool {
-	_, refused := errors.AsType[*RefusedError](err)
-
-	return refused
-}
 
 // Verifier checks credentials. An interactive login would create a session, which the
 // Verifier would check like a token.
@@ -81,14 +108,17 @@ func NewVerifier(cfg OIDC, pool *pgxpool.Pool, logger *slog.Logger) (*Verifier, 
 	return v, err
 }
 
-// Verify returns the identity behind a bearer token; see Refused for errors.
+// Verify returns the identity behind a bearer token. It returns a RefusedError if the
+// credential is not accepted. Other errors mean that it could not be checked.
 func (v *Verifier) Verify(ctx context.Context, bearer string) (Identity, error) {
-	switch {
-	case strings.HasPrefix(bearer, tokenPrefix):
+	switch kind := CredentialOf(bearer); {
+	case kind == APIToken:
 		return verifyToken(ctx, v.pool, bearer)
-	case v.provider != nil:
-		return v.provider.verify(ctx, bearer)
+	case v.provider == nil:
+		return Identity{}, &RefusedError{Unknown, "it is not an API token, and http.oidc has no provider"}
+	case kind == Other:
+		return Identity{}, &RefusedError{Unknown, "it is neither an API token nor a signed token (JWT)"}
 	default:
-		return Identity{}, &RefusedError{"it is not an API token, and http.oidc has no provider"}
+		return v.provider.verify(ctx, bearer)
 	}
 }

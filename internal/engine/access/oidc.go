@@ -135,10 +135,6 @@ const keysMissing = "failed to verify signature: fetching keys "
 // verify returns the identity behind a token. Somebody without a mapped role is known,
 // but may do nothing.
 func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) {
-	if strings.Count(bearer, ".") != 2 {
-		return Identity{}, &RefusedError{"it is neither an API token nor a signed token (JWT)"}
-	}
-
 	verifier, err := p.discovered()
 	if err != nil {
 		return Identity{}, err
@@ -149,13 +145,17 @@ func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) 
 		return Identity{}, fmt.Errorf("contacting the OpenID Connect provider %s: %w", p.cfg.Issuer, err)
 	}
 
+	if _, expired := errors.AsType[*oidc.TokenExpiredError](err); expired {
+		return Identity{}, &RefusedError{Expired, err.Error()}
+	}
+
 	if err != nil {
-		return Identity{}, &RefusedError{err.Error()}
+		return Identity{}, &RefusedError{Invalid, err.Error()}
 	}
 
 	var claims map[string]any
 	if err := token.Claims(&claims); err != nil {
-		return Identity{}, &RefusedError{err.Error()}
+		return Identity{}, &RefusedError{Invalid, err.Error()}
 	}
 
 	who, _ := claims[p.cfg.NameClaim].(string)
@@ -171,11 +171,11 @@ func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) 
 func checkName(who, claim string, claims map[string]any) error {
 	switch verified := claims["email_verified"]; {
 	case who == "" || event.Storable(who) != nil || len(who) > maxName:
-		return &RefusedError{fmt.Sprintf("its claim %s is not a name of 1 to %d bytes", claim, maxName)}
+		return &RefusedError{Invalid, fmt.Sprintf("its claim %s is not a name of 1 to %d bytes", claim, maxName)}
 	case claim == "email" && verified != true && verified != "true":
-		return &RefusedError{"its e-mail address is not verified by the provider"}
+		return &RefusedError{Invalid, "its e-mail address is not verified by the provider"}
 	case strings.HasPrefix(who, actorPrefix) || who == activity.Service:
-		return &RefusedError{fmt.Sprintf("its name %q is reserved", who)}
+		return &RefusedError{Invalid, fmt.Sprintf("its name %q is reserved", who)}
 	default:
 		return nil
 	}

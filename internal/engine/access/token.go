@@ -159,11 +159,11 @@ func verifyToken(ctx context.Context, db postgres.Querier, secret string) (Ident
 	case err != nil:
 		return Identity{}, fmt.Errorf("checking a token: %w", err)
 	case len(found) == 0:
-		return Identity{}, &RefusedError{"the token is unknown"}
+		return Identity{}, &RefusedError{Unknown, "the token is unknown"}
 	case found[0].Revoked:
-		return Identity{}, &RefusedError{"the token " + found[0].Name + " is revoked"}
+		return Identity{}, &RefusedError{Revoked, "the token " + found[0].Name + " is revoked"}
 	case found[0].Expired:
-		return Identity{}, &RefusedError{"the token " + found[0].Name + " has expired"}
+		return Identity{}, &RefusedError{Expired, "the token " + found[0].Name + " has expired"}
 	default:
 		return Identity{Who: actorPrefix + found[0].Name, Role: found[0].Role}, nil
 	}
