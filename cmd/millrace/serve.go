@@ -34,8 +34,14 @@ func runService(ctx context.Context, cfg config.Config, started func(*app.Servic
 	}
 	defer release()
 
+	logger := newLogger(cfg)
+
+	if links := config.ServiceLinks(); len(links) > 0 {
+		logger.Info("variables of the platform for services named millrace are ignored", slog.Any("variables", links))
+	}
+
 	if err := cfg.Warn(); err != nil {
-		newLogger(cfg).Warn("the configuration has settings that are unsafe on an open network or do nothing", slog.Any("error", err))
+		logger.Warn("the configuration has settings that are unsafe on an open network or do nothing", slog.Any("error", err))
 	}
 
 	return service.Run(ctx, func() { started(service) })

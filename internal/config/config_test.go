@@ -177,6 +177,11 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 	}
 
 	// People and images set these.
+	links := config.ServiceLinks()
+	if len(links) != 45 || links[0] != "MILLRACE_HTTP_PORT" || !slices.Contains(links, "MILLRACE_POSTGRES_SERVICE_HOST") {
+		t.Errorf("%d links are named: %v", len(links), links)
+	}
+
 	for _, name := range []string{"VERSION", "ENV", "IMAGE", "HOME", "USER", "LOG", "PAYMENT", "POSTGRES_PASSWORD"} {
 		t.Setenv("MILLRACE_"+name, "1")
 	}
@@ -189,10 +194,16 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 	}
 }
 
-// secretKeys are the keys that have a twin for a file.
-var secretKeys = []string{
-	"postgres.url", "broker.kafka.password", "broker.rabbitmq.url", "payment.stripe.secret_key", "payment.stripe.webhook_secret",
-	"notification.email.password", "notification.webhook.url", "notification.webhook.secret", "http.token",
+	if now := config.ServiceLinks(); !slices.Equal(now, links) {
+		t.Errorf("what people set is named as a link: %v", now)
+	}
+
+	// A typing mistake is named, although it resembles a link.
+	t.Setenv("MILLRACE_HTTP__PORT", "tcp://10.0.0.1:80")
+
+	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "MILLRACE_HTTP__PORT: unknown configuration key") {
+		t.Errorf("a typing mistake beside links: got %v", err)
+	}
 }
 
 // filesIn returns a function that writes files into a directory.

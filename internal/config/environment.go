@@ -36,6 +36,21 @@ var serviceLink = regexp.MustCompile(
 		`^MILLRACE(_.*[A-Z0-9])?_PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://|` +
 		`^MILLRACE(_.*[A-Z0-9])?_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=`)
 
+// ServiceLinks returns the names of variables that are ignored because Kubernetes or
+// Docker injects them for a Service or a link named millrace, or millrace-NAME.
+func ServiceLinks() (names []string) {
+	for _, variable := range os.Environ() {
+		if serviceLink.MatchString(variable) {
+			name, _, _ := strings.Cut(variable, "=")
+			names = append(names, name)
+		}
+	}
+
+	slices.Sort(names)
+
+	return names
+}
+
 // environment returns the keys that environment variables set, with their values.
 // Platforms inject variables of their own, so a variable without a section is ignored
 // unless it resembles a key.
