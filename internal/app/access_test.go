@@ -19,6 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/telemetry"
 	"github.com/millracehq/millrace/internal/test/apptest"
@@ -234,7 +235,6 @@ func TestNobodyGetsInWithoutAValidCredential(t *testing.T) {
 		t.Errorf("a webhook without a signature: got %d", code)
 	}
 
-	if text := g.log.String(); strings.Contains(text, revoked) || !strings.Contains(text, "the token revoked is revoked") || !strings.Contains(text, `"from":"10.`) {
 	if code, _ := g.ask("GET", "/api/v1/version", g.provider.Token("nobody"), "", ""); code != http.StatusForbidden {
 		t.Errorf("somebody without a role: got %d", code)
 	}
@@ -253,6 +253,7 @@ func TestNobodyGetsInWithoutAValidCredential(t *testing.T) {
 		t.Errorf("refused log-ins have %d series, expected 8", n)
 	}
 
+	if text := g.log.String(); strings.Contains(text, revoked) || !strings.Contains(text, "the token revoked is revoked") || !strings.Contains(text, `"from":"10.`) {
 		t.Error("the log does not say who was refused and why, or has the token")
 	}
 }
@@ -324,7 +325,6 @@ func TestFailedLogInsAreLimitedByAddress(t *testing.T) {
 			t.Errorf("from %s: got %d, expected %d: %s", c.from, code, c.want, text)
 		}
 	}
-}
 
 	metrics := scrape(t, g.Service)
 	for _, want := range []string{`reason="unknown"} 10`, `reason="limited"} 3`} {
@@ -332,6 +332,7 @@ func TestFailedLogInsAreLimitedByAddress(t *testing.T) {
 			t.Errorf("no metric says %s", want)
 		}
 	}
+}
 
 // A viewer sees what is wrong, but nothing about the people it concerns.
 func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
@@ -361,6 +362,8 @@ func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	g.writeFreely(operator, name+" of "+mail+" called")
+
 	paths := []string{"/api/v1/conversations/" + id.String()}
 
 	for _, r := range g.routes(viewer) {
@@ -382,7 +385,75 @@ func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 		}
 	}
 
-	if seen < 5 {
+	if seen < 8 {
 		t.Errorf("an operator sees the data at %d paths only, so the test looks in the wrong places", seen)
+	}
+}
+
+// writeFreely leaves a text wherever somebody can write one: as the reason of a pause, of
+// a cancelled order, and of a cancellation that failed.
+func (g *guarded) writeFreely(operator, text string) {
+	g.t.Helper()
+
+	body, _ := json.Marshal(map[string]string{"why": text})
+	if code, got := g.ask("POST", "/api/v1/consumers/fulfilment.charge/pause", operator, string(body), ""); code != http.StatusOK || !strings.Contains(got, text) {
+		g.t.Fatalf("got %d %s", code, got)
+	}
+
+	g.Seed()
+	reserve(g.t, g.Service, "x")
+
+	cancel, _ := json.Marshal(map[string]string{"order_id": "x", "reason": text})
+	g.Publish("orders.cancel.requested", string(cancel))
+	g.WaitForOrder("x", "cancelled")
+
+	err := g.Failed.Stop(g.t.Context(), failed.Entry{
+		Consumer: "fulfilment.cancel", Topic: "orders.cancel.requested", MessageID: event.NewID(), Origin: "test", Key: "z", Headers: event.Headers{},
+		Payload: cancel, Reason: event.ReasonFailed, Error: "a bug",
+	})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// What operators write is not for everybody: the listener of the probes asks for no
+// credential, so it says that a consumer is paused, but neither by whom nor why. A
+// command has the database, and says both.
+func TestTheProbesDoNotSayWhatOperatorsWrite(t *testing.T) {
+	t.Parallel()
+
+	g := newGuarded(t)
+	g.writeFreely(g.token("quastenberg", access.Operator), "adelheid@home.example called")
+
+	paused := func(text string) bool {
+		return strings.Contains(text, "fulfilment.charge") && strings.Contains(text, "paused by an operator")
+	}
+
+	pgtest.Eventually(t, "the pause is measured", func() bool {
+		_, text := page(t, g.Service, "/readyz")
+
+		return paused(text) && strings.Contains(text, "stopped message") // facts, measured at the same time
+	})
+
+	for _, path := range []string{"/livez", "/readyz", "/startupz", "/statusz", "/metrics"} {
+		_, text := page(t, g.Service, path)
+		if strings.Contains(text, "adelheid") || strings.Contains(text, "quastenberg") {
+			t.Errorf("%s shows everybody what an operator wrote: %s", path, text)
+		}
+	}
+
+	if _, text := page(t, g.Service, "/statusz"); !paused(text) {
+		t.Errorf("/statusz does not name the pause: %s", text)
+	}
+
+	status := g.Operator.Status(t.Context(), g.HealthAddr())
+
+	if text := fmt.Sprint(status.Troubles); status.Service == nil || !strings.Contains(text, "paused by token:quastenberg: adelheid@home.example called") || strings.Contains(text, "paused by an operator") {
+		t.Errorf("millrace status: %s", text)
+	}
+
+	i := slices.IndexFunc(status.Consumers, func(c operate.Consumer) bool { return c.Consumer == "fulfilment.charge" })
+	if text := status.Consumers[i].Describe(time.Time.String); !strings.Contains(text, "by token:quastenberg") || !strings.Contains(text, "adelheid") {
+		t.Errorf("millrace consumers list: %s", text)
 	}
 }

@@ -110,7 +110,7 @@ func TestAPausedConsumerLeavesTheServiceReadyAndIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	reported(t, s, expected{"account.create", 200, health.Degraded, "paused by ann: fixing the import", "millrace consumers resume account.create", ""})
+	reported(t, s, expected{"account.create", 200, health.Degraded, "paused by an operator", "millrace consumers resume account.create", ""})
 
 	if _, err := s.Router.Resume(t.Context(), "account.create", by); err != nil {
 		t.Fatal(err)

@@ -82,6 +82,10 @@ func (s *Service) getOrder(ctx context.Context, in *struct {
 		ID: o.ID, Status: o.Status, Version: o.Version, TotalAmount: amount{o.Total}, Currency: o.Currency,
 		Lines: append([]order.Line{}, o.Lines...), CreatedAt: o.CreatedAt, UpdatedAt: o.UpdatedAt,
 		History: postgres.Column(o.History, func(e eventstore.Event) orderEvent {
+			if httpapi.Masked(ctx) && e.Type == (order.Cancelled{}).EventType() {
+				e.Data = json.RawMessage(`{}`) // the reason is free text
+			}
+
 			return orderEvent{Version: e.Version, Type: e.Type, Data: e.Data, MessageID: e.MessageID.String(), RecordedAt: e.RecordedAt}
 		}),
 	}}, nil

@@ -7,6 +7,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
 type pauseInput struct {
@@ -38,7 +39,9 @@ type resumeOutput struct {
 
 func (e engine) registerConsumers(a *API) {
 	Get(a, access.Viewer, "/consumers", "List the consumers and their state", func(ctx context.Context, _ *struct{}) (*List[operate.Consumer], error) {
-		return All(e.Consumers(ctx))
+		list, err := e.Consumers(ctx)
+
+		return All(postgres.Column(list, func(c operate.Consumer) operate.Consumer { return maskedConsumer(ctx, c) }), err)
 	})
 	Post(a, access.Operator, "/consumers/{consumer}/pause", "Pause a consumer on all replicas, and report what will wait during the pause", e.pause)
 	Post(a, access.Operator, "/consumers/{consumer}/resume", "Resume a paused consumer on all replicas", e.resume)

@@ -57,7 +57,10 @@ func (e engine) listEvents(ctx context.Context, in *struct {
 },
 ) (*List[eventstore.Event], error) {
 	if in.Stream != "" {
-		return All(e.Stream(ctx, in.Stream))
+		events, err := e.Stream(ctx, in.Stream)
+		maskedEvents(ctx, events)
+
+		return All(events, err)
 	}
 
 	var after int64
@@ -66,6 +69,7 @@ func (e engine) listEvents(ctx context.Context, in *struct {
 	}
 
 	events, next, err := e.EventPage(ctx, after, in.Limit)
+	maskedEvents(ctx, events)
 
 	out, err := All(events, err)
 	if next > after {

@@ -2,9 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
+	"strconv"
 
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/trace"
 )
 
@@ -63,4 +67,30 @@ func maskedAction(ctx context.Context, a action) action {
 	}
 
 	return a
+}
+
+// maskedConsumer removes the reason of a pause, in which an operator may name a person.
+func maskedConsumer(ctx context.Context, c operate.Consumer) operate.Consumer {
+	if !Masked(ctx) || c.Pause == nil || c.Pause.Why == "" {
+		return c
+	}
+
+	pause := *c.Pause
+	pause.Why, c.Pause = hidden, &pause
+
+	if c.State == operate.Paused {
+		c.Why = hidden
+	}
+
+	return c
+}
+
+// maskedEvents removes the bodies of events. Like the content of messages, they may have
+// what people have written, such as the reason of a cancellation.
+func maskedEvents(ctx context.Context, list []eventstore.Event) {
+	for i := range list {
+		if Masked(ctx) {
+			list[i].Data = json.RawMessage(strconv.Quote(hidden))
+		}
+	}
 }

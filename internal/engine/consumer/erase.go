@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"regexp"
 	"slices"
 	"strings"
@@ -309,13 +310,38 @@ func (d Erasure) empty() bool {
 	return total == 0
 }
 
-// Personal reports whether messages on a topic may have personal data. They may if a
-// handler or a producer declares it, or if nobody knows the topic.
+// Personal reports whether messages on a topic may have personal data or free text. They
+// may if a handler or a producer declares it, or if nobody knows the topic.
 func (r *Router) Personal(topic string) bool {
-	personal, _ := r.about("", nil)
-	consumed, published := r.Topics()
+	known := false
 
-	return slices.Contains(personal, topic) || !slices.Contains(consumed, topic) && !slices.Contains(published, topic)
+	for payload := range r.payloads() {
+		if payload.Topic() != topic {
+			continue
+		}
+
+		known = true
+
+		switch payload.(type) {
+		case event.Personal, event.FreeText:
+			return true
+		}
+	}
+
+	return !known
+}
+
+// payloads returns zero values of all payloads that handlers take or publish.
+func (r *Router) payloads() iter.Seq[event.Payload] {
+	return func(yield func(event.Payload) bool) {
+		for _, route := range r.routes {
+			for _, payload := range append([]event.Payload{route.Payload}, route.Publishes...) {
+				if !yield(payload) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // about returns the topics with personal data, and a function that reports whether a
@@ -324,11 +350,9 @@ func (r *Router) Personal(topic string) bool {
 func (r *Router) about(subject string, marks func(...string)) (topics []string, about func(key string, payload []byte) bool) {
 	var types []event.Personal
 
-	for _, route := range r.routes {
-		for _, payload := range append([]event.Payload{route.Payload}, route.Publishes...) {
-			if p, ok := payload.(event.Personal); ok && !slices.Contains(topics, p.Topic()) {
-				types, topics = append(types, p), append(topics, p.Topic())
-			}
+	for payload := range r.payloads() {
+		if p, ok := payload.(event.Personal); ok && !slices.Contains(topics, p.Topic()) {
+			types, topics = append(types, p), append(topics, p.Topic())
 		}
 	}
 

@@ -33,12 +33,21 @@ const (
 
 // Pause is an operator's pause of a consumer.
 type Pause struct {
-	Consumer string    `json:"consumer"`
-	Who      string    `json:"who"`
-	Why      string    `json:"why"`
-	At       time.Time `json:"paused_at"`
+	Consumer string `json:"consumer"`
+	// Who and Why are empty in what everybody may see; see Anonymous.
+	Who string    `json:"who,omitempty"`
+	Why string    `json:"why,omitempty"`
+	At  time.Time `json:"paused_at"`
 	// Until is when the pause ends by itself; nil if it does not.
 	Until *time.Time `json:"until,omitempty"`
+}
+
+// Anonymous returns the pause without what people have written, which may be personal
+// data: the name of the operator and the reason.
+func (p Pause) Anonymous() Pause {
+	p.Who, p.Why = "", ""
+
+	return p
 }
 
 // suspensions tracks the suspended consumers: paused by an operator or waiting for a

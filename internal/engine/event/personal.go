@@ -16,6 +16,15 @@ type Personal interface {
 	Marks() []string
 }
 
+// FreeText is implemented by payloads with text that people write for people, such as
+// the reason of a cancellation. It may name anybody, so viewers do not see the content of
+// these messages. They have no subject, and erasing a person does not withdraw them.
+type FreeText interface {
+	Payload
+	// HasFreeText marks the type.
+	HasFreeText()
+}
+
 // ReadPersonal reads a message as the payload type of p. Failed messages are often
 // malformed, so it skips fields of the wrong type.
 func ReadPersonal(p Personal, data []byte) Personal {

@@ -2,7 +2,6 @@ package operate
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -45,13 +44,19 @@ type Consumer struct {
 	Pause *consumer.Pause `json:"pause,omitempty"`
 }
 
-// consumers returns the states of the consumers in this process.
+// consumers returns the states of the consumers in this process, without who paused
+// them and why: /statusz shows them to everybody. Postgres has the whole pauses.
 func (o *Operator) consumers() []Consumer {
 	routes := o.Router.States()
 	list := make([]Consumer, len(routes))
 
 	for i, r := range routes {
-		c := Consumer{Consumer: r.Consumer, Topic: r.Topic, Broker: o.Brokers.Of(r.Topic).Kind(), Pause: r.Pause, State: Running}
+		c := Consumer{Consumer: r.Consumer, Topic: r.Topic, Broker: o.Brokers.Of(r.Topic).Kind(), State: Running}
+		if r.Pause != nil {
+			pause := r.Pause.Anonymous()
+			c.Pause = &pause
+		}
+
 		o.explain(&c, r)
 		list[i] = c
 	}
@@ -81,7 +86,7 @@ func (o *Operator) explain(c *Consumer, r consumer.State) {
 	case lost != nil:
 		set(NotSubscribed, lost, "the broker has no subscription for the topic")
 	case r.Pause != nil:
-		set(Paused, &r.Pause.At, r.Pause.Why)
+		set(Paused, &r.Pause.At, "")
 	case len(r.Waits) > 0:
 		set(Waiting, r.Waits[0].Since, r.Waits[0].Why)
 	}
@@ -144,7 +149,7 @@ func pausedBy(list []Consumer, pauses []consumer.Pause) []Consumer {
 		}
 
 		switch {
-		case c.Pause != nil && c.State == Running:
+		case c.Pause != nil && (c.State == Running || c.State == Paused):
 			c.State, c.Since, c.Why = Paused, &c.Pause.At, c.Pause.Why
 		case c.Pause == nil && c.State == Paused:
 			c.State, c.Since, c.Why = Running, nil, ""
@@ -206,12 +211,22 @@ func (c Consumer) Describe(stamp func(time.Time) string) string {
 	return text
 }
 
-// paused formats who paused a consumer, since when, until when and why.
+// paused formats who paused a consumer, since when, until when and why, as far as p
+// says so.
 func paused(p consumer.Pause, stamp func(time.Time) string) string {
-	until := ""
-	if p.Until != nil {
-		until = " until " + stamp(*p.Until)
+	text := "paused"
+	if p.Who != "" {
+		text += " by " + p.Who
 	}
 
-	return fmt.Sprintf("paused by %s since %s%s: %s", p.Who, stamp(p.At), until, p.Why)
+	text += " since " + stamp(p.At)
+	if p.Until != nil {
+		text += " until " + stamp(*p.Until)
+	}
+
+	if p.Why != "" {
+		text += ": " + p.Why
+	}
+
+	return text
 }

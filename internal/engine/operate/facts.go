@@ -259,8 +259,17 @@ func degraded(kind, name string, since *time.Time, reason, remedy string) health
 	return health.Trouble{Kind: kind, Name: name, Level: health.Degraded, Since: since, Reason: reason, Remedy: remedy}
 }
 
+// pausedByOperator is the reason that everybody may see. `millrace consumers list` names
+// the operator, and why.
+const pausedByOperator = "paused by an operator"
+
 func pausedTrouble(p consumer.Pause) health.Trouble {
-	return degraded(health.Consumer, p.Consumer, &p.At, fmt.Sprintf("paused by %s: %s", p.Who, p.Why), "`millrace consumers resume "+p.Consumer+"`")
+	reason := pausedByOperator
+	if p.Who != "" {
+		reason = fmt.Sprintf("paused by %s: %s", p.Who, p.Why)
+	}
+
+	return degraded(health.Consumer, p.Consumer, &p.At, reason, "`millrace consumers resume "+p.Consumer+"`")
 }
 
 // Troubles returns what somebody should act on.

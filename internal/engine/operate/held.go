@@ -63,7 +63,10 @@ func (c Consumer) holds(addr string) string {
 
 	switch {
 	case c.Pause != nil:
-		return fmt.Sprintf("it is %s; resume it first: millrace consumers resume %s", paused(*c.Pause, stamp), c.Consumer)
+		pause := *c.Pause
+		pause.Why = "" // free text, which viewers must not see
+
+		return fmt.Sprintf("it is %s; resume it first: millrace consumers resume %s", paused(pause, stamp), c.Consumer)
 	case c.State == Waiting:
 		return fmt.Sprintf("it is %s; it will try them once the dependency is available", c.Describe(stamp))
 	case c.State == Unknown:

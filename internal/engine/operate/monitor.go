@@ -97,7 +97,8 @@ func (o *Operator) Watch(ctx context.Context) {
 }
 
 // learn remembers facts, and since when parts could not be read. It logs new gaps,
-// those with the same reason once.
+// those with the same reason once. It forgets who paused a consumer and why, because
+// /readyz shows the facts to everybody.
 func (o *Operator) learn(facts Facts) {
 	o.monitor.mu.Lock()
 	defer o.monitor.mu.Unlock()
@@ -115,6 +116,10 @@ func (o *Operator) learn(facts Facts) {
 
 			logged = g.Why
 		}
+	}
+
+	for i, p := range facts.Paused {
+		facts.Paused[i] = p.Anonymous()
 	}
 
 	o.monitor.facts = &facts

@@ -105,6 +105,8 @@ func (s Status) completed(unknown []Consumer, remembered time.Duration) Status {
 
 	if s.Database != nil && s.Database.gap(partPauses) == nil {
 		s.Consumers = pausedBy(s.Consumers, s.Database.Paused)
+		// The service does not say who paused and why; the database does.
+		s.Troubles = slices.DeleteFunc(s.Troubles, func(t health.Trouble) bool { return t.Reason == pausedByOperator })
 	}
 
 	var more []health.Trouble

@@ -178,6 +178,9 @@ func (CancelRequested) Topic() string { return TopicCancelRequested }
 // Key implements event.Payload.
 func (p CancelRequested) Key() string { return p.OrderID }
 
+// HasFreeText implements event.FreeText.
+func (CancelRequested) HasFreeText() {}
+
 // Validate implements event.Payload.
 func (p CancelRequested) Validate() error {
 	return errors.Join(event.CheckID("order_id", p.OrderID), event.CheckText("reason", p.Reason, maxReason))
@@ -210,6 +213,9 @@ func (OrderCancelled) Topic() string { return TopicOrderCancelled }
 
 // Key implements event.Payload.
 func (p OrderCancelled) Key() string { return p.OrderID }
+
+// HasFreeText implements event.FreeText.
+func (OrderCancelled) HasFreeText() {}
 
 // Validate implements event.Payload.
 func (p OrderCancelled) Validate() error {
