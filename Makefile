@@ -93,7 +93,8 @@ verify: lint ## Check formatting, linters, generated files and go.mod
 # tools/prometheus is a separate module, because Prometheus has many dependencies. The
 # first run builds promtool, which takes a few minutes.
 .PHONY: alerts-test
-alerts-test: ## Test the alerts with promtool, and the queries of the alerts and the dashboard
+alerts-test: ## Test the alerts and the scrape configuration with promtool, and the queries of the alerts and the dashboard
+	go -C tools/prometheus tool promtool check config $(CURDIR)/deployments/prometheus/prometheus.yaml
 	go -C tools/prometheus tool promtool check rules $(CURDIR)/deployments/prometheus/alerts.yaml
 	go -C tools/prometheus tool promtool test rules $(CURDIR)/deployments/prometheus/alerts_test.yaml
 	go -C tools/prometheus test ./...
