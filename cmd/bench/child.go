@@ -35,7 +35,7 @@ import (
 )
 
 // childSpec configures a child process.
-type childSpec struct{ Role, URL, Group, Kind, HTTP string }
+type childSpec struct{ Role, URL, Group, Kind, HTTP, Traces string }
 
 func child(encoded string) error {
 	var spec childSpec
@@ -52,6 +52,7 @@ func child(encoded string) error {
 		"broker.kafka.brokers": os.Getenv("MILLRACE_TEST_KAFKA_BROKERS"),
 		"broker.kafka.group":   spec.Group,
 		"broker.rabbitmq.url":  os.Getenv("MILLRACE_TEST_RABBITMQ_URL"),
+		"traces.endpoint":      spec.Traces,
 		// The provider's work is not part of the service.
 		"payment.simulated.ledger": false,
 	})

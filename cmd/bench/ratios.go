@@ -51,6 +51,8 @@ func ratios() []ratio {
 			ratio{kind + ", steady load: RSS at the end to after a tenth", point{"steady/" + kind, rssIn(steadySlices - 1)}, point{"steady/" + kind, rssIn(1)}},
 			rate(kind+", two replicas to one", "replicas/"+kind+" 2", "replicas/"+kind+" 1"),
 			rate(kind+", three replicas to one", "replicas/"+kind+" 3", "replicas/"+kind+" 1"),
+			rate(kind+", tracing on to off, orders/s", "tracing/"+kind+" on", "tracing/"+kind+" off"),
+			ratio{kind + ", tracing on to off, CPU", point{"tracing/" + kind + " on", cpuTotal}, point{"tracing/" + kind + " off", cpuTotal}},
 		)
 	}
 

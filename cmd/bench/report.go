@@ -30,6 +30,7 @@ const (
 	rebuildSeconds   = "rebuild s"
 	meanwhile        = "messages meanwhile"
 	auditSeconds     = "audit s"
+	otlpKB           = "OTLP KB"
 	generatedSeconds = "generated in s"
 )
 
@@ -56,6 +57,7 @@ func sections() []section {
 		{"idle", "Idle", "second", []string{rss, cpuService, cpuPostgres, cpuBroker}},
 		{"steady", "Steady full load", "order", append(steady, peakRSS)},
 		{"replicas", "Replicas", "order", costs},
+		{"tracing", "Cost of tracing", "order", append(slices.Clone(costs), otlpKB)},
 		{"aged", "An old database", "order", costs},
 		{"rebuild", "Rebuilding a projection while messages arrive", "event", []string{rebuildSeconds, rows, perSecond, meanwhile}},
 		{"audit", "Audit", "order", []string{auditSeconds, rows, generatedSeconds}},

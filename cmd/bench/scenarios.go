@@ -28,6 +28,7 @@ func (l *lab) scenarios() []scenario {
 	all = append(all, l.latencies()...)
 	all = append(all, l.memories()...)
 	all = append(all, l.replicas()...)
+	all = append(all, l.tracings()...)
 
 	return append(all, l.olds()...)
 }
@@ -129,6 +130,21 @@ func (l *lab) replicas() []scenario {
 				run:  func(ctx context.Context, warmup bool) (figures, error) { return l.replicated(ctx, kind, n, warmup) },
 			})
 		}
+	}
+
+	return all
+}
+
+// tracings compare the service that exports traces of its default sample with one that
+// makes none. The two of a pair run one after the other in each round.
+func (l *lab) tracings() []scenario {
+	var all []scenario
+
+	for _, kind := range brokers() {
+		t := trial{kind: kind, load: orders(l.skus), n: l.orders}
+		off := l.drain("tracing/"+kind+" off", t)
+		t.traced = true
+		all = append(all, off, l.drain("tracing/"+kind+" on", t))
 	}
 
 	return all

@@ -75,6 +75,8 @@ type site struct {
 	name    string
 	// replicas are the processes that run.
 	replicas []*process
+	// traces is where they export traces to; without it, they make none.
+	traces string
 }
 
 func (l *lab) newSite(ctx context.Context, kind string) (*site, error) {

@@ -24,6 +24,8 @@ type trial struct {
 	partitions int32
 	// aged is true to run on the database with old inbox rows.
 	aged bool
+	// traced is true to export traces, with the service's default sample.
+	traced bool
 }
 
 // drain returns a scenario whose messages are on the topic before the service starts.
@@ -74,6 +76,15 @@ func (l *lab) try(ctx context.Context, t trial) (figures, error) {
 		return nil, err
 	}
 
+	if t.traced {
+		return s.traced(ctx, t)
+	}
+
+	return s.drained(ctx, t)
+}
+
+// drained measures a service that finds the messages of a trial when it starts.
+func (s *site) drained(ctx context.Context, t trial) (figures, error) {
 	before := s.usage(ctx)
 
 	if err := s.start(ctx, t.role, 1); err != nil {
@@ -82,6 +93,32 @@ func (l *lab) try(ctx context.Context, t trial) (figures, error) {
 
 	return s.measure(ctx, t, 0, before)
 }
+
+// traced is drained with the export of traces.
+func (s *site) traced(ctx context.Context, t trial) (figures, error) {
+	collector, err := newCollector()
+	if err != nil {
+		return nil, err
+	}
+	defer collector.server.Close()
+
+	s.traces = collector.endpoint
+
+	f, err := s.drained(ctx, t) // the service has exported its last spans when it has stopped
+	if err != nil {
+		return nil, err
+	}
+
+	f[otlpKB] = float64(collector.received.Load()) / 1024
+	if f[otlpKB] == 0 && t.n >= minTraced {
+		return nil, fmt.Errorf("%d messages caused no spans, so nothing was measured", t.n)
+	}
+
+	return f, nil
+}
+
+// minTraced is a number of messages of which some are certainly sampled.
+const minTraced = 2000
 
 func (l *lab) siteOf(ctx context.Context, t trial) (*site, error) {
 	if !t.aged {
