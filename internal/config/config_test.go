@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -176,12 +177,12 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 		t.Setenv(service+"_PORT_53_UDP", "udp://10.0.0.1:53")
 	}
 
-	// People and images set these.
 	links := config.ServiceLinks()
 	if len(links) != 45 || links[0] != "MILLRACE_HTTP_PORT" || !slices.Contains(links, "MILLRACE_POSTGRES_SERVICE_HOST") {
 		t.Errorf("%d links are named: %v", len(links), links)
 	}
 
+	// People and images set these.
 	for _, name := range []string{"VERSION", "ENV", "IMAGE", "HOME", "USER", "LOG", "PAYMENT", "POSTGRES_PASSWORD"} {
 		t.Setenv("MILLRACE_"+name, "1")
 	}
@@ -192,7 +193,6 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 	if diff := cmp.Diff(config.Default(), cfg); err != nil || diff != "" {
 		t.Errorf("got %v, %s", err, diff)
 	}
-}
 
 	if now := config.ServiceLinks(); !slices.Equal(now, links) {
 		t.Errorf("what people set is named as a link: %v", now)
@@ -227,7 +227,20 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 
 	file := filesIn(t, t.TempDir())
 
-	for _, key := range secretKeys[1:] {
+	page, err := os.ReadFile("../../docs/configuring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, key := range config.Secrets() {
+		if !strings.Contains(string(page), "`"+key+"_file`") {
+			t.Errorf("docs/configuring.md lacks %s_file", key)
+		}
+
+		if key == "postgres.url" {
+			continue // DATABASE_URL is above the file
+		}
+
 		nested := file(key, "hunter2 of "+key+"\r\n")
 
 		parts := strings.Split(key, ".")
@@ -243,10 +256,18 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 			t.Errorf("%s: got %s", key, got)
 		}
 	}
+}
+
+// A setting is a secret by its type, which somebody may forget.
+func TestASettingThatIsNamedLikeASecretIsOne(t *testing.T) {
+	t.Parallel()
+
+	public := []string{"broker.kafka.token_url"}
+	named := regexp.MustCompile(`(password|passphrase|secret|token|credential|api_key|private_key)[^.]*$`)
 
 	for key := range config.Flatten(config.Default()) {
-		if last := key[strings.LastIndex(key, ".")+1:]; (strings.Contains(last, "password") || strings.Contains(last, "secret") || last == "token") && !slices.Contains(secretKeys, key) {
-			t.Errorf("%s may be a secret; this test lacks it", key)
+		if named.MatchString(key) && !slices.Contains(config.Secrets(), key) && !slices.Contains(public, key) {
+			t.Errorf("%s is named like a secret: make its type postgres.Secret", key)
 		}
 	}
 }

@@ -17,8 +17,9 @@ import (
 // Platforms mount secrets as such files.
 const fileSuffix = "_file"
 
-// secrets returns the keys of all secrets.
-func secrets() []string { return keysOf(reflect.TypeFor[Config](), "") }
+// Secrets returns the keys of all secrets: settings whose type is postgres.Secret, or
+// scrub.URL.
+func Secrets() []string { return keysOf(reflect.TypeFor[Config](), "") }
 
 func keysOf(t reflect.Type, within string) (keys []string) {
 	for field := range t.Fields() {
@@ -38,7 +39,7 @@ func keysOf(t reflect.Type, within string) (keys []string) {
 // readSecrets replaces the keys of secret files in one source with the contents of the
 // files.
 func readSecrets(source map[string]any) error {
-	for _, key := range secrets() {
+	for _, key := range Secrets() {
 		path := strings.Split(key, ".")
 		parent, name := source, path[len(path)-1]
 
@@ -74,7 +75,7 @@ func readSecrets(source map[string]any) error {
 
 // secretFiles returns the keys of files with secrets.
 func secretFiles() []string {
-	return postgres.Column(secrets(), func(key string) string { return key + fileSuffix })
+	return postgres.Column(Secrets(), func(key string) string { return key + fileSuffix })
 }
 
 // settable returns the names of all keys that a source may set.
