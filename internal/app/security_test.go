@@ -1,0 +1,49 @@
+package app_test
+
+import (
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// SECURITY.md names the test that holds each promise.
+func TestThePageAboutSecurityNamesTestsThatExist(t *testing.T) {
+	t.Parallel()
+
+	root := os.DirFS("../..")
+	exists := map[string]bool{}
+
+	err := fs.WalkDir(root, ".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+
+		source, err := fs.ReadFile(root, path)
+		for _, match := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(source), -1) {
+			exists[match[1]] = true
+		}
+
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	page, err := fs.ReadFile(root, "SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1)
+	if len(named) < 30 {
+		t.Errorf("the page names %d tests only", len(named))
+	}
+
+	for _, match := range named {
+		if !exists[match[1]] {
+			t.Errorf("SECURITY.md: there is no test %s", match[1])
+		}
+	}
+}
