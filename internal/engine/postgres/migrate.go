@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,6 +16,7 @@ import (
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/migrations"
 )
 
@@ -24,36 +27,91 @@ type Migration struct {
 	Applied bool   `json:"applied"`
 }
 
+// lockPatience is how long Migrate retries a migration that does not get its locks.
+const lockPatience = time.Minute
+
 // Migrate applies all pending migrations and returns them. One replica at a time
-// migrates; the others wait.
+// migrates; the others wait. A migration that does not get a lock within half a second is
+// rolled back, because the statements of the running service queue behind it. It is
+// retried for a minute; then Migrate returns an error that names the oldest transactions.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Migration, error) {
-	provider, closeDB, err := newProvider(pool)
+	return migrate(ctx, pool, migrations.FS, lockPatience, logger)
+}
+
+func migrate(ctx context.Context, pool *pgxpool.Pool, files fs.FS, patience time.Duration, logger *slog.Logger) ([]Migration, error) {
+	provider, closeDB, err := newProvider(pool, files)
 	if err != nil {
 		return nil, err
 	}
 	defer closeDB()
 
-	results, err := provider.Up(ctx)
-	if err != nil {
-		if server, ok := errors.AsType[*pgconn.PgError](err); ok && server.Code == insufficientPrivilege {
-			err = fmt.Errorf("%w: run `millrace migrate up` as the owner of the database, and the service with postgres.migrate_on_start: false", err)
+	var applied []Migration
+
+	up := func() error {
+		results, err := provider.Up(ctx)
+		if partial, ok := errors.AsType[*goose.PartialError](err); ok {
+			results, err = partial.Applied, fmt.Errorf("%s: %w", partial.Failed.Source.Path, partial.Err)
 		}
 
-		return nil, fmt.Errorf("applying migrations: %w", err)
+		for _, r := range results {
+			applied = append(applied, Migration{Version: r.Source.Version, Name: r.Source.Path, Applied: true})
+			logger.Info("applied migration", slog.String("name", r.Source.Path), slog.Duration("took", r.Duration))
+		}
+
+		return err
 	}
 
-	applied := make([]Migration, len(results))
-	for i, r := range results {
-		applied[i] = Migration{Version: r.Source.Version, Name: r.Source.Path, Applied: true}
-		logger.Info("applied migration", slog.String("name", r.Source.Path), slog.Duration("took", r.Duration))
+	deadline := time.Now().Add(patience)
+
+	err = backoff.Until(ctx, func() error {
+		err := up()
+		if err == nil {
+			return nil
+		}
+
+		if !IsContention(err) {
+			return backoff.Final(err)
+		}
+
+		err = fmt.Errorf("a migration got no lock: %w%s", err, oldest(ctx, pool))
+		if time.Now().After(deadline) {
+			return backoff.Final(fmt.Errorf("%w: end these transactions and run `millrace migrate up` again; nothing of the migration was applied", err))
+		}
+
+		logger.Warn("retrying a migration, which lets other statements pass meanwhile", slog.Any("error", err))
+
+		return err
+	})
+
+	if server, ok := errors.AsType[*pgconn.PgError](err); ok && server.Code == insufficientPrivilege {
+		err = fmt.Errorf("%w: run `millrace migrate up` as the owner of the database, and the service with postgres.migrate_on_start: false", err)
+	}
+
+	if err != nil {
+		return nil, fmt.Errorf("applying migrations: %w", err)
 	}
 
 	return applied, nil
 }
 
+// oldest describes the oldest transactions in the database, one of which probably holds
+// the lock.
+func oldest(ctx context.Context, db Querier) string {
+	list, err := Collect(ctx, db, pgx.RowTo[string], `
+		SELECT format('process %s (%s, user %s) for %s s', pid, coalesce(nullif(application_name, ''), 'without a name'), usename, extract(epoch FROM clock_timestamp() - xact_start)::int)
+		FROM pg_stat_activity
+		WHERE datname = current_database() AND xact_start < clock_timestamp() - interval '`+lockWait+`' AND pid <> pg_backend_pid()
+		ORDER BY xact_start LIMIT 3`)
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+
+	return "; open transactions: " + strings.Join(list, ", ")
+}
+
 // Migrations lists all migrations and whether they are applied.
 func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
-	provider, closeDB, err := newProvider(pool)
+	provider, closeDB, err := newProvider(pool, migrations.FS)
 	if err != nil {
 		return nil, err
 	}
@@ -85,16 +143,20 @@ const (
 	lockAttempts = 3600
 )
 
-func newProvider(pool *pgxpool.Pool) (*goose.Provider, func(), error) {
+func newProvider(pool *pgxpool.Pool, files fs.FS) (*goose.Provider, func(), error) {
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(LockMigrations)), lock.WithLockTimeout(lockEvery, lockAttempts))
 	if err != nil {
 		return nil, nil, fmt.Errorf("creating migration lock: %w", err)
 	}
 
 	// The lock belongs to a session.
-	db := stdlib.OpenDB(*pool.Config().ConnConfig)
+	db := stdlib.OpenDB(*pool.Config().ConnConfig, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, `SET lock_timeout = '`+lockWait+`'`)
 
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.FS, goose.WithSessionLocker(locker))
+		return err
+	}))
+
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithSessionLocker(locker))
 	if err != nil {
 		_ = db.Close()
 

@@ -25,9 +25,11 @@ const partitionsAhead = 7
 
 const partitionDay = "20060102"
 
-// lockTimeout bounds the wait for the table lock. Readers and writers queue behind a
+// lockWait bounds the wait for the lock of a table. Readers and writers queue behind a
 // waiting lock, so a long-running transaction would block them all.
-const lockTimeout = `SET LOCAL lock_timeout = '500ms'`
+const lockWait = "500ms"
+
+const lockTimeout = `SET LOCAL lock_timeout = '` + lockWait + `'`
 
 // Ensure creates the partitions from yesterday to a week ahead and moves their rows
 // out of the default partition. Call it at startup and daily. While another

@@ -1,0 +1,4 @@
+package postgres
+
+// MigrateFrom is Migrate with other files and another time limit.
+var MigrateFrom = migrate
