@@ -9,7 +9,7 @@ ALL := postgres kafka rabbitmq
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The tag grpcnotrace leaves out pages of gRPC that nobody uses. Their templates call methods
 # by name, so the linker would keep all methods of all types, 10 MB of them.
@@ -61,6 +61,14 @@ engine-alone: services ## Test the engine in a copy of the repository without th
 .PHONY: stories
 stories: services ## Run the operator stories on the embedded broker and on Kafka
 	@. .local/test/env && go test -count=1 -v -run TestStories ./cmd/millrace
+
+.PHONY: test-pgbouncer
+test-pgbouncer: services ## Run the operator stories with the pool behind PgBouncer in transaction mode
+	@. .local/test/env && MILLRACE_TEST_SHARED_SESSIONS=1 go test -count=1 -v -run TestStories ./cmd/millrace
+
+.PHONY: test-postgres-versions
+test-postgres-versions: services ## Run the tests that use Postgres most on Postgres 16, 17 and 18
+	@. .local/test/env && scripts/postgres-versions.sh 16 17 18
 
 .PHONY: fmt
 fmt: ## Format the code

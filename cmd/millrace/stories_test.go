@@ -32,12 +32,12 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"millrace": main, "localpg": startPostgres})
 }
 
-// startPostgres starts a Postgres in a directory. It is a separate program,
+// startPostgres starts a Postgres of a version in a directory. It is a separate program,
 // because root starts Postgres as another user.
 func startPostgres() {
 	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's directory
 
-	if _, err := localpg.Start(context.Background(), os.Args[1], localpg.Options{}, slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := localpg.Start(context.Background(), os.Args[1], localpg.Options{Version: os.Args[2]}, slog.New(slog.DiscardHandler)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -464,7 +464,7 @@ func (s *story) postgres(ts *testscript.TestScript, _ bool, args []string) {
 	}
 
 	dir := filepath.Join(s.home, "postgres")
-	ts.Check(ts.Exec("localpg", dir))
+	ts.Check(ts.Exec("localpg", dir, pgtest.Version()))
 
 	server, err := localpg.Find(dir)
 	ts.Check(err)

@@ -16,6 +16,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
+// Version returns the major version of Postgres to test with, or nothing for the default.
+func Version() string { return os.Getenv("MILLRACE_TEST_POSTGRES_VERSION") }
+
 // Server is a private Postgres that a test may stop.
 type Server struct {
 	URL string
@@ -39,7 +42,7 @@ func NewServer(tb testing.TB) *Server {
 func (s *Server) start() {
 	s.tb.Helper()
 
-	s.URL = strings.TrimSpace(s.localpg("start", "-fast"))
+	s.URL = strings.TrimSpace(s.localpg("start", "-fast", "-version", Version()))
 	s.running = true
 }
 
