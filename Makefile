@@ -143,6 +143,14 @@ image-test: image ## Run the image read-only in its own network, as root on Linu
 	@scripts/services.sh up test postgres
 	@. .local/test/env && scripts/image.sh test $(VERSION)
 
+.PHONY: release
+release: ## Build the archives of a release into dist; VERSION names it
+	go run ./scripts/release -version $(VERSION) -time $$(git log -1 --format=%ct)
+
+.PHONY: release-test
+release-test: ## Check that two builds of a release are the same, and that the archive for this machine works
+	@scripts/release-test.sh
+
 .PHONY: clean
 clean: services-down stop-local ## Stop all servers and delete build results and local data
-	rm -rf bin .local
+	rm -rf bin dist .local

@@ -34,7 +34,7 @@ commands use the one that "millrace dev" keeps in the working directory.
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	},
-		newServe, newDev, newPublish, newTail, newStock, newTrace, newStatus, newHealthcheck, newFailed, newRefused, newActivity, newAudit, newUpkeep, newConfig, newCompletion, newVersion,
+		newServe, newDev, newPublish, newTail, newStock, newTrace, newStatus, newHealthcheck, newFailed, newRefused, newActivity, newAudit, newUpkeep, newConfig, newCompletion, newMan, newVersion,
 		parent("orders", "Show and cancel orders", "orders list --status completed",
 			newOrdersShow, newOrdersList, newOrdersCancel, newOrdersDiagram),
 		parent("payments", "Compare payments with the gateway's record", "payments show order_123", newPaymentsShow, newPaymentsLedger),

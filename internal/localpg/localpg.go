@@ -20,7 +20,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
@@ -132,10 +131,7 @@ func (s *Server) stop(ctx context.Context, mode string) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.home.binaries(), "bin", "pg_ctl"),
 		"stop", "-w", "-m", mode, "-D", s.home.data())
 	cmd.Dir = s.home.root
-
-	if s.home.owner != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: s.home.owner, Gid: s.home.owner}}
-	}
+	s.home.assign(cmd)
 
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("stopping postgres: %w: %s", err, strings.TrimSpace(string(out)))

@@ -2,6 +2,7 @@ package localpg
 
 import (
 	"errors"
+	"os/exec"
 	"syscall"
 )
 
@@ -22,4 +23,11 @@ func (h home) asOwner(fn func() error) error {
 	}
 
 	return errors.Join(err, syscall.Setresuid(0, 0, 0), syscall.Setresgid(0, 0, 0), syscall.Setgroups(groups))
+}
+
+// assign makes cmd run as the user of the server.
+func (h home) assign(cmd *exec.Cmd) {
+	if h.owner != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: h.owner, Gid: h.owner}}
+	}
 }
