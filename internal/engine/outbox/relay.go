@@ -96,6 +96,8 @@ type link struct {
 	// woken is true if this process has committed rows since the last round. Other
 	// replicas are then notified.
 	woken atomic.Bool
+	// moved is true if another relay has joined, left or released shards.
+	moved atomic.Bool
 }
 
 // NewRelay returns a relay. Call Run to start it.
@@ -238,8 +240,13 @@ func (r *link) session(ctx context.Context) error {
 
 		select {
 		case <-ctx.Done():
-			return r.drain(ctx, conn)
+			return r.drain(ctx, conn, owned)
 		case <-r.wake:
+			if r.moved.Swap(false) {
+				if err := r.balance(work, owned); err != nil {
+					return r.abandon(ctx, err)
+				}
+			}
 		case <-ticker.C:
 			if err := r.tick(work, conn, owned); err != nil {
 				return r.abandon(ctx, err)
@@ -279,9 +286,8 @@ func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// tick performs the periodic work: it balances the shards, releases scheduled rows
-// and updates metrics.
-func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+// balance takes or releases shards.
+func (r *link) balance(ctx context.Context, owned *shards) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 
@@ -301,6 +307,19 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	}
 
 	r.metrics.shards.WithLabelValues(r.broker()).Set(float64(len(owned.list)))
+
+	return nil
+}
+
+// tick performs the periodic work: it balances the shards, releases scheduled rows
+// and updates metrics.
+func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
+	if err := r.balance(ctx, owned); err != nil {
+		return err
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
 
 	// A message that becomes due is ordered by its sequence number.
 	released, err := conn.Exec(ctx, `
@@ -493,7 +512,7 @@ func (r *link) returnSuspended() {
 }
 
 // drain waits until the lanes have finished their rows, and deletes the confirmed rows.
-func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
+func (r *link) drain(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	r.queue.close()
 
 	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.DrainTimeout)
@@ -513,6 +532,10 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := conn.Exec(drainCtx, sql, args...); err != nil {
 		// They will be published again, and the inboxes will recognize them.
 		r.logger.Warn("could not delete published messages", slog.Any("error", err), slog.Int("messages", len(confirmed)))
+	}
+
+	if err := owned.leave(drainCtx); err != nil {
+		r.logger.Debug("the shards become free when the connection closes", slog.Any("error", err))
 	}
 
 	return nil
@@ -634,7 +657,7 @@ func (r *link) backOff(ctx context.Context, failed row, err error) {
 	})
 }
 
-// listen wakes the relay when another process has committed rows.
+// listen wakes the relay when another process has committed rows or moved shards.
 func (r *link) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := r.receive(ctx); err != nil && ctx.Err() == nil {
@@ -662,9 +685,18 @@ func (r *link) receive(ctx context.Context) error {
 		return fmt.Errorf("listening: %w", err)
 	}
 
+	// Shards may have moved before.
+	r.moved.Store(true)
+	r.nudge()
+
 	for {
-		if _, err := conn.WaitForNotification(ctx); err != nil {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
 			return fmt.Errorf("waiting for notification: %w", err)
+		}
+
+		if n.Payload == moved {
+			r.moved.Store(true)
 		}
 
 		r.nudge()

@@ -345,6 +345,32 @@ func TestReplicasShareTheWorkAndTakeOver(t *testing.T) {
 	}
 }
 
+func TestShardsChangeHandsWithoutWaitingForThePoll(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	owned := func(want string) func() bool {
+		return func() bool {
+			return pgtest.Value[string](t, pool, `SELECT COALESCE(string_agg(n::text, ' '), '') FROM (
+				SELECT count(*) AS n FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+				WHERE l.locktype = 'advisory' AND l.mode = 'ExclusiveLock' AND a.datname = current_database() GROUP BY pid) AS owners`) == want
+		}
+	}
+
+	cfg := outbox.DefaultConfig()
+	cfg.PollInterval = time.Hour
+
+	_, stopOne := relayWith(t, pool, &log{}, cfg)
+	pgtest.Eventually(t, "the first relay owns all shards", owned("64"))
+
+	_, stopTwo := relayWith(t, pool, &log{}, cfg)
+	defer stopTwo()
+
+	pgtest.Eventually(t, "each relay owns half of the shards", owned("32 32"))
+	stopOne()
+	pgtest.Eventually(t, "the second relay owns all shards", owned("64"))
+}
+
 // large returns n messages of 1 MiB with different keys.
 func large(n int) []event.Message {
 	messages := make([]event.Message, n)

@@ -38,10 +38,31 @@ func (s *shards) has(shard int16) bool {
 	return slices.Contains(s.list, shard)
 }
 
+// moved is the payload of a notification after which relays balance their shards at once.
+// Without it, they do so at each poll.
+const moved = "shards"
+
 // join makes other relays count this one when they compute their share.
 func (s *shards) join(ctx context.Context) error {
 	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1, $2)`, postgres.LockRelays, s.base); err != nil {
 		return fmt.Errorf("joining the relays: %w", err)
+	}
+
+	return s.notify(ctx)
+}
+
+// leave releases all locks.
+func (s *shards) leave(ctx context.Context) error {
+	if _, err := s.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`); err != nil {
+		return fmt.Errorf("leaving the relays: %w", err)
+	}
+
+	return s.notify(ctx)
+}
+
+func (s *shards) notify(ctx context.Context) error {
+	if _, err := s.conn.Exec(ctx, `SELECT pg_notify($1, $2)`, Channel, moved); err != nil {
+		return fmt.Errorf("notifying other relays: %w", err)
 	}
 
 	return nil
@@ -82,7 +103,7 @@ func (s *shards) release(ctx context.Context, surplus []int16) error {
 
 	s.list = s.list[:len(s.list)-len(surplus)]
 
-	return nil
+	return s.notify(ctx)
 }
 
 // acquire acquires up to n free shards.

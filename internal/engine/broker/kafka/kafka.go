@@ -191,8 +191,9 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // skip what a producer aborts
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
-	// A member learns with its next heartbeat that another has joined or left.
-	cfg.Consumer.Group.Heartbeat.Interval = time.Second
+	// A member learns with its next heartbeat that another has joined or left. All partitions of
+	// the topic stand still until the last member has learned it.
+	cfg.Consumer.Group.Heartbeat.Interval = 250 * time.Millisecond
 	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
 	cfg.Consumer.Return.Errors = true
 	// Read only a little ahead of the messages in hand, in each partition.
