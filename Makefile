@@ -120,6 +120,10 @@ fuzz: ## Fuzz each decoder for FUZZTIME
 soak: build ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK passes flags to scripts/soak
 	@scripts/soak.sh kafka $(SOAK) && scripts/soak.sh rabbitmq $(SOAK)
 
+.PHONY: upgrade-test
+upgrade-test: build ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka
+	@scripts/upgrade.sh embedded kafka -- $(SOAK)
+
 # cmd/bench is a separate module, so that the product does not depend on it.
 .PHONY: bin/bench
 bin/bench:

@@ -35,6 +35,15 @@ type outgoing struct {
 	repeated bool
 }
 
+// name identifies an order, or a message of a user.
+func (o outgoing) name() string {
+	if o.topic == ordersCreated {
+		return o.order
+	}
+
+	return o.id.String()
+}
+
 // sizes describe a load.
 type sizes struct {
 	orders, users, updates int

@@ -1,10 +1,11 @@
 // Command soak shows that nothing is lost, applied twice or out of order per key while
-// replicas of the service are killed, restarted and rebalanced under load. It shares no
+// replicas of the service are killed, restarted, rebalanced and upgraded under load. It shares no
 // code with the service: it writes the messages, reads the topics and queries the tables
 // by itself.
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -20,18 +21,19 @@ import (
 
 // options are the flags.
 type options struct {
-	kind, address, database, service, control, log string
-	seed                                           uint64
-	orders, users, updates, kills, replicas, rate  int
+	kind, address, database, service, previous, control, log string
+	seed                                                     uint64
+	orders, users, updates, kills, replicas, rate            int
 }
 
 func main() {
 	var o options
 
-	flag.StringVar(&o.kind, "broker", "", "kafka or rabbitmq")
+	flag.StringVar(&o.kind, "broker", "", "kafka, rabbitmq or embedded")
 	flag.StringVar(&o.address, "address", "", "host:port of Kafka, or the URL of RabbitMQ")
 	flag.StringVar(&o.database, "database", "", "URL of an empty database")
 	flag.StringVar(&o.service, "service", "bin/millrace", "the program to run")
+	flag.StringVar(&o.previous, "previous", "", "program of the previous release: upgrade from it instead of killing replicas")
 	flag.StringVar(&o.control, "control", "", "command that runs rabbitmqctl with its arguments")
 	flag.StringVar(&o.log, "log", "", "file for the log of the replicas")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "seed of the random choices")
@@ -40,7 +42,7 @@ func main() {
 	flag.IntVar(&o.updates, "updates", 40, "updates of each user")
 	flag.IntVar(&o.kills, "kills", 20, "how many replicas are killed with SIGKILL")
 	flag.IntVar(&o.replicas, "replicas", 3, "replicas of the service")
-	flag.IntVar(&o.rate, "rate", 200, "messages a second during the rolling restart")
+	flag.IntVar(&o.rate, "rate", 200, "messages a second during the rolling restart or upgrade")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,7 +69,8 @@ func soak(ctx context.Context, o options) error {
 
 	r := &run{
 		options: o, db: db, random: rand.New(rand.NewPCG(o.seed, 0)),
-		fleet: &fleet{program: o.service, log: log, environment: environment(o)}, report: &report{out: os.Stdout}, began: time.Now(),
+		fleet:  &fleet{program: cmp.Or(o.previous, o.service), log: log, environment: environment(o)},
+		report: &report{out: os.Stdout}, began: time.Now(), sentAt: map[string]time.Time{},
 	}
 	defer r.fleet.killAll()
 

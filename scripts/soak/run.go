@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// broker is what a run does with Kafka or RabbitMQ.
+// broker is what a run does with a broker.
 type broker interface {
 	// publish returns when the broker has confirmed all messages.
 	publish(ctx context.Context, list []outgoing) error
@@ -43,6 +43,9 @@ type run struct {
 
 	broker broker
 	sent   []outgoing
+	// sentAt is when orders, by their name, and messages of users, by their id, were first
+	// sent at a steady rate.
+	sentAt map[string]time.Time
 	killed int
 
 	// Only on Kafka.
@@ -60,11 +63,8 @@ func (r *run) sayf(format string, args ...any) {
 
 // prepare migrates the database, starts the first replicas and connects to the broker.
 func (r *run) prepare(ctx context.Context) (err error) {
-	migrate := exec.CommandContext(ctx, r.service, "migrate", "up")
-	migrate.Env = r.fleet.environment
-
-	if out, err := migrate.CombinedOutput(); err != nil {
-		return fmt.Errorf("migrating: %w: %s", err, out)
+	if _, err := r.command(ctx, r.fleet.program, "migrate", "up"); err != nil {
+		return err
 	}
 
 	// A fifth of the orders finds no stock.
@@ -89,11 +89,26 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	case "rabbitmq":
 		r.rabbitmq, err = openRabbitMQ(r.address, r.control)
 		r.broker = r.rabbitmq
+	case "embedded":
+		r.broker = embedded{r.db}
 	default:
-		err = fmt.Errorf("broker %q, expected kafka or rabbitmq", r.kind)
+		err = fmt.Errorf("broker %q, expected embedded, kafka or rabbitmq", r.kind)
 	}
 
 	return err
+}
+
+// command runs a command of a program of the service and returns its output.
+func (r *run) command(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = r.fleet.environment
+
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, out)
+	}
+
+	return string(out), err
 }
 
 // all runs all phases and checks.
@@ -108,11 +123,16 @@ func (r *run) all(ctx context.Context) error {
 	work.Go(func() error {
 		defer done()
 
-		if r.kafka != nil {
+		switch {
+		case r.previous != "":
+			return r.upgrade(ctx)
+		case r.kafka != nil:
 			return r.onKafka(ctx)
+		case r.rabbitmq != nil:
+			return r.onRabbitMQ(ctx)
+		default:
+			return errors.New("the embedded broker takes part in upgrades only")
 		}
-
-		return r.onRabbitMQ(ctx)
 	})
 
 	if err := work.Wait(); err != nil {
@@ -292,6 +312,7 @@ func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func()
 			}
 
 			next := min(sent+max(1, r.rate/20), len(load))
+			r.note(load[sent:next])
 			err = r.broker.publish(ctx, load[sent:next])
 			sent = next
 		}
@@ -308,19 +329,25 @@ func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func()
 	}
 }
 
+// note remembers when messages are sent.
+func (r *run) note(list []outgoing) {
+	now := time.Now()
+
+	for _, o := range list {
+		if !o.repeated {
+			r.sentAt[o.name()] = now
+		}
+	}
+}
+
 // restart restarts one replica after the other, as an orchestrator does, under a steady
 // load, and measures for how long partitions were not consumed.
 func (r *run) restart(ctx context.Context) error {
 	load := newLoad("rolled", sizes{orders: r.rate * 60, users: 40, updates: r.rate * 60 / 40, products: products}, r.random)
-	begin := map[place]int64{}
 
-	for topic := range consumers {
-		ends, err := r.kafka.ends(topic)
-		if err != nil {
-			return err
-		}
-
-		maps.Copy(begin, ends)
+	begin, err := r.ends()
+	if err != nil {
+		return err
 	}
 
 	r.sayf("rolling restart at %d messages a second", r.rate)
@@ -328,14 +355,14 @@ func (r *run) restart(ctx context.Context) error {
 	stop := r.publishSteadily(ctx, load)
 
 	for i := range r.replicas {
-		if err := errors.Join(r.pause(ctx), r.fleet.stop(0), r.fleet.start(ctx, 1)); err != nil {
+		if err := errors.Join(r.pause(ctx, brief), r.fleet.stop(0), r.fleet.start(ctx, 1)); err != nil {
 			return err
 		}
 
 		r.sayf("replica %d of %d restarted", i+1, r.replicas)
 	}
 
-	if err := r.pause(ctx); err != nil {
+	if err := r.pause(ctx, brief); err != nil {
 		return err
 	}
 
@@ -355,6 +382,26 @@ func (r *run) restart(ctx context.Context) error {
 	}
 
 	return r.gaps(ctx, begin)
+}
+
+// ends returns the offset after the last record of each partition that is consumed. There
+// are none without Kafka.
+func (r *run) ends() (map[place]int64, error) {
+	all := map[place]int64{}
+	if r.kafka == nil {
+		return all, nil
+	}
+
+	for topic := range consumers {
+		ends, err := r.kafka.ends(topic)
+		if err != nil {
+			return nil, err
+		}
+
+		maps.Copy(all, ends)
+	}
+
+	return all, nil
 }
 
 // gaps checks the longest gap since the offsets in begin.
@@ -402,12 +449,15 @@ func (r *run) gaps(ctx context.Context, begin map[place]int64) error {
 	return nil
 }
 
-// pause lets the load run for a moment between two restarts, as an orchestrator does.
-func (r *run) pause(ctx context.Context) error {
+// brief is the pause between two restarts.
+const brief = 2 * time.Second
+
+// pause lets the load run for a moment, as an orchestrator does between two restarts.
+func (r *run) pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(2 * time.Second):
+	case <-time.After(d):
 		return nil
 	}
 }
@@ -486,7 +536,7 @@ func (r *run) check(ctx context.Context) error {
 
 		r.report.that(fmt.Sprintf("no committed offset passed a message in hand: %s records in %s samples", grouped(r.offsets.records), grouped(r.offsets.samples)),
 			append(r.offsets.passed, unknown...))
-	} else {
+	} else if r.rabbitmq != nil {
 		r.report.that(fmt.Sprintf("no message was acknowledged before it was recorded, at %d moments without a replica", r.moments), r.unacked)
 	}
 
@@ -537,8 +587,13 @@ func (r *run) checkEmpty(ctx context.Context) error {
 	return nil
 }
 
-// checkTopics compares the published results with the database.
+// checkTopics compares the published results with the database. The embedded broker keeps
+// none.
 func (r *run) checkTopics(ctx context.Context, want expected) error {
+	if r.kind == "embedded" {
+		return nil
+	}
+
 	updated, err := r.broker.published(ctx, "user.profile.updated")
 	if err != nil {
 		return err

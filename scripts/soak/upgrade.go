@@ -1,0 +1,241 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// maxLatency is how long 99 of 100 orders may take from being sent until they are
+	// completed while replicas are replaced.
+	maxLatency = time.Second
+	// besides is for how long replicas of both releases run beside each other.
+	besides = 10 * time.Second
+)
+
+// upgrade replaces the replicas of the previous release by those of this one under a
+// steady load: it migrates the database while the previous release serves, starts and
+// stops one replica after the other, as an orchestrator does, and at the end runs a
+// replica of the previous release beside the new ones, as during a rollback.
+func (r *run) upgrade(ctx context.Context) error {
+	load := anonymous(newLoad("upgrade", sizes{orders: r.rate * 80, users: 40, updates: r.rate * 80 / 40, products: products}, r.random))
+
+	begin, err := r.ends()
+	if err != nil {
+		return err
+	}
+
+	r.sayf("%d replicas of the previous release, %d messages a second", r.replicas, r.rate)
+
+	stop := r.publishSteadily(ctx, load)
+
+	if err := errors.Join(r.pause(ctx, besides), r.migrate(ctx)); err != nil {
+		return err
+	}
+
+	from := time.Now()
+
+	if err := r.replace(ctx); err != nil {
+		return err
+	}
+
+	to := time.Now()
+
+	if err := r.rollBack(ctx); err != nil {
+		return err
+	}
+
+	sent, err := stop()
+	if err != nil {
+		return err
+	}
+
+	if sent == len(load) {
+		return errors.New("the load ended before the upgrade did: lower -replicas, or raise -rate")
+	}
+
+	r.sent = append(r.sent, load[:sent]...)
+
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+
+	if err := errors.Join(r.latencies(ctx, from, to), r.keyGaps(ctx)); err != nil {
+		return err
+	}
+
+	if r.kafka != nil {
+		if err := r.gaps(ctx, begin); err != nil {
+			return err
+		}
+	}
+
+	return errors.Join(r.finish(ctx), r.audit(ctx))
+}
+
+// migrate applies the migrations of this release while the previous one serves.
+func (r *run) migrate(ctx context.Context) error {
+	const applied = `SELECT count(*) FROM goose_db_version WHERE version_id > 0`
+
+	var before, after int
+
+	began := time.Now()
+
+	err := r.db.QueryRow(ctx, applied).Scan(&before)
+	if err != nil {
+		return err
+	}
+
+	if _, err := r.command(ctx, r.service, "migrate", "up"); err != nil {
+		return err
+	}
+
+	if err := r.db.QueryRow(ctx, applied).Scan(&after); err != nil {
+		return err
+	}
+
+	r.sayf("applied %d migrations in %.1f s while the previous release served", after-before, time.Since(began).Seconds())
+
+	return r.pause(ctx, brief)
+}
+
+// replace starts a replica of this release and then stops one of the previous one, until
+// none of the previous one is left.
+func (r *run) replace(ctx context.Context) error {
+	r.fleet.program = r.service
+
+	for i := range r.replicas {
+		if err := errors.Join(r.fleet.start(ctx, 1), r.pause(ctx, brief), r.fleet.stop(0)); err != nil {
+			return err
+		}
+
+		r.sayf("replica %d of %d replaced", i+1, r.replicas)
+
+		if err := r.pause(ctx, besides); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
+// rollBack runs a replica of the previous release beside those of this one.
+func (r *run) rollBack(ctx context.Context) error {
+	r.fleet.program = r.previous
+	defer func() { r.fleet.program = r.service }()
+
+	r.sayf("a replica of the previous release beside %d of this one", r.replicas)
+
+	return errors.Join(r.fleet.start(ctx, 1), r.pause(ctx, besides), r.fleet.stop(r.replicas), r.pause(ctx, brief))
+}
+
+// latencies checks how long the orders that were sent between from and to took.
+func (r *run) latencies(ctx context.Context, from, to time.Time) error {
+	rows, err := r.db.Query(ctx, `SELECT id, pg_xact_commit_timestamp(xmin) FROM orders WHERE status = 'completed'`)
+	if err != nil {
+		return err
+	}
+
+	var (
+		order  string
+		done   time.Time
+		took   []time.Duration
+		before []time.Duration
+	)
+
+	if _, err := pgx.ForEachRow(rows, []any{&order, &done}, func() error {
+		switch sent := r.sentAt[order]; {
+		case sent.Before(from):
+			before = append(before, done.Sub(sent))
+		case sent.Before(to):
+			took = append(took, done.Sub(sent))
+		}
+
+		return nil
+	}); err != nil {
+		return err
+	}
+
+	if len(took) == 0 || len(before) == 0 {
+		return errors.New("no order was completed during or before the rolling restart")
+	}
+
+	var slow []string
+	if p99 := quantile(took, 0.99); p99 >= maxLatency {
+		slow = append(slow, fmt.Sprintf("%.2f s", p99.Seconds()))
+	}
+
+	r.report.that(fmt.Sprintf("rolling restart: p99 of created to completed %.3f s for %s orders in %.0f s, expected less than %s (median %.3f, longest %.2f; before, p99 %.3f)",
+		quantile(took, 0.99).Seconds(), grouped(len(took)), to.Sub(from).Seconds(), maxLatency,
+		quantile(took, 0.5).Seconds(), slices.Max(took).Seconds(), quantile(before, 0.99).Seconds()), slow)
+
+	return nil
+}
+
+// quantile sorts list and returns its quantile q.
+func quantile(list []time.Duration, q float64) time.Duration {
+	slices.Sort(list)
+
+	return list[min(len(list)-1, int(q*float64(len(list))))]
+}
+
+// keyGaps prints the longest time in which no message of a user was applied, although at
+// least one had been sent.
+func (r *run) keyGaps(ctx context.Context) error {
+	rows, err := r.db.Query(ctx, `
+		SELECT substr(stream, 6), message_id, pg_xact_commit_timestamp(xmin) FROM events WHERE stream LIKE 'user-%'`)
+	if err != nil {
+		return err
+	}
+
+	var (
+		user    string
+		id      uuid.UUID
+		applied time.Time
+		keys    = map[string][]application{}
+	)
+
+	if _, err := pgx.ForEachRow(rows, []any{&user, &id, &applied}, func() error {
+		keys[user] = append(keys[user], application{written: r.sentAt[id.String()], applied: applied})
+
+		return nil
+	}); err != nil {
+		return err
+	}
+
+	var (
+		longest time.Duration
+		key     string
+	)
+
+	for user, list := range keys {
+		if gap := longestGap(list); gap > longest {
+			longest, key = gap, user
+		}
+	}
+
+	r.sayf("longest gap of a key: %.2f s (%s), of %d keys with several messages", longest.Seconds(), key, len(keys))
+
+	return nil
+}
+
+// audit runs the service's own audit.
+func (r *run) audit(ctx context.Context) error {
+	out, err := r.command(ctx, r.service, "audit")
+
+	var violations []string
+	if err != nil {
+		violations = strings.Split(strings.TrimSpace(out), "\n")
+	}
+
+	r.report.that("millrace audit finds no violation", violations)
+
+	return nil
+}
