@@ -142,7 +142,7 @@ func TestAWrongPasswordIsReported(t *testing.T) {
 	pgtest.Eventually(t, "the service listens", func() bool { return s.HTTPAddr() != "" })
 	reported(t, s, expected{
 		"rabbitmq", 503, health.Unready, "authentication failed: wrong user \"guest\" or wrong password",
-		"correct user and password in broker.rabbitmq.url", "",
+		"correct the user and password in broker.rabbitmq.url", "",
 	})
 	stop()
 
