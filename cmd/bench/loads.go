@@ -188,8 +188,8 @@ func createUsers(ctx context.Context, s *site, ids []string) error {
 	})
 }
 
-// changeUsers saves the sessions that record returns, each for some of the users in a
-// transaction of its own.
+// changeUsers calls record for one chunk of users after another, and saves each session
+// in its own transaction.
 func changeUsers(ctx context.Context, s *site, ids []string, record func(*user.Service, pgx.Tx, []string) (*user.Session, error)) error {
 	const chunk = 2000
 

@@ -141,7 +141,7 @@ func topics() []broker.Topic {
 	}
 }
 
-// cleanBroker removes the messages of earlier runs.
+// cleanBroker removes the messages from earlier runs.
 func (s *site) cleanBroker(ctx context.Context) error {
 	switch s.cfg.Broker.Kind {
 	case broker.Kafka:

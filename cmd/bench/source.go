@@ -81,7 +81,7 @@ func (s *source) append(ctx context.Context, payloads []event.Payload) error {
 }
 
 // publishAll publishes the messages from one number up to another as fast as it can.
-// Messages of one key keep their order only if there is one key.
+// Messages with one key keep their order only if there is one key.
 func (s *source) publishAll(ctx context.Context, from, to int, message func(i int) event.Payload) error {
 	const workers = 64
 

@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
 )
 
-// naiveInHand is how many messages of a topic the naive service has in hand: one for
+// naiveInHand is how many messages on a topic the naive service has in hand: one for
 // each Kafka partition or RabbitMQ subscription, because Watermill's subscribers handle
 // one message at a time.
 const naiveInHand = 64

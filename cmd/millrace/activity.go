@@ -23,7 +23,7 @@ func newActivity(opts *options) *cobra.Command {
 	}),
 		text((*string)(&filter.Action), "action", "", "list only this action, such as paused, edited, requeued, discarded or repaired"),
 		text(&filter.Subject, "subject", "", "list only actions on this consumer, user or key"),
-		text(&filter.Who, "who", "", "list only actions of this operator"),
+		text(&filter.Who, "who", "", "list only actions by this operator"),
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.Var((*moment)(&filter.Since), "since", "list actions since this time: 2h or 2006-01-02T15:04:05Z")
 			flags.Var((*moment)(&filter.Until), "until", "list actions before this time")

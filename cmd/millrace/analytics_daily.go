@@ -19,7 +19,7 @@ func newAnalyticsDaily(opts *options) *cobra.Command {
 	)
 
 	return query(opts, &cobra.Command{
-		Use: "daily [EVENT]", Short: "Count how often one event, or all events, occurred per day (UTC)",
+		Use: "daily [EVENT]", Short: "Show how often one event, or all events, occurred per day (UTC)",
 		Example: "  millrace analytics daily checkout --days 30",
 	}, func(c *call) ([]analytics.Day, error) {
 		name = strings.Join(c.args, "")

@@ -13,8 +13,8 @@ func newConsumersList(opts *options) *cobra.Command {
 	return query(opts, &cobra.Command{
 		Use: "list", Short: "List the consumers and their state",
 		Long: `List the consumers and their state, as reported by the service at health.addr. Pauses
-apply to all replicas; connections are those of this one. If no service responds, the
-states are unknown.`,
+apply to all replicas; connections are shown only for the replica that responds. If no
+service responds, the states are unknown.`,
 		Example: "  millrace consumers list",
 	}, func(c *call) ([]operate.Consumer, error) { return c.Operator.ConsumersAt(c.ctx, c.cfg.Health.Addr) }, writeConsumers)
 }

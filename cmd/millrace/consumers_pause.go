@@ -16,7 +16,7 @@ func newConsumersPause(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "pause CONSUMER", Short: "Pause a consumer on all replicas; its messages wait",
 		Long: `Pause a consumer on all replicas and print what will wait during the pause. With --for,
-the pause ends by itself; pausing again changes when it ends. --dry-run only prints
+the pause ends on its own; pausing again changes when it ends. --dry-run only prints
 what the pause would affect.`,
 		Example: `  millrace consumers pause fulfilment.charge --why "the provider is down" --for 1h
   millrace consumers pause fulfilment.charge --dry-run`,

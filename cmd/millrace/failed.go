@@ -20,7 +20,7 @@ func newFailed(opts *options) *cobra.Command {
 	return group(opts, &cobra.Command{
 		Use: "failed", Short: "List, edit, retry and discard messages that did not go through",
 		Long: `List, edit, retry and discard messages that did not go through. A waiting message is
-retried later, and later messages of its key wait behind it, in order; other keys are
+retried later, and later messages with its key wait behind it, in order; other keys are
 not affected. A stopped message needs an operator: see why it failed, edit it if
 necessary, then requeue or discard it. Every action is recorded with its operator,
 time and reason.`,
@@ -40,8 +40,8 @@ type selection struct {
 
 func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Group, "group", "", "select messages in this group")
-	flags.StringVar(&s.Topic, "topic", "", "select messages of this topic")
-	flags.StringVar(&s.Consumer, "consumer", "", "select messages of this consumer")
+	flags.StringVar(&s.Topic, "topic", "", "select messages on this topic")
+	flags.StringVar(&s.Consumer, "consumer", "", "select messages for this consumer")
 	flags.StringVar(&s.Reason, "reason", "", "select messages that failed for this reason: "+strings.Join(postgres.Column(event.Reasons, func(r event.Reason) string { return string(r) }), ", "))
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")

@@ -21,7 +21,7 @@ type action struct {
 	*failed.Outcome
 	*failed.Retried
 
-	// Held says what holds up the messages that are now due.
+	// Held says what is holding up the messages that are now due.
 	Held []operate.Held `json:"held,omitempty"`
 	// Unknown says why Held could not be determined. The action itself was done.
 	Unknown string `json:"unknown,omitempty"`
@@ -195,7 +195,7 @@ func (w *wait) flags(_ *options, flags *pflag.FlagSet) {
 	flags.DurationVar(&w.timeout, "timeout", 5*time.Minute, "with --wait, stop waiting after this long")
 }
 
-// follow adds to result what holds up messages, which are now due and counted by
+// follow adds to result what is holding up messages, which are now due and counted by
 // consumer. With --wait, it also adds what became of them. Ending the wait does not
 // affect the messages.
 func (c *call) follow(result *action, messages map[string]int, w *wait) error {
@@ -257,7 +257,7 @@ func writeFollowed(w io.Writer, a action) {
 	}
 
 	if a.Unknown != "" {
-		fmt.Fprintf(w, "could not determine what holds up the messages: %s\n", oneLine(a.Unknown, 300))
+		fmt.Fprintf(w, "could not determine what is holding up the messages: %s\n", oneLine(a.Unknown, 300))
 	}
 }
 

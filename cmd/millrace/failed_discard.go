@@ -15,7 +15,7 @@ func newFailedDiscard(opts *options) *cobra.Command {
 		Example: `  millrace failed discard 17 --why "test order"`,
 		PreRunE: func(*cobra.Command, []string) error {
 			if strings.TrimSpace(opts.by.Why) == "" {
-				return event.Errorf(event.Invalid, "--why: is missing, expected the reason for the discard")
+				return event.Errorf(event.Invalid, "--why: is missing, expected a reason for the discard")
 			}
 
 			return nil

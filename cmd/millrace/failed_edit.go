@@ -34,12 +34,13 @@ An edit that changes the message's key is refused unless --new-key names the new
 or you confirm it on a terminal. --requeue then requeues the message, with the flags
 of ` + "`millrace failed requeue`" + `.
 
---patch applies a JSON Merge Patch (RFC 7396) to all selected messages instead: it
-sets the given members, and null removes one. All other members and the digits of
-numbers stay as they are. A message that the consumer would reject after the patch,
-or whose key the patch would change, is left alone and listed. --dry-run validates
-all of them and shows what the patch changes in the first three. --requeue then
-requeues them, unless some were left alone.`,
+With --patch, the command applies a JSON Merge Patch (RFC 7396) to every selected
+message instead: it sets the members that the patch gives, and removes those that are
+null. All other members stay as they are, and numbers keep their digits. The command
+leaves a message unchanged, and lists it, if the consumer would reject the patched
+payload or if the patch would change the message's key. --dry-run validates every
+message and shows how the patch would change the first three. --requeue then requeues
+the messages, unless any were left unchanged.`,
 		Example: `  millrace failed edit 17 --why "the shop sent 0"
   millrace failed edit 17 --file order.json --requeue --wait
   millrace failed edit --group 4be1a2c09f3d --patch '{"order":{"quantity":1}}' --dry-run`,
@@ -60,7 +61,7 @@ requeues them, unless some were left alone.`,
 		return e.run(c, id)
 	}, recorded, e.selected.flags(&e.pace), words(&e.pace), e.wait.flags, yes(&e.requeue, "requeue", "requeue the messages after the edit"),
 		text(&e.newKey, "new-key", "", "allow the edit to change the message's key to this one"),
-		text(&e.patch, "patch", "", "apply this JSON Merge Patch to all selected messages"),
+		text(&e.patch, "patch", "", "apply this JSON Merge Patch to every selected message"),
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.StringVarP(&e.file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
 		})

@@ -27,7 +27,7 @@ A message is refused and stays stopped if
   it may overwrite what they did. ` + "`millrace failed show`" + ` lists them; --overtaken
   requeues it anyway
 
-Ctrl-C stops between two messages; run the same command again to continue.
+Ctrl-C stops after the current message; run the same command again to continue.
 
 --wait waits until each requeued message has been tried, and groups those that failed
 again by cause. Ctrl-C then ends the wait; the messages are still tried.
@@ -56,6 +56,6 @@ stopped or, with --wait, if some failed again or were not tried in time.`,
 func words(pace *failed.Pace) flag {
 	return func(o *options, flags *pflag.FlagSet) {
 		yes(&pace.OutOfOrder, "out-of-order", "also requeue messages that follow an older stopped one with the same key")(o, flags)
-		yes(&pace.Overtaken, "overtaken", "also requeue messages that later ones with the same key overtook")(o, flags)
+		yes(&pace.Overtaken, "overtaken", "also requeue messages that were overtaken by later ones with the same key")(o, flags)
 	}
 }

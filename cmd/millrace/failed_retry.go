@@ -22,7 +22,7 @@ func newFailedRetry(opts *options) *cobra.Command {
 		Use: "retry [ID]", Short: "Retry waiting messages now",
 		Long: `Make waiting keys due now; the running service then tries the first message of each.
 If a key's consumer is paused or waiting for a dependency, the command reports what
-holds it up; the key is tried as soon as the consumer takes messages again.
+is holding it up; the key is tried as soon as the consumer starts taking messages again.
 
 --wait waits until the first message of each key has been tried. Exit code 1 if some
 failed again or were not tried in time.`,

@@ -17,7 +17,7 @@ func newFailedShow(opts *options) *cobra.Command {
 	var diff bool
 
 	return operation(opts, &cobra.Command{
-		Use: "show ID", Short: "Show a failed message, its error and what operators have done with it",
+		Use: "show ID", Short: "Show a failed message, its error and what operators have done about it",
 		Example: `  millrace failed show 17
   millrace failed show 17 --diff`,
 	}, func(c *call) error {

@@ -18,7 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// stopped creates a database with stopped messages of the consumer that places
+// stopped creates a database with stopped messages for the consumer that places
 // orders, one for each payload, and returns its address.
 func stopped(t *testing.T, payloads ...string) (url string, pool *pgxpool.Pool) {
 	t.Helper()
@@ -366,7 +366,7 @@ func TestAnActionThatWasDoneIsReportedAlthoughWhatFollowsIsUnknown(t *testing.T)
 		{"failed retry 1", "1 key is due now, with 2 messages"},
 		{"failed skip 1", "skipped message 1"},
 	} {
-		if out := expect(t, url, c.args, 0, c.says); !strings.Contains(out, "could not determine what holds up the messages: ") {
+		if out := expect(t, url, c.args, 0, c.says); !strings.Contains(out, "could not determine what is holding up the messages: ") {
 			t.Errorf("millrace %s: %s", c.args, out)
 		}
 	}

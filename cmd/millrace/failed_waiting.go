@@ -14,7 +14,7 @@ func newFailedWaiting(opts *options) *cobra.Command {
 	var filter failed.KeyFilter
 
 	return operation(opts, &cobra.Command{
-		Use: "waiting [ID]", Short: "List waiting keys, next due first, or the messages of one key in order",
+		Use: "waiting [ID]", Short: "List waiting keys, next due first, or the messages with one key in order",
 		Example: `  millrace failed waiting --consumer fulfilment.charge
   millrace failed waiting 17`,
 	}, func(c *call) error {

@@ -15,7 +15,7 @@ import (
 )
 
 // commandLines returns one command line for each argument and each text flag of each
-// command, with value in its place. Other required flags are missing.
+// command, with value in its place. Other required flags are left out.
 func commandLines(cmd *cobra.Command, path []string, value string) [][]string {
 	var lines [][]string
 

@@ -14,8 +14,8 @@ func newProjectionsRebuild(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "rebuild PROJECTION", Short: "Rebuild the tables of a projection while the service runs",
 		Long: `Rebuild the tables of a projection from all events. The old tables stay in use and up
-to date until the new ones replace them atomically. You can stop the command at any
-time; nothing changes before the replacement.`,
+to date until they are replaced atomically. You can stop the command at any time;
+nothing changes until the new tables replace the old ones.`,
 		Example: "  millrace projections rebuild users",
 	}, func(c *call) error {
 		name, started := c.args[0], time.Now()

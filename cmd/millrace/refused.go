@@ -32,7 +32,7 @@ func newRefusedList(opts *options) *cobra.Command {
 		return outbox.CountRefused(c.ctx, c.Operator.Pool, topic)
 	}, table("ID TOPIC KEY BYTES CREATED WHY", func(r outbox.Refused) []any {
 		return []any{r.Seq, r.Topic, r.Key, r.Bytes, r.CreatedAt, r.Why}
-	}), text(&topic, "topic", "", "list only messages of this topic"))
+	}), text(&topic, "topic", "", "list only messages for this topic"))
 }
 
 func newRefusedRetry(opts *options) *cobra.Command {

@@ -375,7 +375,7 @@ func (w *watch) listeners() settings {
 const private = "Quastenberg"
 
 // A service works, while a payment provider, a mail server and a receiver of webhooks
-// refuse its credentials and repeat them. No secret of its configuration, and no content
+// reject its credentials and repeat them. No secret of its configuration, and no content
 // of a message, is anywhere but where it belongs.
 func TestNoSecretIsShownByAServiceWhoseCredentialsAreRefused(t *testing.T) {
 	t.Parallel()
@@ -491,7 +491,7 @@ func (w *watch) look(s settings, conversation string) {
 	}
 }
 
-// Postgres, Kafka and RabbitMQ refuse the passwords of a service, or cannot be reached.
+// Postgres, Kafka and RabbitMQ reject the passwords of a service, or cannot be reached.
 func TestNoSecretIsShownByAServiceWithoutItsDependencies(t *testing.T) {
 	t.Parallel()
 

@@ -10,8 +10,8 @@ import (
 
 func newTail(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
-		Use: "tail TOPIC", Short: "Print the messages of a topic as they arrive, until Ctrl-C",
-		Long: `Print the messages of a topic as they arrive, until Ctrl-C; with --json, one object
+		Use: "tail TOPIC", Short: "Print the messages on a topic as they arrive, until Ctrl-C",
+		Long: `Print the messages on a topic as they arrive, until Ctrl-C; with --json, one object
 per line. Consumers still receive every message: the command reads Kafka without a
 consumer group, and RabbitMQ through its own queue. On the embedded broker, it streams
 the messages that the service at http.addr delivers, and authenticates with http.token

@@ -59,11 +59,11 @@ func TestTailPresentsATokenOverTLS(t *testing.T) {
 		t.Setenv("MILLRACE_HTTP__"+name, value)
 	}
 
-	expect(t, url, "tail user.created", exitUsage, "refuses http.token: 401 Unauthorized; `millrace tokens create NAME --role operator` creates one")
+	expect(t, url, "tail user.created", exitUsage, "rejected http.token: 401 Unauthorized; create a token with `millrace tokens create NAME --role operator`")
 
 	viewer, _ := run(t, url, "tokens", "create", "viewer")
 	t.Setenv("MILLRACE_HTTP__TOKEN", strings.TrimSpace(viewer))
-	expect(t, url, "tail user.created", exitUsage, "refuses http.token: 403 Forbidden")
+	expect(t, url, "tail user.created", exitUsage, "rejected http.token: 403 Forbidden")
 
 	operator, _ := run(t, url, "tokens", "create", "operator", "--role", "operator")
 	t.Setenv("MILLRACE_HTTP__TOKEN", strings.TrimSpace(operator))

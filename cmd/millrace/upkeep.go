@@ -15,7 +15,7 @@ func newUpkeep(opts *options) *cobra.Command {
 	return operation(opts, &cobra.Command{
 		Use: "upkeep", Short: "Create upcoming partitions and delete expired data",
 		Long: `Create upcoming partitions and delete expired data now; the service does this every
-upkeep.every. Only one process does it at a time. The command also reports a
+upkeep.every. Only one process does it at a time. The command also reports any
 transaction that has been open for a long time.`,
 		Example: "  millrace upkeep",
 	}, func(c *call) error {

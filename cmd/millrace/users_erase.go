@@ -32,7 +32,7 @@ their properties. The id is kept, so that no later message recreates the user.
 
 The command then searches all tables in the schema for the user's id, names and e-mail
 addresses, and lists the rows that contain one, such as messages that cannot be decoded
-and reasons given by operators. It also lists tables that its role may not read. Review
+and reasons given by operators. It also lists tables that its role cannot read. Review
 the rows, and pass those about the user to --failed and --activity.
 
 The command first shows what it will do and asks for confirmation. Run it again if a
@@ -69,7 +69,7 @@ systems.`,
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.StringArrayVar(&erasing.Search, "search", nil, "also search for this text, such as a former address; may be repeated")
 			flags.Int64SliceVar(&erasing.Failed, "failed", nil, "also erase these failed messages")
-			flags.Int64SliceVar(&erasing.Actions, "activity", nil, "also erase the reasons of these operator actions")
+			flags.Int64SliceVar(&erasing.Actions, "activity", nil, "also erase the reasons given for these operator actions")
 		})
 }
 
@@ -86,7 +86,7 @@ func (c *call) printErasure(done consumer.Erasure, err error) error {
 		}
 
 		for _, name := range done.Skipped {
-			fmt.Fprintf(w, "Table %s was not searched: the role may not read it.\n", name)
+			fmt.Fprintf(w, "Table %s was not searched: the role cannot read it.\n", name)
 		}
 
 		if len(done.Mentions) == 0 {

@@ -250,7 +250,7 @@ func TestNobodyGetsInWithoutAValidCredential(t *testing.T) {
 	}
 
 	if n := strings.Count(metrics, "millrace_logins_refused_total{"); n != 8 {
-		t.Errorf("refused log-ins have %d series, expected 8", n)
+		t.Errorf("rejected log-ins have %d series, expected 8", n)
 	}
 
 	if text := g.log.String(); strings.Contains(text, revoked) || !strings.Contains(text, "the token revoked is revoked") || !strings.Contains(text, `"from":"10.`) {
@@ -390,8 +390,8 @@ func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 	}
 }
 
-// writeFreely leaves a text wherever somebody can write one: as the reason of a pause, of
-// a cancelled order, and of a cancellation that failed.
+// writeFreely leaves a text wherever somebody can write one: as the reason for a pause,
+// for a cancelled order, and for a cancellation that failed.
 func (g *guarded) writeFreely(operator, text string) {
 	g.t.Helper()
 

@@ -18,7 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// Each message arrives before the message of another topic that it depends on.
+// Each message arrives before the message on another topic that it depends on.
 func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 	t.Parallel()
 
@@ -94,7 +94,7 @@ func firstWaiting(t *testing.T, s *apptest.Service, key string) (first failed.Wa
 	return first
 }
 
-// A message that came too early keeps its place ahead of later messages of its key.
+// A message that came too early keeps its place ahead of later messages with its key.
 func TestEarlyMessagesKeepTheOrderOfTheirKey(t *testing.T) {
 	t.Parallel()
 

@@ -363,7 +363,7 @@ func allThatIsLeftIsMentioned(t *testing.T, s *apptest.Service, mentions []postg
 	}
 }
 
-// eraseMentioned changes the reason of the pause, and erases the failed messages and
+// eraseMentioned changes the reason for the pause, and erases the failed messages and
 // actions that mention adel-1.
 func eraseMentioned(t *testing.T, s *apptest.Service, mentions []postgres.Found) {
 	t.Helper()
@@ -372,7 +372,7 @@ func eraseMentioned(t *testing.T, s *apptest.Service, mentions []postgres.Found)
 		t.Fatal(err)
 	}
 
-	pgtest.Eventually(t, "the service has read the reason of the pause", func() bool {
+	pgtest.Eventually(t, "the service has read the reason for the pause", func() bool {
 		return slices.ContainsFunc(s.Router.States(), func(c consumer.State) bool { return c.Pause != nil && c.Pause.Why == "a check" })
 	})
 

@@ -71,7 +71,7 @@ func TestGuideModules(t *testing.T) {
 	}
 
 	if !slices.Contains(s.Operator.Topics(), "user.profile.updated") {
-		t.Error("user.profile.updated is not published")
+		t.Error("user.profile.updated has not been published")
 	}
 }
 

@@ -88,7 +88,7 @@ func reported(t *testing.T, s *apptest.Service, want expected) {
 	}
 }
 
-// recovered waits until only notes are still reported.
+// recovered waits until nothing but notes is reported.
 func recovered(t *testing.T, s *apptest.Service) {
 	t.Helper()
 	pgtest.Eventually(t, "nothing is in trouble", func() bool {
@@ -214,7 +214,7 @@ func TestWithoutItsBrokerTheServiceIsNotReadyAndConsumersAreNotRunning(t *testin
 
 			pgtest.Eventually(t, "the service listens", func() bool { return s.HTTPAddr() != "" })
 			reported(t, s, expected{kind, 503, health.Unready, "not connected yet: reaching " + kind, "check that the broker is running and that broker." + kind, ""})
-			reported(t, s, expected{"fulfilment.place", 503, health.Unready, "connecting: not receiving messages of orders.created", "see the broker", kind})
+			reported(t, s, expected{"fulfilment.place", 503, health.Unready, "connecting: not receiving messages on orders.created", "see the broker", kind})
 
 			for _, c := range s.Operator.Process().Consumers {
 				if c.State != operate.Connecting || c.Since == nil || !strings.Contains(c.Why, "connection refused") {

@@ -35,7 +35,7 @@ func scrape(t *testing.T, s *apptest.Service) (series []string) {
 	return series
 }
 
-// A series costs memory in Prometheus, and there is one for each replica.
+// A series costs memory in Prometheus, and there is one per replica.
 func TestAScrapeStaysSmall(t *testing.T) {
 	t.Parallel()
 

@@ -18,7 +18,7 @@ import (
 )
 
 // newRabbitMQOfOthers starts a RabbitMQ where others have declared the queue
-// orders.created, which drops what is given back twice, and where the account "shop" may not create the queues of users. admin
+// orders.created, which drops what is given back twice, and where the account "shop" cannot create the queues of users. admin
 // is how an administrator connects.
 func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.Config) {
 	t.Helper()
@@ -35,7 +35,7 @@ func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.
 	return server, admin
 }
 
-// A queue that the account may not create affects only its consumer, and an alarm
+// A queue that the account cannot create affects only its consumer, and an alarm
 // affects only publishing. The service says what is wrong and what to do, and still
 // stops in time.
 func TestRabbitMQThatRefusesIsReported(t *testing.T) {
@@ -57,7 +57,7 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 
 	reported(t, s, expected{
 		"account.create", 503, health.Unready,
-		"not receiving messages of user.created: the broker refuses a topic (user.created): queue user.created does not exist", "create queue user.created", "",
+		"not receiving messages on user.created: the broker refuses a topic (user.created): queue user.created does not exist", "create queue user.created", "",
 	})
 
 	s.Seed()

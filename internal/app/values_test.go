@@ -258,7 +258,7 @@ func TestForeignMessagesNeedNotBeText(t *testing.T) {
 		t.Fatalf("%v: %+v", err, entries)
 	}
 
-	stopped := map[string]failed.Entry{} // messages of different keys are stopped in any order
+	stopped := map[string]failed.Entry{} // messages with different keys are stopped in any order
 	for _, e := range entries {
 		stopped[e.Key] = e
 	}

@@ -87,7 +87,7 @@ func TestAnEditChangesTheKeyOnlyIfItNamesTheNewOne(t *testing.T) {
 		t.Errorf("got %d %s", a.status, a.text)
 	}
 
-	// From now on, messages of the new key overtake the message.
+	// From now on, messages with the new key overtake the message.
 	r.overtake("a")
 
 	if a := r.ask("GET", "/failed/1", ""); a.at("overtaken") != nil {

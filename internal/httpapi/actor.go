@@ -13,7 +13,7 @@ import (
 // operatorHeader is the header that Caller reads.
 const operatorHeader = "X-Millrace-Operator"
 
-// Caller is the sender of a request. The recorded name is the one that authentication
+// Caller is whoever sent a request. The recorded name is the one that authentication
 // proved. Only without authentication does it come from the header.
 type Caller struct {
 	Operator string `header:"X-Millrace-Operator" maxLength:"100" doc:"The operator's name, which is recorded if there is no authentication. Defaults to http."`

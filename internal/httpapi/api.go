@@ -106,13 +106,13 @@ func schemaName(t reflect.Type, hint string) string {
 // response can report it.
 const requestTimeout = 25 * time.Second
 
-// Get adds an operation that only reads, for senders whose role allows the given role.
+// Get adds an operation that only reads, for callers whose role includes the given one.
 func Get[I, O any](a *API, role access.Role, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
 	register(a, role, http.MethodGet, path, summary, handler, options)
 }
 
-// Post adds an operation that makes changes, for senders whose role allows the given
-// role.
+// Post adds an operation that makes changes, for callers whose role includes the given
+// one.
 func Post[I, O any](a *API, role access.Role, path, summary string, handler func(context.Context, *I) (*O, error), options ...func(*huma.Operation)) {
 	register(a, role, http.MethodPost, path, summary, handler, options)
 }
@@ -162,7 +162,7 @@ func register[I, O any](a *API, role access.Role, method, path, summary string, 
 // bearerScheme is the name of the security scheme in the description of the API.
 const bearerScheme = "bearer"
 
-// needs passes on requests from senders whose role allows the given role. It checks
+// needs passes on requests from callers whose role includes the given one. It checks
 // before any of the request is read.
 func (a *API) needs(role access.Role) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {

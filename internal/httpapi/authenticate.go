@@ -18,7 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// identityKey is the context key of the sender of a request.
+// identityKey is the context key of the caller of a request.
 type identityKey struct{}
 
 // identityOf returns who sent a request. Without authentication, the identity has no
@@ -29,7 +29,7 @@ func identityOf(ctx context.Context) access.Identity {
 	return identity
 }
 
-// Masked reports whether the sender of a request must not see personal data.
+// Masked reports whether the caller of a request must not see personal data.
 func Masked(ctx context.Context) bool { return !identityOf(ctx).Role.Allows(access.Operator) }
 
 // anyone passes requests on as if an administrator without a name had sent them. It is
@@ -54,18 +54,18 @@ type authenticator struct {
 	logger   *slog.Logger
 }
 
-// newRefused returns the counter of refused log-ins.
+// newRefused returns the counter of rejected log-ins.
 func newRefused(registry *prometheus.Registry) *prometheus.CounterVec {
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_logins_refused_total",
-		Help: "Requests to the operator API that were refused for their credential (none, api_token, signed_token, other): missing, unknown, revoked, expired, invalid, without a role, limited after too many failures, or unchecked because Postgres or the provider does not answer.",
+		Help: "Requests to the operator API that were rejected because of their credential (none, api_token, signed_token, other): missing, unknown, revoked, expired, invalid, without a role, limited after too many failures, or unchecked because Postgres or the provider does not answer.",
 	}, []string{"credential", "reason"})
 	registry.MustRegister(refused)
 
 	return refused
 }
 
-// Reasons of refused log-ins besides those of access.
+// Reasons for rejected log-ins, besides those of access.
 const (
 	reasonMissing   = "missing"
 	reasonNoRole    = "no_role"
@@ -92,7 +92,7 @@ func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (ac
 		return access.Identity{}, false
 	}
 
-	from, kind := a.sender(r), string(access.CredentialOf(bearer))
+	from, kind := a.caller(r), string(access.CredentialOf(bearer))
 	if !a.failures.allowed(from) {
 		a.refused.WithLabelValues(kind, reasonLimited).Inc()
 		w.Header().Set("Retry-After", "6")
@@ -132,11 +132,11 @@ func unauthorized(w http.ResponseWriter, detail string) {
 	writeProblem(w, http.StatusUnauthorized, detail)
 }
 
-// sender returns the address that a request comes from. Behind a proxy, this is the
+// caller returns the address that a request comes from. Behind a proxy, this is the
 // last address in X-Forwarded-For, which the proxy has added, whatever the client has
 // sent. IPv6 addresses count by their /64 network, because one host has all its 2^64
 // addresses.
-func (a *authenticator) sender(r *http.Request) netip.Addr {
+func (a *authenticator) caller(r *http.Request) netip.Addr {
 	text, _, _ := net.SplitHostPort(r.RemoteAddr)
 
 	if all := r.Header.Values("X-Forwarded-For"); a.proxied && len(all) > 0 {
@@ -162,7 +162,7 @@ func (a *authenticator) sender(r *http.Request) netip.Addr {
 const (
 	failuresAtOnce = 10
 	failuresEvery  = 6 * time.Second
-	maxSenders     = 10_000
+	maxCallers     = 10_000
 )
 
 // failures limits failed log-ins by the address that they come from. Tokens cannot be
@@ -170,7 +170,7 @@ const (
 // busy.
 type failures struct {
 	mu      sync.Mutex
-	senders map[netip.Addr]*rate.Limiter
+	callers map[netip.Addr]*rate.Limiter
 }
 
 // allowed reports whether an address may try again.
@@ -178,7 +178,7 @@ func (f *failures) allowed(from netip.Addr) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
-	limiter := f.senders[from]
+	limiter := f.callers[from]
 
 	return limiter == nil || limiter.Tokens() >= 1
 }
@@ -188,36 +188,36 @@ func (f *failures) add(from netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
-	limiter := f.senders[from]
+	limiter := f.callers[from]
 	if limiter == nil {
 		f.forget()
 
 		limiter = rate.NewLimiter(rate.Every(failuresEvery), failuresAtOnce)
-		f.senders[from] = limiter
+		f.callers[from] = limiter
 	}
 
 	limiter.Allow()
 }
 
-// forget makes room for another sender. It forgets senders whose failures no longer
-// count, and all senders if that is not enough.
+// forget makes room for another caller. It forgets callers whose failures no longer
+// count, and all callers if that is not enough.
 func (f *failures) forget() {
-	if len(f.senders) < maxSenders {
+	if len(f.callers) < maxCallers {
 		return
 	}
 
-	for from, limiter := range f.senders {
+	for from, limiter := range f.callers {
 		if limiter.Tokens() >= failuresAtOnce {
-			delete(f.senders, from)
+			delete(f.callers, from)
 		}
 	}
 
-	if len(f.senders) >= maxSenders {
-		clear(f.senders)
+	if len(f.callers) >= maxCallers {
+		clear(f.callers)
 	}
 }
 
-// needs passes on requests from senders whose role allows the given role.
+// needs passes on requests from callers whose role includes the given one.
 func needs(role access.Role, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if detail := lacks(identityOf(r.Context()), role); detail != "" {
@@ -230,7 +230,7 @@ func needs(role access.Role, next http.Handler) http.Handler {
 	})
 }
 
-// lacks returns why the identity may not do something that needs a role, or "" if it
+// lacks returns why the identity cannot do something that needs a role, or "" if it
 // may. Nobody may do something that declares no role.
 func lacks(identity access.Identity, role access.Role) string {
 	switch {

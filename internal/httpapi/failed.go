@@ -112,7 +112,7 @@ type entryOutput struct {
 type Paced struct {
 	IDs    []int64 `json:"ids,omitempty" maxItems:"1000" nullable:"false"`
 	All    bool    `json:"all,omitempty" doc:"All stopped messages: required if nothing else is selected."`
-	After  int64   `json:"after,omitempty" minimum:"0" doc:"Continue after this message: next of the previous response."`
+	After  int64   `json:"after,omitempty" minimum:"0" doc:"Continue after this message: next from the previous response."`
 	Limit  int     `json:"limit,omitempty" minimum:"1" maximum:"1000" default:"1000" doc:"The maximum number of messages to examine."`
 	DryRun bool    `json:"dry_run,omitempty" doc:"Only report what the action would do."`
 }
@@ -142,8 +142,8 @@ type outcome struct {
 	Unchanged int                `json:"unchanged,omitempty" doc:"The number of messages whose payload the patch leaves as it is."`
 	Diffs     []failed.EntryDiff `json:"diffs,omitempty" doc:"What the patch changes in the first three messages, as unified diffs."`
 	Changed   int                `json:"changed" doc:"The number of messages that were no longer stopped."`
-	Held      []operate.Held     `json:"held" nullable:"false" doc:"What holds up the messages that are now due."`
-	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what holds them up. The action was done."`
+	Held      []operate.Held     `json:"held" nullable:"false" doc:"What is holding up the messages that are now due."`
+	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action was done."`
 	Request   uuid.UUID          `json:"request" doc:"Ask for the outcome at /requests/{id}."`
 	DryRun    bool               `json:"dry_run"`
 	Next      int64              `json:"next,omitempty" doc:"There are more messages: repeat the request with this value as after."`

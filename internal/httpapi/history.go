@@ -26,7 +26,7 @@ func actionOf(a activity.Action) action { return action{Action: a, Payload: cont
 type ActivityFilter struct {
 	Action  string     `query:"action" enum:"paused,resumed,edited,requeued,reopened,discarded,retried,skipped,repaired,erased"`
 	Subject string     `query:"subject" maxLength:"2500" doc:"Only actions on this consumer, user or key."`
-	Who     string     `query:"who" maxLength:"100" doc:"Only actions of this operator."`
+	Who     string     `query:"who" maxLength:"100" doc:"Only actions by this operator."`
 	Since   event.Time `query:"since" example:"2026-01-31T12:00:00Z" doc:"Only actions at this time or later."`
 	Until   event.Time `query:"until" example:"2026-02-01T12:00:00Z" doc:"Only actions before this time."`
 }

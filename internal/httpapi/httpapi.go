@@ -96,10 +96,10 @@ func newGuard(cfg Config, pool *pgxpool.Pool, refused *prometheus.CounterVec, lo
 
 	a := &authenticator{
 		verifier: verifier, proxied: cfg.TLS == TLSTerminated, refused: refused, logger: logger,
-		failures: &failures{senders: map[netip.Addr]*rate.Limiter{}},
+		failures: &failures{callers: map[netip.Addr]*rate.Limiter{}},
 	}
 
-	// A browser sends no bearer token by itself, so checking the Host header would add
+	// A browser sends no bearer token on its own, so checking the Host header would add
 	// nothing.
 	return func(next http.Handler) http.Handler { return sameSite(a.wrap(next)) }, nil
 }
@@ -111,7 +111,7 @@ func (s *Server) Explain(state State) {
 	s.health.Handle("GET /statusz", state.Status)
 }
 
-// Handle serves pattern with handler to senders whose role allows the given role.
+// Handle serves pattern with handler to callers whose role includes the given one.
 func (s *Server) Handle(pattern string, role access.Role, handler http.Handler) {
 	s.operators.Handle(pattern, needs(role, handler))
 }

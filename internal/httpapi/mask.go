@@ -51,7 +51,7 @@ func maskedTree(list []*trace.Message) {
 	}
 }
 
-// maskedAction removes the content, the details and the reason of an action, in which an
+// maskedAction removes the content, the details and the reason for an action, in which an
 // operator may name a person.
 func maskedAction(ctx context.Context, a action) action {
 	if Masked(ctx) {
@@ -69,7 +69,7 @@ func maskedAction(ctx context.Context, a action) action {
 	return a
 }
 
-// maskedConsumer removes the reason of a pause, in which an operator may name a person.
+// maskedConsumer removes the reason for a pause, in which an operator may name a person.
 func maskedConsumer(ctx context.Context, c operate.Consumer) operate.Consumer {
 	if !Masked(ctx) || c.Pause == nil || c.Pause.Why == "" {
 		return c
@@ -86,7 +86,7 @@ func maskedConsumer(ctx context.Context, c operate.Consumer) operate.Consumer {
 }
 
 // maskedEvents removes the bodies of events. Like the content of messages, they may have
-// what people have written, such as the reason of a cancellation.
+// what people have written, such as the reason for a cancellation.
 func maskedEvents(ctx context.Context, list []eventstore.Event) {
 	for i := range list {
 		if Masked(ctx) {

@@ -12,7 +12,7 @@ import (
 
 // Paging is the query of a paged list.
 type Paging struct {
-	Cursor string `query:"cursor" maxLength:"500" doc:"The start of the page: next of the previous page."`
+	Cursor string `query:"cursor" maxLength:"500" doc:"The start of the page: next from the previous page."`
 	Limit  int    `query:"limit" minimum:"1" maximum:"100" default:"20"`
 
 	url   url.URL
@@ -34,7 +34,7 @@ func (p *Paging) Resolve(ctx huma.Context) []error {
 }
 
 func (p *Paging) invalid() error {
-	return &huma.ErrorDetail{Location: "query.cursor", Message: "is not a cursor, expected next of the previous page", Value: p.Cursor}
+	return &huma.ErrorDetail{Location: "query.cursor", Message: "is not a cursor, expected `next` from the previous page", Value: p.Cursor}
 }
 
 // After scans the cursor into values with a format for fmt.Sscanf. Without a cursor

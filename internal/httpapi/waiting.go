@@ -33,8 +33,8 @@ type retryOutput struct {
 	Body     struct {
 		failed.Retried
 
-		Held    []operate.Held `json:"held" nullable:"false" doc:"What holds up keys that are due: messages counts keys."`
-		Unknown string         `json:"unknown,omitempty" doc:"Why it is unknown what holds them up. The action was done."`
+		Held    []operate.Held `json:"held" nullable:"false" doc:"What is holding up keys that are due: messages counts keys."`
+		Unknown string         `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action was done."`
 		Request uuid.UUID      `json:"request" doc:"Ask for the outcome at /requests/{id}."`
 	}
 }
@@ -49,7 +49,7 @@ type progressOutput struct {
 	Body struct {
 		failed.Progress
 
-		Held []operate.Held `json:"held" nullable:"false" doc:"What holds up the untried messages."`
+		Held []operate.Held `json:"held" nullable:"false" doc:"What is holding up the untried messages."`
 	}
 }
 

@@ -218,7 +218,7 @@ func (c *container) probe(ctx context.Context) error {
 	return check(strings.Contains(metrics, "\nmillrace_ready 1\n"), "/metrics has no millrace_ready 1")
 }
 
-// closed checks that the operator API is on loopback only.
+// closed checks that the operator API listens only on loopback.
 func (c *container) closed(ctx context.Context) error {
 	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", inside+":9464")
 	if err == nil {
@@ -321,12 +321,12 @@ func (c *container) stop(ctx context.Context) error {
 	)
 }
 
-// log returns the log of the container.
+// log returns the container log.
 func (c *container) log(ctx context.Context) (string, error) {
 	return run(ctx, "sh", "-c", `podman logs "$1" 2>&1`, "sh", c.name)
 }
 
-// explain adds the log of the container to an error.
+// explain adds the container log to an error.
 func (c *container) explain(err error) error {
 	if !c.started {
 		return err
@@ -337,5 +337,5 @@ func (c *container) explain(err error) error {
 
 	log, logErr := c.log(ctx)
 
-	return errors.Join(err, logErr, errors.New("the log of the container:\n"+log))
+	return errors.Join(err, logErr, errors.New("container log:\n"+log))
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/millracehq/millrace/internal/config"
 )
 
-// query counts the messages of a topic that wait at the broker. Every replica measures the
+// query counts the messages on a topic that wait at the broker. Every replica measures the
 // same, so it takes the largest sample.
 const query = `max(millrace_backlog_messages{namespace="millrace",place=%q,topic=%q})`
 

@@ -1,7 +1,7 @@
 // Command soak shows that nothing is lost, applied twice or out of order per key while
 // replicas of the service are killed, restarted, rebalanced and upgraded under load. It shares no
 // code with the service: it writes the messages, reads the topics and queries the tables
-// by itself.
+// on its own.
 package main
 
 import (
@@ -35,7 +35,7 @@ func main() {
 	flag.StringVar(&o.service, "service", "bin/millrace", "the program to run")
 	flag.StringVar(&o.previous, "previous", "", "program of the previous release: upgrade from it instead of killing replicas")
 	flag.StringVar(&o.control, "control", "", "command that runs rabbitmqctl with its arguments")
-	flag.StringVar(&o.log, "log", "", "file for the log of the replicas")
+	flag.StringVar(&o.log, "log", "", "file for the logs of the replicas")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "seed of the random choices")
 	flag.IntVar(&o.orders, "orders", 6000, "orders, each sent twice")
 	flag.IntVar(&o.users, "users", 60, "users")

@@ -86,7 +86,7 @@ func (r *rabbitmq) rebalance(ctx context.Context, random *rand.Rand) (string, er
 	pids = pids[:1+random.IntN(min(2, len(pids)))] // rabbitmqctl takes a second for each
 
 	for _, pid := range pids {
-		// This fails if the connection has already ended by itself.
+		// This fails if the connection has already ended on its own.
 		if _, err := r.run(ctx, "close_connection", pid, "soak"); err != nil && ctx.Err() != nil {
 			return "", err
 		}
@@ -126,7 +126,7 @@ func (r *rabbitmq) abandoned(ctx context.Context, name string) (messages int, er
 	return messages, err
 }
 
-// backlog returns how many messages of consumed topics are ready.
+// backlog returns how many messages on consumed topics are ready.
 func (r *rabbitmq) backlog(context.Context) (int, error) {
 	sum := 0
 

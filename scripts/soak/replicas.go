@@ -24,7 +24,7 @@ type fleet struct {
 
 	running []*replica
 	started int
-	// died counts the replicas that ended by themselves.
+	// died counts the replicas that ended on their own.
 	died atomic.Int32
 }
 

@@ -21,7 +21,7 @@ type broker interface {
 	publish(ctx context.Context, list []outgoing) error
 	// rebalance takes from replicas what they have in hand, and says how.
 	rebalance(ctx context.Context, random *rand.Rand) (string, error)
-	// backlog returns how many messages of consumed topics are not acknowledged.
+	// backlog returns how many messages on consumed topics are not acknowledged.
 	backlog(ctx context.Context) (int, error)
 	// published returns what is on a topic, in order per key.
 	published(ctx context.Context, topic string) ([]record, error)
@@ -284,7 +284,7 @@ func (r *run) compareTotals(ctx context.Context) error {
 		}
 
 		if len(open) > ready {
-			r.unacked = append(r.unacked, fmt.Sprintf("after kill %d, %d messages of %s were not recorded, and %d were in the queue", r.killed, len(open), topic, ready))
+			r.unacked = append(r.unacked, fmt.Sprintf("after kill %d, %d messages on %s were not recorded, and %d were in the queue", r.killed, len(open), topic, ready))
 		}
 	}
 
@@ -549,7 +549,7 @@ func (r *run) check(ctx context.Context) error {
 		died = append(died, fmt.Sprintf("%d replicas", n))
 	}
 
-	r.report.that("no replica ended by itself", died)
+	r.report.that("no replica ended on its own", died)
 
 	log, err := os.ReadFile(r.log)
 	if err != nil {

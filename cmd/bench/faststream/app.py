@@ -7,7 +7,7 @@ delivered again; only then is its offset committed. The guide's injector is not 
 package, so main() wires the services.
 
 FastStream runs as fast as it can with that: on uvloop, with prepared statements, and with
-as many messages of a topic at once as the topic has partitions.
+as many messages on a topic at once as the topic has partitions.
 """
 
 import contextlib

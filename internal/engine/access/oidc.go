@@ -173,7 +173,7 @@ func checkName(who, claim string, claims map[string]any) error {
 	case who == "" || event.Storable(who) != nil || len(who) > maxName:
 		return &RefusedError{Invalid, fmt.Sprintf("its claim %s is not a name of 1 to %d bytes", claim, maxName)}
 	case claim == "email" && verified != true && verified != "true":
-		return &RefusedError{Invalid, "its e-mail address is not verified by the provider"}
+		return &RefusedError{Invalid, "its e-mail address has not been verified by the provider"}
 	case strings.HasPrefix(who, actorPrefix) || who == activity.Service:
 		return &RefusedError{Invalid, fmt.Sprintf("its name %q is reserved", who)}
 	default:

@@ -22,7 +22,7 @@ type Actor struct {
 	Request uuid.UUID
 }
 
-// Service is the actor name for actions that the service takes by itself.
+// Service is the actor name for actions that the service takes on its own.
 const Service = "millrace"
 
 // ErrNoActor reports an action without an actor.
@@ -70,7 +70,7 @@ type Action struct {
 	RequestID *uuid.UUID `json:"request_id,omitempty"`
 }
 
-// Record stores the actions of one actor in the caller's transaction. It sets their
+// Record stores the actions by one actor in the caller's transaction. It sets their
 // IDs, actors and times.
 func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 	if by.Who == "" {
@@ -91,7 +91,7 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 		postgres.Column(actions, func(a Action) []byte { return a.Payload }),
 		postgres.Column(actions, func(a Action) *uuid.UUID { return a.MessageID }), by.Request, uuid.Nil)
 	if err != nil {
-		return fmt.Errorf("recording actions of %s: %w", by.Who, err)
+		return fmt.Errorf("recording actions by %s: %w", by.Who, err)
 	}
 
 	return nil

@@ -118,8 +118,8 @@ func TestAccountsOnKafka(t *testing.T) {
 
 	s := newSecured(t)
 	tests := logins()
-	tests["an account that may not create topics uses those that exist"] = usesWhatExists
-	tests["an account that may not join a group is named"] = namesTheGroup
+	tests["an account that cannot create topics uses those that exist"] = usesWhatExists
+	tests["an account that cannot join a group is named"] = namesTheGroup
 	tests["a revoked topic delays no other"] = delaysNoOther
 
 	for name, test := range tests {

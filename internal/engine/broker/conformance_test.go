@@ -100,7 +100,7 @@ func (h harness) run(t *testing.T) {
 
 	t.Run("serves several consumers per topic", func(t *testing.T) { t.Parallel(); h.shared(t) })
 
-	t.Run("applies many messages of few keys in order", func(t *testing.T) { t.Parallel(); h.hotKeys(t) })
+	t.Run("applies many messages with few keys in order", func(t *testing.T) { t.Parallel(); h.hotKeys(t) })
 
 	if !h.durable {
 		t.Run("returns refused messages to the publisher", func(t *testing.T) { t.Parallel(); h.returns(t) })
@@ -114,7 +114,7 @@ func (h harness) run(t *testing.T) {
 	}
 
 	if h.produce != nil {
-		t.Run("delivers messages of foreign producers again with the same ID", func(t *testing.T) { t.Parallel(); h.foreign(t) })
+		t.Run("delivers messages from foreign producers again with the same ID", func(t *testing.T) { t.Parallel(); h.foreign(t) })
 		t.Run("takes no foreign header for a reserved one", func(t *testing.T) { t.Parallel(); h.forged(t) })
 	}
 }

@@ -197,7 +197,7 @@ type progress struct {
 	next map[string]int
 }
 
-// take handles a message. It checks that all earlier messages of its key have arrived.
+// take handles a message. It checks that all earlier messages with its key have arrived.
 func (p *progress) take(t *testing.T, msg *message.Message) {
 	t.Helper()
 

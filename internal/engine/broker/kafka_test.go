@@ -166,6 +166,6 @@ func TestATopicMadeAnewHasNewMessages(t *testing.T) {
 	})
 
 	if after := first(); after == before {
-		t.Error("a message of the new topic has the id of one of the old topic")
+		t.Error("a message on the new topic has the id of one of the old topic")
 	}
 }

@@ -188,7 +188,7 @@ func refused(login login, why, remedy string) func(*testing.T, *secured) {
 	}
 }
 
-const account = "the broker refuses the account: "
+const account = "the broker rejects the account: "
 
 // logins are tests for a Kafka that demands a login.
 func logins() map[string]func(*testing.T, *secured) {

@@ -207,7 +207,7 @@ func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of
 
 	t.Run("in vhosts", func(t *testing.T) { //nolint:paralleltest // the alarm waits for it
 		t.Run("queues that were declared differently are used", on(server, differentQueues))
-		t.Run("an account that may not configure uses what exists", on(server, withoutConfigure))
+		t.Run("an account that cannot configure uses what exists", on(server, withoutConfigure))
 		t.Run("nothing is declared unless allowed", on(server, withoutDeclaring))
 		t.Run("a wrong password is named", on(server, wrongPassword))
 		t.Run("what was deleted is created again", on(server, deleted))

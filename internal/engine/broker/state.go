@@ -25,7 +25,7 @@ type State struct {
 	Blocked bool `json:"blocked,omitempty"`
 	// Why is the last error.
 	Why string `json:"why,omitempty"`
-	// Remedy is what to do about an account that the broker refuses.
+	// Remedy is what to do about an account that the broker rejects.
 	Remedy string `json:"remedy,omitempty"`
 }
 

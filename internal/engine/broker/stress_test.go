@@ -136,7 +136,7 @@ func appendSteps(t *testing.T, pool *pgxpool.Pool, keys, first, end int) {
 	}
 }
 
-// hotKeys checks that a consumer applies many messages of few keys once each and in
+// hotKeys checks that a consumer applies many messages with few keys once each and in
 // order, whatever fails. It also checks that several messages of a key share a
 // transaction.
 func (h harness) hotKeys(t *testing.T) {

@@ -1,4 +1,4 @@
-// Package check builds the error messages of configuration checks.
+// Package check builds the error messages for configuration checks.
 package check
 
 import (

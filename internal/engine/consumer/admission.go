@@ -88,7 +88,7 @@ type lookup struct {
 	decided  map[int]bool
 }
 
-// waits reports whether a unit is to be blocked by the waiting messages of its key.
+// waits reports whether a unit is to be blocked by the waiting messages with its key.
 func (l lookup) waits(i int, d *delivery) bool {
 	return l.verdicts[i] == inbox.Fresh && d.entry == nil && !l.decided[i] && l.found[d.stored]
 }

@@ -118,7 +118,7 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 	unknown := true
 
 	r.briefly(r.working, "could not look for an awaited message", func(ctx context.Context) error {
-		// Waiting messages of its own consumer are tried in turn.
+		// Waiting messages for its own consumer are tried in turn.
 		all := r.consumersOf(early.Topics)
 		others := slices.DeleteFunc(slices.Clone(all), func(consumer string) bool { return consumer == d.route.Consumer })
 		found, err := r.failed.Unresolved(ctx, others, all, []string{d.key})

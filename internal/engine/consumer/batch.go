@@ -327,7 +327,7 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 const expectRepeats = time.Minute
 
 // attempt is transact in one transaction. It returns inbox.ErrClaimed if repeated is
-// false and a unit was claimed before.
+// false and a unit had already been claimed.
 func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated bool) (caused int, err error) {
 	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
 		fresh, index, err := a.claim(ctx, tx, units, repeated)
@@ -412,7 +412,7 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], rep
 	return fresh, index, a.router.failed.Block(ctx, tx, stored)
 }
 
-// overtake records which of the units to apply overtake stopped messages of their keys.
+// overtake records which of the units to apply overtake stopped messages with their keys.
 func (a *applier[E]) overtake(ctx context.Context, tx pgx.Tx, units []*unit[E], index []int, found map[string]bool) error {
 	var list []failed.Delivery
 

@@ -27,7 +27,7 @@ type Config struct {
 	// RetryInterval is the delay before the first immediate retry. Defaults to 50ms.
 	RetryInterval time.Duration `koanf:"retry_interval"`
 	// ParkInterval is how long a message that still fails is parked, blocking later
-	// messages of its key. It doubles with each attempt. Defaults to 2s.
+	// messages with its key. It doubles with each attempt. Defaults to 2s.
 	ParkInterval time.Duration `koanf:"park_interval"`
 	// ParkMaxInterval caps ParkInterval. Defaults to 10m.
 	ParkMaxInterval time.Duration `koanf:"park_max_interval"`

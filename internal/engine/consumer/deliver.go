@@ -240,7 +240,7 @@ func (r *Router) try(d *delivery, overdue bool) error {
 }
 
 // errLineBroken returns a message because one ahead of it was returned, or because the
-// broker takes back the messages of its key.
+// broker takes back the messages with its key.
 var errLineBroken = errors.New("an earlier message of the key was returned to the broker")
 
 // errBlocked reports that a message is blocked by an earlier one of its key.
@@ -393,7 +393,7 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 		}
 		defer r.gate.leave()
 
-		// The processing of a message outlives its subscription. Router.working and
+		// Processing a message may outlast its subscription. Router.working and
 		// Config.HandlerTimeout bound it instead.
 		session := msg.Context()
 		msg.SetContext(context.WithoutCancel(session))

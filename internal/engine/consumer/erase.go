@@ -76,7 +76,7 @@ type Erasure struct {
 	Mentions []postgres.Found `json:"mentions" nullable:"false"`
 	// More is true if there are more mentions than are listed.
 	More bool `json:"more,omitempty"`
-	// Skipped are the tables that were not searched because the role may not read them.
+	// Skipped are the tables that were not searched because the role cannot read them.
 	Skipped []string `json:"skipped,omitempty"`
 	// PersonalID is true if the ID itself, which is kept, contains such a text.
 	PersonalID bool `json:"personal_id,omitempty"`
@@ -178,7 +178,7 @@ func (e Erasing) check() error {
 	case e.By.Who == "":
 		return activity.ErrNoActor
 	case strings.TrimSpace(e.By.Why) == "":
-		return event.Errorf(event.Invalid, "why: is missing, expected the reason for the erasure, such as a ticket number")
+		return event.Errorf(event.Invalid, "why: is missing, expected a reason for the erasure, such as a ticket number")
 	default:
 		return nil
 	}

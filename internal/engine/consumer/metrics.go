@@ -26,7 +26,7 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 	factory := promauto.With(registry)
 	return &metrics{
 		messages: factory.NewCounterVec(prometheus.CounterOpts{
-			Name: "millrace_messages_total", Help: "Messages by outcome: applied, stopped, parked after a failure, blocked by an earlier message of their key, or returned to the broker.",
+			Name: "millrace_messages_total", Help: "Messages by outcome: applied, stopped, parked after a failure, blocked by an earlier message with their key, or returned to the broker.",
 		}, []string{"consumer", "topic", "outcome"}),
 		duplicates: factory.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_duplicates_total", Help: "Deliveries of messages that were already applied.",

@@ -324,7 +324,7 @@ func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 }
 
 // A broker may deliver a stopped message again if its acknowledgement was lost. By then
-// later messages of its key may have been applied.
+// later messages with its key may have been applied.
 func TestAStoppedMessageThatIsDeliveredAgainStaysStopped(t *testing.T) {
 	t.Parallel()
 

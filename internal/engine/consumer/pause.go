@@ -38,7 +38,7 @@ type Pause struct {
 	Who string    `json:"who,omitempty"`
 	Why string    `json:"why,omitempty"`
 	At  time.Time `json:"paused_at"`
-	// Until is when the pause ends by itself; nil if it does not.
+	// Until is when the pause ends on its own; nil if it does not.
 	Until *time.Time `json:"until,omitempty"`
 }
 

@@ -7,7 +7,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/line"
 )
 
-// lines tracks the messages of one consumer that stand in lines; see package line.
+// lines tracks the messages for one consumer that stand in lines; see package line.
 type lines struct {
 	mu sync.Mutex
 	// wake is called, with mu held, when the messages behind another one may continue.
@@ -25,7 +25,7 @@ type place struct {
 	line *line.Line
 	// ahead is the place in front, or nil.
 	ahead *place
-	// ticket is the order of arrival among all messages of the consumer.
+	// ticket is the order of arrival among all messages for the consumer.
 	ticket uint64
 	// batch is the number of the last batch with the message.
 	batch uint64

@@ -228,7 +228,7 @@ func TestAMessageThatIsBeingTriedIsNotTriedASecondTimeAtTheSameTime(t *testing.T
 	// A key of another consumer becomes due later: once its message has been retried, the
 	// loop has looked at both keys.
 	r.send(event.Message{ID: event.NewID(), Topic: "others", Key: "b", Payload: []byte(`{"id":"b"}`)})
-	pgtest.Eventually(t, "the message of another key is retried", func() bool { return others.Load() == 2 })
+	pgtest.Eventually(t, "the message with another key is retried", func() bool { return others.Load() == 2 })
 	release()
 	r.settle()
 

@@ -256,7 +256,7 @@ type Source interface {
 	Connect(ctx context.Context) error
 	// Has reports whether the source carries a topic.
 	Has(topic string) bool
-	// Subscriber returns the subscriber of a topic, which delivers messages of one key in
+	// Subscriber returns the subscriber of a topic, which delivers messages with one key in
 	// order. key returns the key of a message that has none in its headers. Called
 	// after Connect.
 	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)
@@ -311,7 +311,7 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 	if closeErr != nil {
 		// No message is in flight any more. Only connections are left to close, and
-		// the end of the process closes them too.
+		// they close anyway when the process exits.
 		r.logger.Warn("could not close all subscriptions", slog.Any("error", closeErr))
 
 		return err

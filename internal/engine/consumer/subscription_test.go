@@ -19,7 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// brittle is a source whose subscriptions can end by themselves.
+// brittle is a source whose subscriptions can end on their own.
 type brittle struct {
 	connected chan struct{}
 	topics    map[string]chan *watermill.Message
@@ -108,7 +108,7 @@ func TestASubscriptionThatEndsEndsTheService(t *testing.T) {
 	expect(consumer.Draining)
 }
 
-// Messages of a topic that its broker refuses wait in the outbox.
+// Messages for a topic that its broker refuses wait in the outbox.
 func TestATopicThatIsNotPublishedIsStalled(t *testing.T) {
 	t.Parallel()
 
@@ -137,11 +137,11 @@ func TestATopicThatIsNotPublishedIsStalled(t *testing.T) {
 	pgtest.Eventually(t, "the topic is stalled", func() bool { return strings.Contains(router.Stalled("notes"), "notes cannot be published") })
 
 	if why := router.Stalled("other"); strings.Contains(why, "published") {
-		t.Errorf("the other topic is stalled, too: %s", why)
+		t.Errorf("the other topic is also stalled: %s", why)
 	}
 }
 
-// refusing is a publisher whose broker refuses each topic.
+// refusing is a publisher whose broker refuses every topic.
 type refusing struct{}
 
 func (refusing) Publish(topic string, _ ...*watermill.Message) error {

@@ -8,7 +8,7 @@ import (
 )
 
 // LaterError reports that a message may succeed later, for example because a provider
-// was busy. The message is parked and blocks later messages of its key.
+// was busy. The message is parked and blocks later messages with its key.
 type LaterError struct {
 	// After is the minimum wait. If 0, the consumer decides.
 	After time.Duration
@@ -43,7 +43,7 @@ func Pending(after time.Duration, err error) error {
 
 // EarlyError reports that a message depends on another one that has not been applied
 // yet, such as the creation of its user. The message is parked and blocks later
-// messages of its key, until a message with the same key on one of Topics is applied or
+// messages with its key, until a message with the same key on one of Topics is applied or
 // consumer.await_timeout has passed. A handler that can then do without the other
 // message checks Meta.Overdue; otherwise the error becomes an ordinary failure.
 type EarlyError struct {

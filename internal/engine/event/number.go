@@ -14,7 +14,7 @@ import (
 
 // wholeNumbers decodes whole numbers in each notation of JSON: 2, 2.0 and 20e-1 are
 // the same number (RFC 8259, section 6), and other systems write them differently.
-// The decoder by itself accepts only 2. The option slows it down, so the option is only
+// The decoder alone accepts only 2. The option slows it down, so the option is only
 // for JSON that the decoder has refused.
 var wholeNumbers = json.WithUnmarshalers(json.UnmarshalFromFunc(decodeWhole))
 

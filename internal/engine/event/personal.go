@@ -17,7 +17,7 @@ type Personal interface {
 }
 
 // FreeText is implemented by payloads with text that people write for people, such as
-// the reason of a cancellation. It may name anybody, so viewers do not see the content of
+// the reason for a cancellation. It may name anybody, so viewers do not see the content of
 // these messages. They have no subject, and erasing a person does not withdraw them.
 type FreeText interface {
 	Payload

@@ -19,7 +19,7 @@ const horizonPoll = 2 * time.Millisecond
 // assigned before their transactions commit, so a reader that relied on the highest
 // visible position would skip events that commit late.
 //
-// It reads the highest assigned position, takes a transaction ID, and waits until all
+// It reads the highest assigned position, gets a transaction ID, and waits until all
 // transactions with lower IDs have ended: a transaction gets its ID before its first
 // position (see Append). The wait lasts as long as the oldest writing transaction on
 // the server, so do not call Horizon inside one.
@@ -36,7 +36,7 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	}
 
 	if err := pool.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&mark); err != nil {
-		return 0, fmt.Errorf("taking a transaction ID: %w", err)
+		return 0, fmt.Errorf("getting a transaction ID: %w", err)
 	}
 
 	for {

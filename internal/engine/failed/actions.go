@@ -22,7 +22,7 @@ import (
 type Check func(consumer string, payload []byte) (key string, err error)
 
 // ErrNoReason reports a discard without a reason.
-var ErrNoReason = event.Errorf(event.Invalid, "why: is missing, expected the reason for the discard")
+var ErrNoReason = event.Errorf(event.Invalid, "why: is missing, expected a reason for the discard")
 
 // Actable returns a Conflict error unless the entry is stopped.
 func (e Entry) Actable() error {

@@ -1,6 +1,6 @@
 // Package failed stores the messages that did not go through, with their original
 // bytes and headers. A waiting message has a next attempt due, or is blocked by an
-// earlier message of its key. A stopped message needs an operator to edit, requeue or
+// earlier message with its key. A stopped message needs an operator to edit, requeue or
 // discard it. A resolved message was stopped and then applied after a requeue, or
 // discarded.
 package failed
@@ -129,7 +129,7 @@ func (e Entry) ApplyID() uuid.UUID {
 	return e.MessageID
 }
 
-// Key identifies messages of a consumer that must be applied in order.
+// Key identifies messages for a consumer that must be applied in order.
 type Key struct {
 	Consumer string
 	Key      string

@@ -159,7 +159,7 @@ func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *E
 }
 
 // empty removes the content of messages that are kept, and puts them into the group of
-// erased messages of their consumer and reason. They have no content to apply, so it does
+// erased messages for their consumer and reason. They have no content to apply, so it does
 // not matter whether later messages overtake them, and they need no key.
 func empty(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *Erased) error {
 	held, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Key], `

@@ -29,12 +29,12 @@ type Overtaken struct {
 
 func (o Overtaken) String() string {
 	if o.Messages == 0 {
-		return fmt.Sprintf("later messages of key %s are not known, because the key could not be read when the message was stopped", o.Key)
+		return fmt.Sprintf("later messages with key %s are not known, because the key could not be read when the message was stopped", o.Key)
 	}
 
-	text := fmt.Sprintf("is overtaken: %d later messages of key %s were applied, the last one", o.Messages, o.Key)
+	text := fmt.Sprintf("is overtaken: %d later messages with key %s were applied, the last one", o.Messages, o.Key)
 	if o.Messages == 1 {
-		text = fmt.Sprintf("is overtaken: a later message of key %s was applied,", o.Key)
+		text = fmt.Sprintf("is overtaken: a later message with key %s was applied,", o.Key)
 	}
 
 	return fmt.Sprintf("%s %s at %s; it may overwrite what they did", text, o.LastIDs[0], o.LastAt.UTC().Format(time.RFC3339))
@@ -48,7 +48,7 @@ func (o Overtaken) err() error {
 // maxLastIDs is the maximum number of ids of later messages.
 const maxLastIDs = 10
 
-// Overtake records the messages that overtake stopped messages of their keys. A
+// Overtake records the messages that overtake stopped messages with their keys. A
 // retried message overtakes only those that arrived before it. The caller must hold
 // the keys (see QueueKeys) and apply the messages in tx.
 func Overtake(ctx context.Context, tx pgx.Tx, consumer string, list []Delivery) error {
@@ -80,7 +80,7 @@ func Overtake(ctx context.Context, tx pgx.Tx, consumer string, list []Delivery) 
 	return nil
 }
 
-// Overtaken returns, for each entry that is overtaken, the later messages of its key.
+// Overtaken returns, for each entry that is overtaken, the later messages with its key.
 // check returns the key that an entry would be applied under.
 func (s *Store) Overtaken(ctx context.Context, list []Entry, check Check) (map[int64]Overtaken, error) {
 	known, err := overtaken(ctx, s.pool, list)

@@ -82,7 +82,7 @@ func patched(e Entry, patch []byte, check Check) ([]byte, error) {
 	}
 
 	if key != "" && StoredKey(key) != e.FailedKey {
-		return nil, event.Errorf(event.KeyChange, "the patch changes the key to %s: edit this message by itself", key)
+		return nil, event.Errorf(event.KeyChange, "the patch changes the key to %s: edit this message on its own", key)
 	}
 
 	return payload, nil

@@ -167,7 +167,8 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 
 // older returns, for each entry, an older stopped entry of its key that is not part
 // of this run: the filter does not select it, or this run continues a previous one,
-// which left it stopped. An overtaken entry does not count: its order is lost already.
+// which left it stopped. An overtaken entry does not count: it is already out of
+// order.
 func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]int64, error) {
 	if r.pace.OutOfOrder {
 		return map[int64]int64{}, nil

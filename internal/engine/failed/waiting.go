@@ -45,7 +45,7 @@ func QueueKeys(batch *pgx.Batch, consumer string, keys []string) (found map[stri
 	return found
 }
 
-// Block stores messages as blocked by the waiting messages of their keys. A message
+// Block stores messages as blocked by the waiting messages with their keys. A message
 // that is already stored is not changed. The caller must hold the keys; see QueueKeys.
 // After the commit the caller wakes the keys that await one of the messages. Waking them
 // in the transaction would lock keys of other consumers out of order.
@@ -112,7 +112,7 @@ type Delivery struct {
 	// a broker delivered it.
 	EntryID  int64
 	Revision int
-	// Ahead is true if the message is tried before the first message of its key, which
+	// Ahead is true if the message is tried before the first message with its key, which
 	// awaits a message on this message's topic.
 	Ahead bool
 }
@@ -447,7 +447,7 @@ func (s *Store) EndLease(ctx context.Context, l Lease, wait time.Duration) error
 type Head struct {
 	Entry
 
-	// Behind is true if an earlier message of the same key, in another consumer, was
+	// Behind is true if an earlier message with the same key, in another consumer, was
 	// requeued together with this one and has not been tried since. Messages that were
 	// requeued together are tried in order of arrival.
 	Behind bool
@@ -458,7 +458,7 @@ type Head struct {
 
 // Head returns the first message of a key; ok is false if none is waiting. If after is
 // the ID of a message, Head returns the first later message that was not itself found to
-// await another one. Messages of consumers that are not running do not set Behind.
+// await another one. Messages for consumers that are not running do not set Behind.
 func (s *Store) Head(ctx context.Context, k Key, after int64, running []string) (h Head, ok bool, err error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Head], `
 		SELECT `+columns+`, deliveries > 0 AND tried_at IS NULL AND EXISTS (
@@ -472,7 +472,7 @@ func (s *Store) Head(ctx context.Context, k Key, after int64, running []string) 
 		FROM failed_messages h WHERE consumer = $1 AND failed_key = $2 AND state = 'waiting' AND id > $4
 			AND ($4 = 0 OR tried_at IS NULL OR reason <> 'early') ORDER BY id LIMIT 1`, k.Consumer, k.Key, running, after)
 	if err != nil {
-		return h, false, fmt.Errorf("reading the first message of key %s: %w", k.Key, err)
+		return h, false, fmt.Errorf("reading the first message with key %s: %w", k.Key, err)
 	}
 
 	if len(list) == 0 {

@@ -18,7 +18,7 @@ type Level string
 
 // Levels.
 const (
-	// Unready: this process does not apply the messages of a consumer, although no
+	// Unready: this process does not apply the messages for a consumer, although no
 	// operator decided so.
 	Unready Level = "unready"
 	// Degraded: somebody has to act, or something waits for another system.

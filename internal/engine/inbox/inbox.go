@@ -41,8 +41,8 @@ const (
 var ErrConflict = event.RejectAs(event.ReasonConflict,
 	errors.New("message id: was already used with a different payload"))
 
-// ErrClaimed means that a message passed to ClaimNew was claimed before. Roll back the
-// transaction, and use Claim in a new one.
+// ErrClaimed means that a message passed to ClaimNew had already been claimed. Roll back
+// the transaction, and use Claim in a new one.
 var ErrClaimed = errors.New("a message had already been claimed")
 
 // ClaimNew is Claim for entries that are probably all new, at half the cost. If any of

@@ -25,7 +25,7 @@ const (
 )
 
 // Run runs all checks in one snapshot. It blocks nothing: its only lock is ACCESS
-// SHARE, and it takes no transaction ID, so event readers do not wait for it. Like
+// SHARE, and it needs no transaction ID, so event readers do not wait for it. Like
 // any transaction it delays vacuum.
 //
 // Violations are not an error; see Report.Err. An unknown check is an Unknown error.

@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
-// ConsumerState says whether messages of a consumer are applied.
+// ConsumerState says whether messages for a consumer are applied.
 type ConsumerState string
 
 // States of a consumer in a process.

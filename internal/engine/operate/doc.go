@@ -1,4 +1,4 @@
-// Package operate implements the actions of an operator. The command line and the
+// Package operate implements the actions that an operator takes. The command line and the
 // HTTP API are thin layers over it. Actions that are a single method call on a store
 // are not repeated here.
 package operate

@@ -97,7 +97,7 @@ func (o *Operator) unpublished(ctx context.Context, key, consumers string) ([]st
 		)
 
 		err := row.Scan(&topic, &created, &due, &refused)
-		text := fmt.Sprintf("a message on %s for it has been in the outbox since %s and is not delivered yet (`millrace status`)", topic, created.UTC().Format(time.RFC3339))
+		text := fmt.Sprintf("a message on %s for it has been in the outbox since %s and has not been delivered yet (`millrace status`)", topic, created.UTC().Format(time.RFC3339))
 
 		switch {
 		case refused != nil:

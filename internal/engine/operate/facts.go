@@ -72,7 +72,7 @@ type Gap struct {
 // away reports whether the part is missing because Postgres did not answer.
 func (g Gap) away() bool { return postgres.IsAway(g.err) }
 
-// Failed counts the failed messages of a consumer.
+// Failed counts the failed messages for a consumer.
 type Failed struct {
 	Waiting int64 `json:"waiting"`
 	Stopped int64 `json:"stopped"`

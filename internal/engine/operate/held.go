@@ -20,7 +20,7 @@ func (h Held) String() string {
 	return fmt.Sprintf("%s for %s: %s", event.Plural(h.Messages, "waits", "wait"), h.Consumer, h.Why)
 }
 
-// Held returns what holds up messages; messages counts them by consumer. In a process
+// Held returns what is holding up messages; messages counts them by consumer. In a process
 // that is not the service, Held asks the service at addr.
 func (o *Operator) Held(ctx context.Context, addr string, messages map[string]int) ([]Held, error) {
 	held := []Held{}

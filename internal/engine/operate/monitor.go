@@ -162,7 +162,7 @@ type Backlog struct {
 	Messages      int64  `json:"messages"`
 	Subscriptions int    `json:"subscriptions"`
 	Unknown       string `json:"unknown,omitempty"`
-	// Kept is how long the broker keeps messages of the topic, if that is longer than the
+	// Kept is how long the broker keeps messages on the topic, if that is longer than the
 	// inbox remembers them.
 	Kept       string `json:"kept,omitempty"`
 	partitions map[int32]int64
@@ -190,7 +190,7 @@ func forgetful(backlogs []Backlog, remembered time.Duration) []health.Trouble {
 	}}
 }
 
-// Backlogs asks the brokers how many messages of each consumed topic wait. It leaves
+// Backlogs asks the brokers how many messages on each consumed topic wait. It leaves
 // out topics whose messages wait only in the outbox.
 func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 	consumed, _ := o.Router.Topics()

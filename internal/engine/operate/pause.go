@@ -103,7 +103,7 @@ func (o *Operator) effects(ctx context.Context, name string) ([]string, error) {
 	err = o.Pool.QueryRow(ctx, `SELECT count(*), count(DISTINCT failed_key) FROM failed_messages WHERE consumer = $1 AND state = 'waiting'`, name).
 		Scan(&waiting, &keys)
 	if err != nil {
-		return nil, fmt.Errorf("counting waiting messages of %s: %w", name, err)
+		return nil, fmt.Errorf("counting waiting messages for %s: %w", name, err)
 	}
 
 	if waiting > 0 {

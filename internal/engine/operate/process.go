@@ -238,15 +238,15 @@ func (p Process) startRemedy() string {
 	return remedyFor(postgres.Dependency, p.Why)
 }
 
-// troubles returns why no messages of the consumer are applied.
+// troubles returns why no messages for the consumer are applied.
 func (c Consumer) troubles() (list []health.Trouble) {
 	t := health.Trouble{Kind: health.Consumer, Name: c.Consumer, Level: health.Unready, Since: c.Since}
 
 	switch c.State { //nolint:exhaustive // the others are in no trouble, or the service is
 	case Connecting, Disconnected:
-		t.Reason, t.Remedy, t.Because = fmt.Sprintf("%s: not receiving messages of %s", c.State, c.Topic), "see the broker", c.Broker
+		t.Reason, t.Remedy, t.Because = fmt.Sprintf("%s: not receiving messages on %s", c.State, c.Topic), "see the broker", c.Broker
 	case NotSubscribed:
-		t.Reason, t.Remedy = fmt.Sprintf("not receiving messages of %s: %s", c.Topic, c.Why), cmp.Or(c.Remedy, "see the log; restart the service if it does not resubscribe")
+		t.Reason, t.Remedy = fmt.Sprintf("not receiving messages on %s: %s", c.Topic, c.Why), cmp.Or(c.Remedy, "see the log; restart the service if it does not resubscribe")
 	case Waiting:
 		t.Level, t.Reason, t.Remedy, t.Because = health.Degraded, "waiting for "+c.Needs[0], "see the dependency", c.Needs[0]
 		if slices.Contains(c.Needs, postgres.Dependency) {

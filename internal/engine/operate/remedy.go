@@ -10,7 +10,7 @@ import (
 )
 
 // byItself ends the remedy of a trouble whose end a running service notices.
-const byItself = "; the service then recovers by itself"
+const byItself = "; the service then recovers on its own"
 
 // remedies says what to do about an error. The first that matches wins.
 var remedies = []struct {
@@ -31,7 +31,7 @@ var remedies = []struct {
 		"correct the user, password or permissions",
 	},
 	{regexp.MustCompile(`(?i)message (was|is) too large`), "raise the limit of the topic at the broker, or publish smaller messages"},
-	{regexp.MustCompile(`rabbitmq has raised an alarm`), "free memory or disk space on the RabbitMQ server; see `rabbitmq-diagnostics alarms`; the service then recovers by itself"},
+	{regexp.MustCompile(`rabbitmq has raised an alarm`), "free memory or disk space on the RabbitMQ server; see `rabbitmq-diagnostics alarms`; the service then recovers on its own"},
 	{regexp.MustCompile(`no such host`), "correct the host in the address"},
 }
 

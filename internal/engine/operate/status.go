@@ -74,7 +74,7 @@ func (s Status) Counts() *Counts {
 	return s.Database.Counts
 }
 
-// Backlog says how many messages of a topic wait in the outbox and at the broker.
+// Backlog says how many messages for a topic wait in the outbox and at the broker.
 func (s Status) Backlog(topic string) string {
 	counts := s.Counts()
 	if counts == nil {
@@ -133,7 +133,7 @@ func (s Status) completed(unknown []Consumer, remembered time.Duration) Status {
 
 	s.Troubles = merge(s.Troubles, append(more, forgetful(s.Backlogs, remembered)...))
 
-	if s.Service == nil { // nothing continues by itself
+	if s.Service == nil { // nothing continues on its own
 		for i := range s.Troubles {
 			s.Troubles[i].Remedy = strings.TrimSuffix(s.Troubles[i].Remedy, byItself)
 		}
@@ -213,7 +213,7 @@ func (c Client) ask(ctx context.Context, key, path string, wait time.Duration, r
 
 	switch err := json.NewDecoder(got.Body).Decode(response); {
 	case got.StatusCode == http.StatusUnauthorized || got.StatusCode == http.StatusForbidden:
-		return event.Errorf(event.Invalid, "the service at %s %s refuses http.token: %s; `millrace tokens create NAME --role operator` creates one", key, c.URL, got.Status)
+		return event.Errorf(event.Invalid, "the service at %s %s rejected http.token: %s; create a token with `millrace tokens create NAME --role operator`", key, c.URL, got.Status)
 	case err != nil || got.StatusCode != http.StatusOK:
 		return fmt.Errorf("unexpected response from the program at %s %s: %s", key, c.URL, got.Status)
 	default:

@@ -99,7 +99,7 @@ const (
 	tapWait  = 10 * time.Second // how long a request waits for messages
 )
 
-// Tap keeps the latest messages of topics that have a reader. Without a reader, a
+// Tap keeps the latest messages on topics that have a reader. Without a reader, a
 // message costs one atomic read.
 type Tap struct {
 	active atomic.Bool

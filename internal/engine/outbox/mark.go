@@ -24,8 +24,8 @@ const (
 // It is not a cursor: if a row is found too late, a later row of its key overtakes
 // it. So low is a sequence number below which no new row can appear: all transactions
 // that were assigned such a number have ended, a read has found their rows, and the
-// queue has accepted all of them. When the queue returns rows, a key backs off or a
-// topic is suspended, reads start over.
+// queue has accepted all of them. Reads start over when the queue returns rows, a key
+// backs off or a topic is suspended.
 type mark struct {
 	low int64
 	// returns is the value of queue.returns when low became valid.
@@ -99,7 +99,7 @@ func (m *mark) take(ctx context.Context, conn *pgx.Conn) error {
 	}
 
 	if err := conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::bigint`).Scan(&xid); err != nil {
-		return fmt.Errorf("taking a transaction ID: %w", err)
+		return fmt.Errorf("getting a transaction ID: %w", err)
 	}
 
 	m.high, m.xid = high, xid

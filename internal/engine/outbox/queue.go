@@ -40,9 +40,9 @@ func (r row) traceAttrs() []slog.Attr {
 // rowColumns are the fields of row, in order.
 const rowColumns = `seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at`
 
-// maxBytes bounds the payloads that a relay has read but not yet published. About 30
-// messages of the largest size, 1 MiB, fit, which is enough to keep a broker busy. With
-// messages of usual size, Config.MaxInFlight is reached first.
+// maxBytes bounds the payloads that a relay has read but not yet published. This is room
+// for about 30 messages of the largest size, 1 MiB, which is enough to keep a broker
+// busy. With messages of the usual size, Config.MaxInFlight is reached first.
 const maxBytes = 32 << 20
 
 // queue distributes rows to concurrent lanes. The rows of a key are published
@@ -90,7 +90,7 @@ func newQueue() *queue {
 	return q
 }
 
-// backingOff returns the number of keys that back off because of messages on a topic.
+// backingOff returns the number of keys that back off because of messages for a topic.
 func (q *queue) backingOff(topic string) (n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -66,7 +66,7 @@ func (r *link) refuseMessage(failed row, refusal *driver.RefusedError) {
 		append(failed.traceAttrs(), slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", refusal.Err))...)
 
 	r.refusals.add(failed.Seq, event.Text(scrub.Text(refusal.Err.Error())))
-	r.stuck.remove(failed.Topic) // the broker takes messages of the topic
+	r.stuck.remove(failed.Topic) // the broker takes messages for the topic
 	r.queue.refused(failed)
 	r.nudge()
 }
@@ -143,7 +143,7 @@ func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic s
 		WHERE available_at IS NULL AND shard = ANY($1) AND NOT $2::int8multirange @> seq AND key NOT IN (SELECT unnest($3::text[])) AND topic = $4
 		ORDER BY seq LIMIT 1`, owned.list, next.inFlight, append(next.backingOff, tried...), topic)
 	if err != nil {
-		return nil, fmt.Errorf("reading the first message of topic %s: %w", topic, err)
+		return nil, fmt.Errorf("reading the first message for topic %s: %w", topic, err)
 	}
 
 	return rows, nil
@@ -155,7 +155,7 @@ const refusedColumns = `seq, topic, key, message_id, length(payload), created_at
 // refusedOf selects the refused messages of topic $1, or of all topics if it is empty.
 const refusedOf = ` FROM outbox WHERE available_at = 'infinity' AND ($1 = '' OR topic = $1) `
 
-// ListRefused returns the refused messages of a topic, or of all topics if it is empty,
+// ListRefused returns the refused messages for a topic, or of all topics if it is empty,
 // oldest first. A limit of 0 means all.
 func ListRefused(ctx context.Context, db postgres.Querier, topic string, limit int) ([]Refused, error) {
 	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Refused],
@@ -186,7 +186,7 @@ func RetryRefused(ctx context.Context, pool *pgxpool.Pool, seqs []int64, by acti
 // it found.
 func DiscardRefused(ctx context.Context, pool *pgxpool.Pool, seqs []int64, by activity.Actor) ([]Refused, error) {
 	if strings.TrimSpace(by.Why) == "" {
-		return nil, event.Errorf(event.Invalid, "why: is missing, expected the reason for the discard")
+		return nil, event.Errorf(event.Invalid, "why: is missing, expected a reason for the discard")
 	}
 
 	return actOnRefused(ctx, pool, seqs, by, activity.Discarded, `DELETE FROM outbox WHERE seq = ANY($1) AND available_at = 'infinity'`)

@@ -58,7 +58,7 @@ func publishing(t *testing.T, pool *pgxpool.Pool, cfg outbox.Config, target outb
 	return r, stop
 }
 
-// add appends n messages on a topic, each with its own key: a0, a1 and so on.
+// add appends n messages for a topic, each with its own key: a0, a1 and so on.
 func add(t *testing.T, pool *pgxpool.Pool, topic, key string, n int) {
 	t.Helper()
 
@@ -70,7 +70,7 @@ func add(t *testing.T, pool *pgxpool.Pool, topic, key string, n int) {
 	appendMessages(t, pool, messages...)
 }
 
-// left returns a function that reports whether n messages on a topic are in the outbox.
+// left returns a function that reports whether n messages for a topic are in the outbox.
 func left(t *testing.T, pool *pgxpool.Pool, topic string, n int) func() bool {
 	t.Helper()
 

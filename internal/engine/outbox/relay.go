@@ -627,7 +627,7 @@ func (r *link) unpublished(ctx context.Context, failed row, err error) {
 
 // backOff delays a key after a failure. Other keys continue.
 func (r *link) backOff(ctx context.Context, failed row, err error) {
-	// The probe of a refused topic backs off, too: otherwise it would be retried
+	// The probe of a refused topic also backs off: otherwise it would be retried
 	// immediately.
 	if slices.Contains(r.suspendedTopics(), failed.Topic) && !slices.Contains(r.stuck.refused(), failed.Topic) {
 		r.giveBack(failed)
@@ -647,7 +647,7 @@ func (r *link) backOff(ctx context.Context, failed row, err error) {
 
 	if stuck {
 		r.stuck.add(failed.Topic, err)
-		r.logger.LogAttrs(ctx, slog.LevelWarn, "message cannot be published; later messages of its key are blocked",
+		r.logger.LogAttrs(ctx, slog.LevelWarn, "message cannot be published; later messages with its key are blocked",
 			append(failed.traceAttrs(), slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", err))...)
 	}
 
@@ -685,7 +685,7 @@ func (r *link) receive(ctx context.Context) error {
 		return fmt.Errorf("listening: %w", err)
 	}
 
-	// Shards may have moved before.
+	// Shards may already have moved.
 	r.moved.Store(true)
 	r.nudge()
 

@@ -88,7 +88,7 @@ func (s *stuck) refuse(r row, refusal *driver.RefusedError) (report bool) {
 		entry.Remedy = refusal.Remedy
 
 		if entry.refused && entry.probe != r.Seq {
-			return // other lanes were publishing to the topic, too
+			return // other lanes were also publishing to the topic
 		}
 
 		entry.refused, entry.probe, entry.tried = true, 0, append(entry.tried, r.Key)
@@ -185,7 +185,7 @@ func (s *stuck) remove(topic string) (refused bool) {
 // refuseTopic leaves the rows of a topic that the broker refuses in the table.
 func (r *link) refuseTopic(failed row, refusal *driver.RefusedError) {
 	if r.stuck.refuse(failed, refusal) {
-		r.logger.Warn("the broker refuses a topic; its messages wait in the outbox",
+		r.logger.Warn("the broker is refusing a topic; its messages wait in the outbox",
 			slog.String("topic", failed.Topic), slog.Any("error", refusal.Err), slog.String("remedy", refusal.Remedy))
 	}
 

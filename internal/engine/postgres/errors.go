@@ -65,7 +65,7 @@ func IsAway(err error) bool {
 	return IsUnavailable(err) && (!answered || server.Code != insufficientPrivilege)
 }
 
-// insufficientPrivilege is the SQLSTATE of a statement that the role may not run.
+// insufficientPrivilege is the SQLSTATE of a statement that the role cannot run.
 const insufficientPrivilege = "42501"
 
 // Renew closes the connections of the pool if err means that the server gave no answer:

@@ -37,7 +37,8 @@ type Search struct {
 	ID string
 	// Limit is the maximum number of rows returned per table or partition.
 	Limit int
-	// Within, if not nil, restricts the search to rows found before.
+	// Within, if not nil, restricts the search to rows that an earlier search
+	// found.
 	Within []Found
 }
 
@@ -64,7 +65,7 @@ type Findings struct {
 	Rows []Found
 	// More is true if a table has as many rows as the limit, so that there may be more.
 	More bool
-	// Skipped are the tables that the role may not read, such as a copy that somebody
+	// Skipped are the tables that the role cannot read, such as a copy that somebody
 	// made.
 	Skipped []string
 }

@@ -106,10 +106,10 @@ func TestTablesThatTheRoleMayNotReadAreNamed(t *testing.T) {
 	const create = `CREATE SCHEMA other; CREATE TABLE %[1]s (message_id int, note text); INSERT INTO %[1]s VALUES (1, 'zoe-1'); `
 
 	for name, c := range map[string]struct{ table, grants, found, skipped string }{
-		"a copy that the role may read":     {"copies", `GRANT SELECT ON copies TO pg_monitor`, "[copies]", "[]"},
-		"a copy that the role may not read": {"copies", ``, "[]", "[copies]"},
-		"another program's table":           {"other.notes", `GRANT USAGE ON SCHEMA other TO pg_monitor; GRANT SELECT ON other.notes TO pg_monitor`, "[]", "[]"},
-		"another program's closed schema":   {"other.notes", ``, "[]", "[]"},
+		"a copy that the role may read":    {"copies", `GRANT SELECT ON copies TO pg_monitor`, "[copies]", "[]"},
+		"a copy that the role cannot read": {"copies", ``, "[]", "[copies]"},
+		"another program's table":          {"other.notes", `GRANT USAGE ON SCHEMA other TO pg_monitor; GRANT SELECT ON other.notes TO pg_monitor`, "[]", "[]"},
+		"another program's closed schema":  {"other.notes", ``, "[]", "[]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

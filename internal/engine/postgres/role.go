@@ -49,7 +49,7 @@ func CheckSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	list, err := Migrations(ctx, pool)
 	for _, m := range list {
 		if !m.Applied {
-			return &SetupError{fmt.Sprintf("the schema is not up to date, migration %s is not applied: run `millrace migrate up` as the owner of the tables", m.Name)}
+			return &SetupError{fmt.Sprintf("the schema is not up to date: migration %s has not been applied; run `millrace migrate up` as the owner of the tables", m.Name)}
 		}
 	}
 
@@ -64,7 +64,7 @@ func missingTables(ctx context.Context, db Querier) ([]string, error) {
 		ORDER BY n`, migrations.Tables())
 }
 
-// gaps returns the privileges that the role lacks. A schema that the role may not use
+// gaps returns the privileges that the role lacks. A schema that the role cannot use
 // hides its tables, so such a schema is reported alone.
 func gaps(ctx context.Context, db Querier) ([]gap, error) {
 	list, err := Collect(ctx, db, pgx.RowToStructByPos[gap], `
@@ -132,12 +132,12 @@ func grants(gaps []gap) string {
 	return strings.Join(statements, "\n")
 }
 
-// OwnerError reports that the role may not change a table, because another role owns
+// OwnerError reports that the role cannot change a table, because another role owns
 // the table.
 type OwnerError struct{ Role, Table, Owner string }
 
 func (e *OwnerError) Error() string {
-	return fmt.Sprintf("the role %s may not change table %s, which belongs to %s", e.Role, e.Table, e.Owner)
+	return fmt.Sprintf("the role %s cannot change table %s, which belongs to %s", e.Role, e.Table, e.Owner)
 }
 
 // CheckOwner returns an OwnerError unless the role may change the definition of a

@@ -104,7 +104,7 @@ func (u URL) LogValue() slog.Value { return slog.StringValue(u.String()) }
 // String hides the secrets.
 func (u URL) String() string { return Address(string(u)) }
 
-// isHidden reports whether a value is hidden already.
+// isHidden reports whether a value is already hidden.
 func isHidden(match string) bool { return strings.Contains(match, strings.TrimSuffix(Hidden, ")")) }
 
 // isProse reports whether the word after "basic" or "token" is an ordinary word.

@@ -30,8 +30,8 @@ func (nothing) Publish(string, ...*message.Message) error { return nil }
 
 func (nothing) Close() error { return nil }
 
-// A message that is not traced costs no memory, on its way in and on its way out.
-func TestAMessageThatIsNotTracedCostsNothing(t *testing.T) { //nolint:paralleltest // counts allocations of the process
+// An untraced message costs no memory, either on its way in or on its way out.
+func TestAnUntracedMessageCostsNothing(t *testing.T) { //nolint:paralleltest // counts allocations of the process
 	id := event.NewID()
 	tracer, recorder := newTracer(0)
 

@@ -108,7 +108,7 @@ func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*M
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic,
 		       CASE WHEN state = 'stopped' THEN 'stopped' WHEN error = '' THEN 'blocked' ELSE 'parked' END, coalesce(tried_at, last_at),
 		       CASE WHEN state = 'stopped' THEN 'failed message ' || id || ': ' || error
-		            WHEN error = '' THEN 'by an earlier message of its key' ELSE 'failed ' || attempts || ' times: ' || error END
+		            WHEN error = '' THEN 'by an earlier message with its key' ELSE 'failed ' || attempts || ' times: ' || error END
 		FROM failed_messages WHERE state <> 'resolved' AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)`,
 		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// Fields has the fields of a message of user.events, old or new.
+// Fields has the fields of a message on user.events, old or new.
 type Fields map[string]json.RawMessage
 
 // legacyNames maps names of the old format to present ones.
@@ -159,7 +159,7 @@ func merged[T any](f Fields, inner string) (T, error) {
 	return result, event.Unmarshal(data, &result)
 }
 
-// LegacyEvent is a message of user.events after the pipeline.
+// LegacyEvent is a message on user.events after the pipeline.
 type LegacyEvent struct {
 	fields  Fields
 	payload event.Payload // a UserCreated or a UserUpdated

@@ -247,7 +247,7 @@ var corruptions = []corruption{
 			SELECT stream, version + 1, type, data, message_id, now() - interval '1 hour' FROM events WHERE stream = 'user-alice' ORDER BY version DESC LIMIT 1`,
 	},
 	{
-		name: "a message is not published", want: "outbox", id: "1000000",
+		name: "a message has not been published", want: "outbox", id: "1000000",
 		corrupt: `INSERT INTO outbox (seq, shard, topic, message_id, key, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
 			SELECT 1000000, 0, 't', id, 'k', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`,
 	},

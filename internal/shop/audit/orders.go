@@ -121,7 +121,7 @@ func orders() invariant.Source {
 				Name:  "captures",
 				Means: "An order is paid at most once. Paid and completed orders have a capture of the total; all other final states have none.",
 				Advice: "Ask the payment provider about the order. A capture of an order that ended unpaid must be refunded: " +
-					"requeue the stopped messages of the order, or refund it at the provider.",
+					"requeue the stopped messages of the order, or refund it through the provider.",
 				Fault: `CASE
 					WHEN captures > 1 THEN format('has %s captures', captures)
 					WHEN charged AND status IS NULL THEN 'has a payment, but there is no such order'

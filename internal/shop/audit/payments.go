@@ -50,7 +50,7 @@ func captures(gateway payment.Gateway) invariant.Source {
 		Checks: []invariant.Check{{
 			Name:  "ledger",
 			Means: "The payments agree with the payment gateway's own record.",
-			Advice: "A capture that is not recorded must be refunded at the provider, unless its order still waits for it. " +
+			Advice: "A capture that is not recorded must be refunded through the provider, unless its order still waits for it. " +
 				"If the gateway does not know a payment, check that the service uses the account that took the money.",
 			Fault: `CASE
 				WHEN ours IS NULL AND NOT coalesce(in_progress, false) AND refunded < their_amount

@@ -105,9 +105,9 @@ func extend(ctx context.Context, tx pgx.Tx, now stall) error {
 func (s *Sweeper) report(why string) {
 	switch {
 	case why != "" && s.why == "":
-		s.logger.Warn("the payment timeout of unpaid orders is suspended", slog.String("why", why))
+		s.logger.Warn("the payment timeout for unpaid orders is suspended", slog.String("why", why))
 	case why == "" && s.why != "":
-		s.logger.Info("the payment timeout of unpaid orders has resumed")
+		s.logger.Info("the payment timeout for unpaid orders has resumed")
 	}
 
 	s.why = why

@@ -351,5 +351,5 @@ func (c FailRefund) decide(d *Decision) {
 // decide rejects the report, so that a person sees it: only a person can answer a
 // dispute.
 func (c Dispute) decide(d *Decision) {
-	d.reject(fmt.Errorf("transaction_id: %s is disputed: %s; answer the dispute at the payment provider, then discard this message", c.TransactionID, c.Reason))
+	d.reject(fmt.Errorf("transaction_id: %s is disputed: %s; respond to the dispute with the payment provider, then discard this message", c.TransactionID, c.Reason))
 }

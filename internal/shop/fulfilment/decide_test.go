@@ -146,7 +146,7 @@ func TestEveryCommandHasAnAnswerInEveryState(t *testing.T) {
 			"place": "-> completed", "captured": "-> completed", "declined": "-> completed", "complete": "-> completed", "expire": "-> completed",
 			"cancel": "-> completed" + refused, "captured again": late + "completed refund u of 10 USD (completed)",
 			"refunded": "PaymentRefunded -> completed ! payments.refunded",
-			"disputed": "rejected: transaction_id: t is disputed: fraudulent (dp); answer the dispute at the payment provider, then discard this message",
+			"disputed": "rejected: transaction_id: t is disputed: fraudulent (dp); respond to the dispute with the payment provider, then discard this message",
 		},
 		"place short": {
 			"cancel": "-> inventory_unavailable" + refused, "expire": "-> inventory_unavailable", "declined": "-> inventory_unavailable",

@@ -98,7 +98,7 @@ func CheckMoved(field string, amount *Amount, code string) error {
 	return check(field, amount, places, code)
 }
 
-// shape is what every code of ISO 4217 looks like; the schema checks it, too.
+// shape is what every code of ISO 4217 looks like; the schema also checks it.
 var shape = regexp.MustCompile(`^[A-Z]{3}$`)
 
 // sibling returns the path of a field in the object of another field.

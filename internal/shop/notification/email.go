@@ -98,7 +98,7 @@ func (m *mailer) send(ctx context.Context, e event.Event[EmailDue]) (answer stri
 }
 
 // classify distinguishes the errors. A server that cannot be reached, refuses
-// the login or refuses the sender accepts no e-mail at all: it is unavailable.
+// the login or rejects the sender accepts no e-mail at all: it is unavailable.
 // After the sender was accepted, errors concern this e-mail: a permanent one
 // rejects it, a temporary one postpones it. The e-mail may even have arrived, so
 // it must not be retried indefinitely. Without an answer the server may be at fault

@@ -178,7 +178,7 @@ func TestErrorsOfTheMailServer(t *testing.T) {
 		t.Errorf("the address: got %v", err)
 	}
 
-	// A server that refuses the sender accepts no e-mail at all.
+	// A server that rejects the sender accepts no e-mail at all.
 	server.RefuseSender(550, [3]int{5, 7, 1}, "sender not allowed")
 	if _, err := send(t, s, email(t, "alice")); !errors.As(err, &away) || !strings.Contains(err.Error(), "sender not allowed") {
 		t.Errorf("sender: got %v", err)

@@ -141,7 +141,7 @@ func unrecorded(err error) error {
 // TopicReported carries the outcomes that providers report by webhook.
 const TopicReported = "payments.reported"
 
-// maxReason is the maximum length of the reason of a report, in characters.
+// maxReason is the maximum length of the reason in a report, in characters.
 const maxReason = 2000
 
 // Report is an outcome that the provider reports by webhook.

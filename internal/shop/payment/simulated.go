@@ -142,7 +142,7 @@ func (s *Simulated) Find(ctx context.Context, charge Charge) (outcome Outcome, e
 	}
 }
 
-// Refund returns all of a capture, once.
+// Refund refunds a capture in full, and only once.
 func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	if err := backoff.Sleep(ctx, s.cfg.Latency); err != nil {
 		return "", unknown(err)

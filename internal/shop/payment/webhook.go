@@ -94,7 +94,7 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.logger.Warn("webhook not accepted", slog.String("provider", gatewayStripe), slog.String("outcome", string(outcome)), slog.Any("error", err))
 	}
 
-	// The body gives no reason: a sender that cannot sign need not know it.
+	// The body gives no reason: a caller that cannot sign need not know it.
 	http.Error(w, http.StatusText(status), status)
 }
 

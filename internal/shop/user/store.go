@@ -299,7 +299,7 @@ func addErased(ctx context.Context, tx pgx.Tx, id string) error {
 
 // Erase makes the personal data of a user unreadable: in tx it destroys the key
 // and everything derived from the data. The stream keeps its versions. Erase
-// returns the number of users erased, 0 if the user was erased before. A user who is
+// returns the number of users erased, 0 if the user had already been erased. A user who is
 // known only from messages (seen) is recorded as erased, so that a later message does
 // not create them. If seen is false, the error for an unknown user is [NotFound].
 func (s *Service) Erase(ctx context.Context, tx pgx.Tx, id string, seen bool) (users int64, err error) {

@@ -32,7 +32,7 @@ type Driver interface {
 	Connect(ctx context.Context, topics []Topic) error
 	// Publisher returns the publisher, after Connect.
 	Publisher() message.Publisher
-	// Subscriber returns a subscriber for one topic, which delivers messages of one key
+	// Subscriber returns a subscriber for one topic, which delivers messages with one key
 	// in order. key returns the key of a message that has none in its headers. Call
 	// it after Connect; the caller closes the subscriber.
 	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)

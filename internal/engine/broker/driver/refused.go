@@ -14,10 +14,10 @@ const (
 	// message, and others of its topic whose keys are on that partition. We cannot tell
 	// which those are.
 	OnePartition Scope = "partition"
-	// OneTopic means that a topic is refused: it is missing, or the account may not use
+	// OneTopic means that a topic is refused: it is missing, or the account cannot use
 	// it.
 	OneTopic Scope = "topic"
-	// Account means that the account is refused: its credentials are wrong. Nothing can
+	// Account means that the account is rejected: its credentials are wrong. Nothing can
 	// be sent.
 	Account Scope = "account"
 )
@@ -38,7 +38,7 @@ type RefusedError struct {
 // Error implements error.
 func (e *RefusedError) Error() string {
 	if e.Scope == Account {
-		return fmt.Sprintf("the broker refuses the account: %v", e.Err)
+		return fmt.Sprintf("the broker rejects the account: %v", e.Err)
 	}
 
 	return fmt.Sprintf("the broker refuses a %s (%s): %v", e.Scope, e.Topic, e.Err)

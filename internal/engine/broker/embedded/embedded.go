@@ -30,7 +30,7 @@ func (c Config) Validate() error { return check.Positive("broker.embedded.lanes"
 // Driver is the embedded broker.
 //
 // It does not use Watermill's GoChannel, which delivers an unacknowledged message again
-// by itself, immediately and indefinitely. Here the message returns to its publisher,
+// on its own, immediately and indefinitely. Here the message returns to its publisher,
 // the relay, which keeps the order of its key.
 type Driver struct {
 	cfg     Config

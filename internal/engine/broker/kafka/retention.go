@@ -14,7 +14,7 @@ import (
 
 // retentions returns how long each topic keeps records. The segment that is being
 // written keeps its records longer. retentions leaves out topics whose settings the
-// account may not read.
+// account cannot read.
 func (d *Driver) retentions(admin sarama.ClusterAdmin, topics []string) (map[string]time.Duration, error) {
 	resources := make([]*sarama.ConfigResource, len(topics))
 	for i, topic := range topics {

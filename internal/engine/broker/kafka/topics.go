@@ -15,10 +15,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-var errMissing = errors.New("the topic does not exist, and the account may not create it")
+var errMissing = errors.New("the topic does not exist, and the account cannot create it")
 
 // prepare looks at topics, creates those that are missing, and remembers those that the
-// account may not use. It fails only if the broker does not answer.
+// account cannot use. It fails only if the broker does not answer.
 func (d *Driver) prepare(client sarama.Client, topics []driver.Topic) error {
 	admin, err := sarama.NewClusterAdminFromClient(client)
 	if err != nil {

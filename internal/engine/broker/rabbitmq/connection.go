@@ -241,7 +241,7 @@ func dial(ctx context.Context, cfg Config, role string) (*live, error) {
 	return nil, errors.Join(errs...)
 }
 
-// login returns err, or a refusal if err means that the broker refuses the account.
+// login returns err, or a refusal if err means that the broker rejects the account.
 func login(uri amqp091.URI, err error) error {
 	var reason, remedy string
 

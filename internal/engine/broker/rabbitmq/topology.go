@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// unconsumedTTL is how long, in milliseconds, a queue keeps the messages of a topic
+// unconsumedTTL is how long, in milliseconds, a queue keeps the messages on a topic
 // that is not consumed here: 7 days.
 const unconsumedTTL = int64(7 * 24 * time.Hour / time.Millisecond)
 
@@ -160,7 +160,7 @@ func (l *live) unlimitedNeedsArgument() bool {
 	return err == nil && n >= 4
 }
 
-// bind routes the messages of a topic from the exchange to its queue. An account that
+// bind routes the messages on a topic from the exchange to its queue. An account that
 // may not bind uses the bindings that exist; Publish fails if there are none.
 func (t *topology) bind(l *live, topic string) error {
 	if !t.cfg.Declare {
@@ -316,7 +316,7 @@ func refused(err error) bool {
 }
 
 // sorted returns err as a driver.RefusedError if it is an answer of the broker that
-// concerns a topic and will not change by itself.
+// concerns a topic and will not change on its own.
 func sorted(err error, topic, remedy string) error {
 	if !answered(err, amqp091.AccessRefused, amqp091.NotFound, amqp091.ResourceLocked, amqp091.PreconditionFailed) {
 		return err

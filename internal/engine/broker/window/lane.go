@@ -11,7 +11,7 @@ import (
 // nacks only while the service stops or a consumer is suspended.
 const nackDelay = time.Second
 
-// lane delivers the messages of one key in order.
+// lane delivers the messages with one key in order.
 type lane struct {
 	*Window
 

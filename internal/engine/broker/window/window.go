@@ -85,9 +85,9 @@ type Acks struct {
 }
 
 // Window holds the messages of one partition or queue that are in hand. A lane delivers
-// the messages of one key in order: the next one follows once the consumer has joined
-// the line with the previous one, or has acknowledged it. A lane is a goroutine that
-// exists while its key has messages, so idle keys cost nothing.
+// the messages with one key in order: the next one follows once the consumer has put
+// the previous one in line, or has acknowledged it. A lane is a goroutine that exists
+// while its key has messages, so idle keys cost nothing.
 type Window struct {
 	ctx     context.Context //nolint:containedctx // it is the lifetime of a session, not a request
 	budget  *Budget
