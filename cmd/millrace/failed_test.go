@@ -287,7 +287,7 @@ func TestFailedRequeueLeavesOvertakenMessages(t *testing.T) {
 	}
 
 	expectEach(t, url, []invocation{
-		{"failed show 1", 0, "overtaken   is overtaken: 2 later messages of key key0 were applied"},
+		{"failed show 1", 0, "overtaken   is overtaken: 2 later messages with key key0 were applied"},
 		{"failed show 2", 0, "key1"},
 		{"failed requeue 1 2 --dry-run", exitFailure, "would requeue 1 of 2 stopped messages\nrefused message 1: is overtaken: 2 later"},
 		{"failed requeue 1 2 --json", exitFailure, `"overtaken": 1`},

@@ -717,7 +717,7 @@ func TestOnlyMessagesThatMayBeAwaitedAreTriedAheadOfTheFirst(t *testing.T) {
 	behind(0)
 }
 
-// stopAndAwait stores a stopped message of key "k" for each of two consumers. For the
+// stopAndAwait stores a stopped message with key "k" for each of two consumers. For the
 // first consumer, another message of the key waits and awaits a message on "notes".
 func stopAndAwait(r rig) {
 	r.t.Helper()
