@@ -100,7 +100,7 @@ func pauseAboveDeliveryLimit(t *testing.T, s *apptest.Service, admin broker.Conf
 		brokertest.ProduceRabbitMQ(t, admin, "orders.created", brokertest.Foreign{
 			Payload: fmt.Appendf(nil, `{"order":{"id":"paused-%d","product_id":"product_1","quantity":1,"total_amount":1}}`, i),
 		})
-		reported(t, s, expected{"fulfilment.place", 200, health.Degraded, "paused by ann", "millrace consumers resume", ""})
+		reported(t, s, expected{"fulfilment.place", 200, health.Degraded, "paused", "millrace consumers resume", ""})
 
 		if i == pauses-1 {
 			s.Stop() // gives back what it has in hand
