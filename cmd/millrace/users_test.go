@@ -82,7 +82,7 @@ func TestUsersEraseAsksForAReasonAndErases(t *testing.T) {
 		{"users erase alice --dry-run", 0, "would erase user alice: 0 waiting messages, the content of 0 failed messages, the text of 0 operator actions, 0 rows of analytics, 0 rows of misses, 1 row of notifications, 1 row of users; 0 rows to review"},
 		{"users show alice", 0, "alice@home.example"},
 		{"users erase alice --yes", exitUsage, "why: is missing, expected a reason"},
-		{"users erase alice --yes --why alice@home.example", exitUsage, "why: contains a name or an address"},
+		{"users erase alice --yes --why alice@home.example", exitUsage, "why: contains the person's name or address"},
 		{"users erase alice --yes --why ticket --search x", exitUsage, "search[0]: expected printable text of at least 3 bytes"},
 		{"users erase alice --yes --why ticket", 0, "erased user alice: 0 waiting messages"},
 		{"users erase alice --yes --why ticket --json", 0, `"emptied": 0`},

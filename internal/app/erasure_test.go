@@ -502,8 +502,8 @@ func TestAnErasureNeedsAReasonThatMayBeKept(t *testing.T) {
 
 	for why, want := range map[string]string{
 		"": "why: is missing", " ": "why: is missing",
-		"mail of ADEL@home.example, 1 May": "why: contains a name or an address",
-		"as ädelheid quastenberg asked":    "why: contains a name or an address",
+		"mail of ADEL@home.example, 1 May": "why: contains the person's name or address",
+		"as ädelheid quastenberg asked":    "why: contains the person's name or address",
 	} {
 		_, err := s.Router.Erase(t.Context(), consumer.Erasing{Subject: "adel-1", By: activity.Actor{Who: "op", Why: why}})
 		if event.KindOf(err) != event.Invalid || !strings.Contains(err.Error(), want) {

@@ -76,7 +76,7 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 	}
 
 	if len(rest) > 0 {
-		a.run(rest) // blocking may have taken long, so what was known is out of date
+		a.run(rest) // blocking may have taken a while, so known is out of date
 	}
 }
 
@@ -107,7 +107,7 @@ func (a *admission[P]) lookUp(ctx context.Context, units []*unit[event.Event[P]]
 	return known, err
 }
 
-// block stores a message behind the waiting ones of its key. It writes, so a server that
+// block stores a message behind the waiting ones with its key. It writes, so a server that
 // answers only reads opens the breaker. blocked is false if the key no longer waits.
 func (a *admission[P]) block(d *delivery) (blocked bool, err error) {
 	err = a.router.untilAvailable(func(ctx context.Context) (err error) {

@@ -66,8 +66,8 @@ func (a *awaited) has(topic string) bool {
 	return has
 }
 
-// refreshAwaited reads which topics are awaited, because other replicas park messages
-// too.
+// refreshAwaited reads which topics are awaited, because other replicas also park
+// messages.
 func (r *Router) refreshAwaited(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
@@ -82,7 +82,7 @@ func (r *Router) refreshAwaited(ctx context.Context) error {
 	return err
 }
 
-// wakeAwaiting makes those keys due that await the given messages, which were just
+// wakeAwaiting makes the keys due that await the given messages, which have just been
 // applied. If it fails, those keys are tried again when they become due.
 func (r *Router) wakeAwaiting(topic string, keys []string) {
 	if !r.awaited.has(topic) {
@@ -99,12 +99,12 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 	})
 }
 
-// overdue reports whether a message has waited as long as it may for another one. The
-// time is suspended while the topic of the other message is stalled, because that
-// message may be in its backlog, and for as long again afterwards, while the backlog is
-// processed. It is also suspended while the other message is among the failed messages
-// or in the outbox; held then says so. The time starts again once the other message has
-// left the outbox, because only then is it in its broker.
+// overdue reports whether a message has waited as long as it may for another one. Time
+// does not count while the topic of the other message is stalled, because that message
+// may be in its backlog, and for as long again afterwards, while the backlog is being
+// processed. Nor does it count while the other message is among the failed messages or
+// in the outbox; held says which. The time restarts once the other message has left the
+// outbox, because it only reaches its broker then.
 func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, held string) {
 	limit := r.cfg.AwaitTimeout
 
@@ -150,12 +150,12 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 	}
 }
 
-// notBegun delays the time of a message that awaits one in the outbox. It is so long that
-// the time does not begin before the message is tried again, even if its consumer is
+// notBegun delays the waiting time of a message that awaits one in the outbox. It is long
+// enough that the message is tried again before that time begins, even if its consumer is
 // paused. delivery.waited is negative until the time begins.
 const notBegun = 365 * 24 * time.Hour
 
-// awaitFrom makes the time of a message that awaits another one begin after a delay.
+// awaitFrom starts the waiting time of a message that awaits another one after a delay.
 func (r *Router) awaitFrom(d *delivery, after time.Duration) {
 	r.briefly(r.working, "could not record that an awaited message was in the outbox", func(ctx context.Context) error {
 		return r.failed.AwaitFrom(ctx, *d.entry, after)

@@ -40,8 +40,8 @@ type unit[E any] struct {
 func (u *unit[E]) key() string      { return u.from.key }
 func (u *unit[E]) standing() *place { return u.from.place }
 
-// settle gives the unit its result. If nothing can change the result any more, the units
-// behind this one may continue immediately.
+// settle gives the unit its result. If the result is final, the units behind this one may
+// continue immediately.
 func (u *unit[E]) settle(err error) {
 	if u.from.place != nil && (err == nil || errors.Is(err, errBlocked)) {
 		u.from.place.over.Store(true)
@@ -61,7 +61,7 @@ func newBatches[E any](r *Router, consumer string, run func(units []*unit[E]) (b
 	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, run)}
 }
 
-// timed is run, and measures how long units wait for it.
+// timed wraps run and measures how long units wait for it.
 func timed[E any](r *Router, consumer string, run func(units []*unit[E]) (behind []*unit[E])) func(units []*unit[E]) (behind []*unit[E]) {
 	waited := r.metrics.batchWait.WithLabelValues(consumer)
 
@@ -96,7 +96,7 @@ func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, found map[
 	blocked := map[uuid.UUID]bool{}
 
 	for i, u := range units {
-		// A unit that repeats a blocked one was not applied either.
+		// A repeat of a blocked unit has not been applied either.
 		u.blocked, u.verdict = blocked[u.from.id], verdicts[i]
 
 		if !u.blocked && u.verdict == inbox.Fresh && u.mayBeBlocked(found) {
@@ -135,7 +135,7 @@ func (u *unit[E]) mayBeBlocked(found map[string]bool) bool {
 	return is
 }
 
-// decided returns the units that an operator's decision keeps from being applied; see
+// decided returns the units that an operator's decision prevents from being applied; see
 // failed.Decided.
 func (b batches[E]) decided(ctx context.Context, db postgres.Querier, units []*unit[E], found map[string]bool) (map[int]bool, error) {
 	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.mayBeBlocked(found) }) {
@@ -170,8 +170,7 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
-	// repeats is the last time that messages were claimed as new although one of them was
-	// not.
+	// repeats is when messages were last claimed as new although one of them was not.
 	repeats atomic.Int64 // nanoseconds since 1970
 	// performed is true if the units' effects have been performed. The effects are then
 	// recorded, whatever operators have decided since.
@@ -186,7 +185,7 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 }
 
 // apply completes the units, except those that it returns. These are behind a failed unit
-// of their line and must wait until the failed one has its fate.
+// in their line and must wait until the failed one has its fate.
 func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 	units = returnBroken(units)
 	if len(units) == 0 {
@@ -213,7 +212,7 @@ func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 	return nil
 }
 
-// returnBroken returns the units of broken lines to their broker. left has the others.
+// returnBroken returns the units of broken lines to their broker. left holds the others.
 func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
 	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.from.place.broken() }) {
 		return units
@@ -244,9 +243,10 @@ func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 	return behind
 }
 
-// reject completes the rejected units that are the first of their lines. Units that are
-// neither rejected nor behind a rejected one run together again. A rejected unit behind
-// others of its line is judged again once the others are over, because they may yet fail.
+// reject completes the rejected units that are first in their lines. Units that are
+// neither rejected nor behind a rejected one are run together again. A rejected unit
+// behind others in its line is judged again once those are over, because they may yet
+// fail.
 func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind []*unit[E]) {
 	rest := make([]*unit[E], 0, len(units))
 
@@ -323,11 +323,11 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 }
 
 // expectRepeats is how long claims expect repeated messages after a claim has found one:
-// a broker that delivers messages again delivers many.
+// a broker that redelivers one message redelivers many.
 const expectRepeats = time.Minute
 
-// attempt is transact in one transaction. It returns inbox.ErrClaimed if repeated is
-// false and a unit had already been claimed.
+// attempt does the work of transact in one transaction. It returns inbox.ErrClaimed if
+// repeated is false and a unit had already been claimed.
 func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated bool) (caused int, err error) {
 	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
 		fresh, index, err := a.claim(ctx, tx, units, repeated)

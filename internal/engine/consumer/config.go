@@ -14,7 +14,7 @@ import (
 type Config struct {
 	// MaxBatch is the maximum number of messages per transaction. Defaults to 256.
 	MaxBatch int `koanf:"max_batch"`
-	// ConcurrentBatches is how many transactions a consumer runs concurrently.
+	// ConcurrentBatches is the number of transactions that a consumer runs concurrently.
 	// Messages with the same key are never in two of them. A value of 1 gives larger
 	// batches and uses less CPU; higher values help if the database is far away.
 	// Defaults to 1.
@@ -22,7 +22,7 @@ type Config struct {
 	// HandlerTimeout bounds one attempt to apply a batch or to perform an
 	// effect. Defaults to 20s.
 	HandlerTimeout time.Duration `koanf:"handler_timeout"`
-	// Retries is how many times a failed message is retried immediately. Defaults to 3.
+	// Retries is the number of immediate retries of a failed message. Defaults to 3.
 	Retries int `koanf:"retries"`
 	// RetryInterval is the delay before the first immediate retry. Defaults to 50ms.
 	RetryInterval time.Duration `koanf:"retry_interval"`
@@ -31,18 +31,17 @@ type Config struct {
 	ParkInterval time.Duration `koanf:"park_interval"`
 	// ParkMaxInterval caps ParkInterval. Defaults to 10m.
 	ParkMaxInterval time.Duration `koanf:"park_max_interval"`
-	// ParkAttempts is how many times a waiting message is retried before it is
+	// ParkAttempts is the number of times that a waiting message is retried before it is
 	// stopped. At 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
 	// AwaitTimeout is how long a message waits for another one that it depends on, such
-	// as the creation of its user on another topic. The time is suspended while consumers
-	// of the other message are paused, unavailable or starting, or while the other
-	// message is among the failed messages or in the outbox. 0 disables waiting. Defaults
-	// to 1m.
+	// as the creation of its user on another topic. Time does not count while consumers of
+	// the other message are paused, unavailable or starting, or while the other message is
+	// among the failed messages or in the outbox. 0 disables waiting. Defaults to 1m.
 	AwaitTimeout time.Duration `koanf:"await_timeout"`
 	// PerTopic sets Retries, RetryInterval, ParkInterval, ParkMaxInterval and ParkAttempts
-	// for single topics, instead of the values above and a topic's own defaults. Empty by
-	// default.
+	// for individual topics, overriding the values above and a topic's own defaults. Empty
+	// by default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in flight.
 	// Keep it below the grace period of the container. Defaults to 15s.
@@ -97,7 +96,7 @@ func (c Config) validateRetries(prefix string) error {
 	return errors.Join(
 		check.Value(c.Retries >= 0 && c.Retries <= 20, prefix+"retries", c.Retries, "0 to 20"),
 		check.Value(c.RetryInterval > 0 && c.RetryInterval <= maxRetryInterval, prefix+"retry_interval", c.RetryInterval,
-			"more than 0s and at most 2s, because it delays later messages of the key"),
+			"more than 0s and at most 2s, because it delays later messages with the same key"),
 		check.Value(c.ParkInterval > 0, prefix+"park_interval", c.ParkInterval, "more than 0s"),
 		check.Value(c.ParkMaxInterval >= c.ParkInterval, prefix+"park_max_interval", c.ParkMaxInterval, "at least park_interval"),
 		check.Value(c.ParkAttempts >= 0, prefix+"park_attempts", c.ParkAttempts, "0 or more"),
@@ -126,7 +125,8 @@ func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 const minAwait = 500 * time.Millisecond
 
 // await returns how long a message waits before it looks again for the one it awaits.
-// waited is its time so far, negative if that has not begun.
+// waited is how long it has waited so far, or negative if that time is not being counted
+// yet.
 func (c Config) await(waited time.Duration) time.Duration {
 	if waited < 0 {
 		return c.AwaitTimeout

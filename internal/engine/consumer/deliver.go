@@ -41,8 +41,8 @@ type delivery struct {
 	entry *failed.Entry
 	// failures counts the previous failures.
 	failures int
-	// ahead is true if the message is tried before an earlier one of its key, because the
-	// earlier one awaits a message on the same topic.
+	// ahead is true if the message is tried before an earlier one with its key, because
+	// the earlier one awaits a message on the same topic.
 	ahead bool
 	// waited is the time since the message was first found to await another one, or 0.
 	waited time.Duration
@@ -53,8 +53,8 @@ type delivery struct {
 	// suspended.
 	maxWait time.Duration
 	// session ends when the broker takes the message back: its partition or its
-	// connection is lost, so somebody else receives the message. If the message still
-	// waits, it gives way; if it is being applied, that is finished.
+	// connection is lost, so somebody else receives the message. If the message is
+	// still waiting, it gives way; if it is being applied, that is completed.
 	session context.Context //nolint:containedctx // it is a lifetime that outlasts no call
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
@@ -163,7 +163,7 @@ type fate struct {
 	outcome outcome
 	// err is why the message was not applied.
 	err error
-	// attempts counts the failed attempts so far.
+	// attempts counts the failed attempts.
 	attempts int
 	// wait is how long the message is parked.
 	wait time.Duration
@@ -241,9 +241,9 @@ func (r *Router) try(d *delivery, overdue bool) error {
 
 // errLineBroken returns a message because one ahead of it was returned, or because the
 // broker takes back the messages with its key.
-var errLineBroken = errors.New("an earlier message of the key was returned to the broker")
+var errLineBroken = errors.New("an earlier message with the same key was returned to the broker")
 
-// errBlocked reports that a message is blocked by an earlier one of its key.
+// errBlocked reports that a message is blocked by an earlier one with its key.
 var errBlocked = errors.New("the message is blocked by an earlier one with its key")
 
 // decide determines the fate of a message from the error of its last attempt.
@@ -280,9 +280,9 @@ func (r *Router) decide(d *delivery, err error) fate {
 	return f
 }
 
-// inTurn makes a message that is to be stored wait until it is the first of its line. A
+// inTurn makes a message that is to be stored wait until it is first in its line. A
 // message that reached no batch, because it is invalid or its consumer is suspended, may
-// come here before its turn.
+// get here before its turn.
 func (d *delivery) inTurn(f fate) fate {
 	if d.place == nil || f.outcome != stopped && f.outcome != parked || d.route.lines.awaitTurn(d.place) {
 		return f
@@ -363,7 +363,7 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 		log(slog.LevelWarn, "message stopped", slog.String("reason", reason))
 	case f.outcome == parked && isPending(f.err):
 		log(slog.LevelInfo, "message is waiting for an outcome", slog.Duration("wait", f.wait.Round(time.Millisecond)))
-	case f.outcome == parked && len(f.awaits) > 0 && d.entry != nil: // logged before
+	case f.outcome == parked && len(f.awaits) > 0 && d.entry != nil: // already logged
 	case f.outcome == parked && len(f.awaits) > 0:
 		log(slog.LevelInfo, "message parked: it arrived before a message that it depends on")
 	case f.outcome == parked && !isReturn(f.err):
@@ -401,7 +401,7 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 		err := r.deliverAll(session, routes, msg, join(session, routes))
 
 		// Watermill answers after this function returns, but the message is in flight
-		// until it is answered. A second answer does nothing.
+		// until it is answered. A second answer has no effect.
 		if err != nil {
 			msg.Nack()
 		} else {
@@ -414,7 +414,7 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 
 // join puts the message of ctx at the end of its line at each consumer. The
 // subscriber may then deliver the next one. It returns nil if the message is in no line, or
-// if a consumer takes the messages of a key one at a time.
+// if a consumer takes messages with the same key one at a time.
 func join(ctx context.Context, routes []*Route) []*place {
 	l := line.Of(ctx)
 	if l == nil || slices.ContainsFunc(routes, func(route *Route) bool { return route.lines == nil }) {

@@ -20,7 +20,7 @@ import (
 
 // EraseFunc removes a person's data from the tables of a domain and returns the
 // number of rows changed. seen is true if a message about the person was found. If a
-// domain keeps persons and has none with this ID, it returns a NotFound error unless
+// domain stores persons and has none with this ID, it returns a NotFound error unless
 // seen is true.
 type EraseFunc func(ctx context.Context, tx pgx.Tx, subject string, seen bool) (rows int64, err error)
 
@@ -51,8 +51,8 @@ type Erasing struct {
 	Subject string
 	// Search lists further texts to look for, such as a phone number.
 	Search []string
-	// Failed and Actions are the IDs of failed messages and operator actions to erase
-	// too: those that an operator has found to be about the person.
+	// Failed and Actions are the IDs of further failed messages and operator actions to
+	// erase: those that an operator has found to be about the person.
 	Failed, Actions []int64
 	// DryRun changes nothing.
 	DryRun bool
@@ -81,14 +81,14 @@ type Erasure struct {
 	// PersonalID is true if the ID itself, which is kept, contains such a text.
 	PersonalID bool `json:"personal_id,omitempty"`
 
-	// unknown is true if there was nothing about the person.
+	// unknown is true if nothing about the person was found.
 	unknown bool
 }
 
 // maxMentions is the maximum number of mentions in one table.
 const maxMentions = 1000
 
-// minText is the minimum length of a text that is looked for: a shorter one would be
+// minText is the minimum length of a text to look for: a shorter one would be
 // found everywhere.
 const minText = 3
 
@@ -99,7 +99,7 @@ var errDryRun = errors.New("dry run")
 // messages whose payload types implement event.Personal. It also looks in all tables
 // of the schema for texts by which the person can be recognised. It can be repeated to
 // remove data that arrived later, such as a late message that failed because the person
-// had been erased. It does not affect messages that were already published.
+// had been erased. It does not affect messages that have already been published.
 func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error) {
 	if err := e.check(); err != nil {
 		return done, err
@@ -116,8 +116,8 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 	}
 
 	// The search reads everything. It runs before the transaction, because the texts are
-	// still known then and the locks of the transaction would stop consumers. Afterwards
-	// only the rows that it found are searched again.
+	// still known at that point and the transaction's locks would stop consumers. After
+	// that, only the rows that it found are searched again.
 	found, err := postgres.Find(ctx, r.pool, search)
 	if err != nil {
 		return done, err
@@ -214,7 +214,7 @@ func (r *Router) textsOf(ctx context.Context, e Erasing) (texts []string, err er
 	}
 
 	if err == nil && mentioned(e.By.Why, texts) {
-		err = event.Errorf(event.Invalid, "why: contains a name or an address of the person, expected a reason that may be kept, such as a ticket number")
+		err = event.Errorf(event.Invalid, "why: contains the person's name or address, expected a reason that may be kept, such as a ticket number")
 	}
 
 	return texts, err
@@ -311,7 +311,7 @@ func (d Erasure) empty() bool {
 }
 
 // Personal reports whether messages on a topic may have personal data or free text. They
-// may if a handler or a producer declares it, or if nobody knows the topic.
+// may if a handler or a producer declares so, or if the topic is unknown.
 func (r *Router) Personal(topic string) bool {
 	known := false
 

@@ -21,10 +21,10 @@ type memory struct {
 }
 
 // Remember sets how long the inbox remembers applied messages. A message is stopped if it
-// was written to its broker's log longer ago and is not in the inbox, because it may have
-// been applied. An operator who knows that it was not applied requeues it.
+// was written to its broker's log longer ago than that and is not in the inbox, because it
+// may have been applied. An operator who knows that it has not been applied requeues it.
 func (r *Router) Remember(retention time.Duration) {
-	r.refuseAfterRun("the retention of the inbox")
+	r.refuseAfterRun("the inbox retention")
 	r.memory.retention = retention
 }
 
@@ -40,8 +40,8 @@ func (d *delivery) written() (at time.Time, known bool) {
 	return at, err == nil
 }
 
-// forgotten rejects a message that the inbox may have forgotten. It does not check a
-// failed message, because that is for an operator to decide.
+// forgotten rejects a message that the inbox may have forgotten. It does not check
+// failed messages, because operators decide on those.
 func (r *Router) forgotten(d *delivery) error {
 	if d.entry != nil || r.memory.retention == 0 {
 		return nil
@@ -76,7 +76,7 @@ func (r *Router) forgotten(d *delivery) error {
 			"If it has not been applied, requeue it: `millrace failed requeue`", written.Format(time.RFC3339), r.memory.retention))
 }
 
-// young reports whether the database has forgotten nothing yet.
+// young reports whether the database is too young to have forgotten anything.
 func (m *memory) young(ctx context.Context, pool postgres.Querier) (bool, error) {
 	created := m.created.Load()
 	if created == nil {

@@ -12,8 +12,8 @@ import (
 )
 
 // The inbox may have forgotten a message only if the message was written before
-// everything that the inbox remembers, and only if the database is older than that,
-// too.
+// everything that the inbox remembers, and only if the database is also older than
+// that.
 func TestAMessageIsStoppedOnlyIfItMayBeForgotten(t *testing.T) {
 	t.Parallel()
 

@@ -16,7 +16,7 @@ type queued interface {
 
 // group implements natural group commit: items that arrive during a run form the next
 // batch. There is no timer, so a single item does not wait. A batch may have several items
-// of a line, in order. An item enters a batch only if those ahead of it in its line are
+// from a line, in order. An item enters a batch only if those ahead of it in its line are
 // over or in the same batch.
 type group[T queued] struct {
 	lines

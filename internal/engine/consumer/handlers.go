@@ -83,9 +83,9 @@ type Effect[P event.Payload, R any] struct {
 	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
 }
 
-// OnEffect registers a handler that calls an external system. The events of a key come
-// one at a time. An event that is already in the inbox is acknowledged without Perform.
-// See On for publishes.
+// OnEffect registers a handler that calls an external system. Events with the same key
+// come one at a time. An event that is already in the inbox is acknowledged without
+// Perform. See On for publishes.
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
@@ -165,7 +165,7 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 	}
 }
 
-// late passes an event that was already applied to a handler.
+// late passes a handler an event that has already been applied.
 func (a *applier[E]) late(handle batchHandler[E], late E) error {
 	return a.router.untilAvailable(func(ctx context.Context) error {
 		return postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
@@ -215,7 +215,7 @@ func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.Unav
 }
 
 // register adds a route that decodes payload type P and then calls handle. lines is nil
-// if the messages of a key must come one at a time.
+// if messages with the same key must come one at a time.
 func register[P event.Payload](r *Router, consumer string, lines *lines, handle func(event.Event[P], *delivery) error, publishes []event.Payload) {
 	var zero P
 

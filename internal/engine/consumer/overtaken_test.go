@@ -246,7 +246,7 @@ func requeueMeanwhile(t *testing.T, replicas []*rig, do func()) {
 	operators.Wait()
 }
 
-// appliedInOrder returns how many messages of a key were applied. It checks that none
+// appliedInOrder returns the number of applied messages with a key. It checks that none
 // was applied after a later one.
 func (r *rig) appliedInOrder(key string) (applied int) {
 	r.t.Helper()
@@ -265,8 +265,8 @@ func (r *rig) appliedInOrder(key string) (applied int) {
 	return applied
 }
 
-// On two replicas, messages that fail once are requeued, without the word, while others of
-// their keys arrive. No message is ever applied after a later one of its key.
+// On two replicas, messages that fail once are requeued, without the word, while others
+// with their keys arrive. No message is ever applied after a later one with its key.
 func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 	t.Parallel()
 

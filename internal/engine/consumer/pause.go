@@ -34,7 +34,7 @@ const (
 // Pause is an operator's pause of a consumer.
 type Pause struct {
 	Consumer string `json:"consumer"`
-	// Who and Why are empty in what everybody may see; see Anonymous.
+	// Who and Why are empty where anybody may see the pause; see Anonymous.
 	Who string    `json:"who,omitempty"`
 	Why string    `json:"why,omitempty"`
 	At  time.Time `json:"paused_at"`
@@ -43,7 +43,7 @@ type Pause struct {
 }
 
 // Anonymous returns the pause without what people have written, which may be personal
-// data: the name of the operator and the reason.
+// data: the operator's name and the reason.
 func (p Pause) Anonymous() Pause {
 	p.Who, p.Why = "", ""
 
@@ -242,7 +242,7 @@ func (r *Router) watch(ctx context.Context, seen chan<- struct{}) {
 	}
 }
 
-// look reads the pauses unless Postgres is unavailable, and reports whether it could.
+// look reads the pauses unless Postgres is unavailable, and reports whether it succeeded.
 func (r *Router) look(ctx context.Context) bool {
 	waiting, cancel := context.WithTimeout(ctx, watchInterval)
 	defer cancel()
@@ -311,7 +311,7 @@ func Pauses(ctx context.Context, db postgres.Querier) ([]Pause, error) {
 	return pauses, err
 }
 
-// readPauses returns the pauses in force, and how many are over but still stored.
+// readPauses returns the pauses in force, and the number of expired ones still stored.
 func readPauses(ctx context.Context, db postgres.Querier) (pauses []Pause, over int, err error) {
 	type stored struct {
 		Pause
@@ -336,7 +336,7 @@ func readPauses(ctx context.Context, db postgres.Querier) (pauses []Pause, over 
 	return pauses, over, nil
 }
 
-// endPauses deletes the pauses that are over and records that.
+// endPauses deletes expired pauses and records that they have expired.
 func (r *Router) endPauses(ctx context.Context) error {
 	return postgres.InTx(ctx, r.pool, func(tx pgx.Tx) error {
 		ended, err := postgres.Collect(ctx, tx, pgx.RowTo[string],

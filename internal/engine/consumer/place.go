@@ -27,11 +27,11 @@ type place struct {
 	ahead *place
 	// ticket is the order of arrival among all messages for the consumer.
 	ticket uint64
-	// batch is the number of the last batch with the message.
+	// batch is the number of the last batch that contained the message.
 	batch uint64
 	// over is true once the message has its fate. Those behind it may then be applied.
 	over atomic.Bool
-	// left is closed when the message leaves, if another one waits for that.
+	// left is closed when the message leaves, if another one is waiting for it to leave.
 	left chan struct{}
 }
 

@@ -17,8 +17,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
-// maxRetryInterval caps the delay between immediate retries, which delay later messages of
-// the key.
+// maxRetryInterval caps the delay between immediate retries, which delay later messages
+// with the same key.
 const maxRetryInterval = 2 * time.Second
 
 // quickRetries returns Watermill's Retry. It asks for the interval twice per attempt if
@@ -41,17 +41,17 @@ func quickRetries(c Config) middleware.Retry {
 }
 
 const (
-	// leaseDuration is how long a key of a process that died stays leased.
+	// leaseDuration is how long a key stays leased after its process has died.
 	leaseDuration = 30 * time.Second
-	// renewInterval is the time between renewals of all leases. A lease survives five that
-	// fail.
+	// renewInterval is the time between renewals of all leases. A lease survives five
+	// failed ones.
 	renewInterval = 5 * time.Second
 	// suspendedWait is how long a key waits after an error that has nothing to do with its
 	// messages.
 	suspendedWait = 5 * time.Second
-	// retryLimit is how long the loop may take until it leases keys again.
+	// retryLimit is how long the loop may take before it leases keys again.
 	retryLimit = time.Minute
-	// keysAtOnce limits the keys of a consumer retried concurrently, so that a
+	// keysAtOnce limits how many keys of a consumer are retried concurrently, so that a
 	// slow consumer leaves room for others.
 	keysAtOnce = 32
 )
@@ -70,8 +70,8 @@ func (r *Router) retryWaiting(ctx context.Context) {
 	defer r.renewLeases(&held)()
 	defer running.Wait()
 
-	// room is how many more keys of each consumer may be retried. A key wakes the loop
-	// if any of its messages was settled, because others may be due.
+	// room is the number of further keys of each consumer that may be retried. A key wakes
+	// the loop if any of its messages was settled, because others may be due.
 	room := make(map[string]*atomic.Int64, len(r.routes))
 	for _, consumer := range r.consumers() {
 		room[consumer] = &atomic.Int64{}
@@ -104,7 +104,7 @@ func (r *Router) retryWaiting(ctx context.Context) {
 	}
 }
 
-// retrySoon makes retryWaiting look for due keys now.
+// retrySoon makes retryWaiting look for due keys immediately.
 func (r *Router) retrySoon() {
 	select {
 	case r.due <- struct{}{}:
@@ -193,7 +193,7 @@ func (r *Router) endLease(ctx context.Context, lease failed.Lease, wait time.Dur
 
 // retryKey retries the messages of a leased key in order until one is parked again or none
 // is left. It continues past a message that awaits another one on its own topic, because
-// the other one may be behind it. It returns how many messages were settled or parked, and
+// the other one may be behind it. It returns the number of messages settled or parked, and
 // how long the key has to wait if its message was returned.
 func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int, wait time.Duration) {
 	var last, after int64

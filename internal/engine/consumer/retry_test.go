@@ -434,7 +434,7 @@ func TestAnEffectIsRetriedAfterTheRequestedDelay(t *testing.T) {
 	}
 }
 
-// A server that answers only reads stays unavailable, also for messages that are to be
+// A server that answers only reads stays unavailable, even for messages that are to be
 // blocked.
 func TestAFullDiskOpensTheBreakerForEffectsOfWaitingKeys(t *testing.T) {
 	t.Parallel()

@@ -59,10 +59,11 @@ type Router struct {
 	// due wakes retryWaiting.
 	due chan struct{}
 
-	// Retries tracks whether waiting messages are retried.
+	// Retries tracks whether waiting messages are being retried.
 	Retries *health.Loop
 
-	// outbox batches searches of the outbox for awaited messages. A unit has their topics.
+	// outbox batches searches of the outbox for awaited messages. A unit holds the topics
+	// to search.
 	outbox batches[[]string]
 
 	// stopping is cancelled when shutdown begins: waiting messages are returned.
@@ -194,7 +195,7 @@ func (r *Router) Check(consumer string, payload []byte) (key string, err error) 
 	return route.Check(payload)
 }
 
-// consumers returns the names of the consumers, in order of the routing table.
+// consumers returns the names of the consumers, in the order of the routing table.
 func (r *Router) consumers() []string {
 	return postgres.Column(r.routes, func(route *Route) string { return route.Consumer })
 }

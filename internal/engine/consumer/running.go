@@ -19,13 +19,13 @@ type stalls struct {
 	latest map[string]stall
 }
 
-// stall is a time during which a topic was not processed.
+// stall is a period during which a topic was not processed.
 type stall struct{ began, ended time.Time }
 
 // maxBacklogTime limits how long the backlog after a stall may take.
 const maxBacklogTime = time.Hour
 
-// extended returns the stall of a topic that is not processed now.
+// extended returns the stall of a topic that is not being processed.
 func (s stall) extended(now time.Time) stall {
 	if now.Sub(s.ended) > 2*(watchInterval+queryTimeout) { // the check may take that long
 		s.began = now // a new stall
@@ -40,9 +40,9 @@ func (s stall) extended(now time.Time) stall {
 // long as the stall did.
 func (s stall) served() time.Time { return s.ended.Add(min(s.ended.Sub(s.began), maxBacklogTime)) }
 
-// Stalled returns why this process does not process the messages on some of the given
+// Stalled returns why this process is not processing the messages on some of the given
 // topics: a consumer is paused or waits for a dependency, or the broker is unavailable
-// or refuses the topic. It returns "" if all topics are processed.
+// or refuses the topic. It returns "" if all topics are being processed.
 func (r *Router) Stalled(topics ...string) string { return r.stalled(r.States(), topics...) }
 
 func (r *Router) stalled(states []State, topics ...string) string {
@@ -74,7 +74,7 @@ func (r *Router) stalled(states []State, topics ...string) string {
 	return strings.Join(why, ", ")
 }
 
-// noteStalled records which topics are not processed now.
+// noteStalled records which topics are not being processed.
 func (r *Router) noteStalled() {
 	topics, _ := r.Topics()
 	states := r.States()
@@ -130,7 +130,7 @@ func NewUndelivered(r *Router) event.Undelivered {
 
 		unpublished, err := outbox.Unpublished(briefly, r.pool, []string{topic}, keys)
 		if err != nil && briefly.Err() != nil && ctx.Err() == nil {
-			return keys, nil // Postgres is available, but the answer takes long
+			return keys, nil // Postgres is available, but slow to answer
 		}
 
 		return append(failed, unpublished...), err

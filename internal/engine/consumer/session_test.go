@@ -79,8 +79,8 @@ func answered(messages []*watermill.Message, by func(*watermill.Message) <-chan 
 	return true
 }
 
-// handled is a running router whose messages the test hands to it, with a consumer that
-// has an effect.
+// handled is a running router that the test hands messages to, with a consumer that has
+// an effect.
 type handled struct {
 	*handing
 

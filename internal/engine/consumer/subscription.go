@@ -10,7 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/breaker"
 )
 
-// Phase is how far this process has got with the subscription of a topic.
+// Phase is how far this process has got with subscribing to a topic.
 type Phase string
 
 // Phases.
@@ -21,7 +21,7 @@ const (
 	Connecting Phase = "connecting"
 	// Subscribed: messages arrive, as far as this process knows.
 	Subscribed Phase = "subscribed"
-	// Draining: the process stops and takes no more messages.
+	// Draining: the process is stopping and takes no more messages.
 	Draining Phase = "draining"
 )
 
@@ -58,7 +58,7 @@ func (s *subscriptions) subscribed(topic string, source Source) {
 	s.sources[topic] = source
 }
 
-// down returns why messages on a topic do not arrive, or "".
+// down returns why messages on a topic are not arriving, or "".
 func (s *subscriptions) down(topic string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

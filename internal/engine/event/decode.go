@@ -12,7 +12,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Limits of a payload, checked before it is decoded.
+// Limits on a payload, checked before it is decoded.
 const (
 	// MaxPayload is the maximum size of a payload in bytes.
 	MaxPayload = 1 << 20
@@ -124,7 +124,7 @@ func depth(data []byte) int {
 	return deepest
 }
 
-// Limits of a number in jsonb, well within Postgres's: numeric has at most 131072
+// Limits on a number in jsonb, well within Postgres's: numeric has at most 131072
 // digits before the decimal point and 16383 after it.
 const (
 	maxDigits   = 1000

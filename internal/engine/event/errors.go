@@ -22,7 +22,7 @@ const (
 	Invalid  Kind = "invalid"   // the request is contradictory or incomplete
 	Rejected Kind = "rejected"  // a consumer would reject the payload
 
-	Overtaken Kind = "overtaken"  // later messages of the key were applied
+	Overtaken Kind = "overtaken"  // later messages with the key have been applied
 	KeyChange Kind = "key-change" // an edit changes the key of a message
 )
 

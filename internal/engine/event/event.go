@@ -40,7 +40,7 @@ type Meta struct {
 	// Overdue is true once the message has waited as long as it may for another one
 	// that it depends on; see Await.
 	Overdue bool
-	// Ahead is true if an earlier message of the key awaits a message on this topic. The
+	// Ahead is true if an earlier message with the key awaits a message on this topic. The
 	// handler applies this message only if it is one that others await. Otherwise it
 	// returns Await, so that this message does not overtake the earlier one.
 	Ahead bool

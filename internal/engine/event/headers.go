@@ -13,7 +13,7 @@ type binaryValue struct {
 
 // MarshalJSON encodes the headers as an object of strings. Values that Postgres
 // cannot store as a JSON string (invalid UTF-8, or containing NUL) become {"base64":
-// "..."}; names like that are quoted.
+// "..."}; such names are quoted.
 func (h Headers) MarshalJSON() ([]byte, error) {
 	object := make(map[string]any, len(h))
 

@@ -10,7 +10,7 @@ import (
 // NativeID is the message ID of a broker that has one.
 type NativeID struct {
 	ID string
-	// Source names who assigned the ID, if the broker knows it. Another source may
+	// Source names whoever assigned the ID, if the broker knows. Another source may
 	// assign the same ID.
 	Source string
 }
@@ -80,7 +80,7 @@ func globalID(value string) (id string, ok bool) {
 		return parsed.String(), err == nil
 	}
 
-	if len(value) != 24 { // an ObjectID of MongoDB
+	if len(value) != 24 { // a MongoDB ObjectID
 		return "", false
 	}
 

@@ -46,7 +46,7 @@ func TestMessagesOfOtherSystemsAreIdentified(t *testing.T) {
 	}
 }
 
-// A header that is named id may identify anything.
+// A header named id may identify anything.
 func TestIDsThatMayBeOfAnythingAreNotOfTheMessage(t *testing.T) {
 	t.Parallel()
 

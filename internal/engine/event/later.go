@@ -47,7 +47,7 @@ func Pending(after time.Duration, err error) error {
 // consumer.await_timeout has passed. A handler that can then do without the other
 // message checks Meta.Overdue; otherwise the error becomes an ordinary failure.
 type EarlyError struct {
-	// Topics are those that may carry the other message.
+	// Topics lists the topics that may carry the other message.
 	Topics []string
 	Err    error
 }

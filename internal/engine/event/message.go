@@ -21,7 +21,7 @@ type Message struct {
 	Payload []byte
 }
 
-// maxKey is the maximum length of a key of a message to publish, in bytes.
+// maxKey is the maximum length of the key of a message to publish, in bytes.
 const maxKey = 2000
 
 // Check returns an error if the message cannot be stored and published as it is. Its

@@ -12,9 +12,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// wholeNumbers decodes whole numbers in each notation of JSON: 2, 2.0 and 20e-1 are
+// wholeNumbers decodes whole numbers in every JSON notation: 2, 2.0 and 20e-1 are
 // the same number (RFC 8259, section 6), and other systems write them differently.
-// The decoder alone accepts only 2. The option slows it down, so the option is only
+// On its own, the decoder accepts only 2. The option slows it down, so it is used only
 // for JSON that the decoder has refused.
 var wholeNumbers = json.WithUnmarshalers(json.UnmarshalFromFunc(decodeWhole))
 

@@ -9,7 +9,7 @@ import (
 // that person's messages of these types.
 type Personal interface {
 	Payload
-	// Subject returns the ID of the person, or "" if the payload does not name one.
+	// Subject returns the person's ID, or "" if the payload does not name one.
 	Subject() string
 	// Marks returns the texts in the payload by which the person can be recognised
 	// elsewhere, such as a name or an e-mail address.

@@ -59,8 +59,8 @@ func Unavailable(dependency string, err error) error {
 }
 
 // RejectSome is returned by a batch handler to reject some events, by index in the
-// batch. The transaction is rolled back, those events are rejected and the rest run
-// again together.
+// batch. The transaction is rolled back, those events are rejected and the rest are
+// run again together.
 type RejectSome map[int]error
 
 func (r RejectSome) Error() string {

@@ -9,7 +9,7 @@ import (
 // structuredType is the content type of a CloudEvent in structured mode.
 const structuredType = "application/cloudevents+json"
 
-// Unwrap takes a CloudEvent in structured mode apart: the attributes become ce_ headers,
+// Unwrap unpacks a CloudEvent in structured mode: the attributes become ce_ headers,
 // as in binary mode, and the data becomes the payload. Dapr and Knative publish such
 // events. Dapr does not set their content type on Kafka, so an object with the required
 // attributes counts as such an event even without the content type. Unwrap returns any

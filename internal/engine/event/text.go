@@ -90,8 +90,8 @@ func Storable(s string) error {
 	return nil
 }
 
-// Text returns s, quoted if Postgres cannot store it as text. It is for what must be
-// stored as it arrived, such as the key of a failed message.
+// Text returns s, quoted if Postgres cannot store it as text. It is for text that must
+// be stored as it arrived, such as the key of a failed message.
 func Text(s string) string {
 	if Storable(s) == nil {
 		return s

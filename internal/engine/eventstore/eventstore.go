@@ -81,7 +81,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 
 	// The first condition assigns the transaction's ID before its first position, which
 	// Horizon relies on. The second prevents gaps in a stream. The primary key rejects
-	// existing versions; ON CONFLICT would cost a tenth more for each row, and
+	// existing versions; ON CONFLICT would cost a tenth more per row, and
 	// conflicts are rare. With OFFSET 0, the second condition looks up each version by
 	// the primary key; without it, Postgres may first read the whole table into a hash.
 	tag, err := tx.Exec(ctx, `

@@ -180,7 +180,7 @@ func move(ctx context.Context, tx pgx.Tx, name string, position int64) error {
 type Status struct {
 	Name     string `json:"name"`
 	Position int64  `json:"position"`
-	// Behind is the number of remaining positions, an upper bound for the number of
+	// Behind is the number of remaining positions, an upper bound on the number of
 	// events.
 	Behind    int64      `json:"behind"`
 	UpdatedAt time.Time  `json:"updated_at"`

@@ -68,8 +68,8 @@ func (c KeyChange) err() error {
 		from = "from one that could not be read"
 	}
 
-	return &event.Error{Kind: event.KeyChange, Detail: c, Message: fmt.Sprintf("the edit changes the key %s to %s, and later messages of "+
-		"key %s that were applied are not known: to store it, name %s as the new key", from, c.To, c.To, c.To)}
+	return &event.Error{Kind: event.KeyChange, Detail: c, Message: fmt.Sprintf("the edit changes the key %s to %s; later messages with "+
+		"key %s may already have been applied, and there is no record of them: to store the edit, name %s as the new key", from, c.To, c.To, c.To)}
 }
 
 // Edit sets the payload that a stopped entry is requeued with. The original is kept.
@@ -125,8 +125,8 @@ func (s *Store) Edit(ctx context.Context, id int64, edit Edit, by activity.Actor
 	return e, err
 }
 
-// editKey moves e to the key of its new payload, if that differs. Messages of the new
-// key that are applied from now on are recorded as overtaking e.
+// editKey moves e to the key of its new payload, if that differs. Messages with the
+// new key that are applied from now on are recorded as overtaking e.
 func editKey(ctx context.Context, tx pgx.Tx, e Entry, key, allowed string) error {
 	if key == "" || StoredKey(key) == e.FailedKey {
 		return nil
@@ -194,7 +194,7 @@ type Pace struct {
 	Limit int
 	// DryRun only reports what the action would do.
 	DryRun bool
-	// OutOfOrder also requeues entries with older stopped entries of their key.
+	// OutOfOrder also requeues entries whose key has older stopped entries.
 	OutOfOrder bool
 	// Overtaken also requeues entries that are overtaken.
 	Overtaken bool
@@ -216,8 +216,8 @@ type Outcome struct {
 	// changes in the first entries.
 	Unchanged int         `json:"unchanged,omitempty"`
 	Diffs     []EntryDiff `json:"diffs,omitempty"`
-	// Changed counts selected entries that were no longer stopped when it was their
-	// turn: someone else was faster.
+	// Changed counts selected entries that were no longer stopped when their turn came:
+	// someone else was faster.
 	Changed int  `json:"changed"`
 	DryRun  bool `json:"dry_run,omitempty"`
 	// Last is the ID of the last entry examined. Newest is the ID of the newest entry
@@ -265,7 +265,7 @@ func (o *Outcome) did(list []Entry) {
 	}
 }
 
-// chunkSize is how many entries are processed per transaction.
+// chunkSize is the number of entries processed per transaction.
 const chunkSize = 100
 
 // chunkTimeout bounds one transaction, which ignores the end of the caller's context.

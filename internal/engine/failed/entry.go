@@ -88,7 +88,7 @@ type Entry struct {
 	// failure.
 	FirstRelease string `json:"first_release"`
 	LastRelease  string `json:"last_release"`
-	// Group identifies messages that failed for the same cause, which is the error
+	// Group identifies messages that failed from the same cause, which is the error
 	// without its variable values.
 	Group string `json:"group,omitempty"`
 	Cause string `json:"cause,omitempty"`
@@ -238,7 +238,7 @@ func (s *Store) Count(ctx context.Context) (waitingKeys, stopped int64, err erro
 	return waitingKeys, stopped, nil
 }
 
-// expireBatch is how many entries are deleted per transaction.
+// expireBatch is the number of entries deleted per transaction.
 const expireBatch = 1000
 
 // Expire deletes resolved messages past their retention, with the actions on them.

@@ -14,7 +14,7 @@ import (
 
 // Erasing selects the messages about a person.
 type Erasing struct {
-	// Subject is the ID of the person. It replaces the keys of messages that are kept:
+	// Subject is the person's ID. It replaces the keys of messages that are kept:
 	// a broker's key may be an e-mail address.
 	Subject string
 	// Topics are the topics with personal data. About reports whether a message on one
@@ -119,7 +119,7 @@ func Concerned(ctx context.Context, db postgres.Querier, e Erasing) (ids []int64
 
 // erase erases messages and gives them new keys.
 func erase(ctx context.Context, tx pgx.Tx, ids []int64, keys []string, erased *Erased) error {
-	// Finished attempts lock the key before the message, so do the same.
+	// An attempt that finishes locks the key before the message, so do the same.
 	_, err := tx.Exec(ctx, `
 		SELECT FROM failed_keys k WHERE EXISTS (
 			SELECT FROM failed_messages m WHERE m.id = ANY($1) AND m.state = 'waiting' AND m.consumer = k.consumer AND m.failed_key = k.key)

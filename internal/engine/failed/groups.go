@@ -21,7 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Group is a set of entries that failed for the same cause.
+// Group is a set of entries that failed from the same cause.
 type Group struct {
 	ID       string       `json:"id"`
 	Consumer string       `json:"consumer"`

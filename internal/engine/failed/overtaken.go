@@ -18,7 +18,7 @@ import (
 type Overtaken struct {
 	// Key is the key that the message would be applied under.
 	Key string `json:"key"`
-	// Messages counts the later messages. It is 0 if they are not known, because the
+	// Messages counts the later messages. It is 0 if they are unknown, because the
 	// key could not be read when the message was stopped.
 	Messages int64 `json:"messages"`
 	// LastIDs are the ids of the last ten, newest first.
@@ -29,7 +29,7 @@ type Overtaken struct {
 
 func (o Overtaken) String() string {
 	if o.Messages == 0 {
-		return fmt.Sprintf("later messages with key %s are not known, because the key could not be read when the message was stopped", o.Key)
+		return fmt.Sprintf("there is no record of later messages with key %s, because the key could not be read when the message was stopped", o.Key)
 	}
 
 	text := fmt.Sprintf("is overtaken: %d later messages with key %s were applied, the last one", o.Messages, o.Key)

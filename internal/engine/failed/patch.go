@@ -139,8 +139,8 @@ func members(object []byte) (list []member, err error) {
 	return list, nil
 }
 
-// mergePatch applies a JSON Merge Patch (RFC 7396) to a JSON object. Unlike the libraries
-// for it, it keeps the order of members and the digits of numbers.
+// mergePatch applies a JSON Merge Patch (RFC 7396) to a JSON object. Unlike existing
+// libraries, it keeps the order of members and the digits of numbers.
 func mergePatch(object, patch []byte) ([]byte, error) {
 	target, err := members(object)
 	if err != nil {
@@ -173,7 +173,7 @@ func mergePatch(object, patch []byte) ([]byte, error) {
 	return encodeObject(target)
 }
 
-// mergeValue returns what the value of a member becomes.
+// mergeValue returns the new value of a member.
 func mergeValue(value, change json.RawMessage) (json.RawMessage, error) {
 	if !isObject(change) {
 		return change, nil
@@ -205,7 +205,7 @@ func encodeObject(list []member) ([]byte, error) {
 			return nil, fmt.Errorf("writing the name %q: %w", m.name, err)
 		}
 
-		b.Truncate(b.Len() - 1) // the newline of Encode
+		b.Truncate(b.Len() - 1) // Encode's newline
 		b.WriteByte(':')
 		b.Write(m.value)
 	}

@@ -16,11 +16,11 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Requeue makes the stopped entries selected by f wait with their due time now. They
+// Requeue makes the stopped entries selected by f wait and be due immediately. They
 // are retried by the consumer in which they failed, and by no other, in order of
 // arrival per key across consumers. These stay stopped: entries that check rejects;
 // entries that are overtaken, because they may overwrite what later messages did; and
-// entries with an older stopped entry of the same key that is neither requeued with
+// entries whose key has an older stopped entry that is neither requeued with
 // them nor overtaken, so that order per key is kept. Messages keep their IDs and
 // headers, so none is applied twice. If another payload was applied under a message's
 // ID, the message gets a new ID, caused by the old one.
@@ -152,7 +152,7 @@ func settle(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	return nil
 }
 
-// inOrder refuses an entry that would overtake an older one of its key.
+// inOrder refuses an entry that would overtake an older one with its key.
 func (r *requeue) inOrder(e Entry, older int64) error {
 	if r.pace.OutOfOrder || e.FailedKey == "" {
 		return nil
@@ -165,7 +165,7 @@ func (r *requeue) inOrder(e Entry, older int64) error {
 	return nil
 }
 
-// older returns, for each entry, an older stopped entry of its key that is not part
+// older returns, for each entry, an older stopped entry with its key that is not part
 // of this run: the filter does not select it, or this run continues a previous one,
 // which left it stopped. An overtaken entry does not count: it is already out of
 // order.

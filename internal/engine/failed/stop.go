@@ -73,7 +73,7 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 	var keys []Key
 
 	if e.ID == 0 && e.Key != "" {
-		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added for nothing
+		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added unnecessarily
 	}
 
 	return s.inTx(ctx, func(tx pgx.Tx) error { return s.stopAgain(ctx, tx, e, keys) })
@@ -173,8 +173,8 @@ func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err e
 	return was, nil
 }
 
-// moveKey gives a stopped message another key, and locks the key. The caller must have
-// locked the message before.
+// moveKey gives a stopped message another key, and locks the key. The caller must
+// already have locked the message.
 func moveKey(ctx context.Context, tx pgx.Tx, e Entry, key string) error {
 	k := Key{Consumer: e.Consumer, Key: key}
 

@@ -17,7 +17,7 @@ import (
 
 // QueueKeys adds a query to batch that finds which of the keys have failed messages;
 // see StoredKey. The result is filled when the batch runs: found[key] is true if
-// messages of the key wait, and false if messages are only stopped. The rows stay
+// messages with the key wait, and false if they are all stopped. The rows stay
 // locked until the transaction ends, so that no key is freed before messages are
 // blocked by it, and no message is requeued before those that overtake it are
 // recorded.
@@ -59,7 +59,7 @@ func (s *Store) Block(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	return nil
 }
 
-// Wake makes due those of keys that await a message on topic, and returns their number.
+// Wake makes due the given keys that await a message on topic, and returns their number.
 // Call it when messages on topic with these keys have been applied or blocked.
 func (s *Store) Wake(ctx context.Context, topic string, keys []string) (int64, error) {
 	tag, err := s.pool.Exec(ctx, `
@@ -255,7 +255,7 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	return nil
 }
 
-// AwaitFrom restarts the time for which a waiting message awaits another one: the time
+// AwaitFrom restarts the time for which a waiting message has awaited another one: it
 // begins at now + after. A message that has changed since e was read is left alone.
 func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
@@ -297,7 +297,7 @@ func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err
 		return k, false, fmt.Errorf("locking the key of failed message %d: %w", id, err)
 	}
 
-	// Before the key was locked, another process may have stopped the message.
+	// Another process may have stopped the message before the key was locked.
 	var still bool
 
 	err = tx.QueryRow(ctx, `
@@ -342,10 +342,10 @@ func free(ctx context.Context, tx pgx.Tx, keys ...Key) error {
 	return nil
 }
 
-// Finish ends the wait of e, which was applied. It deletes the message, or resolves
+// Finish ends the wait of e, which has been applied. It deletes the message, or resolves
 // it if it was ever stopped. The next message of the key becomes the first; if there is
-// none, the key is freed. A message that was skipped during the attempt is resolved too,
-// because operators need not act on it any more. A message that was edited since e was
+// none, the key is freed. A message that was skipped during the attempt is also resolved,
+// because operators no longer need to act on it. A message that was edited since e was
 // read continues to wait, or stays stopped, because its new payload has not been applied.
 func (s *Store) Finish(ctx context.Context, e Entry) error {
 	return s.inTx(ctx, func(tx pgx.Tx) error {
@@ -429,8 +429,8 @@ func (s *Store) Renew(ctx context.Context, leases []Lease, duration time.Duratio
 }
 
 // EndLease ends a lease. If wait is not 0, the key is due after wait, unless something made
-// it due during the lease. A lease that has expired and is now another process's is left
-// alone.
+// it due during the lease. A lease that has expired and now belongs to another process is
+// left alone.
 func (s *Store) EndLease(ctx context.Context, l Lease, wait time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE failed_keys SET leased_at = NULL, leased_until = NULL,
@@ -452,7 +452,7 @@ type Head struct {
 	// requeued together are tried in order of arrival.
 	Behind bool
 	// Awaited is the time since the message was first found to await another one, or 0 if
-	// it never was. It is negative if that time has not begun; see [Store.AwaitFrom].
+	// it never was. It is negative if that time has not begun yet; see [Store.AwaitFrom].
 	Awaited time.Duration
 }
 

@@ -213,7 +213,7 @@ func TestALeaseExcludesOtherProcessesUntilItExpires(t *testing.T) {
 		t.Fatalf("leased %v after the lease expired", second)
 	}
 
-	// The process whose lease expired has no effect on its successor's.
+	// The process whose lease expired has no effect on its successor's lease.
 	if err := errors.Join(s.Renew(t.Context(), first, 0), s.EndLease(t.Context(), first[0], 0)); err != nil || left() < 50*time.Minute {
 		t.Errorf("the lease lasts %s, %v", left(), err)
 	}
@@ -782,7 +782,7 @@ func TestOperatorsAndWakesDoNotDeadlock(t *testing.T) {
 	var names []string
 
 	for i := range keys {
-		key := fmt.Sprint("key-", keys+10-i) // their rows are not in the order of the keys
+		key := fmt.Sprint("key-", keys+10-i) // their rows are not in key order
 		names = append(names, key)
 
 		if err := r.Park(t.Context(), entry(key, "1"), time.Hour, "users"); err != nil {

@@ -31,7 +31,7 @@ type Verdict int
 const (
 	// Fresh means that the message is new: apply it.
 	Fresh Verdict = iota
-	// Duplicate means that the message was already applied: acknowledge it.
+	// Duplicate means that the message has already been applied: acknowledge it.
 	Duplicate
 	// Conflict means that another payload was applied under the same ID.
 	Conflict

@@ -1,4 +1,4 @@
-// Package line keeps messages in order although a subscriber delivers them before
+// Package line keeps messages in order even though a subscriber delivers them before
 // earlier ones have been acknowledged.
 //
 // The subscriber puts the messages of a key into a [Line]. It delivers one, waits until
@@ -49,7 +49,7 @@ func (l *Line) Join() {
 // Break makes the consumer return all messages that it has not begun to apply.
 func (l *Line) Break() { l.broken.Store(true) }
 
-// Broken reports whether Break was called.
+// Broken reports whether Break has been called.
 func (l *Line) Broken() bool { return l.broken.Load() }
 
 // Of returns the line of the message whose context is ctx, or nil.

@@ -115,7 +115,7 @@ func TestReadsSkipRowsKeptByAnOldTransaction(t *testing.T) {
 }
 
 // entriesRead runs a relay until it has published what is in the outbox and then n
-// messages one after the other. It returns how many rows and index entries it read.
+// messages one after the other. It returns the number of rows and index entries read.
 func entriesRead(t *testing.T, pool *pgxpool.Pool, n int) int64 {
 	t.Helper()
 

@@ -108,7 +108,7 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 }
 
 // Unpublished returns those keys that have a message on one of topics in the outbox. No
-// index contains keys, so it reads the whole outbox: call it for many keys, and rarely.
+// index contains keys, so it reads the whole outbox: call it rarely, for many keys.
 func Unpublished(ctx context.Context, db postgres.Querier, topics, keys []string) ([]string, error) {
 	found, err := postgres.Collect(ctx, db, pgx.RowTo[string],
 		`SELECT DISTINCT key FROM outbox WHERE topic = ANY($1) AND key = ANY($2)`, topics, postgres.Column(keys, event.Text))

@@ -59,14 +59,14 @@ type queue struct {
 	inFlight map[int64]struct{}
 	// bytes is the size of the payloads in keys.
 	bytes int
-	// confirmed lists rows in flight that the broker has confirmed but the table
-	// still has.
+	// confirmed lists rows in flight that the broker has confirmed but that are still in
+	// the table.
 	confirmed []int64
-	// failures contains the keys whose first row could not be published. Of such a key,
-	// the queue holds only the first row, and only while that row is tried again.
+	// failures contains the keys whose first row could not be published. For such a
+	// key, the queue holds only the first row, and only while that row is being retried.
 	failures map[string]failure
 	// returns counts how often rows were returned to the table. A read that was running
-	// at that time misses them; see push.
+	// at the time misses them; see push.
 	returns int
 	// busy counts the rows being published.
 	busy   int
@@ -219,7 +219,7 @@ func (q *queue) advance(done row) {
 
 // failed makes the key of r back off and returns the wait. stuck is true if the wait
 // has just reached its maximum. Call release after the wait. The rows of the key are
-// returned to the table, so that keys that back off take no memory.
+// returned to the table, so that keys that back off use no memory.
 func (q *queue) failed(r row) (wait time.Duration, stuck bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -368,7 +368,7 @@ func (q *queue) untaken() want {
 	return next
 }
 
-// has reports whether a row has been read, and neither returned nor deleted since.
+// has reports whether a row has been read and has not been returned or deleted since.
 func (q *queue) has(seq int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -378,7 +378,7 @@ func (q *queue) has(seq int64) bool {
 	return has
 }
 
-// hurry makes the key of a row the next one, if it is ready.
+// hurry moves the key of a row to the front if it is ready.
 func (q *queue) hurry(key string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

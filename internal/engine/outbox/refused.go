@@ -21,7 +21,7 @@ import (
 
 // Refused is a message that its broker never takes as it is, such as one that is too
 // large. It stays in the outbox until an operator retries or discards it; later messages
-// of its key are published. Its due time is infinity, so that reads of the outbox skip
+// with its key are published. Its due time is infinity, so that reads of the outbox skip
 // it.
 type Refused struct {
 	Seq       int64     `json:"id"`
@@ -152,10 +152,10 @@ func (r *link) first(ctx context.Context, conn *pgx.Conn, owned *shards, topic s
 // refusedColumns are the fields of Refused, in order.
 const refusedColumns = `seq, topic, key, message_id, length(payload), created_at, refused`
 
-// refusedOf selects the refused messages of topic $1, or of all topics if it is empty.
+// refusedOf selects the refused messages for topic $1, or for all topics if it is empty.
 const refusedOf = ` FROM outbox WHERE available_at = 'infinity' AND ($1 = '' OR topic = $1) `
 
-// ListRefused returns the refused messages for a topic, or of all topics if it is empty,
+// ListRefused returns the refused messages for a topic, or for all topics if it is empty,
 // oldest first. A limit of 0 means all.
 func ListRefused(ctx context.Context, db postgres.Querier, topic string, limit int) ([]Refused, error) {
 	list, err := postgres.Collect(ctx, db, pgx.RowToStructByPos[Refused],

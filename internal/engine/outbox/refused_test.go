@@ -24,7 +24,7 @@ import (
 // soon is less than the longest pause between attempts to publish to a refused topic, 30 s.
 const soon = 15 * time.Second
 
-// answers is a publisher that returns what a function of topic and key returns.
+// answers is a publisher that returns the result of a function of topic and key.
 type answers func(topic, key string) error
 
 func (a answers) Publish(topic string, messages ...*message.Message) error {
@@ -192,7 +192,7 @@ func TestARefusedTopicIsTriedDespiteABacklogOfOthers(t *testing.T) {
 	pgtest.Eventually(t, "the topic is published", func() bool { return len(r.Stuck()) == 0 })
 }
 
-// The answer that one message is refused shows that the broker takes the topic.
+// The refusal of a single message shows that the broker takes the topic.
 func TestARefusedMessageEndsTheRefusalOfItsTopic(t *testing.T) {
 	t.Parallel()
 

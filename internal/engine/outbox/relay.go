@@ -36,7 +36,7 @@ const (
 // sessionRetry is the delay before the relay reconnects to Postgres.
 const sessionRetry = time.Second
 
-// roundLimit is how long a session may take until it balances its shards again.
+// roundLimit is how long a session may take before it balances its shards again.
 const roundLimit = time.Minute
 
 // sessionTimeout bounds each exchange with Postgres. A slower connection is closed,
@@ -68,7 +68,8 @@ type Target struct {
 	// Unconsumed lists the topics that are not consumed here. Their messages are
 	// recorded when published, so that conversations include them.
 	Unconsumed []string
-	// Suspended returns the topics that must not be published now. It may be nil.
+	// Suspended returns the topics that must not be published to at the moment. It may be
+	// nil.
 	Suspended func() []string
 	// Breaker is the broker's breaker: while it is open, one message at a time is
 	// tried. It may be nil.
@@ -273,9 +274,9 @@ func (r *link) abandon(ctx context.Context, err error) error {
 func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
 	conn, err := postgres.Connect(ctx, r.pool, "millrace relay", map[string]string{
 		"synchronous_commit": "off",
-		// A read takes the first few of many rows through an index. The planner knows
-		// neither how few (LIMIT is a parameter) nor how many rows there are by now. It
-		// would read and sort all of them.
+		// A read fetches the first few of many rows through an index. The planner does not
+		// know how few (LIMIT is a parameter) or how many rows there are by now, and would
+		// otherwise read and sort all of them.
 		"enable_bitmapscan": "off",
 		"enable_sort":       "off",
 	})
@@ -609,7 +610,7 @@ func (r *link) confirm(published row) {
 }
 
 // unpublished decides what becomes of a row that was not published: a message or a topic
-// that the broker refuses does not delay others, and anything else is tried again.
+// that the broker refuses does not delay others, and anything else is retried.
 func (r *link) unpublished(ctx context.Context, failed row, err error) {
 	switch refused := refusal(err); {
 	case refused == nil || refused.Scope == driver.Account,

@@ -38,8 +38,8 @@ func (s *shards) has(shard int16) bool {
 	return slices.Contains(s.list, shard)
 }
 
-// moved is the payload of a notification after which relays balance their shards at once.
-// Without it, they do so at each poll.
+// moved is the payload of a notification after which relays balance their shards
+// immediately. Without it, they do so at each poll.
 const moved = "shards"
 
 // join makes other relays count this one when they compute their share.

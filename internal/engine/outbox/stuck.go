@@ -82,7 +82,7 @@ func (s *stuck) add(topic string, err error) {
 }
 
 // refuse records that the broker refuses the topic of a row. report is true if the refusal
-// is to be logged: the first time, and then at growing intervals.
+// is to be logged: the first time, and then at increasing intervals.
 func (s *stuck) refuse(r row, refusal *driver.RefusedError) (report bool) {
 	s.change(r.Topic, refusal.Err, func(entry *Stuck) {
 		entry.Remedy = refusal.Remedy
