@@ -20,7 +20,7 @@ const (
 	Admin    Role = "admin"    // erases personal data
 )
 
-// Roles lists all roles, the lowest first.
+// Roles lists all roles, lowest first.
 var Roles = []Role{Viewer, Operator, Admin}
 
 // Allows reports whether somebody with role r may do what requires the role needs.
@@ -55,7 +55,7 @@ const (
 	Other       Credential = "other"
 )
 
-// CredentialOf returns the kind of a bearer token by its form.
+// CredentialOf tells the kind of a bearer token from its form.
 func CredentialOf(bearer string) Credential {
 	switch {
 	case strings.HasPrefix(bearer, tokenPrefix):
@@ -67,12 +67,12 @@ func CredentialOf(bearer string) Credential {
 	}
 }
 
-// Cause says why a credential is not accepted, in a word for metrics.
+// Cause says why a credential is not accepted, in one word for metrics.
 type Cause string
 
 // Causes.
 const (
-	Unknown Cause = "unknown" // nobody issued it here
+	Unknown Cause = "unknown" // it was not issued here
 	Revoked Cause = "revoked"
 	Expired Cause = "expired"
 	Invalid Cause = "invalid" // its signature, issuer, audience or name is not accepted

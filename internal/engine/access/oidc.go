@@ -21,7 +21,7 @@ import (
 
 // OIDC configures an OpenID Connect provider whose signed tokens (JWTs) are accepted.
 type OIDC struct {
-	// Issuer is the URL of the provider, exactly as in its tokens. Defaults to none.
+	// Issuer is the provider's URL, exactly as in its tokens. Defaults to none.
 	Issuer string `koanf:"issuer"`
 	// Audience is the client id or API that tokens must be issued for.
 	Audience string `koanf:"audience"`
@@ -128,8 +128,8 @@ func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 	return p.verifier, nil
 }
 
-// keysMissing begins the error of go-oidc, which cannot be unwrapped, for keys that the
-// provider did not return.
+// keysMissing is the start of go-oidc's error, which cannot be unwrapped, for keys that
+// the provider did not return.
 const keysMissing = "failed to verify signature: fetching keys "
 
 // verify returns the identity behind a token. Somebody without a mapped role is known,
@@ -181,7 +181,7 @@ func checkName(who, claim string, claims map[string]any) error {
 	}
 }
 
-// maxName bounds the name of a person.
+// maxName is the maximum length of a person's name, in bytes.
 const maxName = 200
 
 // role returns the highest role that the claims give.

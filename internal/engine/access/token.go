@@ -16,17 +16,16 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// tokenPrefix distinguishes API tokens from those of a provider, and lets scanners
-// of leaked secrets find them.
+// tokenPrefix distinguishes API tokens from a provider's, and lets scanners for leaked
+// secrets find them.
 const tokenPrefix = "mrt_"
 
 // tokenBytes is the number of random bytes in a token. Nobody can guess 256 bits, so a
 // plain hash is enough even if the table is stolen. A slow hash is for passwords, which
-// can be guessed, and would slow down each request.
+// can be guessed, and would slow down every request.
 const tokenBytes = 32
 
-// actorPrefix distinguishes the name of a token from that of a person in the record of
-// actions.
+// actorPrefix distinguishes a token's name from a person's in the record of actions.
 const actorPrefix = "token:"
 
 // Bounds of tokens.

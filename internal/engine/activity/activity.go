@@ -70,8 +70,8 @@ type Action struct {
 	RequestID *uuid.UUID `json:"request_id,omitempty"`
 }
 
-// Record stores the actions by one actor in the caller's transaction. It sets their
-// IDs, actors and times.
+// Record stores one actor's actions in the caller's transaction. It sets their IDs,
+// actors and times.
 func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 	if by.Who == "" {
 		return ErrNoActor
@@ -101,7 +101,7 @@ func Record(ctx context.Context, tx pgx.Tx, by Actor, actions ...Action) error {
 const erasedText = "erased"
 
 // EraseWhere removes the payloads of edits for which about returns true, wherever the
-// edited messages are now. It returns the number of changed actions.
+// edited messages are now. It returns the number of actions that it changed.
 func EraseWhere(ctx context.Context, tx pgx.Tx, about func(payload []byte) bool) (int64, error) {
 	rows, err := tx.Query(ctx, `SELECT id, payload FROM operator_actions WHERE payload IS NOT NULL`)
 	if err != nil {
@@ -129,7 +129,7 @@ func EraseWhere(ctx context.Context, tx pgx.Tx, about func(payload []byte) bool)
 }
 
 // Erase removes the free text and the payload of the actions with these IDs. The record
-// of who did what and when remains; subject replaces the key of the message.
+// of who did what and when remains; subject replaces the message's key.
 func Erase(ctx context.Context, tx pgx.Tx, ids []int64, subject string) (int64, error) {
 	n, err := update(ctx, tx, `
 		UPDATE operator_actions SET why = $2, detail = '', payload = NULL,

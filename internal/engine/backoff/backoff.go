@@ -39,8 +39,8 @@ const maxWait = 5 * time.Second
 // Final makes Retry return err instead of trying again.
 func Final(err error) error { return backoff.Permanent(err) }
 
-// Retry calls attempt with growing delays until it succeeds, returns a Final error or
-// ctx ends. It logs when it starts waiting for the dependency named what, at growing
+// Retry calls attempt with increasing delays until it succeeds, returns a Final error or
+// ctx ends. It logs when it starts waiting for the dependency named what, at increasing
 // intervals while it waits, and when the dependency becomes available.
 func Retry(ctx context.Context, logger *slog.Logger, what string, attempt func() error) error {
 	var reminder Reminder
@@ -74,14 +74,14 @@ func until(ctx context.Context, attempt func() error, failed func(error)) error 
 	return err
 }
 
-// The pause before an error is logged again grows from firstReminder to lastReminder.
+// The delay before an error is logged again grows from firstReminder to lastReminder.
 const (
 	firstReminder = 30 * time.Second
 	lastReminder  = 10 * time.Minute
 )
 
-// Reminder decides when to log a lasting error: immediately, when its text changes,
-// and again at growing intervals.
+// Reminder decides when to log a persistent error: immediately, when its text changes,
+// and at increasing intervals.
 type Reminder struct {
 	mu    sync.Mutex
 	text  string

@@ -74,10 +74,10 @@ func newSecured(t *testing.T) *secured {
 	return s
 }
 
-// line returns PEM as a value of a property, where any space may separate its lines.
+// line returns PEM as a property value, in which any whitespace may separate the lines.
 func line(pem string) string { return strings.ReplaceAll(strings.TrimSpace(pem), "\n", " ") }
 
-// jaas returns the property that sets how a listener checks the logins of a mechanism.
+// jaas returns the property that sets how a listener checks a mechanism's logins.
 func jaas(mechanism, module, options string) string {
 	return "listener.name." + mechanism + ".sasl.jaas.config=org.apache.kafka.common.security." + module + " required " + options + ";"
 }
@@ -149,7 +149,7 @@ func usesWhatExists(t *testing.T, s *secured) {
 	late := consume(t, conn, missing, nil)
 
 	pgtest.Eventually(t, "only the missing topic is named, with its remedy", func() bool {
-		conn.Check(t.Context()) // Check looks again: the rights take effect a little later
+		conn.Check(t.Context()) // Check looks again: permissions take a moment to take effect
 
 		refused := conn.Refusals()
 
@@ -180,7 +180,7 @@ func namesTheGroup(t *testing.T, s *secured) {
 	received := consume(t, conn, topic, nil)
 
 	pgtest.Eventually(t, "the group is named with its remedy", func() bool {
-		conn.Check(t.Context()) // the rights on the topic take effect a little later
+		conn.Check(t.Context()) // permissions on the topic take a moment to take effect
 
 		refused := conn.Refusals()
 

@@ -106,7 +106,7 @@ func silence(t *testing.T) string {
 
 	t.Cleanup(func() { _ = listener.Close() })
 
-	return listener.Addr().String() // the kernel accepts up to the backlog of the listener
+	return listener.Addr().String() // the kernel accepts up to the listener's backlog
 }
 
 func TestABacklogIsUnknownInTimeWhileTheBrokerDoesNotAnswer(t *testing.T) {

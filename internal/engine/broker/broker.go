@@ -64,7 +64,7 @@ func newConn(cfg Config, kind string, logger *slog.Logger) (*Conn, error) {
 func (c *Conn) Kind() string { return c.kind }
 
 // Connect waits until the broker answers and has all topics, or ctx ends. It logs when it
-// starts and stops waiting, and at growing intervals why it waits.
+// starts and stops waiting and, at increasing intervals, why it is waiting.
 func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
 	c.health.began()
 
@@ -88,7 +88,7 @@ func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
 // Set is the set of brokers of a service. The default broker carries every topic that
 // is not bound to another.
 type Set struct {
-	conns []*Conn // the default one first
+	conns []*Conn // default broker first
 	bound map[string]string
 }
 
@@ -111,7 +111,7 @@ func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
 	return set, nil
 }
 
-// Conns returns the connections, the default broker first.
+// Conns returns the connections, default broker first.
 func (s *Set) Conns() []*Conn { return s.conns }
 
 // Has reports whether conn carries a topic.

@@ -104,7 +104,7 @@ func (c Config) Warn() error {
 	return errors.Join(errs...)
 }
 
-// names returns the names of topics at a broker, where they differ.
+// names returns the names that topics have at a broker, where they differ.
 func (c Config) names(kind string) names {
 	names := names{}
 
@@ -117,7 +117,7 @@ func (c Config) names(kind string) names {
 	return names
 }
 
-// kinds returns the brokers in use, the default one first.
+// kinds returns the brokers in use, default broker first.
 func (c Config) kinds() []string {
 	kinds := []string{c.Kind}
 

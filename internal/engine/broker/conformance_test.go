@@ -217,7 +217,7 @@ func (r *received) receive(msg *message.Message) {
 	}
 }
 
-// settle receives a message and waits for the answer to it.
+// settle receives a message and waits for its answer.
 func (r *received) settle(msg *message.Message) error {
 	r.receive(msg)
 
@@ -247,7 +247,7 @@ func (r *received) wait(tb testing.TB, n int) []*message.Message {
 	return r.all()
 }
 
-// newMessage returns a message as the relay creates it.
+// newMessage returns a message as the relay would create it.
 func newMessage(key, payload string) *message.Message {
 	msg := message.NewMessage(event.NewID().String(), []byte(payload))
 	msg.Metadata[event.HeaderKey] = key
@@ -400,7 +400,7 @@ func (h harness) closes(t *testing.T) {
 	}
 }
 
-// returns checks that only the publisher delivers a refused message again, because the
+// returns checks that only the publisher redelivers a refused message, because the
 // publisher keeps the order.
 func (h harness) returns(t *testing.T) {
 	t.Helper()
@@ -465,7 +465,7 @@ func (h harness) redelivers(t *testing.T) {
 	}
 }
 
-// consumeTwice refuses each message once, so that each is delivered twice.
+// consumeTwice refuses every message once, so that each is delivered twice.
 func consumeTwice(tb testing.TB, conn *connection, topic string) *received {
 	tb.Helper()
 
@@ -688,8 +688,8 @@ func (h harness) tails(t *testing.T) {
 	}
 }
 
-// publishedOnly is what happens when a new release consumes a topic that earlier ones only
-// published.
+// publishedOnly checks what happens when a new release consumes a topic that earlier ones
+// only published to.
 func (h harness) publishedOnly(t *testing.T) {
 	t.Helper()
 

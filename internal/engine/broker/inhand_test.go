@@ -52,7 +52,7 @@ func hold(t *testing.T, conn *connection, topic string) *held {
 	return h
 }
 
-// held has the messages without an answer, by payload.
+// held holds the unanswered messages, by payload.
 type held struct {
 	mu       sync.Mutex
 	messages map[string]*message.Message
@@ -100,7 +100,7 @@ func onePartition(t *testing.T) harness {
 	return h
 }
 
-// backlog returns how many messages the broker holds for the consumer group.
+// backlog returns the number of messages that the broker holds for the consumer group.
 func backlog(t *testing.T, conn *connection, topic string) int64 {
 	t.Helper()
 
@@ -113,7 +113,7 @@ func backlog(t *testing.T, conn *connection, topic string) int64 {
 }
 
 // TestAPartitionHasManyMessagesInHand: a producer that sets no key puts all messages into
-// one partition. They are handled concurrently, in order per key of their payloads.
+// one partition. They are handled concurrently, in order for each key in the payloads.
 func TestAPartitionHasManyMessagesInHand(t *testing.T) {
 	t.Parallel()
 
@@ -191,7 +191,7 @@ func TestOffsetsStayBehindAMessageInHand(t *testing.T) {
 	pgtest.Eventually(t, "all are committed", func() bool { return backlog(t, conn, topic) == 0 })
 }
 
-// progress has the number of the next message of each key. The payloads are 0, 1, 2...
+// progress holds the number of the next message with each key. Payloads are 0, 1, 2...
 type progress struct {
 	mu   sync.Mutex
 	next map[string]int
@@ -222,7 +222,7 @@ func (p *progress) take(t *testing.T, msg *message.Message) {
 	msg.Ack()
 }
 
-// complete reports whether the given number of messages of each key has arrived.
+// complete reports whether the given number of messages with each key have arrived.
 func (p *progress) complete(keys, each int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -238,7 +238,7 @@ func (p *progress) complete(keys, each int) bool {
 
 // TestMembersThatComeAndGoLoseNothing: partitions change hands while messages are in
 // hand. Some are delivered twice, but none is lost, and none is delivered for the first
-// time before an earlier one of its key.
+// time before an earlier one with its key.
 func TestMembersThatComeAndGoLoseNothing(t *testing.T) {
 	t.Parallel()
 
@@ -282,7 +282,7 @@ func TestMembersThatComeAndGoLoseNothing(t *testing.T) {
 	pgtest.Eventually(t, "all messages have arrived", func() bool { return got.complete(keys, each) })
 }
 
-// subscriptions returns how many members the consumer group of a topic has.
+// subscriptions returns the number of members in a topic's consumer group.
 func subscriptions(t *testing.T, conn *connection, topic string) int {
 	t.Helper()
 

@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// producer returns a producer of another system.
+// producer returns another system's producer.
 func producer(tb testing.TB, cfg broker.Config, change func(*sarama.Config)) sarama.SyncProducer {
 	tb.Helper()
 
@@ -92,7 +92,7 @@ func TestKafkaDeliversWhatTransactionsCommit(t *testing.T) {
 	must(t, p.BeginTxn())
 	send(t, p, topic, "k", "committed")
 
-	// The record of another producer is behind the open transaction.
+	// Another producer's record is behind the open transaction.
 	send(t, producer(t, h.config, func(*sarama.Config) {}), topic, "k", "behind")
 
 	if got := payloads(received); got != "" {
@@ -138,8 +138,8 @@ func TestKeysAreOnThePartitionsThatJavaChooses(t *testing.T) {
 	}
 }
 
-// A record without an id is identified by its place and time. A topic that is created
-// again does not repeat both.
+// A record without an id is identified by its place and time. A recreated topic does not
+// repeat both.
 func TestATopicMadeAnewHasNewMessages(t *testing.T) {
 	t.Parallel()
 

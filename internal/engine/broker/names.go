@@ -48,9 +48,9 @@ func (s *Set) CheckNames(topics []string) error {
 	return nil
 }
 
-// named wraps a driver for callers that use this service's names of topics. It is the
-// only place that knows both names: the driver below it, with its log, errors and
-// remedies, uses the names at the broker.
+// named wraps a driver for callers that use this service's topic names. It is the only
+// place that knows both names: the driver below it, with its log, errors and remedies,
+// uses the names at the broker.
 type named struct {
 	driver.Driver
 	driver.Tailer

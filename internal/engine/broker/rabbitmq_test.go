@@ -23,13 +23,13 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// rabbit is a vhost on a server of this test, with an account that may do anything.
+// rabbit is a vhost on this test's server, with an account that may do anything.
 type rabbit struct {
 	*testing.T
 
 	server      *brokertest.Server
 	vhost, user string
-	// log has what the connections under test have logged.
+	// log holds what the connections under test have logged.
 	log *lines
 }
 
@@ -88,7 +88,7 @@ func (r *rabbit) declare(name string, durable bool, args amqp091.Table) {
 	}))
 }
 
-// waiting returns how many messages are ready in a queue, or -1 if it does not exist.
+// waiting returns the number of messages ready in a queue, or -1 if it does not exist.
 func (r *rabbit) waiting(name string) (n int) {
 	r.Helper()
 
@@ -147,7 +147,7 @@ func (r *rabbit) connect(cfg broker.Config, topics ...string) *connection {
 	return &connection{Conn: conn}
 }
 
-// passes checks that a message that is published on a topic is consumed.
+// passes checks that a message published on a topic is consumed.
 func (r *rabbit) passes(conn *connection, topics ...string) {
 	r.Helper()
 
@@ -225,7 +225,7 @@ func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of
 		t.Run("a second host is tried", on(server, secondHost))
 	})
 
-	// The alarm concerns the whole server.
+	// The alarm affects the whole server.
 	t.Run("a memory alarm is noticed and delays no shutdown", on(server, memoryAlarm))
 }
 
@@ -468,7 +468,7 @@ func alternateExchange(r *rabbit) {
 }
 
 // movedQueue deletes a queue. RabbitMQ then ends the subscription as it does when the
-// node of the queue stops: without closing the channel.
+// queue's node stops: without closing the channel.
 func movedQueue(r *rabbit) {
 	conn := r.connect(r.config(), "in")
 	second, done := make(chan struct{}), make(chan struct{})
@@ -502,8 +502,8 @@ func movedQueue(r *rabbit) {
 	must(r, conn.Close())
 }
 
-// silentQueue has a quorum queue that does not confirm, as if most of its nodes were
-// down.
+// silentQueue publishes to a quorum queue that does not confirm, as if most of its nodes
+// were down.
 func silentQueue(r *rabbit) {
 	r.declare("out.full", true, amqp091.Table{"x-max-length": int64(1), "x-overflow": "reject-publish"})
 

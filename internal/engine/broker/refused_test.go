@@ -24,7 +24,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// defaultMaxMessageBytes is Kafka's default of message.max.bytes.
+// defaultMaxMessageBytes is Kafka's default for message.max.bytes.
 const defaultMaxMessageBytes = "1048588"
 
 // admin returns an administrator of Kafka.
@@ -58,7 +58,7 @@ type relayed struct {
 	relay   *outbox.Relay
 	breaker *breaker.Breaker
 	conn    *connection
-	// registry has the relay's metrics.
+	// registry holds the relay's metrics.
 	registry *prometheus.Registry
 }
 
@@ -87,7 +87,7 @@ func (h harness) relay(t *testing.T, topics ...string) *relayed {
 	return r
 }
 
-// append stores n messages with keys of their own.
+// append stores n messages, each with its own key.
 func (r *relayed) append(topic string, n, size int) {
 	r.Helper()
 

@@ -41,7 +41,7 @@ func (s step) Key() string { return s.ID }
 
 func (s step) Validate() error { return event.CheckID("id", s.ID) }
 
-// engine is a router with a relay on the broker of a harness.
+// engine is a router with a relay on a harness's broker.
 type engine struct {
 	tb     testing.TB
 	router *consumer.Router
@@ -140,7 +140,7 @@ type steps struct {
 	*testing.T
 
 	pool *pgxpool.Pool
-	// sent is how many steps have been sent per key.
+	// sent is the number of steps sent per key.
 	sent int
 	// healed is true once the failing consumer no longer fails.
 	healed atomic.Bool
@@ -169,7 +169,7 @@ func (s *steps) register(r *consumer.Router) {
 	consumer.On(r, "failing", write("failing", func(e step) bool { return e.ID == "key-0" && !s.healed.Load() }))
 }
 
-// send publishes further steps of all keys.
+// send publishes more steps for all keys.
 func (s *steps) send() {
 	s.Helper()
 

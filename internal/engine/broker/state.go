@@ -49,7 +49,7 @@ func (h *health) began() {
 	h.state.Since = &now
 }
 
-// heard records the answer of the broker.
+// heard records the broker's answer.
 func (h *health) heard(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -84,7 +84,7 @@ func (c *Conn) State() State {
 	return state
 }
 
-// Down returns why messages do not pass the broker, or "".
+// Down returns why messages cannot pass through the broker, or "".
 func (c *Conn) Down() string {
 	switch state := c.State(); {
 	case state.Up():
@@ -109,7 +109,7 @@ func (c *Conn) Check(ctx context.Context) {
 	switch {
 	case !established: // Connect records the state
 		return
-	case asking: // the last call still waits
+	case asking: // the last call is still waiting
 		c.health.heard(errSilent)
 
 		return
@@ -133,7 +133,7 @@ func (c *Conn) Check(ctx context.Context) {
 	}
 }
 
-// Refusal returns why the broker refuses the subscription of a topic, or nil.
+// Refusal returns why the broker refuses the subscription to a topic, or nil.
 func (c *Conn) Refusal(topic string) *driver.Refusal {
 	for _, refusal := range c.Refusals() {
 		if refusal.Topic == topic {

@@ -32,7 +32,7 @@ type trial struct {
 	pool *pgxpool.Pool
 
 	mu sync.Mutex
-	// errs has the errors that the next attempts at a step return.
+	// errs holds the errors that the next attempts at a step return.
 	errs map[step][]error
 	// rejected counts the steps that end with a rejection.
 	rejected int
@@ -79,7 +79,7 @@ func (tr *trial) register(r *consumer.Router) {
 }
 
 // next returns the error of an attempt. A rejection is repeated, because a batch that
-// falls apart tries its messages again.
+// falls apart retries its messages.
 func (tr *trial) next(s step) error {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
@@ -183,7 +183,7 @@ func (h harness) hotKeys(t *testing.T) {
 	}
 }
 
-// more is how many further steps of each key sharesTransactions publishes.
+// more is the number of further steps per key that sharesTransactions publishes.
 const more = 10
 
 // sharesTransactions publishes steps that do not fail, while nothing can be applied. It

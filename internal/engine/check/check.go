@@ -68,6 +68,6 @@ func Encrypted(key string, encrypted, secret bool, host, expected string) error 
 	return fmt.Errorf("%s: sends a secret to %s unencrypted, expected %s", key, host, expected)
 }
 
-// Warnings lists settings that are valid but do nothing, or something unexpected.
-// Each begins with the key.
+// Warnings lists settings that are valid but have no effect, or an unexpected one. Each
+// begins with the key.
 type Warnings []string

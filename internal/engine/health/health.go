@@ -1,5 +1,6 @@
-// Package health describes what makes no progress, or what somebody should know, in
-// one form for status, /readyz and the metrics: what, since when, why, and what to do.
+// Package health describes what is making no progress, or what somebody should know
+// about, in one form for status, /readyz and the metrics: what, since when, why, and what
+// to do.
 package health
 
 import (
@@ -19,7 +20,7 @@ type Level string
 // Levels.
 const (
 	// Unready: this process does not apply the messages for a consumer, although no
-	// operator decided so.
+	// operator asked for that.
 	Unready Level = "unready"
 	// Degraded: somebody has to act, or something waits for another system.
 	Degraded Level = "degraded"
@@ -27,7 +28,7 @@ const (
 	Note Level = "note"
 )
 
-// rank orders levels, the most important first.
+// rank orders levels, most important first.
 func (l Level) rank() int { return slices.Index([]Level{Unready, Degraded, Note}, l) }
 
 // Kinds of things that can be in trouble.
@@ -42,7 +43,7 @@ const (
 	Postgres   = "postgres"
 )
 
-// Trouble is one thing that makes no progress, or that somebody should know.
+// Trouble is something that is making no progress, or that somebody should know about.
 type Trouble struct {
 	Kind  string `json:"kind"`
 	Name  string `json:"name"`
@@ -78,8 +79,8 @@ func Worst(list []Trouble) Level {
 	return worst
 }
 
-// Loop is work that a process repeats in the background until it stops. It logs the
-// first of consecutive failures and the recovery.
+// Loop is work that a process repeats in the background until it stops. It logs the first
+// of several consecutive failures, and the recovery.
 type Loop struct {
 	name   string
 	level  Level
@@ -97,11 +98,11 @@ type Loop struct {
 	why            string
 }
 
-// remindEvery is how often a lasting failure is logged again.
+// remindEvery is how often a persistent failure is logged again.
 const remindEvery = 10 * time.Minute
 
 // NewLoop returns the tracker of a loop whose rounds normally take less than limit.
-// The level says how much it matters when it makes no progress.
+// The level says how much it matters if the loop makes no progress.
 func NewLoop(name string, level Level, limit time.Duration, logger *slog.Logger) *Loop {
 	return &Loop{name: name, level: level, limit: limit, logger: logger}
 }
@@ -156,7 +157,7 @@ type State struct {
 	Why   string     `json:"why,omitempty"`
 }
 
-// State returns the state of the loop. A loop that has not begun works.
+// State returns the state of the loop. A loop that has not begun counts as working.
 func (l *Loop) State() State {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -55,7 +55,7 @@ type Source struct {
 type Options struct {
 	// Only names the checks to run. Defaults to all.
 	Only []string
-	// Limit is how many violations are listed per check. All are counted. Defaults to
+	// Limit is the number of violations listed per check. All are counted. Defaults to
 	// 20.
 	Limit int
 	// Older is how long work may be in progress before it counts as stuck.

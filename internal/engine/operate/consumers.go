@@ -44,8 +44,8 @@ type Consumer struct {
 	Pause *consumer.Pause `json:"pause,omitempty"`
 }
 
-// consumers returns the states of the consumers in this process, without who paused
-// them and why: /statusz shows them to everybody. Postgres has the whole pauses.
+// consumers returns the states of the consumers in this process, omitting who paused them
+// and why: /statusz shows them to everybody. Postgres has the complete pauses.
 func (o *Operator) consumers() []Consumer {
 	routes := o.Router.States()
 	list := make([]Consumer, len(routes))
@@ -107,9 +107,9 @@ func (o *Operator) Consumers(ctx context.Context) ([]Consumer, error) {
 	return pausedBy(o.consumers(), pauses), nil
 }
 
-// ConsumersAt returns the consumers of the service with its probes at addr. If the
-// service does not respond, their states are unknown, except for the pauses stored
-// in Postgres.
+// ConsumersAt returns the consumers of the service whose probes are at addr. If the
+// service does not respond, their states are unknown, except for the pauses stored in
+// Postgres.
 func (o *Operator) ConsumersAt(ctx context.Context, addr string) ([]Consumer, error) {
 	var process Process
 
@@ -211,8 +211,7 @@ func (c Consumer) Describe(stamp func(time.Time) string) string {
 	return text
 }
 
-// paused formats who paused a consumer, since when, until when and why, as far as p
-// says so.
+// paused formats who paused a consumer, since when, until when and why, as far as p says.
 func paused(p consumer.Pause, stamp func(time.Time) string) string {
 	text := "paused"
 	if p.Who != "" {

@@ -39,7 +39,7 @@ type Operator struct {
 	// Tap records the messages that pass through this process.
 	Tap Tap
 	// Relay and Tasks are the background work of the service. Warnings lists settings
-	// that have no effect, or not the expected one.
+	// that have no effect, or an unexpected one.
 	Relay    *outbox.Relay
 	Tasks    []*health.Loop
 	Warnings check.Warnings

@@ -14,7 +14,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// elsewhereAtMost is how many messages of each place Elsewhere names.
+// elsewhereAtMost is the number of messages that Elsewhere names for each place.
 const elsewhereAtMost = 3
 
 // searchTimeout bounds how long Elsewhere searches the outbox.
@@ -44,7 +44,7 @@ func (o *Operator) Elsewhere(ctx context.Context, err error, key, consumers stri
 		}
 	}
 
-	// The outbox has no index of keys, so a long outbox is not searched to its end.
+	// The outbox has no index on keys, so a long outbox is not searched to its end.
 	bounded, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
 
@@ -78,7 +78,7 @@ func place(e failed.Entry) string {
 	}
 }
 
-// unpublished says which messages of a key are in the outbox.
+// unpublished says which messages with a key are in the outbox.
 func (o *Operator) unpublished(ctx context.Context, key, consumers string) ([]string, error) {
 	var topics []string
 

@@ -28,7 +28,7 @@ type Facts struct {
 	Gaps        []Gap               `json:"gaps,omitempty"`
 }
 
-// Counts says how many messages wait where.
+// Counts holds the number of messages waiting in each place.
 type Counts struct {
 	// OutboxDue counts the messages due for publishing, OutboxScheduled those
 	// scheduled for later. OldestDue is the creation time of the oldest due message.
@@ -45,7 +45,7 @@ type Counts struct {
 	FailedByConsumer map[string]Failed `json:"failed_by_consumer"`
 	// Replicas counts the processes that publish the outbox.
 	Replicas int `json:"replicas"`
-	// ClockAhead is how many seconds the clock of this process is ahead of the
+	// ClockAhead is the number of seconds by which this process's clock is ahead of the
 	// database's.
 	ClockAhead float64 `json:"clock_ahead_seconds"`
 }
@@ -61,7 +61,7 @@ const (
 // Gap is a part of the facts that could not be read.
 type Gap struct {
 	Part string `json:"part" enum:"counts,pauses,projections,transactions"`
-	// Since is the first of consecutive measurements without the part, if that is
+	// Since is the time of the first of the consecutive measurements without the part, if
 	// known.
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why"`
@@ -79,7 +79,7 @@ type Failed struct {
 }
 
 // Facts reads the facts from Postgres. Each count stops at most, unless most is 0. Facts
-// reads no further parts once Postgres does not answer.
+// reads no further parts once Postgres fails to answer.
 func (o *Operator) Facts(ctx context.Context, most int64) (f Facts) {
 	var away error
 
@@ -123,7 +123,7 @@ func (o *Operator) Facts(ctx context.Context, most int64) (f Facts) {
 	return f
 }
 
-// gap returns the gap of a part, or nil if it was read or nothing is known.
+// gap returns the gap for a part, or nil if it was read or nothing is known.
 func (f *Facts) gap(part string) *Gap {
 	if f == nil {
 		return nil
@@ -138,7 +138,7 @@ func (f *Facts) gap(part string) *Gap {
 	return nil
 }
 
-// away returns why nothing could be read because Postgres did not answer, or "".
+// away returns the error if nothing could be read because Postgres did not answer, or "".
 func (f *Facts) away() string {
 	if first := f.gap(partPauses); first != nil && first.away() {
 		return first.Why
@@ -250,7 +250,7 @@ const (
 	maxClockAhead = 30 * time.Second
 	// maxDue is how long a message may wait in the outbox without a reason.
 	maxDue = 2 * time.Minute
-	// maxLag is how old an event may be that a projection has not read.
+	// maxLag is the maximum age of an event that a projection has not read.
 	maxLag = time.Minute
 )
 
@@ -260,7 +260,7 @@ func degraded(kind, name string, since *time.Time, reason, remedy string) health
 }
 
 // pausedByOperator is the reason that everybody may see. `millrace consumers list` names
-// the operator, and why.
+// the operator and the reason.
 const pausedByOperator = "paused by an operator"
 
 func pausedTrouble(p consumer.Pause) health.Trouble {
@@ -285,7 +285,7 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 	for _, p := range f.Projections {
 		if p.Lag() > maxLag {
 			list = append(list, degraded(health.Task, "projection "+p.Name, p.Unread,
-				"is behind by "+event.Plural(p.Behind, "position", "positions")+", its oldest unread event is from then",
+				"is behind by "+event.Plural(p.Behind, "position", "positions")+", and its oldest unread event dates from then",
 				"see the other entries: a failing projection or an old transaction; `millrace projections status` shows progress"))
 		}
 	}

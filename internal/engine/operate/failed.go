@@ -261,7 +261,7 @@ func (o *Operator) Follow(ctx context.Context, request uuid.UUID, fn func(failed
 			return p, nil //nolint:nilerr // the caller reads in p that messages are untried
 		}
 
-		// Reading the progress of many messages takes time itself.
+		// Reading the progress of many messages itself takes time.
 		_ = backoff.Sleep(ctx, max(readProgressEvery, 4*time.Since(started)))
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
-// Held says why messages that are due are not tried.
+// Held says why messages that are due are not being tried.
 type Held struct {
 	Consumer string `json:"consumer"`
 	Messages int    `json:"messages"`
@@ -57,7 +57,7 @@ func (o *Operator) HeldAfter(ctx context.Context, addr string, messages map[stri
 }
 
 // holds returns why a consumer retries no messages and what to do about it, or "".
-// Retries need no broker, so the state of the broker does not matter.
+// Retries need no broker, so the broker's state does not matter.
 func (c Consumer) holds(addr string) string {
 	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 

@@ -121,7 +121,7 @@ func (c *collector) counted(facts *Facts, gauge func(desc *prometheus.Desc, valu
 	}
 }
 
-// pool exports the use of the pool.
+// pool exports pool usage.
 func (c *collector) pool(metrics chan<- prometheus.Metric) {
 	stat := c.operator.Pool.Stat()
 

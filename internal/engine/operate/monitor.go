@@ -25,7 +25,7 @@ const (
 	measureTimeout = 10 * time.Second
 	// maxMeasured bounds each count of the periodic measurement.
 	maxMeasured = 100_000
-	// lostAfter is how long a broker must know no subscription of a topic before the
+	// lostAfter is how long a broker must have no subscription to a topic before the
 	// topic counts as unsubscribed: a group that is being rebalanced briefly has none.
 	lostAfter = 30 * time.Second
 )
@@ -40,7 +40,7 @@ type monitor struct {
 	lost map[string]time.Time
 }
 
-// unsubscribed returns the time since which the broker has known no subscription to a
+// unsubscribed returns the time since which the broker has had no subscription to a
 // topic, or nil.
 func (m *monitor) unsubscribed(topic string) *time.Time {
 	m.mu.Lock()
@@ -61,8 +61,8 @@ func (m *monitor) measured() (facts *Facts, backlogs []Backlog) {
 	return m.facts, m.backlogs
 }
 
-// Watch measures until ctx ends: whether brokers answer, what waits where, and the
-// clock of the database. A system that does not answer does not delay the others.
+// Watch measures until ctx ends: whether brokers answer, what is waiting where, and the
+// database's clock. A system that does not answer does not delay the others.
 func (o *Operator) Watch(ctx context.Context) {
 	var loops sync.WaitGroup
 	defer loops.Wait()
@@ -96,8 +96,8 @@ func (o *Operator) Watch(ctx context.Context) {
 	})
 }
 
-// learn remembers facts, and since when parts could not be read. It logs new gaps,
-// those with the same reason once. It forgets who paused a consumer and why, because
+// learn remembers facts, and since when parts could not be read. It logs new gaps, but
+// those with the same reason only once. It forgets who paused a consumer and why, because
 // /readyz shows the facts to everybody.
 func (o *Operator) learn(facts Facts) {
 	o.monitor.mu.Lock()
@@ -153,12 +153,12 @@ func (m *monitor) note(backlogs []Backlog) {
 	}
 }
 
-// Backlog is what a broker holds of a topic.
+// Backlog is what a broker holds for a topic.
 type Backlog struct {
 	Topic  string `json:"topic"`
 	Broker string `json:"broker"`
-	// Messages is how many messages wait at the broker, Subscriptions how many
-	// subscriptions it knows. Unknown says why both are unknown.
+	// Messages is the number of messages waiting at the broker, Subscriptions the number
+	// of subscriptions that it has. Unknown says why both are unknown.
 	Messages      int64  `json:"messages"`
 	Subscriptions int    `json:"subscriptions"`
 	Unknown       string `json:"unknown,omitempty"`
@@ -186,12 +186,12 @@ func forgetful(backlogs []Backlog, remembered time.Duration) []health.Trouble {
 		Kind: health.Config, Name: "inbox.retention", Level: health.Note,
 		Reason: fmt.Sprintf("brokers keep messages longer than the inbox remembers them (%s): %s. Older ones are stopped when they are redelivered",
 			remembered, strings.Join(topics, ", ")),
-		Remedy: "raise inbox.retention above retention.ms of the topics, or lower retention.ms",
+		Remedy: "raise inbox.retention above the topics' retention.ms, or lower retention.ms",
 	}}
 }
 
-// Backlogs asks the brokers how many messages on each consumed topic wait. It leaves
-// out topics whose messages wait only in the outbox.
+// Backlogs asks the brokers how many messages are waiting on each consumed topic. It
+// leaves out topics whose messages wait only in the outbox.
 func (o *Operator) Backlogs(ctx context.Context) []Backlog {
 	consumed, _ := o.Router.Topics()
 

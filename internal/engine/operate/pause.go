@@ -42,7 +42,7 @@ type PauseOutcome struct {
 	Pause *consumer.Pause `json:"pause,omitempty"`
 	// Effects lists what waits while the consumer is paused.
 	Effects []string `json:"effects"`
-	// Unknown says why the pause in force could not be read. The action was done.
+	// Unknown says why the pause in force could not be read. The action succeeded.
 	Unknown string `json:"unknown,omitempty"`
 }
 
@@ -58,7 +58,7 @@ func (o *Operator) Pause(ctx context.Context, name string, p Pausing, by activit
 
 	out.DryRun = p.DryRun
 
-	// Nothing after the action may hide that it was done.
+	// Nothing after the action may hide that it succeeded.
 	if out.Effects, err = o.effects(ctx, name); err != nil {
 		return out, err
 	}

@@ -54,7 +54,7 @@ func (o *Operator) Started() bool {
 	return o.progress.started
 }
 
-// Delayed records why the phase lasts.
+// Delayed records why the phase has not ended.
 func (o *Operator) Delayed(err error) {
 	o.progress.mu.Lock()
 	defer o.progress.mu.Unlock()
@@ -153,7 +153,7 @@ func (o *Operator) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(terminal.NewWriter(w)).Encode(o.Process()) // fails only if the client has disconnected
 }
 
-// troubles returns what is wrong in the process.
+// troubles returns what is wrong with the process.
 func (p Process) troubles() (list []health.Trouble) {
 	if p.Phase != PhaseRunning {
 		reason := p.Phase
@@ -238,7 +238,7 @@ func (p Process) startRemedy() string {
 	return remedyFor(postgres.Dependency, p.Why)
 }
 
-// troubles returns why no messages for the consumer are applied.
+// troubles returns why no messages for the consumer are being applied.
 func (c Consumer) troubles() (list []health.Trouble) {
 	t := health.Trouble{Kind: health.Consumer, Name: c.Consumer, Level: health.Unready, Since: c.Since}
 

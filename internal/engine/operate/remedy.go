@@ -9,10 +9,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// byItself ends the remedy of a trouble whose end a running service notices.
+// byItself completes the remedy for a trouble whose end a running service notices.
 const byItself = "; the service then recovers on its own"
 
-// remedies says what to do about an error. The first that matches wins.
+// remedies says what to do about an error. The first match wins.
 var remedies = []struct {
 	match *regexp.Regexp
 	text  string
@@ -21,7 +21,7 @@ var remedies = []struct {
 	{regexp.MustCompile(`SQLSTATE 42501`), "grant the role the privileges listed under Roles in docs/deploying.md" + byItself},
 	{regexp.MustCompile(`SQLSTATE 42P01|SQLSTATE 42703`), "run `millrace migrate up`"},
 	{regexp.MustCompile(`SQLSTATE 53100`), "free disk space on the Postgres server" + byItself},
-	{regexp.MustCompile(`SQLSTATE 53300`), "raise max_connections of the Postgres server, or lower postgres.max_conns"},
+	{regexp.MustCompile(`SQLSTATE 53300`), "raise the Postgres server's max_connections, or lower postgres.max_conns"},
 	{regexp.MustCompile(`SQLSTATE 28\w{3}`), "correct the user and password in postgres.url, or pg_hba.conf"},
 	{regexp.MustCompile(`SQLSTATE 3D000`), "create the database, or correct postgres.url"},
 	{regexp.MustCompile(`SQLSTATE 57P03`), "wait until the Postgres server has started or recovered" + byItself},
@@ -61,7 +61,7 @@ func remedyFor(dependency, why string) string {
 	}
 }
 
-// disconnected matches the errors of a connection to Postgres.
+// disconnected matches connection errors of Postgres.
 var disconnected = regexp.MustCompile(`failed to connect|connection re(fused|set)|conn closed|\bEOF\b|i/o timeout|context deadline exceeded|SQLSTATE (08|57P)`)
 
 // remedyForTask returns what to do about an error of background work, or of a statement

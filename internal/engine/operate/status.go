@@ -28,7 +28,7 @@ type Status struct {
 	// Database is nil if Postgres does not respond; Away is the reason.
 	Database *Facts `json:"database,omitempty"`
 	Away     string `json:"database_unreachable,omitempty"`
-	// Consumers are those of the service. If no service responds, their states are
+	// Consumers are the service's consumers. If no service responds, their states are
 	// unknown.
 	Consumers []Consumer `json:"consumers"`
 	// Backlogs is what the brokers hold.
@@ -74,7 +74,7 @@ func (s Status) Counts() *Counts {
 	return s.Database.Counts
 }
 
-// Backlog says how many messages for a topic wait in the outbox and at the broker.
+// Backlog says how many messages for a topic are waiting in the outbox and at the broker.
 func (s Status) Backlog(topic string) string {
 	counts := s.Counts()
 	if counts == nil {
@@ -142,7 +142,7 @@ func (s Status) completed(unknown []Consumer, remembered time.Duration) Status {
 	return s
 }
 
-// unsubscribed reports whether a topic cannot be subscribed, which is a trouble of its
+// unsubscribed reports whether a topic cannot be subscribed to, which is a trouble of its
 // consumers.
 func (s Status) unsubscribed(topic string) bool {
 	return slices.ContainsFunc(s.Consumers, func(c Consumer) bool { return c.Topic == topic && c.State == NotSubscribed })
@@ -183,7 +183,7 @@ type Client struct {
 	TLS *tls.Config
 }
 
-// askState asks the service with its probes at addr for its state.
+// askState asks the service whose probes are at addr for its state.
 func askState(ctx context.Context, addr string, state *Process) error {
 	return Client{URL: "http://" + check.Dialable(addr)}.ask(ctx, "health.addr", "/statusz", 0, state)
 }

@@ -54,7 +54,8 @@ func IsDuplicate(err error) bool {
 }
 
 // IsAway reports whether err means that the server did not answer or does no work at
-// all. These are the errors of IsUnavailable, except a privilege missing for a statement.
+// all. These are the errors of IsUnavailable, except for a missing privilege for a
+// statement.
 func IsAway(err error) bool {
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
@@ -68,9 +69,9 @@ func IsAway(err error) bool {
 // insufficientPrivilege is the SQLSTATE of a statement that the role cannot run.
 const insufficientPrivilege = "42501"
 
-// Renew closes the connections of the pool if err means that the server gave no answer:
-// after a failover all of them may lead to a host that has disappeared. Those in use
-// are closed when they are released.
+// Renew closes the pool's connections if err means that the server gave no answer: after
+// a failover all of them may lead to a host that has disappeared. Those in use are closed
+// when they are released.
 func Renew(pool *pgxpool.Pool, err error) {
 	if _, answered := errors.AsType[*pgconn.PgError](err); !answered {
 		pool.Reset()

@@ -70,8 +70,8 @@ type Findings struct {
 	Skipped []string
 }
 
-// Find returns the rows that contain one of the texts. It reads the tables in the schema
-// of the service. The other schemas of the database belong to other programs.
+// Find returns the rows that contain one of the texts. It reads the tables in the
+// service's schema. The other schemas in the database belong to other programs.
 func Find(ctx context.Context, db Querier, s Search) (found Findings, err error) {
 	tables, err := Collect(ctx, db, pgx.RowToStructByPos[table], `
 		SELECT c.oid::regclass::text, coalesce((SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = c.oid), c.oid::regclass)::text,

@@ -18,13 +18,13 @@ type Lock int32
 const (
 	// LockMigrations serializes migrations: "mlmg".
 	LockMigrations Lock = 0x6d6c6d67
-	// LockPartitions serializes creating and dropping partitions: "mlpt". The name is
-	// the name of the table.
+	// LockPartitions serializes creating and dropping partitions: "mlpt". The name is the
+	// table's name.
 	LockPartitions Lock = 0x6d6c7074
 	// LockUpkeep serializes upkeep: "mlup".
 	LockUpkeep Lock = 0x6d6c7570
-	// LockRebuild serializes rebuilds of a projection: "mlrb". The name is the name
-	// of the projection.
+	// LockRebuild serializes rebuilds of a projection: "mlrb". The name is the
+	// projection's name.
 	LockRebuild Lock = 0x6d6c7262
 	// LockFailed serializes operator actions on failed messages: "mlfa".
 	LockFailed Lock = 0x6d6c6661

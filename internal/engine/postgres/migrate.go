@@ -27,7 +27,7 @@ type Migration struct {
 	Applied bool   `json:"applied"`
 }
 
-// lockPatience is how long Migrate retries a migration that does not get its locks.
+// lockPatience is how long Migrate retries a migration that cannot get its locks.
 const lockPatience = time.Minute
 
 // Migrate applies all pending migrations and returns them. One replica at a time
@@ -73,12 +73,12 @@ func migrate(ctx context.Context, pool *pgxpool.Pool, files fs.FS, patience time
 			return backoff.Final(err)
 		}
 
-		err = fmt.Errorf("a migration got no lock: %w%s", err, oldest(ctx, pool))
+		err = fmt.Errorf("a migration could not get a lock: %w%s", err, oldest(ctx, pool))
 		if time.Now().After(deadline) {
-			return backoff.Final(fmt.Errorf("%w: end these transactions and run `millrace migrate up` again; nothing of the migration was applied", err))
+			return backoff.Final(fmt.Errorf("%w: end these transactions and run `millrace migrate up` again; no part of the migration was applied", err))
 		}
 
-		logger.Warn("retrying a migration, which lets other statements pass meanwhile", slog.Any("error", err))
+		logger.Warn("retrying a migration; other statements can run before the next attempt", slog.Any("error", err))
 
 		return err
 	})
@@ -127,7 +127,7 @@ func Migrations(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	}), nil
 }
 
-// CreatedAt returns when the first migration was applied. A backup keeps that time.
+// CreatedAt returns when the first migration was applied. A backup preserves that time.
 func CreatedAt(ctx context.Context, db Querier) (time.Time, error) {
 	rows, err := db.Query(ctx, `SELECT min(tstamp)::timestamptz FROM goose_db_version`)
 	if err != nil {

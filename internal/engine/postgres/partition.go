@@ -25,8 +25,8 @@ const partitionsAhead = 7
 
 const partitionDay = "20060102"
 
-// lockWait bounds the wait for the lock of a table. Readers and writers queue behind a
-// waiting lock, so a long-running transaction would block them all.
+// lockWait bounds the wait for a table's lock. Readers and writers queue behind a waiting
+// lock, so a long-running transaction would block them all.
 const lockWait = "500ms"
 
 const lockTimeout = `SET LOCAL lock_timeout = '` + lockWait + `'`
@@ -35,7 +35,7 @@ const lockTimeout = `SET LOCAL lock_timeout = '` + lockWait + `'`
 // out of the default partition. Call it at startup and daily. While another
 // transaction holds the table it returns an error for which IsUnavailable is true;
 // try again later. If the role does not own the table, Ensure creates nothing, and
-// returns an OwnerError if the partition of today or tomorrow is missing.
+// returns an OwnerError if today's or tomorrow's partition is missing.
 func (p DailyPartitions) Ensure(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
@@ -78,7 +78,7 @@ func (p DailyPartitions) partitions(ctx context.Context, db Querier) ([]string, 
 	return names, nil
 }
 
-// lock serializes changes of the table's partitions and reports whether the partition
+// lock serializes changes to the table's partitions and reports whether the partition
 // with this name exists: another replica may have created or dropped it during the wait.
 func (p DailyPartitions) lock(ctx context.Context, tx pgx.Tx, name string) (exists bool, err error) {
 	if err := LockInTx(ctx, tx, LockPartitions, p.Table); err != nil {

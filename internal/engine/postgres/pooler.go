@@ -14,8 +14,8 @@ import (
 )
 
 // shareSessions makes the connections of a pool go through a pooler that gives its
-// clients a session of the server for one transaction at a time. Work that needs a session
-// of its own uses Connect, which goes to the server itself.
+// clients a server session for one transaction at a time. Work that needs a session of
+// its own uses Connect, which goes to the server itself.
 func shareSessions(cfg *pgxpool.Config, direct *pgx.ConnConfig) {
 	pooled := cfg.ConnConfig
 	// A prepared statement exists in one session only.
@@ -72,7 +72,7 @@ func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[strin
 	}
 
 	if err != nil {
-		return nil, fmt.Errorf("checking the parameters of the session: %w", err)
+		return nil, fmt.Errorf("checking the session's parameters: %w", err)
 	}
 
 	list := values(s.settings)
@@ -83,7 +83,7 @@ func (s *session) differing(ctx context.Context, conn *pgconn.PgConn) (map[strin
 		SELECT name, current_setting(name, true) FROM (VALUES `+list+`) AS s (name, value);
 		ROLLBACK`).ReadAll()
 	if err != nil {
-		return nil, fmt.Errorf("checking the parameters of the session: %w", err)
+		return nil, fmt.Errorf("checking the session's parameters: %w", err)
 	}
 
 	before, after := results[0].Rows, results[2].Rows

@@ -112,7 +112,7 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 	poolConfig.AfterConnect = registerTypes
 
 	if cfg.DirectURL != "" {
-		direct, err := pgxpool.ParseConfig(string(cfg.DirectURL)) // takes out the settings of pools
+		direct, err := pgxpool.ParseConfig(string(cfg.DirectURL)) // removes the pool settings
 		if err != nil {
 			return nil, nil, errors.New("postgres.direct_url: not a connection string")
 		}

@@ -24,9 +24,9 @@ type gap struct {
 	Owner     string
 }
 
-// CheckSchema returns an error if the schema is not that of this program, or if the
-// role lacks privileges that serving needs. The error lists the statements that grant all
-// missing privileges.
+// CheckSchema returns an error if the schema is not this program's, or if the role lacks
+// privileges that serving needs. The error lists the statements that grant all missing
+// privileges.
 func CheckSchema(ctx context.Context, pool *pgxpool.Pool) error {
 	missing, err := missingTables(ctx, pool)
 	if err != nil {
@@ -35,7 +35,7 @@ func CheckSchema(ctx context.Context, pool *pgxpool.Pool) error {
 
 	gaps, err := gaps(ctx, pool)
 	if err != nil {
-		return fmt.Errorf("checking the privileges of the role: %w", err)
+		return fmt.Errorf("checking the role's privileges: %w", err)
 	}
 
 	switch {
@@ -43,7 +43,7 @@ func CheckSchema(ctx context.Context, pool *pgxpool.Pool) error {
 		return &SetupError{fmt.Sprintf("the role %s lacks privileges on the database. Run as %s:\n%s", gaps[0].Role, gaps[0].Owner, grants(gaps))}
 	case len(missing) > 0:
 		return &SetupError{fmt.Sprintf("the schema is not up to date, table %s is missing: run `millrace migrate up` as the owner of the tables, "+
-			"or check the search_path of the role", strings.Join(missing, ", "))}
+			"or check the role's search_path", strings.Join(missing, ", "))}
 	}
 
 	list, err := Migrations(ctx, pool)

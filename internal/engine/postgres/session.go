@@ -17,7 +17,7 @@ import (
 )
 
 // session decides which connections the service works with and how they are set up.
-// It applies to all connections: those of the pool, of the relays and of commands.
+// It applies to all connections: those of the pool, the relays and commands.
 type session struct {
 	// settings are the parameters of each session.
 	settings map[string]string
@@ -30,8 +30,8 @@ type session struct {
 	dedicated bool
 }
 
-// settings replace what the server, the database or the role prescribe, as pg_dump
-// does. A parameter in postgres.url replaces them in turn.
+// settings override what the server, the database or the role prescribe, as pg_dump does.
+// A parameter in postgres.url overrides them in turn.
 var settings = map[string]string{
 	"timezone":  "UTC",
 	"datestyle": "ISO",
@@ -199,7 +199,7 @@ func (s *session) checkServer(ctx context.Context, conn *pgconn.PgConn) (string,
 	return pid, nil
 }
 
-// decidesReadOnly reports whether postgres.url replaces default_transaction_read_only.
+// decidesReadOnly reports whether postgres.url overrides default_transaction_read_only.
 func (s *session) decidesReadOnly() bool {
 	_, decides := s.settings[defaultReadOnly]
 
@@ -218,7 +218,7 @@ func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) e
 	}
 
 	if _, err := conn.Exec(ctx, assignment(settings, false)).ReadAll(); err != nil {
-		return fmt.Errorf("setting the parameters of the session: %w", err)
+		return fmt.Errorf("setting the session's parameters: %w", err)
 	}
 
 	return nil
@@ -324,10 +324,10 @@ func (s *session) checkPooler(ctx context.Context, conn *pgconn.PgConn, pid stri
 	return nil
 }
 
-// isShared connects once more and reports whether the session of conn moves between
-// the two clients. With a pooler that assigns sessions to transactions, the second
-// client gets the session that the first is not using, or the first gets another session
-// while the second is in a transaction.
+// isShared connects once more and reports whether conn's session moves between the two
+// clients. With a pooler that assigns sessions to transactions, the second client gets
+// the session that the first is not using, or the first gets another session while the
+// second is in a transaction.
 func (s *session) isShared(ctx context.Context, conn *pgconn.PgConn, pid string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, poolerTimeout)
 	defer cancel()

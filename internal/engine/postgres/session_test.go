@@ -320,7 +320,7 @@ func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
 	direct := pgtest.URL(t)
 	pooled := pgtest.SharedSessions(t, direct)
 
-	// The settings of pools in an address are not for the server.
+	// Pool settings in an address are not for the server.
 	own := with(t, direct, "pool_max_conns", "3")
 
 	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pooled), DirectURL: postgres.Secret(own), MaxConns: 4})

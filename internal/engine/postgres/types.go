@@ -12,9 +12,9 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// registerTypes makes a connection read times in UTC, whatever the zone of the machine.
-// It also exchanges uuid.UUID as 16 bytes, where pgx would format and parse text, and
-// sends []string without an allocation per string. Each message has several of both.
+// registerTypes makes a connection read times in UTC, whatever the machine's zone. It
+// also exchanges uuid.UUID as 16 bytes, where pgx would format and parse text, and sends
+// []string without an allocation per string. Each message has several of both.
 func registerTypes(_ context.Context, conn *pgx.Conn) error {
 	id := &pgtype.Type{Name: "uuid", OID: pgtype.UUIDOID, Codec: uuidCodec{}}
 	text := &pgtype.Type{Name: "text", OID: pgtype.TextOID, Codec: pgtype.TextCodec{}}
@@ -31,7 +31,7 @@ func registerTypes(_ context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// uuidCodec adds uuid.UUID to the codec of pgx.
+// uuidCodec adds uuid.UUID to pgx's codec.
 type uuidCodec struct{ pgtype.UUIDCodec }
 
 // PlanEncode implements pgtype.Codec.
@@ -82,7 +82,7 @@ func (uuidPlan) Scan(src []byte, target any) error {
 	return nil
 }
 
-// textsCodec adds []string to the codec of pgx.
+// textsCodec adds []string to pgx's codec.
 type textsCodec struct{ *pgtype.ArrayCodec }
 
 // PlanEncode implements pgtype.Codec.

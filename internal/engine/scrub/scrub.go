@@ -1,7 +1,7 @@
 // Package scrub removes secrets from text that comes from elsewhere: from a
-// configuration, from another system's answer, from an error of a library. Text is
-// scrubbed where it enters something that keeps or shows it: the log, the failed
-// messages, the state of a dependency, the record of a notification, the terminal.
+// configuration, from another system's answer, from a library's error. Text is scrubbed
+// where it enters something that keeps or shows it: the log, the failed messages, the
+// state of a dependency, the record of a notification, the terminal.
 package scrub
 
 import (
@@ -92,10 +92,10 @@ func Text(s string) string {
 // path matches the path of a URL.
 var path = regexp.MustCompile(`(://[^\s/?#]*)/[^\s?#]+`)
 
-// Address returns the URL of a receiver without secrets. Its whole path may be a secret.
+// Address returns a receiver's URL without secrets. Its whole path may be a secret.
 func Address(s string) string { return path.ReplaceAllString(Text(s), "${1}/"+Hidden) }
 
-// URL is the address of a receiver, which is printed without secrets.
+// URL is a receiver's address, which is printed without secrets.
 type URL string
 
 // LogValue hides the secrets.
@@ -114,7 +114,7 @@ func isProse(match string) bool {
 	return strings.IndexFunc(word, func(r rune) bool { return !unicode.IsLower(r) && r != '-' && r != '.' }) < 0
 }
 
-// minSecret is the least length of a part of a path that may be a secret.
+// minSecret is the minimum length of a part of a path that may be a secret.
 const minSecret = 16
 
 // hasSecretPath reports whether the path of a URL has a part that looks random: long,

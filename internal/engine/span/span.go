@@ -3,9 +3,9 @@
 // follows the semantic conventions for messaging.
 //
 // A trace that a producer began continues here. A conversation without a trace gets one
-// if its ID falls into the sample; the trace then has the conversation's ID. So all
-// hops and all replicas decide alike, and a message that is not traced neither carries
-// nor stores extra data.
+// if its ID falls into the sample; the trace then has the conversation's ID. So all hops
+// and all replicas make the same decision, and a message that is not traced neither
+// carries nor stores extra data.
 package span
 
 import (
@@ -39,7 +39,7 @@ type Tracer struct {
 	least uint64
 }
 
-// randomBits is how many bits of an ID are random: the last 56, as W3C Trace Context
+// randomBits is the number of random bits in an ID: the last 56, as W3C Trace Context
 // (level 2) requires of trace IDs. A UUID of version 4, 5 or 7 ends in 62 random bits.
 const randomBits = 56
 
@@ -116,7 +116,7 @@ type Delivery struct {
 	Bytes int
 }
 
-// Deliver starts the span of a delivery of the message that meta identifies.
+// Deliver starts the span for a delivery of the message that meta identifies.
 func (t *Tracer) Deliver(meta event.Meta, d Delivery) *Span {
 	if !t.samples(meta.Trace, meta.Correlation) {
 		return nil

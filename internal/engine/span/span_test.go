@@ -70,8 +70,8 @@ func TestAnUntracedMessageCostsNothing(t *testing.T) { //nolint:paralleltest // 
 	}
 }
 
-// All replicas and hops decide alike about a conversation. The traced share is close to
-// the sample, whatever the version of the IDs.
+// All replicas and hops make the same decision about a conversation. The traced share is
+// close to the sample, whatever the version of the IDs.
 func TestTheSampleDependsOnTheConversationAlone(t *testing.T) {
 	t.Parallel()
 

@@ -45,7 +45,7 @@ type Message struct {
 	At time.Time `json:"at"`
 	// Detail explains the state, for example why the message is stopped.
 	Detail string `json:"detail,omitempty"`
-	// Caused lists the messages that this one caused, in order of time.
+	// Caused lists the messages that this one caused, in chronological order.
 	Caused []*Message `json:"caused,omitempty"`
 }
 

@@ -50,10 +50,9 @@ const (
 	kindSlot     = "replication slot"
 )
 
-// oldestTransaction returns the oldest transaction in any database of the server,
-// because projections wait for all of them. The result is empty if the only
-// transaction is this query's own. It never includes query text, which may contain
-// payloads.
+// oldestTransaction returns the oldest transaction in any database on the server, because
+// projections wait for all of them. The result is empty if the only transaction is this
+// query's own. It never includes query text, which may contain payloads.
 //
 // A role without pg_monitor cannot see the sessions of other roles. A standby with
 // hot_standby_feedback has no age and is not reported.

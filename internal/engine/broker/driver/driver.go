@@ -32,15 +32,15 @@ type Driver interface {
 	Connect(ctx context.Context, topics []Topic) error
 	// Publisher returns the publisher, after Connect.
 	Publisher() message.Publisher
-	// Subscriber returns a subscriber for one topic, which delivers messages with one key
-	// in order. key returns the key of a message that has none in its headers. Call
-	// it after Connect; the caller closes the subscriber.
+	// Subscriber returns a subscriber for one topic, which delivers messages with the
+	// same key in order. key returns the key of a message that has none in its headers.
+	// Call it after Connect; the caller closes the subscriber.
 	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)
-	// Lanes returns how many messages to publish concurrently.
+	// Lanes returns the number of messages to publish concurrently.
 	Lanes() int
 	Ping(ctx context.Context) error
-	// Refusals returns the topics whose subscriptions the broker refuses, by name. It
-	// answers from memory.
+	// Refusals returns the topics whose subscriptions the broker refuses, sorted by name.
+	// It answers from memory.
 	Refusals() []Refusal
 	// Backlogs returns what the broker holds for consumed topics. It does not need
 	// Connect: it uses a connection of its own, so that a command can ask while the
@@ -53,12 +53,12 @@ type Driver interface {
 // Backlog is what a broker holds for a topic that this service consumes.
 type Backlog struct {
 	Topic string
-	// Messages is how many messages wait at the broker.
+	// Messages is the number of messages waiting at the broker.
 	Messages int64
-	// Partitions says how many wait in each partition, if the broker has partitions.
+	// Partitions is the number waiting in each partition, if the broker has partitions.
 	Partitions map[int32]int64
-	// Subscriptions is how many subscriptions of this service, in all processes, the
-	// broker knows.
+	// Subscriptions is the number of subscriptions that the broker has for this service,
+	// across all processes.
 	Subscriptions int
 	// Retention is how long the broker keeps acknowledged messages: 0 if it does not
 	// keep them or if that is unknown, Forever if there is no limit.

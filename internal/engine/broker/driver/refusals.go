@@ -25,7 +25,7 @@ func (r Refusal) Remedy() string {
 	return ""
 }
 
-// Refusals has the topics that cannot be subscribed to. The zero value is empty.
+// Refusals holds the topics that cannot be subscribed to. The zero value is empty.
 type Refusals struct {
 	mu     sync.Mutex
 	topics map[string]Refusal
@@ -55,7 +55,7 @@ func (r *Refusals) Heard(topic string, err error) {
 	r.topics[topic] = refusal
 }
 
-// List returns the topics, by name.
+// List returns the topics, sorted by name.
 func (r *Refusals) List() (list []Refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

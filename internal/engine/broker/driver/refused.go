@@ -2,17 +2,17 @@ package driver
 
 import "fmt"
 
-// Scope says how much a refusal of the broker covers.
+// Scope says how much a broker's refusal covers.
 type Scope string
 
 // Scopes.
 const (
 	// OneMessage means that one message is refused, such as one that is too large.
-	// Others of its topic may be accepted.
+	// Others on its topic may be accepted.
 	OneMessage Scope = "message"
 	// OnePartition means that a partition is refused, such as one without a leader: the
-	// message, and others of its topic whose keys are on that partition. We cannot tell
-	// which those are.
+	// message, and others on its topic whose keys are on that partition. We cannot tell
+	// which ones.
 	OnePartition Scope = "partition"
 	// OneTopic means that a topic is refused: it is missing, or the account cannot use
 	// it.
@@ -31,7 +31,7 @@ type RefusedError struct {
 	Topic string
 	// Remedy is what an operator can do.
 	Remedy string
-	// Err is the answer of the broker.
+	// Err is the broker's answer.
 	Err error
 }
 

@@ -17,7 +17,8 @@ import (
 
 // Config tunes the broker.
 type Config struct {
-	// Lanes is how many messages may be in flight, across all topics. Defaults to 512.
+	// Lanes is the maximum number of messages in flight, across all topics. Defaults to
+	// 512.
 	Lanes int `koanf:"lanes"`
 }
 
@@ -29,9 +30,9 @@ func (c Config) Validate() error { return check.Positive("broker.embedded.lanes"
 
 // Driver is the embedded broker.
 //
-// It does not use Watermill's GoChannel, which delivers an unacknowledged message again
-// on its own, immediately and indefinitely. Here the message returns to its publisher,
-// the relay, which keeps the order of its key.
+// It does not use Watermill's GoChannel, which redelivers an unacknowledged message
+// itself, immediately and indefinitely. Here the message returns to its publisher, the
+// relay, which keeps the order of its key.
 type Driver struct {
 	cfg     Config
 	topics  map[string]*topic
@@ -138,7 +139,7 @@ func (p publisher) Publish(topic string, messages ...*message.Message) error {
 // Close does nothing: closing the driver ends all deliveries.
 func (publisher) Close() error { return nil }
 
-// subscriber has the handler of a topic.
+// subscriber holds a topic's handler.
 type subscriber struct {
 	*Driver
 

@@ -49,7 +49,7 @@ func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.B
 
 	kept, err := d.retentions(admin, topics)
 	if err != nil {
-		return nil, fmt.Errorf("reading the settings of topics: %w", cmp.Or(ctx.Err(), err))
+		return nil, fmt.Errorf("reading topic settings: %w", cmp.Or(ctx.Err(), err))
 	}
 
 	for _, topic := range topics {
@@ -100,8 +100,8 @@ func (d *Driver) members(admin sarama.ClusterAdmin, topics []string) (map[string
 	return found, nil
 }
 
-// lag returns, for each partition of a topic, how many records the consumer group has
-// not committed.
+// lag returns, for each partition of a topic, the number of records that the consumer
+// group has not committed.
 func (d *Driver) lag(client sarama.Client, admin sarama.ClusterAdmin, topic string) (map[int32]int64, error) {
 	name := d.cfg.Prefix + topic
 

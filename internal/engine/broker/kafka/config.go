@@ -28,10 +28,10 @@ type Config struct {
 	Partitions int32 `koanf:"partitions"`
 	// ReplicationFactor applies to topics that the service creates. Defaults to 1.
 	ReplicationFactor int16 `koanf:"replication_factor"`
-	// Window is how many messages on a topic may be in hand, with at most 16 MiB of
+	// Window is the maximum number of messages on a topic in hand, with at most 16 MiB of
 	// payloads. Defaults to 512.
 	Window int `koanf:"window"`
-	// Lanes is how many messages are published concurrently. Defaults to 256.
+	// Lanes is the number of messages published concurrently. Defaults to 256.
 	Lanes int `koanf:"lanes"`
 	// TLS encrypts connections and verifies the brokers. Defaults to false.
 	TLS bool `koanf:"tls"`

@@ -36,7 +36,7 @@ type Driver struct {
 
 	refusedMu sync.Mutex
 	refused   map[driver.Topic]refusedTopic
-	// unjoined has the topics whose consumer group cannot be joined.
+	// unjoined holds the topics whose consumer group cannot be joined.
 	unjoined driver.Refusals
 }
 
@@ -128,7 +128,7 @@ func (d *Driver) unreachable(err error) error {
 	return fmt.Errorf("reaching kafka at %v: %w", d.cfg.Brokers, err)
 }
 
-// group returns the name of the consumer group of a topic.
+// group returns the name of a topic's consumer group.
 func (d *Driver) group(topic string) string { return d.cfg.Group + "." + topic }
 
 // Ping implements driver.Driver.
@@ -191,8 +191,8 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // skip what a producer aborts
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
-	// A member learns with its next heartbeat that another has joined or left. All partitions of
-	// the topic stand still until the last member has learned it.
+	// A member learns from its next heartbeat that another has joined or left. All
+	// partitions of the topic stand still until the last member knows.
 	cfg.Consumer.Group.Heartbeat.Interval = 250 * time.Millisecond
 	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
 	cfg.Consumer.Return.Errors = true
@@ -203,8 +203,8 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	return cfg, d.secure(ctx, cfg)
 }
 
-// Marshaler converts between Kafka records and messages. It accepts all records: on
-// an error the subscriber would redeliver the same record indefinitely.
+// Marshaler converts between Kafka records and messages. It accepts all records: after an
+// error the subscriber would redeliver the same record indefinitely.
 type Marshaler struct{ prefix string }
 
 // Marshal builds a record. The key determines its partition.
@@ -249,13 +249,13 @@ func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, er
 	origin := fmt.Sprintf("kafka:%s/%d@%d", record.Topic, record.Partition, record.Offset)
 
 	written := record.Timestamp
-	if written.UnixMilli() <= 0 { // the producer has set none
+	if written.UnixMilli() <= 0 { // the producer set none
 		written = time.Time{}
 	}
 
 	return driver.Received(headers, driver.Identity{
 		Key: string(record.Key), Origin: origin, Written: written,
-		// A topic that is created again repeats offsets, but not times.
+		// A recreated topic repeats offsets, but not times.
 		Coordinates: fmt.Sprintf("%s+%d", origin, record.Timestamp.UnixMilli()),
 	}, record.Value), nil
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
-// secure sets how connections are encrypted and how they log in. Requests for tokens end
-// with ctx.
+// secure sets how connections are encrypted and how they log in. Token requests end with
+// ctx.
 func (d *Driver) secure(ctx context.Context, cfg *sarama.Config) (err error) {
 	if d.cfg.TLS {
 		cfg.Net.TLS.Enable = true
@@ -76,7 +76,7 @@ func (c *scramClient) Step(challenge string) (string, error) { return c.conversa
 
 func (c *scramClient) Done() bool { return c.conversation.Done() }
 
-// tokenTimeout bounds a request for a token.
+// tokenTimeout bounds a token request.
 const tokenTimeout = 10 * time.Second
 
 // tokens is the source of access tokens for all connections, so that they share a token
@@ -140,8 +140,8 @@ func (t tokensUntil) Token() (*sarama.AccessToken, error) {
 	}
 }
 
-// refusalOfToken returns the error of a request for a token. It is a refusal if the
-// endpoint does not accept the request, unless the endpoint only asks us to wait.
+// refusalOfToken returns the error of a token request. It is a refusal if the endpoint
+// does not accept the request, unless the endpoint only asks us to wait.
 func refusalOfToken(err error) error {
 	answer, answered := errors.AsType[*oauth2.RetrieveError](err)
 	if !answered {

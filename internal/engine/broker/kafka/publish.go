@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// maxBatchBytes is Kafka's default of message.max.bytes, which bounds batches.
+	// maxBatchBytes is Kafka's default for message.max.bytes, which bounds batches.
 	maxBatchBytes = 1_048_588
 	// maxMessageBytes (16 MiB) admits the messages of topics with a higher limit.
 	maxMessageBytes = 16 << 20
@@ -29,8 +29,8 @@ var errPublishTimeout = fmt.Errorf("the broker did not confirm the message withi
 var errNotAsked = errors.New("the client has not read the topic's metadata yet")
 
 // publisher sends messages in batches. If the broker does not take a message in a
-// batch, publisher sends it alone, so that the answer is about this one message.
-// Callers publish the messages of a key one after the other, so they stay in order.
+// batch, publisher sends it alone, so that the answer concerns only that message. Callers
+// publish the messages of a key one at a time, so they stay in order.
 type publisher struct {
 	batched, alone message.Publisher
 	client         sarama.Client
@@ -103,7 +103,7 @@ func bounded(publish func() error) error {
 	}
 }
 
-// sort returns the refusal in the error of a publish, or nil if there is none.
+// sort returns the refusal in a publishing error, or nil if there is none.
 func (p *publisher) sort(topic string, err error) *driver.RefusedError {
 	if errors.Is(err, breaker.ErrBreakerOpen) {
 		// sarama could not read the topic's metadata, does not try again for a few

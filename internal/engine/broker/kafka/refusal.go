@@ -10,8 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// refusals lists the broker errors that a retry does not change, with the scope of
-// each.
+// refusals lists the broker errors that a retry does not resolve, with their scopes.
 var refusals = map[sarama.KError]struct {
 	scope  driver.Scope
 	remedy string
@@ -19,7 +18,7 @@ var refusals = map[sarama.KError]struct {
 	sarama.ErrMessageSizeTooLarge:    {driver.OneMessage, tooLarge},
 	sarama.ErrMessageSetSizeTooLarge: {driver.OneMessage, "raise the topic's segment.bytes, or discard the message"},
 	sarama.ErrInvalidRecord:          {driver.OneMessage, "check the message against the topic's settings, such as cleanup.policy"},
-	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct the topic's message.timestamp limits, or the clock of this host"},
+	sarama.ErrInvalidTimestamp:       {driver.OneMessage, "correct the topic's message.timestamp limits, or this host's clock"},
 
 	sarama.ErrNotEnoughReplicas:            {driver.OnePartition, replicas},
 	sarama.ErrNotEnoughReplicasAfterAppend: {driver.OnePartition, replicas},

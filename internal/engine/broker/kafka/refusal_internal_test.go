@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// No test server gives these answers: it has one node, whose replica counts as enough.
+// No test server gives these answers: with its single node, one replica is enough.
 func TestAnAnswerAboutAPartitionRefusesNotTheTopic(t *testing.T) {
 	t.Parallel()
 

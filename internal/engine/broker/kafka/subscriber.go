@@ -100,7 +100,7 @@ const (
 )
 
 // lost waits before the next attempt to join. The subscription counts as refused until
-// then. The error is logged at growing intervals.
+// then. The error is logged at increasing intervals.
 func (m *member) lost(ctx context.Context, err error) {
 	m.failures++
 

@@ -101,7 +101,7 @@ func (d *Driver) create(client sarama.Client, admin sarama.ClusterAdmin, topic d
 	return client.RefreshMetadata(name)
 }
 
-// note remembers whether a topic is refused, and logs a refusal at growing intervals.
+// note remembers whether a topic is refused, and logs a refusal at increasing intervals.
 func (d *Driver) note(topic driver.Topic, refused *driver.RefusedError) {
 	d.refusedMu.Lock()
 	defer d.refusedMu.Unlock()
@@ -135,7 +135,7 @@ func (d *Driver) note(topic driver.Topic, refused *driver.RefusedError) {
 	}
 }
 
-// refusedTopic is a topic that the broker refuses, and since when.
+// refusedTopic is a topic that the broker refuses, with the time of the first refusal.
 type refusedTopic struct {
 	*driver.RefusedError
 

@@ -31,9 +31,9 @@ type Config struct {
 	Exchange string `koanf:"exchange"`
 	// Declare creates the exchange and the queues that do not exist. Defaults to true.
 	Declare bool `koanf:"declare"`
-	// Window is how many messages of a queue may be in hand. Defaults to 512.
+	// Window is the maximum number of messages of a queue in hand. Defaults to 512.
 	Window int `koanf:"window"`
-	// Lanes is how many messages are published concurrently. Defaults to 128.
+	// Lanes is the number of messages published concurrently. Defaults to 128.
 	Lanes int `koanf:"lanes"`
 }
 
@@ -69,7 +69,7 @@ func (c Config) Warn() error {
 	return nil
 }
 
-// maxWindow is the largest prefetch of AMQP.
+// maxWindow is the largest prefetch count in AMQP.
 const maxWindow = 1<<16 - 1
 
 // Validate reports all mistakes, naming the keys.

@@ -21,8 +21,7 @@ import (
 )
 
 const (
-	// dialTimeout bounds connecting to one host. RabbitMQ takes 3 s to refuse a
-	// password.
+	// dialTimeout bounds connecting to one host. RabbitMQ takes 3 s to reject a password.
 	dialTimeout = 6 * time.Second
 	// loginTimeout is a little shorter, so that we recognize a login that gets no answer.
 	loginTimeout = dialTimeout - 200*time.Millisecond
@@ -31,9 +30,9 @@ const (
 	closeTimeout = 2 * time.Second
 )
 
-// connection is a connection that is opened when it is needed and shared by all that
-// use it. Consumers and the publisher have one each: RabbitMQ stops reading from a
-// connection that it blocks, and then does not see acknowledgements either.
+// connection is a connection that is opened when needed and shared by all its users.
+// Consumers and the publisher have one each: RabbitMQ stops reading from a connection
+// that it blocks, and then does not see acknowledgements either.
 type connection struct {
 	cfg    Config
 	role   string
@@ -210,7 +209,7 @@ type live struct {
 	socket net.Conn
 
 	mu sync.Mutex
-	// limit is the size in bytes above which the broker has lately refused messages.
+	// limit is the size in bytes above which the broker has recently refused messages.
 	limit limit
 	// reason is why the broker accepts no messages, or "". blocked is closed while
 	// there is a reason.
@@ -256,7 +255,7 @@ func login(uri amqp091.URI, err error) error {
 	case errors.Is(err, amqp091.ErrCredentials):
 		reason, remedy = fmt.Sprintf("wrong user %q or wrong password", uri.Username), "correct the user and password in broker.rabbitmq.url"
 	case answered && answer.Code == amqp091.NotAllowed:
-		reason, remedy = answer.Reason, fmt.Sprintf("create vhost %q, give the user permissions on it, raise its limits, or correct the path of broker.rabbitmq.url", uri.Vhost)
+		reason, remedy = answer.Reason, fmt.Sprintf("create vhost %q, give the user permissions on it, raise its limits, or correct the path in broker.rabbitmq.url", uri.Vhost)
 	case strings.Contains(err.Error(), "remote error: tls: "): // the library keeps only the text
 		reason, remedy = err.Error(), "set broker.rabbitmq.cert_file and broker.rabbitmq.key_file to a valid certificate from an authority that the broker trusts"
 	default:
@@ -266,7 +265,7 @@ func login(uri amqp091.URI, err error) error {
 	return &driver.RefusedError{Scope: driver.Account, Remedy: remedy, Err: errors.New("authentication failed: " + reason)}
 }
 
-// dialHost opens a connection to address, whatever host the URL has.
+// dialHost opens a connection to address, whatever host the URL names.
 func dialHost(ctx context.Context, cfg Config, role, address string) (*live, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -296,7 +295,7 @@ func dialHost(ctx context.Context, cfg Config, role, address string) (*live, err
 		},
 	})
 
-	// The library returns ErrCredentials for whatever ends the login.
+	// The library returns ErrCredentials whatever ends the login.
 	if errors.Is(err, amqp091.ErrCredentials) && (ctx.Err() != nil || time.Since(connected) > loginTimeout) {
 		return nil, fmt.Errorf("rabbitmq did not respond to the login within %s", dialTimeout)
 	}
@@ -347,7 +346,7 @@ func (l *live) close() {
 	timer := time.AfterFunc(closeTimeout, func() { _ = l.socket.Close() })
 	defer timer.Stop()
 
-	_ = l.Close() // it is not used any more
+	_ = l.Close() // no longer used
 }
 
 // closeChannel closes a channel. It waits for the broker, but not indefinitely.
@@ -357,7 +356,7 @@ func closeChannel(channel *amqp091.Channel) {
 	go func() {
 		defer close(done)
 
-		_ = channel.Close() // it is not used any more
+		_ = channel.Close() // no longer used
 	}()
 
 	select {

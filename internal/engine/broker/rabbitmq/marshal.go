@@ -44,10 +44,10 @@ func Marshal(msg *message.Message) amqp091.Publishing {
 	}
 }
 
-// Unmarshal builds a message. It accepts all messages, because one that is refused
-// would be delivered again indefinitely. A message without an ID gets a new one on each
-// delivery, because AMQP offers nothing else to identify it. Handlers then rely on
-// the aggregate's ID.
+// Unmarshal builds a message. It accepts all messages, because a refused one would be
+// redelivered indefinitely. A message without an ID gets a new one on each delivery,
+// because AMQP offers nothing else to identify it. Handlers then rely on the aggregate's
+// ID.
 func Unmarshal(delivery amqp091.Delivery) *message.Message {
 	headers := make(event.Headers, len(delivery.Headers)+2)
 	for name, value := range delivery.Headers {

@@ -44,8 +44,8 @@ func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 // Close implements message.Publisher. The driver closes the connection.
 func (p *publisher) Close() error { return nil }
 
-// attempts is how often a message is sent if it fails because of another message, or
-// for a reason that we can correct.
+// attempts is the number of times to send a message that fails because of another
+// message, or for a reason that we can correct.
 const attempts = 3
 
 // publish sends one message. It creates the exchange and the queue again if they were
@@ -131,8 +131,8 @@ func (l *live) largest() int64 {
 	return l.limit.bytes
 }
 
-// Limits of AMQP, for names and for all headers of a message together. The headers must
-// fit into a frame of RabbitMQ's default size, with some room for the properties.
+// AMQP limits, for names and for all headers of a message together. The headers must fit
+// into a frame of RabbitMQ's default size, with some room for the properties.
 const (
 	maxName    = 255
 	maxHeaders = 120_000
@@ -147,8 +147,8 @@ func sendable(topic string, msg amqp091.Publishing, largest int64) error {
 	}
 
 	if largest > 0 && int64(len(msg.Body)) > largest {
-		return refuse("raise max_message_size of rabbitmq, or publish smaller messages",
-			"message is too large: %d bytes, and rabbitmq accepts %d", len(msg.Body), largest)
+		return refuse("raise RabbitMQ's max_message_size, or publish smaller messages",
+			"message is too large: %d bytes, but rabbitmq accepts at most %d", len(msg.Body), largest)
 	}
 
 	size := 0
@@ -208,7 +208,7 @@ type outlet struct {
 	mu sync.Mutex
 	// why says why the channel was closed.
 	why error
-	// returned has the ids of messages that no queue took.
+	// returned holds the ids of messages that no queue accepted.
 	returned map[string]bool
 }
 
@@ -295,7 +295,7 @@ func (o *outlet) transmit(exchange, topic string, msg amqp091.Publishing) (sent 
 }
 
 // wasReturned reports whether a confirmed message came back. The broker sends it back
-// before it confirms, so it is in returns by now.
+// before confirming it, so it is in returns by now.
 func (o *outlet) wasReturned(id string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -340,8 +340,8 @@ func (o *outlet) lost(err error) error {
 }
 
 // late returns the error for a message that was not confirmed in time. If others have
-// been answered since it was sent, its queue does not work. If none has, the connection
-// hangs and is given up.
+// been answered since it was sent, its queue is not working. If none have, the connection
+// hangs and is abandoned.
 func (o *outlet) late(topic string, sent time.Time) error {
 	err := fmt.Errorf("rabbitmq did not confirm the message within %s", confirmTimeout)
 

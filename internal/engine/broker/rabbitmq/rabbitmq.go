@@ -62,7 +62,7 @@ func (d *Driver) Connect(ctx context.Context, topics []driver.Topic) error {
 	return d.declare(ctx, l, topics)
 }
 
-// declareAtOnce is how many queues are declared concurrently. Each takes several round
+// declareAtOnce is the number of queues declared concurrently. Each takes several round
 // trips.
 const declareAtOnce = 8
 

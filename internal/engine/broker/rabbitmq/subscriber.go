@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/window"
 )
 
-// shortest is the least time from one subscription of a queue to the next.
+// shortest is the minimum time between one subscription to a queue and the next.
 const shortest = time.Second
 
 // subscriber has many messages of a queue in hand on one channel, where Watermill's has
@@ -40,7 +40,7 @@ func (d *Driver) Subscriber(topic string, key func(payload []byte) string) (mess
 // Subscribe implements message.Subscriber.
 func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
 	return s.Run(ctx, func(ctx context.Context, out chan<- *message.Message) {
-		// Sessions that are over may still have messages in hand.
+		// Sessions that have ended may still have messages in hand.
 		var over sync.WaitGroup
 		defer over.Wait()
 
@@ -99,7 +99,7 @@ func (s *subscriber) open(ctx context.Context, out chan<- *message.Message) (ope
 	return opened
 }
 
-// subscribe opens a channel and subscribes to the queue of the topic.
+// subscribe opens a channel and subscribes to the topic's queue.
 func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message.Message) (*session, error) {
 	if err := s.driver.topology.ensureTopic(l, driver.Topic{Name: s.topic, Consumed: true}); err != nil {
 		return nil, err
@@ -191,8 +191,8 @@ func (s *session) consume() error {
 	}
 }
 
-// end waits for messages in hand, acknowledges them and closes the channel. What was
-// not acknowledged is delivered again.
+// end waits for messages in hand, acknowledges them and closes the channel.
+// Unacknowledged messages are redelivered.
 func (s *session) end() {
 	s.stop(driver.ErrClosed)
 	s.hand.Wait()
@@ -201,7 +201,7 @@ func (s *session) end() {
 }
 
 // acker acknowledges on its own goroutine, so that nobody waits for the network, and
-// one acknowledgement covers all messages finished since the last.
+// one acknowledgement covers all messages finished since the last one.
 type acker struct {
 	channel *amqp091.Channel
 	wake    chan struct{}

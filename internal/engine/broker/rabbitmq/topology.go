@@ -30,13 +30,13 @@ type topology struct {
 
 	mu     sync.Mutex
 	topics []driver.Topic
-	// compared has the objects that have been compared with what we would declare.
+	// compared holds the objects that have been compared with what we would declare.
 	// differences lists what differs.
 	compared    map[string]bool
 	differences []string
 }
 
-// dropped is the queue for messages that RabbitMQ itself removes from a queue of ours,
+// dropped is the queue for messages that RabbitMQ itself removes from one of our queues
 // because an operator has set a limit.
 func (t *topology) dropped() string { return t.cfg.Exchange + ".dropped" }
 
@@ -130,7 +130,7 @@ func (t *topology) ensureDropped(l *live) error {
 	return t.bind(l, t.dropped())
 }
 
-// arguments returns the arguments to create a topic's queue with.
+// arguments returns the arguments for creating a topic's queue.
 func (t *topology) arguments(l *live, topic driver.Topic) amqp091.Table {
 	args := amqp091.Table{"x-queue-type": "quorum"} // other types are not replicated
 
@@ -150,8 +150,8 @@ func (t *topology) arguments(l *live, topic driver.Topic) amqp091.Table {
 }
 
 // unlimitedNeedsArgument reports whether a quorum queue must be declared without a
-// limit. Otherwise the broker drops a message that came back 20 times. A message comes
-// back when a process ends while it has the message in hand.
+// limit. Otherwise the broker drops a message that has come back 20 times. A message
+// comes back when a process ends with the message in hand.
 func (l *live) unlimitedNeedsArgument() bool {
 	version, _ := l.Properties["version"].(string)
 	major, _, _ := strings.Cut(version, ".")
@@ -161,7 +161,7 @@ func (l *live) unlimitedNeedsArgument() bool {
 }
 
 // bind routes the messages on a topic from the exchange to its queue. An account that
-// may not bind uses the bindings that exist; Publish fails if there are none.
+// may not bind uses the existing bindings; Publish fails if there are none.
 func (t *topology) bind(l *live, topic string) error {
 	if !t.cfg.Declare {
 		return nil
@@ -278,7 +278,7 @@ func (t *topology) report() {
 	t.differences = nil
 }
 
-// first reports whether it is called for the first time with this name.
+// first reports whether this is the first call with this name.
 func (t *topology) first(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -308,14 +308,14 @@ func unusable(topic string, o object, err error) error {
 		fmt.Sprintf("correct %s %s at the broker, or the account's permissions", o.kind, o.name))
 }
 
-// refused reports whether err is an answer of the broker, and not a lost connection.
+// refused reports whether err is an answer from the broker rather than a lost connection.
 func refused(err error) bool {
 	_, is := errors.AsType[*driver.RefusedError](err)
 
 	return is
 }
 
-// sorted returns err as a driver.RefusedError if it is an answer of the broker that
+// sorted returns err as a driver.RefusedError if it is an answer from the broker that
 // concerns a topic and will not change on its own.
 func sorted(err error, topic, remedy string) error {
 	if !answered(err, amqp091.AccessRefused, amqp091.NotFound, amqp091.ResourceLocked, amqp091.PreconditionFailed) {
@@ -336,7 +336,7 @@ func onChannel(l *live, fn func(*amqp091.Channel) error) error {
 	return fn(channel)
 }
 
-// answered reports whether err is an answer of the broker with one of these codes.
+// answered reports whether err is an answer from the broker with one of these codes.
 func answered(err error, codes ...int) bool {
 	answer, ok := errors.AsType[*amqp091.Error](err)
 

@@ -16,12 +16,12 @@ type lane struct {
 	*Window
 
 	key string
-	// waiting holds the messages that are to be delivered, guarded by Window.mu.
+	// waiting holds the messages to be delivered, guarded by Window.mu.
 	waiting []*item
 	// wake is signalled when waiting or line has changed.
 	wake chan struct{}
 	line *line.Line
-	// delivered holds the messages without an answer, in order.
+	// delivered holds the unanswered messages, in order.
 	delivered []*item
 }
 
@@ -73,8 +73,8 @@ func (l *lane) run() {
 	l.settle()
 }
 
-// next takes the next message that waits, or returns nil if there is none. If no
-// delivered message is left either, it ends the lane.
+// next takes the next waiting message, or returns nil if there is none. If there is no
+// delivered message left either, it ends the lane.
 func (l *lane) next() *item {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -105,7 +105,7 @@ func (l *lane) deliver(next *item) {
 	}
 }
 
-// again makes the messages that the consumer did not acknowledge wait again, in a new
+// again puts the messages that the consumer did not acknowledge back in waiting, in a new
 // line.
 func (l *lane) again() {
 	l.line.Break()

@@ -14,16 +14,16 @@ import (
 )
 
 // grace is how long Wait waits for messages in hand after the subscription has ended.
-// Messages without an answer by then are delivered again, to whoever subscribes next.
+// Messages still unanswered are then redelivered, to whoever subscribes next.
 const grace = 2 * time.Second
 
-// maxTracked bounds how many messages a window tracks: those in hand, and those
+// maxTracked bounds the number of messages that a window tracks: those in hand, and those
 // acknowledged behind one in hand. After a crash, the latter are delivered again.
 const maxTracked = 1 << 16
 
-// maxLoose is how many acknowledged messages may be behind one in hand before each is
-// reported individually, if the broker allows that. NewBudget lowers it to a quarter of
-// the budget, because a broker counts such messages as in hand.
+// maxLoose is the number of acknowledged messages that may be behind one in hand before
+// each is reported individually, if the broker allows that. NewBudget lowers it to a
+// quarter of the budget, because a broker counts such messages as in hand.
 const maxLoose = 128
 
 // MaxBytes bounds the payloads of one topic that are in hand.
@@ -101,7 +101,7 @@ type Window struct {
 
 	mu sync.Mutex
 	// order holds the messages from the first unfinished one on, in order of arrival.
-	// loose is how many of them are finished.
+	// loose is the number of them that are finished.
 	order []*item
 	loose int
 	lanes map[string]*lane

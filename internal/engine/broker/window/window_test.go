@@ -24,7 +24,7 @@ func numbered(n int64) *message.Message {
 // broker records what a window reports.
 type broker struct {
 	mu sync.Mutex
-	// upTo is the last position reported with all before it.
+	// upTo is the last position reported together with all before it.
 	upTo int64
 	ones []int64
 }
@@ -63,8 +63,8 @@ type consumer struct {
 	takes, refusals []int
 
 	mu sync.Mutex
-	// acked lists the acknowledged positions in order. now is how many are in hand, and
-	// top the most that ever were.
+	// acked lists the acknowledged positions in order. now counts the messages in hand;
+	// top is the highest count seen.
 	acked    []int64
 	now, top int
 }
@@ -342,7 +342,7 @@ func TestTheEndOfTheSessionLeavesWhatIsInHand(t *testing.T) {
 }
 
 // joiner takes messages before it has answered those ahead of them, as a consumer that
-// applies several of a key together does.
+// applies several messages of a key together does.
 type joiner struct {
 	*broker
 
@@ -356,8 +356,7 @@ type joiner struct {
 	// answered.
 	lines map[*line.Line]chan struct{}
 	acked map[string][]int
-	// now is how many messages of a line are without an answer, and most the highest
-	// such number.
+	// now counts the unanswered messages of each line; most is the highest count seen.
 	now  map[*line.Line]int
 	most int
 }
