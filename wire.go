@@ -29,7 +29,7 @@ import (
 	"github.com/millracehq/millrace/internal/telemetry"
 )
 
-// New assembles a service. Nothing connects before its Run. Call the returned
+// New assembles a service. Nothing connects before Run. Call the returned
 // function after Run to release the service's resources.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	panic(wire.Build(

@@ -32,7 +32,7 @@ import (
 
 // Injectors from wire.go:
 
-// New assembles a service. Nothing connects before its Run. Call the returned
+// New assembles a service. Nothing connects before Run. Call the returned
 // function after Run to release the service's resources.
 func New(cfg config.Config, logger *slog.Logger) (*app.Service, func(), error) {
 	postgresConfig := cfg.Postgres

@@ -390,7 +390,7 @@ func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 	}
 }
 
-// writeFreely leaves a text wherever somebody can write one: as the reason for a pause,
+// writeFreely leaves text wherever somebody can write some: as the reason for a pause,
 // for a cancelled order, and for a cancellation that failed.
 func (g *guarded) writeFreely(operator, text string) {
 	g.t.Helper()
@@ -416,9 +416,9 @@ func (g *guarded) writeFreely(operator, text string) {
 	}
 }
 
-// What operators write is not for everybody: the listener of the probes asks for no
+// What operators write is not for everybody: the probes' listener asks for no
 // credential, so it says that a consumer is paused, but neither by whom nor why. A
-// command has the database, and says both.
+// command reads the database, and says both.
 func TestTheProbesDoNotSayWhatOperatorsWrite(t *testing.T) {
 	t.Parallel()
 

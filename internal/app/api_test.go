@@ -108,8 +108,8 @@ func stopMoreUntil(t *testing.T, s *apptest.Service, done <-chan error) error {
 	}
 }
 
-// stopExample makes the entry in the description's examples stopped again, because the
-// run may have requeued or discarded it.
+// stopExample stops the entry in the description's examples again, because the run may
+// have requeued or discarded it.
 func stopExample(t *testing.T, s *apptest.Service) {
 	t.Helper()
 

@@ -114,7 +114,7 @@ func TestTheServiceOnRabbitMQ(t *testing.T) {
 	}, change)
 }
 
-// The brokers of an organization may have other names for the shop's topics.
+// An organization's brokers may use other names for the shop's topics.
 func TestTheServiceUsesTheNamesOfTopicsAtItsBroker(t *testing.T) {
 	t.Parallel()
 

@@ -39,7 +39,7 @@ func at(value any, path ...string) any {
 	return value
 }
 
-// The service starts once what it depends on answers, with a configuration that is valid.
+// The service starts once its dependencies answer, with a valid configuration.
 func TestTheComposeFileStartsEachServiceWhenItsDependenciesAnswer(t *testing.T) {
 	services, _ := parsed(t, "compose.yaml")["services"].(map[string]any)
 	checked := 0
@@ -87,7 +87,7 @@ func TestTheComposeFileStartsEachServiceWhenItsDependenciesAnswer(t *testing.T) 
 	}
 }
 
-// Prometheus finds the services of the compose file at the port that the image listens on,
+// Prometheus finds the compose file's services on the port that the image listens on,
 // and has the alerts.
 func TestPrometheusScrapesTheServicesOfTheComposeFile(t *testing.T) {
 	t.Parallel()

@@ -34,7 +34,7 @@ func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 		awaits       string
 		earlierOn    string
 		earlier      string
-		applied      string // counts 1 when both are applied
+		applied      string // counts 1 when both have been applied
 	}{
 		{"user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`, "user.created or user.events", "user.created", create, updated},
 		{"user.updated", `{"user_id":"u","updates":{"name":"Eve"}}`, "user.created or user.events", "user.events", createLegacy, updated},

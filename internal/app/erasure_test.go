@@ -48,7 +48,7 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-// person lists the data of Ädelheid (id adel-1) of which nothing may be left.
+// person lists the data of Ädelheid (id adel-1), none of which may be left.
 var person = []string{"Ädelheid", "Quastenberg", "adel@home.example", "quast@work.example", "Wolkenheim", "5551234"}
 
 // traces returns the texts of person that text contains, in plain text or hexadecimal.
@@ -258,7 +258,7 @@ func applyMessages(t *testing.T, s *apptest.Service) (first uuid.UUID) {
 	return first
 }
 
-// stopConflict publishes another payload under the id of a message that was applied.
+// stopConflict publishes another payload under the id of a message that has been applied.
 // The new message is stopped, requeued with a new id, and stopped again.
 func stopConflict(t *testing.T, s *apptest.Service, applied uuid.UUID) {
 	t.Helper()
@@ -277,8 +277,8 @@ func stopConflict(t *testing.T, s *apptest.Service, applied uuid.UUID) {
 	})
 }
 
-// nameInFreeText names the person where operators write what they like, and in the history of
-// an order.
+// nameInFreeText names the person where operators write what they like, and in an order's
+// history.
 func nameInFreeText(t *testing.T, s *apptest.Service) {
 	t.Helper()
 
@@ -309,9 +309,9 @@ func erase(t *testing.T, s *apptest.Service) consumer.Erasure {
 		t.Errorf("the erasure differs from the dry run: %s", diff)
 	}
 
-	// Of each payload, with each of 3 keys, two messages wait, one is stopped and one
-	// was discarded; two more were edited. One message is scheduled. The messages that
-	// the service itself parked are counted in addition.
+	// For each payload, with each of 3 keys, two messages wait, one is stopped and one
+	// was discarded; two more were edited. One message is scheduled. Messages that the
+	// service itself parked also count.
 	if n := int64(len(payloads)); done.Withdrawn <= n*3*2 || done.Emptied < n*(3*2+2) || done.Actions < 3*n ||
 		done.Rows["users"] != 1 || done.Rows["notifications"] < 1 || done.Rows["analytics"] != 1 {
 		t.Errorf("got %+v", done)

@@ -107,7 +107,7 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	})
 }
 
-// bothHosts returns an address of Postgres with the hosts of two.
+// bothHosts returns a Postgres address with the hosts of two addresses.
 func bothHosts(t *testing.T, first, second string) string {
 	t.Helper()
 

@@ -14,10 +14,10 @@ import (
 // half times the memory.
 const gcPercent = 200
 
-// tuneGC configures the garbage collector, unless the environment does with GOGC and
+// tuneGC configures the garbage collector, unless the environment does so with GOGC and
 // GOMEMLIMIT. The only memory limit is the container's: with a lower one, the collector
-// would run all the time once the live heap came near it. The limits on messages in
-// hand bound the heap instead.
+// would run constantly once the live heap came near it. The limits on messages in hand
+// bound the heap instead.
 func tuneGC(logger *slog.Logger) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
@@ -25,6 +25,6 @@ func tuneGC(logger *slog.Logger) {
 
 	_, err := memlimit.Set()
 	if err != nil && !errors.Is(err, memlimit.ErrCgroupsNotSupported) && !errors.Is(err, memlimit.ErrNoCgroup) {
-		logger.Warn("cannot read the memory limit of the container; set GOMEMLIMIT", slog.Any("error", err))
+		logger.Warn("cannot read the container's memory limit; set GOMEMLIMIT", slog.Any("error", err))
 	}
 }

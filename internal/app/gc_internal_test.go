@@ -12,7 +12,7 @@ import (
 )
 
 // The collector's limit must not be lower than the container's: with a limit below the
-// live heap, it would run all the time.
+// live heap, it would run constantly.
 func TestOnlyTheContainerLimitsTheCollector(t *testing.T) { //nolint:paralleltest // the collector is the process's
 	percent, limit := debug.SetGCPercent(gcPercent), debug.SetMemoryLimit(math.MaxInt64)
 

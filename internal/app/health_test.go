@@ -56,7 +56,7 @@ func page(t *testing.T, s *apptest.Service, path string) (code int, body string)
 	return fetch(t, s, http.MethodGet, path, "", nil)
 }
 
-// expected is how one trouble is reported.
+// expected describes how one trouble is reported.
 type expected struct {
 	name    string
 	code    int

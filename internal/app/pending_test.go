@@ -145,7 +145,7 @@ func startWithPendingRefund(t *testing.T) (*apptest.Service, *paymenttest.Server
 	return s, server
 }
 
-// reportOfCapture is a report of the provider about the captured payment of "order".
+// reportOfCapture is the provider's report about the captured payment for "order".
 func reportOfCapture(s *apptest.Service, outcome, more string) string {
 	return providerReport("order", outcome, fmt.Sprintf(`, "transaction_id": %q`, transaction(s, "order"))+more)
 }

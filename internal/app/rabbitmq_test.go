@@ -17,9 +17,9 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// newRabbitMQOfOthers starts a RabbitMQ where others have declared the queue
-// orders.created, which drops what is given back twice, and where the account "shop" cannot create the queues of users. admin
-// is how an administrator connects.
+// newRabbitMQOfOthers starts a RabbitMQ on which others have declared the queue
+// orders.created, which drops messages returned twice, and on which the account "shop"
+// cannot create the queues of user topics. admin holds an administrator's settings.
 func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.Config) {
 	t.Helper()
 
@@ -120,7 +120,7 @@ func pauseAboveDeliveryLimit(t *testing.T, s *apptest.Service, admin broker.Conf
 	return s
 }
 
-// A wrong password is not reported like a broker that is down.
+// A wrong password is not reported as if the broker were down.
 func TestAWrongPasswordIsReported(t *testing.T) {
 	t.Parallel()
 

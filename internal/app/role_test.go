@@ -25,7 +25,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// roles is a database with the roles of docs/deploying.md.
+// roles is a database with the roles from docs/deploying.md.
 type roles struct {
 	name                   string
 	admin                  *pgx.Conn
@@ -156,7 +156,8 @@ func TestTheRolesOfTheDocumentationSuffice(t *testing.T) {
 	pgtest.Eventually(t, "the service may use the new tables", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM users`) == 2 })
 }
 
-// Tables that are created later, as by a rebuild, are readable too. Keys never are.
+// Tables that are created later, for example by a rebuild, are also readable. Keys never
+// are.
 func TestTheRoleThatReadsSeesEverythingButTheKeysAndChangesNothing(t *testing.T) {
 	t.Parallel()
 

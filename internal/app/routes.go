@@ -86,7 +86,7 @@ func route(r *consumer.Router, d Domains) {
 
 const webhookConsumer = "notification.webhook"
 
-// postWebhook posts a webhook. If the receiver wants no more of them, postWebhook
+// postWebhook posts a webhook. If the receiver no longer wants webhooks, postWebhook
 // pauses the consumer, so that later webhooks are kept, not posted, until an operator
 // resumes it.
 func postWebhook(r *consumer.Router, s *notification.Service) func(context.Context, event.Event[notification.WebhookDue]) (string, error) {

@@ -30,8 +30,8 @@ func (shipped) Topic() string     { return "orders.shipped" }
 func (s shipped) Key() string     { return s.OrderID }
 func (s shipped) Validate() error { return event.CheckID("order_id", s.OrderID) }
 
-// carrier returns a value to panic with that holds secrets, as a request to another system
-// does.
+// carrier returns a value to panic with that contains secrets, as a request to another
+// system does.
 func carrier(t *testing.T) error {
 	t.Helper()
 
@@ -72,8 +72,8 @@ func panicked(t *testing.T, s *apptest.Service, logger *slog.Logger) string {
 	return string(body)
 }
 
-// A handler that panics with a secret shows it neither in the log nor where a failed
-// message is kept. What else shows secrets is tested in cmd/millrace.
+// A handler that panics with a secret reveals it neither in the log nor in the stored
+// failed message. Other places where secrets could appear are tested in cmd/millrace.
 func TestAPanicShowsNoSecret(t *testing.T) {
 	t.Parallel()
 

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// SECURITY.md names the test that holds each promise.
+// SECURITY.md names the test that verifies each promise.
 func TestThePageAboutSecurityNamesTestsThatExist(t *testing.T) {
 	t.Parallel()
 

@@ -252,7 +252,7 @@ func TestATraceGoesFromTheProducerToTheCompletedOrderOnKafka(t *testing.T) {
 	}
 }
 
-// The producer follows the distributed tracing extension of CloudEvents.
+// The producer follows the CloudEvents distributed tracing extension.
 func TestATraceGoesFromTheProducerToTheCompletedOrderOnRabbitMQ(t *testing.T) {
 	t.Parallel()
 

@@ -98,7 +98,7 @@ func (c Config) apart() error {
 	for i, s := range list {
 		for _, other := range list[:i] {
 			if s.addr == other.addr && !strings.HasSuffix(s.addr, ":0") {
-				return fmt.Errorf("%s: is %q like %s, expected an address of its own", s.key, s.addr, other.key)
+				return fmt.Errorf("%s: is %q, the same as %s, expected an address of its own", s.key, s.addr, other.key)
 			}
 		}
 	}
@@ -131,8 +131,8 @@ func Warnings(c Config) check.Warnings {
 
 // Load reads the configuration from the file at path, if any, from the environment, and
 // from overrides by key. Each source overrides the ones before it. An empty value
-// counts as not set. A secret may be in a file, which KEY_file names. Load rejects
-// unknown keys; Validate checks the values.
+// counts as not set. A secret may be in a file named by KEY_file. Load rejects unknown
+// keys; Validate checks the values.
 func Load(path string, overrides map[string]any) (Config, error) {
 	cfg := Default()
 	k := koanf.New(".")
@@ -265,8 +265,7 @@ func unknown(name string, near []string) error {
 	return fmt.Errorf("%s: unknown configuration key; `millrace config` lists all keys", name)
 }
 
-// names returns the names of all sections and keys, and those of the elements of
-// lists.
+// names returns the names of all sections and keys, and those of list elements.
 func names() (list []string) {
 	var add func(t reflect.Type, within string)
 

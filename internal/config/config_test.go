@@ -198,7 +198,7 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 		t.Errorf("what people set is named as a link: %v", now)
 	}
 
-	// A typing mistake is named, although it resembles a link.
+	// A typo is named, although it resembles a link.
 	t.Setenv("MILLRACE_HTTP__PORT", "tcp://10.0.0.1:80")
 
 	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "MILLRACE_HTTP__PORT: unknown configuration key") {
@@ -238,7 +238,7 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 		}
 
 		if key == "postgres.url" {
-			continue // DATABASE_URL is above the file
+			continue // DATABASE_URL overrides the file
 		}
 
 		nested := file(key, "hunter2 of "+key+"\r\n")
@@ -258,7 +258,7 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 	}
 }
 
-// A setting is a secret by its type, which somebody may forget.
+// A setting is a secret if its type says so, which somebody may forget.
 func TestASettingThatIsNamedLikeASecretIsOne(t *testing.T) {
 	t.Parallel()
 
@@ -272,7 +272,7 @@ func TestASettingThatIsNamedLikeASecretIsOne(t *testing.T) {
 	}
 }
 
-// The environment may name files too, and it overrides the YAML file.
+// The environment may also name files, and it overrides the YAML file.
 func TestTheEnvironmentMayNameFilesWithSecrets(t *testing.T) {
 	t.Setenv("DATABASE_URL", "postgres://from-database-url/x")
 

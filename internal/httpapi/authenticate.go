@@ -81,8 +81,8 @@ func (a *authenticator) wrap(next http.Handler) http.Handler {
 	})
 }
 
-// authenticate returns who sends a request, or responds with the reason why the request
-// is not passed on.
+// authenticate returns who sent a request, or responds with the reason for not passing
+// it on.
 func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
 	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
@@ -158,7 +158,7 @@ func (a *authenticator) caller(r *http.Request) netip.Addr {
 	return addr
 }
 
-// Limits of failed log-ins from one address.
+// Limits on failed log-ins from one address.
 const (
 	failuresAtOnce = 10
 	failuresEvery  = 6 * time.Second
@@ -230,7 +230,7 @@ func needs(role access.Role, next http.Handler) http.Handler {
 	})
 }
 
-// lacks returns why the identity cannot do something that needs a role, or "" if it
+// lacks returns why the identity may not do something that needs a role, or "" if it
 // may. Nobody may do something that declares no role.
 func lacks(identity access.Identity, role access.Role) string {
 	switch {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// certificate is a certificate in files that somebody renews while the service runs. A
+// certificate is a certificate in files that are renewed while the service is running. A
 // handshake reads the files again if they have changed. If they do not match, as in
 // the middle of a renewal, the previous certificate stays in use.
 type certificate struct {
@@ -18,7 +18,7 @@ type certificate struct {
 
 	mu      sync.Mutex
 	loaded  *tls.Certificate
-	version string // of the files that were read last
+	version string // of the files last read
 }
 
 func newCertificate(certFile, keyFile string, logger *slog.Logger) *certificate {

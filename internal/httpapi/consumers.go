@@ -17,7 +17,7 @@ type pauseInput struct {
 	Body     struct {
 		WhyBody
 
-		For    string `json:"for,omitempty" maxLength:"50" example:"1h" doc:"How long the pause lasts, such as 30m. Without it the pause lasts until it is resumed."`
+		For    string `json:"for,omitempty" maxLength:"50" example:"1h" doc:"How long the pause lasts, such as 30m. Without it, the pause lasts until the consumer is resumed."`
 		DryRun bool   `json:"dry_run,omitempty" doc:"Only report what the pause would affect."`
 	}
 }

@@ -32,7 +32,7 @@ type entry struct {
 	IsEdited bool     `json:"is_edited"`
 
 	Overtaken *failed.Overtaken `json:"overtaken,omitempty" doc:"Later messages of the key that were applied since the message stopped."`
-	Unknown   string            `json:"unknown,omitempty" doc:"Why the message could not be read after the action. The action was done; the message is shown as it was before."`
+	Unknown   string            `json:"unknown,omitempty" doc:"Why the message could not be read after the action. The action succeeded; the message is shown as it was before."`
 }
 
 func summary(e failed.Entry) entry { return entry{Entry: e, IsEdited: e.Edited != nil} }
@@ -108,7 +108,7 @@ type entryOutput struct {
 	Body     entry
 }
 
-// Paced limits an action to a part of the selected messages.
+// Paced limits an action to part of the selected messages.
 type Paced struct {
 	IDs    []int64 `json:"ids,omitempty" maxItems:"1000" nullable:"false"`
 	All    bool    `json:"all,omitempty" doc:"All stopped messages: required if nothing else is selected."`
@@ -129,7 +129,7 @@ func (w Words) pace(p failed.Pace) failed.Pace {
 	return p
 }
 
-// outcomeAt returns the path of the outcome of a request.
+// outcomeAt returns the path of a request's outcome.
 func outcomeAt(by activity.Actor) string { return Prefix + "/requests/" + by.Request.String() }
 
 // outcome is the result of an action on many messages.
@@ -143,7 +143,7 @@ type outcome struct {
 	Diffs     []failed.EntryDiff `json:"diffs,omitempty" doc:"What the patch changes in the first three messages, as unified diffs."`
 	Changed   int                `json:"changed" doc:"The number of messages that were no longer stopped."`
 	Held      []operate.Held     `json:"held" nullable:"false" doc:"What is holding up the messages that are now due."`
-	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action was done."`
+	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action succeeded."`
 	Request   uuid.UUID          `json:"request" doc:"Ask for the outcome at /requests/{id}."`
 	DryRun    bool               `json:"dry_run"`
 	Next      int64              `json:"next,omitempty" doc:"There are more messages: repeat the request with this value as after."`
@@ -167,7 +167,7 @@ func text(name string, body []byte) *textOutput {
 	return &textOutput{ContentType: "text/plain", Disposition: fmt.Sprintf(`attachment; filename="%s"`, name), Body: body}
 }
 
-// maxBody fits the largest payload with each character escaped.
+// maxBody fits the largest payload with every character escaped.
 const maxBody = 6*event.MaxPayload + 1<<16
 
 func (e engine) registerFailed(a *API) {
@@ -288,7 +288,7 @@ func (e engine) entry(ctx context.Context, id int64, conditions *Conditions) (fo
 }
 
 // changed makes a change and responds like entry. It checks the conditions before the
-// change. Nothing after the change may hide that it was done: the message may be gone.
+// change. Nothing after the change may hide that it succeeded: the message may be gone.
 func (e engine) changed(ctx context.Context, id int64, conditions *Conditions, change func(failed.Entry) error) (*entryOutput, error) {
 	before, out, err := e.entry(ctx, id, conditions)
 	if err == nil {

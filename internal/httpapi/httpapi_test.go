@@ -181,7 +181,7 @@ func TestProbesCheckTheHostOnLoopbackOnly(t *testing.T) {
 	}
 }
 
-// A webhook or a probe that panics is answered too, so its caller tries again.
+// A webhook or a probe that panics still gets a response, so its caller tries again.
 func TestAPanicOutsideTheAPIIsAProblem(t *testing.T) {
 	t.Parallel()
 

@@ -44,7 +44,7 @@ func (p *Paging) After(format string, values ...any) error {
 		return nil
 	}
 
-	// The end mark makes Sscanf refuse what follows the values.
+	// The end mark makes Sscanf refuse anything after the values.
 	const end = " ."
 	n, err := fmt.Sscanf(p.after+end, format+end, values...)
 	ok := err == nil && n == len(values)

@@ -34,7 +34,7 @@ type retryOutput struct {
 		failed.Retried
 
 		Held    []operate.Held `json:"held" nullable:"false" doc:"What is holding up keys that are due: messages counts keys."`
-		Unknown string         `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action was done."`
+		Unknown string         `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action succeeded."`
 		Request uuid.UUID      `json:"request" doc:"Ask for the outcome at /requests/{id}."`
 	}
 }

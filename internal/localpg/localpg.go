@@ -59,11 +59,11 @@ func (s *Server) URL() string {
 	return address.String()
 }
 
-// Options are those of a new server.
+// Options configures a new server.
 type Options struct {
 	// Version is a key of Versions. Defaults to Version.
 	Version string
-	// Settings are those of postgresql.conf.
+	// Settings go into postgresql.conf.
 	Settings map[string]string
 }
 
@@ -124,7 +124,7 @@ func Start(ctx context.Context, dir string, options Options, logger *slog.Logger
 // Stop stops the server and keeps its data.
 func (s *Server) Stop(ctx context.Context) error { return s.stop(ctx, "fast") }
 
-// Kill ends the server without a checkpoint, as a crash does.
+// Kill ends the server without a checkpoint, as a crash would.
 func (s *Server) Kill(ctx context.Context) error { return s.stop(ctx, "immediate") }
 
 func (s *Server) stop(ctx context.Context, mode string) error {
@@ -209,7 +209,7 @@ func portIsFree(port uint32) bool {
 	return listener.Close() == nil
 }
 
-// connectTimeout bounds the check whether a server responds.
+// connectTimeout bounds the check of whether a server responds.
 const connectTimeout = 2 * time.Second
 
 // answers reports whether this server is running, that is, accepts the password.

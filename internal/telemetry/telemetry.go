@@ -39,7 +39,7 @@ func (c Config) Validate() error {
 }
 
 // NewLogger returns a logger that writes to w and removes secrets from errors and
-// texts. An invalid level is treated as info.
+// text. An invalid level is treated as info.
 func NewLogger(cfg Config, w io.Writer) *slog.Logger {
 	var level slog.Level
 
@@ -77,7 +77,7 @@ func plain(_ []string, a slog.Attr) slog.Attr {
 }
 
 // Native returns the options of a native histogram. Each of its buckets is at most a
-// tenth larger than the one before, wherever the values are, and it is one series for
+// tenth larger than the one before, whatever the values are, and it is one series for
 // Prometheus.
 func Native(opts prometheus.HistogramOpts) prometheus.HistogramOpts {
 	opts.NativeHistogramBucketFactor = 1.1

@@ -23,8 +23,8 @@ import (
 )
 
 // TracesConfig configures OpenTelemetry traces. The standard variables OTEL_* set the
-// rest: the exporter's headers, certificate and time-out, the name of the service and
-// the size of batches.
+// rest: the exporter's headers, certificate and timeout, the service's name and the
+// batch size.
 type TracesConfig struct {
 	// Endpoint is the URL of a collector that accepts OTLP over HTTP, such as
 	// "http://collector:4318/v1/traces". If it is empty, OTEL_EXPORTER_OTLP_ENDPOINT
@@ -113,7 +113,7 @@ func (c TracesConfig) enabled() bool {
 // flushTimeout bounds how long the service waits for the export of the last spans.
 const flushTimeout = 5 * time.Second
 
-// NewTracer returns the tracer of a service, which makes no spans if no endpoint is
+// NewTracer returns a service's tracer, which creates no spans if no endpoint is
 // configured. It does not wait for the collector. Call the returned function to export
 // the last spans.
 func NewTracer(cfg TracesConfig, logger *slog.Logger) (*span.Tracer, func(), error) {
@@ -157,7 +157,7 @@ func NewTracer(cfg TracesConfig, logger *slog.Logger) (*span.Tracer, func(), err
 		ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 		defer cancel()
 
-		_ = provider.Shutdown(ctx) // what could not be exported was logged
+		_ = provider.Shutdown(ctx) // what could not be exported has been logged
 	}
 
 	return span.New(provider, sample), flush, nil

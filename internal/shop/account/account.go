@@ -32,7 +32,7 @@ func (a *Accounts) Create(ctx context.Context, tx pgx.Tx, events []event.Event[U
 }
 
 // Update updates users and notifies them. An update of a user who does not exist
-// awaits the user's creation, and is a miss when it has waited as long as it may.
+// awaits the user's creation, and becomes a miss once it has waited as long as it may.
 func (a *Accounts) Update(ctx context.Context, tx pgx.Tx, events []event.Event[UserUpdated]) ([]event.Outgoing, error) {
 	return apply(ctx, a, tx, events, func(p UserUpdated) event.Payload { return p })
 }
@@ -134,7 +134,7 @@ func update(session *user.Session, meta event.Meta, p UserUpdated) ([]event.Outg
 var creations = []string{TopicUserCreated, TopicUserEvents}
 
 // miss records an update of a user who does not exist, unless the message that creates
-// the user may still come.
+// the user may still arrive.
 func miss(session *user.Session, meta event.Meta, id string) error {
 	if meta.Ahead || !meta.Overdue && !session.User(id).Erased {
 		return event.Await(fmt.Errorf("user_id: there is no user %s yet", id), creations...)

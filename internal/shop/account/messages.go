@@ -20,13 +20,13 @@ const (
 	TopicProfileUpdated = "user.profile.updated"
 )
 
-// Limits of a user.
+// Limits on a user.
 const (
 	maxName       = 200     // characters
 	maxEmail      = 254     // bytes: RFC 5321, section 4.5.3.1.3, less the brackets
 	maxProperties = 100     // fields
-	maxProperty   = 64      // characters of a name
-	maxValue      = 8 << 10 // bytes of a value
+	maxProperty   = 64      // characters in a name
+	maxValue      = 8 << 10 // bytes in a value
 )
 
 // UserCreated requests a new user.
@@ -34,8 +34,7 @@ type UserCreated struct {
 	User NewUser `json:"user"`
 }
 
-// NewUser is the body of UserCreated. Fields without a name here become
-// properties.
+// NewUser is the body of UserCreated. All other fields become properties.
 type NewUser struct {
 	ID         string          `json:"id"`
 	Name       string          `json:"name"`
@@ -110,7 +109,7 @@ func (p UserUpdated) Validate() error {
 	return errors.Join(append(errs, checkProperties("updates.", u.Properties))...)
 }
 
-// ProfileUpdated holds the fields of a user that changed, with their new values.
+// ProfileUpdated holds a user's changed fields, with their new values.
 type ProfileUpdated struct {
 	UserID  string          `json:"user_id"`
 	Changes user.Properties `json:"changes"`
@@ -147,7 +146,7 @@ func checkEmail(field, email string) error {
 }
 
 // checkProperties reports properties that are too many, too large or not storable
-// as jsonb, in order of name.
+// as jsonb, ordered by name.
 func checkProperties(prefix string, properties user.Properties) error {
 	if len(properties) > maxProperties {
 		return fmt.Errorf("%sproperties: has %d fields beyond name and email, expected at most %d", prefix, len(properties), maxProperties)

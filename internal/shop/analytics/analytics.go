@@ -40,13 +40,13 @@ func (c Config) Validate() error {
 // maxName is the maximum length of an event's name, in characters.
 const maxName = 200
 
-// Bounds of a timestamp, because each day of events has rows in analytics_daily.
+// Limits on a timestamp, because each day with events has rows in analytics_daily.
 var (
 	earliest = time.Unix(0, 0)
 	latest   = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// Tracked is an action of a user.
+// Tracked is a user's action.
 type Tracked struct {
 	Event     string     `json:"event"`
 	Timestamp event.Time `json:"timestamp"`
@@ -93,7 +93,7 @@ func (t Tracked) Validate() error {
 	return errors.Join(errs...)
 }
 
-// partitions are those of the events, one a day.
+// partitions are the daily partitions of the events table.
 var partitions = postgres.DailyPartitions{Table: "analytics_events"}
 
 // Service stores and counts events.
@@ -179,7 +179,7 @@ func properties(e event.Event[Tracked]) *string {
 	return &text
 }
 
-// Count is how often an event occurred.
+// Count is the number of times an event occurred.
 type Count struct {
 	Event string `json:"event"`
 	Count int64  `json:"count"`
@@ -204,7 +204,7 @@ func (s *Service) CountTop(ctx context.Context, days int) (int, error) {
 		SELECT DISTINCT event FROM analytics_daily WHERE day > (now() AT TIME ZONE 'UTC')::date - $1::int`, days)
 }
 
-// Day is how often one event, or all events together, occurred on a day (UTC).
+// Day is the number of times one event, or all events together, occurred on a day (UTC).
 type Day struct {
 	Day   time.Time `json:"day"`
 	Count int64     `json:"count"`

@@ -153,7 +153,7 @@ func TestAHealthyDatabaseHasNoViolations(t *testing.T) {
 	}
 }
 
-// corruption changes the database or the record of the gateway. One check finds it.
+// corruption changes the database or the gateway's record. One check finds it.
 type corruption struct {
 	name     string
 	corrupt  string
@@ -161,7 +161,7 @@ type corruption struct {
 	gateway  func([]payment.Entry) []payment.Entry
 }
 
-// captured is a charge in the record of the gateway.
+// captured is a charge in the gateway's record.
 func captured(order, transaction, amount string, at time.Time) payment.Entry {
 	return payment.Entry{OrderID: order, TransactionID: transaction, Amount: money.MustParse(amount), Refunded: money.MustParse("0"), Currency: "USD", At: at}
 }
@@ -349,7 +349,7 @@ func TestWorkInProgressIsNotAViolation(t *testing.T) {
 	gateway.entries = append(gateway.entries, captured("new", "txn_new", "9.99", time.Now()))
 
 	report := run(t, pool, gateway, invariant.Options{Progress: func(step, steps int, _ string) {
-		if step == steps-1 { // the snapshot is taken
+		if step == steps-1 { // the snapshot has been taken
 			execute(t, pool, `DELETE FROM outbox`)
 		}
 	}})

@@ -66,7 +66,7 @@ func captures(gateway payment.Gateway) invariant.Source {
 	}
 }
 
-// ledgerChunk is how many captures are in memory at a time.
+// ledgerChunk is the number of captures in memory at a time.
 const ledgerChunk = 5000
 
 // loadLedger copies the recent part of the gateway's record into a temporary table. It
@@ -101,7 +101,7 @@ func loadLedger(ctx context.Context, conn *pgx.Conn, gateway payment.Gateway, la
 		return flush()
 	})
 	if err != nil {
-		return fmt.Errorf("reading the record of the payment gateway: %w", err)
+		return fmt.Errorf("reading the payment gateway's record: %w", err)
 	}
 
 	if err = flush(); err == nil {
@@ -109,7 +109,7 @@ func loadLedger(ctx context.Context, conn *pgx.Conn, gateway payment.Gateway, la
 	}
 
 	if err != nil {
-		return fmt.Errorf("storing the record of the payment gateway: %w", err)
+		return fmt.Errorf("storing the payment gateway's record: %w", err)
 	}
 
 	return nil

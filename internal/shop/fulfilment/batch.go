@@ -12,8 +12,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// batch collects what the decisions of one transaction change, and saves it
-// table by table. Each decision sees the order as the previous one left it.
+// batch collects the changes decided in one transaction, and saves them table by
+// table. Each decision sees the order as the previous one left it.
 type batch struct {
 	process *Process
 	orders  map[string]order.Order
@@ -28,7 +28,7 @@ type batch struct {
 }
 
 // open locks the orders with these ids until the transaction ends. It loads their
-// captures, except for orders that wait for their payment: these have none.
+// captures, except for orders that are waiting for payment, which have none.
 func (p *Process) open(ctx context.Context, tx pgx.Tx, ids []string) (*batch, error) {
 	b, err := p.openWithoutCaptures(ctx, tx, ids)
 	if err != nil {

@@ -17,22 +17,22 @@ import (
 
 // This file is the clock of orders that are waiting for payment. It is stopped while
 // orders cannot be paid: a consumer of their payments is paused or waits for a
-// dependency, its broker is unavailable, or no service runs. The times during which
-// it was stopped are stored, so that replicas agree and a restart changes nothing.
+// dependency, its broker is unavailable, or no service is running. The periods during
+// which it was stopped are stored, so that replicas agree and a restart changes nothing.
 
 // paying are the topics that must be processed for an order to be paid.
 var paying = []string{TopicPaymentRequested, payment.TopicReported}
 
-// stall is a time during which the clock was stopped.
+// stall is a period during which the clock was stopped.
 type stall struct{ Began, Ended time.Time }
 
-// missedTicks is how many ticks may be missing before the clock counts as stalled:
-// no service was running, or Postgres was unavailable.
+// missedTicks is the number of ticks that may be missing before the clock counts as
+// stalled: no service was running, or Postgres was unavailable.
 const missedTicks = 3
 
-// tick records whether the clock is stopped. The state found now applies to all the
-// time since the previous tick. Each replica ticks. A stall that one replica saw in the
-// last few ticks holds for all, because not every replica tries each dependency.
+// tick records whether the clock is stopped. The current state applies to the whole
+// time since the previous tick. Every replica ticks. A stall that one replica saw in the
+// last few ticks counts for all, because not every replica tries every dependency.
 func (s *Sweeper) tick(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
@@ -48,7 +48,7 @@ func (s *Sweeper) tick(ctx context.Context) error {
 		err := tx.QueryRow(ctx, `SELECT clock_timestamp(), ticked_at, stalled_at FROM expiry_cursor FOR NO KEY UPDATE SKIP LOCKED`).
 			Scan(&now, &ticked, &reported)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // another replica ticks or sweeps
+			return nil // another replica is ticking or sweeping
 		}
 
 		if err != nil {
@@ -148,8 +148,8 @@ func (s *Sweeper) due(ctx context.Context, tx pgx.Tx, now time.Time) (time.Time,
 	return dueAt(now, s.cfg.PaymentTimeout, stalls), nil
 }
 
-// Affected returns what it means for orders if the messages on topic are not
-// processed, or "".
+// Affected returns the effect on orders of not processing the messages on topic,
+// or "".
 func (s *Sweeper) Affected(ctx context.Context, topic string) (string, error) {
 	if s.cfg.PaymentTimeout == 0 || !slices.Contains(paying, topic) {
 		return "", nil

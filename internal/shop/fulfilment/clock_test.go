@@ -11,13 +11,13 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// The sweep counts only time in which orders can be paid. The timeout is 15 minutes.
+// The sweep counts only time during which orders can be paid. The timeout is 15 minutes.
 func TestTimeDoesNotRunWhileOrdersCannotBePaid(t *testing.T) {
 	t.Parallel()
 
 	for _, c := range []struct {
 		name   string
-		stalls string // from and until, in minutes before now
+		stalls string // start and end, in minutes before now
 		due    string // the orders that are due, of those aged 14, 16, 29, 31, 44 and 46 minutes
 	}{
 		{"it always ran", ``, "16 29 31 44 46"},
@@ -76,7 +76,7 @@ func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 		}
 	}
 	sees, doesNotSee := seeing("fulfilment.charge is waiting for payment gateway"), seeing("")
-	// shift makes everything stored older, as if time had passed.
+	// shift ages everything stored, as if time had passed.
 	shift := func(by string) {
 		_, err := s.pool.Exec(t.Context(), `
 			WITH c AS (UPDATE expiry_cursor SET ticked_at = ticked_at - $1::interval, stalled_at = stalled_at - $1::interval)
@@ -111,7 +111,7 @@ func TestTheClockOfUnpaidOrdersIsShared(t *testing.T) {
 	expect(t, stalls(), "40-10 5-0")
 }
 
-// An order whose request for payment waits, is blocked or is stopped does not expire.
+// An order whose payment request is waiting, blocked or stopped does not expire.
 func TestAnOrderThatIsNotServedGetsItsTimeAgain(t *testing.T) {
 	t.Parallel()
 

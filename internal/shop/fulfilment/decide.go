@@ -11,10 +11,10 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Decide is the order process: it returns what follows from a command to an
+// Decide is the order process: it returns the consequences of a command for an
 // order in its current state. It does no I/O. An order with the empty status does
 // not exist. The caller has loaded the captures (order.Service.Recall), unless the
-// order waits for its payment or the command is Place or Complete.
+// order is waiting for payment or the command is Place or Complete.
 //
 // Its errors are [order.NotFound], or rejections of the command.
 func Decide(o order.Order, c Command) (Decision, error) {
@@ -30,14 +30,14 @@ func Decide(o order.Order, c Command) (Decision, error) {
 	return d, nil
 }
 
-// Decision is what follows from a command.
+// Decision holds the consequences of a command.
 type Decision struct {
 	// Order is the order after the events.
 	Order order.Order
 	// Events go into the order's stream. Those about money also go into the
 	// payments table.
 	Events []eventstore.Data
-	// Stock is the movement of the stock of all lines.
+	// Stock is the stock movement for all lines.
 	Stock Stock
 	// Refunds are requests to refund captures.
 	Refunds []RefundRequested
@@ -50,7 +50,7 @@ type Decision struct {
 // Stock is a movement of an order's stock.
 type Stock string
 
-// Movements of stock.
+// Stock movements.
 const (
 	KeepStock    Stock = ""
 	ReserveStock Stock = "reserve"
@@ -89,7 +89,7 @@ type (
 	// Expire ends an order that was not paid in time. Found is what the gateway
 	// knew of its charge.
 	Expire struct{ Found payment.Outcome }
-	// Refunded reports that a capture was refunded.
+	// Refunded reports that a capture has been refunded.
 	Refunded struct {
 		TransactionID string
 		RefundID      string
@@ -224,7 +224,7 @@ func (c Settle) decide(d *Decision) {
 	}
 }
 
-// addCapture records a capture once. If the order does not wait for a payment, the
+// addCapture records a capture once. If the order is not waiting for payment, the
 // capture is refunded.
 func (d *Decision) addCapture(transactionID string, attempt int) {
 	if attempt == 1 {
@@ -299,7 +299,7 @@ func (c Refunded) decide(d *Decision) {
 	switch {
 	case capture.RefundID != "":
 		return
-	case known && capture.FailedRefundID == c.RefundID: // the report of its failure came first
+	case known && capture.FailedRefundID == c.RefundID: // its failure was reported first
 		if d.Order.Owes(capture) {
 			d.refundAfter(c.TransactionID, c.RefundID)
 		}

@@ -19,8 +19,8 @@ import (
 // or have their money refunded. Before an order that may have been charged ends,
 // the gateway is asked about the charge.
 
-// AdmitCancel asks the gateway about orders that wait for their payment. The
-// request may overtake its order; then it awaits the order.
+// AdmitCancel asks the gateway about orders that are waiting for payment. A request
+// that overtakes its order awaits the order.
 func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events []event.Event[CancelRequested]) ([]error, error) {
 	return admitUnpaid(ctx, p, db, events, notYetCreated, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
 }
@@ -45,9 +45,9 @@ func (p *Process) Cancel(ctx context.Context, tx pgx.Tx, events []event.Effected
 	})
 }
 
-// AdmitExpiry asks the gateway about orders that wait for their payment. It does not
-// ask about orders whose request for payment has not been processed; Expire gives
-// these the whole payment timeout again.
+// AdmitExpiry asks the gateway about orders that are waiting for payment. It does not
+// ask about orders whose payment request has not been processed; Expire gives these
+// the full payment timeout again.
 func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events []event.Event[ExpiryDue]) ([]error, error) {
 	reject := func(err error) error { return event.Reject(fmt.Errorf("order_id: %w", err)) }
 
@@ -89,8 +89,8 @@ func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (
 }
 
 // Expire ends orders that are still unpaid. If an order was charged but the answer was
-// lost, the order is paid instead. If its request for payment has not been processed,
-// because the request waits or is stopped, it gets the whole payment timeout again.
+// lost, the order is paid instead. If its payment request has not been processed,
+// because the request is waiting or stopped, it gets the full payment timeout again.
 func (p *Process) Expire(ctx context.Context, tx pgx.Tx, events []event.Effected[ExpiryDue, payment.Outcome]) ([]event.Outgoing, error) {
 	outgoing, err := endUnpaid(ctx, p, tx, events, func(e ExpiryDue, found payment.Outcome) Command {
 		if e.unserved {
@@ -114,7 +114,7 @@ func (p *Process) Expire(ctx context.Context, tx pgx.Tx, events []event.Effected
 	return outgoing, nil
 }
 
-// admitUnpaid admits events about orders that wait for their payment and passes
+// admitUnpaid admits events about orders that are waiting for payment and passes
 // the charge to look up to setCharge. It skips events about other orders;
 // notFound decides about orders that do not exist.
 func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Querier, events []event.Event[P],
@@ -143,11 +143,11 @@ func admitUnpaid[P event.Payload](ctx context.Context, p *Process, db postgres.Q
 	return verdicts, nil
 }
 
-// errNotAsked reports a bug: no order returns to waiting for its payment.
+// errNotAsked reports a bug: no order returns to waiting for payment.
 var errNotAsked = errors.New("the order is waiting for payment, but the gateway was not asked about the charge")
 
 // endUnpaid applies commands with the gateway's answers. The gateway was not
-// asked about orders that did not wait for their payment. If command returns nil,
+// asked about orders that were not waiting for payment. If command returns nil,
 // there is nothing to decide.
 func endUnpaid[P event.Payload](ctx context.Context, p *Process, tx pgx.Tx, events []event.Effected[P, payment.Outcome],
 	command func(p P, found payment.Outcome) Command,

@@ -18,10 +18,10 @@ import (
 	"github.com/millracehq/millrace/internal/shop/order"
 )
 
-// Config sets how long an order waits for its payment.
+// Config sets how long an order waits for payment.
 type Config struct {
-	// PaymentTimeout is how long an order may stay unpaid before it expires. Time in
-	// which orders cannot be paid does not count. 0 lets orders wait indefinitely.
+	// PaymentTimeout is how long an order may stay unpaid before it expires. Time
+	// during which orders cannot be paid does not count. 0 lets orders wait indefinitely.
 	// Defaults to 15m.
 	PaymentTimeout time.Duration `koanf:"payment_timeout"`
 }
@@ -40,7 +40,7 @@ const (
 	sweepLimit = 10 * time.Minute
 	// sweepTimeout bounds the transaction of a page.
 	sweepTimeout = 20 * time.Second
-	// pageSize is how many orders a transaction reads.
+	// pageSize is the number of orders that a transaction reads.
 	pageSize = 5000
 	// maxCommitDelay is the longest time from the start to the commit of a
 	// transaction that creates orders. The sweep reads orders younger than this again.
@@ -109,7 +109,7 @@ func (s *Sweeper) Sweep(ctx context.Context) error {
 	}
 }
 
-// position is an order's position by time of creation.
+// position is an order's position by creation time.
 type position struct {
 	CreatedAt time.Time
 	ID        string
@@ -117,7 +117,7 @@ type position struct {
 
 // sweepPage reads the orders after from, or after the cursor if from is nil. It
 // returns the position of the last order, or nil at the end or if another
-// replica sweeps.
+// replica is sweeping.
 func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position, err error) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
@@ -127,7 +127,7 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 
 		err := tx.QueryRow(ctx, `SELECT at, clock_timestamp() FROM expiry_cursor FOR NO KEY UPDATE SKIP LOCKED`).Scan(&cursor, &now)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // another replica sweeps
+			return nil // another replica is sweeping
 		}
 
 		if err != nil {

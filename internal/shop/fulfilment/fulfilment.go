@@ -83,9 +83,9 @@ func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]ord
 	return short, nil
 }
 
-// Admit admits charges of orders that wait for exactly this payment. An order that no
-// longer waits may have been charged although the answer was lost. Charge then only
-// looks the charge up.
+// Admit admits charges for orders that are waiting for exactly this payment. An order
+// that is no longer waiting may have been charged although the answer was lost; Charge
+// then only looks up the charge.
 func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event.Event[PaymentRequested]) ([]error, error) {
 	orders, err := p.orders.Find(ctx, db, keys(events))
 	if err != nil {

@@ -28,7 +28,7 @@ type shop struct {
 	process *fulfilment.Process
 	orders  *order.Service
 	stock   *inventory.Service
-	// unserved has the orders whose request for payment has not been processed.
+	// unserved has the orders whose payment request has not been processed.
 	unserved []string
 }
 
@@ -269,7 +269,7 @@ func TestAnOrderThatIsNotPaidCannotBeCompleted(t *testing.T) {
 	expect(t, rejected[1].Error(), "order_id: there is no order x")
 }
 
-// placed creates an order that waits for its payment, and returns the request.
+// placed creates an order that is waiting for payment, and returns the request.
 func (s *shop) placed(tb testing.TB, id string) event.Event[fulfilment.PaymentRequested] {
 	tb.Helper()
 
@@ -421,7 +421,7 @@ func TestRestockingAddsAndCreates(t *testing.T) {
 	expect(t, s.level(t, "product_1")+" "+s.level(t, "new"), "107/0/0 1/0/0")
 }
 
-// age sets back the creation of orders.
+// age moves the creation time of orders back.
 func (s *shop) age(tb testing.TB, age string, ids ...string) {
 	tb.Helper()
 
@@ -430,7 +430,7 @@ func (s *shop) age(tb testing.TB, age string, ids ...string) {
 	}
 }
 
-// unswept sets back the cursor of the sweep by a day.
+// unswept moves the sweep's cursor back by a day.
 func (s *shop) unswept(tb testing.TB) {
 	tb.Helper()
 
@@ -486,7 +486,7 @@ func TestOneReplicaSweepsAtATime(t *testing.T) {
 	s.unswept(t)
 	s.age(t, "16 minutes", "due")
 
-	// Another replica has locked the cursor: it sweeps.
+	// Another replica has locked the cursor: it is sweeping.
 	tx, err := s.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)

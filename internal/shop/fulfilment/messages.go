@@ -29,7 +29,7 @@ const (
 	TopicRefundFailed     = "payments.refund.failed"
 )
 
-// Limits of an order.
+// Limits on an order.
 const (
 	maxItems  = 1000
 	maxReason = 500 // characters
@@ -113,7 +113,7 @@ type PaymentRequested struct {
 	// Attempt is the number of the charge, counted from 1; 0 means 1.
 	Attempt int `json:"attempt,omitzero"`
 
-	// late is set by Admit when the order no longer waits for the charge. The
+	// late is set by Admit when the order is no longer waiting for the charge. The
 	// charge is then looked up, not made.
 	late bool
 }
@@ -202,7 +202,7 @@ func (p CancelRefused) Key() string { return p.OrderID }
 // Validate implements event.Payload.
 func (p CancelRefused) Validate() error { return event.CheckID("order_id", p.OrderID) }
 
-// OrderCancelled reports that an order was cancelled.
+// OrderCancelled reports that an order has been cancelled.
 type OrderCancelled struct {
 	OrderID string `json:"order_id"`
 	Reason  string `json:"reason,omitempty"`
@@ -222,13 +222,13 @@ func (p OrderCancelled) Validate() error {
 	return errors.Join(event.CheckID("order_id", p.OrderID), event.CheckText("reason", p.Reason, maxReason))
 }
 
-// ExpiryDue reports that the time to pay for an order is over; see Sweeper.
+// ExpiryDue reports that an order's payment timeout has passed; see Sweeper.
 type ExpiryDue struct {
 	OrderID string `json:"order_id"`
 
 	// charge is set by AdmitExpiry: the charge to look up.
 	charge payment.Charge
-	// unserved is set by AdmitExpiry: the order's request for payment has not been
+	// unserved is set by AdmitExpiry: the order's payment request has not been
 	// processed.
 	unserved bool
 }
@@ -281,7 +281,7 @@ func (p RefundRequested) Validate() error {
 		event.CheckID("transaction_id", p.TransactionID), event.CheckOptionalID("failed_refund_id", p.FailedRefundID))
 }
 
-// PaymentRefunded reports that a capture was refunded.
+// PaymentRefunded reports that a capture has been refunded.
 type PaymentRefunded struct {
 	OrderID       string        `json:"order_id"`
 	TransactionID string        `json:"transaction_id"`
@@ -302,7 +302,7 @@ func (p PaymentRefunded) Validate() error {
 		event.CheckID("refund_id", p.RefundID), money.CheckMoved("amount", p.Amount, p.Currency))
 }
 
-// RefundFailed reports that a refund failed after payments.refunded reported it.
+// RefundFailed reports that a refund failed after payments.refunded had reported it.
 type RefundFailed struct {
 	OrderID       string        `json:"order_id"`
 	TransactionID string        `json:"transaction_id"`

@@ -405,7 +405,7 @@ func (s *story) check() {
 }
 
 // checkMoney compares the order with the provider's own record: a completed order
-// has paid once, all others have paid nothing.
+// has been paid once, all others not at all.
 func (s *story) checkMoney(o order.Order, row paid) {
 	kept := 0
 

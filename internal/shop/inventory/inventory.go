@@ -1,4 +1,4 @@
-// Package inventory keeps the stock of each product: available, reserved and sold.
+// Package inventory stores each product's stock: available, reserved and sold.
 // Allocate decides without I/O; changes to the tables are set-based.
 package inventory
 
@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Demand is the quantities of an order, by product.
+// Demand holds an order's quantities by product.
 type Demand map[string]int64
 
 // Shortage is a product whose requested quantity exceeds the available stock.

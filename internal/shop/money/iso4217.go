@@ -11,9 +11,9 @@ import (
 // DefaultCurrency is the currency of messages without one.
 const DefaultCurrency = "USD"
 
-// The currencies of ISO 4217 by their number of decimal places, from List One of its
-// maintenance agency SIX, published 2026-09-17. Codes that are not currencies are left
-// out: funds (IsFund in the list, such as CLF), and codes without a minor unit (metals,
+// ISO 4217 currencies by number of decimal places, from List One of its maintenance
+// agency SIX, published 2026-09-17. Codes that are not currencies are left out:
+// funds (IsFund in the list, such as CLF), and codes without a minor unit (metals,
 // bond market units, XDR, XSU, XUA, XTS for tests and XXX for no currency). To update
 // the table, replace testdata/list-one.csv: a test compares the two.
 //
@@ -44,14 +44,14 @@ func places(codes map[int32]string) map[string]int32 {
 }
 
 // Places returns the number of decimal places of a currency. known is false for codes
-// that are not currencies of ISO 4217.
+// that are not ISO 4217 currencies.
 func Places(code string) (places int32, known bool) {
 	places, known = currencies[code]
 
 	return places, known
 }
 
-// Currency is the currency of a message that may leave it out. A message without a
+// Currency is the currency of a message that may omit it. A message without a
 // currency has [DefaultCurrency]. A message whose currency is null or empty is
 // different: its producer did not know the currency.
 type Currency string
@@ -64,7 +64,7 @@ func (c *Currency) UnmarshalJSON(data []byte) error {
 	}
 
 	if code == nil || *code == "" {
-		return fmt.Errorf("is %s, expected an ISO 4217 code such as %s, or no such field for %[2]s", data, DefaultCurrency)
+		return fmt.Errorf("is %s, expected an ISO 4217 code such as %s; omit the field to use %[2]s", data, DefaultCurrency)
 	}
 
 	*c = Currency(*code)

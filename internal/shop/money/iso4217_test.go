@@ -78,7 +78,7 @@ func TestCurrencies(t *testing.T) {
 		3: "BHD IQD JOD KWD LYD OMR TND",
 		-1: "BOV CHE CHW CLF COU MXV USN UYI UYW XAD" + // funds
 			" XAU XAG XPT XPD XBA XBB XBC XBD XDR XSU XUA XTS XXX" + // not currencies
-			" BGN HRK DEM ITL ANG CUC SLL VEF ZWL MRO STD BYR" + // historic; BGN ended with 2025
+			" BGN HRK DEM ITL ANG CUC SLL VEF ZWL MRO STD BYR" + // historic; BGN until the end of 2025
 			" BTC USDC CNH GGP ZZZ usd Usd US USDD", // never in ISO 4217
 	} {
 		for code := range strings.FieldsSeq(codes) {
@@ -96,7 +96,7 @@ func TestACurrencyIsAbsentOrGiven(t *testing.T) {
 	for in, want := range map[string]struct{ code, says string }{
 		`{}`:                   {"USD", ""},
 		`{"currency":"EUR"}`:   {"EUR", ""},
-		`{"currency":null}`:    {"", "is null, expected an ISO 4217 code such as USD, or no such field for USD"},
+		`{"currency":null}`:    {"", "is null, expected an ISO 4217 code such as USD; omit the field to use USD"},
 		`{"currency":""}`:      {"", `is "", expected an ISO 4217 code`},
 		`{"currency":978}`:     {"", "is not a JSON string, expected an ISO 4217 code"},
 		`{"currency":["EUR"]}`: {"", "is not a JSON string"},

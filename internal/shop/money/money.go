@@ -11,7 +11,7 @@ import (
 	"github.com/shopspring/decimal"
 )
 
-// Limits of an amount: what numeric(24,6) in the schema holds.
+// Limits on an amount: what numeric(24,6) in the schema holds.
 const (
 	maxText          = 40
 	maxIntegerDigits = 18
@@ -23,7 +23,7 @@ const (
 type Amount struct{ decimal.Decimal }
 
 // Parse reads a decimal such as "99.99". Besides JSON numbers, it accepts what other
-// systems write into strings: .5, 5. and +5.
+// systems write in strings: .5, 5. and +5.
 func Parse(text string) (Amount, error) {
 	if len(text) > maxText {
 		return Amount{}, fmt.Errorf("has %d characters, expected a decimal number of at most %d", len(text), maxText)
@@ -71,7 +71,7 @@ func (a Amount) MarshalJSON() ([]byte, error) { return []byte(a.String()), nil }
 // Equal reports whether both are the same number, regardless of notation.
 func (a Amount) Equal(b Amount) bool { return a.Decimal.Equal(b.Decimal) }
 
-// Check validates a price: the currency must be one of ISO 4217, and the amount must
+// Check validates a price: the currency must be in ISO 4217, and the amount must
 // not be missing (nil), negative, too large or finer than the currency's smallest
 // unit. Errors begin with the path in field; the currency is in the same object.
 func Check(field string, amount *Amount, code string) error {
@@ -98,7 +98,7 @@ func CheckMoved(field string, amount *Amount, code string) error {
 	return check(field, amount, places, code)
 }
 
-// shape is what every code of ISO 4217 looks like; the schema also checks it.
+// shape matches every ISO 4217 code; the schema also checks it.
 var shape = regexp.MustCompile(`^[A-Z]{3}$`)
 
 // sibling returns the path of a field in the object of another field.

@@ -26,8 +26,8 @@ type Config struct {
 
 // EmailConfig configures the mail server.
 type EmailConfig struct {
-	// Host is the SMTP server. Without one, e-mails are only logged, with their users.
-	// This is meant for development. Defaults to none.
+	// Host is the SMTP server. Without one, e-mails are only logged, with their user
+	// ids. This is meant for development. Defaults to none.
 	Host string `koanf:"host"`
 	// Port defaults to 587.
 	Port int `koanf:"port"`
@@ -48,7 +48,7 @@ type WebhookConfig struct {
 	// URL receives webhooks. Without one, the webhook channel is refused.
 	// Defaults to none.
 	URL scrub.URL `koanf:"url"`
-	// Secret signs webhooks: whsec_ and then 24 to 64 bytes in base64.
+	// Secret signs webhooks: whsec_ followed by 24 to 64 bytes in base64.
 	Secret postgres.Secret `koanf:"secret"`
 	// AllowNetworks lists non-public networks that webhooks may reach, such as
 	// 10.0.0.0/8. Defaults to none.

@@ -97,12 +97,11 @@ func (m *mailer) send(ctx context.Context, e event.Event[EmailDue]) (answer stri
 	return e.Payload.anonymous(msg.ServerResponse()), nil
 }
 
-// classify distinguishes the errors. A server that cannot be reached, refuses
-// the login or rejects the sender accepts no e-mail at all: it is unavailable.
-// After the sender was accepted, errors concern this e-mail: a permanent one
-// rejects it, a temporary one postpones it. The e-mail may even have arrived, so
-// it must not be retried indefinitely. Without an answer the server may be at fault
-// as well.
+// classify distinguishes errors. A server that cannot be reached, refuses the login
+// or rejects the sender accepts no e-mail at all: it is unavailable. Once the sender
+// has been accepted, errors concern this e-mail: a permanent one rejects it, a
+// temporary one postpones it. The e-mail may even have arrived, so it must not be
+// retried indefinitely. If there is no answer, the server may also be at fault.
 func classify(err error, to EmailDue) error {
 	const permanent = 500 // RFC 5321, section 4.2.1
 

@@ -1,6 +1,6 @@
 // Package notification notifies users by e-mail, by webhook or in the log. A
 // notification is sent at least once, with an id that depends on its message
-// alone, so that a receiver recognises a duplicate.
+// alone, so that a receiver can recognise a duplicate.
 package notification
 
 import (
@@ -52,7 +52,7 @@ const (
 	WebhookReceiver = "webhook receiver"
 )
 
-// Maximum lengths of a content: in characters, and for a webhook in bytes as JSON,
+// Maximum lengths of content: in characters, and for a webhook in bytes as JSON,
 // because Standard Webhooks 1.0 recommends bodies below 20 kB.
 const (
 	maxContent        = 100 << 10
@@ -171,7 +171,7 @@ func (LogDue) Topic() string { return TopicLog }
 // Channel implements Due.
 func (LogDue) Channel() Channel { return Log }
 
-// checkWebhookContent rejects a content that makes a large body.
+// checkWebhookContent rejects content that would make the body too large.
 func checkWebhookContent(content string) error {
 	encoded, err := json.Marshal(content)
 
@@ -237,8 +237,8 @@ func (s *Service) Route(_ context.Context, _ pgx.Tx, events []event.Event[Reques
 	return outgoing, nil
 }
 
-// AdmitEmail looks up the addresses of e-mails. It skips users who were erased. A user
-// who does not exist is awaited, and then rejected.
+// AdmitEmail looks up the addresses of e-mails. It skips users who have been erased. An
+// e-mail to a user who does not exist awaits the user, and is eventually rejected.
 func (s *Service) AdmitEmail(ctx context.Context, db postgres.Querier, events []event.Event[EmailDue]) ([]error, error) {
 	addresses, err := s.directory.Emails(ctx, db, postgres.Column(events, event.Event[EmailDue].AggregateID))
 	if err != nil {
@@ -283,7 +283,7 @@ func (m Message) anonymous(answer string) string {
 		return answer
 	}
 
-	// The expression for all words is large, and an answer rarely has even the first one.
+	// The expression for all words is large, and an answer rarely contains even the first.
 	if !regexp.MustCompile(`(?i)` + spelled(words[0])).MatchString(answer) {
 		return answer
 	}

@@ -222,7 +222,7 @@ func TestAServerWithoutTLSReceivesNeitherPasswordNorEmail(t *testing.T) {
 		t.Errorf("received %d e-mails and %d passwords", n, server.Logins())
 	}
 
-	// TLS is off only if it is configured so.
+	// TLS is off only if it is configured to be.
 	cfg := config(server)
 	cfg.Email.TLS, cfg.Email.User, cfg.Email.Password = "none", "", ""
 

@@ -22,15 +22,15 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// The retries of webhooks. Standard Webhooks 1.0 recommends growing pauses over
-// multiple days; with jitter these are about three.
+// Webhook retries. Standard Webhooks 1.0 recommends increasing delays over several days;
+// with jitter, these settings add up to about three.
 const (
 	WebhookPause    = 5 * time.Second // after the first attempt
 	WebhookMaxPause = time.Hour
 	WebhookAttempts = 100
 )
 
-// Bounds of a webhook.
+// Limits on a webhook.
 const (
 	webhookTimeout = 15 * time.Second // Standard Webhooks 1.0 recommends 15 to 30 s
 	maxHeaders     = 16 << 10         // bytes of the response's headers
@@ -63,7 +63,7 @@ func newWebhook(cfg WebhookConfig) (*webhook, error) {
 
 	return &webhook{url: string(cfg.URL), signer: signer, final: cfg.FinalStatuses, client: &http.Client{
 		Timeout: webhookTimeout,
-		// Without a proxy: checkAddress would see the proxy's address.
+		// No proxy, because checkAddress would see the proxy's address.
 		Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSHandshakeTimeout: webhookTimeout, MaxIdleConnsPerHost: 16,
 			MaxResponseHeaderBytes: maxHeaders, IdleConnTimeout: time.Minute,
@@ -125,7 +125,7 @@ var ErrGone = errors.New("the receiver answered 410 Gone: it no longer wants web
 
 // send posts a webhook. Only 410 and the configured statuses reject it; after any
 // other failure it is posted again later. A receiver that does not answer or is
-// overloaded is also treated as failing itself, so that all webhooks wait for it.
+// overloaded also counts as failing, so that all webhooks wait for it.
 func (w *webhook) send(ctx context.Context, e event.Event[WebhookDue]) (answer string, err error) {
 	request, err := w.request(ctx, e)
 	if err != nil {

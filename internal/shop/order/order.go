@@ -1,5 +1,5 @@
 // Package order defines the states of an order and the events between them, and
-// stores both. It decides nothing about stock or payments: package fulfilment
+// stores both. It makes no decisions about stock or payments: package fulfilment
 // does.
 package order
 
@@ -68,7 +68,8 @@ type Capture struct {
 	TransactionID string `json:"transaction_id"`
 	// Late means that the order was not waiting for it, so it must be refunded.
 	Late bool `json:"late,omitempty"`
-	// RefundID is empty until the capture is refunded, and again if the refund fails.
+	// RefundID is empty until the capture is refunded, and empty again if the refund
+	// fails.
 	RefundID string `json:"refund_id,omitempty"`
 	// FailedRefundID is the last refund that failed.
 	FailedRefundID string `json:"failed_refund_id,omitempty"`
@@ -104,7 +105,7 @@ type (
 		Currency string       `json:"currency"`
 		Lines    []Line       `json:"lines"`
 	}
-	// InventoryReserved means that stock is reserved for all lines.
+	// InventoryReserved means that stock has been reserved for all lines.
 	InventoryReserved struct{}
 	// InventoryUnavailable ends an order that exceeds the stock.
 	InventoryUnavailable struct {
@@ -112,10 +113,10 @@ type (
 		Requested int64  `json:"requested"`
 		Available int64  `json:"available"`
 	}
-	// Paid means that the total was captured.
+	// Paid means that the total has been captured.
 	Paid struct {
 		TransactionID string `json:"transaction_id"`
-		// Attempt counts the charges. Defaults to 1.
+		// Attempt is the number of the charge. Defaults to 1.
 		Attempt int `json:"attempt,omitempty"`
 	}
 	// PaymentFailed ends an order whose payment was declined.
@@ -131,13 +132,13 @@ type (
 	Cancelled struct {
 		Reason string `json:"reason,omitempty"`
 	}
-	// CapturedLate means that a payment was captured for an order that no longer
-	// waited for it.
+	// CapturedLate means that a payment was captured for an order that was no longer
+	// waiting for it.
 	CapturedLate struct {
 		TransactionID string `json:"transaction_id"`
 		Attempt       int    `json:"attempt,omitempty"`
 	}
-	// PaymentRefunded means that a capture was refunded.
+	// PaymentRefunded means that a capture has been refunded.
 	PaymentRefunded struct {
 		TransactionID string `json:"transaction_id"`
 		RefundID      string `json:"refund_id"`
@@ -278,8 +279,8 @@ func (o Order) successor(data eventstore.Data) (to Status, ok bool) {
 	}
 }
 
-// money reports whether an event about a capture is possible. It does not change the
-// status.
+// money reports whether an event about a capture is possible. Such an event does not
+// change the status.
 func (o Order) money(data eventstore.Data) bool {
 	switch data := data.(type) {
 	case CapturedLate:

@@ -67,7 +67,7 @@ func load(ctx context.Context, db postgres.Querier, sql string, ids []string) (m
 }
 
 // Recall replaces entries of orders with the folds of their streams, which
-// include the captures. The caller holds the locks of the orders, or only reads.
+// include the captures. The caller holds the locks on the orders, or only reads.
 func (s *Service) Recall(ctx context.Context, db postgres.Querier, orders map[string]Order, ids []string) error {
 	if len(ids) == 0 {
 		return nil
@@ -232,7 +232,7 @@ func (s *Service) Count(ctx context.Context, status Status) (int, error) {
 	return postgres.CountRows(ctx, s.pool, `SELECT FROM orders WHERE $1 = '' OR status = $1`, string(status))
 }
 
-// List returns the orders that changed last, at most limit. An empty status
+// List returns up to limit orders, most recently changed first. An empty status
 // selects all orders.
 func (s *Service) List(ctx context.Context, status Status, limit int) ([]Summary, error) {
 	if err := event.KnownName("status", status, Statuses); err != nil {

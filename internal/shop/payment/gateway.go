@@ -17,7 +17,7 @@ import (
 // Charge is a request to capture an amount.
 type Charge struct {
 	OrderID string
-	// Attempt counts the charges of an order. Defaults to 1.
+	// Attempt is the number of the charge for the order. Defaults to 1.
 	Attempt  int
 	Amount   money.Amount
 	Currency string
@@ -107,8 +107,8 @@ var ErrUnknown = errors.New("the outcome at the payment provider is unknown")
 // Repeating the request reveals the outcome, which may take days.
 var ErrPending = errors.New("the payment provider has not decided yet")
 
-// The pause before asking again about a pending request is half of its age, within
-// these bounds.
+// The pause before asking again about a pending request is half its age, within these
+// bounds.
 const (
 	minPendingPause = 5 * time.Second
 	maxPendingPause = time.Hour
@@ -162,7 +162,7 @@ type Reported struct {
 	OrderID string `json:"order_id"`
 	Attempt int    `json:"attempt,omitzero"`
 	Outcome Report `json:"outcome"`
-	// TransactionID is the id of the capture, also for a refund or a dispute.
+	// TransactionID is the id of the capture, even for a refund or a dispute.
 	TransactionID string        `json:"transaction_id,omitempty"`
 	RefundID      string        `json:"refund_id,omitempty"`
 	Amount        *money.Amount `json:"amount"`

@@ -19,7 +19,7 @@ type Payment struct {
 
 // Record stores one payment per order. A capture replaces a declined payment;
 // the first capture of an order is never replaced. The caller holds the locks
-// of the orders.
+// on the orders.
 func Record(ctx context.Context, tx pgx.Tx, payments []Payment) error {
 	payments = onePerOrder(payments)
 	if len(payments) == 0 {

@@ -15,7 +15,7 @@ type Action string
 
 // Actions. A request that is answered with timeout or error changes nothing;
 // "charge then" and "refund then" carry out the request and lose the answer. A
-// request that is answered with pending is carried out later, or fails then.
+// request that is answered with pending is carried out or fails later.
 const (
 	actionCapture           Action = "capture"
 	actionDecline           Action = "decline"
@@ -44,8 +44,8 @@ type Rule struct {
 	Order string `koanf:"order"`
 	// Action is the answer to a request.
 	Action Action `koanf:"action"`
-	// Times is how many requests per order get this answer. Capture and decline
-	// apply to all. Defaults to 1.
+	// Times is the number of requests per order that get this answer. Capture and
+	// decline apply to all. Defaults to 1.
 	Times int `koanf:"times"`
 }
 
@@ -101,7 +101,7 @@ func (c SimulatedConfig) plan(orderID string, refund bool) (action Action, times
 
 	for _, rate := range c.rates() {
 		if chance -= rate.fraction; chance < 0 {
-			return rate.action, math.MaxInt32 // however often it was asked before
+			return rate.action, math.MaxInt32 // no matter how often it has been asked
 		}
 	}
 

@@ -69,9 +69,9 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 }
 
 // record enters a request into the ledger and returns the outcome of the charge and
-// the number of requests for it. unanswered is how many requests at first charge
-// nothing; waits says whether they were accepted. The statement commits on its own, so
-// the record stays even if the caller fails.
+// the number of requests for it. unanswered is the number of initial requests that
+// charge nothing; waits says whether they were accepted. The statement commits on its
+// own, so the record stays even if the caller fails.
 func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int, waits bool) (outcome Outcome, requests int, err error) {
 	var sameAmount bool
 
@@ -158,7 +158,7 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	}
 
 	action, times := s.cfg.plan(refund.OrderID, true)
-	refused := 0 // how many requests at first refund nothing
+	refused := 0 // the number of initial requests that refund nothing
 
 	switch action {
 	case actionRefundPending:
@@ -198,7 +198,7 @@ func (s *Simulated) Refund(ctx context.Context, refund Refund) (string, error) {
 	return id, nil
 }
 
-// ledgerPage is how many entries are in memory at a time.
+// ledgerPage is the number of entries in memory at a time.
 const ledgerPage = 1000
 
 const selectEntries = `

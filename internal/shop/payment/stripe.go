@@ -23,7 +23,7 @@ import (
 // order. An intent is created, then its id is stored, and only then is it confirmed.
 // Confirming moves the money. Stripe moves it only once per intent, so a charge can be
 // repeated safely at any later time. Stripe's idempotency keys are not enough: they
-// protect for a day only, and during that day they replay a stored 500.
+// protect for only a day, and during that day they replay a stored 500.
 type Stripe struct {
 	client *stripe.Client
 	method string
@@ -67,7 +67,7 @@ const (
 	unconfirmed progress = iota
 	// unapproved: the customer must approve it.
 	unapproved
-	// processing: Stripe itself waits for an outcome.
+	// processing: Stripe itself is waiting for an outcome.
 	processing
 	settled
 )
@@ -117,7 +117,7 @@ func (s *Stripe) Charge(ctx context.Context, charge Charge) (Outcome, error) {
 		return Outcome{}, err
 	}
 
-	if id == "" { // nothing was confirmed yet
+	if id == "" { // nothing has been confirmed yet
 		created, err := s.create(ctx, charge, units)
 		if err != nil {
 			return chargeError(err)
@@ -227,7 +227,7 @@ func (s *Stripe) confirm(ctx context.Context, charge Charge, id string) (Outcome
 	return s.finish(ctx, intent)
 }
 
-// finish returns the final outcome of an intent that was confirmed, or [ErrPending].
+// finish returns the final outcome of a confirmed intent, or [ErrPending].
 // It cancels an intent that a customer must approve: no customer is present, and an
 // approval would charge the card after the order has ended.
 func (s *Stripe) finish(ctx context.Context, intent *stripe.PaymentIntent) (Outcome, error) {
@@ -270,7 +270,7 @@ func (s *Stripe) retrieve(ctx context.Context, id string) (*stripe.PaymentIntent
 }
 
 // Find implements Gateway. It reads the stored intent. If there is none, nothing was
-// confirmed, unless the database was restored from a backup. Find then asks Stripe's
+// confirmed, unless the database was restored from a backup. Find then uses Stripe's
 // search, which lags by a minute or more.
 func (s *Stripe) Find(ctx context.Context, charge Charge) (Outcome, error) {
 	id, err := s.storedIntent(ctx, charge)

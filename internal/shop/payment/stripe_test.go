@@ -100,12 +100,12 @@ func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (
 	return payment.Outcome{}, nil
 }
 
-// failure is how the requests of an operation fail at first.
+// failure describes how the first requests of an operation fail.
 type failure struct {
 	name      string
 	operation string
 	faults    []paymenttest.Fault
-	unknown   bool // whether the outcome of the charge is unknown then
+	unknown   bool // whether that leaves the charge's outcome unknown
 }
 
 func TestStripeChargesOnceDespiteFailures(t *testing.T) {
@@ -515,7 +515,7 @@ func TestStripeUnderChaos(t *testing.T) {
 	}
 }
 
-// failAtRandom makes two of five requests to a server fail.
+// failAtRandom makes two out of five requests to a server fail.
 func failAtRandom(t *testing.T, server *paymenttest.Server) {
 	t.Helper()
 
@@ -628,7 +628,7 @@ func TestAPreliminaryAnswerIsNotAnOutcome(t *testing.T) {
 	}
 }
 
-// The pause grows with the age of the charge.
+// The pause grows with the charge's age.
 func TestAPendingChargeIsAskedAboutLessAndLess(t *testing.T) {
 	t.Parallel()
 
@@ -812,8 +812,9 @@ type refundInParts struct {
 	request int      // refunds that Millrace creates
 }
 
-// refund requests the refund of the capture. It returns the refund or the error, and how
-// many refunds Millrace has created. If told, Millrace knows that its own refund failed.
+// refund requests the refund of the capture. It returns the refund or the error, and the
+// number of refunds that Millrace has created. If told, Millrace knows that its own
+// refund failed.
 func (c refundInParts) refund(t *testing.T, told bool) (got string, requests int) {
 	t.Helper()
 

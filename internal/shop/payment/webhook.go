@@ -26,11 +26,11 @@ import (
 // WebhookPattern is the route of Stripe's webhooks.
 const WebhookPattern = "POST /webhooks/stripe"
 
-// Bounds of a webhook.
+// Limits on a webhook.
 const (
 	maxWebhook     = 256 << 10 // bytes; Stripe's events have a few thousand
 	webhookTimeout = 8 * time.Second
-	// claimRetention exceeds the time in which a provider may resend an event,
+	// claimRetention exceeds the time within which a provider may resend an event,
 	// automatically or on request.
 	claimRetention = 30 * 24 * time.Hour
 )
@@ -188,7 +188,7 @@ func (h *Webhook) publish(ctx context.Context, eventID string, report report) (o
 		}
 
 		// The id depends on the event alone, so the inbox recognises a duplicate
-		// even after the claim was deleted.
+		// even after the claim has been deleted.
 		id := event.ForeignID(gatewayStripe, eventID)
 
 		return h.append(ctx, tx, []event.Outgoing{{Meta: event.Meta{ID: id, Correlation: id}, Payload: report.Reported}})

@@ -43,7 +43,7 @@ func newReceiver(tb testing.TB) *receiver {
 	return r
 }
 
-// post sends a body that was signed with a secret at a time.
+// post sends a body signed with a secret at a given time.
 func (r *receiver) post(body, secret string, at time.Time) int {
 	r.tb.Helper()
 

@@ -14,15 +14,15 @@ import (
 // keySize selects AES-256.
 const keySize = 32
 
-// errSealed reports that the key of sealed data was destroyed.
-var errSealed = errors.New("the key of this data was destroyed")
+// errSealed reports that the key for sealed data has been destroyed.
+var errSealed = errors.New("the key for this data has been destroyed")
 
 // keyring seals and opens the personal data of one user with AES-256-GCM and a
 // random nonce as prefix (NIST SP 800-38D). User and event type are additional
 // data, so no sealed body can replace another.
 type keyring struct {
 	id   string
-	aead cipher.AEAD // nil once the key is destroyed
+	aead cipher.AEAD // nil once the key has been destroyed
 }
 
 func newKey() []byte {

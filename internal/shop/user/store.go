@@ -367,14 +367,14 @@ type Entry struct {
 	RecordedAt time.Time       `json:"recorded_at"`
 }
 
-// Details is a user with its history.
+// Details is a user with their history.
 type Details struct {
 	User
 
 	History []Entry `json:"history"`
 }
 
-// Show returns a user with its history from the event store, or [NotFound].
+// Show returns a user with their history from the event store, or [NotFound].
 func (s *Service) Show(ctx context.Context, id string) (Details, error) {
 	history, err := read(ctx, s.pool, id)
 	if err == nil && len(history) == 0 {
@@ -433,8 +433,7 @@ type Summary struct {
 	UpdatedAt time.Time `json:"updated_at"`
 }
 
-// List returns the most recently changed users from the projection, at most
-// limit.
+// List returns up to limit users from the projection, most recently changed first.
 func (s *Service) List(ctx context.Context, limit int) ([]Summary, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Summary],
 		`SELECT id, name, email, erased, updated_at FROM users ORDER BY updated_at DESC, id LIMIT $1`, limit)
@@ -457,7 +456,7 @@ type Miss struct {
 	MissedAt  time.Time `json:"missed_at"`
 }
 
-// Misses returns the latest updates of unknown users, at most limit.
+// Misses returns up to limit updates of unknown users, newest first.
 func (s *Service) Misses(ctx context.Context, limit int) ([]Miss, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Miss],
 		`SELECT message_id, user_id, missed_at FROM user_misses ORDER BY missed_at DESC LIMIT $1`, limit)

@@ -1,7 +1,7 @@
-// Package user keeps users. A user is an aggregate in the stream user-<id>, and
+// Package user stores users. A user is an aggregate in the stream user-<id>, and
 // its state is the fold of its events. Personal data in the store is sealed under
-// a key per user; erasing a user destroys the key. The table users is a
-// projection for lookups.
+// a per-user key; erasing a user destroys the key. The table users is a projection
+// for lookups.
 //
 // Messages and notifications about users are in package account.
 package user
@@ -32,7 +32,7 @@ type User struct {
 	Erased bool `json:"erased"`
 }
 
-// Exists reports whether the user was created and not erased.
+// Exists reports whether the user has been created and not erased.
 func (u User) Exists() bool { return u.Version > 0 && !u.Erased }
 
 // Stream names the stream of the user with this id.

@@ -133,7 +133,7 @@ func TestASealFitsOneUserAndOneType(t *testing.T) {
 	}
 }
 
-// record puts events into the stream of a user, creating it if it is new.
+// put appends events to a user's stream, creating it if it is new.
 func put(t *testing.T, s *Service, id string, events ...eventstore.Data) {
 	t.Helper()
 
