@@ -11,7 +11,7 @@ ALL := postgres kafka rabbitmq
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The tag grpcnotrace leaves out pages of gRPC that nobody uses. Their templates call methods
+# The tag grpcnotrace leaves out gRPC pages that nobody uses. Their templates call methods
 # by name, so the linker would keep all methods of all types, 10 MB of them.
 .PHONY: build
 build: ## Build bin/millrace
@@ -43,7 +43,7 @@ services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ; i
 	@scripts/pgbouncer.sh install
 
 .PHONY: services-down
-services-down: ## Stop the servers of the tests and the benchmark
+services-down: ## Stop the servers for the tests and the benchmark
 	@scripts/services.sh down test $(ALL)
 	@scripts/services.sh down bench $(ALL)
 
@@ -107,9 +107,9 @@ alerts-test: ## Test the alerts and the scrape configuration with promtool, and 
 	go -C tools/prometheus tool promtool test rules $(CURDIR)/deployments/prometheus/alerts_test.yaml
 	go -C tools/prometheus test ./...
 
-# deployments is a separate module, because the types of Kubernetes have many dependencies.
+# deployments is a separate module, because the Kubernetes types have many dependencies.
 .PHONY: manifests-test
-manifests-test: ## Test the manifests of Kubernetes; the first run takes minutes
+manifests-test: ## Test the Kubernetes manifests; the first run takes minutes
 	go -C deployments test ./...
 
 .PHONY: fuzz
@@ -139,7 +139,7 @@ bench-full: bin/bench ## Also measure replicas, ten minutes of full load, old da
 	@. .local/bench/env && bin/bench -full
 
 .PHONY: image
-image: ## Build the container image, with Docker or Podman, and a file of it for each architecture
+image: ## Build the container image, with Docker or Podman, and an image file for each architecture
 	@scripts/image.sh build $(VERSION)
 
 .PHONY: image-test

@@ -1,4 +1,4 @@
-// Package deployments tests the manifests of Kubernetes. It is a module of its own, so that
+// Package deployments tests the Kubernetes manifests. It is a module of its own, so that
 // the product does not depend on Kubernetes.
 package deployments
 
@@ -103,7 +103,7 @@ func build(t *testing.T, overlay string) (m manifests) {
 	return m
 }
 
-// pods returns the templates of all pods, by the name of their container.
+// pods returns all pod templates, by the name of their container.
 func (m manifests) pods() map[string]core.PodTemplateSpec {
 	templates := map[string]core.PodTemplateSpec{}
 	for _, template := range []core.PodTemplateSpec{m.deployment.Spec.Template, m.migrate.Spec.Template, m.upkeep.Spec.JobTemplate.Spec.Template} {
@@ -175,15 +175,15 @@ func TestConfigurationIsValid(t *testing.T) {
 	})
 }
 
-// secrets are the contents of the secrets by the names of their keys.
+// secrets are the contents of the secrets, by key.
 var secrets = map[string]string{
 	"database-url":   "postgres://millrace:secret@db.example.com/millrace?sslmode=verify-full",
 	"rabbitmq-url":   "amqps://millrace:secret@rabbitmq.example.com:5671/millrace",
 	"kafka-password": "secret",
 }
 
-// load loads the configuration of a pod from its files and variables, as the service does.
-// The paths of mounted files are below a temporary folder.
+// load loads a pod's configuration from its files and variables, as the service does. The
+// paths of mounted files are below a temporary folder.
 func (m manifests) load(t *testing.T, pod core.PodTemplateSpec) config.Config {
 	t.Helper()
 
@@ -224,7 +224,7 @@ func (m manifests) load(t *testing.T, pod core.PodTemplateSpec) config.Config {
 
 	t.Setenv("MILLRACE_HEALTH__ADDR", "0.0.0.0:9465") // of the image
 
-	cfg, err := config.Load(file, map[string]any{"notification.email.host": "mail.example.com"}) // without, the service warns
+	cfg, err := config.Load(file, map[string]any{"notification.email.host": "mail.example.com"}) // without it, the service warns
 	if err != nil {
 		t.Fatal(err)
 	}

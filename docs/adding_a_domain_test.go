@@ -33,9 +33,9 @@ func blocksOf(page string) []block {
 // path matches file names in a text.
 var path = regexp.MustCompile("`([a-z0-9_/]+\\.(?:go|sql))`")
 
-// apply follows a page in the repository at root: it creates the files of Go and
-// SQL blocks, adds the lines of diff blocks and returns the commands of console
-// blocks. A block belongs to the file last named before it.
+// apply follows a page in the repository at root: it creates the files in Go and SQL
+// blocks, adds the lines of diff blocks and returns the commands of console blocks. A
+// block belongs to the file last named before it.
 func apply(t *testing.T, root, page string) (commands []string) {
 	t.Helper()
 
@@ -122,7 +122,7 @@ func run(t *testing.T, dir, name string, args ...string) string {
 
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir = dir
-	// Results of the compiler do not depend on the directory, so they are cached.
+	// The compiler's results do not depend on the directory, so they are cached.
 	cmd.Env = append(os.Environ(), "GOFLAGS=-trimpath")
 
 	var stderr strings.Builder

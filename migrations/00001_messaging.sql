@@ -53,7 +53,7 @@ CREATE TABLE outbox (
 );
 
 COMMENT ON TABLE outbox IS 'Messages to be published, in order per key. Also the schedule: rows with available_at wait until then.';
-COMMENT ON COLUMN outbox.seq IS 'Order of publication within a key. Assigned after the row lock of the aggregate is taken, so it follows the order of commits per key.';
+COMMENT ON COLUMN outbox.seq IS 'Order of publication within a key. Assigned after the row lock of the aggregate is taken, so it follows the commit order per key.';
 COMMENT ON COLUMN outbox.shard IS 'Hash of the key modulo 64. The relay that holds the advisory lock of a shard publishes its rows.';
 COMMENT ON COLUMN outbox.headers IS 'Additional headers to send; non-text values are stored as {"base64": "..."}.';
 COMMENT ON COLUMN outbox.available_at IS 'When the message becomes due; NULL once it is due, infinity if the broker refuses it.';
@@ -78,11 +78,10 @@ CREATE TABLE published_messages (
 COMMENT ON TABLE published_messages IS 'Published messages of topics that are not consumed here, for conversations. Kept as long as the inbox.';
 CREATE TABLE published_messages_default PARTITION OF published_messages DEFAULT;
 
--- Keys with failed messages. While a message waits, later messages of its key are
--- blocked by it. While messages are only stopped, later ones are applied, and are
--- recorded in overtaking_messages. The row is the lock of the key: batches and new
--- failed messages lock it FOR KEY SHARE, freeing the key and requeueing lock it FOR
--- UPDATE.
+-- Keys with failed messages. While a message waits, it blocks later messages with its
+-- key. While messages are only stopped, later ones are applied and recorded in
+-- overtaking_messages. The row is the lock of the key: batches and new failed messages
+-- lock it FOR KEY SHARE, freeing the key and requeueing lock it FOR UPDATE.
 CREATE TABLE failed_keys (
     consumer text        NOT NULL,
     key      text        NOT NULL,
@@ -150,13 +149,13 @@ COMMENT ON COLUMN failed_messages.edited IS 'The payload after an operator''s ed
 COMMENT ON COLUMN failed_messages.revision IS 'Increases with each change of the row, to detect concurrent changes.';
 COMMENT ON COLUMN failed_messages.reason IS 'The class of the failure; empty for a message that is only blocked.';
 COMMENT ON COLUMN failed_messages.cause IS 'The first line of the error without its variable values.';
-COMMENT ON COLUMN failed_messages.group_id IS 'Digest of consumer, reason and cause: equal for messages that failed for the same cause.';
+COMMENT ON COLUMN failed_messages.group_id IS 'Digest of consumer, reason and cause: equal for messages whose failures have the same cause.';
 COMMENT ON COLUMN failed_messages.attempts IS 'How many times the message has failed, across requeues.';
 COMMENT ON COLUMN failed_messages.deliveries IS 'How many times the message was stopped. A redelivery increments it instead of adding a row.';
 COMMENT ON COLUMN failed_messages.tried_at IS 'When the last attempt failed; NULL if the message has not been tried since it was blocked or requeued.';
 COMMENT ON COLUMN failed_messages.awaits_since IS 'When the message was first tried and found to await another one; NULL if that has not happened since it was stored or requeued, in the future while the other one is in the outbox.';
-COMMENT ON COLUMN failed_messages.first_release IS 'Program version of the first failure.';
-COMMENT ON COLUMN failed_messages.last_release IS 'Program version of the last failure.';
+COMMENT ON COLUMN failed_messages.first_release IS 'Program version at the first failure.';
+COMMENT ON COLUMN failed_messages.last_release IS 'Program version at the last failure.';
 
 -- The condition does not use the state: when a key is freed, the foreign key looks up
 -- rows by consumer and key in any state, and without this index it would read all
@@ -166,11 +165,11 @@ CREATE INDEX failed_messages_open ON failed_messages (id) WHERE state = 'stopped
 CREATE INDEX failed_messages_group ON failed_messages (group_id, id);
 CREATE INDEX failed_messages_resolved_at ON failed_messages (resolved_at) WHERE resolved_at IS NOT NULL;
 CREATE INDEX failed_messages_applied_as ON failed_messages (applied_as) WHERE applied_as IS NOT NULL;
--- A digest, because a key may exceed the size of an index entry, and a message that
--- cannot be stored cannot be acknowledged.
+-- A digest, because a key may exceed the maximum size of an index entry, and a message
+-- that cannot be stored cannot be acknowledged.
 CREATE INDEX failed_messages_open_key ON failed_messages (hashtextextended(key, 0), id) WHERE state = 'stopped';
 
--- Messages that were applied while earlier messages of their key were stopped: if one
+-- Messages that were applied while earlier messages with their key were stopped: if one
 -- of those is requeued, it may overwrite what they did. There is one row per key and
 -- failed message that they came after, so a busy key does not fill the table.
 CREATE TABLE overtaking_messages (
@@ -198,7 +197,7 @@ CREATE TABLE paused_consumers (
 );
 
 COMMENT ON TABLE paused_consumers IS 'Consumers paused by an operator, on all replicas.';
-COMMENT ON COLUMN paused_consumers.until IS 'When the pause ends by itself; NULL if it does not.';
+COMMENT ON COLUMN paused_consumers.until IS 'When the pause ends on its own; NULL if it does not.';
 
 -- All operator actions. Each is written in the transaction that performs it.
 CREATE TABLE operator_actions (

@@ -51,7 +51,7 @@ CREATE TABLE payment_stalls (
     CONSTRAINT payment_stalls_ordered CHECK (began_at <= ended_at)
 );
 
-COMMENT ON TABLE payment_stalls IS 'Times at which orders could not be paid, because something was paused, unavailable or not running. They do not count towards the payment timeout.';
+COMMENT ON TABLE payment_stalls IS 'Times during which orders could not be paid, because something was paused, unavailable or not running. They do not count towards the payment timeout.';
 
 CREATE TABLE stock (
     product_id text   NOT NULL,

@@ -21,9 +21,9 @@ CREATE TABLE payments (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
 
 COMMENT ON TABLE payments IS 'The outcome of charging an order, one row per order: a capture replaces a declined charge. A second capture of an order appears only in its stream, with its refund.';
-COMMENT ON COLUMN payments.attempt IS 'Forms the idempotency key of the charge together with the order.';
+COMMENT ON COLUMN payments.attempt IS 'Together with the order, forms the idempotency key of the charge.';
 COMMENT ON COLUMN payments.refund_failure IS 'Why the last refund failed, with its id; NULL if none failed or a later one succeeded.';
-COMMENT ON COLUMN payments.refund_id IS 'The gateway''s id of the refund. Refunds are always for the full amount.';
+COMMENT ON COLUMN payments.refund_id IS 'The gateway''s id for the refund. Refunds are always for the full amount.';
 
 -- The simulated gateway's own record. Like a real provider's record, it is written
 -- outside the service's transactions, and nothing references it.

@@ -11,7 +11,7 @@ CREATE TABLE user_keys (
     CONSTRAINT user_keys_erased CHECK ((key IS NULL) = (erased_at IS NOT NULL))
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
-COMMENT ON TABLE user_keys IS 'AES-256 keys of the personal data in streams user-<id>; NULL once the user is erased.';
+COMMENT ON TABLE user_keys IS 'AES-256 keys for the personal data in streams user-<id>; NULL once the user is erased.';
 
 -- The projection of the streams user-<id>. A rebuild recreates it from this
 -- definition, so constraints and indexes have their default names.

@@ -13,7 +13,7 @@ COMMENT ON TABLE analytics_events IS 'Tracked events as received. The inbox prev
 COMMENT ON COLUMN analytics_events.day IS 'UTC day of occurred_at.';
 
 CREATE TABLE analytics_events_default PARTITION OF analytics_events DEFAULT;
-COMMENT ON TABLE analytics_events_default IS 'Events of days without a partition: far in the past or future.';
+COMMENT ON TABLE analytics_events_default IS 'Events on days without a partition: far in the past or future.';
 
 CREATE TABLE analytics_daily (
     day   date   NOT NULL,

@@ -23,7 +23,7 @@ free_port() {
   die "found no free port"
 }
 
-# running PIDFILE: succeed if the process of this file is alive.
+# running PIDFILE: succeed if the process in this file is alive.
 running() { [[ -s $1 ]] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
 # wait_until SECONDS LOG COMMAND...: poll, and show the log on a timeout.

@@ -41,13 +41,13 @@ context() {
 build() {
   local arch format=() quiet=() revision
   revision=$(git rev-parse HEAD 2>/dev/null || true)
-  [[ $1 == docker ]] || format=(--format docker) quiet=(-q) # the format of OCI has no HEALTHCHECK
+  [[ $1 == docker ]] || format=(--format docker) quiet=(-q) # the OCI format has no HEALTHCHECK
   mkdir -p "$out"
 
   for arch in amd64 arm64; do
     say "building linux/$arch"
     context "$arch" ".local/image/$arch"
-    # Without the cache: that of Docker without BuildKit mixes architectures.
+    # Without the cache: without BuildKit, Docker's mixes architectures.
     "$1" build -q --no-cache "${format[@]}" --platform "linux/$arch" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
       -t "millrace:$version-$arch" -f deployments/Dockerfile ".local/image/$arch" >&2
     rm -f "$out/millrace-linux-$arch.tar.part" # Podman does not overwrite

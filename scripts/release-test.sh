@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Shows that a release can be built again, and that its archive for this machine works.
-# Builds the release from two copies of the working tree, the second one with another
-# time zone, umask and an empty build cache, and compares the archives.
+# Shows that a release can be reproduced, and that its archive for this machine works.
+# Builds the release from two copies of the working tree, the second one with a different
+# time zone and umask and an empty build cache, and compares the archives.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"
@@ -30,7 +30,7 @@ sums=$first/archives/SHA256SUMS
 diff "$sums" "$second/archives/SHA256SUMS" >&2 || die "two builds differ"
 [[ $(wc -l <"$sums") -eq 6 ]] || die "expected 6 archives: $(cat "$sums")"
 (cd "$first/archives" && sha256sum --quiet -c SHA256SUMS)
-say "two builds of 6 archives are the same"
+say "two builds of 6 archives are identical"
 
 name=millrace_${version}_$(go env GOHOSTOS)_$(go env GOHOSTARCH)
 mkdir "$work/unpacked"
@@ -46,12 +46,12 @@ for file in LICENSE README.md man/man1/millrace.1 man/man1/millrace-failed-reque
 done
 grep -q 'pkg:golang/github.com/jackc/pgx/v5@v' sbom.cdx.json || die "the bill of materials lacks pgx"
 grep -q "^.TH \"MILLRACE-FAILED-REQUEUE\" \"1\" \"Jan 2026\" \"millrace $version\"" man/man1/millrace-failed-requeue.1 ||
-  die "the manual page has another head: $(grep '^.TH' man/man1/millrace-failed-requeue.1)"
+  die "the manual page has a different header: $(grep '^.TH' man/man1/millrace-failed-requeue.1)"
 
 # Complete as an interactive shell does.
 completed=$(PATH=$PWD:$PATH bash -c '
   source completions/millrace.bash
-  _get_comp_words_by_ref() { cur=req prev=failed words=(millrace failed req) cword=2; } # of the package bash-completion
+  _get_comp_words_by_ref() { cur=req prev=failed words=(millrace failed req) cword=2; } # from the package bash-completion
   COMP_WORDS=(millrace failed req) COMP_CWORD=2 COMP_TYPE=9 COMP_LINE="millrace failed req" COMP_POINT=19
   __start_millrace millrace
   echo "${COMPREPLY[*]}"' 2>/dev/null) # it is not an interactive shell

@@ -35,7 +35,7 @@ case $profile in
   *) die "unknown profile $profile" ;;
 esac
 
-# ours SERVICE PORT: succeed if the server of this clone runs on the port.
+# ours SERVICE PORT: succeed if this clone's server is running on the port.
 ours() {
   running "$base/$1/$1.pid" || { have_docker && [[ -n $(docker ps -q -f "name=^millrace-$1-$2\$") ]]; }
 }

@@ -9,7 +9,7 @@ broker=${1-}
 [[ $broker == kafka || $broker == rabbitmq || $broker == embedded ]] || die "usage: soak.sh kafka|rabbitmq|embedded [FLAG...]; the flags are those of go run ./scripts/soak -h"
 shift
 cd "$(root)"
-dir=.local/soak/$broker # apart from the other broker's, so that both may run at once
+dir=.local/soak/$broker # separate from the other broker's, so that both may run at the same time
 mkdir -p "$dir"
 
 command -v psql >/dev/null || apt_install postgresql-client "$dir/apt.log"

@@ -23,7 +23,7 @@ import (
 // ceiling runs only the statements that the pipeline runs on the embedded broker, with
 // the batch size of the last embedded run. For each topic, one goroutine reads and
 // deletes outbox rows as the relay does, and applies batches as the consumer does.
-// Nothing else is left of the service: no message is delivered, acknowledged, logged or
+// The rest of the service is left out: no message is delivered, acknowledged, logged or
 // counted.
 func (l *lab) ceiling(ctx context.Context, warmup bool) (figures, error) {
 	t := trial{kind: broker.Embedded, load: orders(l.skus), n: l.orders}
@@ -273,7 +273,7 @@ func decoded[P event.Payload](rows []stored) ([]event.Event[P], error) {
 	return events, nil
 }
 
-// batchOf adapts a handler of batches.
+// batchOf adapts a batch handler.
 func batchOf[P event.Payload](handle func(context.Context, pgx.Tx, []event.Event[P]) ([]event.Outgoing, error),
 ) func(context.Context, pgx.Tx, []stored) ([]event.Outgoing, error) {
 	return func(ctx context.Context, tx pgx.Tx, rows []stored) ([]event.Outgoing, error) {
@@ -286,7 +286,7 @@ func batchOf[P event.Payload](handle func(context.Context, pgx.Tx, []event.Event
 	}
 }
 
-// charges returns the handler of payment requests with their effect.
+// charges returns the payment request handler, including its effect.
 func charges(process *fulfilment.Process) func(context.Context, pgx.Tx, []stored) ([]event.Outgoing, error) {
 	return func(ctx context.Context, tx pgx.Tx, rows []stored) ([]event.Outgoing, error) {
 		events, err := decoded[fulfilment.PaymentRequested](rows)

@@ -14,10 +14,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
-// usage is what has been used so far: the CPU seconds of this process, of the replicas
-// and of the servers that they use, including all their processes, and the bytes of
-// WAL. Other servers on the machine do not count. The CPU time of a server on another
-// machine or in a container is 0.
+// usage is the resources used so far: the CPU seconds of this process, the replicas and
+// the servers that they use, including all their processes, and the bytes of WAL. Other
+// servers on the machine do not count. The CPU time of a server on another machine or in
+// a container is 0.
 type usage struct{ bench, service, postgres, broker, wal float64 }
 
 func (u usage) since(before usage) usage {
@@ -34,7 +34,7 @@ func (u usage) per(n float64) figures {
 	}
 }
 
-// usage returns what has been used so far.
+// usage returns the resources used so far.
 func (s *site) usage(ctx context.Context) usage {
 	now := usage{bench: ownCPU()}
 	// 0 means that the request failed.
@@ -82,7 +82,7 @@ func ownCPU() float64 {
 }
 
 // processTable maps the id of each process to its name, its parent's id and its CPU time,
-// which includes that of its ended children.
+// which includes that of its exited children.
 type processTable map[int]struct {
 	name   string
 	parent int
@@ -102,7 +102,7 @@ func processes() processTable {
 			continue // the process has exited
 		}
 
-		// pid (name) state parent ...: utime, stime and those of ended children are the
+		// pid (name) state parent ...: utime, stime and those of exited children are the
 		// 12th to 15th after the name.
 		start, rest, _ := strings.Cut(string(stat), ") ")
 		fields := strings.Fields(rest)

@@ -15,8 +15,8 @@ import (
 //go:embed faststream/schema.sql
 var guideSchema string
 
-// guideOrders is the load "orders" for the application of the FastStream guide, which
-// has its own tables.
+// guideOrders is the load "orders" for the FastStream guide's application, which has its
+// own tables.
 func guideOrders(products int) load {
 	return load{
 		name:    "orders",

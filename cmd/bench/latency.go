@@ -82,8 +82,8 @@ func (l *lab) serving(ctx context.Context, kind string, load load) (*site, *sour
 	return s, from, nil
 }
 
-// latencies returns the sorted latencies, in milliseconds, up to the time that the SQL
-// expression until gives. It ignores the first second, in which connections are opened.
+// latencies returns the sorted latencies, in milliseconds, up to the time given by the
+// SQL expression until. It ignores the first second, during which connections are opened.
 func (s *site) latencies(ctx context.Context, until string) ([]float64, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH done AS (

@@ -20,12 +20,12 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// load is the messages of a run and how their completion is measured.
+// load defines the messages of a run and how their completion is measured.
 type load struct {
 	name string
 	// message is the i-th message.
 	message func(i int) event.Payload
-	// prepare inserts what n messages refer to; it may be nil.
+	// prepare inserts the rows to which n messages refer; it may be nil.
 	prepare func(ctx context.Context, s *site, n int) error
 	// done counts the completed messages, cheaply.
 	done string
@@ -36,7 +36,7 @@ type load struct {
 // price is the amount of every order.
 var price = money.MustParse("9.99")
 
-// orders are orders for one of several products each. An order counts once it is sold.
+// orders are orders, each for one of several products. An order counts once it is sold.
 func orders(products int) load {
 	return load{
 		name:    "orders",
@@ -82,7 +82,7 @@ func legacyUsers() load {
 	return load{name: "legacy users", message: legacyMessage, prepare: prepareUsers, done: notified, elapsed: notifiedElapsed}
 }
 
-// updates are updates of a number of existing users.
+// updates are updates of existing users.
 func updates(users int) load {
 	return load{
 		name:    "updates",
@@ -108,7 +108,7 @@ func analyticsEvents() load {
 	}
 }
 
-// known returns the id of a user who exists before the run.
+// known returns the id of a user created before the run.
 func known(i int) string { return "known-" + strconv.Itoa(i) }
 
 func userMessage(i int) event.Payload {
@@ -188,8 +188,8 @@ func createUsers(ctx context.Context, s *site, ids []string) error {
 	})
 }
 
-// changeUsers calls record for one chunk of users after another, and saves each session
-// in its own transaction.
+// changeUsers calls record for one chunk of users at a time, and saves each session in
+// its own transaction.
 func changeUsers(ctx context.Context, s *site, ids []string, record func(*user.Service, pgx.Tx, []string) (*user.Session, error)) error {
 	const chunk = 2000
 

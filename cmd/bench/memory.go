@@ -84,7 +84,7 @@ func (l *lab) steadyLoad(ctx context.Context, kind string) (figures, error) {
 func rssIn(slice int) string  { return fmt.Sprintf("RSS MB %d/%d", slice+1, steadySlices) }
 func rateIn(slice int) string { return fmt.Sprintf("orders/s %d/%d", slice+1, steadySlices) }
 
-// fed is what happened in a slice of a steady run.
+// fed is the outcome of a slice of a steady run.
 type fed struct {
 	rss  []float64 // sorted samples in MB
 	done int       // orders completed since the start

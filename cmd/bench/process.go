@@ -91,7 +91,7 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
-// stop stops the replicas and returns the highest peak of their memory in MB.
+// stop stops the replicas and returns their highest peak memory in MB.
 func (s *site) stop() (peak float64, err error) {
 	for _, p := range s.replicas {
 		peak = max(peak, memory(p.pid(), "VmHWM"))

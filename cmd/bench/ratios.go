@@ -2,7 +2,7 @@ package main
 
 import "fmt"
 
-// ratio compares two figures of the same round, which had the same conditions.
+// ratio compares two figures of the same round, measured under the same conditions.
 type ratio struct {
 	name     string
 	over     point

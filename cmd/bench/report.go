@@ -34,8 +34,8 @@ const (
 	generatedSeconds = "generated in s"
 )
 
-// section is a part of the report. It has the scenarios whose names begin with its
-// name, and corresponds to a section of docs/benchmarks.md.
+// section is a part of the report. It contains the scenarios whose names begin with its
+// own, and corresponds to a section of docs/benchmarks.md.
 type section struct {
 	name, title, unit string
 	columns           []string

@@ -135,8 +135,8 @@ func (l *lab) replicas() []scenario {
 	return all
 }
 
-// tracings compare the service that exports traces of its default sample with one that
-// makes none. The two of a pair run one after the other in each round.
+// tracings compare a service that exports traces at its default sampling rate with one
+// that makes none. Both scenarios of a pair run one after the other in each round.
 func (l *lab) tracings() []scenario {
 	var all []scenario
 
@@ -150,7 +150,7 @@ func (l *lab) tracings() []scenario {
 	return all
 }
 
-// olds measure databases with much old data.
+// olds measure databases with a lot of old data.
 func (l *lab) olds() []scenario {
 	var all []scenario
 

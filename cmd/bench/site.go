@@ -73,9 +73,9 @@ type site struct {
 	// release closes the pool.
 	release func()
 	name    string
-	// replicas are the processes that run.
+	// replicas are the running processes.
 	replicas []*process
-	// traces is where they export traces to; without it, they make none.
+	// traces is the address to which they export traces; without it, they make none.
 	traces string
 }
 

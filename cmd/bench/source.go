@@ -41,7 +41,7 @@ func (s *source) close() {
 	}
 }
 
-// publish returns when the messages are stored.
+// publish returns once the messages are stored.
 func (s *source) publish(ctx context.Context, payloads ...event.Payload) error {
 	if s.conn == nil {
 		return s.append(ctx, payloads)
@@ -80,8 +80,8 @@ func (s *source) append(ctx context.Context, payloads []event.Payload) error {
 	return err
 }
 
-// publishAll publishes the messages from one number up to another as fast as it can.
-// Messages with one key keep their order only if there is one key.
+// publishAll publishes a range of messages as fast as it can. Messages with the same key
+// keep their order only if there is just one key.
 func (s *source) publishAll(ctx context.Context, from, to int, message func(i int) event.Payload) error {
 	const workers = 64
 

@@ -15,12 +15,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
 )
 
-// naiveInHand is how many messages on a topic the naive service has in hand: one for
-// each Kafka partition or RabbitMQ subscription, because Watermill's subscribers handle
-// one message at a time.
+// naiveInHand is the number of messages on a topic that the naive service has in hand:
+// one for each Kafka partition or RabbitMQ subscription, because Watermill's subscribers
+// handle one message at a time.
 const naiveInHand = 64
 
-// stockSubscriber returns the subscriber of Watermill that the naive service uses.
+// stockSubscriber returns the Watermill subscriber that the naive service uses.
 func stockSubscriber(cfg broker.Config, topic string) (message.Subscriber, error) {
 	if cfg.Kind == broker.Kafka {
 		settings := kafka.DefaultSaramaSubscriberConfig()

@@ -24,7 +24,7 @@ type trial struct {
 	partitions int32
 	// aged is true to run on the database with old inbox rows.
 	aged bool
-	// traced is true to export traces, with the service's default sample.
+	// traced is true to export traces, at the service's default sampling rate.
 	traced bool
 }
 
@@ -94,7 +94,7 @@ func (s *site) drained(ctx context.Context, t trial) (figures, error) {
 	return s.measure(ctx, t, 0, before)
 }
 
-// traced is drained with the export of traces.
+// traced is like drained, but exports traces.
 func (s *site) traced(ctx context.Context, t trial) (figures, error) {
 	collector, err := newCollector()
 	if err != nil {
@@ -104,7 +104,7 @@ func (s *site) traced(ctx context.Context, t trial) (figures, error) {
 
 	s.traces = collector.endpoint
 
-	f, err := s.drained(ctx, t) // the service has exported its last spans when it has stopped
+	f, err := s.drained(ctx, t) // the service has exported its last spans once it has stopped
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (s *site) traced(ctx context.Context, t trial) (figures, error) {
 	return f, nil
 }
 
-// minTraced is a number of messages of which some are certainly sampled.
+// minTraced is a number of messages large enough for some to be certainly sampled.
 const minTraced = 2000
 
 func (l *lab) siteOf(ctx context.Context, t trial) (*site, error) {
@@ -181,7 +181,7 @@ func (s *site) measure(ctx context.Context, t trial, earlier int, before usage) 
 	return f, nil
 }
 
-// patience is how long a run may apply no message before it fails.
+// patience is how long a run may go without applying a message before it fails.
 const patience = time.Minute
 
 // applied waits until n messages are applied.
@@ -202,14 +202,14 @@ func (s *site) applied(ctx context.Context, l load, n int) error {
 	})
 }
 
-// done returns how many messages are applied.
+// done returns the number of applied messages.
 func (s *site) done(ctx context.Context, l load) (n int, err error) {
 	err = s.pool.QueryRow(ctx, l.done).Scan(&n)
 
 	return n, err
 }
 
-// replicated measures replicas that already run when the orders arrive, because a
+// replicated measures replicas that are already running when the orders arrive, because a
 // replica that joins takes partitions from the others.
 func (l *lab) replicated(ctx context.Context, kind string, replicas int, warmup bool) (figures, error) {
 	t := trial{kind: kind, load: orders(l.skus), n: l.orders}

@@ -34,7 +34,7 @@ func recent(days *int) flag {
 	return number(days, "days", 14, maxDays, "cover this many days, including today")
 }
 
-// barWidth is how many characters the longest bar has.
+// barWidth is the length of the longest bar in characters.
 const barWidth = 40
 
 func bar(count, longest int64) string {

@@ -23,7 +23,7 @@ type action struct {
 
 	// Held says what is holding up the messages that are now due.
 	Held []operate.Held `json:"held,omitempty"`
-	// Unknown says why Held could not be determined. The action itself was done.
+	// Unknown says why Held could not be determined. The action itself succeeded.
 	Unknown string `json:"unknown,omitempty"`
 	// Request identifies the action in `millrace activity` and in the HTTP API.
 	Request uuid.UUID `json:"request"`
@@ -88,7 +88,7 @@ func (c *call) act(s *selecting, done string, pace *failed.Pace, w *wait, do fun
 	return c.finishAct(done, outcome, w, err)
 }
 
-// previewed is how many of the selected messages a preview lists.
+// previewed is the number of selected messages that a preview lists.
 const previewed = 5
 
 // preview shows what an action would do and asks for confirmation. It returns the ID

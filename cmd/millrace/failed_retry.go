@@ -50,7 +50,7 @@ failed again or were not tried in time.`,
 			followErr = c.follow(&result, due.Consumers, &w)
 		}
 
-		// Print what was done, even if following the messages failed.
+		// Print the outcome, even if following the messages failed.
 		err = c.print(result, func(out io.Writer) {
 			fmt.Fprintf(out, "%s due now, with %s\n", event.Plural(due.Due, "key is", "keys are"), messages(due.Messages))
 			writeFollowed(out, result)

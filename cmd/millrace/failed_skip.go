@@ -42,7 +42,7 @@ message of the key is tried immediately; --wait waits until it has been tried.`,
 			followErr = c.follow(&result.action, map[string]int{result.Consumer: 1}, &w)
 		}
 
-		// Print what was done, even if following the message failed.
+		// Print the outcome, even if following the message failed.
 		err = c.print(result, func(out io.Writer) {
 			fmt.Fprintf(out, "skipped message %d; it is stopped now (see `millrace failed show %d`)\n", id, id)
 

@@ -20,7 +20,7 @@ import (
 // probes maps the names of probes to their paths.
 var probes = map[string]string{"live": "/livez", "ready": "/readyz", "started": "/startupz"}
 
-// probed is the answer of a probe.
+// probed is a probe's answer.
 type probed struct {
 	Status   string           `json:"status"`
 	Troubles []health.Trouble `json:"troubles,omitempty"`

@@ -87,7 +87,7 @@ func TestCommandsRefuseWhatCannotBeStored(t *testing.T) {
 }
 
 // Even with --unchecked, a line that cannot be stored is rejected, and its number is
-// named.
+// reported.
 func TestPublishUncheckedRejectsOnlyWhatCannotBeStored(t *testing.T) {
 	t.Parallel()
 

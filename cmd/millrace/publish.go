@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// publishBatch is how many messages go into the outbox in one transaction.
+// publishBatch is the number of messages that go into the outbox in one transaction.
 const publishBatch = 500
 
 // maxLine is the longest line that publish reads. It exceeds the size limit of a

@@ -33,13 +33,13 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// watch knows secrets, and collects what the programs show, where none of them may be.
+// watch knows the secrets, and collects the programs' output, in which none may appear.
 type watch struct {
 	*testing.T
 
 	mu      sync.Mutex
 	secrets map[string]string // by their place
-	shown   map[string]string // by where it is shown
+	shown   map[string]string // by the place that shows it
 }
 
 func newWatch(t *testing.T) *watch {
@@ -51,8 +51,8 @@ func newWatch(t *testing.T) *watch {
 	return w
 }
 
-// plant returns a new secret of letters and digits, which URLs, quotes and JSON leave as
-// it is.
+// plant returns a new secret of letters and digits, which URLs, quotes and JSON leave
+// unchanged.
 func (w *watch) plant(place string) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -62,7 +62,7 @@ func (w *watch) plant(place string) string {
 	return w.secrets[place]
 }
 
-// saw records what is shown somewhere.
+// saw records a text that is shown somewhere.
 func (w *watch) saw(where, text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -70,7 +70,7 @@ func (w *watch) saw(where, text string) {
 	w.shown[where] += text
 }
 
-// contains reports whether a text has a secret: as it is, in base64 behind any other
+// contains reports whether a text contains a secret: unchanged, in base64 after any other
 // bytes, or in hexadecimal, as Postgres prints bytes.
 func contains(text, secret string) bool {
 	forms := []string{secret, hex.EncodeToString([]byte(secret))}
@@ -115,14 +115,14 @@ func TestASecretIsFoundInEachEncoding(t *testing.T) {
 	}
 }
 
-// awkward makes a password of a secret that URLs have to encode.
+// awkward turns a secret into a password that URLs have to encode.
 func awkward(secret string) string { return "p@/+" + secret }
 
-// settings is an environment by configuration keys, or names of variables.
+// settings is an environment, by configuration key or variable name.
 type settings map[string]string
 
-// secretSettings plants a secret in each secret setting, so in those that are added later,
-// too. Some have a form.
+// secretSettings plants a secret in each secret setting, including those added later.
+// Some require a certain form.
 func (w *watch) secretSettings() settings {
 	s := settings{}
 	login := func(scheme, place, address string) string {
@@ -157,7 +157,7 @@ func (w *watch) secretSettings() settings {
 	return s
 }
 
-// with returns the settings with others above them.
+// with returns the settings overridden by others.
 func (s settings) with(others settings) settings {
 	s = maps.Clone(s)
 	maps.Copy(s, others)
@@ -199,7 +199,7 @@ func (w *watch) program(s settings, args ...string) (out string) {
 	return string(text)
 }
 
-// transcript is a log that is read while it is written.
+// transcript is a log that is read while it is being written.
 type transcript struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -249,8 +249,7 @@ func (w *watch) serve(s settings) (log *transcript, drain func()) {
 	return log, drain
 }
 
-// fetch requests a page and records it. The service's certificate is not what this is
-// about.
+// fetch requests a page and records it. It does not verify the service's certificate.
 func (w *watch) fetch(address, credential string) (code int, text string) {
 	w.Helper()
 
@@ -277,7 +276,7 @@ func (w *watch) fetch(address, credential string) (code int, text string) {
 	return response.StatusCode, string(body)
 }
 
-// system is another system: it refuses what it gets, and repeats all of it, as some do.
+// system is another system: it refuses what it receives and echoes all of it, as some do.
 type system struct {
 	*httptest.Server
 
@@ -314,8 +313,8 @@ func (s *system) address() string { return s.Listener.Addr().String() }
 // to replaces the host of a URL.
 func to(address, host string) string { return strings.Replace(address, "127.0.0.1:1/", host+"/", 1) }
 
-// login makes a role whose password is a secret, and returns a migrated database to which
-// only that role is named.
+// login makes a role whose password is a secret, and returns a migrated database in whose
+// address only that role appears.
 func (w *watch) login() (address string, pool *pgxpool.Pool) {
 	w.Helper()
 
@@ -374,9 +373,9 @@ func (w *watch) listeners() settings {
 
 const private = "Quastenberg"
 
-// A service works, while a payment provider, a mail server and a receiver of webhooks
-// reject its credentials and repeat them. No secret of its configuration, and no content
-// of a message, is anywhere but where it belongs.
+// A service works while a payment provider, a mail server and a webhook receiver reject
+// its credentials and echo them. No secret in its configuration and no message content
+// appears anywhere but where it belongs.
 func TestNoSecretIsShownByAServiceWhoseCredentialsAreRefused(t *testing.T) {
 	t.Parallel()
 
@@ -457,7 +456,7 @@ func (w *watch) work(s settings) (id string) {
 	return id
 }
 
-// look records whatever an operator, and anybody else, can see.
+// look records whatever an operator or anybody else can see.
 func (w *watch) look(s settings, conversation string) {
 	w.Helper()
 

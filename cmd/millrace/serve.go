@@ -37,7 +37,7 @@ func runService(ctx context.Context, cfg config.Config, started func(*app.Servic
 	logger := newLogger(cfg)
 
 	if links := config.ServiceLinks(); len(links) > 0 {
-		logger.Info("variables of the platform for services named millrace are ignored", slog.Any("variables", links))
+		logger.Info("ignoring the platform's variables for services named millrace", slog.Any("variables", links))
 	}
 
 	if err := cfg.Warn(); err != nil {

@@ -111,7 +111,7 @@ func TestStatusSaysWhatToDoAboutAPausedConsumer(t *testing.T) {
 	}
 }
 
-// A command cannot know what another process does unless it responds.
+// A command cannot know what another process is doing unless that process responds.
 func TestWithoutAServiceTheStatesOfConsumersAreUnknown(t *testing.T) {
 	t.Parallel()
 

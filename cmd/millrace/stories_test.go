@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"millrace": main, "localpg": startPostgres})
 }
 
-// startPostgres starts a Postgres of a version in a directory. It is a separate program,
-// because root starts Postgres as another user.
+// startPostgres starts a given version of Postgres in a directory. It is a separate
+// program, because root starts Postgres as another user.
 func startPostgres() {
 	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's directory
 

@@ -27,7 +27,7 @@ const (
 // readyTimeout bounds each step that waits for the service.
 const readyTimeout = 60 * time.Second
 
-// container is the image as it runs.
+// container is the running image.
 type container struct {
 	*test
 
@@ -40,7 +40,7 @@ type container struct {
 	pid      string
 }
 
-// createDatabase creates an empty database in the Postgres of the tests.
+// createDatabase creates an empty database in the tests' Postgres.
 func (c *container) createDatabase(ctx context.Context) error {
 	const variable = "MILLRACE_TEST_DATABASE_URL"
 
@@ -74,8 +74,7 @@ func (c *container) createDatabase(ctx context.Context) error {
 	return nil
 }
 
-// createNetwork creates a network namespace that reaches this machine only, and there
-// only Postgres.
+// createNetwork creates a network namespace that reaches only Postgres on this machine.
 func (c *container) createNetwork(ctx context.Context) error {
 	if _, err := run(ctx, "ip", "netns", "add", c.name); err != nil {
 		return err
@@ -145,7 +144,7 @@ func forward(from, to net.Conn) {
 	_, _ = from.Close(), to.Close()
 }
 
-// start runs the service as the user of the image. The limits are those of this process,
+// start runs the service as the image's user. The limits are those of this process,
 // because Podman's defaults need a privilege that root in a container may lack.
 func (c *container) start(ctx context.Context) error {
 	var files syscall.Rlimit
@@ -233,7 +232,7 @@ func (c *container) exec(ctx context.Context, args ...string) (string, error) {
 	return run(ctx, "podman", append([]string{"--runtime", "runc", "exec", c.name}, args...)...)
 }
 
-// healthcheck runs the command of the image's HEALTHCHECK, and the probe of readiness.
+// healthcheck runs the command of the image's HEALTHCHECK, and the readiness probe.
 func (c *container) healthcheck(ctx context.Context) error {
 	if version, err := c.exec(ctx, "/millrace", "version"); err != nil || version != c.version {
 		return fmt.Errorf("the program reports version %q, expected %q: %w", version, c.version, err)

@@ -15,9 +15,9 @@ import (
 	"strings"
 )
 
-// The image may have this many bytes: what a registry transfers, and the files. Both
-// leave some 10 % for what is added. A change that exceeds them has probably made the
-// linker keep unused methods, see the Makefile.
+// The image may have this many bytes, as a registry transfers it and as files. Both leave
+// some 10 % for additions. A change that exceeds them has probably made the linker keep
+// unused methods, see the Makefile.
 const (
 	maxCompressed = 13_000_000
 	maxUnpacked   = 36_500_000
@@ -36,7 +36,7 @@ type image struct {
 	Healthcheck struct{ Test []string }
 }
 
-// load gives the image to Podman.
+// load loads the image into Podman.
 func (c *container) load(ctx context.Context) error {
 	out, err := run(ctx, "podman", "load", "-q", "-i", c.archive)
 	if err != nil {
@@ -60,7 +60,7 @@ func (c *container) load(ctx context.Context) error {
 	return nil
 }
 
-// inspect checks the settings of the image and its files.
+// inspect checks the image's settings and files.
 func (c *container) inspect(ctx context.Context) error {
 	config := c.image.Config
 
@@ -137,7 +137,7 @@ func (c *container) files(ctx context.Context) (compressed, unpacked int64, path
 	}
 }
 
-// counter counts what is written to it.
+// counter counts the bytes written to it.
 type counter struct{ bytes int64 }
 
 // Write implements io.Writer.

@@ -54,7 +54,7 @@ type test struct {
 	archive, version string
 	// name is the name of the database, the network namespace and the container.
 	name string
-	// undo has what cleans up, the newest first.
+	// undo has the clean-up functions, newest first.
 	undo []func() error
 }
 
@@ -143,7 +143,7 @@ func eventually(ctx context.Context, within time.Duration, fn func(context.Conte
 		}
 
 		if ctx.Err() == nil {
-			last = err // and not that the time is over
+			last = err // rather than that time is up
 		}
 
 		select {

@@ -41,7 +41,7 @@ type release struct {
 	version string
 	// at is the time of all files.
 	at time.Time
-	// toolchain is the version of Go in go.mod. Another one makes other programs.
+	// toolchain is the Go version in go.mod. Another one produces different programs.
 	toolchain string
 	out, work string
 	// documents are the files of all archives, by their path in the archive.
@@ -100,12 +100,12 @@ func run(ctx context.Context) (err error) {
 	return os.WriteFile(filepath.Join(r.out, "SHA256SUMS"), []byte(sums.String()), 0o644) //nolint:gosec // everybody may read a release
 }
 
-// prepare empties the directory for the archives and collects the documents. The
-// program of this machine writes those that describe the command line.
+// prepare empties the directory for the archives and collects the documents. This
+// machine's program writes those that describe the command line.
 func (r *release) prepare(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.GoVersion}}").Output()
 	if err != nil {
-		return fmt.Errorf("reading the version of Go in go.mod: %w", err)
+		return fmt.Errorf("reading the Go version in go.mod: %w", err)
 	}
 
 	r.toolchain = "go" + strings.TrimSpace(string(out))

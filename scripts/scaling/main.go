@@ -1,5 +1,5 @@
-// Command scaling prints the ScaledObject of KEDA for a broker: a trigger for each topic
-// of the routing table.
+// Command scaling prints KEDA's ScaledObject for a broker: a trigger for each topic in
+// the routing table.
 package main
 
 import (
@@ -26,7 +26,7 @@ metadata:
 spec:
   scaleTargetRef: {name: millrace}
   minReplicaCount: 2
-  # At most as many as a topic of Kafka has partitions (broker.kafka.partitions).
+  # At most the number of partitions of a Kafka topic (broker.kafka.partitions).
   maxReplicaCount: {{.Max}}
   cooldownPeriod: 300
   # Without Prometheus, this many.
@@ -34,7 +34,7 @@ spec:
   advanced:
     horizontalPodAutoscalerConfig:
       behavior:
-        # Each replica that comes or goes makes Kafka divide its partitions anew.
+        # Each replica that joins or leaves makes Kafka reassign its partitions.
         scaleDown: {stabilizationWindowSeconds: 600, policies: [{type: Pods, value: 1, periodSeconds: 120}]}
   triggers:
 {{- range .Topics}}

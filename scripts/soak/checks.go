@@ -50,7 +50,7 @@ func (r *report) err() error {
 const ended = `('completed', 'inventory_unavailable', 'payment_failed')`
 
 // queries has checks of the database. Each query returns a description of each
-// violation. The queries deliberately repeat what the service knows: a checker that
+// violation. The queries deliberately duplicate the service's knowledge: a checker that
 // shared code with the service would find nothing.
 var queries = []struct{ what, sql string }{
 	{"every order has ended", `SELECT id || ' is ' || status FROM orders WHERE status NOT IN ` + ended},

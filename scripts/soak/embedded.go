@@ -49,7 +49,7 @@ func (e embedded) publish(ctx context.Context, list []outgoing) error {
 	})
 }
 
-// shardOf is the service's: FNV-1a modulo 64.
+// shardOf is the service's function: FNV-1a modulo 64.
 func shardOf(key string) int16 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(key))

@@ -78,7 +78,7 @@ func openKafka(address string) (*kafka, error) {
 	return k, k.readAll()
 }
 
-// readAll begins to read all topics from their beginning.
+// readAll starts reading all topics from the beginning.
 func (k *kafka) readAll() error {
 	topics, err := k.admin.ListTopics()
 	if err != nil {
@@ -215,7 +215,7 @@ func (k *kafka) committed() (map[place]int64, error) {
 		for _, partition := range partitions {
 			block := answer.GetBlock(topic, partition)
 			if block == nil {
-				return nil, fmt.Errorf("group %s%s has no answer about partition %d", groupPrefix, topic, partition)
+				return nil, fmt.Errorf("group %s%s returned nothing about partition %d", groupPrefix, topic, partition)
 			}
 
 			if !errors.Is(block.Err, sarama.ErrNoError) {
@@ -248,7 +248,7 @@ func (k *kafka) unknown() ([]string, error) {
 	return list, nil
 }
 
-// backlog returns how many records of consumed topics are not committed.
+// backlog returns the number of uncommitted records on consumed topics.
 func (k *kafka) backlog(context.Context) (int, error) {
 	committed, err := k.committed()
 	if err != nil {

@@ -35,7 +35,7 @@ type outgoing struct {
 	repeated bool
 }
 
-// name identifies an order, or a message of a user.
+// name identifies an order, or a message about a user.
 func (o outgoing) name() string {
 	if o.topic == ordersCreated {
 		return o.order
@@ -47,7 +47,7 @@ func (o outgoing) name() string {
 // sizes describe a load.
 type sizes struct {
 	orders, users, updates int
-	// products is how many products the orders are for.
+	// products is the number of products that the orders are for.
 	products int
 	// early sends the creation of every fifth user after its first updates. All updates
 	// of these users are in the first half of the load, because a key that waits when
@@ -171,7 +171,7 @@ func expect(sent []outgoing) expected {
 	return e
 }
 
-// units returns how many orders and messages of users have to be applied.
+// units returns the number of orders and user messages to be applied.
 func (e expected) units() int {
 	units := len(e.orders)
 	for _, history := range e.histories {

@@ -104,7 +104,7 @@ func (r *rabbitmq) run(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// queue returns how many messages of a queue are ready, and how many consumers it has.
+// queue returns the number of ready messages in a queue, and the number of its consumers.
 func (r *rabbitmq) queue(name string) (ready, consumers int, err error) {
 	q, err := r.channel.QueueDeclarePassive(name, true, false, false, false, nil)
 
@@ -112,7 +112,7 @@ func (r *rabbitmq) queue(name string) (ready, consumers int, err error) {
 }
 
 // abandoned waits until RabbitMQ has noticed that nobody consumes the queue, and
-// returns how many messages are in it. All of them are ready by then, because
+// returns the number of messages in it. All of them are ready by then, because
 // unacknowledged messages are back in the queue.
 func (r *rabbitmq) abandoned(ctx context.Context, name string) (messages int, err error) {
 	err = until(ctx, "the end of the consumers of queue "+name, func() (bool, error) {
@@ -126,7 +126,7 @@ func (r *rabbitmq) abandoned(ctx context.Context, name string) (messages int, er
 	return messages, err
 }
 
-// backlog returns how many messages on consumed topics are ready.
+// backlog returns the number of ready messages on consumed topics.
 func (r *rabbitmq) backlog(context.Context) (int, error) {
 	sum := 0
 

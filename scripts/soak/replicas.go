@@ -45,7 +45,7 @@ const (
 	stopTimeout  = time.Minute
 )
 
-// start adds replicas, and returns when all of them are ready.
+// start adds replicas, and returns once all of them are ready.
 func (f *fleet) start(ctx context.Context, n int) error {
 	added := make([]*replica, n)
 
@@ -134,7 +134,7 @@ func (f *fleet) kill(at int) {
 	<-r.ended
 }
 
-// stop ends a replica as an orchestrator does, and returns when it has drained.
+// stop ends a replica as an orchestrator does, and returns once it has drained.
 func (f *fleet) stop(at int) error {
 	r := f.take(at)
 	r.expected.Store(true)

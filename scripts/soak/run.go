@@ -17,18 +17,18 @@ import (
 
 // broker is what a run does with a broker.
 type broker interface {
-	// publish returns when the broker has confirmed all messages.
+	// publish returns once the broker has confirmed all messages.
 	publish(ctx context.Context, list []outgoing) error
-	// rebalance takes from replicas what they have in hand, and says how.
+	// rebalance takes messages in hand away from replicas, and says how.
 	rebalance(ctx context.Context, random *rand.Rand) (string, error)
-	// backlog returns how many messages on consumed topics are not acknowledged.
+	// backlog returns the number of unacknowledged messages on consumed topics.
 	backlog(ctx context.Context) (int, error)
 	// published returns what is on a topic, in order per key.
 	published(ctx context.Context, topic string) ([]record, error)
 	close()
 }
 
-// products is how many products the orders are for.
+// products is the number of products that the orders are for.
 const products = 10
 
 // run is one run with one broker.
@@ -43,8 +43,8 @@ type run struct {
 
 	broker broker
 	sent   []outgoing
-	// sentAt is when orders, by their name, and messages of users, by their id, were first
-	// sent at a steady rate.
+	// sentAt is when orders, by name, and messages about users, by id, were first sent at
+	// a steady rate.
 	sentAt map[string]time.Time
 	killed int
 
@@ -67,7 +67,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		return err
 	}
 
-	// A fifth of the orders finds no stock.
+	// A fifth of the orders find no stock.
 	if _, err := r.db.Exec(ctx, `INSERT INTO stock (product_id, supplied, available)
 		SELECT 'soak_' || i, $1, $1 FROM generate_series(0, $2 - 1) AS i`, r.orders*8/10/products, products); err != nil {
 		return err
@@ -131,7 +131,7 @@ func (r *run) all(ctx context.Context) error {
 		case r.rabbitmq != nil:
 			return r.onRabbitMQ(ctx)
 		default:
-			return errors.New("the embedded broker takes part in upgrades only")
+			return errors.New("the embedded broker supports upgrades only")
 		}
 	})
 
@@ -189,10 +189,10 @@ func (r *run) onRabbitMQ(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// disturbed sends a load while it kills replicas and forces rebalances.
+// disturbed sends a load while killing replicas and forcing rebalances.
 func (r *run) disturbed(ctx context.Context, load []outgoing, kills int) error {
-	// Decide first how many replicas each round kills, so that the load can be spread
-	// over all rounds. Often it is one, sometimes two.
+	// First decide how many replicas each round kills, so that the load can be spread
+	// over all rounds. It is often one, sometimes two.
 	var rounds []int
 
 	for left := kills; left > 0; left -= rounds[len(rounds)-1] {
@@ -241,9 +241,9 @@ func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err err
 	return errors.Join(r.compareTotals(ctx), r.fleet.start(ctx, victims))
 }
 
-// amid sends messages, and calls disturb when some of them have been applied.
+// amid sends messages, and calls disturb once some of them have been applied.
 func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) error {
-	before, err := r.applied(ctx) // keys of earlier rounds may still wait
+	before, err := r.applied(ctx) // keys of earlier rounds may still be waiting
 	if err != nil {
 		return err
 	}
@@ -263,8 +263,8 @@ func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) e
 	return errors.Join(err, sending.Wait())
 }
 
-// compareTotals compares what RabbitMQ no longer has with what is recorded, if no
-// replica runs: a message that is not recorded must still be in its queue.
+// compareTotals compares what RabbitMQ no longer has with what is recorded, while no
+// replica is running: a message that is not recorded must still be in its queue.
 func (r *run) compareTotals(ctx context.Context) error {
 	if r.rabbitmq == nil || len(r.fleet.running) > 0 {
 		return nil
@@ -291,8 +291,8 @@ func (r *run) compareTotals(ctx context.Context) error {
 	return nil
 }
 
-// publishSteadily publishes at the rate of the run until stop is called, which returns how
-// many messages were sent.
+// publishSteadily publishes at the rate of the run until stop is called, which returns
+// the number of messages sent.
 func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func() (sent int, err error)) {
 	halt, stopped, sent := make(chan struct{}), make(chan error, 1), 0
 
@@ -341,7 +341,7 @@ func (r *run) note(list []outgoing) {
 }
 
 // restart restarts one replica after the other, as an orchestrator does, under a steady
-// load, and measures for how long partitions were not consumed.
+// load, and measures how long partitions were not consumed.
 func (r *run) restart(ctx context.Context) error {
 	load := newLoad("rolled", sizes{orders: r.rate * 60, users: 40, updates: r.rate * 60 / 40, products: products}, r.random)
 
@@ -384,8 +384,8 @@ func (r *run) restart(ctx context.Context) error {
 	return r.gaps(ctx, begin)
 }
 
-// ends returns the offset after the last record of each partition that is consumed. There
-// are none without Kafka.
+// ends returns the offset after the last record of each consumed partition. There are
+// none without Kafka.
 func (r *run) ends() (map[place]int64, error) {
 	all := map[place]int64{}
 	if r.kafka == nil {
@@ -462,7 +462,7 @@ func (r *run) pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// applied returns how many of the orders and messages of users have been applied.
+// applied returns the number of orders and messages about users that have been applied.
 func (r *run) applied(ctx context.Context) (n int, err error) {
 	err = r.db.QueryRow(ctx, `
 		SELECT (SELECT count(*) FROM orders WHERE status IN `+ended+`) + (SELECT count(*) FROM events WHERE stream LIKE 'user-%')`).Scan(&n)

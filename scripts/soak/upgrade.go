@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// maxLatency is how long 99 of 100 orders may take from being sent until they are
-	// completed while replicas are replaced.
+	// maxLatency is how long 99 of 100 orders may take from being sent to being completed
+	// while replicas are being replaced.
 	maxLatency = time.Second
-	// besides is for how long replicas of both releases run beside each other.
+	// besides is how long replicas of both releases run side by side.
 	besides = 10 * time.Second
 )
 
-// upgrade replaces the replicas of the previous release by those of this one under a
-// steady load: it migrates the database while the previous release serves, starts and
+// upgrade replaces the replicas of the previous release with those of this one under a
+// steady load: it migrates the database while the previous release is serving, starts and
 // stops one replica after the other, as an orchestrator does, and at the end runs a
-// replica of the previous release beside the new ones, as during a rollback.
+// replica of the previous release alongside the new ones, as during a rollback.
 func (r *run) upgrade(ctx context.Context) error {
 	load := anonymous(newLoad("upgrade", sizes{orders: r.rate * 80, users: 40, updates: r.rate * 80 / 40, products: products}, r.random))
 
@@ -80,7 +80,7 @@ func (r *run) upgrade(ctx context.Context) error {
 	return errors.Join(r.finish(ctx), r.audit(ctx))
 }
 
-// migrate applies the migrations of this release while the previous one serves.
+// migrate applies the migrations of this release while the previous one is serving.
 func (r *run) migrate(ctx context.Context) error {
 	const applied = `SELECT count(*) FROM goose_db_version WHERE version_id > 0`
 
@@ -126,7 +126,7 @@ func (r *run) replace(ctx context.Context) error {
 	return nil
 }
 
-// rollBack runs a replica of the previous release beside those of this one.
+// rollBack runs a replica of the previous release alongside those of this one.
 func (r *run) rollBack(ctx context.Context) error {
 	r.fleet.program = r.previous
 	defer func() { r.fleet.program = r.service }()

@@ -100,7 +100,7 @@ func queries(t *testing.T) map[string]string {
 	return found
 }
 
-// walk collects what is called expr, and the query of a variable.
+// walk collects fields named expr, and the queries of variables.
 func walk(value any, where string, found map[string]string) {
 	switch value := value.(type) {
 	case map[string]any:

@@ -1,13 +1,13 @@
 """The order processing application of the FastStream guide, made durable and idempotent.
 
-The guide keeps its state in memory, prints and acknowledges first. Here it is in Postgres:
-the effects of a message share one transaction, which does nothing if they are there
-already; what follows is published after the commit, and again if the message is
-delivered again; only then is its offset committed. The guide's injector is not a public
-package, so main() wires the services.
+The guide keeps its state in memory, prints and acknowledges first. Here the state is in
+Postgres: the effects of a message share one transaction, which does nothing if they
+already exist; the resulting messages are published after the commit, and published again
+after a redelivery; only then is the offset committed. The guide's injector is not a
+public package, so main() wires the services.
 
-FastStream runs as fast as it can with that: on uvloop, with prepared statements, and with
-as many messages on a topic at once as the topic has partitions.
+Within these limits, FastStream runs as fast as it can: on uvloop, with prepared
+statements, and with as many concurrent messages on a topic as the topic has partitions.
 """
 
 import contextlib

@@ -68,7 +68,7 @@ type Foreign struct {
 	ID      string // if the broker has message IDs
 	Headers map[string]any
 	Payload []byte
-	// At is the time of a Kafka record. Zero is now.
+	// At is the time of a Kafka record. Zero means now.
 	At time.Time
 }
 

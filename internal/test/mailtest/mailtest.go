@@ -29,9 +29,10 @@ type Stage int
 
 // Stages.
 const (
-	// Addressed is after the recipient was sent.
+	// Addressed is the stage after the recipient has been sent.
 	Addressed Stage = iota
-	// Accepted is after the e-mail was stored and before the response is sent.
+	// Accepted is the stage after the e-mail has been stored and before the response is
+	// sent.
 	Accepted
 )
 

@@ -30,10 +30,10 @@ const (
 	Lost         Fault = "lost"          // no response, no effect
 	Error        Fault = "500"           // 500, no effect
 	StoredError  Fault = "stored:500"    // 500 without effect, stored under the key
-	AfterLost    Fault = "after:lost"    // done, no response
-	AfterError   Fault = "after:500"     // done, then 500, stored under the key
-	AfterSlow    Fault = "after:slow"    // done, the response is too late
-	AfterGarbled Fault = "after:garbled" // done, half a response
+	AfterLost    Fault = "after:lost"    // takes effect, no response
+	AfterError   Fault = "after:500"     // takes effect, then 500, stored under the key
+	AfterSlow    Fault = "after:slow"    // takes effect, response too late
+	AfterGarbled Fault = "after:garbled" // takes effect, half a response
 	Busy         Fault = "429"           // 429 with Retry-After
 	InUse        Fault = "409"           // another request is using the key
 )
@@ -210,7 +210,7 @@ func (s *Server) HoldRefunds(orderID string) {
 
 // SettleRefunds gives the refunds of an order a status: succeeded, or failed with a
 // reason. A refund that fails returns the money to the shop. Refunds that succeeded may
-// fail too.
+// still fail.
 func (s *Server) SettleRefunds(orderID, status, reason string) (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -496,7 +496,7 @@ func (i *intent) capture() {
 	i.LatestCharge = &charge{ID: "ch_" + i.ID, Object: "charge"}
 }
 
-// confirm charges an intent, unless it was already charged.
+// confirm charges an intent, unless it has already been charged.
 func (s *Server) confirm(i *intent) answer {
 	switch {
 	case i == nil:

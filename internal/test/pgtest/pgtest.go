@@ -101,8 +101,8 @@ func KillBackends(tb testing.TB, db postgres.Execer) {
 	}
 }
 
-// LockWaits returns a condition for Eventually: a statement in the database waits for a
-// lock.
+// LockWaits returns a condition for Eventually: a statement in the database is waiting
+// for a lock.
 func LockWaits(tb testing.TB, db postgres.Querier) func() bool {
 	tb.Helper()
 
@@ -119,7 +119,7 @@ func Logger(tb testing.TB) *slog.Logger {
 }
 
 // Eventually polls until the condition holds. After 30 seconds, or as soon as the
-// test has failed, it ends the test with a message that says what it waited for.
+// test has failed, it ends the test with a message that says what it was waiting for.
 func Eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
 
@@ -212,7 +212,7 @@ func makeTemplate() (string, error) {
 	return name, exec("ALTER DATABASE " + name + " WITH IS_TEMPLATE true")
 }
 
-// migrate creates the schema of a database and the inbox partitions of today.
+// migrate creates the schema of a database and today's inbox partitions.
 func migrate(ctx context.Context, name string) error {
 	address, err := named(name)
 	if err != nil {

@@ -70,7 +70,7 @@ func LooksUpByKey(t *testing.T, tables []string, insert func(t *testing.T, tx pg
 	}
 }
 
-// single returns a pool of a single connection, with the service's parameters.
+// single returns a pool with a single connection, with the service's parameters.
 func single(t *testing.T) *pgxpool.Pool {
 	t.Helper()
 
@@ -106,7 +106,7 @@ func execute(t *testing.T, db postgres.Execer, sql string) {
 }
 
 // rowsRead returns the rows and index entries of tables that the transaction has read.
-// Checks of uniqueness do not count.
+// Uniqueness checks do not count.
 func rowsRead(t *testing.T, tx pgx.Tx, tables []string) int64 {
 	t.Helper()
 

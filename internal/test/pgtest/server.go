@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Version returns the major version of Postgres to test with, or nothing for the default.
+// Version returns the major version of Postgres to test with, or "" for the default.
 func Version() string { return os.Getenv("MILLRACE_TEST_POSTGRES_VERSION") }
 
 // Server is a private Postgres that a test may stop.
@@ -72,7 +72,7 @@ func (s *Server) Standby() *Server {
 	return standby
 }
 
-// Stop stops the server if it runs.
+// Stop stops the server if it is running.
 func (s *Server) Stop() {
 	s.tb.Helper()
 
@@ -189,8 +189,8 @@ func Pooled(tb testing.TB, address, mode string) string {
 }
 
 // SharedSessions returns the address of a PgBouncer in transaction mode in front of the
-// database at address. It gives the settings that the service asks for to the database,
-// not to the role, because tests share the role.
+// database at address. It sets what the service asks for on the database, not on the
+// role, because tests share the role.
 func SharedSessions(tb testing.TB, address string) string {
 	tb.Helper()
 
