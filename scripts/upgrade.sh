@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Upgrades three replicas of the previous release to this one under load, and checks that
 # nothing is lost, applied twice or out of order.
-#   scripts/upgrade.sh BROKER... [-- FLAG OF scripts/soak...]
-# BROKER: embedded or kafka. Needs bin/millrace, and the repository's history.
+#   scripts/upgrade.sh BROKER... [-- SOAK FLAG...]
+# BROKER: embedded or kafka. Needs bin/millrace and the repository's history.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"

@@ -36,7 +36,7 @@ func guideOrders(products int) load {
 	}
 }
 
-// newFastStream installs the packages of the guide's application and returns its
+// newFastStream installs the packages that the guide's application needs, and returns its
 // process.
 func (s *site) newFastStream(ctx context.Context) (*process, error) {
 	install := exec.CommandContext(ctx, "scripts/python.sh", "cmd/bench/faststream")

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 // startPostgres starts a given version of Postgres in a directory. It is a separate
-// program, because root starts Postgres as another user.
+// program, because, when run as root, it starts Postgres as another user.
 func startPostgres() {
 	_ = os.Unsetenv("TMPDIR") // this user cannot enter the script's directory
 

@@ -217,7 +217,7 @@ func TestWhatPeopleWriteIsApplied(t *testing.T) {
 	}
 }
 
-// Keys, headers and payloads of other producers may be any bytes.
+// Keys, headers and payloads from other producers may contain any bytes.
 func TestForeignMessagesNeedNotBeText(t *testing.T) {
 	t.Parallel()
 

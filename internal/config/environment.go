@@ -22,8 +22,8 @@ const (
 // testPrefix is the prefix of variables that only tests use.
 const testPrefix = "MILLRACE_TEST_"
 
-// databaseURL is the variable in which platforms pass the database. It sets
-// postgres.url unless another variable sets that key.
+// databaseURL is the variable through which platforms pass the database's address. It
+// sets postgres.url unless another variable sets that key.
 const databaseURL = "DATABASE_URL"
 
 // serviceLink matches the variables that Kubernetes injects into every pod of a

@@ -38,7 +38,7 @@ type Binding struct {
 	Topic string `koanf:"topic"`
 	// Broker is a kind: embedded, kafka or rabbitmq. Defaults to broker.kind.
 	Broker string `koanf:"broker"`
-	// Name is what the topic is called at the broker. Defaults to Topic.
+	// Name is the topic's name on the broker. Defaults to Topic.
 	Name string `koanf:"name"`
 }
 

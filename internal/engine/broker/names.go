@@ -50,7 +50,7 @@ func (s *Set) CheckNames(topics []string) error {
 
 // named wraps a driver for callers that use this service's topic names. It is the only
 // place that knows both names: the driver below it, with its log, errors and remedies,
-// uses the names at the broker.
+// uses the broker's names.
 type named struct {
 	driver.Driver
 	driver.Tailer

@@ -70,7 +70,7 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 			u.done <- err
 		case blocked:
 			u.done <- errBlocked
-		default: // the key no longer waits
+		default: // the key is no longer waiting
 			rest = append(rest, u)
 		}
 	}
@@ -108,7 +108,8 @@ func (a *admission[P]) lookUp(ctx context.Context, units []*unit[event.Event[P]]
 }
 
 // block stores a message behind the waiting ones with its key. It writes, so a server that
-// answers only reads opens the breaker. blocked is false if the key no longer waits.
+// answers only reads opens the breaker. blocked is false if the key is no longer
+// waiting.
 func (a *admission[P]) block(d *delivery) (blocked bool, err error) {
 	err = a.router.untilAvailable(func(ctx context.Context) (err error) {
 		blocked, err = a.router.failed.BlockAlone(ctx, d.failed(fate{}))

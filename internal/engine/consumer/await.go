@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// This file handles messages that arrived before another one that they depend on; see
+// This file handles messages that arrived before one they depend on; see
 // event.Await.
 
 // awaited is the set of topics that waiting messages await.

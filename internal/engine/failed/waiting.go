@@ -271,7 +271,7 @@ func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) err
 // errMoved reports that a message stopped waiting while its key was being locked. The
 // transaction must end before it touches the message, because operators lock stopped
 // messages before keys.
-var errMoved = errors.New("the message no longer waits")
+var errMoved = errors.New("the message is no longer waiting")
 
 // inTx runs fn in a transaction, and runs it again if it returns errMoved.
 func (s *Store) inTx(ctx context.Context, fn func(tx pgx.Tx) error) error {

@@ -227,8 +227,8 @@ func set(ctx context.Context, conn *pgconn.PgConn, settings map[string]string) e
 // assignment returns the statement that sets parameters: only for the transaction if
 // local is true.
 func assignment(settings map[string]string, local bool) string {
-	// transaction_timeout exists since Postgres 17. For any other unknown name, the
-	// server returns an error.
+	// transaction_timeout was added in Postgres 17, so skip it on older servers. For any
+	// other unknown name, the server returns an error.
 	return fmt.Sprintf(`
 		SELECT set_config(name, CASE WHEN name = '%[1]s' AND value = 'on' AND current_setting(name) <> 'off' THEN current_setting(name) ELSE value END, %[3]t)
 		FROM (VALUES %[2]s) AS s (name, value)

@@ -149,7 +149,7 @@ func orders() invariant.Source {
 			{
 				Name:  "fold",
 				Means: "The row of an order equals the fold of its stream.",
-				Advice: "`--repair` sets status and version of a row to those of its stream. An order without a stream, or a stream without an order, needs a restore: " +
+				Advice: "`--repair` sets a row's status and version to those of its stream. An order without a stream, or a stream without an order, needs a restore: " +
 					"the two are written in one transaction.",
 				Fault: `CASE
 					WHEN status IS NULL AND stream_version IS NOT NULL THEN 'has a stream but no row'

@@ -28,8 +28,8 @@ var errPublishTimeout = fmt.Errorf("the broker did not confirm the message withi
 
 var errNotAsked = errors.New("the client has not read the topic's metadata yet")
 
-// publisher sends messages in batches. If the broker does not take a message in a
-// batch, publisher sends it alone, so that the answer concerns only that message. Callers
+// publisher sends messages in batches. If the broker does not accept a message in a
+// batch, publisher sends it alone, so that the answer is about that message only. Callers
 // publish the messages of a key one at a time, so they stay in order.
 type publisher struct {
 	batched, alone message.Publisher
