@@ -187,7 +187,7 @@ func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	pgtest.Eventually(t, "it is a miss", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM user_misses`) == 1 })
 }
 
-// publishLater leaves the creation of user u in the outbox for a while.
+// publishLater leaves user u's user.created message in the outbox for a while.
 func publishLater(t *testing.T, s *apptest.Service, creation string, wait time.Duration) {
 	t.Helper()
 

@@ -34,7 +34,7 @@ type trial struct {
 	mu sync.Mutex
 	// errs holds the errors that the next attempts at a step return.
 	errs map[step][]error
-	// rejected counts the steps that end with a rejection.
+	// rejected counts the steps that end in a rejection.
 	rejected int
 }
 
@@ -78,7 +78,7 @@ func (tr *trial) register(r *consumer.Router) {
 	})
 }
 
-// next returns the error of an attempt. A rejection is repeated, because a batch that
+// next returns an attempt's error. A rejection is repeated, because a batch that
 // falls apart retries its messages.
 func (tr *trial) next(s step) error {
 	tr.mu.Lock()

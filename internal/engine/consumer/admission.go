@@ -15,8 +15,8 @@ import (
 // admitFunc is the type of [Effect.Admit].
 type admitFunc[P event.Payload] func(ctx context.Context, db postgres.Querier, events []event.Event[P]) ([]error, error)
 
-// admission batches events and checks in the inbox and with the handler whether their
-// effects may proceed. The error of a unit is the reason for refusal.
+// admission batches events, then asks the inbox and the handler whether their effects may
+// proceed. A unit's error says why it was refused.
 type admission[P event.Payload] struct {
 	batches[event.Event[P]]
 

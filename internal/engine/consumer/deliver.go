@@ -125,7 +125,7 @@ func (d *delivery) failed(f fate) failed.Entry {
 	return e
 }
 
-// loggable returns the error of a fate for the log. If the message has personal data,
+// loggable returns a fate's error for the log. If the message has personal data,
 // the error may quote it, so the log gets only the cause; the failed message has the
 // whole error.
 func (d *delivery) loggable(f fate) string {
@@ -136,7 +136,7 @@ func (d *delivery) loggable(f fate) string {
 	return f.err.Error()
 }
 
-// failure describes the error of an attempt for its span. Both results are empty if
+// failure describes an attempt's error for its span. Both results are empty if
 // there is nothing to describe.
 func (d *delivery) failure(err error) (reason, text string) {
 	if d.span == nil || err == nil || isReturn(err) {
@@ -246,7 +246,7 @@ var errLineBroken = errors.New("an earlier message with the same key was returne
 // errBlocked reports that a message is blocked by an earlier one with its key.
 var errBlocked = errors.New("the message is blocked by an earlier one with its key")
 
-// decide determines the fate of a message from the error of its last attempt.
+// decide determines the fate of a message from its last attempt's error.
 func (r *Router) decide(d *delivery, err error) fate {
 	switch {
 	case err == nil:

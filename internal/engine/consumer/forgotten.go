@@ -41,7 +41,7 @@ func (d *delivery) written() (at time.Time, known bool) {
 }
 
 // forgotten rejects a message that the inbox may have forgotten. It does not check
-// failed messages, because operators decide on those.
+// failed messages, because operators decide what becomes of those.
 func (r *Router) forgotten(d *delivery) error {
 	if d.entry != nil || r.memory.retention == 0 {
 		return nil

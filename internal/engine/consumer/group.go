@@ -35,8 +35,8 @@ type group[T queued] struct {
 	takes uint64
 }
 
-// ticketed is an item with its order of arrival, which is that of its place if it has
-// one.
+// ticketed is an item and its position in the order of arrival. An item that has a place
+// has the position of that place.
 type ticketed[T queued] struct {
 	item   T
 	ticket uint64

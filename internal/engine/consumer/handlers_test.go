@@ -37,7 +37,7 @@ func summarize(_ context.Context, _ pgx.Tx, e event.Event[note]) ([]event.Outgoi
 	return []event.Outgoing{e.Then(summary{Words: len(strings.Fields(e.Payload.Text))})}, nil
 }
 
-// failure returns the error of the only stopped message.
+// failure returns the only stopped message's error.
 func (r *rig) failure() string {
 	r.t.Helper()
 

@@ -369,7 +369,7 @@ func TestSkippingTheFirstMessageOfAKeyFreesTheOthers(t *testing.T) {
 	}
 }
 
-// performing is an effect that fails with the error of fail, and writes a note.
+// performing is an effect that fails with fail's error, and writes a note.
 func performing(fail func(note) error, needs string, performed *atomic.Int32) func(*consumer.Router) {
 	return func(router *consumer.Router) {
 		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{

@@ -107,7 +107,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	return nil
 }
 
-// taken finds the record whose version already exists, from the error of the insert.
+// taken finds the record whose version already exists, from the insert's error.
 func taken(err error, records []Record) error {
 	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
 		for _, r := range records {

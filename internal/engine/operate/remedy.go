@@ -45,7 +45,7 @@ func remedyOf(why string) (text string, known bool) {
 	return "", false
 }
 
-// remedyFor returns what to do about the error of a dependency.
+// remedyFor returns what to do about a dependency's error.
 func remedyFor(dependency, why string) string {
 	if text, known := remedyOf(why); known {
 		return text

@@ -199,7 +199,7 @@ func (r *link) giveBack(untried row) {
 	r.nudge()
 }
 
-// refusal returns the refusal in an error of a publisher, or nil.
+// refusal returns the refusal wrapped in a publisher's error, or nil if there is none.
 func refusal(err error) *driver.RefusedError {
 	refused, _ := errors.AsType[*driver.RefusedError](err)
 

@@ -135,7 +135,7 @@ const pingTimeout = 5 * time.Second
 
 // Wait blocks until the database responds and takes writes. It returns an error when
 // ctx ends, and a SetupError immediately. It logs when it starts and stops waiting,
-// and calls failed with the error of each attempt.
+// and calls failed with each attempt's error.
 func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger, failed func(error)) error {
 	err := backoff.Retry(ctx, logger, Dependency, func() error {
 		pingCtx, cancel := context.WithTimeout(ctx, pingTimeout)

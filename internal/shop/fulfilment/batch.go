@@ -142,7 +142,7 @@ func classifyNotFound(c Command, err error) error {
 	}
 }
 
-// notYetCreated is the error of a message that may have overtaken its order.
+// notYetCreated is the error for a message that may have overtaken its order.
 func notYetCreated(err error) error {
 	return event.Await(fmt.Errorf("order_id: %w yet", err), TopicOrderCreated)
 }

@@ -128,7 +128,7 @@ func unknown(err error) error {
 	return event.Unavailable(Dependency, fmt.Errorf("%w: %w", ErrUnknown, err))
 }
 
-// unrecorded is the error of a request whose record in Postgres could not be read or
+// unrecorded is the error from a request whose record in Postgres could not be read or
 // written. If money has moved nevertheless, the next request finds out.
 func unrecorded(err error) error {
 	if postgres.IsUnavailable(err) {

@@ -140,7 +140,7 @@ func (t tokensUntil) Token() (*sarama.AccessToken, error) {
 	}
 }
 
-// refusalOfToken returns the error of a token request. It is a refusal if the endpoint
+// refusalOfToken returns a token request's error. It is a refusal if the endpoint
 // does not accept the request, unless the endpoint only asks us to wait.
 func refusalOfToken(err error) error {
 	answer, answered := errors.AsType[*oauth2.RetrieveError](err)

@@ -242,8 +242,8 @@ func TestBytesInHandAreBounded(t *testing.T) {
 	})
 }
 
-// One message in hand does not hold back the acknowledgement of all others. Otherwise,
-// these would use up what the broker hands out.
+// A single message in hand does not keep the others from being acknowledged. If it did,
+// they would use up what the broker hands out.
 func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 	t.Parallel()
 
