@@ -42,8 +42,8 @@ func stop(t *testing.T, s *apptest.Service, consumer, topic, key string) {
 	}
 }
 
-// shows waits until status exits with code and prints all texts in says. The service
-// follows a pause within a second.
+// shows waits until status exits with code and prints every string in says. The service
+// reacts to a pause within a second.
 func shows(t *testing.T, millrace func(args ...string) (string, int), code int, says ...string) {
 	t.Helper()
 	pgtest.Eventually(t, fmt.Sprintf("status exits with %d and says %q", code, says), func() bool {
@@ -86,7 +86,7 @@ func TestStatusSaysWhatToDoAboutAPausedConsumer(t *testing.T) {
 	}
 
 	shows(t, millrace, exitFailure, "paused by ann since ", "degraded: account.create since ", "what to do: `millrace consumers resume account.create`")
-	pgtest.Eventually(t, "the service follows the pause", func() bool { return len(s.Router.Suspended()) == 1 })
+	pgtest.Eventually(t, "the service has noticed the pause", func() bool { return len(s.Router.Suspended()) == 1 })
 
 	if out, code := millrace("publish", "user.created", `{"user":{"id":"bob","name":"Bob","email":"bob@example.com"}}`); code != 0 {
 		t.Fatal(out)

@@ -51,7 +51,7 @@ func (b *logBuffer) String() string {
 // person lists the data of Ädelheid (id adel-1), none of which may be left.
 var person = []string{"Ädelheid", "Quastenberg", "adel@home.example", "quast@work.example", "Wolkenheim", "5551234"}
 
-// traces returns the texts of person that text contains, in plain text or hexadecimal.
+// traces returns the strings of person that text contains, in plain text or hexadecimal.
 func traces(text string) (found []string) {
 	text = strings.ToLower(text)
 

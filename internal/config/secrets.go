@@ -73,7 +73,7 @@ func readSecrets(source map[string]any) error {
 	return nil
 }
 
-// secretFiles returns the keys of files with secrets.
+// secretFiles returns the keys that name secret files.
 func secretFiles() []string {
 	return postgres.Column(Secrets(), func(key string) string { return key + fileSuffix })
 }

@@ -1,5 +1,5 @@
 // Package httpapi serves the HTTP endpoints of the service: probes and metrics, the API
-// for operators, and webhooks, each on the address that is meant for it.
+// for operators, and webhooks, each on its own address.
 package httpapi
 
 import (

@@ -103,7 +103,7 @@ func bySASL(mechanism, password string) login {
 	}
 }
 
-// byCertificate logs in at the listener that demands a certificate from an authority it
+// byCertificate logs in through the listener that requires a certificate from an authority it
 // trusts.
 func byCertificate(issue func(*secured) (cert, key string)) login {
 	return func(s *secured, cfg *kafka.Config) {

@@ -179,7 +179,7 @@ func (l *lines) Write(line []byte) (int, error) {
 	return l.text.Write(line)
 }
 
-// with returns the lines that contain all of the texts.
+// with returns the lines that contain all of the strings.
 func (l *lines) with(texts ...string) (found []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -24,7 +24,7 @@ import (
 // seen is true.
 type EraseFunc func(ctx context.Context, tx pgx.Tx, subject string, seen bool) (rows int64, err error)
 
-// MarksFunc returns the texts by which a person can be recognised, such as former and
+// MarksFunc returns the strings by which a person can be recognised, such as former and
 // present names and e-mail addresses.
 type MarksFunc func(ctx context.Context, db postgres.Querier, subject string) ([]string, error)
 
@@ -40,7 +40,7 @@ func (r *Router) OnErase(name string, erase EraseFunc) {
 	r.erasers = append(r.erasers, eraser{name: name, erase: erase})
 }
 
-// OnSearch registers a function whose texts Erase looks for in all tables of the schema.
+// OnSearch registers a function whose strings Erase looks for in all tables of the schema.
 func (r *Router) OnSearch(marks MarksFunc) {
 	r.refuseAfterRun("search for a person")
 	r.marks = append(r.marks, marks)
@@ -49,7 +49,7 @@ func (r *Router) OnSearch(marks MarksFunc) {
 // Erasing says whose data to erase.
 type Erasing struct {
 	Subject string
-	// Search lists further texts to look for, such as a phone number.
+	// Search lists further strings to look for, such as a phone number.
 	Search []string
 	// Failed and Actions are the IDs of further failed messages and operator actions to
 	// erase: those that an operator has found to be about the person.
@@ -97,7 +97,7 @@ var errDryRun = errors.New("dry run")
 
 // Erase removes a person's data from the tables of all domains and from the stored
 // messages whose payload types implement event.Personal. It also looks in all tables
-// of the schema for texts by which the person can be recognised. It can be repeated to
+// of the schema for strings by which the person can be recognised. It can be repeated to
 // remove data that arrived later, such as a late message that failed because the person
 // had been erased. It does not affect messages that have already been published.
 func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error) {
@@ -115,7 +115,7 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 		search.ID = e.Subject
 	}
 
-	// The search reads everything. It runs before the transaction, because the texts are
+	// The search reads everything. It runs before the transaction, because the strings are
 	// still known at that point and the transaction's locks would stop consumers. After
 	// that, only the rows that it found are searched again.
 	found, err := postgres.Find(ctx, r.pool, search)
@@ -184,7 +184,7 @@ func (e Erasing) check() error {
 	}
 }
 
-// textsOf returns the texts by which the person can be recognised. It refuses a reason
+// textsOf returns the strings by which the person can be recognised. It refuses a reason
 // that contains one, because the reason is kept.
 func (r *Router) textsOf(ctx context.Context, e Erasing) (texts []string, err error) {
 	add := func(marks ...string) {

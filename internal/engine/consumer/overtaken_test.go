@@ -68,7 +68,7 @@ func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
 	t.Parallel()
 
 	for name, c := range map[string]struct {
-		// fail lists the texts that fail until they are requeued.
+		// fail lists the values that fail until they are requeued.
 		fail, send, other []string
 		attempts          int
 		// refused is what stays stopped without the word; then and end are the texts

@@ -11,7 +11,7 @@ type Personal interface {
 	Payload
 	// Subject returns the person's ID, or "" if the payload does not name one.
 	Subject() string
-	// Marks returns the texts in the payload by which the person can be recognised
+	// Marks returns the strings in the payload by which the person can be recognised
 	// elsewhere, such as a name or an e-mail address.
 	Marks() []string
 }

@@ -515,7 +515,7 @@ func (r rig) applyUntil(over <-chan struct{}) (list []sent) {
 	}
 }
 
-// ascends fails the test unless the texts of each key are ascending numbers.
+// ascends fails the test unless the texts of the notes of each key are ascending numbers.
 func ascends(t *testing.T, messages []sent) {
 	t.Helper()
 

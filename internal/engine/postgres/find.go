@@ -27,7 +27,7 @@ type Found struct {
 	partition, tid string
 }
 
-// Search finds texts in all tables of the schema, as whole words, in any case, in plain
+// Search finds strings in all tables of the schema, as whole words, in any case, in plain
 // text and in the spellings of JSON and URLs. It reads every row.
 type Search struct {
 	// Texts are looked for in all columns.
@@ -70,7 +70,7 @@ type Findings struct {
 	Skipped []string
 }
 
-// Find returns the rows that contain one of the texts. It reads the tables in the
+// Find returns the rows that contain one of the strings. It reads the tables in the
 // service's schema. The other schemas in the database belong to other programs.
 func Find(ctx context.Context, db Querier, s Search) (found Findings, err error) {
 	tables, err := Collect(ctx, db, pgx.RowToStructByPos[table], `
@@ -183,7 +183,7 @@ const never = `(?!)`
 // escapes lets JSON escapes match even if they are escaped again, as in JSON within JSON.
 var escapes = strings.NewReplacer(`\\\\u`, `\\+u`, `\\u`, `\\+u`)
 
-// pattern returns a Postgres regular expression that matches any of the texts as a whole
+// pattern returns a Postgres regular expression that matches any of the strings as a whole
 // word. The word may directly follow an escape that ends in a letter or a digit: one of
 // JSON, or an octal escape of encode.
 func pattern(texts []string, id string, spell func(string) string) string {

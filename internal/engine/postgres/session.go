@@ -251,7 +251,7 @@ func quote(s string) string {
 	return `E'` + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + `'`
 }
 
-// queryRow reads one row of texts with the simple protocol, which all poolers support.
+// queryRow reads one row of strings with the simple protocol, which all poolers support.
 func queryRow(ctx context.Context, conn *pgconn.PgConn, sql string, values ...*string) error {
 	results, err := conn.Exec(ctx, sql).ReadAll()
 	if err != nil {

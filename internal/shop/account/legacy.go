@@ -202,8 +202,8 @@ func (l LegacyEvent) Subject() string {
 	return cmp.Or(l.Key(), old)
 }
 
-// Marks implements event.Personal. It reads all places that may have a name or an
-// address.
+// Marks implements event.Personal. It reads every field that may contain a name or
+// an address.
 func (l LegacyEvent) Marks() []string {
 	marks := l.fields.marks()
 

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Refusal is a topic that cannot be subscribed to although the broker answers.
+// Refusal is a topic that cannot be subscribed to even though the broker responds.
 type Refusal struct {
 	Topic string
 	Since time.Time
