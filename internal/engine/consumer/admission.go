@@ -80,7 +80,7 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 	}
 }
 
-// lookup is what Postgres knows about units. It is read outside a transaction, so it is
+// lookup holds what Postgres knows about units. It is read outside a transaction, so it is
 // only a hint. Record checks it again under locks.
 type lookup struct {
 	verdicts []inbox.Verdict
@@ -88,7 +88,7 @@ type lookup struct {
 	decided  map[int]bool
 }
 
-// waits reports whether a unit is to be blocked by the waiting messages with its key.
+// waits reports whether a unit must be blocked by the waiting messages with its key.
 func (l lookup) waits(i int, d *delivery) bool {
 	return l.verdicts[i] == inbox.Fresh && d.entry == nil && !l.decided[i] && l.found[d.stored]
 }
@@ -108,7 +108,7 @@ func (a *admission[P]) lookUp(ctx context.Context, units []*unit[event.Event[P]]
 }
 
 // block stores a message behind the waiting ones with its key. It writes, so a server that
-// answers only reads opens the breaker. blocked is false if the key is no longer
+// allows only reads opens the breaker. blocked is false if the key is no longer
 // waiting.
 func (a *admission[P]) block(d *delivery) (blocked bool, err error) {
 	err = a.router.untilAvailable(func(ctx context.Context) (err error) {

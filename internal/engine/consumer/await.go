@@ -24,8 +24,8 @@ type awaited struct {
 	topics map[string]time.Time
 }
 
-// set replaces the topics with those of a read from Postgres that began at since. It
-// keeps the topics added after that, which the read may have missed.
+// set replaces the topics with those that a read from Postgres returned. It keeps topics
+// added after the read began, at since, because the read may have missed them.
 func (a *awaited) set(topics []string, since time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *Router) refreshAwaited(ctx context.Context) error {
 	return err
 }
 
-// wakeAwaiting makes the keys due that await the given messages, which have just been
+// wakeAwaiting makes due the keys that await the given messages, which have just been
 // applied. If it fails, those keys are tried again when they become due.
 func (r *Router) wakeAwaiting(topic string, keys []string) {
 	if !r.awaited.has(topic) {
@@ -99,12 +99,12 @@ func (r *Router) wakeAwaiting(topic string, keys []string) {
 	})
 }
 
-// overdue reports whether a message has waited as long as it may for another one. Time
-// does not count while the topic of the other message is stalled, because that message
-// may be in its backlog, and for as long again afterwards, while the backlog is being
-// processed. Nor does it count while the other message is among the failed messages or
-// in the outbox; held says which. The time restarts once the other message has left the
-// outbox, because it only reaches its broker then.
+// overdue reports whether a message has waited for another one as long as it may. It is
+// not overdue while the other message's topic is stalled, because that message may be in
+// the backlog, nor for as long again afterwards, while the backlog is being processed. Nor
+// is it overdue while the other message is among the failed messages or in the outbox;
+// held says which. The wait starts over once the other message has left the outbox,
+// because only then does that message reach its broker.
 func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, held string) {
 	limit := r.cfg.AwaitTimeout
 
@@ -150,12 +150,12 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 	}
 }
 
-// notBegun delays the waiting time of a message that awaits one in the outbox. It is long
-// enough that the message is tried again before that time begins, even if its consumer is
-// paused. delivery.waited is negative until the time begins.
+// notBegun postpones the start of a message's wait for one in the outbox. It is so long
+// that the message is tried again before the wait starts, even if its consumer is paused.
+// delivery.waited is negative until the wait starts.
 const notBegun = 365 * 24 * time.Hour
 
-// awaitFrom starts the waiting time of a message that awaits another one after a delay.
+// awaitFrom restarts a message's wait for another one, after a delay.
 func (r *Router) awaitFrom(d *delivery, after time.Duration) {
 	r.briefly(r.working, "could not record that an awaited message was in the outbox", func(ctx context.Context) error {
 		return r.failed.AwaitFrom(ctx, *d.entry, after)
@@ -164,8 +164,8 @@ func (r *Router) awaitFrom(d *delivery, after time.Duration) {
 
 var errUnpublished = errors.New("a message with this key is in the outbox, or the outbox is too long to search")
 
-// lookInOutbox looks for messages on the topics with the keys of units. Units that arrive
-// during one search share the next one.
+// lookInOutbox looks for messages on the units' topics with the units' keys. Units that
+// arrive during one search share the next one.
 func (r *Router) lookInOutbox(units []*unit[[]string]) (behind []*unit[[]string]) {
 	var (
 		topics, found []string

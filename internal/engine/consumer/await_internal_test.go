@@ -59,7 +59,7 @@ func TestAwaitedTopicsAreForgottenWhenNothingAwaitsThem(t *testing.T) {
 	expect()
 }
 
-// After a stall the backlog may take as long as the stall did, at most an hour.
+// After a stall, the backlog is allowed as long as the stall lasted, up to an hour.
 func TestTheBacklogOfAStallIsServedFirst(t *testing.T) {
 	t.Parallel()
 

@@ -170,7 +170,7 @@ type applier[E any] struct {
 	batches[E]
 
 	handle batchHandler[E]
-	// repeats is when messages were last claimed as new although one of them was not.
+	// repeats is the last time that a claim of new messages found one that was not new.
 	repeats atomic.Int64 // nanoseconds since 1970
 	// performed is true if the units' effects have been performed. The effects are then
 	// recorded, whatever operators have decided since.
@@ -185,7 +185,7 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 }
 
 // apply completes the units, except those that it returns. These are behind a failed unit
-// in their line and must wait until the failed one has its fate.
+// in their line and must wait until the failed one's fate is decided.
 func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 	units = returnBroken(units)
 	if len(units) == 0 {
@@ -245,8 +245,8 @@ func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 
 // reject completes the rejected units that are first in their lines. Units that are
 // neither rejected nor behind a rejected one are run together again. A rejected unit
-// behind others in its line is judged again once those are over, because they may yet
-// fail.
+// behind others in its line is judged again once their fates are decided, because they
+// may yet fail.
 func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind []*unit[E]) {
 	rest := make([]*unit[E], 0, len(units))
 
@@ -412,7 +412,8 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], rep
 	return fresh, index, a.router.failed.Block(ctx, tx, stored)
 }
 
-// overtake records which of the units to apply overtake stopped messages with their keys.
+// overtake records which of the units to be applied overtake stopped messages with their
+// keys.
 func (a *applier[E]) overtake(ctx context.Context, tx pgx.Tx, units []*unit[E], index []int, found map[string]bool) error {
 	var list []failed.Delivery
 
@@ -494,7 +495,7 @@ func (r *Router) until(wait func(context.Context) (*breaker.Attempt, error), att
 	}
 }
 
-// minContention is the minimum wait after the first collision of transactions.
+// minContention is the minimum wait after transactions collide for the first time.
 const minContention = 20 * time.Millisecond
 
 func (r *Router) bounded(attempt func(ctx context.Context) error) error {

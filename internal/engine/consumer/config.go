@@ -35,8 +35,8 @@ type Config struct {
 	// stopped. At 0 it is stopped without waiting. Defaults to 20.
 	ParkAttempts int `koanf:"park_attempts"`
 	// AwaitTimeout is how long a message waits for another one that it depends on, such
-	// as the creation of its user on another topic. Time does not count while consumers of
-	// the other message are paused, unavailable or starting, or while the other message is
+	// as the creation of its user on another topic. It excludes time during which consumers
+	// of the other message are paused, unavailable or starting, or the other message is
 	// among the failed messages or in the outbox. 0 disables waiting. Defaults to 1m.
 	AwaitTimeout time.Duration `koanf:"await_timeout"`
 	// PerTopic sets Retries, RetryInterval, ParkInterval, ParkMaxInterval and ParkAttempts
@@ -44,7 +44,7 @@ type Config struct {
 	// by default.
 	PerTopic []TopicConfig `koanf:"per_topic"`
 	// DrainTimeout bounds how long a stopping service waits for messages in flight.
-	// Keep it below the grace period of the container. Defaults to 15s.
+	// Keep it below the container's grace period. Defaults to 15s.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
 }
 
@@ -121,12 +121,11 @@ func (c Config) wait(attempts int, later *event.LaterError) time.Duration {
 
 // minAwait is the first wait of a message that awaits another one. It matters only if the
 // other one is applied while this one is being parked. If the other one is applied later,
-// it wakes the key of this one.
+// this one's key is woken.
 const minAwait = 500 * time.Millisecond
 
 // await returns how long a message waits before it looks again for the one it awaits.
-// waited is how long it has waited so far, or negative if that time is not being counted
-// yet.
+// waited is how long it has already waited, or negative if its wait has not started yet.
 func (c Config) await(waited time.Duration) time.Duration {
 	if waited < 0 {
 		return c.AwaitTimeout

@@ -232,7 +232,7 @@ func TestMessagesAreAppliedOnceAndInOrderPerKey(t *testing.T) {
 	}
 }
 
-// badNote is a message that writeOrFail cannot apply, and why.
+// badNote is a message that writeOrFail cannot apply, with the reason.
 type badNote struct {
 	event.Message
 
@@ -250,7 +250,7 @@ func badNotes() []badNote {
 	}
 }
 
-// writeOrFail writes notes, unless the text of one names a failure.
+// writeOrFail writes notes, unless a note's text names a failure.
 func writeOrFail(ctx context.Context, tx pgx.Tx, events []event.Event[note]) ([]event.Outgoing, error) {
 	for _, e := range events {
 		switch e.Payload.Text {
@@ -309,7 +309,7 @@ func TestABadMessageDoesNotFailOthersInItsBatch(t *testing.T) {
 		t.Errorf("the entry differs from the message: %+v", e)
 	}
 
-	// Even a malformed payload gets its key from the fields that can be read.
+	// The key is read even from a malformed payload, if its field is readable.
 	if e := stopped[bad[5].ID]; e.Key != "u" {
 		t.Errorf("the entry has key %q, expected the key in its payload", e.Key)
 	}

@@ -53,8 +53,8 @@ type delivery struct {
 	// suspended.
 	maxWait time.Duration
 	// session ends when the broker takes the message back: its partition or its
-	// connection is lost, so somebody else receives the message. If the message is
-	// still waiting, it gives way; if it is being applied, that is completed.
+	// connection is lost, so another process receives the message. A message that is
+	// still waiting gives way; one that is being applied is completed.
 	session context.Context //nolint:containedctx // it is a lifetime that outlasts no call
 	// key orders the message. For a malformed payload it holds whatever could be
 	// read.
@@ -126,8 +126,8 @@ func (d *delivery) failed(f fate) failed.Entry {
 }
 
 // loggable returns a fate's error for the log. If the message has personal data,
-// the error may quote it, so the log gets only the cause; the failed message has the
-// whole error.
+// the error may quote it, so the log gets only the cause; the failed message keeps the
+// full error.
 func (d *delivery) loggable(f fate) string {
 	if _, personal := d.route.Payload.(event.Personal); personal {
 		return failed.Cause(d.failed(f))
@@ -161,7 +161,7 @@ const (
 // fate is the outcome of a delivery and the reason for it.
 type fate struct {
 	outcome outcome
-	// err is why the message was not applied.
+	// err says why the message was not applied.
 	err error
 	// attempts counts the failed attempts.
 	attempts int
@@ -171,7 +171,7 @@ type fate struct {
 	awaits []string
 }
 
-// deliver attempts to apply a message, decides its fate and carries that out. The
+// deliver attempts to apply a message, decides its fate and carries it out. The
 // broker redelivers a returned message; any other fate is final.
 func (r *Router) deliver(d *delivery) fate {
 	started := time.Now()
@@ -224,7 +224,7 @@ func (r *Router) try(d *delivery, overdue bool) error {
 	}
 
 	// Watermill's Retry allocates for each message, but few messages fail. Only those go
-	// through it, and its first try returns the error that they already have.
+	// through it, and its first try returns the error they already have.
 	tried := true
 	_, err = quickRetries(r.configOf(d.route.Topic)).Middleware(func(msg *message.Message) ([]*message.Message, error) {
 		if tried {
@@ -240,7 +240,7 @@ func (r *Router) try(d *delivery, overdue bool) error {
 }
 
 // errLineBroken returns a message because one ahead of it was returned, or because the
-// broker takes back the messages with its key.
+// broker has taken back the messages with its key.
 var errLineBroken = errors.New("an earlier message with the same key was returned to the broker")
 
 // errBlocked reports that a message is blocked by an earlier one with its key.
@@ -280,7 +280,7 @@ func (r *Router) decide(d *delivery, err error) fate {
 	return f
 }
 
-// inTurn makes a message that is to be stored wait until it is first in its line. A
+// inTurn makes a message that must be stored wait until it is first in its line. A
 // message that reached no batch, because it is invalid or its consumer is suspended, may
 // get here before its turn.
 func (d *delivery) inTurn(f fate) fate {
@@ -297,7 +297,7 @@ func isReturn(err error) bool {
 	return errors.Is(err, ErrStopping) || errors.Is(err, ErrSuspended) || errors.Is(err, errLineBroken) || errors.Is(err, context.Canceled)
 }
 
-// isPending reports whether err is a preliminary answer of another system.
+// isPending reports whether err is a preliminary answer from another system.
 func isPending(err error) bool {
 	later, ok := errors.AsType[*event.LaterError](err)
 
@@ -381,7 +381,7 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 	r.metrics.handle.WithLabelValues(d.route.Consumer).Observe(took.Seconds())
 }
 
-// receive returns the handler of the messages on the topic of routes.
+// receive returns the handler for messages on the routes' topic.
 func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 	return func(msg *message.Message) error {
 		if !r.gate.enter() {

@@ -20,7 +20,7 @@ import (
 
 // EraseFunc removes a person's data from the tables of a domain and returns the
 // number of rows changed. seen is true if a message about the person was found. If a
-// domain stores persons and has none with this ID, it returns a NotFound error unless
+// domain stores people and has none with this ID, it returns a NotFound error unless
 // seen is true.
 type EraseFunc func(ctx context.Context, tx pgx.Tx, subject string, seen bool) (rows int64, err error)
 
@@ -63,22 +63,22 @@ type Erasing struct {
 type Erasure struct {
 	Subject string `json:"erased"`
 	DryRun  bool   `json:"dry_run,omitempty"`
-	// Rows counts the changed rows by the registered name of the domain.
+	// Rows counts the changed rows by the domain's registered name.
 	Rows map[string]int64 `json:"rows"`
 	// Withdrawn counts messages that will no longer be published or retried.
 	Withdrawn int64 `json:"withdrawn"`
 	// Emptied counts failed messages whose content was removed.
 	Emptied int64 `json:"emptied"`
-	// Actions counts operator actions that lost a payload or a text.
+	// Actions counts operator actions that lost a payload or text.
 	Actions int64 `json:"actions"`
-	// Mentions are the rows that still contain a text by which the person can be
-	// recognised. A person must review them.
+	// Mentions are the rows that still contain text by which the person can be
+	// recognised. Somebody must review them.
 	Mentions []postgres.Found `json:"mentions" nullable:"false"`
 	// More is true if there are more mentions than are listed.
 	More bool `json:"more,omitempty"`
 	// Skipped are the tables that were not searched because the role cannot read them.
 	Skipped []string `json:"skipped,omitempty"`
-	// PersonalID is true if the ID itself, which is kept, contains such a text.
+	// PersonalID is true if the ID itself, which is kept, contains such text.
 	PersonalID bool `json:"personal_id,omitempty"`
 
 	// unknown is true if nothing about the person was found.
@@ -88,7 +88,7 @@ type Erasure struct {
 // maxMentions is the maximum number of mentions in one table.
 const maxMentions = 1000
 
-// minText is the minimum length of a text to look for: a shorter one would be
+// minText is the minimum length of a string to look for: a shorter one would be
 // found everywhere.
 const minText = 3
 
@@ -140,7 +140,7 @@ func (r *Router) Erase(ctx context.Context, e Erasing) (done Erasure, err error)
 	return done, nil
 }
 
-// eraseInTx erases, and searches again within what was found.
+// eraseInTx erases the data, and repeats the search in the rows found before.
 func (r *Router) eraseInTx(ctx context.Context, e Erasing, texts []string, search postgres.Search) (done Erasure, err error) {
 	err = postgres.InTx(ctx, r.pool, func(tx pgx.Tx) (err error) {
 		if done, err = r.erase(ctx, tx, e, texts); err != nil {
@@ -227,7 +227,7 @@ func mentioned(text string, texts []string) bool {
 	})
 }
 
-// erase removes what is certainly about the person.
+// erase removes the data that is certainly about the person.
 func (r *Router) erase(ctx context.Context, tx pgx.Tx, e Erasing, texts []string) (done Erasure, err error) {
 	done = Erasure{Subject: e.Subject, Rows: map[string]int64{}}
 	topics, about := r.about(e.Subject, func(...string) {})

@@ -11,9 +11,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
 
-// The inbox may have forgotten a message only if the message was written before
-// everything that the inbox remembers, and only if the database is also older than
-// that.
+// The inbox may have forgotten a message only if both the message and the database are
+// older than the inbox's retention.
 func TestAMessageIsStoppedOnlyIfItMayBeForgotten(t *testing.T) {
 	t.Parallel()
 

@@ -17,7 +17,7 @@ type queued interface {
 // group implements natural group commit: items that arrive during a run form the next
 // batch. There is no timer, so a single item does not wait. A batch may have several items
 // from a line, in order. An item enters a batch only if those ahead of it in its line are
-// over or in the same batch.
+// finished or in the same batch.
 type group[T queued] struct {
 	lines
 
@@ -36,7 +36,7 @@ type group[T queued] struct {
 }
 
 // ticketed is an item and its position in the order of arrival. An item that has a place
-// has the position of that place.
+// takes its position from that place.
 type ticketed[T queued] struct {
 	item   T
 	ticket uint64
@@ -58,7 +58,7 @@ func (g *group[T]) add(item T) {
 	g.start()
 }
 
-// insert adds an item to the waiting ones, usually at the end.
+// insert adds an item to those waiting, usually at the end.
 func (g *group[T]) insert(item T) {
 	t := ticketed[T]{item: item}
 
@@ -85,7 +85,7 @@ func (g *group[T]) start() {
 	}
 }
 
-// work runs batches until none may run. When a worker frees a busy key, it also takes
+// work runs batches until no more may run. When a worker frees a busy key, it also takes
 // the items that waited for that key.
 func (g *group[T]) work() {
 	var batch, behind []T

@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/line"
 )
 
-// item is an item of a group, with the key k.
+// item is an item in a group, with key k.
 type item struct {
 	k     string
 	n     int
@@ -62,7 +62,7 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 	})
 }
 
-// watcher records which batches run, and what must not happen.
+// watcher records which batches run, and everything that must not happen but did.
 type watcher struct {
 	mu      sync.Mutex
 	running map[string]int
@@ -157,7 +157,7 @@ func expectBatch(t *testing.T, batches <-chan []int, want []int) {
 }
 
 // TestItemsOfALineShareABatchInOrder: the order in which items joined the line counts,
-// not the order in which they were added. An item that was not added holds back those
+// not the order in which they were added. An item that has not been added holds back those
 // behind it.
 func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 	t.Parallel()
@@ -220,11 +220,11 @@ type scenario struct {
 	group *group[*modelled]
 
 	mu sync.Mutex
-	// settled lists the numbers of the messages of each line that were applied or parked.
+	// settled lists, for each line, the numbers of the messages that were applied or parked.
 	settled map[*line.Line][]int
 }
 
-// modelled is a message that fails a number of times and then is applied, parked or
+// modelled is a message that fails a number of times and is then applied, parked or
 // returned.
 type modelled struct {
 	place    *place
@@ -300,8 +300,8 @@ func (s *scenario) deliver(m *modelled, decode, store time.Duration) {
 	s.group.leave(m.place, m.fate == "returned")
 }
 
-// TestNoItemPassesOneAheadInItsLine plays random deliveries with random failures: each
-// message gets its fate in the order of its line, and no message after a returned one is
+// TestNoItemPassesOneAheadInItsLine plays random deliveries with random failures: the
+// fates of messages are decided in line order, and no message after a returned one is
 // applied.
 func TestNoItemPassesOneAheadInItsLine(t *testing.T) {
 	t.Parallel()
@@ -334,7 +334,7 @@ func TestNoItemPassesOneAheadInItsLine(t *testing.T) {
 				})
 			}
 
-			all.Wait() // synctest reports a message that nobody wakes as a deadlock
+			all.Wait() // synctest reports a deadlock if nobody wakes a message
 			synctest.Wait()
 
 			for key, l := range lines {
@@ -354,7 +354,7 @@ func numbersOf(keys []int, key int) (numbers []int) {
 	return numbers
 }
 
-// check checks what became of the messages of a line, which have the given numbers.
+// check checks what became of a line's messages, which have the given numbers.
 func (s *scenario) check(l *line.Line, numbers []int, fates []string) {
 	want := numbers
 	if returned := slices.IndexFunc(numbers, func(n int) bool { return fates[n] == "returned" }); returned >= 0 {

@@ -21,7 +21,7 @@ import (
 // may share with other messages and must make changes only through tx. An error rolls
 // everything back; see event.Reject for errors with a special meaning.
 //
-// publishes has one value of each payload type that the handler may return. A handler
+// publishes contains one value of each payload type that the handler may return. A handler
 // that returns an event on another topic fails.
 func On[P event.Payload](r *Router, consumer string,
 	handle func(ctx context.Context, tx pgx.Tx, e event.Event[P]) ([]event.Outgoing, error), publishes ...event.Payload,
@@ -84,7 +84,7 @@ type Effect[P event.Payload, R any] struct {
 }
 
 // OnEffect registers a handler that calls an external system. Events with the same key
-// come one at a time. An event that is already in the inbox is acknowledged without
+// are handled one at a time. An event that is already in the inbox is acknowledged without
 // Perform. See On for publishes.
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
@@ -176,8 +176,8 @@ func (a *applier[E]) late(handle batchHandler[E], late E) error {
 	})
 }
 
-// blame records a failure of a dependency, which may differ from the dependency of
-// attempt, and returns how long to wait before the next attempt.
+// blame records a failure of a dependency, which may not be the one that attempt is for,
+// and returns how long to wait before the next attempt.
 func (r *Router) blame(d *delivery, attempt *breaker.Attempt, dependency string, err error) (wait time.Duration) {
 	breaker := r.dependencies.Get(dependency)
 	r.suspensions.need(d.route.Consumer, breaker)
@@ -215,7 +215,7 @@ func (r *Router) retreat(d *delivery, attempt *breaker.Attempt, away *event.Unav
 }
 
 // register adds a route that decodes payload type P and then calls handle. lines is nil
-// if messages with the same key must come one at a time.
+// if messages with the same key must be handled one at a time.
 func register[P event.Payload](r *Router, consumer string, lines *lines, handle func(event.Event[P], *delivery) error, publishes []event.Payload) {
 	var zero P
 

@@ -47,8 +47,8 @@ func (r *rig) requeueSome(f failed.Filter, pace failed.Pace) failed.Outcome {
 	return out
 }
 
-// refusals lists what stayed stopped: the id, how many later messages were applied,
-// and the last of them.
+// refusals lists the messages that stayed stopped: the ID, the number of later messages
+// applied, and the last of those.
 func refusals(out failed.Outcome) string {
 	var list []string
 
@@ -71,8 +71,8 @@ func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
 		// fail lists the values that fail until they are requeued.
 		fail, send, other []string
 		attempts          int
-		// refused is what stays stopped without the word; then and end are the texts
-		// applied without and with it.
+		// refused lists what stays stopped without Pace.Overtaken; then and end are the
+		// texts applied without and with it.
 		refused, then, end string
 	}{
 		"nothing came after it":     {fail: []string{"1"}, send: []string{"1"}, then: "1", end: "1"},
@@ -165,7 +165,7 @@ func TestAMessageRequeuedOutOfOrderOvertakesOlderOnes(t *testing.T) {
 	}
 }
 
-// A requeue and a batch that applies a later message of the key may run at the same
+// A requeue and a batch that applies a later message with its key may run at the same
 // time. One of them waits for the other.
 func TestARequeueWaitsForABatchThatOvertakesItsMessage(t *testing.T) {
 	t.Parallel()
@@ -265,8 +265,8 @@ func (r *rig) appliedInOrder(key string) (applied int) {
 	return applied
 }
 
-// On two replicas, messages that fail once are requeued, without the word, while others
-// with their keys arrive. No message is ever applied after a later one with its key.
+// On two replicas, messages that fail once are requeued, without Pace.Overtaken, while
+// others with their keys arrive. No message is ever applied after a later one with its key.
 func TestRequeuesNeverOverwriteWhatLaterMessagesDid(t *testing.T) {
 	t.Parallel()
 

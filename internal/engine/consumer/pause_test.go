@@ -99,7 +99,7 @@ func TestATopicIsStalledIfAnotherConsumerFoundItsDependencyUnavailable(t *testin
 		gateway.Failed(errors.New("connection refused"))
 	}
 
-	probe, err := gateway.Wait(t.Context()) // nobody else may try it in the meantime
+	probe, err := gateway.Wait(t.Context()) // so that nobody else tries it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/line"
 )
 
-// lines tracks the messages for one consumer that stand in lines; see package line.
+// lines tracks the messages for one consumer that are in lines; see package line.
 type lines struct {
 	mu sync.Mutex
 	// wake is called, with mu held, when the messages behind another one may continue.
@@ -19,17 +19,17 @@ type lines struct {
 
 func newLines(wake func()) lines { return lines{wake: wake, last: map[*line.Line]*place{}} }
 
-// place is the place of a message in its line. A nil place belongs to a message in no
-// line, which has nothing ahead of it.
+// place is the place of a message in its line. A nil place belongs to a message that
+// is in no line and so has nothing ahead of it.
 type place struct {
 	line *line.Line
 	// ahead is the place in front, or nil.
 	ahead *place
-	// ticket is the order of arrival among all messages for the consumer.
+	// ticket is the position in the order of arrival of all the consumer's messages.
 	ticket uint64
 	// batch is the number of the last batch that contained the message.
 	batch uint64
-	// over is true once the message has its fate. Those behind it may then be applied.
+	// over is true once the message's fate is decided. Those behind it may then be applied.
 	over atomic.Bool
 	// left is closed when the message leaves, if another one is waiting for it to leave.
 	left chan struct{}
@@ -105,7 +105,7 @@ func (l *lines) nextTicket() uint64 {
 func (p *place) first() bool { return p == nil || p.ahead == nil || p.ahead.over.Load() }
 
 // enter puts a message into a batch. It reports false if the message ahead is neither in
-// the batch nor over. The messages of a broken line enter, so that they are returned.
+// the batch nor finished. The messages of a broken line enter, so that they are returned.
 func (p *place) enter(batch uint64) bool {
 	switch {
 	case p == nil:

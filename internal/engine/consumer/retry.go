@@ -21,8 +21,8 @@ import (
 // with the same key.
 const maxRetryInterval = 2 * time.Second
 
-// quickRetries returns Watermill's Retry. It asks for the interval twice per attempt if
-// ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
+// quickRetries returns Watermill's Retry middleware. It asks for the interval twice per
+// attempt if ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
 func quickRetries(c Config) middleware.Retry {
 	return middleware.Retry{
 		MaxRetries:          c.Retries,
@@ -70,7 +70,7 @@ func (r *Router) retryWaiting(ctx context.Context) {
 	defer r.renewLeases(&held)()
 	defer running.Wait()
 
-	// room is the number of further keys of each consumer that may be retried. A key wakes
+	// room holds the number of keys of each consumer that may still be leased. A key wakes
 	// the loop if any of its messages was settled, because others may be due.
 	room := make(map[string]*atomic.Int64, len(r.routes))
 	for _, consumer := range r.consumers() {

@@ -225,7 +225,7 @@ func TestAMessageThatIsBeingTriedIsNotTriedASecondTimeAtTheSameTime(t *testing.T
 		t.Fatalf("made due: %+v, %v", out, err)
 	}
 
-	// A key of another consumer becomes due later: once its message has been retried, the
+	// Another consumer's key becomes due later: once its message has been retried, the
 	// loop has looked at both keys.
 	r.send(event.Message{ID: event.NewID(), Topic: "others", Key: "b", Payload: []byte(`{"id":"b"}`)})
 	pgtest.Eventually(t, "the message with another key is retried", func() bool { return others.Load() == 2 })
@@ -237,7 +237,7 @@ func TestAMessageThatIsBeingTriedIsNotTriedASecondTimeAtTheSameTime(t *testing.T
 	}
 }
 
-// The messages behind one that awaits its own topic are tried under the lease of the key.
+// The messages behind one that awaits its own topic are tried under the key's lease.
 func TestALeaseCoversTheMessagesThatAreTriedAhead(t *testing.T) {
 	t.Parallel()
 
@@ -434,7 +434,7 @@ func TestAnEffectIsRetriedAfterTheRequestedDelay(t *testing.T) {
 	}
 }
 
-// A server that answers only reads stays unavailable, even for messages that are to be
+// A server that allows only reads stays unavailable, even for messages that must be
 // blocked.
 func TestAFullDiskOpensTheBreakerForEffectsOfWaitingKeys(t *testing.T) {
 	t.Parallel()
@@ -487,7 +487,7 @@ func TestAFullDiskOpensTheBreakerForEffectsOfWaitingKeys(t *testing.T) {
 func TestAPendingEffectIsAskedAboutIndefinitely(t *testing.T) {
 	t.Parallel()
 
-	const asked = 10 // more than the attempts of a message that fails
+	const asked = 10 // more attempts than a failing message gets
 
 	var (
 		performed atomic.Int32

@@ -88,7 +88,7 @@ type Route struct {
 
 	// topics lists the topics of Publishes.
 	topics []string
-	// lines is nil if the messages of a key must come one at a time.
+	// lines is nil if messages with the same key must be handled one at a time.
 	lines *lines
 	// open decodes the payload of a delivery and sets the fields that depend on it.
 	open func(d *delivery) error
@@ -102,7 +102,7 @@ func (r *Route) key(payload []byte) string {
 }
 
 // NewRouter returns a router without routes. It wakes relay after commits, and learns
-// from it which topics are not published. Messages have no spans if tracer is nil.
+// from it which topics are not being published. Messages have no spans if tracer is nil.
 func NewRouter(
 	cfg Config, pool *pgxpool.Pool, failures *failed.Store, dependencies *breaker.Set,
 	relay *outbox.Relay, tracer *span.Tracer, logger *slog.Logger, registry *prometheus.Registry,
@@ -354,8 +354,8 @@ func (r *Router) serve(ctx, subscriptions context.Context, router *message.Route
 
 			return errors.Join(errors.New("consumers ended unexpectedly"), err)
 		case topic := <-ended:
-			// Nothing would deliver the topic's messages any more. A restart subscribes
-			// again.
+			// Nothing would deliver the topic's messages any more. A restart
+			// resubscribes.
 			return fmt.Errorf("the subscription of topic %s ended unexpectedly", topic)
 		}
 	})

@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// stalls has the latest stall of each topic in this process.
+// stalls holds the latest stall of each topic in this process.
 type stalls struct {
 	mu     sync.Mutex
 	latest map[string]stall
@@ -36,8 +36,8 @@ func (s stall) extended(now time.Time) stall {
 	return s
 }
 
-// served returns when the backlog of a stall counts as served. The backlog may take as
-// long as the stall did.
+// served returns the time at which a stall's backlog counts as processed. The backlog is
+// allowed as long as the stall lasted.
 func (s stall) served() time.Time { return s.ended.Add(min(s.ended.Sub(s.began), maxBacklogTime)) }
 
 // Stalled returns why this process is not processing the messages on some of the given
@@ -88,8 +88,8 @@ func (r *Router) noteStalled() {
 	}
 }
 
-// servedSince returns the time, to the second, from which all topics are processed
-// without the backlog of a stall. It may be in the future.
+// servedSince returns the time, to the second, from which no topic counts as having a
+// stall's backlog. It may be in the future.
 func (r *Router) servedSince(topics []string) (since time.Time) {
 	r.stalls.mu.Lock()
 	defer r.stalls.mu.Unlock()

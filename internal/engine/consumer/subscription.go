@@ -17,7 +17,7 @@ type Phase string
 const (
 	// NotRunning: the process, such as a command, does not consume.
 	NotRunning Phase = "not running"
-	// Connecting: the broker of the topic has not been reached yet.
+	// Connecting: the topic's broker has not been reached yet.
 	Connecting Phase = "connecting"
 	// Subscribed: messages arrive, as far as this process knows.
 	Subscribed Phase = "subscribed"
@@ -30,7 +30,7 @@ type subscriptions struct {
 	mu     sync.Mutex
 	phases map[string]Phase
 	since  map[string]time.Time
-	// sources has the broker of each topic that has been subscribed.
+	// sources holds the broker of each subscribed topic.
 	sources map[string]Source
 }
 

@@ -41,7 +41,7 @@ func Decode[P Payload](data []byte) (P, error) {
 	return p, nil
 }
 
-// byteOrderMark is what some producers and editors on Windows put before JSON.
+// byteOrderMark is the prefix that some producers and Windows editors add to JSON.
 const byteOrderMark = "\xef\xbb\xbf"
 
 // TrimMark removes a byte order mark, which parsers may ignore (RFC 8259, section

@@ -50,7 +50,7 @@ func IdentifyMessage(h Headers, native NativeID, coordinates string) uuid.UUID {
 
 // identifiedElsewhere returns the parts of an ID that another system assigned, or nil.
 func identifiedElsewhere(h Headers) (parts []string) {
-	// Applications may choose these IDs, so they are unique to an endpoint.
+	// Applications may choose these IDs, so they are unique only within an endpoint.
 	if id := h["NServiceBus.MessageId"]; id != "" {
 		return []string{"nservicebus", h["NServiceBus.OriginatingEndpoint"], id}
 	}

@@ -58,7 +58,7 @@ func (e *EarlyError) Error() string {
 
 func (e *EarlyError) Unwrap() error { return e.Err }
 
-// Await marks err as caused by a message that is missing on one of topics.
+// Await marks err as caused by a missing message on one of topics.
 func Await(err error, topics ...string) error { return &EarlyError{Topics: topics, Err: err} }
 
 // maxRetryAfter caps the delay that another system may ask for.

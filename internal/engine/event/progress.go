@@ -9,7 +9,7 @@ import "context"
 type Stalled func(topics ...string) string
 
 // Undelivered returns which of keys have a message on topic that has not been applied:
-// it is in the outbox, or waits or is stopped among the failed messages. It does not
+// it is in the outbox, or is waiting or stopped as a failed message. It does not
 // see messages inside another broker. If the answer for a key is unknown, the key counts
 // as having a message.
 type Undelivered func(ctx context.Context, topic string, keys []string) ([]string, error)

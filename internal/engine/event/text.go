@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// Text in a payload is of one of three kinds: an ID, a name or free text. Each kind has a
+// Text in a payload is one of three kinds: an ID, a name or free text. Each kind has a
 // function that validates the field at a path. The function's error names the path.
 
 // MaxID is the maximum length of an ID in a payload, in bytes: IDs are keys, and
@@ -16,7 +16,7 @@ import (
 const MaxID = 200
 
 // CheckID validates a required ID. IDs are compared byte by byte, are typed by people
-// and occur in URLs, logs and keys, so an ID must look like what it is. It consists of
+// and occur in URLs, logs and keys, so an ID must be what it looks like. It consists of
 // spaces (U+0020) and printable characters: the letters, marks, digits, punctuation and
 // symbols of Go's version of Unicode (unicode.IsPrint). Invisible characters, such as
 // joiners and other spaces, are refused.

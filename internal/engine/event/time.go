@@ -19,7 +19,7 @@ type Time struct{ time.Time }
 // be in the year 5138.
 const minMillis = 1e11
 
-// UnmarshalJSON reads any of the forms.
+// UnmarshalJSON reads any of these forms.
 func (t *Time) UnmarshalJSON(data []byte) (err error) {
 	var text string
 
@@ -76,7 +76,7 @@ var timeForm = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}):(\d{2})(?
 // Digits beyond nanoseconds are dropped. Week dates, ordinal dates and the basic form
 // without hyphens are refused.
 func ParseTime(text string, zone *time.Location) (time.Time, error) {
-	// This is the usual form. Package time would also accept an hour of one digit.
+	// This is the usual form. Package time would also accept a one-digit hour.
 	if t, err := time.Parse("2006-01-02T15:04:05.999999999Z", text); err == nil && text[len("2006-01-02T15")] == ':' {
 		return inYears(t)
 	}

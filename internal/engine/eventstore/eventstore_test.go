@@ -302,7 +302,7 @@ func TestAProjectionIsRebuiltUnderTraffic(t *testing.T) {
 
 	const writers, each = 4, 300
 
-	if err := appendTo(pool, record("another", 1, 1)); err != nil { // which the projection does not get
+	if err := appendTo(pool, record("another", 1, 1)); err != nil { // not in the projection's streams
 		t.Fatal(err)
 	}
 
@@ -361,7 +361,7 @@ func TestARebuiltTableKeepsItsProperties(t *testing.T) {
 	pool := pgtest.New(t)
 	projector, _ := totals(t, pool)
 
-	// Operators decide on privileges and storage parameters.
+	// Operators may set privileges and storage parameters.
 	_, err := pool.Exec(t.Context(), `
 		ALTER TABLE totals SET (fillfactor = 70, autovacuum_vacuum_threshold = 7);
 		COMMENT ON TABLE totals IS 'The operator''s own';

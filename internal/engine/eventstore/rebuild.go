@@ -121,7 +121,7 @@ func (r *rebuild) prepare(ctx context.Context, pool *pgxpool.Pool) error {
 }
 
 // copyProperties returns statements that copy what LIKE omits: storage parameters,
-// comment and privileges.
+// the comment and privileges.
 func copyProperties(ctx context.Context, tx pgx.Tx, from, to string) ([]string, error) {
 	statements, err := postgres.Collect(ctx, tx, pgx.RowTo[string], `
 		SELECT format('ALTER TABLE %s SET (%s)', $2::text, array_to_string(reloptions, ', '))

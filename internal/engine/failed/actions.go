@@ -61,7 +61,7 @@ type KeyChange struct {
 	To   string `json:"to"`
 }
 
-// err returns the refusal of a key change.
+// err returns the error that refuses a key change.
 func (c KeyChange) err() error {
 	from := "from " + c.From
 	if c.From == "" {
@@ -212,8 +212,8 @@ type Outcome struct {
 	Refused   int                `json:"refused"`
 	RefusedBy map[event.Kind]int `json:"refused_by"`
 	Refusals  []Refusal          `json:"refusals"`
-	// Unchanged counts entries whose payload a patch leaves as it is. Diffs shows what it
-	// changes in the first entries.
+	// Unchanged counts entries whose payload a patch does not change. Diffs shows its
+	// changes to the first entries.
 	Unchanged int         `json:"unchanged,omitempty"`
 	Diffs     []EntryDiff `json:"diffs,omitempty"`
 	// Changed counts selected entries that were no longer stopped when their turn came:
@@ -332,7 +332,7 @@ func (s *Store) inChunks(ctx context.Context, f Filter, pace Pace, step step) (O
 	return outcome, nil
 }
 
-// notStopped returns how many of the entries that f lists by ID are not stopped.
+// notStopped returns the number of entries listed by ID in f that are not stopped.
 func (s *Store) notStopped(ctx context.Context, f Filter) (n int, err error) {
 	if f.IDs == nil || f.After > 0 { // a later part does not count them again
 		return 0, nil
@@ -395,8 +395,8 @@ type Exported struct {
 }
 
 // Export calls fn with the entries selected by f and the actions on each, oldest
-// first. It holds at most one chunk in memory, and no transaction. For check see
-// Overtaken.
+// first. It holds at most one chunk in memory, and no transaction. See Overtaken for
+// check.
 func (s *Store) Export(ctx context.Context, f Filter, check Check, fn func(Exported) error) error {
 	for {
 		list, err := s.list(ctx, columns, f, `ORDER BY id`, chunkSize)

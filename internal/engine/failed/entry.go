@@ -61,7 +61,7 @@ const (
 
 // Entry is a failed message.
 type Entry struct {
-	// ID gives the order of arrival: the lowest waiting ID of a key is tried first.
+	// ID gives the order of arrival: a key's lowest waiting ID is tried first.
 	ID        int64         `json:"id"`
 	State     State         `json:"state"`
 	Consumer  string        `json:"consumer"`
@@ -75,7 +75,7 @@ type Entry struct {
 	// is only blocked.
 	Reason event.Reason `json:"reason,omitempty"`
 	Error  string       `json:"error,omitempty"`
-	// Deliveries counts how often the message was stopped.
+	// Deliveries is the number of times that the message has been stopped.
 	Deliveries int `json:"deliveries"`
 	// Attempts counts all failed attempts.
 	Attempts int       `json:"attempts"`
@@ -88,7 +88,7 @@ type Entry struct {
 	// failure.
 	FirstRelease string `json:"first_release"`
 	LastRelease  string `json:"last_release"`
-	// Group identifies messages that failed from the same cause, which is the error
+	// Group identifies messages with the same cause of failure, which is the error
 	// without its variable values.
 	Group string `json:"group,omitempty"`
 	Cause string `json:"cause,omitempty"`

@@ -27,13 +27,13 @@ type Erasing struct {
 	Mentions func(key string) bool
 }
 
-// Erased is what Erase removed.
+// Erased reports what Erase removed.
 type Erased struct {
 	// Withdrawn counts deleted messages, Emptied those that lost their content.
 	Withdrawn, Emptied int64
 	// Actions counts actions that lost an edited payload or a quoted error.
 	Actions int64
-	// About counts the messages about the person: all but those that only Also names.
+	// About counts the messages about the person: all but those named only in Also.
 	About int
 }
 

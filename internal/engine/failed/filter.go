@@ -23,7 +23,7 @@ type Filter struct {
 	Resolution Resolution
 	// Since and Until bound the time of the last failure: Since <= t < Until.
 	Since, Until time.Time
-	// Before and After bound the ID, both exclusive: the cursor of a page.
+	// Before and After are exclusive bounds on the ID, for paging.
 	Before, After int64
 	// Revision selects an entry only if it still has this revision.
 	Revision int

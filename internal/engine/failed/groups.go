@@ -21,7 +21,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Group is a set of entries that failed from the same cause.
+// Group is a set of entries with the same cause of failure.
 type Group struct {
 	ID       string       `json:"id"`
 	Consumer string       `json:"consumer"`
@@ -41,7 +41,7 @@ type Group struct {
 	LastRelease  string `json:"last_release"`
 }
 
-// GroupsAfter is the cursor of a page: the last group of the previous page.
+// GroupsAfter is a page cursor: the last group of the previous page.
 type GroupsAfter struct {
 	Entries int
 	ID      string
@@ -141,11 +141,11 @@ var taken = regexp.MustCompile(`(?:relation|constraint|column|table|function|ind
 	`|\w+://[^\s"']+|[^\s"'<>(]+@[^\s"'<>)]+` + // addresses
 	`|[\pL\pN_-]*\pN[\pL\pN_+-]*(?:[.:][\pL\pN_+-]*\pN[\pL\pN_+-]*)*`) // with a digit: ids, numbers, times
 
-// lists matches lists of values, which Cause replaces as one value.
+// lists matches lists of values, which Cause treats as one value.
 var lists = regexp.MustCompile(`\?(?:(?:,|;| and| or)? \?)+`)
 
 // Cause returns the first line of an entry's error without its variable values:
-// quoted text, addresses, words with digits, and identifiers of the message itself.
+// quoted text, addresses, words with digits, and the message's own identifiers.
 // For a panic it includes the function but not the line, so that the cause stays the
 // same in the next release.
 func Cause(e Entry) string {
@@ -177,7 +177,7 @@ func Cause(e Entry) string {
 }
 
 // minIdentifier is the minimum length of an identifier: a shorter one could be an
-// ordinary word of the error.
+// ordinary word in the error.
 const minIdentifier = 3
 
 // identifiers returns the identifiers of a message that occur in its error, longest

@@ -21,7 +21,7 @@ type WaitingEntry struct {
 	DueAt time.Time `json:"due_at"`
 	// Awaits lists the topics that may carry the message it awaits.
 	Awaits []string `json:"awaits,omitempty"`
-	// Blocked is the number of later messages of the key that it blocks.
+	// Blocked is the number of later messages with the key that it blocks.
 	Blocked int `json:"blocked"`
 }
 
@@ -90,7 +90,7 @@ type Retried struct {
 	Consumers map[string]int `json:"-"`
 }
 
-// RetryNow makes the selected keys due now.
+// RetryNow makes the selected keys due immediately.
 func (s *Store) RetryNow(ctx context.Context, f KeyFilter, by activity.Actor) (out Retried, err error) {
 	out.Consumers = map[string]int{}
 

@@ -13,15 +13,15 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Overtaken describes the later messages of a key that a consumer has applied since a
-// message of the key was stopped. Requeueing that message may overwrite what they did.
+// Overtaken describes the later messages that a consumer has applied since a message with
+// the same key was stopped. Requeueing that message may overwrite what they did.
 type Overtaken struct {
 	// Key is the key that the message would be applied under.
 	Key string `json:"key"`
 	// Messages counts the later messages. It is 0 if they are unknown, because the
 	// key could not be read when the message was stopped.
 	Messages int64 `json:"messages"`
-	// LastIDs are the ids of the last ten, newest first.
+	// LastIDs are the IDs of the last ten, newest first.
 	LastIDs []uuid.UUID `json:"last_ids"`
 	// LastAt is when the last one was applied.
 	LastAt *time.Time `json:"last_at,omitempty"`
@@ -45,7 +45,7 @@ func (o Overtaken) err() error {
 	return &event.Error{Kind: event.Overtaken, Message: o.String(), Detail: o}
 }
 
-// maxLastIDs is the maximum number of ids of later messages.
+// maxLastIDs is the maximum number of IDs in Overtaken.LastIDs.
 const maxLastIDs = 10
 
 // Overtake records the messages that overtake stopped messages with their keys. A
@@ -113,7 +113,7 @@ func (e Entry) overtaken(key string, known map[int64]Overtaken) (o Overtaken, is
 	return o, is
 }
 
-// overtaken returns the later messages of the keys that the entries had when they
+// overtaken returns the later messages with the keys that the entries had when they
 // were stopped.
 func overtaken(ctx context.Context, db postgres.Querier, list []Entry) (map[int64]Overtaken, error) {
 	type row struct {

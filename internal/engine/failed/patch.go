@@ -25,9 +25,9 @@ type EntryDiff struct {
 }
 
 // Patch applies a JSON Merge Patch to the payloads of the stopped entries selected by f.
-// The originals are kept, as with Edit. These stay unchanged: entries whose payload is not
-// a JSON object, entries whose patched payload check rejects, and entries whose key the
-// patch would change. Like Requeue it works in chunks. It returns an Invalid error unless
+// The originals are kept, as with Edit. Patch skips entries whose payload is not a JSON
+// object, entries whose patched payload check rejects, and entries whose key the patch
+// would change. Like Requeue it works in chunks. It returns an Invalid error unless
 // the patch is a JSON object.
 func (s *Store) Patch(ctx context.Context, f Filter, patch []byte, by activity.Actor, pace Pace, check Check) (Outcome, error) {
 	if by.Who == "" {
@@ -88,7 +88,7 @@ func patched(e Entry, patch []byte, check Check) ([]byte, error) {
 	return payload, nil
 }
 
-// storeEdits stores the Edited payload of each entry.
+// storeEdits stores each entry's Edited payload.
 func storeEdits(ctx context.Context, tx pgx.Tx, list []Entry, by activity.Actor) error {
 	_, err := tx.Exec(ctx, `
 		UPDATE failed_messages m SET edited = nullif(e.edited, m.payload), revision = m.revision + 1
@@ -110,7 +110,7 @@ type member struct {
 }
 
 // members returns the members of a JSON object in order. If a name is repeated, the last
-// value counts, as it does for encoding/json.
+// value wins, as in encoding/json.
 func members(object []byte) (list []member, err error) {
 	if !json.Valid(object) {
 		return nil, fmt.Errorf("is not JSON")

@@ -28,7 +28,7 @@ type Progress struct {
 	Consumers map[string]int `json:"-"`
 }
 
-// CameBack counts the messages that came back from the same cause.
+// CameBack counts the messages that came back with the same cause.
 type CameBack struct {
 	// State is stopped or waiting.
 	State    State  `json:"state"`

@@ -18,7 +18,7 @@ import (
 
 // Requeue makes the stopped entries selected by f wait and be due immediately. They
 // are retried by the consumer in which they failed, and by no other, in order of
-// arrival per key across consumers. These stay stopped: entries that check rejects;
+// arrival per key across consumers. The following stay stopped: entries that check rejects;
 // entries that are overtaken, because they may overwrite what later messages did; and
 // entries whose key has an older stopped entry that is neither requeued with
 // them nor overtaken, so that order per key is kept. Messages keep their IDs and
@@ -139,7 +139,7 @@ func (r *requeue) read(ctx context.Context, tx pgx.Tx, list []Entry) (k known, e
 	return k, err
 }
 
-// settle waits for the batches that are applying messages of the entries' keys and
+// settle waits for the batches that are applying messages with the entries' keys and
 // keeps further batches waiting, so that no message overtakes an entry unnoticed.
 func settle(ctx context.Context, tx pgx.Tx, list []Entry) error {
 	_, err := tx.Exec(ctx, `
@@ -196,8 +196,8 @@ func (r *requeue) older(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64
 	return found, nil
 }
 
-// seen returns the inbox verdict on each payload under the ID that it would be
-// applied with.
+// seen returns the inbox verdict on each payload with the ID under which it would be
+// applied.
 func seen(ctx context.Context, tx pgx.Tx, list []Entry) (map[int64]inbox.Verdict, error) {
 	verdicts := make(map[int64]inbox.Verdict, len(list))
 

@@ -61,7 +61,7 @@ func causeOf(e Entry) (cause, group string) {
 // its acknowledgement, or it was requeued and failed again, which is recorded as
 // reopened. A discarded message stays discarded. If e has an ID and has changed since
 // it was read, Stop stores nothing: an operator, another replica or an erasure has
-// already decided on it.
+// already decided its fate.
 func (s *Store) Stop(ctx context.Context, e Entry) error {
 	if e.ID == 0 {
 		stored, err := s.insert(ctx, s.pool, e, Stopped)
@@ -73,7 +73,7 @@ func (s *Store) Stop(ctx context.Context, e Entry) error {
 	var keys []Key
 
 	if e.ID == 0 && e.Key != "" {
-		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // added unnecessarily
+		keys = []Key{{Consumer: e.Consumer, Key: StoredKey(e.Key)}} // insert added it needlessly
 	}
 
 	return s.inTx(ctx, func(tx pgx.Tx) error { return s.stopAgain(ctx, tx, e, keys) })
@@ -146,7 +146,7 @@ type before struct {
 	keyless bool
 }
 
-// stop stops the row with the ID of e, if it has e's revision or e has no revision.
+// stop stops the row with e's ID, if it has e's revision or e has no revision.
 func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err error) {
 	cause, group := causeOf(e)
 
@@ -173,7 +173,7 @@ func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err e
 	return was, nil
 }
 
-// moveKey gives a stopped message another key, and locks the key. The caller must
+// moveKey gives a stopped message a different key, and locks the key. The caller must
 // already have locked the message.
 func moveKey(ctx context.Context, tx pgx.Tx, e Entry, key string) error {
 	k := Key{Consumer: e.Consumer, Key: key}

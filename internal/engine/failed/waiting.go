@@ -119,8 +119,8 @@ type Delivery struct {
 
 // Decided returns the indexes of deliveries that must not be applied, because they
 // might undo what an operator or a later message did. A retried message must be
-// unchanged and, unless it is tried ahead, still the first that waits for its key: it
-// may have been skipped, or an earlier message requeued. A message that a broker
+// unchanged and, unless it is tried ahead, still the first waiting for its key: it
+// may have been skipped, or an earlier one may have been requeued. A message that a broker
 // delivered must not already be stored as stopped.
 func Decided(ctx context.Context, db postgres.Querier, consumer string, list []Delivery) (map[int]bool, error) {
 	decided, err := postgres.Map[int, bool](ctx, db, `
@@ -170,7 +170,7 @@ func (s *Store) BlockAlone(ctx context.Context, e Entry) (blocked bool, err erro
 // Park stores e as waiting for its next attempt; e has failed e.Attempts times, most
 // recently with e.Error. If e has an ID, it is already waiting: Park postpones its next
 // attempt, unless the message has changed since e was read. A stored message that is
-// not waiting is not changed, because its fate is an operator's decision. If e awaits a
+// not waiting is not changed, because its fate is up to an operator. If e awaits a
 // message, awaits lists the topics that may carry that message; see Wake.
 func (s *Store) Park(ctx context.Context, e Entry, wait time.Duration, awaits ...string) error {
 	awaits = append([]string{}, awaits...) // NULL is not allowed
@@ -255,8 +255,8 @@ func (s *Store) parkAgain(ctx context.Context, tx pgx.Tx, e Entry, wait time.Dur
 	return nil
 }
 
-// AwaitFrom restarts the time for which a waiting message has awaited another one: it
-// begins at now + after. A message that has changed since e was read is left alone.
+// AwaitFrom restarts a waiting message's wait for another one, as of now + after. A
+// message that has changed since e was read is left alone.
 func (s *Store) AwaitFrom(ctx context.Context, e Entry, after time.Duration) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE failed_messages SET awaits_since = clock_timestamp() + $3 * interval '1 second'
@@ -283,7 +283,7 @@ func (s *Store) inTx(ctx context.Context, fn func(tx pgx.Tx) error) error {
 }
 
 // lockKeyOf locks the key that a message is waiting for. It waits until transactions
-// that are about to block messages by the key have ended. Call it in a transaction of
+// that are about to block messages with the key have ended. Call it in a transaction of
 // inTx.
 func lockKeyOf(ctx context.Context, tx pgx.Tx, id int64) (k Key, waits bool, err error) {
 	err = tx.QueryRow(ctx, `
@@ -375,7 +375,7 @@ func (s *Store) Finish(ctx context.Context, e Entry) error {
 	})
 }
 
-// Lease is the right to try the messages of a key. No other process has it until it ends
+// Lease is the right to try a key's messages. No other process has it until it ends
 // or expires.
 type Lease struct {
 	Key

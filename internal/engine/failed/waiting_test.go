@@ -409,7 +409,7 @@ func TestFreeingAKeyUsesAnIndex(t *testing.T) {
 		}
 	}
 
-	// This is the foreign key's query when the row of a key is deleted.
+	// This is the foreign key's query when a key's row is deleted.
 	rows, err := r.pool.Query(t.Context(), `
 		EXPLAIN SELECT 1 FROM ONLY failed_messages x WHERE 'writer' = consumer AND 'k' = failed_key FOR KEY SHARE OF x`)
 	if err != nil {
@@ -614,9 +614,9 @@ func early(e failed.Entry) failed.Entry {
 	return e
 }
 
-// The time for which a message awaits another one begins with the first attempt that
-// misses the other one. The time continues while the message fails for other reasons,
-// and restarts after a requeue.
+// A message's wait for another one begins with the first attempt that finds the other one
+// missing. The wait continues while the message fails for other reasons, and restarts
+// after a requeue.
 func TestTheTimeThatAMessageAwaitsAnotherOne(t *testing.T) {
 	t.Parallel()
 
@@ -718,7 +718,7 @@ func TestOnlyMessagesThatMayBeAwaitedAreTriedAheadOfTheFirst(t *testing.T) {
 }
 
 // stopAndAwait stores a stopped message with key "k" for each of two consumers. For the
-// first consumer, another message of the key waits and awaits a message on "notes".
+// first consumer, another message with the key is waiting and awaits one on "notes".
 func stopAndAwait(r rig) {
 	r.t.Helper()
 

@@ -14,14 +14,14 @@ import (
 
 // Line is a sequence of messages, each delivered without waiting for the
 // acknowledgements of those before it. The first message that is not acknowledged
-// breaks the line: the consumer returns all that it has not begun to apply, and the
-// subscriber delivers them again in a new line.
+// breaks the line: the consumer returns all messages that it has not begun to apply, and
+// the subscriber delivers them again in a new line.
 type Line struct {
 	wake           chan<- struct{}
 	joined, broken atomic.Bool
 }
 
-// New returns an empty line. Whenever a message has joined, the line sends to wake. The
+// New returns an empty line. Whenever a message joins, the line sends to wake. The
 // send never blocks, so wake should have a buffer.
 func New(wake chan<- struct{}) *Line { return &Line{wake: wake} }
 

@@ -61,7 +61,7 @@ func (c Config) Validate() error {
 	)
 }
 
-// Append stores events in tx, to be published in this order after the commit. The
+// Append stores events in tx, to be published in the given order after the commit. The
 // caller must hold the row locks of their aggregates, so that sequence numbers are in
 // commit order per key.
 func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {

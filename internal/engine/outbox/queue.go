@@ -40,8 +40,8 @@ func (r row) traceAttrs() []slog.Attr {
 // rowColumns are the fields of row, in order.
 const rowColumns = `seq, shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, created_at`
 
-// maxBytes bounds the payloads that a relay has read but not yet published. This is room
-// for about 30 messages of the largest size, 1 MiB, which is enough to keep a broker
+// maxBytes bounds the payloads that a relay has read but not yet published. That is room
+// for about 30 messages of the maximum size, 1 MiB, which is enough to keep a broker
 // busy. With messages of the usual size, Config.MaxInFlight is reached first.
 const maxBytes = 32 << 20
 

@@ -19,7 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/scrub"
 )
 
-// Refused is a message that its broker never takes as it is, such as one that is too
+// Refused is a message that its broker will never take as it is, such as one that is too
 // large. It stays in the outbox until an operator retries or discards it; later messages
 // with its key are published. Its due time is infinity, so that reads of the outbox skip
 // it.
@@ -66,7 +66,7 @@ func (r *link) refuseMessage(failed row, refusal *driver.RefusedError) {
 		append(failed.traceAttrs(), slog.String("topic", failed.Topic), slog.String("message_id", failed.ID.String()), slog.Any("error", refusal.Err))...)
 
 	r.refusals.add(failed.Seq, event.Text(scrub.Text(refusal.Err.Error())))
-	r.stuck.remove(failed.Topic) // the broker takes messages for the topic
+	r.stuck.remove(failed.Topic) // the broker accepts messages for the topic
 	r.queue.refused(failed)
 	r.nudge()
 }
@@ -99,7 +99,7 @@ func (r *link) setAside(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // probe queues one row of each refused topic that is due for an attempt, whatever else is
-// queued. Each attempt uses another key, because a refusal may concern only some keys.
+// queued. Each attempt uses a different key, because a refusal may concern only some keys.
 func (r *link) probe(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	for _, topic := range r.stuck.refused() {
 		due, tried := r.stuck.due(topic, r.queue.has)

@@ -192,7 +192,7 @@ func TestARefusedTopicIsTriedDespiteABacklogOfOthers(t *testing.T) {
 	pgtest.Eventually(t, "the topic is published", func() bool { return len(r.Stuck()) == 0 })
 }
 
-// The refusal of a single message shows that the broker takes the topic.
+// The refusal of a single message shows that the broker accepts the topic.
 func TestARefusedMessageEndsTheRefusalOfItsTopic(t *testing.T) {
 	t.Parallel()
 

@@ -199,7 +199,7 @@ func (r *link) wait(running *sync.WaitGroup) {
 	}
 }
 
-// session uses a single connection. Its advisory locks represent the ownership of the
+// session uses a single connection. Its advisory locks represent ownership of the
 // shards, so everything that requires ownership happens on it.
 func (r *link) session(ctx context.Context) error {
 	conn, err := r.connect(ctx)
@@ -483,7 +483,7 @@ func (r *link) topics(args ...any) (condition string, all []any) {
 	return `AND topic = ANY($8)`, append(args, r.target.Only)
 }
 
-// broker returns the label of the target in metrics.
+// broker returns the target's label in metrics.
 func (r *link) broker() string { return cmp.Or(r.target.Name, "default") }
 
 func (r *link) suspendedTopics() []string {
@@ -614,7 +614,7 @@ func (r *link) confirm(published row) {
 func (r *link) unpublished(ctx context.Context, failed row, err error) {
 	switch refused := refusal(err); {
 	case refused == nil || refused.Scope == driver.Account,
-		// Many keys that back off would leave no space for other topics.
+		// Many keys backing off would leave no space for other topics.
 		refused.Scope == driver.OnePartition && r.queue.backingOff(failed.Topic) < r.cfg.MaxInFlight/2:
 		r.backOff(ctx, failed, err)
 	case refused.Scope == driver.OneTopic || refused.Scope == driver.OnePartition:

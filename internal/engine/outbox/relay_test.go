@@ -400,7 +400,7 @@ func (c *crowd) Publish(string, ...*message.Message) error {
 func (*crowd) Close() error { return nil }
 
 // add changes the number of waiting messages by n. It returns the new number and the
-// maximum so far.
+// highest one seen.
 func (c *crowd) add(n int) (waiting, most int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

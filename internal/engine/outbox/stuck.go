@@ -82,7 +82,7 @@ func (s *stuck) add(topic string, err error) {
 }
 
 // refuse records that the broker refuses the topic of a row. report is true if the refusal
-// is to be logged: the first time, and then at increasing intervals.
+// should be logged: the first time, and then at increasing intervals.
 func (s *stuck) refuse(r row, refusal *driver.RefusedError) (report bool) {
 	s.change(r.Topic, refusal.Err, func(entry *Stuck) {
 		entry.Remedy = refusal.Remedy
@@ -192,8 +192,8 @@ func (r *link) refuseTopic(failed row, refusal *driver.RefusedError) {
 	r.giveBack(failed)
 }
 
-// giveBack returns the row of a lane to the table. It nudges because a drain waits for
-// the lanes.
+// giveBack returns the row of a lane to the table. It nudges the session because a drain
+// waits for the lanes.
 func (r *link) giveBack(untried row) {
 	r.queue.returned(untried)
 	r.nudge()
