@@ -10,10 +10,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Role says what somebody may do. The zero value may do nothing.
+// Role says what somebody may do. The zero value permits nothing.
 type Role string
 
-// Roles. Each may do everything that the roles before it may do.
+// Roles. Each includes the permissions of those before it.
 const (
 	Viewer   Role = "viewer"   // reads, without personal data
 	Operator Role = "operator" // reads everything and acts on messages and consumers
@@ -23,7 +23,7 @@ const (
 // Roles lists all roles, lowest first.
 var Roles = []Role{Viewer, Operator, Admin}
 
-// Allows reports whether somebody with role r may do what requires the role needs.
+// Allows reports whether role r is sufficient for what requires the role needs.
 func (r Role) Allows(needs Role) bool {
 	return r.rank() > 0 && needs.rank() > 0 && r.rank() >= needs.rank()
 }
@@ -51,11 +51,11 @@ type Credential string
 // Kinds of credentials.
 const (
 	APIToken    Credential = "api_token"
-	SignedToken Credential = "signed_token" // of an OpenID Connect provider
+	SignedToken Credential = "signed_token" // from an OpenID Connect provider
 	Other       Credential = "other"
 )
 
-// CredentialOf tells the kind of a bearer token from its form.
+// CredentialOf returns the kind of a bearer token, judging by its form.
 func CredentialOf(bearer string) Credential {
 	switch {
 	case strings.HasPrefix(bearer, tokenPrefix):
@@ -95,7 +95,7 @@ type Verifier struct {
 }
 
 // NewVerifier returns a verifier of API tokens and, if cfg names a provider, of that
-// provider's tokens. It does not contact the provider yet.
+// provider's tokens. It does not yet contact the provider.
 func NewVerifier(cfg OIDC, pool *pgxpool.Pool, logger *slog.Logger) (*Verifier, error) {
 	v := &Verifier{pool: pool}
 	if cfg.Issuer == "" {

@@ -28,13 +28,14 @@ type OIDC struct {
 	// CAFile verifies the provider. Defaults to the system's certificates.
 	CAFile string `koanf:"ca_file"`
 	// NameClaim is the claim whose value identifies the actor of an action. Defaults to
-	// sub, the only claim whose value a provider never gives to somebody else.
+	// sub, the only claim whose value a provider never reassigns.
 	NameClaim string `koanf:"name_claim"`
-	// RoleClaim is the claim whose string or list of strings Roles maps to roles. A
-	// name with dots may be a path, such as realm_access.roles. Defaults to roles.
+	// RoleClaim is the claim whose value, a string or a list of strings, Roles maps to
+	// roles. A name with dots may be a path, such as realm_access.roles. Defaults to
+	// roles.
 	RoleClaim string `koanf:"role_claim"`
 	// Roles maps values of RoleClaim to roles. If several match, the highest role
-	// counts.
+	// applies.
 	Roles []Mapping `koanf:"roles"`
 }
 
@@ -78,7 +79,7 @@ const (
 	providerPause   = 5 * time.Second // after a failure
 )
 
-// provider verifies tokens of an OpenID Connect provider. It fetches the provider's
+// provider verifies tokens from an OpenID Connect provider. It fetches the provider's
 // description and keys only when they are needed, so the service can start without the
 // provider.
 type provider struct {
@@ -128,12 +129,12 @@ func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 	return p.verifier, nil
 }
 
-// keysMissing is the start of go-oidc's error, which cannot be unwrapped, for keys that
-// the provider did not return.
+// keysMissing is the prefix of go-oidc's error for keys that the provider did not return.
+// The error cannot be unwrapped.
 const keysMissing = "failed to verify signature: fetching keys "
 
-// verify returns the identity behind a token. Somebody without a mapped role is known,
-// but may do nothing.
+// verify returns the identity behind a token. Somebody without a mapped role is
+// authenticated, but has no permissions.
 func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) {
 	verifier, err := p.discovered()
 	if err != nil {
@@ -184,7 +185,7 @@ func checkName(who, claim string, claims map[string]any) error {
 // maxName is the maximum length of a person's name, in bytes.
 const maxName = 200
 
-// role returns the highest role that the claims give.
+// role returns the highest role that the claims grant.
 func (p *provider) role(claims map[string]any) (role Role) {
 	values := map[string]bool{}
 

@@ -21,14 +21,14 @@ import (
 const tokenPrefix = "mrt_"
 
 // tokenBytes is the number of random bytes in a token. Nobody can guess 256 bits, so a
-// plain hash is enough even if the table is stolen. A slow hash is for passwords, which
-// can be guessed, and would slow down every request.
+// plain hash is enough even if the table is stolen. Slow hashes are meant for passwords,
+// which can be guessed; one would slow down every request.
 const tokenBytes = 32
 
 // actorPrefix distinguishes a token's name from a person's in the record of actions.
 const actorPrefix = "token:"
 
-// Bounds of tokens.
+// Limits on tokens.
 const (
 	MaxTokenName = 80
 	maxTokenLife = 10 * 365 * 24 * time.Hour
@@ -115,8 +115,7 @@ func ListTokens(ctx context.Context, db postgres.Querier) ([]Token, error) {
 	return list, nil
 }
 
-// RevokeToken makes a token invalid from now on. It returns false if the token was
-// already revoked.
+// RevokeToken invalidates a token. It returns false if the token was already revoked.
 func RevokeToken(ctx context.Context, db postgres.Querier, name, by string) (changed bool, err error) {
 	if by == "" {
 		return false, activity.ErrNoActor

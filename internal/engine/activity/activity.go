@@ -66,7 +66,7 @@ type Action struct {
 	Payload event.Content `json:"payload,omitempty"`
 	// MessageID is the ID under which a message was requeued.
 	MessageID *uuid.UUID `json:"message_id,omitempty"`
-	// RequestID is equal for all actions of one command or request.
+	// RequestID is the same for all actions of one command or request.
 	RequestID *uuid.UUID `json:"request_id,omitempty"`
 }
 

@@ -112,7 +112,7 @@ func (r *Reminder) Due(err error) bool {
 	return true
 }
 
-// withoutDigits removes digits, because ports differ in each attempt.
+// withoutDigits removes digits, because ports differ between attempts.
 func withoutDigits(text string) string {
 	return strings.Map(func(c rune) rune {
 		if c >= '0' && c <= '9' {

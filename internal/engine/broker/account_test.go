@@ -11,15 +11,15 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// secured is a Kafka with accounts and access control.
+// secured is a Kafka server with accounts and access control.
 type secured struct {
 	*testing.T
 
 	// open is for administrators, and needs no account.
 	open  harness
 	admin sarama.ClusterAdmin
-	// address demands TLS and an account, plain an account with PLAIN and no TLS, and
-	// mutual a certificate from authority.
+	// address requires TLS and an account; plain, an account with PLAIN and no TLS; and
+	// mutual, a certificate from authority.
 	address, plain, mutual string
 
 	authority  *brokertest.Authority
@@ -82,7 +82,7 @@ func jaas(mechanism, module, options string) string {
 	return "listener.name." + mechanism + ".sasl.jaas.config=org.apache.kafka.common.security." + module + " required " + options + ";"
 }
 
-// allow lets the account do something.
+// allow permits the account the given operations on a resource.
 func (s *secured) allow(kind sarama.AclResourceType, name string, operations ...sarama.AclOperation) {
 	s.Helper()
 
@@ -112,7 +112,7 @@ func (s *secured) account() harness {
 	return h
 }
 
-// TestAccountsOnKafka runs against one Kafka, because each takes a while to start.
+// TestAccountsOnKafka uses a single Kafka server, because starting one takes a while.
 func TestAccountsOnKafka(t *testing.T) {
 	t.Parallel()
 

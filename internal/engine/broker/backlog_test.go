@@ -140,7 +140,7 @@ func TestABacklogIsUnknownInTimeWhileTheBrokerDoesNotAnswer(t *testing.T) {
 	}
 }
 
-// The loss of an established connection is noticed even without a message.
+// Losing an established connection is noticed even if no message is sent.
 func TestAConnectedBrokerIsAskedWhetherItAnswers(t *testing.T) {
 	t.Parallel()
 

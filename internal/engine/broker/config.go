@@ -23,10 +23,9 @@ const (
 // Config selects the brokers and configures their connections. Sections of unused
 // brokers are ignored.
 type Config struct {
-	// Kind is the broker of all topics without an entry in Bind. Defaults to
-	// "embedded".
+	// Kind is the broker for all topics without an entry in Bind. Defaults to "embedded".
 	Kind string `koanf:"kind"`
-	// Bind assigns topics to other brokers, and to other names there. Empty by default.
+	// Bind assigns other brokers or other names to topics. Empty by default.
 	Bind     []Binding       `koanf:"bind"`
 	Embedded embedded.Config `koanf:"embedded"`
 	Kafka    kafka.Config    `koanf:"kafka"`
@@ -104,7 +103,7 @@ func (c Config) Warn() error {
 	return errors.Join(errs...)
 }
 
-// names returns the names that topics have at a broker, where they differ.
+// names returns a broker's names for topics, where they differ from ours.
 func (c Config) names(kind string) names {
 	names := names{}
 

@@ -29,7 +29,7 @@ type harness struct {
 	// produce publishes as another system would. It is nil if other systems cannot
 	// publish.
 	produce func(tb testing.TB, cfg broker.Config, topic string, messages ...brokertest.Foreign)
-	// durable brokers keep messages while no process is connected.
+	// durable is true if the broker keeps messages while no process is connected.
 	durable bool
 }
 
@@ -173,8 +173,8 @@ type received struct {
 	list []*message.Message
 }
 
-// consume subscribes and passes each message to handle. If handle is nil, it
-// acknowledges them.
+// consume subscribes and passes each message to handle. If handle is nil, consume
+// acknowledges the messages.
 func consume(tb testing.TB, conn *connection, topic string, handle func(*message.Message)) *received {
 	tb.Helper()
 
@@ -400,8 +400,8 @@ func (h harness) closes(t *testing.T) {
 	}
 }
 
-// returns checks that only the publisher redelivers a refused message, because the
-// publisher keeps the order.
+// returns checks that a refused message is redelivered only by the publisher, which keeps
+// the order.
 func (h harness) returns(t *testing.T) {
 	t.Helper()
 

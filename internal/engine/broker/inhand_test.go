@@ -90,7 +90,7 @@ func (h *held) ack(payloads ...string) {
 	}
 }
 
-// onePartition is Kafka with topics of one partition.
+// onePartition returns a Kafka harness whose topics have one partition.
 func onePartition(t *testing.T) harness {
 	t.Helper()
 
@@ -191,7 +191,7 @@ func TestOffsetsStayBehindAMessageInHand(t *testing.T) {
 	pgtest.Eventually(t, "all are committed", func() bool { return backlog(t, conn, topic) == 0 })
 }
 
-// progress holds the number of the next message with each key. Payloads are 0, 1, 2...
+// progress holds the number of the next message for each key. Payloads are 0, 1, 2...
 type progress struct {
 	mu   sync.Mutex
 	next map[string]int

@@ -36,7 +36,7 @@ func producer(tb testing.TB, cfg broker.Config, change func(*sarama.Config)) sar
 	return p
 }
 
-// transactional returns a producer whose records count once it commits them.
+// transactional returns a producer whose records become visible once it commits them.
 func transactional(tb testing.TB, cfg broker.Config) sarama.SyncProducer {
 	tb.Helper()
 
@@ -108,8 +108,8 @@ func TestKafkaDeliversWhatTransactionsCommit(t *testing.T) {
 	}
 }
 
-// The partitions are those that org.apache.kafka.common.utils.Utils (kafka-clients 3.9.1)
-// computes.
+// The partitions are those computed by org.apache.kafka.common.utils.Utils (kafka-clients
+// 3.9.1).
 func TestKeysAreOnThePartitionsThatJavaChooses(t *testing.T) {
 	t.Parallel()
 
@@ -138,8 +138,8 @@ func TestKeysAreOnThePartitionsThatJavaChooses(t *testing.T) {
 	}
 }
 
-// A record without an id is identified by its place and time. A recreated topic does not
-// repeat both.
+// A record without an id is identified by its place and time. A recreated topic never
+// repeats both.
 func TestATopicMadeAnewHasNewMessages(t *testing.T) {
 	t.Parallel()
 

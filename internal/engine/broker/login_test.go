@@ -85,7 +85,7 @@ func (i *identities) token(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{"access_token": signed + "." + encode(signature), "token_type": "Bearer", "expires_in": 3600})
 }
 
-// login changes how the account "shop" logs in to a Kafka that demands a login.
+// login changes how the account "shop" logs in to a Kafka server that requires a login.
 type login func(s *secured, cfg *kafka.Config)
 
 // bySASL logs in with a password or a client secret.
@@ -190,7 +190,7 @@ func refused(login login, why, remedy string) func(*testing.T, *secured) {
 
 const account = "the broker rejects the account: "
 
-// logins are tests for a Kafka that demands a login.
+// logins returns the tests for a Kafka server that requires a login.
 func logins() map[string]func(*testing.T, *secured) {
 	tests := map[string]func(*testing.T, *secured){
 		"a certificate logs in":                        logsIn(byCertificate(trusted)),
@@ -228,7 +228,7 @@ func logins() map[string]func(*testing.T, *secured) {
 	return tests
 }
 
-// elsewhere gets a token that is meant for another service.
+// elsewhere obtains a token meant for another service.
 func elsewhere(s *secured, cfg *kafka.Config) {
 	bySASL("OAUTHBEARER", "")(s, cfg)
 	cfg.Scopes = []string{"elsewhere"}

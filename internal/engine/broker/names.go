@@ -11,13 +11,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// names maps topics to their names at a broker, where those differ.
+// names maps topics to their names on a broker, where the two differ.
 type names map[string]string
 
-// of returns the name of a topic at the broker.
+// of returns the name of a topic on the broker.
 func (n names) of(topic string) string { return cmp.Or(n[topic], topic) }
 
-// topic returns the topic with the given name at the broker.
+// topic returns the topic with the given name on the broker.
 func (n names) topic(name string) string {
 	for topic, other := range n {
 		if other == name {
@@ -28,8 +28,8 @@ func (n names) topic(name string) string {
 	return name
 }
 
-// CheckNames takes all topics of the service. It returns an error if two of them have
-// the same name at their broker.
+// CheckNames returns an error if two topics have the same name on their broker. Pass it
+// all of the service's topics.
 func (s *Set) CheckNames(topics []string) error {
 	taken := map[[2]string]string{} // topics by broker and name
 

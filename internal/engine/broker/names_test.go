@@ -17,8 +17,8 @@ import (
 
 var errSeen = errors.New("seen")
 
-// renames checks that the broker sees only the name that a topic has there, and the
-// service only its own name for the topic. The broker refuses the name bad.
+// renames checks that the broker sees only its own name for a topic, and the service only
+// its own. The broker refuses the name bad.
 func (h harness) renames(t *testing.T, bad string) {
 	t.Helper()
 

@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// TestCertificatesOnRabbitMQ runs against one RabbitMQ that demands certificates.
+// TestCertificatesOnRabbitMQ runs against a RabbitMQ server that requires certificates.
 func TestCertificatesOnRabbitMQ(t *testing.T) {
 	t.Parallel()
 
@@ -71,7 +71,7 @@ func TestCertificatesOnRabbitMQ(t *testing.T) {
 	}
 }
 
-// namesWhy checks that the state of a broker says why it cannot be used, and what to do.
+// namesWhy checks that a broker's state says why it cannot be used, and what to do.
 func namesWhy(t *testing.T, cfg broker.Config, why, remedy string) {
 	t.Helper()
 

@@ -40,7 +40,7 @@ func on(server *brokertest.Server, test func(*rabbit)) func(*testing.T) {
 
 		r := &rabbit{T: t, server: server, vhost: brokertest.Topic(), log: &lines{}}
 		r.user = r.vhost
-		// One call, because each starts a virtual machine.
+		// Use one call, because each starts a virtual machine.
 		server.Do("ctl", "eval", strings.NewReplacer("VHOST", r.vhost, "USER", r.user).Replace(`
 			rabbit_vhost:add(<<"VHOST">>, <<"test">>),
 			rabbit_auth_backend_internal:add_user(<<"USER">>, <<"secret">>, <<"test">>),
@@ -49,7 +49,7 @@ func on(server *brokertest.Server, test func(*rabbit)) func(*testing.T) {
 	}
 }
 
-// allow sets the patterns of the names that the account may configure, write and read.
+// allow sets the patterns for the names that the account may configure, write and read.
 func (r *rabbit) allow(configure, write, read string) {
 	r.Helper()
 	r.server.Do("ctl", "set_permissions", "-p", r.vhost, r.user, configure, write, read)
@@ -198,8 +198,8 @@ func (l *lines) with(texts ...string) (found []string) {
 	return found
 }
 
-// TestRabbitMQAsOthersRunIt covers what goes wrong on an organization's RabbitMQ, or
-// differs from ours.
+// TestRabbitMQAsOthersRunIt covers what can go wrong on an organization's RabbitMQ, and
+// how it can differ from ours.
 func TestRabbitMQAsOthersRunIt(t *testing.T) { //nolint:tparallel // the last of its tests concerns the whole server
 	t.Parallel()
 
@@ -610,7 +610,7 @@ func consumersLost(r *rabbit) {
 	must(r, conn.Close())
 }
 
-// The hosts accept connections but say nothing, as behind a firewall.
+// The hosts accept connections but never respond, as if behind a firewall.
 func TestConnectingToRabbitMQEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 

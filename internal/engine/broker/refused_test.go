@@ -41,7 +41,7 @@ func admin(tb testing.TB, cfg broker.Config) sarama.ClusterAdmin {
 	return a
 }
 
-// createTopic creates a topic that takes batches of at most maxBytes.
+// createTopic creates a topic that accepts batches of at most maxBytes.
 func (h harness) createTopic(tb testing.TB, topic, maxBytes string) {
 	tb.Helper()
 

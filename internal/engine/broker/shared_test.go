@@ -26,7 +26,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// step is a payload that two consumers receive. The steps of a key are numbered.
+// step is a payload that two consumers receive. Steps are numbered per key.
 type step struct {
 	ID     string `json:"id"`
 	Number int    `json:"number"`
@@ -48,7 +48,7 @@ type engine struct {
 	stop   func()
 }
 
-// impatient returns a router that retries without long pauses.
+// impatient returns a router that retries without long delays.
 func impatient(tb testing.TB, pool *pgxpool.Pool, relay *outbox.Relay, logger *slog.Logger, registry *prometheus.Registry) *consumer.Router {
 	tb.Helper()
 

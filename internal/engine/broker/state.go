@@ -73,7 +73,7 @@ func (h *health) heard(err error) {
 	}
 }
 
-// State returns the state of the connection as it was last seen.
+// State returns the last known state of the connection.
 func (c *Conn) State() State {
 	c.health.mu.Lock()
 	defer c.health.mu.Unlock()
@@ -98,8 +98,8 @@ func (c *Conn) Down() string {
 
 var errSilent = errors.New("the broker is not responding")
 
-// Check asks a connected broker whether it answers, and remembers the result. It
-// returns when ctx ends even if the client library does not.
+// Check pings a connected broker and records the result. It returns when ctx ends even if
+// the client library does not.
 func (c *Conn) Check(ctx context.Context) {
 	c.health.mu.Lock()
 	established, asking := c.health.state.Established, c.health.asking

@@ -27,7 +27,7 @@ var hotTopic = brokertest.Topic()
 
 func (hotStep) Topic() string { return hotTopic }
 
-// trial is what the handler does with the messages of a stress test.
+// trial determines what the handler does with the messages in a stress test.
 type trial struct {
 	pool *pgxpool.Pool
 
@@ -52,7 +52,7 @@ func newTrial(pool *pgxpool.Pool, seed uint64, keys, each int) *trial {
 			case n < 4:
 				tr.errs[s] = []error{event.Reject(errors.New("refused")), event.Reject(errors.New("refused"))}
 				tr.rejected++
-			case n < 8: // now and then longer than the quick retries
+			case n < 8: // occasionally longer than the quick retries
 				for range 1 + r.IntN(6) {
 					tr.errs[s] = append(tr.errs[s], errors.New("not yet"))
 				}
@@ -78,8 +78,8 @@ func (tr *trial) register(r *consumer.Router) {
 	})
 }
 
-// next returns an attempt's error. A rejection is repeated, because a batch that
-// falls apart retries its messages.
+// next returns an attempt's error. A rejection is repeated, because a batch that is split
+// up retries its messages.
 func (tr *trial) next(s step) error {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
@@ -96,7 +96,7 @@ func (tr *trial) next(s step) error {
 	return errs[0]
 }
 
-// holdInserts delays whatever is applied until release is called.
+// holdInserts keeps all steps from being applied until release is called.
 func holdInserts(t *testing.T, pool *pgxpool.Pool) (release func()) {
 	t.Helper()
 
@@ -116,7 +116,7 @@ func holdInserts(t *testing.T, pool *pgxpool.Pool) (release func()) {
 	}
 }
 
-// appendSteps writes steps of each key to the outbox.
+// appendSteps writes steps with each key to the outbox.
 func appendSteps(t *testing.T, pool *pgxpool.Pool, keys, first, end int) {
 	t.Helper()
 
@@ -136,8 +136,8 @@ func appendSteps(t *testing.T, pool *pgxpool.Pool, keys, first, end int) {
 	}
 }
 
-// hotKeys checks that a consumer applies many messages with few keys once each and in
-// order, whatever fails. It also checks that several messages of a key share a
+// hotKeys checks that a consumer applies many messages with few keys exactly once and in
+// order, whatever fails. It also checks that several messages with the same key share a
 // transaction.
 func (h harness) hotKeys(t *testing.T) {
 	t.Helper()
@@ -162,7 +162,7 @@ func (h harness) hotKeys(t *testing.T) {
 
 	want := keys*each - tr.rejected
 
-	if h.durable { // the lanes of the embedded broker apply one message of a key at a time
+	if h.durable { // the embedded broker's lanes apply one message per key at a time
 		sharesTransactions(t, pool, keys, each)
 
 		want += keys * more

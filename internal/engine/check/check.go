@@ -34,7 +34,7 @@ func That(ok bool, text string) error {
 	return errors.New(text)
 }
 
-// Loopback reports whether host is this machine's address for itself.
+// Loopback reports whether host is a loopback address or localhost.
 func Loopback(host string) bool {
 	ip := net.ParseIP(host)
 

@@ -40,8 +40,8 @@ type Check struct {
 type Source struct {
 	// Name describes the rows, such as "orders".
 	Name string
-	// Prepare runs before the snapshot to load records of other systems into
-	// temporary tables. It may be nil.
+	// Prepare runs before the snapshot to load records from other systems into temporary
+	// tables. It may be nil.
 	Prepare func(ctx context.Context, conn *pgx.Conn, options Options) error
 	// Count is a query for the number of rows examined.
 	Count string
@@ -64,7 +64,7 @@ type Options struct {
 	// Retention is the retention of the inbox, which does not recognize older messages.
 	// Defaults to 168h.
 	Retention time.Duration
-	// Ledger is how far back to read records of other systems. Defaults to 720h.
+	// Ledger is how far back to read other systems' records. Defaults to 720h.
 	Ledger time.Duration
 	// Timeout bounds each statement. Defaults to 5m.
 	Timeout time.Duration

@@ -70,8 +70,8 @@ type run struct {
 	results map[string]*Result
 }
 
-// prepare loads records of other systems before the snapshot, so our own data is
-// never older than a record.
+// prepare loads records from other systems before the snapshot, so our own data is never
+// older than a record.
 func (r *run) prepare(ctx context.Context) error {
 	for _, s := range r.sources {
 		if s.Prepare == nil {

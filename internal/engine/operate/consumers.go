@@ -97,7 +97,7 @@ func (o *Operator) explain(c *Consumer, r consumer.State) {
 }
 
 // Consumers returns the consumers of this process with the pauses stored in Postgres,
-// which the process follows within a second.
+// which the process picks up within a second.
 func (o *Operator) Consumers(ctx context.Context) ([]Consumer, error) {
 	pauses, err := consumer.Pauses(ctx, o.Pool)
 	if err != nil {
@@ -181,7 +181,7 @@ func (o *Operator) KnownTopic(topic string) error {
 func (c Consumer) Describe(stamp func(time.Time) string) string {
 	var text string
 
-	switch c.State { //nolint:exhaustive // the others are said below
+	switch c.State { //nolint:exhaustive // the others are handled below
 	case Paused:
 		return paused(*c.Pause, stamp)
 	case Waiting:
@@ -211,7 +211,7 @@ func (c Consumer) Describe(stamp func(time.Time) string) string {
 	return text
 }
 
-// paused formats who paused a consumer, since when, until when and why, as far as p says.
+// paused formats what p says about who paused a consumer, since when, until when and why.
 func paused(p consumer.Pause, stamp func(time.Time) string) string {
 	text := "paused"
 	if p.Who != "" {

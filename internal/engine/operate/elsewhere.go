@@ -14,16 +14,16 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// elsewhereAtMost is the number of messages that Elsewhere names for each place.
+// elsewhereAtMost is the maximum number of messages that Elsewhere lists per place.
 const elsewhereAtMost = 3
 
 // searchTimeout bounds how long Elsewhere searches the outbox.
 const searchTimeout = time.Second
 
 // Elsewhere adds to a NotFound error where unapplied messages about the missing thing
-// are: among the failed messages or in the outbox. A message is about the thing if it
-// has its key, and if a consumer with the given prefix takes the message. Elsewhere
-// returns other errors unchanged.
+// are: among the failed messages or in the outbox. A message is about the thing if it has
+// the given key and a consumer with the given prefix receives it. Elsewhere returns other
+// errors unchanged.
 func (o *Operator) Elsewhere(ctx context.Context, err error, key, consumers string) error {
 	if event.KindOf(err) != event.NotFound {
 		return err
@@ -44,7 +44,7 @@ func (o *Operator) Elsewhere(ctx context.Context, err error, key, consumers stri
 		}
 	}
 
-	// The outbox has no index on keys, so a long outbox is not searched to its end.
+	// The outbox has no index on keys, so a long outbox is not searched completely.
 	bounded, cancel := context.WithTimeout(ctx, searchTimeout)
 	defer cancel()
 

@@ -10,7 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 )
 
-// Batch size and delay of reading all events.
+// Batch size and delay for reading all events.
 const (
 	eventBatch  = 1000
 	followEvery = 250 * time.Millisecond
@@ -49,7 +49,7 @@ func (o *Operator) Events(ctx context.Context, position int64, follow bool, fn f
 
 		switch {
 		case follow && ctx.Err() != nil:
-			return nil //nolint:nilerr // the end of ctx is the normal end
+			return nil //nolint:nilerr // ctx normally ends the loop
 		case err != nil || !follow:
 			return err
 		}

@@ -61,8 +61,8 @@ const (
 // Gap is a part of the facts that could not be read.
 type Gap struct {
 	Part string `json:"part" enum:"counts,pauses,projections,transactions"`
-	// Since is the time of the first of the consecutive measurements without the part, if
-	// known.
+	// Since is the time of the first of the consecutive measurements that lacked the
+	// part, if known.
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why"`
 

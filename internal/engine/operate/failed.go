@@ -16,8 +16,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Selection selects failed messages. It serves as the flags of a command, the query
-// of a list and the body of a request.
+// Selection selects failed messages. It represents a command's flags, a list's query or a
+// request's body.
 type Selection struct {
 	Group     string     `query:"group" json:"group,omitempty" maxLength:"64"`
 	Topic     string     `query:"topic" json:"topic,omitempty" maxLength:"250"`
@@ -35,7 +35,7 @@ const anyState = "all"
 // States lists the states that a Selection may have.
 var States = []string{string(failed.Waiting), string(failed.Stopped), string(failed.Resolved), anyState}
 
-// Filter returns the filter of a selection of messages in the given state: waiting,
+// Filter returns the filter for a selection of messages in the given state: waiting,
 // stopped, resolved or all. It returns an Unknown error if the selection names a group,
 // topic or consumer that neither exists nor has failed messages.
 func (o *Operator) Filter(ctx context.Context, s Selection, state string) (failed.Filter, error) {
@@ -213,7 +213,7 @@ func (o *Operator) ActOnOne(e failed.Entry, act func(failed.Filter) (failed.Outc
 	return nil
 }
 
-// refused returns the error with which an action on one message was refused.
+// refused returns the error for a refused action on one message.
 func refused(r failed.Refusal) error {
 	refusal := event.Errorf(event.Conflict, "message %d was refused: %s", r.ID, r.Error)
 
@@ -242,8 +242,8 @@ func (o *Operator) Retry(ctx context.Context, f failed.KeyFilter, all bool, by a
 // readProgressEvery limits how often Follow reads the progress of a request.
 const readProgressEvery = 250 * time.Millisecond
 
-// Follow reads the progress of a request until each of its messages has been tried or
-// ctx ends, which is not an error. It calls fn, unless fn is nil, with each reading.
+// Follow reads the progress of a request until each of its messages has been tried or ctx
+// ends, which is not an error. It calls fn with each reading, unless fn is nil.
 func (o *Operator) Follow(ctx context.Context, request uuid.UUID, fn func(failed.Progress)) (p failed.Progress, err error) {
 	for {
 		started := time.Now()
@@ -258,7 +258,7 @@ func (o *Operator) Follow(ctx context.Context, request uuid.UUID, fn func(failed
 		}
 
 		if p.Untried == 0 || ctx.Err() != nil {
-			return p, nil //nolint:nilerr // the caller reads in p that messages are untried
+			return p, nil //nolint:nilerr // p tells the caller that messages are untried
 		}
 
 		// Reading the progress of many messages itself takes time.

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// checkEvery is how often connected brokers are asked whether they answer.
+	// checkEvery is how often connected brokers are checked.
 	checkEvery   = 5 * time.Second
 	checkTimeout = 3 * time.Second
 	// measureEvery is how often Postgres and the brokers are asked for counts.
@@ -96,7 +96,7 @@ func (o *Operator) Watch(ctx context.Context) {
 	})
 }
 
-// learn remembers facts, and since when parts could not be read. It logs new gaps, but
+// learn remembers facts, and since when parts have been unreadable. It logs new gaps, but
 // those with the same reason only once. It forgets who paused a consumer and why, because
 // /readyz shows the facts to everybody.
 func (o *Operator) learn(facts Facts) {

@@ -25,7 +25,7 @@ const (
 	PhaseStopping = "stopping"
 )
 
-// progress is how far a service has started.
+// progress tracks how far a service's startup has got.
 type progress struct {
 	mu    sync.Mutex
 	phase string
@@ -35,8 +35,8 @@ type progress struct {
 	started bool
 }
 
-// Enter records that the service has entered a phase: a step of its start,
-// PhaseRunning or PhaseStopping.
+// Enter records that the service has entered a phase: a startup step, PhaseRunning or
+// PhaseStopping.
 func (o *Operator) Enter(phase string) {
 	o.progress.mu.Lock()
 	defer o.progress.mu.Unlock()
@@ -45,7 +45,7 @@ func (o *Operator) Enter(phase string) {
 	o.progress.started = o.progress.started || phase == PhaseRunning
 }
 
-// Started reports whether the service has reached PhaseRunning: its database is
+// Started reports whether the service has reached PhaseRunning, so its database is
 // prepared. The service may have left that phase since.
 func (o *Operator) Started() bool {
 	o.progress.mu.Lock()
@@ -62,10 +62,10 @@ func (o *Operator) Delayed(err error) {
 	o.progress.why = scrub.Text(err.Error())
 }
 
-// Process is the state of a running service as seen by itself.
+// Process is a running service's view of its own state.
 type Process struct {
 	StartedAt time.Time `json:"started_at"`
-	// Phase is running, stopping or a step of the start. It began at PhaseSince.
+	// Phase is running, stopping or a startup step. It began at PhaseSince.
 	Phase      string         `json:"phase"`
 	PhaseSince time.Time      `json:"phase_since"`
 	Why        string         `json:"why,omitempty"`
@@ -187,8 +187,8 @@ func (p Process) troubles() (list []health.Trouble) {
 	return health.Sort(list)
 }
 
-// unavailable returns the dependencies that are not responding, each once. Nothing
-// is applied without Postgres, and nothing arrives or leaves without a broker.
+// unavailable returns the dependencies that are not responding, without duplicates.
+// Nothing is applied without Postgres, and nothing arrives or leaves without a broker.
 // Another system stops only the consumers that need it, on every replica alike.
 func (p Process) unavailable() (list []health.Trouble) {
 	brokers := map[string]bool{}

@@ -9,7 +9,8 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// byItself completes the remedy for a trouble whose end a running service notices.
+// byItself is appended to a remedy if a running service notices that the trouble has
+// ended.
 const byItself = "; the service then recovers on its own"
 
 // remedies says what to do about an error. The first match wins.

@@ -74,7 +74,7 @@ func (s Status) Counts() *Counts {
 	return s.Database.Counts
 }
 
-// Backlog says how many messages for a topic are waiting in the outbox and at the broker.
+// Backlog says how many messages on a topic are waiting in the outbox and at the broker.
 func (s Status) Backlog(topic string) string {
 	counts := s.Counts()
 	if counts == nil {
@@ -105,7 +105,7 @@ func (s Status) completed(unknown []Consumer, remembered time.Duration) Status {
 
 	if s.Database != nil && s.Database.gap(partPauses) == nil {
 		s.Consumers = pausedBy(s.Consumers, s.Database.Paused)
-		// The service does not say who paused and why; the database does.
+		// The service does not say who paused a consumer and why; the database does.
 		s.Troubles = slices.DeleteFunc(s.Troubles, func(t health.Trouble) bool { return t.Reason == pausedByOperator })
 	}
 
@@ -142,8 +142,8 @@ func (s Status) completed(unknown []Consumer, remembered time.Duration) Status {
 	return s
 }
 
-// unsubscribed reports whether a topic cannot be subscribed to, which is a trouble of its
-// consumers.
+// unsubscribed reports whether a topic cannot be subscribed to, which its consumers'
+// troubles already report.
 func (s Status) unsubscribed(topic string) bool {
 	return slices.ContainsFunc(s.Consumers, func(c Consumer) bool { return c.Topic == topic && c.State == NotSubscribed })
 }
@@ -188,8 +188,8 @@ func askState(ctx context.Context, addr string, state *Process) error {
 	return Client{URL: "http://" + check.Dialable(addr)}.ask(ctx, "health.addr", "/statusz", 0, state)
 }
 
-// ask sends a GET request to the service; key is the setting of its address, for errors.
-// The service may wait before it responds.
+// ask sends a GET request to the service; key is the setting that holds its address, for
+// errors. The service may wait before it responds.
 func (c Client) ask(ctx context.Context, key, path string, wait time.Duration, response any) error {
 	ctx, cancel := context.WithTimeout(ctx, wait+askTimeout)
 	defer cancel()

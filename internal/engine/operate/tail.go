@@ -149,7 +149,7 @@ func (t *Tap) Passed(topic string, msg *message.Message) {
 }
 
 // After returns the messages on a topic after a position; -1 means from now on. If there
-// is none, it waits for the next message.
+// are none, it waits for the next message.
 func (t *Tap) After(ctx context.Context, topic string, after int64, wait time.Duration) Passed {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

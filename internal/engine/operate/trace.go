@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/trace"
 )
 
-// Trace returns the conversation of a message as trees.
+// Trace returns a message's conversation as trees.
 func (o *Operator) Trace(ctx context.Context, id string) ([]*trace.Message, error) {
 	parsed, err := uuid.Parse(id)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 const tcpUserTimeout = 0x12
 
 // abandonAfter returns a function for net.Dialer.Control that makes the kernel close a
-// connection whose peer has not acknowledged data for d. By default that takes a
-// quarter of an hour.
+// connection whose peer has not acknowledged data for d. By default that takes 15
+// minutes.
 func abandonAfter(d time.Duration) func(network, address string, conn syscall.RawConn) error {
 	return func(network, _ string, conn syscall.RawConn) (err error) {
 		if !strings.HasPrefix(network, "tcp") {

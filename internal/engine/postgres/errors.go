@@ -46,7 +46,8 @@ func IsContention(err error) bool {
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
-// IsDuplicate reports whether err means that a row with the same unique key exists.
+// IsDuplicate reports whether err means that a row with the same unique key already
+// exists.
 func IsDuplicate(err error) bool {
 	server, ok := errors.AsType[*pgconn.PgError](err)
 
@@ -69,7 +70,7 @@ func IsAway(err error) bool {
 // insufficientPrivilege is the SQLSTATE of a statement that the role cannot run.
 const insufficientPrivilege = "42501"
 
-// Renew closes the pool's connections if err means that the server gave no answer: after
+// Renew closes the pool's connections if err means that the server did not answer: after
 // a failover all of them may lead to a host that has disappeared. Those in use are closed
 // when they are released.
 func Renew(pool *pgxpool.Pool, err error) {

@@ -27,13 +27,13 @@ type Found struct {
 	partition, tid string
 }
 
-// Search finds strings in all tables of the schema, as whole words, in any case, in plain
-// text and in the spellings of JSON and URLs. It reads every row.
+// Search finds strings in all tables of the schema, as whole words, ignoring case, in
+// plain text and as spelled in JSON and URLs. It reads every row.
 type Search struct {
-	// Texts are looked for in all columns.
+	// Texts are searched for in all columns.
 	Texts []string
-	// ID is looked for too, except in columns that hold ids on purpose. A text that equals
-	// the ID is not looked for in those columns either.
+	// ID is also searched for, except in columns that hold ids on purpose. A text that
+	// equals the ID is not searched for in those columns either.
 	ID string
 	// Limit is the maximum number of rows returned per table or partition.
 	Limit int
@@ -45,17 +45,17 @@ type Search struct {
 // idColumns hold ids on purpose: what they name is not erased.
 var idColumns = []string{"id", "user_id", "stream", "key", "failed_key", "subject", "who"}
 
-// ownColumns hold names that the program defines, and no data. They are not searched.
+// ownColumns hold only names that the program defines, not data. They are not searched.
 // Tables that have no other text are therefore not searched at all.
 var ownColumns = []string{"consumer", "topic", "group_id", "first_release", "last_release", "version_id"}
 
-// table is a table, or a partition, with its columns that hold text.
+// table is a table, or a partition, with the columns that hold text.
 type table struct {
 	Name, Parent string
 	Text, Bytes  []string
 	Key          []string
-	// KeyType is the type of the primary key if that is a single column. A row is then
-	// found again by its key, even after the row has changed.
+	// KeyType is the type of the primary key if that is a single column. A row can then
+	// be found by its key even after it has changed.
 	KeyType  *string
 	Readable bool
 }

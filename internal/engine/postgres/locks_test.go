@@ -30,7 +30,7 @@ func TestTryLock(t *testing.T) {
 			}
 		}
 
-		cancel() // the lock must be released anyway
+		cancel() // the lock must still be released
 
 		return wanted
 	})

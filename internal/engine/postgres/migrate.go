@@ -31,9 +31,9 @@ type Migration struct {
 const lockPatience = time.Minute
 
 // Migrate applies all pending migrations and returns them. One replica at a time
-// migrates; the others wait. A migration that does not get a lock within half a second is
-// rolled back, because the statements of the running service queue behind it. It is
-// retried for a minute; then Migrate returns an error that names the oldest transactions.
+// migrates; the others wait. A migration that cannot get a lock within half a second is
+// rolled back, because the running service's statements queue behind it. It is retried
+// for a minute; then Migrate returns an error that names the oldest transactions.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) ([]Migration, error) {
 	return migrate(ctx, pool, migrations.FS, lockPatience, logger)
 }

@@ -55,7 +55,7 @@ func reading(t *testing.T) (pool *pgxpool.Pool, end func()) {
 	}
 }
 
-// buffer is a log that may be read while it is written.
+// buffer is a log that can be read while it is being written.
 type buffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer

@@ -31,11 +31,11 @@ const lockWait = "500ms"
 
 const lockTimeout = `SET LOCAL lock_timeout = '` + lockWait + `'`
 
-// Ensure creates the partitions from yesterday to a week ahead and moves their rows
-// out of the default partition. Call it at startup and daily. While another
-// transaction holds the table it returns an error for which IsUnavailable is true;
-// try again later. If the role does not own the table, Ensure creates nothing, and
-// returns an OwnerError if today's or tomorrow's partition is missing.
+// Ensure creates the partitions from yesterday to a week ahead and moves their rows out
+// of the default partition. Call it at startup and daily. While another transaction has
+// the table locked, it returns an error for which IsUnavailable is true; try again later.
+// If the role does not own the table, Ensure creates nothing, and returns an OwnerError
+// if today's or tomorrow's partition is missing.
 func (p DailyPartitions) Ensure(ctx context.Context, pool *pgxpool.Pool, now time.Time) error {
 	today := now.UTC().Truncate(24 * time.Hour)
 
@@ -120,10 +120,10 @@ func (p DailyPartitions) create(ctx context.Context, db Beginner, day time.Time)
 	return nil
 }
 
-// Drop drops the partitions of days that ended before the given time and returns
-// their number. While another transaction holds the table it returns an error for
-// which IsUnavailable is true; try again later. If the role does not own the table, Drop
-// leaves the partitions to the owner.
+// Drop drops the partitions of days that ended before the given time and returns their
+// number. While another transaction has the table locked, it returns an error for which
+// IsUnavailable is true; try again later. If the role does not own the table, Drop leaves
+// the partitions to the owner.
 func (p DailyPartitions) Drop(ctx context.Context, pool *pgxpool.Pool, before time.Time) (dropped int64, err error) {
 	if err := CheckOwner(ctx, pool, p.Table); err != nil {
 		if _, ok := errors.AsType[*OwnerError](err); ok {
@@ -191,7 +191,7 @@ func (p DailyPartitions) drop(ctx context.Context, db Beginner, name string, bef
 // pagesAtOnce is how many pages DeleteBefore scans per transaction.
 const pagesAtOnce = 256
 
-// DeleteExpired deletes the rows of a table whose column is older than retention. A
+// DeleteExpired deletes a table's rows in which the column is older than retention. A
 // retention of 0 keeps all rows.
 func DeleteExpired(ctx context.Context, pool *pgxpool.Pool, table, column string, retention time.Duration) (deleted int64, err error) {
 	if retention == 0 {
@@ -201,9 +201,9 @@ func DeleteExpired(ctx context.Context, pool *pgxpool.Pool, table, column string
 	return DeleteBefore(ctx, pool, table, column, time.Now().Add(-retention))
 }
 
-// DeleteBefore deletes the rows of a table whose column is before the given time. It
-// scans the table in ranges of pages, one transaction per range, so it needs no index
-// and reads nothing twice. Table and column must be plain SQL identifiers.
+// DeleteBefore deletes a table's rows in which the column is before the given time. It
+// scans the table in ranges of pages, one transaction per range, so it needs no index and
+// reads nothing twice. Table and column must be plain SQL identifiers.
 func DeleteBefore(ctx context.Context, pool *pgxpool.Pool, table, column string, before time.Time) (deleted int64, err error) {
 	var pages int64
 	if err := pool.QueryRow(ctx, `SELECT pg_relation_size($1::text::regclass) / current_setting('block_size')::int`, table).Scan(&pages); err != nil {

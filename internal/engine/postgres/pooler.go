@@ -35,7 +35,7 @@ func shareSessions(cfg *pgxpool.Config, direct *pgx.ConnConfig) {
 }
 
 // beginShared refuses a connection that the service cannot work with. Parameters set here
-// would reach other clients instead of this one, so the role must have the settings.
+// would affect other clients instead of this one, so the role must have the settings.
 func (s *session) beginShared(ctx context.Context, conn *pgconn.PgConn) error {
 	if _, err := s.checkServer(ctx, conn); err != nil {
 		return err

@@ -23,9 +23,9 @@ type Config struct {
 	// URL is a libpq connection string. The environment variable DATABASE_URL also
 	// sets it. Required.
 	URL Secret `koanf:"url"`
-	// DirectURL leads to the server itself if URL leads to a pooler that shares sessions
-	// between clients, such as PgBouncer with pool_mode = transaction. It serves what
-	// needs a session of its own: relays, advisory locks, migrations and audits.
+	// DirectURL points to the server itself if URL points to a pooler that shares
+	// sessions between clients, such as PgBouncer with pool_mode = transaction. It serves
+	// what needs a session of its own: relays, advisory locks, migrations and audits.
 	// Defaults to URL.
 	DirectURL Secret `koanf:"direct_url"`
 	// MaxConns is the maximum size of the pool. Defaults to 20.
@@ -133,9 +133,9 @@ func NewPool(cfg Config) (*pgxpool.Pool, func(), error) {
 // pingTimeout bounds one attempt of Wait.
 const pingTimeout = 5 * time.Second
 
-// Wait blocks until the database responds and takes writes. It returns an error when
-// ctx ends, and a SetupError immediately. It logs when it starts and stops waiting,
-// and calls failed with each attempt's error.
+// Wait blocks until the database responds and accepts writes. It returns an error when
+// ctx ends, and a SetupError immediately. It logs when it starts and stops waiting, and
+// calls failed with each attempt's error.
 func Wait(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger, failed func(error)) error {
 	err := backoff.Retry(ctx, logger, Dependency, func() error {
 		pingCtx, cancel := context.WithTimeout(ctx, pingTimeout)

@@ -65,7 +65,7 @@ func missingTables(ctx context.Context, db Querier) ([]string, error) {
 }
 
 // gaps returns the privileges that the role lacks. A schema that the role cannot use
-// hides its tables, so such a schema is reported alone.
+// hides its tables, so such a schema is reported on its own.
 func gaps(ctx context.Context, db Querier) ([]gap, error) {
 	list, err := Collect(ctx, db, pgx.RowToStructByPos[gap], `
 		SELECT DISTINCT format('SCHEMA %I', n.nspname), 'USAGE', quote_ident(current_user), pg_get_userbyid(c.relowner)

@@ -24,8 +24,8 @@ type session struct {
 	// probe connects to the same server without these checks.
 	probe *pgconn.Config
 
-	// mu serializes checking for a pooler. dedicated is true once it has been found
-	// that sessions are not shared.
+	// mu serializes checking for a pooler. dedicated is true once sessions are known not
+	// to be shared.
 	mu        sync.Mutex
 	dedicated bool
 }
@@ -47,7 +47,7 @@ var settings = map[string]string{
 	// reclaiming space. Let the server end it.
 	"idle_in_transaction_session_timeout": "60s",
 	// A message is acknowledged after its commit, so the commit must survive a crash.
-	// Levels above off remain as they are.
+	// Levels above off are left unchanged.
 	synchronousCommit: "on",
 	// Statements look rows up by key. A plan made while a table was small would read the
 	// whole table for each key, and would stay in use until the next ANALYZE, however much
@@ -115,20 +115,20 @@ var dialer = net.Dialer{
 // pongTimeout bounds the check of a connection that has been idle for a second.
 const pongTimeout = 2 * time.Second
 
-// readOnlyTransaction is the SQLSTATE of a write to a server that takes none.
+// readOnlyTransaction is the SQLSTATE of a write to a server that accepts none.
 const readOnlyTransaction = "25006"
 
-// closeOn closes a connection whose server takes no writes: the next connection may lead
-// to the new primary.
+// closeOn closes a connection whose server accepts no writes: the next connection may
+// reach the new primary.
 func closeOn(fatal pgconn.PgErrorHandler) pgconn.PgErrorHandler {
 	return func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
 		return err.Code != readOnlyTransaction && fatal(conn, err)
 	}
 }
 
-// reportsReadOnly reports whether the server has said that it takes no writes.
-// Postgres sends these two parameters with the response to any statement once they
-// have changed.
+// reportsReadOnly reports whether the server has reported that it accepts no writes.
+// Postgres sends these two parameters with the response to any statement once they have
+// changed.
 func reportsReadOnly(conn *pgconn.PgConn) bool {
 	return conn.ParameterStatus("in_hot_standby") == "on" || conn.ParameterStatus(defaultReadOnly) == "on"
 }
@@ -176,7 +176,7 @@ func (s *session) begin(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
-// checkServer refuses a server that takes no writes, or a database that cannot store
+// checkServer refuses a server that accepts no writes, or a database that cannot store
 // all messages. It returns the process ID of the server's session.
 func (s *session) checkServer(ctx context.Context, conn *pgconn.PgConn) (string, error) {
 	var pid, encoding, readOnly, standby string

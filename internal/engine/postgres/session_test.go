@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// open returns a pool of the service on the database at address.
+// open returns the service's pool for the database at address.
 func open(t *testing.T, address string) *pgxpool.Pool {
 	t.Helper()
 
@@ -167,7 +167,7 @@ func TestReadOnlyInTheURLDecides(t *testing.T) {
 	}
 }
 
-// A server that stops taking writes says so with its next response, and only new
+// A server that stops accepting writes says so with its next response, and only new
 // connections may reach a new primary.
 func TestConnectionsThatCanNoLongerWriteAreClosed(t *testing.T) {
 	t.Parallel()
@@ -320,7 +320,7 @@ func TestSharedSessionsWorkWithADirectAddress(t *testing.T) {
 	direct := pgtest.URL(t)
 	pooled := pgtest.SharedSessions(t, direct)
 
-	// Pool settings in an address are not for the server.
+	// Pool settings in an address must not be sent to the server.
 	own := with(t, direct, "pool_max_conns", "3")
 
 	pool, release, err := postgres.NewPool(postgres.Config{URL: postgres.Secret(pooled), DirectURL: postgres.Secret(own), MaxConns: 4})

@@ -29,7 +29,7 @@ type rule struct {
 	pattern *regexp.Regexp
 	// replace is a template for Expand.
 	replace string
-	// unless keeps a match that is not a secret.
+	// unless reports whether a match is not a secret and should be kept.
 	unless func(match string) bool
 }
 
@@ -64,7 +64,7 @@ var rules = []rule{
 	{pattern: regexp.MustCompile(`\b(?:sk|rk|pk)_(?:live|test|org)_[\w*]+|\bwhsec_[\w+/=*-]+|\bwhs[kp]k?_[\w+/=-]+`)},
 	{pattern: regexp.MustCompile(`\b(?:pi|seti|cs|src)_\w+_secret_\w+`)},
 	{pattern: regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?`)}, // JSON Web Tokens
-	{pattern: regexp.MustCompile(`\bmrt_[\w-]{20,}`)},                    // API tokens of Millrace
+	{pattern: regexp.MustCompile(`\bmrt_[\w-]{20,}`)},                    // Millrace's API tokens
 	{pattern: regexp.MustCompile(`\bgh[opsur]_\w{20,}|\bxox[abeoprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b`)},
 	{pattern: regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`)},
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Publisher makes spans for the messages that a relay publishes: one for each attempt,
+// Publisher creates spans for the messages that a relay publishes: one for each attempt,
 // and one for the time in the outbox, from creation by the database's clock to the
 // attempt that succeeds. Each message carries the span of its attempt to the next hop.
 func (t *Tracer) Publisher(system string, publisher message.Publisher) message.Publisher {

@@ -1,10 +1,10 @@
-// Package span makes the OpenTelemetry spans of messages: deliveries, transactions, the
-// effects that messages need, time in the outbox, and publication to a broker. It
+// Package span creates the OpenTelemetry spans for messages: deliveries, transactions,
+// the effects that messages need, time in the outbox, and publication to a broker. It
 // follows the semantic conventions for messaging.
 //
 // A trace that a producer began continues here. A conversation without a trace gets one
-// if its ID falls into the sample; the trace then has the conversation's ID. So all hops
-// and all replicas make the same decision, and a message that is not traced neither
+// if its ID falls within the sample; the trace then has the conversation's ID. So all
+// hops and all replicas make the same decision, and a message that is not traced neither
 // carries nor stores extra data.
 package span
 
@@ -28,14 +28,13 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// scope names the library that makes the spans.
+// scope names the library that creates the spans.
 const scope = "github.com/millracehq/millrace"
 
-// Tracer makes spans. A nil or zero Tracer makes none.
+// Tracer creates spans. A nil or zero Tracer creates none.
 type Tracer struct {
 	tracer trace.Tracer // nil if traces are off
-	// least is the smallest random part that a conversation's ID in the sample may
-	// have.
+	// least is the minimum random part of a conversation's ID in the sample.
 	least uint64
 }
 
@@ -43,9 +42,8 @@ type Tracer struct {
 // (level 2) requires of trace IDs. A UUID of version 4, 5 or 7 ends in 62 random bits.
 const randomBits = 56
 
-// New returns a tracer that begins a trace for a share of the conversations that have
-// none: sample, from 0 to 1. The provider must use IDs as its ID generator and must not
-// sample.
+// New returns a tracer that begins a trace for a share of the conversations without one:
+// sample, from 0 to 1. The provider must use IDs as its ID generator and must not sample.
 func New(provider trace.TracerProvider, sample float64) *Tracer {
 	return &Tracer{tracer: provider.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL)), least: uint64(math.Round((1 - sample) * (1 << randomBits)))}
 }
@@ -170,7 +168,7 @@ func (s *Span) context() context.Context {
 	return trace.ContextWithSpan(context.Background(), s.span)
 }
 
-// Effect starts a span of a call to another system. The context carries it.
+// Effect starts a span for a call to another system. The returned context carries it.
 func (s *Span) Effect(ctx context.Context, consumer string) (context.Context, *Span) {
 	if s == nil {
 		return ctx, nil
@@ -181,8 +179,8 @@ func (s *Span) Effect(ctx context.Context, consumer string) (context.Context, *S
 	return ctx, &Span{tracer: s.tracer, span: effect}
 }
 
-// End ends the span. outcome is that of a delivery; reason and text say why it failed.
-// Any of them may be empty.
+// End ends the span. outcome is the outcome of a delivery; reason and text say why it
+// failed. Any of them may be empty.
 func (s *Span) End(outcome, reason, text string) {
 	if s == nil {
 		return
@@ -208,7 +206,7 @@ type Transaction struct {
 	each  []trace.Span
 }
 
-// Transact starts the spans of a transaction. messages has the span of each message in
+// Transact starts the spans of a transaction. messages holds the span of each message in
 // the transaction. The result is nil if no message is traced.
 func (t *Tracer) Transact(consumer string, messages []*Span) *Transaction {
 	traced := slices.DeleteFunc(slices.Clone(messages), func(s *Span) bool { return s == nil })

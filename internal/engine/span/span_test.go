@@ -118,7 +118,7 @@ func TestAnyContextOfAProducerIsTaken(t *testing.T) {
 
 		s := tracer.Deliver(meta, placed)
 		if s == nil {
-			return // the producer decided against a trace
+			return // the producer decided against tracing
 		}
 
 		s.Identify(&meta)

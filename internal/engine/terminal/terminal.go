@@ -1,6 +1,6 @@
-// Package terminal makes text safe to print. Text from elsewhere can contain
-// characters that a terminal obeys instead of showing them, such as U+001B and U+009B,
-// or that make it show text in another order, such as U+202E.
+// Package terminal makes text safe to print. Text from elsewhere can contain characters
+// that a terminal obeys rather than shows, such as U+001B and U+009B, or that make it
+// show text in a different order, such as U+202E.
 package terminal
 
 import (

@@ -1,4 +1,4 @@
-// Package tlsconfig creates the TLS settings of all outgoing connections.
+// Package tlsconfig creates the TLS settings for all outgoing connections.
 package tlsconfig
 
 import (
@@ -73,7 +73,7 @@ func Present(cfg *tls.Config, certFile, keyFile string) error {
 }
 
 // Pinned returns settings that accept only the first certificate in chain (PEM),
-// whatever its issuer and names. They are for a server whose certificate file is
+// regardless of its issuer and names. They are for a server whose certificate file is
 // available.
 func Pinned(chain []byte) (*tls.Config, error) {
 	block, _ := pem.Decode(chain)

@@ -58,7 +58,7 @@ func (m *Message) Created() (at time.Time, ok bool) {
 	return time.Unix(m.ID.Time().UnixTime()), true
 }
 
-// Find returns the conversation of a message as trees. There is a single root unless
+// Find returns a message's conversation as trees. There is a single root unless
 // intermediate messages have been deleted.
 func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, error) {
 	var correlation uuid.UUID

@@ -102,8 +102,8 @@ func (j *Janitor) Old(ctx context.Context) (*Transaction, error) {
 	return &oldest, nil
 }
 
-// watch measures the oldest transaction. It logs when one exceeds the limit and when
-// none does any longer.
+// watch measures the oldest transaction. It logs when one exceeds the limit and when none
+// does anymore.
 func (j *Janitor) watch(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()

@@ -92,7 +92,7 @@ func New(cfg Config, pool *pgxpool.Pool, logger *slog.Logger, registry *promethe
 	}
 }
 
-// Add adds tasks, which run in this order. Call it before Run.
+// Add adds tasks, which run in the order given. Call it before Run.
 func (j *Janitor) Add(tasks ...Task) { j.tasks = append(j.tasks, tasks...) }
 
 // Run runs the tasks periodically and watches for old transactions, until ctx ends.

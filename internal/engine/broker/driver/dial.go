@@ -10,7 +10,7 @@ import (
 type Dialer func(network, address string) (net.Conn, error)
 
 // NewDialer returns a dialer whose connections close when ctx ends, which ends any call
-// that waits for an answer. Connecting and the handshake end after timeout.
+// that waits for an answer. timeout bounds connecting and the handshake.
 func NewDialer(ctx context.Context, timeout time.Duration) Dialer {
 	dialer := net.Dialer{Timeout: timeout}
 

@@ -63,7 +63,7 @@ type Backlog struct {
 	// Retention is how long the broker keeps acknowledged messages: 0 if it does not
 	// keep them or if that is unknown, Forever if there is no limit.
 	Retention time.Duration
-	// Err is why the topic could not be measured.
+	// Err says why the topic could not be measured.
 	Err error
 }
 
@@ -82,8 +82,8 @@ type Tailer interface {
 // message. The broker may or may not have stored it.
 var ErrClosed = errors.New("broker connection closed")
 
-// ErrBlocked reports that the broker is connected but accepts no messages until
-// somebody gives it memory or disk space. It still delivers messages.
+// ErrBlocked reports that the broker is connected but accepts no messages until it has
+// more memory or disk space. It still delivers messages.
 var ErrBlocked = errors.New("the broker is not accepting messages")
 
 // Identity is what a broker knows about a message beyond its headers and payload.

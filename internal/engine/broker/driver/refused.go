@@ -22,9 +22,9 @@ const (
 	Account Scope = "account"
 )
 
-// RefusedError reports that the broker answers but refuses, and will do so until
+// RefusedError reports that the broker answers but refuses, and will keep refusing until
 // somebody changes the message, the topic or the settings. Any other error from
-// publishing or connecting means that the connection or the broker is not available.
+// publishing or connecting means that the connection or the broker is unavailable.
 type RefusedError struct {
 	Scope Scope
 	// Topic is the refused topic, or the topic of the refused message.

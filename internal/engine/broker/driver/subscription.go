@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// Subscription is what subscribers have in common: they deliver until their context
+// Subscription is the part that all subscribers share: they deliver until their context
 // ends or they are closed, whatever happens to the broker.
 type Subscription struct {
 	closing context.Context //nolint:containedctx // it is a lifetime, not a request

@@ -70,7 +70,7 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 // Publisher implements driver.Driver.
 func (d *Driver) Publisher() message.Publisher { return publisher{d} }
 
-// Subscriber implements driver.Driver. The relay delivers the messages of a key in
+// Subscriber implements driver.Driver. The relay delivers messages with the same key in
 // order.
 func (d *Driver) Subscriber(string, func([]byte) string) (message.Subscriber, error) {
 	return &subscriber{Driver: d}, nil

@@ -15,8 +15,8 @@ import (
 // lookTimeout bounds each request of Backlogs.
 const lookTimeout = 3 * time.Second
 
-// Backlogs implements driver.Driver. The backlog of a topic is the lag of its consumer
-// group, and its subscriptions are the members of the group.
+// Backlogs implements driver.Driver. A topic's backlog is its consumer group's lag, and
+// its subscriptions are the group's members.
 func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.Backlog, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -28,7 +28,7 @@ type Config struct {
 	Partitions int32 `koanf:"partitions"`
 	// ReplicationFactor applies to topics that the service creates. Defaults to 1.
 	ReplicationFactor int16 `koanf:"replication_factor"`
-	// Window is the maximum number of messages on a topic in hand, with at most 16 MiB of
+	// Window is the maximum number of messages in hand per topic, with at most 16 MiB of
 	// payloads. Defaults to 512.
 	Window int `koanf:"window"`
 	// Lanes is the number of messages published concurrently. Defaults to 256.

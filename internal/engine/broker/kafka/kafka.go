@@ -1,5 +1,5 @@
-// Package kafka connects to Kafka: with Watermill's publisher, and with a subscriber of
-// its own that has many messages of a partition in hand.
+// Package kafka connects to Kafka: with Watermill's publisher, and with its own
+// subscriber, which keeps many messages of a partition in hand.
 package kafka
 
 import (
@@ -28,7 +28,7 @@ type Driver struct {
 	client sarama.Client
 	pub    message.Publisher
 
-	// dialing ends when the connections are to be closed.
+	// dialing ends when the connections should close.
 	dialing context.Context //nolint:containedctx // it is a lifetime, not a request
 	hangUp  context.CancelFunc
 
@@ -191,8 +191,8 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // skip what a producer aborts
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
 	cfg.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
-	// A member learns from its next heartbeat that another has joined or left. All
-	// partitions of the topic stand still until the last member knows.
+	// A member learns from its next heartbeat that another has joined or left. No
+	// partition of the topic makes progress until the last member knows.
 	cfg.Consumer.Group.Heartbeat.Interval = 250 * time.Millisecond
 	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
 	cfg.Consumer.Return.Errors = true

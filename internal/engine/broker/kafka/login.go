@@ -20,8 +20,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
-// secure sets how connections are encrypted and how they log in. Token requests end with
-// ctx.
+// secure configures encryption and the login. Token requests end with ctx.
 func (d *Driver) secure(ctx context.Context, cfg *sarama.Config) (err error) {
 	if d.cfg.TLS {
 		cfg.Net.TLS.Enable = true

@@ -3,7 +3,7 @@ package kafka
 import "github.com/IBM/sarama"
 
 // partitioner assigns keys to partitions as Java's default partitioner and librdkafka's
-// murmur2_random do, so that a key is on the same partition whoever publishes it.
+// murmur2_random do, so that a key goes to the same partition whoever publishes it.
 type partitioner struct{}
 
 func newPartitioner(string) sarama.Partitioner { return partitioner{} }

@@ -18,7 +18,7 @@ import (
 const (
 	// maxBatchBytes is Kafka's default for message.max.bytes, which bounds batches.
 	maxBatchBytes = 1_048_588
-	// maxMessageBytes (16 MiB) admits the messages of topics with a higher limit.
+	// maxMessageBytes (16 MiB) allows for topics with a higher limit.
 	maxMessageBytes = 16 << 20
 	// publishTimeout is how long a publish waits for the broker.
 	publishTimeout = 30 * time.Second
@@ -30,7 +30,7 @@ var errNotAsked = errors.New("the client has not read the topic's metadata yet")
 
 // publisher sends messages in batches. If the broker does not accept a message in a
 // batch, publisher sends it alone, so that the answer is about that message only. Callers
-// publish the messages of a key one at a time, so they stay in order.
+// publish messages with the same key one at a time, so they stay in order.
 type publisher struct {
 	batched, alone message.Publisher
 	client         sarama.Client
@@ -85,8 +85,8 @@ func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 	return nil
 }
 
-// bounded waits for publish for at most publishTimeout. After that, the client library
-// still holds the message, so it may be published twice.
+// bounded waits at most publishTimeout for publish. After that, the client library still
+// holds the message, so it may be published twice.
 func bounded(publish func() error) error {
 	result := make(chan error, 1)
 

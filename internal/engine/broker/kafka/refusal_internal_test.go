@@ -9,7 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// No test server gives these answers: with its single node, one replica is enough.
+// No test server gives these answers, because one replica is enough on a single node.
 func TestAnAnswerAboutAPartitionRefusesNotTheTopic(t *testing.T) {
 	t.Parallel()
 

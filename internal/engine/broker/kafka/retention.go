@@ -49,7 +49,7 @@ func retentionOf(settings []sarama.ConfigEntry) time.Duration {
 				return driver.Forever
 			}
 		case "retention.ms":
-			// More milliseconds than a duration can hold are as good as no limit.
+			// More milliseconds than a duration can hold amount to no limit.
 			if ms, err := strconv.ParseInt(s.Value, 10, 64); err == nil && ms >= 0 && ms < math.MaxInt64/int64(time.Millisecond) {
 				kept = time.Duration(ms) * time.Millisecond
 			}

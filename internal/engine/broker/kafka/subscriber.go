@@ -15,7 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/window"
 )
 
-// subscriber has many messages of a partition in hand, where Watermill's has one. Each
+// subscriber keeps many messages of a partition in hand; Watermill's keeps one. Each
 // topic has its own consumer group, so that topics are rebalanced independently.
 type subscriber struct {
 	*driver.Subscription
@@ -58,9 +58,9 @@ type member struct {
 	reminder backoff.Reminder
 }
 
-// consume joins the group and consumes until ctx ends, or until an error after which
-// only a new connection helps. It returns within closeTimeout after ctx has ended, even
-// if the broker hangs.
+// consume joins the group and consumes until ctx ends, or until an error that only a new
+// connection can fix. It returns within closeTimeout after ctx has ended, even if the
+// broker hangs.
 func (m *member) consume(ctx context.Context) error {
 	dialing, hangUp := context.WithCancel(context.Background())
 	defer hangUp()

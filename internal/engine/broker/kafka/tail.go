@@ -84,7 +84,7 @@ func readNew(ctx context.Context, consumer sarama.Consumer, topic string, number
 	}
 }
 
-// Attempts to find a leader, and the wait between them: 10 s in all.
+// Attempts to find a leader, and the wait between them: 10 s in total.
 const (
 	leaderAttempts = 20
 	leaderWait     = 500 * time.Millisecond

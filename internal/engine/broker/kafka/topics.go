@@ -17,7 +17,7 @@ import (
 
 var errMissing = errors.New("the topic does not exist, and the account cannot create it")
 
-// prepare looks at topics, creates those that are missing, and remembers those that the
+// prepare checks topics, creates those that are missing, and remembers those that the
 // account cannot use. It fails only if the broker does not answer.
 func (d *Driver) prepare(client sarama.Client, topics []driver.Topic) error {
 	admin, err := sarama.NewClusterAdminFromClient(client)
@@ -76,8 +76,8 @@ func (d *Driver) prepareTopic(client sarama.Client, admin sarama.ClusterAdmin, t
 	return nil
 }
 
-// compare warns if a topic that exists differs from the configuration. The topic is
-// used as it is.
+// compare warns if an existing topic differs from the configuration. The topic is used
+// anyway.
 func (d *Driver) compare(topic driver.Topic, partitions int) {
 	if partitions != int(d.cfg.Partitions) {
 		d.logger.Warn("topic does not have the configured number of partitions",
@@ -85,7 +85,7 @@ func (d *Driver) compare(topic driver.Topic, partitions int) {
 	}
 }
 
-// create creates a topic and waits until the client knows it.
+// create creates a topic and waits until the client knows about it.
 func (d *Driver) create(client sarama.Client, admin sarama.ClusterAdmin, topic driver.Topic) error {
 	name := d.cfg.Prefix + topic.Name
 

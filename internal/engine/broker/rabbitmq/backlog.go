@@ -10,9 +10,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// Backlogs implements driver.Driver. The backlog of a topic is the messages that are
-// ready in its queue: AMQP does not say how many are delivered but not yet
-// acknowledged. Its subscriptions are the queue's consumers.
+// Backlogs implements driver.Driver. A topic's backlog is the number of messages ready in
+// its queue: AMQP does not say how many are delivered but not yet acknowledged. Its
+// subscriptions are the queue's consumers.
 func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.Backlog, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

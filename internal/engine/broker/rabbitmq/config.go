@@ -17,8 +17,8 @@ type Config struct {
 	// URL starts with amqp://, or amqps:// for TLS. Defaults to
 	// amqp://guest:guest@127.0.0.1:5672/.
 	URL postgres.Secret `koanf:"url"`
-	// Hosts lists further nodes of the cluster as host:port. They are tried in order if
-	// the one in URL does not respond. Empty by default.
+	// Hosts lists additional nodes of the cluster as host:port. They are tried in order
+	// if the one in URL does not respond. Empty by default.
 	Hosts []string `koanf:"hosts"`
 	// CAFile holds the certificates that verify the server of an amqps:// URL.
 	// Defaults to the system's roots.
@@ -29,9 +29,9 @@ type Config struct {
 	KeyFile  string `koanf:"key_file"`
 	// Exchange is the exchange that the service publishes to. Defaults to "millrace".
 	Exchange string `koanf:"exchange"`
-	// Declare creates the exchange and the queues that do not exist. Defaults to true.
+	// Declare creates the exchange and the queues if they do not exist. Defaults to true.
 	Declare bool `koanf:"declare"`
-	// Window is the maximum number of messages of a queue in hand. Defaults to 512.
+	// Window is the maximum number of messages in hand per queue. Defaults to 512.
 	Window int `koanf:"window"`
 	// Lanes is the number of messages published concurrently. Defaults to 128.
 	Lanes int `koanf:"lanes"`

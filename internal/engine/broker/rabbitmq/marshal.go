@@ -46,7 +46,7 @@ func Marshal(msg *message.Message) amqp091.Publishing {
 
 // Unmarshal builds a message. It accepts all messages, because a refused one would be
 // redelivered indefinitely. A message without an ID gets a new one on each delivery,
-// because AMQP offers nothing else to identify it. Handlers then rely on the aggregate's
+// because AMQP offers no other way to identify it. Handlers then rely on the aggregate's
 // ID.
 func Unmarshal(delivery amqp091.Delivery) *message.Message {
 	headers := make(event.Headers, len(delivery.Headers)+2)

@@ -259,7 +259,7 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 		return o.late(topic, sent)
 	}
 
-	if !o.channel.IsClosed() { // closing answers all confirmations
+	if !o.channel.IsClosed() { // closing resolves all confirmations
 		o.answered.Store(time.Now().UnixNano())
 	}
 

@@ -45,8 +45,8 @@ func (d *Driver) Lanes() int { return d.cfg.Lanes }
 // Publisher implements driver.Driver.
 func (d *Driver) Publisher() message.Publisher { return d.publisher }
 
-// Connect implements driver.Driver. A topic whose queue the broker refuses does not
-// stop the others: subscribing and publishing are tried again.
+// Connect implements driver.Driver. A topic whose queue the broker refuses does not stop
+// the others: subscribing and publishing are retried.
 func (d *Driver) Connect(ctx context.Context, topics []driver.Topic) error {
 	d.topology.use(topics)
 

@@ -16,10 +16,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/window"
 )
 
-// shortest is the minimum time between one subscription to a queue and the next.
+// shortest is the minimum time between successive subscriptions to a queue.
 const shortest = time.Second
 
-// subscriber has many messages of a queue in hand on one channel, where Watermill's has
+// subscriber keeps many messages of a queue in hand on one channel; Watermill's keeps
 // one.
 type subscriber struct {
 	*driver.Subscription
@@ -54,7 +54,8 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 				}
 
 				if errors.Is(err, errCancelled) {
-					// The channel is open, so the broker has not taken its deliveries back.
+					// The channel is still open, so the broker has not taken back its
+					// deliveries.
 					session.end()
 				} else {
 					over.Go(session.end)
@@ -133,7 +134,7 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message
 	return session, nil
 }
 
-// session is a subscription until its channel closes.
+// session is a subscription that lasts at most as long as its channel.
 type session struct {
 	channel    *amqp091.Channel
 	deliveries <-chan amqp091.Delivery

@@ -65,9 +65,9 @@ func (t *topology) topic(name string) driver.Topic {
 	return driver.Topic{Name: name}
 }
 
-// ensureExchange makes sure that the exchange exists, for a topic. Bindings are lost
-// with their exchange, so if ensureExchange creates the exchange, it binds all queues
-// to it.
+// ensureExchange makes sure that the exchange, which a topic needs, exists. Bindings are
+// lost with their exchange, so if ensureExchange creates the exchange, it binds all
+// queues to it.
 func (t *topology) ensureExchange(l *live, topic string) error {
 	t.exchange.Lock()
 	defer t.exchange.Unlock()
@@ -90,7 +90,7 @@ func (t *topology) ensureExchange(l *live, topic string) error {
 	}
 
 	for _, topic := range t.list() {
-		// A queue that is missing is bound when it is created.
+		// A missing queue is bound when it is created.
 		if err := t.bind(l, topic.Name); err != nil && !refused(err) {
 			return err
 		}
@@ -99,9 +99,9 @@ func (t *topology) ensureExchange(l *live, topic string) error {
 	return nil
 }
 
-// ensureTopic makes sure that the queue of a topic exists and is bound to the exchange.
-// Even if the exchange cannot be created, consumers get what is in the queue or is sent
-// to it directly.
+// ensureTopic makes sure that a topic's queue exists and is bound to the exchange. Even
+// if the exchange cannot be created, consumers get what is in the queue or is sent to it
+// directly.
 func (t *topology) ensureTopic(l *live, topic driver.Topic) error {
 	noExchange := t.ensureExchange(l, topic.Name)
 	if noExchange != nil && !refused(noExchange) {
@@ -228,15 +228,15 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 		return true, nil
 	case answered(err, amqp091.AccessRefused):
 		return false, t.missing(topic, o, err)
-	case answered(err, amqp091.PreconditionFailed): // another process was faster
+	case answered(err, amqp091.PreconditionFailed): // another process got there first
 		return false, nil
 	}
 
 	return false, unusable(topic, o, err)
 }
 
-// compare records once how an object differs from what we would declare. Only the
-// broker knows, and it answers only an account that may declare.
+// compare records once how an object differs from what we would declare. Only the broker
+// knows, and it tells only accounts that may declare.
 func (t *topology) compare(l *live, o object) {
 	if !t.cfg.Declare || !t.first(o.kind+o.name) {
 		return
@@ -262,7 +262,7 @@ func (t *topology) compare(l *live, o object) {
 	t.differences = append(t.differences, strings.TrimPrefix(difference.Reason, "PRECONDITION_FAILED - "))
 }
 
-// report logs in one line what differs.
+// report logs the differences on one line.
 func (t *topology) report() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

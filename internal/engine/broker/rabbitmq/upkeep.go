@@ -8,7 +8,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
-// lookEvery is the time between two checks of the topology.
+// lookEvery is the time between checks of the topology.
 const lookEvery = 10 * time.Second
 
 // upkeep checks the topology periodically. A message whose queue is missing usually

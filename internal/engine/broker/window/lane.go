@@ -69,7 +69,7 @@ func (l *lane) run() {
 		}
 	}
 
-	l.line.Break() // leave what the consumer has not begun to whoever gets it next
+	l.line.Break() // whoever subscribes next gets what the consumer has not begun
 	l.settle()
 }
 

@@ -36,8 +36,8 @@ type Budget struct {
 	maxLoose        int
 }
 
-// NewBudget returns a budget of that many messages and bytes of payload. A larger
-// message takes the whole budget, so it passes alone.
+// NewBudget returns a budget of that many messages and bytes of payload. A larger message
+// takes the whole budget, so it goes through alone.
 func NewBudget(messages int, bytes int64) *Budget {
 	return &Budget{
 		messages: semaphore.NewWeighted(int64(messages)), bytes: semaphore.NewWeighted(bytes),
@@ -77,9 +77,9 @@ type item struct {
 // not block for long.
 type Acks struct {
 	// UpTo reports that the message at a position and all before it are finished.
-	// Positions rise, but not every position is reported.
+	// Positions increase, but not every position is reported.
 	UpTo func(position int64)
-	// One reports that a single message is finished, while one before it is not. It is
+	// One reports that a single message is finished, while an earlier one is not. It is
 	// nil if the broker cannot record that.
 	One func(position int64)
 }
@@ -100,8 +100,8 @@ type Window struct {
 	late chan struct{}
 
 	mu sync.Mutex
-	// order holds the messages from the first unfinished one on, in order of arrival.
-	// loose is the number of them that are finished.
+	// order holds the messages from the first unfinished one onwards, in order of
+	// arrival. loose is the number of them that are finished.
 	order []*item
 	loose int
 	lanes map[string]*lane
@@ -117,8 +117,8 @@ func New(ctx context.Context, budget *Budget, out chan<- *message.Message, acks 
 }
 
 // Add delivers a message after those added earlier with the same key. Messages with an
-// empty key have no order. Positions must rise. Add blocks while the budget is used up,
-// and reports false if ctx ends first. It must not be called concurrently.
+// empty key have no order. Positions must increase. Add blocks while the budget is used
+// up, and reports false if ctx ends first. It must not be called concurrently.
 func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 	added := &item{msg: msg, size: min(int64(len(msg.Payload)), w.budget.maxBytes), position: position}
 	if w.tracked.Acquire(w.ctx, 1) != nil || !w.budget.take(w.ctx, added.size) {

@@ -111,7 +111,7 @@ func (c *consumer) answer(t *testing.T, msg *message.Message) bool {
 }
 
 // TestOrderAndPositionsHoldWhateverIsRefused delivers random messages to a consumer that
-// takes random times and refuses at random.
+// takes a random time and refuses at random.
 func TestOrderAndPositionsHoldWhateverIsRefused(t *testing.T) {
 	t.Parallel()
 
@@ -139,7 +139,7 @@ func TestOrderAndPositionsHoldWhateverIsRefused(t *testing.T) {
 				}
 			}
 
-			time.Sleep(time.Second) // of the bubble's clock
+			time.Sleep(time.Second) // on the bubble's clock
 			cancel()
 			hand.Wait()
 
@@ -448,7 +448,7 @@ func TestALineIsDeliveredAgainFromTheFirstMessageThatWasRefused(t *testing.T) {
 				}
 			}()
 
-			time.Sleep(time.Hour) // of the bubble's clock
+			time.Sleep(time.Hour) // on the bubble's clock
 			cancel()
 			hand.Wait()
 
