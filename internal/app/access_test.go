@@ -81,7 +81,7 @@ func (g *guarded) token(name string, role access.Role) string {
 }
 
 // ask sends a request. Unless from is set, each request comes from a different address
-// behind a proxy, because failures from one address are limited.
+// behind a proxy, because failures are limited per address.
 func (g *guarded) ask(method, path, bearer, body, from string) (code int, text string) {
 	g.t.Helper()
 
@@ -390,8 +390,8 @@ func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 	}
 }
 
-// writeFreely leaves text wherever somebody can write some: as the reason for a pause,
-// for a cancelled order, and for a cancellation that failed.
+// writeFreely enters text wherever free text is possible: as the reason for a pause, for
+// a cancelled order, and for a failed cancellation.
 func (g *guarded) writeFreely(operator, text string) {
 	g.t.Helper()
 
@@ -416,9 +416,9 @@ func (g *guarded) writeFreely(operator, text string) {
 	}
 }
 
-// What operators write is not for everybody: the probes' listener asks for no
-// credential, so it says that a consumer is paused, but neither by whom nor why. A
-// command reads the database, and says both.
+// What operators write is not for everyone: the probes' listener requires no credential,
+// so it says that a consumer is paused, but not by whom or why. A command reads the
+// database and says both.
 func TestTheProbesDoNotSayWhatOperatorsWrite(t *testing.T) {
 	t.Parallel()
 
@@ -432,7 +432,7 @@ func TestTheProbesDoNotSayWhatOperatorsWrite(t *testing.T) {
 	pgtest.Eventually(t, "the pause is measured", func() bool {
 		_, text := page(t, g.Service, "/readyz")
 
-		return paused(text) && strings.Contains(text, "stopped message") // facts, measured at the same time
+		return paused(text) && strings.Contains(text, "stopped message") // both are measured at the same time
 	})
 
 	for _, path := range []string{"/livez", "/readyz", "/startupz", "/statusz", "/metrics"} {

@@ -80,7 +80,7 @@ func checkAPI(ctx context.Context, schemathesis, dir, description string) *exec.
 	cmd := exec.CommandContext(ctx, schemathesis, "run",
 		"--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance,unsupported_method,allow_header_conformance",
 		"--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--continue-on-failure", "--workers", "2",
-		// A slow response is not a failure of the API, but a panic is: the response is
+		// A slow response does not count as a failure, but a panic does: the response is
 		// 500.
 		"--request-timeout", "60", "--request-retries", "2", "--suppress-health-check", "all",
 		"--report-dir", dir, description)
@@ -89,8 +89,8 @@ func checkAPI(ctx context.Context, schemathesis, dir, description string) *exec.
 	return cmd
 }
 
-// stopMoreUntil replaces the stopped messages that a run discards or requeues, until
-// the run is done. It returns the run's error.
+// stopMoreUntil keeps replacing the stopped messages that a run discards or requeues
+// until the run is done, and returns the run's error.
 func stopMoreUntil(t *testing.T, s *apptest.Service, done <-chan error) error {
 	t.Helper()
 

@@ -33,8 +33,8 @@ func TestAnOrderGoesFromCreatedToCompleted(t *testing.T) {
 	}
 }
 
-// foreignOrders sends orders through a service on a real broker. The producer sends
-// plain JSON, each message twice. Then it waits until the metrics contain measure.
+// foreignOrders sends orders through a service on a real broker. The producer sends plain
+// JSON, each message twice. foreignOrders then waits until the metrics contain measure.
 func foreignOrders(t *testing.T, kind, measure string, produce func(topic string, payloads ...string), change func(*config.Config)) {
 	t.Helper()
 

@@ -44,12 +44,12 @@ func onBroker(t *testing.T, kind string) func(*config.Config) {
 	}
 }
 
-// webhooks is a receiver of webhooks.
+// webhooks receives webhooks.
 type webhooks struct {
 	url string
 
 	mu       sync.Mutex
-	statuses []int // of the next answers; then 200
+	statuses []int // of the next responses; after those, 200
 	bodies   map[string][]string
 }
 
@@ -233,12 +233,12 @@ func TestAReceiverThatIsGoneGetsNoMoreWebhooks(t *testing.T) {
 	})
 }
 
-// A receiver that does not answer holds up only the messages of its own channel: after
-// a few attempts, its consumer waits, and the relay's lanes stay free.
+// A receiver that does not answer holds up only its own channel's messages: after a few
+// attempts, the channel's consumer waits, and the relay's lanes stay free.
 func TestAHangingReceiverDelaysNoOtherChannel(t *testing.T) {
 	t.Parallel()
 
-	const each = 300 // more than the lanes of the relay
+	const each = 300 // more than the relay has lanes
 
 	hanging := make(chan struct{})
 	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

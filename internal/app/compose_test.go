@@ -12,7 +12,7 @@ import (
 	"github.com/millracehq/millrace/internal/config"
 )
 
-// parsed returns a YAML file of deployments.
+// parsed returns the content of a YAML file in deployments.
 func parsed(t *testing.T, name string) map[string]any {
 	t.Helper()
 
@@ -87,8 +87,8 @@ func TestTheComposeFileStartsEachServiceWhenItsDependenciesAnswer(t *testing.T) 
 	}
 }
 
-// Prometheus finds the compose file's services on the port that the image listens on,
-// and has the alerts.
+// Prometheus finds the compose file's services on the port that the image listens on, and
+// loads the alerts.
 func TestPrometheusScrapesTheServicesOfTheComposeFile(t *testing.T) {
 	t.Parallel()
 

@@ -57,7 +57,7 @@ func TestAMessageAwaitsTheOneThatItDependsOn(t *testing.T) {
 			t.Parallel()
 
 			s := apptest.Start(t)
-			s.ExpectFailures() // the provider of the test knows nothing of t1
+			s.ExpectFailures() // the test's provider does not know t1
 			s.Seed()
 			s.Publish(c.topic, c.later)
 
@@ -125,9 +125,8 @@ func TestEarlyMessagesKeepTheOrderOfTheirKey(t *testing.T) {
 	}
 }
 
-// A message awaits another one for a limited time, which is suspended while the
-// consumer of the other message is paused, or while the other message is a failed
-// message.
+// A message awaits another one for a limited time. The clock is stopped while the other
+// message's consumer is paused, or while the other message is a failed message.
 func TestAnUpdateAwaitsAUserWhoseCreationIsHeldUp(t *testing.T) {
 	t.Parallel()
 
@@ -211,7 +210,7 @@ func bothAreApplied(t *testing.T, s *apptest.Service) {
 	})
 }
 
-// The time is also suspended while the other message is in the outbox.
+// The clock is also stopped while the other message is in the outbox.
 func TestAnUpdateAwaitsAUserWhoseCreationIsNotPublishedYet(t *testing.T) {
 	t.Parallel()
 
@@ -248,7 +247,7 @@ func TestTheTimeOfAnUpdateStartsAnewWhenTheCreationHasLeftTheOutbox(t *testing.T
 	bothAreApplied(t, s)
 }
 
-// If the creation never comes, the update is a miss, although a creation was in the
+// If the creation never comes, the update is a miss, even though a creation was in the
 // outbox.
 func TestAnUpdateIsAMissAfterTheCreationHasLeftTheOutboxForLong(t *testing.T) {
 	t.Parallel()
@@ -306,8 +305,8 @@ func TestUpdatesRightBehindTheirUsersOnRabbitMQ(t *testing.T) {
 	})
 }
 
-// updatesRightBehind publishes 300 users and, at the same time, an update of each, as a
-// producer with two topics does.
+// updatesRightBehind publishes 300 users and, at the same time, an update to each, like a
+// producer with two topics.
 func updatesRightBehind(t *testing.T, s *apptest.Service, produce func(topic string, messages []brokertest.Foreign)) {
 	t.Helper()
 

@@ -47,7 +47,7 @@ func TestAnErasedUserIsReadableNowhere(t *testing.T) {
 
 	operator := activity.Actor{Who: "op", Why: "a request"}
 
-	// The mail server is busy, so its e-mails are parked.
+	// The mail server is busy, so e-mails are parked.
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "greylisted")
 
@@ -156,7 +156,7 @@ func scheduleGoodbyeToAlice(t *testing.T, s *apptest.Service) {
 	}
 }
 
-// editMessageOfAlice edits the stopped message about her that is not valid.
+// editMessageOfAlice edits the invalid stopped message about Alice.
 func editMessageOfAlice(t *testing.T, s *apptest.Service, by activity.Actor) {
 	t.Helper()
 

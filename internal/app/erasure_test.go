@@ -71,7 +71,7 @@ func traces(text string) (found []string) {
 	return found
 }
 
-// dump returns the rows of all tables of all schemas as text, by table.
+// dump returns the rows of all tables in all schemas as text, by table.
 func dump(s *apptest.Service) map[string][]string {
 	rows := map[string][]string{}
 
@@ -99,8 +99,8 @@ func left(s *apptest.Service) map[string]int {
 	return counts
 }
 
-// payloads has a message about adel-1 for each topic that may name a person, and the
-// consumer of the topic.
+// payloads holds, for each topic whose messages may name a person, the topic's consumer
+// and a message about adel-1.
 var payloads = []struct{ topic, consumer, payload string }{
 	{"user.created", "account.create", `{"user":{"id":"adel-1","name":"Ädelheid Quastenberg","email":"adel@home.example","city":"Wolkenheim","phone":"5551234"}}`},
 	{"user.updated", "account.update", `{"user_id":"adel-1","updates":{"name":"Ädelheid Quastenberg","email":"quast@work.example","phone":"5551234"}}`},
@@ -154,8 +154,8 @@ func fail(t *testing.T, s *apptest.Service) {
 			must(err)
 		}
 
-		// Three are edited. They name the person only before, only after, or only
-		// between edits.
+		// Three messages are edited: one names the person only before its edit, one only
+		// after it, and one only between two edits.
 		other := entry(p.topic, p.consumer, "other", `{"nobody":1}`)
 		before, after := stop(entry(p.topic, p.consumer, "other", p.payload)), stop(other)
 		other.MessageID = event.NewID()
@@ -194,8 +194,8 @@ func unreadable(t *testing.T, s *apptest.Service) (ids []uuid.UUID) {
 	return ids
 }
 
-// A person's data arrives on every topic and is in every kind of failure. Then the
-// person is erased.
+// A person's data arrives on every topic and ends up in every kind of failed message.
+// Then the person is erased.
 func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	t.Parallel()
 
@@ -241,7 +241,7 @@ func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	lateMessagesAreRefusedAndErased(t, s)
 }
 
-// applyMessages publishes messages that are applied, and waits for what follows from them. It
+// applyMessages publishes messages that are applied, and waits for their consequences. It
 // returns the id of the message that created the person.
 func applyMessages(t *testing.T, s *apptest.Service) (first uuid.UUID) {
 	t.Helper()
@@ -277,8 +277,8 @@ func stopConflict(t *testing.T, s *apptest.Service, applied uuid.UUID) {
 	})
 }
 
-// nameInFreeText names the person where operators write what they like, and in an order's
-// history.
+// nameInFreeText names the person wherever operators can write free text, and in an
+// order's history.
 func nameInFreeText(t *testing.T, s *apptest.Service) {
 	t.Helper()
 

@@ -22,7 +22,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// recovery is how soon work must continue once the cause of an outage is gone.
+// recovery is the time within which work must resume once the cause of an outage is gone.
 const recovery = 10 * time.Second
 
 // soon waits until condition holds and fails if that takes longer than recovery.
@@ -58,7 +58,7 @@ func connect(t *testing.T, address string) *pgx.Conn {
 	return conn
 }
 
-// The primary becomes read-only, as after a failover to another one.
+// The primary becomes read-only, as after a failover to another server.
 func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 	t.Parallel()
 
@@ -77,7 +77,7 @@ func TestWritesContinueOnceTheDatabaseTakesThemAgain(t *testing.T) {
 
 	pgtest.KillBackends(t, admin)
 
-	// The message is there, but nobody can apply it.
+	// The message has arrived, but nothing can apply it.
 	pgtest.Eventually(t, "the service is not ready and says why", func() bool {
 		status, checks := readiness(t, s)
 

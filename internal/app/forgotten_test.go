@@ -18,7 +18,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// The service names a topic that keeps records for longer than the inbox does. It does
+// The service reports a topic that keeps records for longer than the inbox does. It does
 // not apply a record that the inbox may have forgotten until an operator says so.
 func TestARecordThatTheInboxMayHaveForgottenIsStopped(t *testing.T) {
 	t.Parallel()

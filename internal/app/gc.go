@@ -9,9 +9,9 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
-// gcPercent lets the heap grow to three times what is live before garbage is collected.
-// Go's default takes a third more CPU; 400 saves another tenth, but takes one and a
-// half times the memory.
+// gcPercent lets the heap grow to three times its live size before garbage is collected.
+// Go's default uses a third more CPU; 400 saves another tenth, but uses one and a half
+// times the memory.
 const gcPercent = 200
 
 // tuneGC configures the garbage collector, unless the environment does so with GOGC and

@@ -19,7 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// fetch sends a request to the service's listener that serves the path.
+// fetch sends a request to whichever of the service's listeners serves the path.
 func fetch(t *testing.T, s *apptest.Service, method, path, body string, headers http.Header) (code int, answer string) {
 	t.Helper()
 
@@ -88,7 +88,7 @@ func reported(t *testing.T, s *apptest.Service, want expected) {
 	}
 }
 
-// recovered waits until nothing but notes is reported.
+// recovered waits until only notes are reported.
 func recovered(t *testing.T, s *apptest.Service) {
 	t.Helper()
 	pgtest.Eventually(t, "nothing is in trouble", func() bool {

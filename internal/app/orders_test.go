@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/apptest"
 )
 
-// reserve inserts an order that is waiting for payment, without requesting one.
+// reserve inserts an order that is waiting for payment, without requesting the payment.
 func reserve(t *testing.T, s *apptest.Service, id string) {
 	t.Helper()
 

@@ -26,8 +26,8 @@ func transaction(s *apptest.Service, order string) string {
 	return apptest.Value[string](s, `SELECT intent_id FROM stripe_intents WHERE order_id = $1`, order)
 }
 
-// told returns the topics on which messages about an order were published, among those
-// that others listen to.
+// told returns the topics that other systems listen to and on which messages about an
+// order were published.
 func told(s *apptest.Service, order string) (topics []string) {
 	for _, topic := range []string{
 		"orders.completed", "orders.rejected", "orders.expired", "orders.cancelled", "payments.refunded", "payments.refund.failed",
@@ -174,8 +174,8 @@ func TestARefundIsToldWhenItHasSucceeded(t *testing.T) {
 	succeed(t, s, server)
 }
 
-// A refund fails days after it succeeded. Other systems are notified, and a
-// person sees the failure and refunds the payment in another way.
+// A refund fails days after it succeeded. Other systems are notified, and a person sees
+// the failure and refunds the payment by other means.
 func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
 	t.Parallel()
 
@@ -185,7 +185,7 @@ func TestARefundThatFailsLaterIsToldAndReachesAPerson(t *testing.T) {
 
 	failed := reportOfCapture(s, "refund_failed", fmt.Sprintf(`, "refund_id": %q, "reason": "lost card"`, refund))
 	s.Publish("payments.reported", failed)
-	s.Publish("payments.reported", failed) // the provider reports it with two types of events
+	s.Publish("payments.reported", failed) // the provider reports it in events of two types
 	pgtest.Eventually(t, "a request is stopped", func() bool {
 		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped' AND topic = 'payments.refund.requested'
 			AND error LIKE '%the refund re_000000 is failed: lost_or_stolen_card%'`) == 1

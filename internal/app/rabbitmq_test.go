@@ -18,8 +18,9 @@ import (
 )
 
 // newRabbitMQOfOthers starts a RabbitMQ on which others have declared the queue
-// orders.created, which drops messages returned twice, and on which the account "shop"
-// cannot create the queues of user topics. admin holds an administrator's settings.
+// orders.created, which drops messages that are returned twice, and on which the account
+// "shop" cannot create the queues of user topics. admin holds an administrator's
+// settings.
 func newRabbitMQOfOthers(t *testing.T) (server *brokertest.Server, admin broker.Config) {
 	t.Helper()
 
@@ -84,7 +85,7 @@ func TestRabbitMQThatRefusesIsReported(t *testing.T) {
 	}
 }
 
-// pauseAboveDeliveryLimit pauses a consumer more often than its queue delivers a message,
+// pauseAboveDeliveryLimit pauses a consumer more times than its queue delivers a message,
 // while messages arrive, and restarts the service during the last pause.
 func pauseAboveDeliveryLimit(t *testing.T, s *apptest.Service, admin broker.Config, start func() *apptest.Service) *apptest.Service {
 	t.Helper()
@@ -103,7 +104,7 @@ func pauseAboveDeliveryLimit(t *testing.T, s *apptest.Service, admin broker.Conf
 		reported(t, s, expected{"fulfilment.place", 200, health.Degraded, "paused", "millrace consumers resume", ""})
 
 		if i == pauses-1 {
-			s.Stop() // gives back what it has in hand
+			s.Stop() // returns the messages it has in hand
 			s = start()
 		}
 

@@ -35,7 +35,7 @@ type roles struct {
 
 var sqlBlock = regexp.MustCompile("(?s)```sql\n(.*?)```")
 
-// newRoles runs the SQL of docs/deploying.md with names of its own.
+// newRoles runs the SQL from docs/deploying.md with its own names.
 func newRoles(t *testing.T) *roles {
 	t.Helper()
 
@@ -254,7 +254,7 @@ func TestWithoutPartitionsRowsGoToTheDefaultPartition(t *testing.T) {
 	}
 }
 
-// refusal starts the service, and returns why it does not start.
+// refusal starts the service, and returns the reason why it does not start.
 func (r *roles) refusal(t *testing.T) string {
 	t.Helper()
 
@@ -385,7 +385,7 @@ func TestMigratingWithoutTheRightSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// A privilege that is revoked while the service runs is not the fault of a message.
+// A privilege that is revoked while the service runs is not a message's fault.
 func TestALostPrivilegeStopsNoMessage(t *testing.T) {
 	t.Parallel()
 

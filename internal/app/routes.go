@@ -104,5 +104,5 @@ func postWebhook(r *consumer.Router, s *notification.Service) func(context.Conte
 	}
 }
 
-// gateway returns the dependency of charges, refunds and lookups.
+// gateway returns the dependency that charges, refunds and lookups need.
 func gateway[P event.Payload](event.Event[P]) string { return payment.Dependency }

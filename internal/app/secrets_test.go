@@ -30,7 +30,7 @@ func (shipped) Topic() string     { return "orders.shipped" }
 func (s shipped) Key() string     { return s.OrderID }
 func (s shipped) Validate() error { return event.CheckID("order_id", s.OrderID) }
 
-// carrier returns a value to panic with that contains secrets, as a request to another
+// carrier returns an error to panic with. It contains secrets, as a request to another
 // system does.
 func carrier(t *testing.T) error {
 	t.Helper()
@@ -41,7 +41,7 @@ func carrier(t *testing.T) error {
 	return fmt.Errorf("no answer from %s to %v", request.URL.String(), request.Header)
 }
 
-// panicked returns the answer of a listener whose handler panics.
+// panicked returns a listener's response when its handler panics.
 func panicked(t *testing.T, s *apptest.Service, logger *slog.Logger) string {
 	t.Helper()
 

@@ -126,7 +126,7 @@ func refuseNil(parts any) error {
 }
 
 // checkTopics returns an error if the configuration names a topic that does not exist, or
-// gives one name to two topics.
+// gives two topics the same name.
 func (s *Service) checkTopics() error {
 	for _, topic := range s.Router.Configured() {
 		if err := s.Operator.KnownTopic(topic); err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// Prefixes of the consumers of messages about orders and about users. The keys of these
-// messages are the ids of the orders and users.
+// Name prefixes of the consumers that handle messages about orders and about users. These
+// messages have the order's or the user's id as their key.
 const (
 	aboutOrders = "fulfilment."
 	aboutUsers  = "account."

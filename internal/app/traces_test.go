@@ -76,8 +76,8 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 // endpoint configures a service to export to the receiver.
 func (r *receiver) endpoint(c *config.Config) { c.Traces.Endpoint = r.URL + "/v1/traces" }
 
-// named returns the only span with a name in a trace, or in any trace if traceID is
-// empty.
+// named returns the only span with the given name in a trace, or in any trace if traceID
+// is empty.
 func (r *receiver) named(t *testing.T, traceID, name string) *otlp.Span {
 	t.Helper()
 
@@ -124,10 +124,10 @@ func attribute(s *otlp.Span, name string) string {
 }
 
 func duration(s *otlp.Span) time.Duration {
-	return time.Duration(s.GetEndTimeUnixNano() - s.GetStartTimeUnixNano()) //nolint:gosec // some seconds
+	return time.Duration(s.GetEndTimeUnixNano() - s.GetStartTimeUnixNano()) //nolint:gosec // a few seconds
 }
 
-// producerSpan exports the span of a producer and returns its trace and its context.
+// producerSpan exports a producer's span and returns its trace and its context.
 func producerSpan(t *testing.T, r *receiver) (traceID string, carrier propagation.MapCarrier) {
 	t.Helper()
 
@@ -355,7 +355,8 @@ func TestTheLogAndTheSpanOfAStoppedMessageTellTheSame(t *testing.T) {
 	}
 }
 
-// The service works without the collector, and says once that traces are not exported.
+// The service works without the collector, and reports only once that traces are not
+// exported.
 func TestACollectorThatIsAwayIsReportedOnce(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
 	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "100")

@@ -18,8 +18,8 @@ import (
 // spelling is a JSON value, and the text of the error if it is refused.
 type spelling struct{ value, says string }
 
-// kinds has some spellings of each kind of value, enough to tell whether a field is of
-// that kind. Packages event and money have all of them.
+// kinds lists some spellings of each kind of value, enough to tell whether a field is of
+// that kind. Packages event and money test all spellings.
 var kinds = map[string][]spelling{
 	"ID": {
 		{`"x-1 ü注"`, ""},
@@ -101,7 +101,7 @@ func TestPayloadsTakeTheSameValues(t *testing.T) {
 
 	s := apptest.New(t, pgtest.URL(t))
 
-	for _, c := range []struct{ topic, field, kind, payload string }{ // the payload has ? for the field
+	for _, c := range []struct{ topic, field, kind, payload string }{ // ? in the payload stands for the field
 		{"orders.created", "order.id", "ID", `{"order":{"id":?,"product_id":"p","quantity":1,"total_amount":1}}`},
 		{"orders.created", "order.product_id", "ID", `{"order":{"id":"o","product_id":?,"quantity":1,"total_amount":1}}`},
 		{"orders.created", "order.quantity", "whole number", `{"order":{"id":"o","product_id":"p","quantity":?,"total_amount":1}}`},
@@ -150,7 +150,7 @@ func TestPayloadsTakeTheSameValues(t *testing.T) {
 		for _, sp := range kinds[c.kind] {
 			says := sp.says
 			if sp.value == "null" && c.field == "updates.name" {
-				says = "" // an update may leave the name out
+				says = "" // an update may omit the name
 			}
 
 			_, err := s.Check(c.topic, []byte(strings.Replace(c.payload, "?", sp.value, 1)))

@@ -106,15 +106,14 @@ func (c Config) apart() error {
 	return nil
 }
 
-// Warn returns an error that lists settings that are valid but probably not meant,
-// naming the keys: secrets that the network can read (not a mistake, because private
-// networks without encryption are usual), and settings that do nothing.
+// Warn returns an error that lists settings that are valid but probably unintended,
+// naming the keys: secrets that can be read on the network (not a mistake, because
+// private networks are often unencrypted), and settings that have no effect.
 func (c Config) Warn() error {
 	return errors.Join(c.Postgres.Warn(), c.Broker.Warn(), c.Payment.Warn(), c.Notification.Warn())
 }
 
-// Warnings returns the lines of Warn, and the effects of defaults that somebody may not
-// expect.
+// Warnings returns the lines of Warn, and the effects of defaults that may be unexpected.
 func Warnings(c Config) check.Warnings {
 	var list check.Warnings
 
@@ -157,7 +156,7 @@ func Load(path string, overrides map[string]any) (Config, error) {
 	return cfg, decode(k, &cfg)
 }
 
-// merging puts a source above the others and drops its empty values.
+// merging lets a source override the others and drops its empty values.
 var merging = koanf.WithMergeFunc(func(src, dest map[string]any) error {
 	dropEmpty(src)
 
@@ -167,7 +166,7 @@ var merging = koanf.WithMergeFunc(func(src, dest map[string]any) error {
 	return err
 })
 
-// dropEmpty removes empty values: a template that fills in nothing means the default,
+// dropEmpty removes empty values: a value that a template leaves blank means the default,
 // not 0 or false.
 func dropEmpty(values any) {
 	switch values := values.(type) {
@@ -221,7 +220,7 @@ func named(err error) error {
 	}
 
 	inner := decoding.Unwrap()
-	if within := named(inner); within != inner { //nolint:errorlint // the same error: there is none within
+	if within := named(inner); within != inner { //nolint:errorlint // the same error if it wraps no other
 		return within
 	}
 
@@ -236,7 +235,7 @@ func named(err error) error {
 	return fmt.Errorf("%s: %w", decoding.Name(), inner)
 }
 
-// expected names a type for the person who sets a key.
+// expected describes a type to the person who sets a key.
 func expected(t reflect.Type) string {
 	switch kind := t.Kind(); {
 	case kind == reflect.Bool:
@@ -290,8 +289,8 @@ func names() (list []string) {
 // integer matches a decimal number.
 var integer = regexp.MustCompile(`^[+-]?(0|[1-9]\d*)$`)
 
-// sameNumber refuses numbers that would silently become others: 20 without a unit
-// would be 20 nanoseconds, 1.5 would be 1, true would be 1, and "010" would be 8.
+// sameNumber refuses numbers that would silently change: 20 without a unit would be 20
+// nanoseconds, 1.5 would be 1, true would be 1, and "010" would be 8.
 func sameNumber(from, to reflect.Type, value any) (any, error) {
 	isInteger := to.Kind() >= reflect.Int && to.Kind() <= reflect.Uint64
 
@@ -307,7 +306,7 @@ func sameNumber(from, to reflect.Type, value any) (any, error) {
 		}
 	case isInteger && from.Kind() == reflect.String && !integer.MatchString(fmt.Sprint(value)):
 		return nil, fmt.Errorf("is %q, expected a whole number without leading zeros", value)
-	case isInteger && from.Kind() == reflect.Bool, isInteger && from.Kind() == reflect.Float64 && value != math.Trunc(value.(float64)): //nolint:forcetypeassert // of this kind
+	case isInteger && from.Kind() == reflect.Bool, isInteger && from.Kind() == reflect.Float64 && value != math.Trunc(value.(float64)): //nolint:forcetypeassert // its kind is Float64
 		return nil, fmt.Errorf("is %v, expected a whole number", value)
 	}
 

@@ -106,8 +106,8 @@ func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	}
 }
 
-// An operator API is refused, with a remedy, if others can reach it without a log-in or
-// can read its log-ins.
+// An operator API is refused, with a remedy, if others can reach it without logging in or
+// can read the credentials sent to it.
 func TestAnOperatorAPIThatOthersReachNeedsAuthenticationAndTLS(t *testing.T) {
 	t.Parallel()
 
@@ -198,7 +198,7 @@ func TestVariablesOfPlatformsAreIgnored(t *testing.T) {
 		t.Errorf("what people set is named as a link: %v", now)
 	}
 
-	// A typo is named, although it resembles a link.
+	// A typo is reported even though it resembles a link.
 	t.Setenv("MILLRACE_HTTP__PORT", "tcp://10.0.0.1:80")
 
 	if _, err := config.Load("", nil); err == nil || !strings.Contains(err.Error(), "MILLRACE_HTTP__PORT: unknown configuration key") {
@@ -258,7 +258,7 @@ func TestSecretsMayBeInFiles(t *testing.T) {
 	}
 }
 
-// A setting is a secret if its type says so, which somebody may forget.
+// A setting is a secret if its type says so, and the type is easy to forget.
 func TestASettingThatIsNamedLikeASecretIsOne(t *testing.T) {
 	t.Parallel()
 

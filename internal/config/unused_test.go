@@ -54,7 +54,7 @@ func TestSettingsThatDoNothingAreNamed(t *testing.T) {
 			t.Errorf("%s: got %q, expected %q", name, got, c.want)
 		}
 
-		// Wherever the state is shown, it says that e-mails are only logged.
+		// The fact that e-mails are only logged appears wherever the state is shown.
 		if warnings := strings.Join(config.Warnings(cfg), "\n"); !strings.HasPrefix(warnings, got) || !strings.Contains(warnings, "notification.email.host: is not set, so no e-mail is sent") {
 			t.Errorf("%s: status shows %q", name, warnings)
 		}

@@ -60,7 +60,7 @@ func TestAnOvertakenMessageIsRequeuedOnlyWithTheWord(t *testing.T) {
 		t.Errorf("without the word: %d %s", a.status, a.text)
 	}
 
-	// With several, the others are requeued.
+	// In a request for several messages, the others are requeued.
 	if a := r.ask("POST", "/failed/requeue", `{"all":true}`); a.status != 200 || a.at("done") != 1.0 || a.at("refused_by", "overtaken") != 1.0 ||
 		a.at("refusals", 0, "overtaken", "last_ids", 0) != later.String() {
 		t.Errorf("many: %d %s", a.status, a.text)

@@ -24,7 +24,7 @@ import (
 // Prefix is the path prefix of the API, which is served at Prefix + "/".
 const Prefix = "/api/v1"
 
-// API registers operations below Prefix.
+// API registers operations under Prefix.
 type API struct {
 	huma   huma.API
 	logger *slog.Logger
@@ -32,7 +32,7 @@ type API struct {
 	methods map[string][]string
 }
 
-// NewAPI returns the handler of the API for all paths below Prefix, with the engine's
+// NewAPI returns the handler of the API for all paths under Prefix, with the engine's
 // operations and those that register adds. It serves its description at Prefix +
 // "/openapi.json".
 func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*API)) http.Handler {
@@ -62,7 +62,7 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 }
 
 // formats decodes requests as strictly as messages. In responses it escapes what a
-// terminal would obey, because people read responses in terminals.
+// terminal would interpret, because people read responses in terminals.
 var formats = map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat}
 
 var jsonFormat = huma.Format{

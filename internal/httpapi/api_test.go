@@ -142,7 +142,7 @@ func (r *rig) add(key, text string) {
 	}
 }
 
-// answer is a response of the API.
+// answer is a response from the API.
 type answer struct {
 	status  int
 	headers http.Header
@@ -498,8 +498,8 @@ func TestAFailedMessageIsShownWithItsTag(t *testing.T) {
 	}
 }
 
-// edit changes the text of message 1, whose key is a, to y. It returns the tags of the
-// message before and after the edit.
+// edit changes the text of message 1, whose key is a, to y. It returns the message's tags
+// before and after the edit.
 func (r *rig) edit() (before, after string) {
 	r.t.Helper()
 

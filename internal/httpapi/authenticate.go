@@ -18,22 +18,22 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 )
 
-// identityKey is the context key of the caller of a request.
+// identityKey is the context key of a request's caller.
 type identityKey struct{}
 
-// identityOf returns who sent a request. Without authentication, the identity has no
-// name.
+// identityOf returns the identity of a request's sender. Without authentication, it has
+// no name.
 func identityOf(ctx context.Context) access.Identity {
 	identity, _ := ctx.Value(identityKey{}).(access.Identity)
 
 	return identity
 }
 
-// Masked reports whether the caller of a request must not see personal data.
+// Masked reports whether personal data must be hidden from a request's caller.
 func Masked(ctx context.Context) bool { return !identityOf(ctx).Role.Allows(access.Operator) }
 
-// anyone passes requests on as if an administrator without a name had sent them. It is
-// for a loopback listener without authentication.
+// anyone passes requests on as if an unnamed administrator had sent them. It is for a
+// loopback listener without authentication.
 func anyone(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		next.ServeHTTP(w, as(r, access.Identity{Role: access.Admin}))
@@ -65,7 +65,7 @@ func newRefused(registry *prometheus.Registry) *prometheus.CounterVec {
 	return refused
 }
 
-// Reasons for rejected log-ins, besides those of access.
+// Reasons for rejecting log-ins, in addition to those in package access.
 const (
 	reasonMissing   = "missing"
 	reasonNoRole    = "no_role"
@@ -81,8 +81,8 @@ func (a *authenticator) wrap(next http.Handler) http.Handler {
 	})
 }
 
-// authenticate returns who sent a request, or responds with the reason for not passing
-// it on.
+// authenticate returns the identity of a request's sender, or responds with the reason
+// for not passing the request on.
 func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
 	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
@@ -132,10 +132,10 @@ func unauthorized(w http.ResponseWriter, detail string) {
 	writeProblem(w, http.StatusUnauthorized, detail)
 }
 
-// caller returns the address that a request comes from. Behind a proxy, this is the
-// last address in X-Forwarded-For, which the proxy has added, whatever the client has
-// sent. IPv6 addresses count by their /64 network, because one host has all its 2^64
-// addresses.
+// caller returns the address that a request comes from. Behind a proxy, this is the last
+// address in X-Forwarded-For, which the proxy added, whatever the client sent. For IPv6,
+// it is the address of the /64 network, because one host may use all 2^64 addresses in
+// it.
 func (a *authenticator) caller(r *http.Request) netip.Addr {
 	text, _, _ := net.SplitHostPort(r.RemoteAddr)
 
@@ -165,9 +165,8 @@ const (
 	maxCallers     = 10_000
 )
 
-// failures limits failed log-ins by the address that they come from. Tokens cannot be
-// guessed; the limit keeps an attacker from filling the log and from keeping Postgres
-// busy.
+// failures limits the failed log-ins per source address. Tokens cannot be guessed; the
+// limit keeps an attacker from filling the log and from keeping Postgres busy.
 type failures struct {
 	mu      sync.Mutex
 	callers map[netip.Addr]*rate.Limiter
@@ -230,8 +229,8 @@ func needs(role access.Role, next http.Handler) http.Handler {
 	})
 }
 
-// lacks returns why the identity may not do something that needs a role, or "" if it
-// may. Nobody may do something that declares no role.
+// lacks returns the reason why the identity may not do something that needs a role, or ""
+// if it may. Nobody may do anything that declares no role.
 func lacks(identity access.Identity, role access.Role) string {
 	switch {
 	case identity.Role.Allows(role):

@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// write replaces a certificate like a tool that renews it: each file atomically.
+// write replaces a certificate as a renewal tool does: each file atomically.
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 
@@ -36,7 +36,7 @@ func write(t *testing.T, dir string, files map[string]string) {
 func served(t *testing.T, addr string) *x509.Certificate {
 	t.Helper()
 
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true, ForceAttemptHTTP2: true}} //nolint:gosec // the test looks at the certificate
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true, ForceAttemptHTTP2: true}} //nolint:gosec // the test inspects the certificate
 
 	response, err := client.Get("https://" + addr + "/livez")
 	if err != nil {

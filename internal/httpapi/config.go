@@ -86,7 +86,8 @@ func (c Config) Validate() error {
 	return errors.Join(append(errs, c.OIDC.Validate())...)
 }
 
-// reachable returns an error if other machines can reach an address that they must not.
+// reachable returns an error if other machines can reach an address that they must not
+// reach.
 func (c Config) reachable() error {
 	var errs []error
 

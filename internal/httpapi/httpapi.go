@@ -35,7 +35,8 @@ type State struct {
 type Server struct {
 	cfg         Config
 	certificate *certificate
-	// health serves probes, operators the operator API, and public webhooks.
+	// health serves probes, operators serves the operator API, and public serves
+	// webhooks.
 	health, operators, public *http.ServeMux
 	listeners                 []*listener
 }

@@ -129,7 +129,7 @@ func TestStartupzAnswersByTheEndOfTheStart(t *testing.T) {
 	}
 }
 
-// Each path is served on the address that is meant for it, and on no other.
+// Each path is served only on the address meant for it.
 func TestEachAddressServesOnlyWhatItIsFor(t *testing.T) {
 	t.Parallel()
 

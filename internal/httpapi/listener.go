@@ -77,7 +77,7 @@ func (l *listener) listen() error {
 	return nil
 }
 
-// address returns what the listener is bound to, or "" before listen.
+// address returns the address that the listener is bound to, or "" before listen.
 func (l *listener) address() string {
 	addr, _ := l.bound.Load().(string)
 

@@ -12,10 +12,10 @@ import (
 	"github.com/millracehq/millrace/internal/engine/trace"
 )
 
-// hidden replaces what may be personal data, for those who must not see it.
+// hidden replaces anything that may be personal data, for those who must not see it.
 const hidden = "(hidden from viewers)"
 
-// masked removes from a failed message what may be personal data: the content of
+// masked removes from a failed message anything that may be personal data: the content of
 // messages on topics that may have personal data, and errors, which quote content. Keys
 // stay, because they are ids.
 func (e engine) masked(ctx context.Context, found failed.Entry) failed.Entry {
@@ -51,8 +51,8 @@ func maskedTree(list []*trace.Message) {
 	}
 }
 
-// maskedAction removes the content, the details and the reason for an action, in which an
-// operator may name a person.
+// maskedAction removes an action's content, details and reason, in which an operator may
+// name a person.
 func maskedAction(ctx context.Context, a action) action {
 	if Masked(ctx) {
 		a.Payload = nil
@@ -85,8 +85,8 @@ func maskedConsumer(ctx context.Context, c operate.Consumer) operate.Consumer {
 	return c
 }
 
-// maskedEvents removes the bodies of events. Like the content of messages, they may have
-// what people have written, such as the reason for a cancellation.
+// maskedEvents removes the bodies of events. Like the content of messages, they may
+// contain free text, such as the reason for a cancellation.
 func maskedEvents(ctx context.Context, list []eventstore.Event) {
 	for i := range list {
 		if Masked(ctx) {

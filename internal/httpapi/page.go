@@ -92,7 +92,7 @@ func First[T any](list []T, err error, limit int, count func() (int, error)) (*L
 }
 
 // Page returns a page of list, which must have been read with a limit of p.Limit + 1.
-// cursor formats an item as After reads it.
+// cursor formats an item the way After reads it.
 func Page[T any](p *Paging, list []T, cursor func(T) string) *List[T] {
 	out, _ := All(list[:min(len(list), p.Limit)], nil)
 	if len(list) > p.Limit {

@@ -71,9 +71,9 @@ type Options struct {
 // one already running there. It keeps existing data. The server listens on a free
 // loopback port, and keeps that port until another program takes it.
 //
-// For root, data and binaries may be in another directory: Postgres refuses to run as
-// root, and its user must be able to access them. The whole process runs as that user
-// until Start returns, so nothing else may run in it.
+// If this process runs as root, data and binaries may be in another directory: Postgres
+// refuses to run as root, and its user must be able to access them. The whole process
+// runs as that user until Start returns, so nothing else may run in it.
 func Start(ctx context.Context, dir string, options Options, logger *slog.Logger) (*Server, error) {
 	version, known := Versions[cmp.Or(options.Version, Version)]
 	if !known {

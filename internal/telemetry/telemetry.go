@@ -77,8 +77,8 @@ func plain(_ []string, a slog.Attr) slog.Attr {
 }
 
 // Native returns the options of a native histogram. Each of its buckets is at most a
-// tenth larger than the one before, whatever the values are, and it is one series for
-// Prometheus.
+// tenth larger than the one before, whatever the values are, and Prometheus stores it as
+// one series.
 func Native(opts prometheus.HistogramOpts) prometheus.HistogramOpts {
 	opts.NativeHistogramBucketFactor = 1.1
 	opts.NativeHistogramMaxBucketNumber = 160

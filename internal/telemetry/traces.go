@@ -61,7 +61,7 @@ func validURL(key, value string) error {
 	return check.Value(valid, key, value, "an http or https URL")
 }
 
-// oneOf returns an error if a variable is set, but to none of values.
+// oneOf returns an error if a variable is set, but not to one of values.
 func oneOf(name string, values ...string) error {
 	value := os.Getenv(name)
 	if value == "" || slices.Contains(values, value) {

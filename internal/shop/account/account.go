@@ -1,6 +1,6 @@
-// Package account handles messages about users: it creates and updates users,
-// translates messages of the old format and notifies users of changes. It is the
-// one place where users and notifications meet.
+// Package account handles messages about users: it creates and updates users, translates
+// messages in the old format and notifies users of changes. It is the one place where
+// users and notifications meet.
 package account
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// Accounts handles the messages about users.
+// Accounts handles messages about users.
 type Accounts struct {
 	users *user.Service
 }
@@ -31,13 +31,13 @@ func (a *Accounts) Create(ctx context.Context, tx pgx.Tx, events []event.Event[U
 	return apply(ctx, a, tx, events, func(p UserCreated) event.Payload { return p })
 }
 
-// Update updates users and notifies them. An update of a user who does not exist
-// awaits the user's creation, and becomes a miss once it has waited as long as it may.
+// Update updates users and notifies them. An update of a user who does not exist awaits
+// the user's creation, and becomes a miss if it waits too long.
 func (a *Accounts) Update(ctx context.Context, tx pgx.Tx, events []event.Event[UserUpdated]) ([]event.Outgoing, error) {
 	return apply(ctx, a, tx, events, func(p UserUpdated) event.Payload { return p })
 }
 
-// Legacy handles messages of the old format.
+// Legacy handles messages in the old format.
 func (a *Accounts) Legacy(ctx context.Context, tx pgx.Tx, events []event.Event[LegacyEvent]) ([]event.Outgoing, error) {
 	return apply(ctx, a, tx, events, func(p LegacyEvent) event.Payload { return p.payload })
 }

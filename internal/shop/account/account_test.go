@@ -16,8 +16,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// TestABatchMayHaveSeveralMessagesOfAUser: each is decided based on the result of those
-// before it.
+// TestABatchMayHaveSeveralMessagesOfAUser: each decision builds on the results of the
+// messages before it.
 func TestABatchMayHaveSeveralMessagesOfAUser(t *testing.T) {
 	t.Parallel()
 

@@ -13,10 +13,10 @@ import (
 	"github.com/millracehq/millrace/internal/shop/user"
 )
 
-// Fields has the fields of a message on user.events, old or new.
+// Fields holds the fields of a message on user.events, old or new.
 type Fields map[string]json.RawMessage
 
-// legacyNames maps names of the old format to present ones.
+// legacyNames maps names in the old format to current ones.
 var legacyNames = map[string]string{
 	"userId":     "user_id",
 	"userName":   "name",

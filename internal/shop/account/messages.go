@@ -130,8 +130,8 @@ func (p ProfileUpdated) Marks() []string { return Fields(p.Changes).marks() }
 // Validate implements event.Payload.
 func (p ProfileUpdated) Validate() error { return event.CheckID("user_id", p.UserID) }
 
-// checkEmail accepts a bare address without display name or comment. Its error
-// does not repeat the address, because errors are logged.
+// checkEmail accepts a bare address without a display name or comment. Its error does not
+// repeat the address, because errors are logged.
 func checkEmail(field, email string) error {
 	switch address, err := mail.ParseAddress(email); {
 	case email == "":

@@ -1,5 +1,5 @@
-// Package analytics stores tracked events for a limited time, and counts them
-// by day without a limit.
+// Package analytics stores tracked events for a limited time, and keeps their daily
+// counts indefinitely.
 package analytics
 
 import (
@@ -51,7 +51,7 @@ type Tracked struct {
 	Event     string     `json:"event"`
 	Timestamp event.Time `json:"timestamp"`
 	UserID    string     `json:"user_id,omitempty"`
-	// Properties are any JSON object.
+	// Properties is any JSON object.
 	Properties json.RawMessage `json:"properties,omitempty"`
 }
 
@@ -185,7 +185,7 @@ type Count struct {
 	Count int64  `json:"count"`
 }
 
-// Top returns the most frequent events of the last days, including today.
+// Top returns the most frequent events of the given number of days, up to today.
 func (s *Service) Top(ctx context.Context, days, limit int) ([]Count, error) {
 	counts, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Count], `
 		SELECT event, sum(count)::bigint FROM analytics_daily
@@ -210,8 +210,8 @@ type Day struct {
 	Count int64     `json:"count"`
 }
 
-// Daily returns the counts of the last days, oldest first, including days
-// without events. An empty name counts all events.
+// Daily returns the counts for the given number of days up to today, oldest first,
+// including days without events. An empty name counts all events.
 func (s *Service) Daily(ctx context.Context, name string, days int) ([]Day, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Day], `
 		SELECT d::date, coalesce(sum(a.count), 0)::bigint

@@ -304,7 +304,7 @@ func TestEachCorruptionIsFoundByItsCheckAlone(t *testing.T) { //nolint:tparallel
 	}
 }
 
-// kept are the tables that corruptions change.
+// kept lists the tables that corruptions change.
 var kept = []string{"orders", "events", "payments", "stock", "users", "outbox", "inbox", "failed_keys", "failed_messages"}
 
 // corrupt runs sql and returns a function that reverts it.
@@ -498,7 +498,7 @@ func TestARefundedSecondCaptureIsNotAViolation(t *testing.T) {
 	pool, gateway := healthy(t)
 
 	// Package fulfilment records superfluous captures this way: the payment is the first
-	// capture, the others are in the stream only.
+	// capture, the others are only in the stream.
 	execute(t, pool, `
 		INSERT INTO events (stream, version, type, data, message_id)
 		SELECT e.stream, e.version + n, more.type, jsonb_build_object('transaction_id', txn), e.message_id

@@ -70,8 +70,8 @@ func captures(gateway payment.Gateway) invariant.Source {
 const ledgerChunk = 5000
 
 // loadLedger copies the recent part of the gateway's record into a temporary table. It
-// does so in short transactions before the snapshot: a snapshot's transaction that
-// wrote would have an id, and projections would wait for it.
+// does so in short transactions before the snapshot: if the snapshot's transaction wrote
+// anything, it would have an id, and projections would wait for it.
 func loadLedger(ctx context.Context, conn *pgx.Conn, gateway payment.Gateway, last time.Duration) error {
 	// The time is taken before reading, because the copy may lack later captures.
 	_, err := conn.Exec(ctx, `

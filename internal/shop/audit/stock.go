@@ -51,9 +51,9 @@ func products() invariant.Source {
 	}
 }
 
-// repairStock adds up the orders of a product. Each change of reserved or sold stock
-// updates the product's row in the same transaction, so the orders that are visible
-// while this transaction holds the row match it.
+// repairStock adds up the orders of a product. Each change to reserved or sold stock
+// updates the product's row in the same transaction, so the orders that are visible while
+// this transaction holds the row match it.
 func repairStock(ctx context.Context, tx pgx.Tx, id string) (string, error) {
 	var supplied, available, reserved, sold, open, completed int64
 

@@ -57,8 +57,8 @@ func (p *Process) openWithoutCaptures(ctx context.Context, tx pgx.Tx, ids []stri
 	return &batch{process: p, orders: orders, store: p.orders.Update}, nil
 }
 
-// apply decides on each event, saves the decisions and returns the events that
-// follow. If command returns nil, there is nothing to decide.
+// apply decides on each event, saves the decisions and returns the resulting events. If
+// command returns nil, there is nothing to decide.
 func apply[E message](ctx context.Context, tx pgx.Tx, b *batch, events []E, command func(e E) Command) ([]event.Outgoing, error) {
 	b.changes = make([]order.Change, 0, len(events))
 	b.outgoing = make([]event.Outgoing, 0, len(events))
@@ -179,8 +179,8 @@ func (b *batch) addPayments(d Decision) {
 	}
 }
 
-// save stores the decisions and returns the events that follow. It locks
-// orders before stock, as every handler does.
+// save stores the decisions and returns the resulting events. It locks orders before
+// stock, as every handler does.
 func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
 	if err := b.store(ctx, tx, b.changes); err != nil {
 		return nil, err

@@ -15,12 +15,13 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// This file is the clock of orders that are waiting for payment. It is stopped while
-// orders cannot be paid: a consumer of their payments is paused or waits for a
-// dependency, its broker is unavailable, or no service is running. The periods during
-// which it was stopped are stored, so that replicas agree and a restart changes nothing.
+// This file implements the clock for orders that are waiting for payment. The clock is
+// stopped while orders cannot be paid: a consumer of their payments is paused or waits
+// for a dependency, its broker is unavailable, or no service is running. The periods
+// during which it was stopped are stored, so that replicas agree and a restart changes
+// nothing.
 
-// paying are the topics that must be processed for an order to be paid.
+// paying lists the topics whose messages must be processed for an order to be paid.
 var paying = []string{TopicPaymentRequested, payment.TopicReported}
 
 // stall is a period during which the clock was stopped.

@@ -81,13 +81,13 @@ type (
 	}
 	// Complete sells the goods of a paid order.
 	Complete struct{}
-	// Cancel cancels an order. Found is what the gateway knew of its charge.
+	// Cancel cancels an order. Found is what the gateway knew about its charge.
 	Cancel struct {
 		Reason string
 		Found  payment.Outcome
 	}
-	// Expire ends an order that was not paid in time. Found is what the gateway
-	// knew of its charge.
+	// Expire ends an order that was not paid in time. Found is what the gateway knew
+	// about its charge.
 	Expire struct{ Found payment.Outcome }
 	// Refunded reports that a capture has been refunded.
 	Refunded struct {
@@ -333,7 +333,7 @@ func (c FailRefund) decide(d *Decision) {
 
 	d.record(order.RefundFailed{TransactionID: c.TransactionID, RefundID: c.RefundID, Reason: c.Reason})
 
-	// If the refund is not recorded yet, its request finds out about the failure itself.
+	// If the refund is not recorded yet, its request will discover the failure itself.
 	if !told {
 		return
 	}

@@ -44,7 +44,7 @@ var (
 	}
 )
 
-// after returns the order that a story of commands leads to.
+// after returns the order that results from a story of commands.
 func after(tb testing.TB, story string) order.Order {
 	tb.Helper()
 

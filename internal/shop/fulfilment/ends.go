@@ -25,7 +25,7 @@ func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events [
 	return admitUnpaid(ctx, p, db, events, notYetCreated, func(p *CancelRequested, charge payment.Charge) { p.charge = charge })
 }
 
-// FindForCancel returns what the gateway knows of the order's charge. A charge may be
+// FindForCancel returns what the gateway knows about the order's charge. A charge may be
 // pending for days. That does not delay the cancellation: if the charge is captured
 // later, the capture is refunded.
 func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequested]) (payment.Outcome, error) {
@@ -82,7 +82,7 @@ func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events [
 	return verdicts, nil
 }
 
-// FindForExpiry returns what the gateway knows of the order's charge. An order does
+// FindForExpiry returns what the gateway knows about the order's charge. An order does
 // not expire while its charge is pending.
 func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (payment.Outcome, error) {
 	return p.gateway.Find(ctx, e.Payload.charge)

@@ -58,7 +58,7 @@ type Sweeper struct {
 	logger  *slog.Logger
 	// Loop tracks whether sweeps succeed.
 	Loop *health.Loop
-	// why is the last logged reason why the clock is stopped, or "" if it is running.
+	// why is the last logged reason for stopping the clock, or "" if it is running.
 	why string
 }
 
@@ -73,7 +73,7 @@ func NewSweeper(cfg Config, pool *pgxpool.Pool, appendEvents event.Append, stall
 	}
 }
 
-// interval is the time between two sweeps.
+// interval is the time between sweeps.
 func (s *Sweeper) interval() time.Duration { return min(s.cfg.PaymentTimeout/4, maxSweepInterval) }
 
 // Run sweeps until ctx ends. It retries failures indefinitely.

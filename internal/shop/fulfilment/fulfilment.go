@@ -1,6 +1,6 @@
-// Package fulfilment is the order process: the one place where orders, stock
-// and payments meet. Each handler takes a batch of events and a transaction and
-// returns the events that follow.
+// Package fulfilment is the order process: the one place where orders, stock and payments
+// meet. Each handler takes a batch of events and a transaction and returns the resulting
+// events.
 package fulfilment
 
 import (
@@ -84,7 +84,7 @@ func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]ord
 }
 
 // Admit admits charges for orders that are waiting for exactly this payment. An order
-// that is no longer waiting may have been charged although the answer was lost; Charge
+// that is no longer waiting may have been charged even though the answer was lost; Charge
 // then only looks up the charge.
 func (p *Process) Admit(ctx context.Context, db postgres.Querier, events []event.Event[PaymentRequested]) ([]error, error) {
 	orders, err := p.orders.Find(ctx, db, keys(events))

@@ -28,7 +28,7 @@ type shop struct {
 	process *fulfilment.Process
 	orders  *order.Service
 	stock   *inventory.Service
-	// unserved has the orders whose payment request has not been processed.
+	// unserved lists the orders whose payment request has not been processed.
 	unserved []string
 }
 

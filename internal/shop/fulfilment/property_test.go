@@ -113,7 +113,7 @@ func (d *memoryBackend) deliver(m event.Outgoing) *steps {
 	}
 }
 
-// once stands for a transaction with the inbox: it applies a message once.
+// once stands in for a transaction with the inbox: it applies a message once.
 func (d *memoryBackend) once(m event.Outgoing, apply func() ([]event.Outgoing, error)) func(commit bool) ([]event.Outgoing, error) {
 	return func(commit bool) ([]event.Outgoing, error) {
 		if !commit {

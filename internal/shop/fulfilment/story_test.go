@@ -115,7 +115,7 @@ func runStory(t *rapid.T, prefix string, open func(stock map[string]int64, g *ga
 	s.check()
 }
 
-// randomStep takes one random step, most often work on a message.
+// randomStep takes one random step, usually working on a message.
 func (s *story) randomStep() {
 	p := pick(s, "order", s.plans)
 
@@ -254,7 +254,7 @@ func (s *story) advance(at int, commit bool) {
 	}
 }
 
-// finish ends a delivery: its message is done, rejected or delivered again.
+// finish ends a delivery: its message is done, rejected or redelivered.
 func (s *story) finish(at int, err error) {
 	m := s.deliveries[at].queued
 	m.taken = false
@@ -404,8 +404,8 @@ func (s *story) check() {
 	}
 }
 
-// checkMoney compares the order with the provider's own record: a completed order
-// has been paid once, all others not at all.
+// checkMoney compares the order with the provider's own record: a completed order has
+// been paid exactly once, any other not at all.
 func (s *story) checkMoney(o order.Order, row paid) {
 	kept := 0
 

@@ -98,10 +98,10 @@ func CheckMoved(field string, amount *Amount, code string) error {
 	return check(field, amount, places, code)
 }
 
-// shape matches every ISO 4217 code; the schema also checks it.
+// shape matches every ISO 4217 code; the schema has the same check.
 var shape = regexp.MustCompile(`^[A-Z]{3}$`)
 
-// sibling returns the path of a field in the object of another field.
+// sibling returns the path of the field called name in the same object as field.
 func sibling(field, name string) string { return field[:strings.LastIndex(field, ".")+1] + name }
 
 func check(field string, amount *Amount, places int32, code string) error {

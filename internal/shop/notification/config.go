@@ -33,8 +33,8 @@ type EmailConfig struct {
 	Port int `koanf:"port"`
 	// TLS is starttls, tls (from the first byte) or none. Defaults to starttls.
 	TLS string `koanf:"tls"`
-	// CAFile has the certificates that verify the server. Defaults to the
-	// system's roots.
+	// CAFile holds the certificates for verifying the server. Defaults to the system's
+	// roots.
 	CAFile string `koanf:"ca_file"`
 	// User and Password log in to the server. Default to no login.
 	User     string          `koanf:"user"`

@@ -124,7 +124,7 @@ func classify(err error, to EmailDue) error {
 
 func (m *mailer) compose(e event.Event[EmailDue]) (*mail.Msg, error) {
 	msg := mail.NewMsg()
-	// The same id marks a duplicate.
+	// A repeated id marks a duplicate.
 	msg.SetMessageIDWithValue(e.ID.String() + "@" + m.domain)
 	msg.SetDate()
 	msg.Subject(subject(e.Payload.Content))

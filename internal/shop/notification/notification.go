@@ -179,7 +179,7 @@ func checkWebhookContent(content string) error {
 		fmt.Sprintf("content: has %d bytes as JSON, expected at most %d for a webhook", len(encoded), maxWebhookContent))
 }
 
-// Directory knows the e-mail addresses of users.
+// Directory looks up users' e-mail addresses.
 type Directory struct {
 	// Emails returns the addresses by id. The address of an erased user is empty; a
 	// user who does not exist has no entry.
@@ -237,7 +237,7 @@ func (s *Service) Route(_ context.Context, _ pgx.Tx, events []event.Event[Reques
 	return outgoing, nil
 }
 
-// AdmitEmail looks up the addresses of e-mails. It skips users who have been erased. An
+// AdmitEmail looks up the recipients' addresses. It skips users who have been erased. An
 // e-mail to a user who does not exist awaits the user, and is eventually rejected.
 func (s *Service) AdmitEmail(ctx context.Context, db postgres.Querier, events []event.Event[EmailDue]) ([]error, error) {
 	addresses, err := s.directory.Emails(ctx, db, postgres.Column(events, event.Event[EmailDue].AggregateID))
@@ -266,7 +266,7 @@ func (s *Service) AdmitEmail(ctx context.Context, db postgres.Querier, events []
 	return verdicts, nil
 }
 
-// NeedsMailServer returns the dependency of e-mails, if they are sent.
+// NeedsMailServer returns the dependency that e-mails need, if they are sent.
 func (s *Service) NeedsMailServer(event.Event[EmailDue]) string {
 	if s.mailer == nil {
 		return ""
@@ -348,7 +348,7 @@ func (s *Service) SendEmail(ctx context.Context, e event.Event[EmailDue]) (answe
 	return s.mailer.send(ctx, e)
 }
 
-// NeedsReceiver returns the dependency of webhooks.
+// NeedsReceiver returns the dependency that webhooks need.
 func (s *Service) NeedsReceiver(event.Event[WebhookDue]) string { return WebhookReceiver }
 
 // PostWebhook posts a webhook and returns the receiver's answer. See webhook.send for

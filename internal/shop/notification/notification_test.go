@@ -84,7 +84,7 @@ func routed[P notification.Due](t *testing.T, userID string, channel notificatio
 		t.Fatal(err)
 	}
 
-	// A broker is in between.
+	// Encode and decode, as if a broker were in between.
 	data, err := event.Encode(out[0].Payload)
 	if err != nil {
 		t.Fatal(err)
@@ -359,7 +359,7 @@ const (
 	final = "stopped"
 )
 
-// consequence returns what an error means for the notification, and the requested wait.
+// consequence returns what an error means for the notification, and the requested delay.
 func consequence(err error) (what string, wait time.Duration) {
 	var (
 		retried  *event.LaterError

@@ -195,7 +195,7 @@ func (c StripeConfig) webhookSecrets() []string {
 	return strings.FieldsFunc(string(c.WebhookSecret), func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Warn returns an error that lists settings without effect, and outcomes that nobody
+// Warn returns an error that lists settings that have no effect, and outcomes that nobody
 // receives.
 func (c Config) Warn() error {
 	simulated := c.Gateway == gatewaySimulated

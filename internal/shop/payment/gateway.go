@@ -121,7 +121,7 @@ func pending(since time.Time, text string) error {
 	return event.Pending(after, fmt.Errorf("%w: %s", ErrPending, text))
 }
 
-// Dependency is the provider's name among the dependencies of the service.
+// Dependency is the provider's name among the service's dependencies.
 const Dependency = "payment gateway"
 
 func unknown(err error) error {
@@ -129,7 +129,7 @@ func unknown(err error) error {
 }
 
 // unrecorded is the error from a request whose record in Postgres could not be read or
-// written. If money has moved nevertheless, the next request finds out.
+// written. If money has moved anyway, the next request will find out.
 func unrecorded(err error) error {
 	if postgres.IsUnavailable(err) {
 		return event.Unavailable(postgres.Dependency, err)
@@ -167,7 +167,8 @@ type Reported struct {
 	RefundID      string        `json:"refund_id,omitempty"`
 	Amount        *money.Amount `json:"amount"`
 	Currency      string        `json:"currency"`
-	// Reason is why the payment was declined or disputed, or why the refund failed.
+	// Reason is the reason why the payment was declined or disputed, or why the refund
+	// failed.
 	Reason string `json:"reason,omitempty"`
 }
 

@@ -72,7 +72,7 @@ func TestRequestsFollowStripesDescription(t *testing.T) {
 	gateway := newGateway(t, stripeConfig(front.serve(mock)), pgtest.New(t))
 
 	// The second charge retrieves the intent. The results do not matter: the mock's
-	// examples have another amount.
+	// examples have a different amount.
 	for range 2 {
 		_, _ = gateway.Charge(t.Context(), chargeFor("order"))
 	}

@@ -75,7 +75,7 @@ type Refunded struct {
 	OrderID       string
 	TransactionID string
 	RefundID      string
-	// Failure is why the refund failed; empty if it did not.
+	// Failure is the reason why the refund failed; empty if it did not.
 	Failure string
 }
 

@@ -10,12 +10,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// Action is how the simulated gateway answers a request.
+// Action is the simulated gateway's answer to a request.
 type Action string
 
-// Actions. A request that is answered with timeout or error changes nothing;
-// "charge then" and "refund then" carry out the request and lose the answer. A
-// request that is answered with pending is carried out or fails later.
+// Actions. A request that is answered with timeout or error changes nothing; "charge
+// then" and "refund then" carry out the request and lose the answer. A request that is
+// answered with pending is carried out later, or fails later.
 const (
 	actionCapture           Action = "capture"
 	actionDecline           Action = "decline"
@@ -30,7 +30,7 @@ const (
 	actionRefundPendingFail Action = "refund_pending_then_fail"
 )
 
-// actions lists the answers to charges, refundActions those to refunds.
+// actions lists the answers to charges, and refundActions the answers to refunds.
 var (
 	actions = []Action{
 		actionCapture, actionDecline, actionTimeout, actionError, actionChargeThenTimeout, actionChargeThenError, actionPending, actionPendingDecline,
@@ -84,8 +84,8 @@ func (c SimulatedConfig) rates() []rate {
 	}
 }
 
-// plan returns how to answer a request, and for how many requests of the order:
-// by the first rule that matches, or by chance.
+// plan returns the answer to a request, and the number of the order's requests that get
+// it. The first matching rule decides; if none matches, chance does.
 func (c SimulatedConfig) plan(orderID string, refund bool) (action Action, times int) {
 	for _, r := range c.Rules {
 		if r.matches(orderID) && slices.Contains(refundActions, r.Action) == refund {
@@ -101,7 +101,7 @@ func (c SimulatedConfig) plan(orderID string, refund bool) (action Action, times
 
 	for _, rate := range c.rates() {
 		if chance -= rate.fraction; chance < 0 {
-			return rate.action, math.MaxInt32 // no matter how often it has been asked
+			return rate.action, math.MaxInt32 // however many requests there have been
 		}
 	}
 

@@ -68,10 +68,10 @@ func (s *Simulated) Charge(ctx context.Context, charge Charge) (Outcome, error) 
 	return outcome, nil
 }
 
-// record enters a request into the ledger and returns the outcome of the charge and
-// the number of requests for it. unanswered is the number of initial requests that
-// charge nothing; waits says whether they were accepted. The statement commits on its
-// own, so the record stays even if the caller fails.
+// record enters a request into the ledger and returns the outcome of the charge and the
+// number of requests for it. unanswered is the number of initial requests that charge
+// nothing; waits reports whether they were accepted. The statement commits on its own, so
+// the record survives even if the caller fails.
 func (s *Simulated) record(ctx context.Context, charge Charge, wanted Outcome, unanswered int, waits bool) (outcome Outcome, requests int, err error) {
 	var sameAmount bool
 

@@ -235,7 +235,7 @@ func TestTheSimulatedLedgerIsReadInPages(t *testing.T) {
 
 	pool := pgtest.New(t)
 
-	// All have the same time, so that pages end between equal times.
+	// Give all entries the same time, so that pages end between equal times.
 	if _, err := pool.Exec(t.Context(), `
 		INSERT INTO gateway_ledger (idempotency_key, order_id, attempt, amount, currency, transaction_id, settled_at)
 		SELECT 'k' || i, 'o' || i, 1, i, 'USD', 't' || i, '2026-01-01' FROM generate_series(1, 2500) i`); err != nil {
@@ -363,7 +363,7 @@ func TestTheSimulatedGatewayDecidesLater(t *testing.T) {
 		payment.Rule{Order: "returned", Action: "refund_pending", Times: 2}, payment.Rule{Order: "kept", Action: "refund_pending_then_fail"},
 	), pgtest.New(t))
 
-	// A lookup asks the provider as well.
+	// A lookup also asks the provider.
 	for i, by := range []struct {
 		name string
 		ask  func(context.Context, payment.Charge) (payment.Outcome, error)

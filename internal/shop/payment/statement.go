@@ -32,7 +32,7 @@ type Recorded struct {
 	TransactionID string       `json:"transaction_id,omitempty"`
 	DeclineReason string       `json:"decline_reason,omitempty"`
 	RefundID      string       `json:"refund_id,omitempty"`
-	// RefundFailure is why the last refund failed.
+	// RefundFailure is the reason why the last refund failed.
 	RefundFailure string    `json:"refund_failure,omitempty"`
 	RecordedAt    time.Time `json:"recorded_at"`
 }

@@ -101,7 +101,7 @@ func outcomeOf(intent *stripe.PaymentIntent) (Outcome, progress) {
 	}
 }
 
-// Charge implements Gateway. It rejects an amount that Stripe has no units for.
+// Charge implements Gateway. It rejects an amount that Stripe's units cannot express.
 func (s *Stripe) Charge(ctx context.Context, charge Charge) (Outcome, error) {
 	units, err := minorUnits(charge.Amount, charge.Currency)
 
@@ -452,7 +452,7 @@ func outcomeOfRefunds(refund Refund, whole int64, made []*stripe.Refund) (id str
 	case waits != nil && returned+awaited >= whole:
 		return "", waits
 	case len(made) == 0:
-		// A dispute returns money too.
+		// A dispute also returns money.
 		return "", &RefusedError{Reason: refund.TransactionID + " was returned, but not by a refund"}
 	case returned+awaited > 0:
 		amount, currency := amountOf(returned, refund.Currency)

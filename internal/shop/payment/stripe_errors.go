@@ -59,7 +59,7 @@ func chargeError(err error) (Outcome, error) {
 	return Outcome{}, requestError("charging", err)
 }
 
-// declineReason is Stripe's reason for not charging a card.
+// declineReason returns Stripe's reason for not charging a card.
 func declineReason(err *stripe.Error) string {
 	reason := err.Msg
 	if code := string(err.DeclineCode); code != "" {

@@ -77,8 +77,8 @@ func expectRetryable(tb testing.TB, err error) time.Duration {
 	return l.After
 }
 
-// settle charges until the outcome is known, each time through another gateway,
-// and returns the outcome and the errors before it.
+// settle charges until the outcome is known, each time through a new gateway, and returns
+// the outcome and the errors before it.
 func settle(tb testing.TB, open func() payment.Gateway, charge payment.Charge) (payment.Outcome, []error) {
 	tb.Helper()
 
@@ -771,7 +771,7 @@ func charged(t *testing.T) (*paymenttest.Server, payment.Gateway, payment.Outcom
 	return server, gateway, outcome
 }
 
-// After a refund has failed, a person refunds in another way.
+// After a refund has failed, a person refunds by other means.
 func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 	t.Parallel()
 
@@ -802,7 +802,7 @@ func TestAFailedRefundIsNotRepeatedButAnotherIsFound(t *testing.T) {
 	}
 }
 
-// refundInParts is a capture. A person refunds parts of it by hand.
+// refundInParts is a capture of which a person refunds parts by hand.
 type refundInParts struct {
 	name    string
 	parts   []string // made before the request: units and status

@@ -23,7 +23,7 @@ var (
 	onceHundredths = strings.Fields("ISK UGX")
 )
 
-// digits returns the decimal places of Stripe's unit of a currency.
+// digits returns the number of decimal places in Stripe's unit for a currency.
 func digits(currency string) int32 {
 	switch {
 	case slices.Contains(wholeUnits, currency):

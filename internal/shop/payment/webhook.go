@@ -94,7 +94,7 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.logger.Warn("webhook not accepted", slog.String("provider", gatewayStripe), slog.String("outcome", string(outcome)), slog.Any("error", err))
 	}
 
-	// The body gives no reason: a caller that cannot sign need not know it.
+	// The body gives no reason: a caller that cannot sign need not know why.
 	http.Error(w, http.StatusText(status), status)
 }
 
@@ -222,7 +222,7 @@ type report struct {
 	intent string
 }
 
-// translate has a function for each type of event that concerns Millrace. The function
+// translate holds a function for each type of event that concerns Millrace. The function
 // returns false if an event reports no outcome.
 var translate = map[stripe.EventType]func(data *stripe.EventData) (r report, relevant bool, err error){
 	stripe.EventTypePaymentIntentSucceeded:     reportIntent,

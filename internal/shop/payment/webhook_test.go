@@ -416,14 +416,14 @@ func TestStateComparesBothRecords(t *testing.T) {
 	}
 }
 
-// records are the two records of payments: the provider's and Millrace's.
+// records holds the two records of payments: the provider's and Millrace's.
 type records struct {
 	t       *testing.T
 	pool    *pgxpool.Pool
 	gateway payment.Gateway
 }
 
-// charge adds to the provider's record and returns the transaction.
+// charge adds a charge to the provider's record and returns the transaction.
 func (r records) charge(order string) string {
 	r.t.Helper()
 
@@ -435,7 +435,7 @@ func (r records) charge(order string) string {
 	return outcome.TransactionID
 }
 
-// write adds to Millrace's record.
+// write adds a payment to Millrace's record.
 func (r records) write(order, status, amount, transaction, refund string) {
 	r.t.Helper()
 

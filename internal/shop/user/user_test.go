@@ -168,7 +168,7 @@ func TestALongStreamIsFoldedFromItsSnapshot(t *testing.T) {
 		t.Fatalf("the snapshot is at %d", got)
 	}
 
-	// Without the events before it, the state is the same.
+	// Without the events before the snapshot, the state is the same.
 	before, err := s.Emails(t.Context(), s.pool, []string{"a"})
 	if err != nil {
 		t.Fatal(err)
