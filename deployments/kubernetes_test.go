@@ -103,7 +103,7 @@ func build(t *testing.T, overlay string) (m manifests) {
 	return m
 }
 
-// pods returns all pod templates, by the name of their container.
+// pods returns all pod templates, by container name.
 func (m manifests) pods() map[string]core.PodTemplateSpec {
 	templates := map[string]core.PodTemplateSpec{}
 	for _, template := range []core.PodTemplateSpec{m.deployment.Spec.Template, m.migrate.Spec.Template, m.upkeep.Spec.JobTemplate.Spec.Template} {
@@ -222,7 +222,7 @@ func (m manifests) load(t *testing.T, pod core.PodTemplateSpec) config.Config {
 		t.Setenv(variable.Name, strings.ReplaceAll(variable.Value, "/run/secrets/", root+"/run/secrets/"))
 	}
 
-	t.Setenv("MILLRACE_HEALTH__ADDR", "0.0.0.0:9465") // of the image
+	t.Setenv("MILLRACE_HEALTH__ADDR", "0.0.0.0:9465") // as in the image
 
 	cfg, err := config.Load(file, map[string]any{"notification.email.host": "mail.example.com"}) // without it, the service warns
 	if err != nil {
@@ -280,7 +280,7 @@ func TestProbesAskTheHealthListener(t *testing.T) {
 	})
 }
 
-// Everything that selects pods must select those of the Deployment.
+// Everything that selects pods must select the Deployment's pods.
 func TestSelectorsSelect(t *testing.T) {
 	each(t, func(t *testing.T, m manifests) {
 		pod := m.deployment.Spec.Template

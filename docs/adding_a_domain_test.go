@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// block is a piece of code on a page with the text before it.
+// block is a piece of code on a page, with the text that precedes it.
 type block struct {
 	before, language, code string
 }
@@ -30,7 +30,7 @@ func blocksOf(page string) []block {
 	return blocks
 }
 
-// path matches file names in a text.
+// path matches file names in text.
 var path = regexp.MustCompile("`([a-z0-9_/]+\\.(?:go|sql))`")
 
 // apply follows a page in the repository at root: it creates the files in Go and SQL
@@ -73,7 +73,7 @@ func write(t *testing.T, file, text string) {
 	}
 }
 
-// insert adds the new lines of a diff after the line of context that it shows.
+// insert adds a diff's new lines after its line of context.
 func insert(t *testing.T, file, diff string) {
 	t.Helper()
 
@@ -122,7 +122,7 @@ func run(t *testing.T, dir, name string, args ...string) string {
 
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir = dir
-	// The compiler's results do not depend on the directory, so they are cached.
+	// The compiler's output does not depend on the directory, so it can be cached.
 	cmd.Env = append(os.Environ(), "GOFLAGS=-trimpath")
 
 	var stderr strings.Builder
@@ -172,7 +172,8 @@ func TestTheExamplesOfAddingADomainWork(t *testing.T) {
 	run(t, root, "go", "tool", "-modfile=tools/go.mod", "golangci-lint", "run", "--allow-parallel-runners", "./internal/shop/warehouse/...", "./internal/shop/loyalty/...")
 }
 
-// TestTheReadmeShowsAnExampleOfThePage checks that README's Go is on the page.
+// TestTheReadmeShowsAnExampleOfThePage checks that the Go code in the README is on the
+// page.
 func TestTheReadmeShowsAnExampleOfThePage(t *testing.T) {
 	t.Parallel()
 

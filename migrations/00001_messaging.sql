@@ -80,8 +80,8 @@ CREATE TABLE published_messages_default PARTITION OF published_messages DEFAULT;
 
 -- Keys with failed messages. While a message waits, it blocks later messages with its
 -- key. While messages are only stopped, later ones are applied and recorded in
--- overtaking_messages. The row is the lock of the key: batches and new failed messages
--- lock it FOR KEY SHARE, freeing the key and requeueing lock it FOR UPDATE.
+-- overtaking_messages. The row is the key's lock: batches and new failed messages lock it
+-- FOR KEY SHARE; freeing the key and requeueing lock it FOR UPDATE.
 CREATE TABLE failed_keys (
     consumer text        NOT NULL,
     key      text        NOT NULL,
@@ -159,7 +159,7 @@ COMMENT ON COLUMN failed_messages.last_release IS 'Program version at the last f
 
 -- The condition does not use the state: when a key is freed, the foreign key looks up
 -- rows by consumer and key in any state, and without this index it would read all
--- messages of the consumer.
+-- the consumer's messages.
 CREATE INDEX failed_messages_of_key ON failed_messages (consumer, failed_key, state, id) WHERE failed_key IS NOT NULL;
 CREATE INDEX failed_messages_open ON failed_messages (id) WHERE state = 'stopped';
 CREATE INDEX failed_messages_group ON failed_messages (group_id, id);

@@ -14,7 +14,7 @@ CREATE TABLE events (
     CONSTRAINT events_version_positive CHECK (version > 0),
     CONSTRAINT events_schema_positive CHECK (schema > 0)
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
--- Vacuum this append-only table after a fixed number of inserts instead of a share of
+-- Vacuum this append-only table after a fixed number of inserts instead of a fraction of
 -- its size: otherwise vacuums become ever rarer and longer, and the audit cannot rely
 -- on the visibility map.
 

@@ -74,7 +74,7 @@ COMMENT ON TABLE stripe_intents IS 'The only Stripe PaymentIntent that may be co
 CREATE INDEX stripe_intents_intent ON stripe_intents (intent_id);
 CREATE INDEX stripe_intents_order ON stripe_intents (order_id);
 
--- Webhooks received from providers, which send the same event more than once.
+-- Webhooks received from providers, which may send the same event more than once.
 CREATE TABLE provider_events (
     provider    text        NOT NULL,
     event_id    text        NOT NULL,

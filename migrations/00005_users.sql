@@ -1,7 +1,7 @@
 -- +goose Up
 
--- A data key per user. Destroying the key makes the personal data in the user's stream
--- unreadable. The row is also the lock of the aggregate.
+-- One data key per user. Destroying the key makes the personal data in the user's stream
+-- unreadable. The row is also the aggregate's lock.
 CREATE TABLE user_keys (
     user_id   text        NOT NULL,
     key       bytea,

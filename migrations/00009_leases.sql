@@ -1,7 +1,7 @@
 -- +goose Up
 
--- A lease used to be a due time in the future, so whatever made the key due ended the
--- lease as well, and the message was tried twice at the same time. Now the two are
+-- A lease used to be a due time in the future, so whatever made the key due also ended
+-- the lease, and the message could be tried twice at the same time. Now the two are
 -- separate.
 ALTER TABLE failed_keys
     ADD COLUMN leased_at    timestamptz,

@@ -83,8 +83,7 @@ act() {
   esac
 }
 
-# start_docker: restart the container of this directory, which has its data, or
-# create one.
+# start_docker: restart this directory's container, which has its data, or create one.
 start_docker() {
   ready && return 0
   if [[ ! -e $dir/container ]] || ! docker start "$container" >/dev/null 2>&1; then

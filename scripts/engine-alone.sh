@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows that the engine does not depend on the shop: builds and tests it in a copy
 # of the repository without the shop and the packages that assemble the service.
-#   scripts/engine-alone.sh [FLAG OF go test]...
+#   scripts/engine-alone.sh [GO TEST FLAG]...
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The container image, with Docker if its engine answers and with Podman otherwise.
+# Builds or tests the container image, with Docker if its engine answers, else with Podman.
 #   scripts/image.sh build VERSION
 #   scripts/image.sh test VERSION
 # The result is a file for each architecture, bin/image/millrace-linux-ARCH.tar, that
-# docker load and podman load take. The engine gets the one for this machine as
-# millrace:VERSION and millrace:latest. Go builds the program on this machine, for each
+# docker load and podman load accept. The one for this machine is loaded into the engine
+# as millrace:VERSION and millrace:latest. Go builds the program on this machine, for each
 # architecture, so no base image is downloaded and nothing is emulated.
 #
 # The test runs the image with Podman. It needs root on Linux, for a network namespace,
@@ -21,7 +21,7 @@ install_podman() {
     apt_install "podman runc iproute2" "${TMPDIR:-/tmp}/millrace-apt-podman.log"
 }
 
-# context ARCH DIR: put what the image contains into a folder.
+# context ARCH DIR: put the contents of the image into a folder.
 context() {
   rm -rf "$2"
   mkdir -p "$2"
@@ -47,7 +47,7 @@ build() {
   for arch in amd64 arm64; do
     say "building linux/$arch"
     context "$arch" ".local/image/$arch"
-    # Without the cache: without BuildKit, Docker's mixes architectures.
+    # Use no cache: without BuildKit, Docker's cache mixes up architectures.
     "$1" build -q --no-cache "${format[@]}" --platform "linux/$arch" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
       -t "millrace:$version-$arch" -f deployments/Dockerfile ".local/image/$arch" >&2
     rm -f "$out/millrace-linux-$arch.tar.part" # Podman does not overwrite

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that use Postgres most on each supported version of it, each in a server
-# of its own that is started for it and stopped afterwards.
+# Runs the tests that use Postgres most on each of its supported versions. Each version
+# has its own server, which is started for the tests and stopped afterwards.
 #   scripts/postgres-versions.sh VERSION...
 # Needs the addresses of the other servers in .local/test/env or in the environment.
 set -euo pipefail

@@ -2,7 +2,7 @@
 # Installs the packages of DIR/requirements.txt and prints the path of the Python
 # interpreter that has them.
 #   scripts/python.sh [DIR]
-# DIR is scripts/python by default: other producers and consumers, for tests.
+# DIR defaults to scripts/python: other producers and consumers, for tests.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"

@@ -59,7 +59,7 @@ run_container() {
   docker run -d --name "$container" -p "127.0.0.1:$port:5672" "${extra[@]}" rabbitmq:4.1 >/dev/null
 }
 
-# The rabbitmqctl in the PATH changes the user and with it HOME.
+# The rabbitmqctl in the PATH changes the user and therefore HOME.
 ctl() {
   if have_docker; then docker exec "$container" rabbitmqctl -q "$@"; else "${server%-server}ctl" -q "$@"; fi
 }

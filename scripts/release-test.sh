@@ -48,7 +48,7 @@ grep -q 'pkg:golang/github.com/jackc/pgx/v5@v' sbom.cdx.json || die "the bill of
 grep -q "^.TH \"MILLRACE-FAILED-REQUEUE\" \"1\" \"Jan 2026\" \"millrace $version\"" man/man1/millrace-failed-requeue.1 ||
   die "the manual page has a different header: $(grep '^.TH' man/man1/millrace-failed-requeue.1)"
 
-# Complete as an interactive shell does.
+# Complete as an interactive shell would.
 completed=$(PATH=$PWD:$PATH bash -c '
   source completions/millrace.bash
   _get_comp_words_by_ref() { cur=req prev=failed words=(millrace failed req) cword=2; } # from the package bash-completion

@@ -56,7 +56,7 @@ port() {
   echo "$port" | tee "$file"
 }
 
-# given VARIABLE: print the address in it, which must answer.
+# given VARIABLE: print the address in it, at which a server must answer.
 given() {
   local address=${!1} hostport
   hostport=${address##*@}

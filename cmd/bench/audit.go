@@ -13,11 +13,11 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// daysBack is the number of days, including today, of the generated rows.
+// daysBack is the number of days, including today, that the generated rows span.
 const daysBack = 6
 
-// idAt returns an SQL expression for a UUIDv7 that has the time at and differs for each
-// n and salt. Older servers have no function for it.
+// idAt returns an SQL expression for a UUIDv7 with the time at, different for each n and
+// salt. Older servers have no function for this.
 func idAt(at, salt string) string {
 	digest := "md5(n || '" + salt + "')"
 
@@ -25,7 +25,7 @@ func idAt(at, salt string) string {
 		at, digest, digest)
 }
 
-// scattered is an SQL expression: a time in the last few days for each n.
+// scattered is an SQL expression that maps each n to a time in the last few days.
 const scattered = `(now() - n %% (%d * 86400) * interval '1 second')`
 
 // daysOfPast creates inbox partitions for the generated days.
@@ -39,8 +39,8 @@ func (s *site) daysOfPast(ctx context.Context) error {
 	return nil
 }
 
-// history inserts n orders as the pipeline leaves them: 90 % are completed, 5 %
-// declined, 4 % found no stock, and 1 % wait for a payment that is in the outbox.
+// history inserts n orders as the pipeline leaves them: 90% are completed, 5% declined,
+// 4% found no stock, and 1% are waiting for a payment that is in the outbox.
 func (s *site) history(ctx context.Context, n, skus int) error {
 	if err := s.daysOfPast(ctx); err != nil {
 		return err

@@ -111,7 +111,7 @@ type stage struct {
 	apply           func(context.Context, pgx.Tx, []stored) ([]event.Outgoing, error)
 	left            int // messages to apply
 	next            *stage
-	// arrived has a value once the previous stage has committed messages.
+	// arrived receives a value once the previous stage has committed messages.
 	arrived chan struct{}
 
 	low     int64   // the sequence number up to which all rows have been read

@@ -43,7 +43,7 @@ func child(encoded string) error {
 		return err
 	}
 
-	// The environment may override settings, to compare them.
+	// The environment may change other settings, so that they can be compared.
 	cfg, err := config.Load("", map[string]any{
 		"postgres.url":         spec.URL,
 		"http.addr":            "127.0.0.1:0",

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// collector takes traces as an OpenTelemetry collector does, and only counts their bytes.
-// The service pays for making, encoding and sending them; what a real collector does with
-// them usually happens on another machine.
+// collector receives traces as an OpenTelemetry collector does, but only counts their
+// bytes. The service pays for creating, encoding and sending them; a real collector
+// usually processes them on another machine.
 type collector struct {
 	server   http.Server
 	endpoint string

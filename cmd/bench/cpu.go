@@ -16,8 +16,8 @@ import (
 
 // usage is the resources used so far: the CPU seconds of this process, the replicas and
 // the servers that they use, including all their processes, and the bytes of WAL. Other
-// servers on the machine do not count. The CPU time of a server on another machine or in
-// a container is 0.
+// servers on the machine are not counted. The CPU time of a server on another machine or
+// in a container is 0.
 type usage struct{ bench, service, postgres, broker, wal float64 }
 
 func (u usage) since(before usage) usage {

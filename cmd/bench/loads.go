@@ -23,9 +23,9 @@ import (
 // load defines the messages of a run and how their completion is measured.
 type load struct {
 	name string
-	// message is the i-th message.
+	// message returns the i-th message.
 	message func(i int) event.Payload
-	// prepare inserts the rows to which n messages refer; it may be nil.
+	// prepare inserts the rows that n messages refer to; it may be nil.
 	prepare func(ctx context.Context, s *site, n int) error
 	// done counts the completed messages, cheaply.
 	done string
@@ -36,7 +36,8 @@ type load struct {
 // price is the amount of every order.
 var price = money.MustParse("9.99")
 
-// orders are orders, each for one of several products. An order counts once it is sold.
+// orders returns a load of orders, each for one of several products. An order counts once
+// it is sold.
 func orders(products int) load {
 	return load{
 		name:    "orders",
@@ -72,17 +73,17 @@ const (
 		- (SELECT min(pg_xact_commit_timestamp(xmin)) FROM events WHERE recorded_at > (SELECT at FROM bench_start)))::float8`
 )
 
-// users are messages: half of them create users, and half update existing users.
+// users returns a load of which half creates users and half updates existing ones.
 func users() load {
 	return load{name: "users", message: userMessage, prepare: prepareUsers, done: notified, elapsed: notifiedElapsed}
 }
 
-// legacyUsers are users in the old format.
+// legacyUsers is like users, with messages in the old format.
 func legacyUsers() load {
 	return load{name: "legacy users", message: legacyMessage, prepare: prepareUsers, done: notified, elapsed: notifiedElapsed}
 }
 
-// updates are updates of existing users.
+// updates returns a load of updates to existing users.
 func updates(users int) load {
 	return load{
 		name:    "updates",
@@ -99,7 +100,7 @@ func updates(users int) load {
 	}
 }
 
-// analyticsEvents are tracked events.
+// analyticsEvents returns a load of tracked events.
 func analyticsEvents() load {
 	return load{
 		name: "analytics", message: trackedMessage,
@@ -121,15 +122,15 @@ func userMessage(i int) event.Payload {
 	return update(known(i), i)
 }
 
-// update is the i-th update. It changes something; otherwise it would cause no
-// notification.
+// update returns the i-th update. It always changes something; otherwise there would be
+// no notification.
 func update(id string, i int) event.Payload {
 	city := json.RawMessage(strconv.Quote("City " + strconv.Itoa(i)))
 
 	return account.UserUpdated{UserID: id, Updates: user.Update{Properties: user.Properties{"city": city}}}
 }
 
-// raw is a payload as another system encodes it.
+// raw is a payload as encoded by another system.
 type raw struct {
 	topic, key string
 	body       map[string]any

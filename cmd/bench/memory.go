@@ -12,7 +12,7 @@ const (
 	// idleFor is how long a service is idle before the measurement, and how long the
 	// measurement takes.
 	idleFor = 5 * time.Second
-	// backlog is the maximum number of orders that wait under steady full load.
+	// backlog is the maximum number of orders waiting under steady full load.
 	backlog = 4000
 	// steadySlices is the number of slices of a steady run. Each has its own figures.
 	steadySlices = 10

@@ -74,7 +74,7 @@ func (s *site) newProcess(ctx context.Context, role string) (*process, error) {
 	spec, err := json.Marshal(childSpec{Role: role, URL: string(s.cfg.Postgres.URL), Group: s.name, Kind: s.cfg.Broker.Kind, HTTP: p.http, Traces: s.traces})
 	p.cmd = exec.CommandContext(ctx, self, "child", string(spec))
 
-	if s.traces == "" { // whatever the environment of the benchmark says
+	if s.traces == "" { // whatever the benchmark's environment says
 		p.cmd.Env = append(os.Environ(), "OTEL_SDK_DISABLED=true")
 	}
 

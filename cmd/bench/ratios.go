@@ -67,7 +67,7 @@ func rate(name, over, baseline string) ratio {
 	return ratio{name, point{over, perSecond}, point{baseline, perSecond}}
 }
 
-// of returns the ratio in each round.
+// of returns the ratio for each round.
 func (r ratio) of(runs map[string][]figures) []figures {
 	var (
 		found          []figures

@@ -18,7 +18,7 @@ type scenario struct {
 	once bool
 }
 
-// brokers are the kinds of brokers.
+// brokers returns the kinds of broker.
 func brokers() []string { return []string{broker.Embedded, broker.Kafka, broker.RabbitMQ} }
 
 func (l *lab) scenarios() []scenario {
@@ -33,8 +33,8 @@ func (l *lab) scenarios() []scenario {
 	return append(all, l.olds()...)
 }
 
-// throughputs compare the order process on each broker with other implementations of
-// it.
+// throughputs returns scenarios that compare the order process on each broker with other
+// implementations of it.
 func (l *lab) throughputs() []scenario {
 	n, naive := l.orders, l.naiveOrders
 
@@ -49,8 +49,8 @@ func (l *lab) throughputs() []scenario {
 	}
 }
 
-// keys concentrate the load on one partition, key or product. "uniform keys" is the
-// baseline for "one key": the same messages with many keys.
+// keys returns scenarios that concentrate the load on one partition, key or product.
+// "uniform keys" is the baseline for "one key": the same messages with many keys.
 func (l *lab) keys() []scenario {
 	all := []scenario{
 		l.drain("keys/kafka one partition", trial{kind: broker.Kafka, load: orders(l.skus), n: l.orders, partitions: 1}).asMain(),
@@ -65,7 +65,7 @@ func (l *lab) keys() []scenario {
 	return all
 }
 
-// domains measure the other domains on Kafka.
+// domains returns scenarios that measure the other domains on Kafka.
 func (l *lab) domains() []scenario {
 	var all []scenario
 
@@ -82,7 +82,7 @@ func (l *lab) domains() []scenario {
 	return all
 }
 
-// rates are the orders per second of latency runs.
+// rates returns the orders per second for latency runs.
 func rates() []int { return []int{50, 400} }
 
 func (l *lab) latencies() []scenario {
@@ -135,8 +135,9 @@ func (l *lab) replicas() []scenario {
 	return all
 }
 
-// tracings compare a service that exports traces at its default sampling rate with one
-// that makes none. Both scenarios of a pair run one after the other in each round.
+// tracings returns scenarios that compare a service that exports traces at its default
+// sampling rate with one that creates none. In each round, the two scenarios of a pair run
+// one after the other.
 func (l *lab) tracings() []scenario {
 	var all []scenario
 
@@ -150,7 +151,7 @@ func (l *lab) tracings() []scenario {
 	return all
 }
 
-// olds measure databases with a lot of old data.
+// olds returns scenarios that measure databases with a lot of old data.
 func (l *lab) olds() []scenario {
 	var all []scenario
 
@@ -167,7 +168,7 @@ func (l *lab) olds() []scenario {
 	)
 }
 
-// asMain returns the scenario as a main one.
+// asMain returns the scenario marked as a main one.
 func (s scenario) asMain() scenario {
 	s.main = true
 

@@ -34,7 +34,7 @@ type lab struct {
 	server *pgxpool.Pool
 	logger *slog.Logger
 	runs   int
-	// batch is the mean batch of the last embedded run; the ceiling uses it.
+	// batch is the mean batch size of the last embedded run; the ceiling uses it.
 	batch int
 	// aged is the database with old inbox rows, once it exists.
 	aged *site
@@ -75,7 +75,7 @@ type site struct {
 	name    string
 	// replicas are the running processes.
 	replicas []*process
-	// traces is the address to which they export traces; without it, they make none.
+	// traces is the address to which they export traces; if empty, they create none.
 	traces string
 }
 

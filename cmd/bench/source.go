@@ -16,7 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// source publishes messages like another system.
+// source publishes messages as another system would.
 type source struct {
 	site *site
 	conn *broker.Conn

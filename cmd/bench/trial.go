@@ -22,9 +22,9 @@ type trial struct {
 	role string
 	// partitions is the number per Kafka topic; 0 means the default.
 	partitions int32
-	// aged is true to run on the database with old inbox rows.
+	// aged selects the database with old inbox rows.
 	aged bool
-	// traced is true to export traces, at the service's default sampling rate.
+	// traced enables the export of traces, at the service's default sampling rate.
 	traced bool
 }
 
@@ -117,7 +117,7 @@ func (s *site) traced(ctx context.Context, t trial) (figures, error) {
 	return f, nil
 }
 
-// minTraced is a number of messages large enough for some to be certainly sampled.
+// minTraced is a number of messages large enough that some are certain to be sampled.
 const minTraced = 2000
 
 func (l *lab) siteOf(ctx context.Context, t trial) (*site, error) {

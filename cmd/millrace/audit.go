@@ -66,7 +66,7 @@ Exit code 1 if there are violations; with --repair, if any remain.`,
 	})
 }
 
-// run checks and repairs. On a terminal it asks before it repairs.
+// run checks and repairs. On a terminal, it asks before repairing anything.
 func (a auditing) run(c *call) (operate.Audit, error) {
 	progress, done := showProgress("checking")
 	defer done()

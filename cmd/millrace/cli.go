@@ -313,13 +313,13 @@ func (c *call) print(v any, text func(w io.Writer)) error {
 	return w.Flush()
 }
 
-// Errors of actions that cannot be undone.
+// Errors for actions that cannot be undone.
 var (
 	errUnasked     = event.Errorf(event.Invalid, "--yes: is missing, required without a terminal")
 	errUnconfirmed = event.Errorf(event.Invalid, "not confirmed: nothing was changed")
 )
 
-// interactive reports whether there is a terminal to ask on.
+// interactive reports whether there is a terminal on which to ask.
 func (c *call) interactive() bool {
 	in, isFile := c.cmd.InOrStdin().(*os.File)
 
@@ -356,7 +356,7 @@ func line[T any](c *call) func(T) error {
 	return func(v T) error { return encoder.Encode(v) }
 }
 
-// table returns a function that writes a list below the names of its columns.
+// table returns a function that writes a list as a table with column headings.
 func table[T any](columns string, cells func(T) []any) func(io.Writer, []T) {
 	return func(w io.Writer, list []T) {
 		fmt.Fprintln(w, strings.ReplaceAll(columns, " ", "\t"))
@@ -367,7 +367,7 @@ func table[T any](columns string, cells func(T) []any) func(io.Writer, []T) {
 	}
 }
 
-// row writes cells of a table.
+// row writes a row of a table.
 func row(w io.Writer, cells ...any) {
 	texts := make([]string, len(cells))
 	for i, c := range cells {
@@ -408,7 +408,7 @@ func oneLine(s string, limit int) string {
 	return s
 }
 
-// Bounds of --limit and --days.
+// Bounds for --limit and --days.
 const (
 	maxLimit = 100_000
 	maxDays  = 3660

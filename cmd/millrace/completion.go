@@ -73,9 +73,9 @@ func failedIDs(states ...failed.State) func(*call) ([]string, error) {
 		postgres.Column(states, func(s failed.State) string { return string(s) }))
 }
 
-// completions maps arguments, by their name in the usage line, and flags to what
-// completes them. A name with the path of a command takes precedence over the name
-// alone.
+// completions maps flags, and arguments by their names in the usage lines, to the
+// functions that complete them. A name preceded by a command's path takes precedence
+// over the name alone.
 var completions = map[string]func(*call) ([]string, error){
 	"SHELL":      fixed(sortedKeys(shells)...),
 	"CONSUMER":   named(func(c *call) []string { return c.Operator.ConsumerNames() }),

@@ -32,8 +32,8 @@ func completed(t *testing.T, args ...string) []string {
 	return lines[:len(lines)-1] // the last line is for the shell
 }
 
-// nowhere is an address without a database. Its absence must not delay or prevent the
-// completion of names.
+// nowhere is an address at which there is no database. This must neither delay nor
+// prevent the completion of names.
 const nowhere = "postgres://127.0.0.1:1/none"
 
 func TestNamesCompleteWithoutADatabase(t *testing.T) {
@@ -58,7 +58,7 @@ func TestNamesCompleteWithoutADatabase(t *testing.T) {
 		"audit --only stock,str":               "stock,streams",
 		"status --broker ":                     "embedded kafka rabbitmq",
 		"status --log-level ":                  "debug info warn error",
-		"orders show ":                         "", // no database answers
+		"orders show ":                         "", // no database is reachable
 		"publish orders.created ":              "",
 		"failed list ":                         "",
 	} {

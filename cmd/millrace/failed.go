@@ -69,8 +69,8 @@ func failedListing[T any](opts *options, cmd *cobra.Command, read func(*call, fa
 	}, append(flags, selected.flags, selected.stateFlag(string(failed.Stopped)), limited)...)
 }
 
-// toActOn returns the filter that the flags and arguments of an action select. The
-// arguments must be ids of existing, stopped messages.
+// toActOn returns the filter specified by an action's flags and arguments. The arguments
+// must be ids of existing, stopped messages.
 func (s *selection) toActOn(c *call) (failed.Filter, error) {
 	ids, err := entryIDs(c.args)
 	if err != nil {
@@ -107,8 +107,8 @@ func entryID(arg string) (int64, error) {
 	return id, nil
 }
 
-// moment is a flag that takes a time, in the local zone if it names none, or a duration
-// before now.
+// moment is a flag that takes a time, in the local time zone unless it specifies one, or
+// a duration before now.
 type moment time.Time
 
 func (*moment) Type() string   { return "time" }
@@ -136,7 +136,7 @@ func (m *moment) Set(text string) error {
 	return nil
 }
 
-// state returns the state of an entry, or its resolution, or "edited".
+// state returns an entry's state or resolution, or "edited".
 func state(e failed.Entry) string {
 	switch {
 	case e.Resolution != "":
@@ -148,8 +148,7 @@ func state(e failed.Entry) string {
 	}
 }
 
-// printDiff prints the changes to the payload of an entry, or the text none if nothing
-// changed.
+// printDiff prints the changes to an entry's payload, or the text none if nothing changed.
 func (c *call) printDiff(e failed.Entry, none string) error {
 	diff := failed.Diff(e)
 

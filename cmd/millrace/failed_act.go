@@ -92,7 +92,7 @@ func (c *call) act(s *selecting, done string, pace *failed.Pace, w *wait, do fun
 const previewed = 5
 
 // preview shows what an action would do and asks for confirmation. It returns the ID
-// after that of the newest selected message, so that the action takes no later ones.
+// after that of the newest selected message, so that the action includes no later ones.
 func (c *call) preview(f failed.Filter, pace failed.Pace, do func(*call, failed.Filter, failed.Pace) (failed.Outcome, error)) (before int64, err error) {
 	pace.DryRun = true
 
@@ -195,9 +195,9 @@ func (w *wait) flags(_ *options, flags *pflag.FlagSet) {
 	flags.DurationVar(&w.timeout, "timeout", 5*time.Minute, "with --wait, stop waiting after this long")
 }
 
-// follow adds to result what is holding up messages, which are now due and counted by
-// consumer. With --wait, it also adds what became of them. Ending the wait does not
-// affect the messages.
+// follow adds to result what is holding up the messages that are now due; messages is
+// their number by consumer. With --wait, it also adds what became of them. Ending the
+// wait does not affect the messages.
 func (c *call) follow(result *action, messages map[string]int, w *wait) error {
 	ctx := context.WithoutCancel(c.ctx)
 

@@ -142,7 +142,7 @@ func (e *editing) run(c *call, id int64) error {
 	return c.finishAct("requeued", outcome, &e.wait, err)
 }
 
-// save stores a payload. It asks on a terminal whether the key may change.
+// save stores a payload. On a terminal, it asks whether the key may change.
 func (e *editing) save(c *call, entry failed.Entry, payload []byte) (failed.Entry, error) {
 	edit := failed.Edit{Revision: entry.Revision, Payload: payload, NewKey: e.newKey}
 	saved, err := c.Failed.Edit(c.ctx, entry.ID, edit, c.by, c.Router.Check)

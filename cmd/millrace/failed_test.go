@@ -154,7 +154,7 @@ func TestFailedExportHasEverything(t *testing.T) {
 	}
 }
 
-// editor sets EDITOR to a script, which has the name of the file as $1.
+// editor sets EDITOR to a script, which receives the file name as $1.
 func editor(t *testing.T, script string) {
 	t.Helper()
 

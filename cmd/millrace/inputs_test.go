@@ -47,7 +47,8 @@ func commandLines(cmd *cobra.Command, path []string, value string) [][]string {
 	return lines
 }
 
-// Text that Postgres cannot store never reaches it, from any argument or flag.
+// Text that Postgres cannot store never reaches it, whichever argument or flag contains
+// it.
 func TestCommandsRefuseWhatCannotBeStored(t *testing.T) {
 	t.Parallel()
 

@@ -8,7 +8,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-	_ "golang.org/x/crypto/x509roots/fallback" // roots for a container, which has none
+	_ "golang.org/x/crypto/x509roots/fallback" // root certificates for a container, which has none
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/operate"
@@ -46,7 +46,7 @@ func execute(ctx context.Context, root *cobra.Command) int {
 	return operate.OutcomeOf(err).Exit
 }
 
-// Errors of commands that have already listed the messages.
+// Errors for commands that have already listed the messages.
 var (
 	errRejected = event.Errorf(event.Rejected, "some messages were rejected and not published")
 	errRefused  = event.Errorf(event.Rejected, "some messages were refused and remain stopped")

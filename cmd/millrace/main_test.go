@@ -42,8 +42,8 @@ func answer(t *testing.T, url, answers string, args ...string) (out string, code
 	return buffer.String(), code
 }
 
-// expect runs a command, given as words, checks its exit code and a part of its output,
-// and returns the output. No output may control the terminal.
+// expect runs a command, given as words, checks its exit code and part of its output, and
+// returns the output. No output may control the terminal.
 func expect(t *testing.T, url, words string, code int, says string) (out string) {
 	t.Helper()
 
@@ -59,7 +59,7 @@ func expect(t *testing.T, url, words string, code int, says string) (out string)
 	return out
 }
 
-// invocation is a command, given as words, with its exit code and a part of its output.
+// invocation is a command, given as words, with its exit code and part of its output.
 type invocation struct {
 	words string
 	code  int

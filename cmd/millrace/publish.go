@@ -107,7 +107,7 @@ func (p *publisher) lines(name string) error {
 	for line := 1; scanner.Scan(); line++ {
 		payload := scanner.Bytes()
 		if line == 1 {
-			payload = event.TrimMark(payload) // editors on Windows write it
+			payload = event.TrimMark(payload) // Windows editors add it
 		}
 
 		if payload = bytes.TrimSpace(payload); len(payload) > 0 {

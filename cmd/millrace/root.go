@@ -68,7 +68,7 @@ commands use the one that "millrace dev" keeps in the working directory.
 	return root
 }
 
-// exitCodes lists the exit codes for the help.
+// exitCodes lists the exit codes for the help text.
 func exitCodes() string {
 	lines := []string{"Exit codes:"}
 	for _, c := range operate.ExitCodes {

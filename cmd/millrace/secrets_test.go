@@ -38,8 +38,8 @@ type watch struct {
 	*testing.T
 
 	mu      sync.Mutex
-	secrets map[string]string // by their place
-	shown   map[string]string // by the place that shows it
+	secrets map[string]string // by where they are planted
+	shown   map[string]string // by where it is shown
 }
 
 func newWatch(t *testing.T) *watch {
@@ -77,7 +77,7 @@ func contains(text, secret string) bool {
 
 	for offset := range 3 {
 		encoded := base64.StdEncoding.EncodeToString(append(make([]byte, offset), secret...))
-		// The first digits depend on what is before the secret, the last on what follows.
+		// The first digits depend on what precedes the secret, the last on what follows it.
 		forms = append(forms, encoded[(offset*8+5)/6:len(encoded)-4])
 	}
 
@@ -122,7 +122,7 @@ func awkward(secret string) string { return "p@/+" + secret }
 type settings map[string]string
 
 // secretSettings plants a secret in each secret setting, including those added later.
-// Some require a certain form.
+// Some must have a particular format.
 func (w *watch) secretSettings() settings {
 	s := settings{}
 	login := func(scheme, place, address string) string {
@@ -281,7 +281,7 @@ type system struct {
 	*httptest.Server
 
 	heard, bodies transcript
-	// takes is true to take everything but the first request.
+	// takes is true if it accepts all requests but the first.
 	takes bool
 }
 
@@ -313,8 +313,8 @@ func (s *system) address() string { return s.Listener.Addr().String() }
 // to replaces the host of a URL.
 func to(address, host string) string { return strings.Replace(address, "127.0.0.1:1/", host+"/", 1) }
 
-// login makes a role whose password is a secret, and returns a migrated database in whose
-// address only that role appears.
+// login creates a role whose password is a secret, and returns a migrated database, with
+// only that role in its address.
 func (w *watch) login() (address string, pool *pgxpool.Pool) {
 	w.Helper()
 
@@ -324,7 +324,7 @@ func (w *watch) login() (address string, pool *pgxpool.Pool) {
 		w.Fatal(err)
 	}
 
-	w.Cleanup(func() { // after the database is gone
+	w.Cleanup(func() { // after the database has been dropped
 		if _, err := server.Exec(context.Background(), "DROP ROLE "+role); err != nil {
 			w.Error(err)
 		}

@@ -45,7 +45,7 @@ func startPostgres() {
 
 // Each story in testdata/stories shows what an operator does and sees when
 // something fails, on the embedded broker and on Kafka. `make stories` prints
-// them. A story has the commands of testscript and those below.
+// them. A story can use testscript's commands and those below.
 func TestStories(t *testing.T) {
 	t.Parallel()
 
@@ -149,7 +149,7 @@ func (s *story) setup(env *testscript.Env) error {
 	return nil
 }
 
-// behind returns postgres.url and postgres.direct_url of a database. With
+// behind returns postgres.url and postgres.direct_url for a database. With
 // MILLRACE_TEST_SHARED_SESSIONS, the first goes through PgBouncer in transaction mode.
 func (s *story) behind(address string) (url, direct string) {
 	if os.Getenv("MILLRACE_TEST_SHARED_SESSIONS") == "" {
@@ -177,7 +177,7 @@ func (s *story) end() {
 }
 
 // serve [NAME=VALUE...] starts the service and waits until it is ready. The
-// variables stay set for later commands. `serve stop` drains the service, `serve
+// variables remain set for later commands. `serve stop` drains the service; `serve
 // kill` sends SIGKILL.
 func (s *story) serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 1 && (args[0] == "stop" || args[0] == "kill") {
@@ -291,8 +291,8 @@ func (*story) note(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
-// lines FILE COUNT TEMPLATE writes lines from a template, in which {i} is the number of
-// the line and {i%N} is that number modulo N.
+// lines FILE COUNT TEMPLATE writes lines from a template, in which {i} is the line number
+// and {i%N} is that number modulo N.
 func (s *story) lines(ts *testscript.TestScript, _ bool, args []string) {
 	count, err := strconv.Atoi(args[1])
 	ts.Check(err)

@@ -38,7 +38,7 @@ func startWithAlice(t *testing.T) (url string, created uuid.UUID) {
 	return url, created
 }
 
-// This test runs the commands of the guide's parts alongside a running service.
+// This test runs the commands from each part of the guide alongside a running service.
 func TestTheCommandsOfTheGuide(t *testing.T) {
 	t.Parallel()
 

@@ -34,7 +34,7 @@ type container struct {
 	// tag is the name of the image.
 	tag   string
 	image image
-	// database is the URL of the container's database, as the container reaches it.
+	// database is the URL of the container's database, as seen from the container.
 	database string
 	started  bool
 	pid      string
@@ -74,13 +74,13 @@ func (c *container) createDatabase(ctx context.Context) error {
 	return nil
 }
 
-// createNetwork creates a network namespace that reaches only Postgres on this machine.
+// createNetwork creates a network namespace that can reach only Postgres on this machine.
 func (c *container) createNetwork(ctx context.Context) error {
 	if _, err := run(ctx, "ip", "netns", "add", c.name); err != nil {
 		return err
 	}
 
-	c.later("ip", "netns", "delete", c.name) // with its interface, and so the other end
+	c.later("ip", "netns", "delete", c.name) // along with its interface, and thus the other end
 
 	for _, command := range []string{
 		"link add " + c.name + " type veth peer name eth0 netns " + c.name,
@@ -173,7 +173,7 @@ func (c *container) start(ctx context.Context) error {
 	return err
 }
 
-// ask sends a request to an address of the namespace that is not loopback.
+// ask sends a request to a non-loopback address of the namespace.
 func ask(ctx context.Context, path string) (body string, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+inside+":9465"+path, nil)
 	if err != nil {
@@ -265,7 +265,7 @@ func (c *container) publish(ctx context.Context) error {
 	return c.shows(ctx, `(?m)^status +completed$`, "orders", "show", "o")
 }
 
-// shows waits until a command prints what a pattern matches.
+// shows waits until a command's output matches a pattern.
 func (c *container) shows(ctx context.Context, pattern string, command ...string) error {
 	return eventually(ctx, readyTimeout, func(ctx context.Context) error {
 		out, err := c.exec(ctx, append([]string{"/millrace"}, command...)...)
@@ -277,7 +277,8 @@ func (c *container) shows(ctx context.Context, pattern string, command ...string
 	})
 }
 
-// write checks that nobody can write to the root, and that the process has no privileges.
+// write checks that nobody can write to the root directory, and that the process has no
+// privileges.
 func (c *container) write(context.Context) error {
 	err := os.WriteFile("/proc/"+c.pid+"/root/written", nil, 0o600)
 

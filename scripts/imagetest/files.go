@@ -15,15 +15,15 @@ import (
 	"strings"
 )
 
-// The image may have this many bytes, as a registry transfers it and as files. Both leave
-// some 10 % for additions. A change that exceeds them has probably made the linker keep
-// unused methods, see the Makefile.
+// The maximum sizes of the image in bytes, as transferred by a registry and as files. Both
+// leave about 10% for additions. A change that exceeds them has probably made the linker
+// keep unused methods; see the Makefile.
 const (
 	maxCompressed = 13_000_000
 	maxUnpacked   = 36_500_000
 )
 
-// expected matches every path that the image may have.
+// expected matches every path that the image may contain.
 var expected = regexp.MustCompile(`^(millrace|sbom\.cdx\.json|etc/|etc/passwd|etc/group|configs/|configs/[a-z]+\.yaml)$`)
 
 // image is what `podman image inspect` prints.
@@ -100,7 +100,7 @@ func check(ok bool, format string, args ...any) error {
 // files returns the sizes and paths of all files of the image.
 func (c *container) files(ctx context.Context) (compressed, unpacked int64, paths []string, err error) {
 	archive := filepath.Join(filepath.Dir(c.archive), c.name+".tar")
-	defer os.Remove(archive) //nolint:errcheck // a file of its own
+	defer os.Remove(archive) //nolint:errcheck // a temporary file
 
 	id, err := run(ctx, "podman", "create", c.tag)
 	if err != nil {

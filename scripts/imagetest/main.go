@@ -54,7 +54,7 @@ type test struct {
 	archive, version string
 	// name is the name of the database, the network namespace and the container.
 	name string
-	// undo has the clean-up functions, newest first.
+	// undo holds the clean-up functions, newest first.
 	undo []func() error
 }
 
@@ -92,7 +92,7 @@ func (t *test) run(ctx context.Context) error {
 	return nil
 }
 
-// later adds a command that cleans up, whatever becomes of the test.
+// later adds a command that cleans up, whatever the outcome of the test.
 func (t *test) later(program string, args ...string) {
 	t.cleanUp(func(ctx context.Context) error {
 		_, err := run(ctx, program, args...)
@@ -143,7 +143,7 @@ func eventually(ctx context.Context, within time.Duration, fn func(context.Conte
 		}
 
 		if ctx.Err() == nil {
-			last = err // rather than that time is up
+			last = err // more useful than a timeout error
 		}
 
 		select {

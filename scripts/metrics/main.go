@@ -73,7 +73,7 @@ func declared(root string) (metrics []metric, err error) {
 	return metrics, err
 }
 
-// kinds has the functions that declare metrics.
+// kinds maps functions that declare metrics to the kinds of metric.
 var kinds = map[string]string{
 	"NewCounter": "counter", "NewCounterVec": "counter", "NewGauge": "gauge", "NewGaugeVec": "gauge",
 	"NewHistogram": "histogram", "NewHistogramVec": "histogram",

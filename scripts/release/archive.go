@@ -13,8 +13,8 @@ import (
 	"slices"
 )
 
-// file is one file of an archive. Archives contain their files in order, with the time of
-// the release, and without the names and ids of their owners.
+// file is one file of an archive. Archives contain their files in order, with the
+// release's time, and without the names and ids of their owners.
 type file struct {
 	path, source string
 	mode         fs.FileMode

@@ -1,4 +1,4 @@
-// Command release builds the archives of a release, the same bytes wherever it runs.
+// Command release builds the archives of a release, with the same bytes wherever it runs.
 package main
 
 import (
@@ -39,12 +39,12 @@ func (p platform) program() string {
 // release is what all archives have in common.
 type release struct {
 	version string
-	// at is the time of all files.
+	// at is the modification time of all files.
 	at time.Time
 	// toolchain is the Go version in go.mod. Another one produces different programs.
 	toolchain string
 	out, work string
-	// documents are the files of all archives, by their path in the archive.
+	// documents are the files that all archives contain, by path in the archive.
 	documents map[string]string
 }
 

@@ -20,11 +20,11 @@ type report struct {
 	failed int
 }
 
-// that prints a check, which holds if there are no violations. It lists the first
+// that prints a check, which passes if there are no violations. It lists the first few
 // violations.
 func (r *report) that(what string, violations []string) {
 	if len(violations) == 0 {
-		fmt.Fprintf(r.out, "ok    %s\n", what) //nolint:errcheck // the exit code counts
+		fmt.Fprintf(r.out, "ok    %s\n", what) //nolint:errcheck // the exit code is what matters
 
 		return
 	}
@@ -49,7 +49,7 @@ func (r *report) err() error {
 // ended are the statuses in which the load's orders end.
 const ended = `('completed', 'inventory_unavailable', 'payment_failed')`
 
-// queries has checks of the database. Each query returns a description of each
+// queries holds the database checks. Each query returns a description of each
 // violation. The queries deliberately duplicate the service's knowledge: a checker that
 // shared code with the service would find nothing.
 var queries = []struct{ what, sql string }{
@@ -156,7 +156,7 @@ func checkLoad(ctx context.Context, db *pgxpool.Pool, want expected, r *report) 
 	return nil
 }
 
-// differences describes what is in one list only, or twice.
+// differences describes what is missing from got, or in it too often.
 func differences(want, got []string) (list []string) {
 	count := map[string]int{}
 	for _, w := range want {

@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// embedded is a producer of the embedded broker: it writes rows of the outbox.
+// embedded is a producer for the embedded broker: it inserts rows into the outbox.
 type embedded struct{ db *pgxpool.Pool }
 
 // publish writes the messages in one transaction, in order.
@@ -32,7 +32,7 @@ func (e embedded) publish(ctx context.Context, list []outgoing) error {
 	}
 
 	return pgx.BeginFunc(ctx, e.db, func(tx pgx.Tx) error {
-		// The transaction needs its id before the first number.
+		// The transaction needs its id before it takes the first sequence number.
 		_, err := tx.Exec(ctx, `
 			INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload)
 			SELECT shard, topic, key, id AS message, id AS correlation, payload

@@ -13,7 +13,7 @@ import (
 // maxGap is how long a rolling restart may keep a partition from being consumed.
 const maxGap = 3 * time.Second
 
-// application is when a record was written and when it was applied.
+// application holds the times at which a record was written and applied.
 type application struct{ written, applied time.Time }
 
 // longestGap returns the longest time in which no record of a partition was applied,
@@ -43,7 +43,7 @@ func longestGap(list []application) (longest time.Duration) {
 	return longest
 }
 
-// applications returns when the records of a partition were written and applied.
+// applications returns the times at which a partition's records were written and applied.
 func applications(ctx context.Context, db *pgxpool.Pool, list []record) ([]application, error) {
 	ids := make([]uuid.UUID, len(list))
 	written := make(map[uuid.UUID]time.Time, len(list))

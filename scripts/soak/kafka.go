@@ -56,7 +56,7 @@ func openKafka(address string) (*kafka, error) {
 	cfg := sarama.NewConfig()
 	cfg.ClientID, cfg.Version = "soak", sarama.V3_0_0_0
 	cfg.Producer.Return.Successes, cfg.Producer.RequiredAcks = true, sarama.WaitForAll
-	cfg.Producer.Idempotent, cfg.Net.MaxOpenRequests = true, 1 // a creation is sent twice, and no more
+	cfg.Producer.Idempotent, cfg.Net.MaxOpenRequests = true, 1 // a creation is sent exactly twice
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted
 	// A connection answers requests one by one, and each fetch waits this long.
 	cfg.Consumer.MaxWaitTime = 50 * time.Millisecond
@@ -340,7 +340,7 @@ func (k *kafka) visit(ctx context.Context, topic string, stay time.Duration) err
 	return errors.Join(err, group.Close())
 }
 
-// visitor is a member that processes nothing. It is called when it has joined.
+// visitor is a member that processes nothing. It is called once it has joined.
 type visitor func()
 
 // Setup implements sarama.ConsumerGroupHandler.

@@ -44,14 +44,14 @@ func (o outgoing) name() string {
 	return o.id.String()
 }
 
-// sizes describe a load.
+// sizes describes a load.
 type sizes struct {
 	orders, users, updates int
 	// products is the number of products that the orders are for.
 	products int
 	// early sends the creation of every fifth user after its first updates. All updates
 	// of these users are in the first half of the load, because a key that waits when
-	// its replica is killed waits for more than a minute until another replica tries
+	// its replica is killed waits for more than a minute before another replica tries
 	// it.
 	early bool
 }
@@ -141,10 +141,10 @@ func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
 // expected is what must have happened once a load is applied.
 type expected struct {
 	orders []string
-	// histories has the ids of each user's messages: the creation, and then its updates
+	// histories holds the ids of each user's messages: the creation, and then its updates
 	// in order.
 	histories map[string][]uuid.UUID
-	// ids has the ids sent on each topic, each once.
+	// ids holds the ids sent on each topic, without duplicates.
 	ids map[string][]uuid.UUID
 }
 

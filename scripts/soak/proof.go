@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// consumers has the consumer of each consumed topic.
+// consumers maps each consumed topic to its consumer.
 var consumers = map[string]string{
 	ordersCreated:               "fulfilment.place",
 	"payments.requested":        "fulfilment.charge",

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// fleet is the replicas of the service.
+// fleet holds the replicas of the service.
 type fleet struct {
 	program     string
 	log         io.Writer

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// broker is what a run does with a broker.
+// broker has the operations that a run performs on a broker.
 type broker interface {
 	// publish returns once the broker has confirmed all messages.
 	publish(ctx context.Context, list []outgoing) error
@@ -67,7 +67,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		return err
 	}
 
-	// A fifth of the orders find no stock.
+	// One order in five finds no stock.
 	if _, err := r.db.Exec(ctx, `INSERT INTO stock (product_id, supplied, available)
 		SELECT 'soak_' || i, $1, $1 FROM generate_series(0, $2 - 1) AS i`, r.orders*8/10/products, products); err != nil {
 		return err
@@ -75,7 +75,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 
 	first := r.replicas
 	if r.kind == "rabbitmq" {
-		first = 1 // a queue with several consumers has no order
+		first = 1 // a queue with several consumers does not keep order
 	}
 
 	if err := r.fleet.start(ctx, first); err != nil {
@@ -98,7 +98,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-// command runs a command of a program of the service and returns its output.
+// command runs a command of one of the service's programs and returns its output.
 func (r *run) command(ctx context.Context, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = r.fleet.environment
@@ -192,7 +192,7 @@ func (r *run) onRabbitMQ(ctx context.Context) error {
 // disturbed sends a load while killing replicas and forcing rebalances.
 func (r *run) disturbed(ctx context.Context, load []outgoing, kills int) error {
 	// First decide how many replicas each round kills, so that the load can be spread
-	// over all rounds. It is often one, sometimes two.
+	// over all rounds. Each kills one or two.
 	var rounds []int
 
 	for left := kills; left > 0; left -= rounds[len(rounds)-1] {

@@ -68,7 +68,7 @@ func documented(t *testing.T) map[string]metric {
 	return metrics
 }
 
-// queries returns all expressions of the rules and dashboards, by where they are.
+// queries returns all expressions in the rules and dashboards, by location.
 func queries(t *testing.T) map[string]string {
 	t.Helper()
 

@@ -1,4 +1,4 @@
--- The tables of app.py, alongside those of Millrace.
+-- The tables of app.py, alongside Millrace's own.
 CREATE SCHEMA guide;
 
 CREATE TABLE guide.orders (
@@ -23,7 +23,7 @@ CREATE TABLE guide.payments (
     transaction_id text
 );
 
--- What the guide's DatabaseService.save_event saves.
+-- The data that the guide's DatabaseService.save_event saves.
 CREATE TABLE guide.events (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_type  text        NOT NULL,

@@ -62,8 +62,8 @@ func Start(tb testing.TB, changes ...func(*config.Config)) *Service {
 	return s
 }
 
-// New returns a service on the database at url. It is not running yet, so that routes
-// can be added.
+// New returns a service that uses the database at url. It is not running yet, so that
+// routes can be added.
 func New(tb testing.TB, url string, changes ...func(*config.Config)) *Service {
 	tb.Helper()
 
@@ -241,8 +241,8 @@ func (s *Service) PublishMessage(m event.Message) uuid.UUID {
 	return m.ID
 }
 
-// Messages waits for n messages on a topic and returns all so far, in the order in
-// which the broker confirmed them. The embedded broker confirms a message once its
+// Messages waits for n messages on a topic and returns all that have been confirmed,
+// in order of confirmation. The embedded broker confirms a message once its
 // consumer has acknowledged it.
 func (s *Service) Messages(topic string, n int) []Message {
 	s.tb.Helper()

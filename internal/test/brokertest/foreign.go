@@ -48,7 +48,7 @@ func Address(tb testing.TB, variable string) string {
 	return value
 }
 
-// hostPort returns the first host:port in an address of Kafka or RabbitMQ.
+// hostPort returns the first host:port in a Kafka or RabbitMQ address.
 func hostPort(address string) string {
 	if u, err := url.Parse(address); err == nil && u.Host != "" {
 		return u.Host
@@ -180,8 +180,8 @@ func openRabbitMQ(tb testing.TB, cfg broker.Config) *amqp.Channel {
 	return channel
 }
 
-// DeclareRabbitMQ declares a durable queue as another application would, with arguments
-// of its own.
+// DeclareRabbitMQ declares a durable queue as another application would, with its own
+// arguments.
 func DeclareRabbitMQ(tb testing.TB, cfg broker.Config, queue string, arguments map[string]any) {
 	tb.Helper()
 

@@ -33,8 +33,8 @@ func NewServer(tb testing.TB, script string) *Server {
 	return s
 }
 
-// NewKafka starts a Kafka with settings of its own, each as name=value. @PORT@ in a
-// setting is the server's port, and @NEXT@ the one after it.
+// NewKafka starts a Kafka broker with additional settings, each as name=value. @PORT@ in
+// a setting is the server's port, and @NEXT@ the one after it.
 func NewKafka(tb testing.TB, settings ...string) *Server {
 	tb.Helper()
 
@@ -56,9 +56,9 @@ func NewKafka(tb testing.TB, settings ...string) *Server {
 	return s
 }
 
-// NewRabbitMQ starts a RabbitMQ that also listens for TLS on the returned port. There
-// it requires certificates from authority; their common name is the user of SASL
-// EXTERNAL.
+// NewRabbitMQ starts a RabbitMQ broker that also listens for TLS on the returned port. On
+// that port, it requires client certificates from authority, whose common name is the
+// user for SASL EXTERNAL.
 func NewRabbitMQ(tb testing.TB, authority *Authority) (s *Server, tlsPort string) {
 	tb.Helper()
 
@@ -79,7 +79,7 @@ auth_mechanisms.2 = EXTERNAL
 ssl_cert_login_from = common_name
 `, "DIR", s.dir),
 	} {
-		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // a container may have another user
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // a container may run as another user
 			tb.Fatal(err)
 		}
 	}

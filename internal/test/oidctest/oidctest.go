@@ -18,9 +18,9 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
-// User is somebody whom the provider knows.
+// User is a user known to the provider.
 type User struct {
-	// Audience is whom the tokens are meant for.
+	// Audience is the audience for which the tokens are intended.
 	Audience string
 	// Claims are in the tokens in addition to the standard claims.
 	Claims map[string]any
@@ -40,8 +40,8 @@ type Provider struct {
 // secret authenticates every user.
 const secret = "a secret of the test"
 
-// Start runs a provider with users, by their sub. Its tokens name issuer, or the
-// provider itself if issuer is empty.
+// Start runs a provider with users, keyed by sub. Its tokens name issuer, or the provider
+// itself if issuer is empty.
 func Start(tb testing.TB, issuer string, users map[string]User) *Provider {
 	tb.Helper()
 
@@ -97,7 +97,7 @@ func (p *Provider) Token(sub string) string {
 	return answer.AccessToken
 }
 
-// directory is the storage of Zitadel's example with the test's users, who ask for
+// directory is the storage from Zitadel's example with the test's users, who request
 // tokens as machines do: without a browser.
 type directory struct {
 	*storage.Storage

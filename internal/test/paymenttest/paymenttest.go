@@ -161,8 +161,8 @@ func (s *Server) Decline(orderID, code string) {
 	s.declines[orderID] = code
 }
 
-// Hold gives the intents of an order a status such as processing or requires_action
-// once they are confirmed, until Settle.
+// Hold gives an order's intents a status such as processing or requires_action once they
+// are confirmed, until Settle is called.
 func (s *Server) Hold(orderID, status string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,7 +170,7 @@ func (s *Server) Hold(orderID, status string) {
 	s.statuses[orderID] = status
 }
 
-// Settle captures the intents of an order that Hold has held, or cancels them.
+// Settle captures or cancels an order's intents that Hold has held.
 func (s *Server) Settle(orderID string, captured bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +188,7 @@ func (s *Server) Settle(orderID string, captured bool) {
 	delete(s.statuses, orderID)
 }
 
-// Age makes the intents of an order look older.
+// Age makes an order's intents look older.
 func (s *Server) Age(orderID string, age time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,7 +200,7 @@ func (s *Server) Age(orderID string, age time.Duration) {
 	}
 }
 
-// HoldRefunds makes refunds of an order pending until SettleRefunds.
+// HoldRefunds keeps an order's refunds pending until SettleRefunds is called.
 func (s *Server) HoldRefunds(orderID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -208,8 +208,8 @@ func (s *Server) HoldRefunds(orderID string) {
 	s.refunded[orderID] = "pending"
 }
 
-// SettleRefunds gives the refunds of an order a status: succeeded, or failed with a
-// reason. A refund that fails returns the money to the shop. Refunds that succeeded may
+// SettleRefunds sets the status of an order's refunds: succeeded, or failed with a reason.
+// A refund that fails returns the money to the shop. Refunds that have succeeded may
 // still fail.
 func (s *Server) SettleRefunds(orderID, status, reason string) (ids []string) {
 	s.mu.Lock()
@@ -248,7 +248,7 @@ func (s *Server) settleRefund(r *refund, status, reason string) {
 	r.Status, r.FailureReason = status, reason
 }
 
-// RefundByHand refunds a part of an intent, as a person does in the dashboard.
+// RefundByHand refunds part of an intent, as a person would in the dashboard.
 func (s *Server) RefundByHand(intentID string, units int64, status string) (id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -297,7 +297,7 @@ func (s *Server) Captured(orderID string) (captures, refunds int, net int64) {
 	return captures, refunds, net
 }
 
-// Give creates a succeeded intent that Millrace did not request.
+// Give creates an intent with the status succeeded that Millrace did not request.
 func (s *Server) Give(units int64, currency string, metadata map[string]string) (id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -369,7 +369,7 @@ func hangUp(w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
-// operations has the operations by method and path.
+// operations maps methods and paths to operations.
 var operations = map[string]string{
 	"POST payment_intents":            OpCreate,
 	"GET payment_intents":             OpList,

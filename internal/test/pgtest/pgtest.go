@@ -30,7 +30,7 @@ const variable = "MILLRACE_TEST_DATABASE_URL"
 // template is a migrated database to clone, created once per process.
 var template = sync.OnceValues(makeTemplate)
 
-// New returns a pool on a migrated, empty database that is dropped when the
+// New returns a pool for a migrated, empty database that is dropped when the
 // test ends.
 func New(tb testing.TB) *pgxpool.Pool {
 	tb.Helper()
@@ -88,8 +88,7 @@ func create(tb testing.TB, source string) string {
 	return address
 }
 
-// KillBackends closes all other connections to the database of db, as a server crash
-// does.
+// KillBackends closes all other connections to db's database, as a server crash would.
 func KillBackends(tb testing.TB, db postgres.Execer) {
 	tb.Helper()
 
@@ -101,8 +100,8 @@ func KillBackends(tb testing.TB, db postgres.Execer) {
 	}
 }
 
-// LockWaits returns a condition for Eventually: a statement in the database is waiting
-// for a lock.
+// LockWaits returns a condition for Eventually that holds while a statement in the
+// database is waiting for a lock.
 func LockWaits(tb testing.TB, db postgres.Querier) func() bool {
 	tb.Helper()
 
@@ -232,8 +231,8 @@ func migrate(ctx context.Context, name string) error {
 	return inbox.Partitions.Ensure(ctx, pool, time.Now())
 }
 
-// templateName returns a name that depends on the schema, and on the day because of
-// the partitions.
+// templateName returns a name that depends on the schema and, because of the
+// partitions, on the day.
 func templateName() (string, error) {
 	sum := sha256.New()
 

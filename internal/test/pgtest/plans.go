@@ -10,7 +10,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// growth is the number of rows of a table that has grown.
+// growth is the number of rows in a table that has grown.
 const growth = 20_000
 
 // LooksUpByKey checks that a function that handles a few keys of a large table reads
@@ -105,8 +105,8 @@ func execute(t *testing.T, db postgres.Execer, sql string) {
 	}
 }
 
-// rowsRead returns the rows and index entries of tables that the transaction has read.
-// Uniqueness checks do not count.
+// rowsRead returns the number of rows and index entries that the transaction has read
+// from tables. Uniqueness checks are not counted.
 func rowsRead(t *testing.T, tx pgx.Tx, tables []string) int64 {
 	t.Helper()
 

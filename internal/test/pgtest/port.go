@@ -10,7 +10,7 @@ import (
 
 // FreePort returns a free port whose successor, which brokers also use, is free too.
 // Both are below the kernel's range of ephemeral ports (32768 and up, ip(7)), so that
-// they stay free. It returns each port once.
+// they stay free. It never returns the same port twice.
 func FreePort(tb testing.TB) string {
 	tb.Helper()
 
@@ -27,7 +27,7 @@ func FreePort(tb testing.TB) string {
 	return ""
 }
 
-// given has the ports that FreePort has returned. Their servers may not be listening
+// given holds the ports that FreePort has returned. Their servers may not be listening
 // yet.
 var given sync.Map
 

@@ -83,7 +83,7 @@ func (s *Server) Stop() {
 	s.running = false
 }
 
-// Kill ends the server as a crash does.
+// Kill ends the server as a crash would.
 func (s *Server) Kill() {
 	s.tb.Helper()
 	s.localpg("kill")
@@ -189,8 +189,8 @@ func Pooled(tb testing.TB, address, mode string) string {
 }
 
 // SharedSessions returns the address of a PgBouncer in transaction mode in front of the
-// database at address. It sets what the service asks for on the database, not on the
-// role, because tests share the role.
+// database at address. It applies the settings that the service asks for to the database,
+// not to the role, because tests share the role.
 func SharedSessions(tb testing.TB, address string) string {
 	tb.Helper()
 
