@@ -27,7 +27,7 @@ func (s *Service) upkeep() []upkeep.Task {
 		})},
 		{Name: "analytics events", Do: s.timed(s.Analytics.Clean)},
 		{Name: "resolved messages", Do: s.Failed.Expire},
-		{Name: "updates of unknown users", Do: s.Users.DeleteExpiredMisses},
+		{Name: "updates for unknown users", Do: s.Users.DeleteExpiredMisses},
 		{Name: "notifications", Do: s.Notifications.DeleteExpired},
 	}
 }

@@ -83,7 +83,7 @@ func (s *Set) States() []State {
 type State struct {
 	Name string `json:"name"`
 	Up   bool   `json:"up"`
-	// Since is the time of the first failure, Why the last error. Both are empty
+	// Since is the time of the first failure, and Why is the last error. Both are empty
 	// while the dependency is up.
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why,omitempty"`

@@ -212,7 +212,7 @@ func (s *Session) Save(ctx context.Context) error {
 
 	_, err := s.tx.Exec(ctx, `INSERT INTO user_misses (message_id, user_id) SELECT * FROM unnest($1::uuid[], $2::text[])`, messages, ids)
 	if err != nil {
-		return fmt.Errorf("recording updates of unknown users: %w", err)
+		return fmt.Errorf("recording updates for unknown users: %w", err)
 	}
 
 	return nil
@@ -456,12 +456,12 @@ type Miss struct {
 	MissedAt  time.Time `json:"missed_at"`
 }
 
-// Misses returns up to limit updates of unknown users, newest first.
+// Misses returns up to limit updates for unknown users, newest first.
 func (s *Service) Misses(ctx context.Context, limit int) ([]Miss, error) {
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Miss],
 		`SELECT message_id, user_id, missed_at FROM user_misses ORDER BY missed_at DESC LIMIT $1`, limit)
 	if err != nil {
-		return nil, fmt.Errorf("listing updates of unknown users: %w", err)
+		return nil, fmt.Errorf("listing updates for unknown users: %w", err)
 	}
 
 	return list, nil
