@@ -416,7 +416,7 @@ func (g *guarded) writeFreely(operator, text string) {
 	}
 }
 
-// What operators write is not for everyone: the probes' listener requires no credential,
+// Not everyone may read what operators write: the probes' listener requires no credential,
 // so it says that a consumer is paused, but not by whom or why. A command reads the
 // database and says both.
 func TestTheProbesDoNotSayWhatOperatorsWrite(t *testing.T) {
