@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -199,31 +198,11 @@ func (w *watch) program(s settings, args ...string) (out string) {
 	return string(text)
 }
 
-// transcript is a log that is read while it is being written.
-type transcript struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (t *transcript) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-
-	return t.text.Write(p)
-}
-
-func (t *transcript) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-
-	return t.text.String()
-}
-
 // serve runs the service and returns its log and a function that drains it.
-func (w *watch) serve(s settings) (log *transcript, drain func()) {
+func (w *watch) serve(s settings) (log *pgtest.Log, drain func()) {
 	w.Helper()
 
-	log = &transcript{}
+	log = &pgtest.Log{}
 	cmd := exec.CommandContext(context.Background(), "millrace", "serve")
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = s.environ(), w.TempDir(), log, log
 
@@ -280,7 +259,7 @@ func (w *watch) fetch(address, credential string) (code int, text string) {
 type system struct {
 	*httptest.Server
 
-	heard, bodies transcript
+	heard, bodies pgtest.Log
 	// takes is true if it accepts all requests but the first.
 	takes bool
 }

@@ -33,7 +33,7 @@ type guarded struct {
 
 	t        *testing.T
 	provider *oidctest.Provider
-	log      *logBuffer
+	log      *pgtest.Log
 	requests int
 }
 
@@ -48,7 +48,7 @@ func newGuarded(t *testing.T) *guarded {
 	expired, elsewhere := member("admin"), member("admin")
 	expired.Life, elsewhere.Audience = -time.Minute, "another-application"
 
-	g := &guarded{t: t, log: &logBuffer{}, provider: oidctest.Start(t, "", map[string]oidctest.User{
+	g := &guarded{t: t, log: &pgtest.Log{}, provider: oidctest.Start(t, "", map[string]oidctest.User{
 		"vera": member("viewer"), "olga": member("operator"), "ada": member("admin"), "nobody": member("nothing"),
 		"late": expired, "lost": elsewhere, "token:ci": member("admin"), "millrace": member("admin"),
 	})}

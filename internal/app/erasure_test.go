@@ -1,12 +1,10 @@
 package app_test
 
 import (
-	"bytes"
 	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,26 +25,6 @@ import (
 	"github.com/millracehq/millrace/internal/test/mailtest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
-
-// logBuffer collects a log.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	return b.text.String()
-}
 
 // person lists the data of Ädelheid (id adel-1), none of which may be left.
 var person = []string{"Ädelheid", "Quastenberg", "adel@home.example", "quast@work.example", "Wolkenheim", "5551234"}
@@ -203,7 +181,7 @@ func TestNothingOfAnErasedPersonIsLeft(t *testing.T) {
 	server := mailtest.NewServer(t)
 	server.Refuse(451, [3]int{4, 7, 1}, "no mail for adel@home.example now")
 
-	log := &logBuffer{}
+	log := &pgtest.Log{}
 	s := apptest.NewWithLog(t, pgtest.URL(t), telemetry.NewLogger(telemetry.Config{Level: "debug", Format: "text"}, log),
 		mailing(server, 1000), func(c *config.Config) { c.Consumer.ParkInterval, c.Consumer.ParkMaxInterval = time.Hour, time.Hour })
 	s.ExpectFailures()

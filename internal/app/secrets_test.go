@@ -77,7 +77,7 @@ func panicked(t *testing.T, s *apptest.Service, logger *slog.Logger) string {
 func TestAPanicShowsNoSecret(t *testing.T) {
 	t.Parallel()
 
-	log := &logBuffer{}
+	log := &pgtest.Log{}
 	logger := telemetry.NewLogger(telemetry.Config{Level: "debug", Format: "json"}, log)
 
 	s := apptest.NewWithLog(t, pgtest.URL(t), logger)
@@ -88,6 +88,9 @@ func TestAPanicShowsNoSecret(t *testing.T) {
 	pgtest.Eventually(t, "the message has failed", func() bool { return apptest.Value[int](s, `SELECT count(*) FROM failed_messages`) == 1 })
 
 	answer := panicked(t, s, logger)
+	// The message is stored before its failure is logged.
+	pgtest.Eventually(t, "both panics are logged", func() bool { return strings.Count(log.String(), "(redacted)") >= 4 })
+
 	texts := map[string]string{
 		"the answer": answer, "the log": log.String(),
 		"the failed message": apptest.Value[string](s, `SELECT f::text FROM failed_messages AS f`),

@@ -333,7 +333,7 @@ func TestTheProducerDecidesThatAMessageIsNotTraced(t *testing.T) {
 func TestTheLogAndTheSpanOfAStoppedMessageTellTheSame(t *testing.T) {
 	t.Parallel()
 
-	var log logBuffer
+	var log pgtest.Log
 
 	r := newReceiver(t)
 	s := apptest.NewWithLog(t, pgtest.URL(t), slog.New(slog.NewTextHandler(&log, nil)), r.endpoint, func(c *config.Config) { c.Traces.Sample = 1 })
@@ -361,7 +361,7 @@ func TestACollectorThatIsAwayIsReportedOnce(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
 	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "100")
 
-	var log logBuffer
+	var log pgtest.Log
 
 	s := apptest.NewWithLog(t, pgtest.URL(t), telemetry.NewLogger(telemetry.Config{Level: "info", Format: "text"}, &log), func(c *config.Config) {
 		c.Traces.Endpoint, c.Traces.Sample = "http://127.0.0.1:"+pgtest.FreePort(t), 1

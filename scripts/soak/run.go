@@ -291,9 +291,9 @@ func (r *run) compareTotals(ctx context.Context) error {
 	return nil
 }
 
-// publishSteadily publishes at the rate of the run until stop is called, which returns
-// the number of messages sent.
-func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func() (sent int, err error)) {
+// publishSteadily publishes at the rate of the run until stop is called, which waits until
+// everything that was sent is applied. stop returns an error if the load had already ended.
+func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func() error) {
 	halt, stopped, sent := make(chan struct{}), make(chan error, 1), 0
 
 	go func() {
@@ -320,12 +320,20 @@ func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func()
 		stopped <- err
 	}()
 
-	return func() (int, error) {
+	return func() error {
 		close(halt)
 
-		err := <-stopped
+		if err := <-stopped; err != nil {
+			return err
+		}
 
-		return sent, err
+		if sent == len(load) {
+			return errors.New("the load ended before the replicas were replaced: lower -replicas, or raise -rate")
+		}
+
+		r.sent = append(r.sent, load[:sent]...)
+
+		return r.settle(ctx)
 	}
 }
 
@@ -366,18 +374,7 @@ func (r *run) restart(ctx context.Context) error {
 		return err
 	}
 
-	sent, err := stop()
-	if err != nil {
-		return err
-	}
-
-	if sent == len(load) {
-		return errors.New("the load ended before the rolling restart did: lower -replicas, or raise -rate")
-	}
-
-	r.sent = append(r.sent, load[:sent]...)
-
-	if err := r.settle(ctx); err != nil {
+	if err := stop(); err != nil {
 		return err
 	}
 

@@ -166,25 +166,12 @@ func (r *rabbit) passes(conn *connection, topics ...string) {
 	}
 }
 
-// lines collects the lines of a log.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lines) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-
-	return l.text.Write(line)
-}
+// lines is a log that is read by the line.
+type lines struct{ pgtest.Log }
 
 // with returns the lines that contain all of the strings.
 func (l *lines) with(texts ...string) (found []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-
-	for line := range strings.Lines(l.text.String()) {
+	for line := range strings.Lines(l.String()) {
 		all := true
 		for _, text := range texts {
 			all = all && strings.Contains(line, text)

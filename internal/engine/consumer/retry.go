@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
@@ -164,16 +165,7 @@ func (r *Router) renewLeases(held *leases) (stop func()) {
 	var running sync.WaitGroup
 
 	running.Go(func() {
-		ticker := time.NewTicker(renewInterval)
-		defer ticker.Stop()
-
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-
+		for backoff.Sleep(ctx, renewInterval) == nil {
 			if list := held.list(); len(list) > 0 {
 				r.briefly(ctx, "could not renew leases", func(ctx context.Context) error { return r.failed.Renew(ctx, list, leaseDuration) })
 			}

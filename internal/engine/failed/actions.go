@@ -107,19 +107,14 @@ func (s *Store) Edit(ctx context.Context, id int64, edit Edit, by activity.Actor
 			return err
 		}
 
-		var edited []byte // NULL if the payload is the original again
-		if !bytes.Equal(edit.Payload, e.Payload) {
-			edited = edit.Payload
-		}
-
-		list, err := entries(ctx, tx, `UPDATE failed_messages SET edited = $2, revision = revision + 1 WHERE id = $1 RETURNING `+columns, id, edited)
-		if err != nil {
+		e.Edited = edit.Payload
+		if err := storeEdits(ctx, tx, []Entry{e}, by); err != nil {
 			return err
 		}
 
-		e = list[0]
+		e, err = get(ctx, tx, id, ``)
 
-		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Edited, Subject: subjectOf(e), EntryID: &id, Payload: edit.Payload})
+		return err
 	})
 
 	return e, err

@@ -1,11 +1,9 @@
 package postgres_test
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -55,32 +53,12 @@ func reading(t *testing.T) (pool *pgxpool.Pool, end func()) {
 	}
 }
 
-// buffer is a log that can be read while it is being written.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	return b.text.Write(p)
-}
-
-func (b *buffer) has(text string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	return strings.Contains(b.text.String(), text)
-}
-
 func TestAMigrationThatWaitsForALockLetsOthersPassAndIsRetried(t *testing.T) {
 	t.Parallel()
 
 	pool, end := reading(t)
 
-	var log buffer
+	var log pgtest.Log
 
 	migrated := make(chan error, 1)
 
@@ -99,7 +77,7 @@ func TestAMigrationThatWaitsForALockLetsOthersPassAndIsRetried(t *testing.T) {
 		t.Fatalf("the migration holds up the service: %v", err)
 	}
 
-	pgtest.Eventually(t, "the log says who holds up the migration", func() bool { return log.has("a long report") })
+	pgtest.Eventually(t, "the log says who holds up the migration", func() bool { return strings.Contains(log.String(), "a long report") })
 	end()
 
 	if err := <-migrated; err != nil {

@@ -117,6 +117,26 @@ func Logger(tb testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
+// Log is a log that can be read while it is being written.
+type Log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	return l.text.Write(p)
+}
+
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	return l.text.String()
+}
+
 // Eventually polls until the condition holds. After 30 seconds, or as soon as the
 // test has failed, it ends the test with a message that says what it was waiting for.
 func Eventually(tb testing.TB, what string, condition func() bool) {
