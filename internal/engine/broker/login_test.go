@@ -1,7 +1,6 @@
 package broker_test
 
 import (
-	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -9,21 +8,17 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/IBM/sarama"
 
-	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/broker/kafka"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/brokertest"
-	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // identities is a server that issues signed tokens to one client.
@@ -151,40 +146,7 @@ func refused(login login, why, remedy string) func(*testing.T, *secured) {
 		h := s.tls()
 		login(s, &h.config.Kafka)
 
-		log := &lines{}
-
-		conn, err := broker.New(h.config, slog.New(slog.NewTextHandler(log, nil)))
-		must(t, err)
-
-		ctx, cancel := context.WithCancel(t.Context())
-		connected := make(chan error, 1)
-
-		go func() { connected <- conn.Connect(ctx, nil) }()
-
-		defer func() {
-			if t.Failed() {
-				t.Logf("state %+v, log %s", conn.State(), log.with(""))
-			}
-		}()
-
-		pgtest.Eventually(t, "the state says why and what to do", func() bool {
-			state := conn.State()
-
-			return !state.Up() && strings.Contains(state.Why, why) && strings.Contains(state.Remedy, remedy)
-		})
-		pgtest.Eventually(t, "so does the log", func() bool { return len(log.with("level=WARN", why, remedy)) > 0 })
-
-		if secret := string(h.config.Kafka.Password); secret != "" && len(log.with(secret)) > 0 {
-			t.Errorf("the log reveals the password: %s", log.with(secret))
-		}
-
-		cancel()
-
-		select {
-		case <-connected:
-		case <-time.After(timeout):
-			t.Error("connecting does not end")
-		}
+		namesWhy(t, h.config, why, remedy)
 	}
 }
 

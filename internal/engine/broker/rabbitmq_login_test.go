@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -71,11 +72,14 @@ func TestCertificatesOnRabbitMQ(t *testing.T) {
 	}
 }
 
-// namesWhy checks that a broker's state says why it cannot be used, and what to do.
+// namesWhy checks that a broker's state and log say why it cannot be used, and what to do,
+// without Kafka's password.
 func namesWhy(t *testing.T, cfg broker.Config, why, remedy string) {
 	t.Helper()
 
-	conn, err := broker.New(cfg, slog.New(slog.DiscardHandler))
+	log := &lines{}
+
+	conn, err := broker.New(cfg, slog.New(slog.NewTextHandler(log, nil)))
 	must(t, err)
 
 	ctx, cancel := context.WithCancel(t.Context())
@@ -85,15 +89,21 @@ func namesWhy(t *testing.T, cfg broker.Config, why, remedy string) {
 
 	defer func() {
 		if t.Failed() {
-			t.Logf("the state is %+v", conn.State())
+			t.Logf("state %+v, log %s", conn.State(), log.with(""))
 		}
 	}()
 
 	pgtest.Eventually(t, "the state says why and what to do", func() bool {
 		state := conn.State()
 
-		return strings.Contains(state.Why, why) && strings.Contains(state.Remedy, remedy)
+		return !state.Up() && strings.Contains(state.Why, why) && strings.Contains(state.Remedy, remedy)
 	})
+	pgtest.Eventually(t, "so does the log", func() bool { return len(log.with("level=WARN", quoted(why), quoted(remedy))) > 0 })
+
+	if secret := string(cfg.Kafka.Password); secret != "" && len(log.with(secret)) > 0 {
+		t.Errorf("the log reveals the password: %s", log.with(secret))
+	}
+
 	cancel()
 
 	select {
@@ -104,3 +114,6 @@ func namesWhy(t *testing.T, cfg broker.Config, why, remedy string) {
 
 	must(t, conn.Close())
 }
+
+// quoted returns text as it stands in a quoted value of a log.
+func quoted(text string) string { return strings.Trim(strconv.Quote(text), `"`) }
