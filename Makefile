@@ -53,6 +53,7 @@ test: verify services ## Check everything and run all tests, with the race detec
 	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
 	@go -C cmd/bench test ./...
+	@. .local/test/env && go -C cmd/proof test -race -timeout 5m ./...
 
 .PHONY: engine-alone
 engine-alone: services ## Test the engine in a copy of the repository without the shop
@@ -85,8 +86,10 @@ generate: ## Write the generated files
 lint: ## Run the linters
 	go vet ./...
 	go -C cmd/bench vet ./...
+	go -C cmd/proof vet ./...
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 	go -C cmd/bench tool -modfile=../../tools/go.mod golangci-lint run ./...
+	go -C cmd/proof tool -modfile=../../tools/go.mod golangci-lint run ./...
 
 .PHONY: verify
 verify: lint ## Check formatting, linters, generated files and go.mod
@@ -97,6 +100,7 @@ verify: lint ## Check formatting, linters, generated files and go.mod
 	@scripts/scaling.sh --check
 	@go mod tidy -diff
 	@go -C cmd/bench mod tidy -diff
+	@go -C cmd/proof mod tidy -diff
 
 # tools/prometheus is a separate module, because Prometheus has many dependencies. The
 # first run builds promtool, which takes a few minutes.
@@ -116,12 +120,17 @@ manifests-test: ## Test the Kubernetes manifests; the first run takes minutes
 fuzz: ## Fuzz each decoder for FUZZTIME
 	@scripts/fuzz.sh $(FUZZTIME)
 
+# cmd/proof is a separate module, so that the product does not depend on it.
+.PHONY: bin/proof
+bin/proof: build
+	@go -C cmd/proof build -o ../../bin/proof .
+
 .PHONY: soak
-soak: build ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK passes flags to scripts/soak
-	@scripts/soak.sh kafka $(SOAK) && scripts/soak.sh rabbitmq $(SOAK)
+soak: bin/proof ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK passes flags
+	@bin/proof soak -broker kafka $(SOAK) && bin/proof soak -broker rabbitmq $(SOAK)
 
 .PHONY: upgrade-test
-upgrade-test: build ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka
+upgrade-test: bin/proof ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka; SOAK passes flags
 	@scripts/upgrade.sh embedded kafka -- $(SOAK)
 
 # cmd/bench is a separate module, so that the product does not depend on it.

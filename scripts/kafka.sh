@@ -2,6 +2,7 @@
 # A Kafka broker on loopback, for development and tests.
 #   scripts/kafka.sh start|stop|kill DIR PORT
 # Uses Docker if it is available, else Java with the jars that Maven downloads.
+# KAFKA_HEAP sets the size of the heap; the default is 512m.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -11,6 +12,7 @@ mkdir -p "$2"
 dir=$(cd "$2" && pwd)
 pidfile=$dir/kafka.pid log=$dir/kafka.log container=millrace-kafka-$port
 libs=$(root)/.local/kafka-libs
+heap=${KAFKA_HEAP:-512m}
 
 fetch() {
   command -v java >/dev/null || die "Kafka requires Java: install a JDK (17 or newer) or Docker, or set the address of your own Kafka"
@@ -69,7 +71,7 @@ start_native() {
     java_kafka -cp "$libs/*" kafka.tools.StorageTool format -t "$(java_kafka -cp "$libs/*" kafka.tools.StorageTool random-uuid 2>/dev/null)" \
       -c "$dir/server.properties" >"$dir/format.log" 2>&1 || { cat "$dir/format.log" >&2; die "could not format the storage"; }
   fi
-  setsid nohup java -Xms512m -Xmx512m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -Dlog4j.configuration="file:$dir/log4j.properties" \
+  setsid nohup java "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -Dlog4j.configuration="file:$dir/log4j.properties" \
     -cp "$libs/*" kafka.Kafka "$dir/server.properties" >>"$log" 2>&1 </dev/null &
   echo $! >"$pidfile"
   wait_until 60 "$log" ready_or_dead && running "$pidfile" || { tail -n 20 "$log" >&2; die "Kafka did not start"; }
@@ -96,7 +98,7 @@ run_container() {
     -e KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT \
     -e KAFKA_CONTROLLER_QUORUM_VOTERS="1@127.0.0.1:$((port + 1))" \
     -e KAFKA_AUTO_CREATE_TOPICS_ENABLE=false -e KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR=1 \
-    -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 \
+    -e KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS=0 -e KAFKA_HEAP_OPTS="-Xms$heap -Xmx$heap" \
     "${extra[@]}" apache/kafka:3.9.1 >/dev/null
 }
 

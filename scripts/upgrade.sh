@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Upgrades three replicas of the previous release to this one under load, and checks that
 # nothing is lost, applied twice or out of order.
-#   scripts/upgrade.sh BROKER... [-- SOAK FLAG...]
-# BROKER: embedded or kafka. Needs bin/millrace and the repository's history.
+#   scripts/upgrade.sh BROKER... [-- FLAG...]
+# BROKER: embedded or kafka; `bin/proof upgrade -h` lists the flags. Needs bin/millrace,
+# bin/proof and the repository's history.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$(root)"
@@ -30,6 +31,6 @@ go -C "$source" build -trimpath -buildvcs=false -ldflags "-X main.version=$commi
 
 failed=()
 for broker in "${brokers[@]}"; do
-  scripts/soak.sh "$broker" -previous "$previous" "$@" || failed+=("$broker")
+  bin/proof upgrade -broker "$broker" -previous "$previous" "$@" || failed+=("$broker")
 done
 [[ ${#failed[@]} -eq 0 ]] || die "failed on ${failed[*]}"

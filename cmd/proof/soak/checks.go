@@ -1,4 +1,4 @@
-package main
+package soak
 
 import (
 	"context"
@@ -24,17 +24,17 @@ type report struct {
 // violations.
 func (r *report) that(what string, violations []string) {
 	if len(violations) == 0 {
-		fmt.Fprintf(r.out, "ok    %s\n", what) //nolint:errcheck // the exit code is what matters
+		fmt.Fprintf(r.out, "ok    %s\n", what)
 
 		return
 	}
 
 	r.failed++
 
-	fmt.Fprintf(r.out, "FAIL  %s: %d violations\n", what, len(violations)) //nolint:errcheck // as above
+	fmt.Fprintf(r.out, "FAIL  %s: %d violations\n", what, len(violations))
 
 	for _, v := range violations[:min(10, len(violations))] {
-		fmt.Fprintf(r.out, "        %s\n", v) //nolint:errcheck // as above
+		fmt.Fprintf(r.out, "        %s\n", v)
 	}
 }
 

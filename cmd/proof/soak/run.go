@@ -1,4 +1,4 @@
-package main
+package soak
 
 import (
 	"context"
@@ -13,6 +13,9 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/millracehq/millrace/cmd/proof/replica"
+	"github.com/millracehq/millrace/cmd/proof/server"
 )
 
 // broker has the operations that a run performs on a broker.
@@ -37,7 +40,8 @@ type run struct {
 
 	db     *pgxpool.Pool
 	random *rand.Rand
-	fleet  *fleet
+	server *server.Broker
+	fleet  *replica.Fleet
 	report *report
 	began  time.Time
 
@@ -63,7 +67,7 @@ func (r *run) sayf(format string, args ...any) {
 
 // prepare migrates the database, starts the first replicas and connects to the broker.
 func (r *run) prepare(ctx context.Context) (err error) {
-	if _, err := r.command(ctx, r.fleet.program, "migrate", "up"); err != nil {
+	if _, err := r.command(ctx, r.fleet.Program, "migrate", "up"); err != nil {
 		return err
 	}
 
@@ -78,7 +82,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		first = 1 // a queue with several consumers does not keep order
 	}
 
-	if err := r.fleet.start(ctx, first); err != nil {
+	if err := r.fleet.Start(ctx, first); err != nil {
 		return err
 	}
 
@@ -87,7 +91,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		r.kafka, err = openKafka(r.address)
 		r.broker, r.offsets = r.kafka, &offsets{kafka: r.kafka, db: r.db, proven: map[place]int64{}}
 	case "rabbitmq":
-		r.rabbitmq, err = openRabbitMQ(r.address, r.control)
+		r.rabbitmq, err = openRabbitMQ(r.server)
 		r.broker = r.rabbitmq
 	case "embedded":
 		r.broker = embedded{r.db}
@@ -101,7 +105,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 // command runs a command of one of the service's programs and returns its output.
 func (r *run) command(ctx context.Context, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = r.fleet.environment
+	cmd.Env = r.fleet.Environment
 
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -131,7 +135,7 @@ func (r *run) all(ctx context.Context) error {
 		case r.rabbitmq != nil:
 			return r.onRabbitMQ(ctx)
 		default:
-			return errors.New("the embedded broker supports upgrades only")
+			return errors.New("proof soak needs -broker kafka or rabbitmq")
 		}
 	})
 
@@ -175,7 +179,7 @@ func (r *run) onRabbitMQ(ctx context.Context) error {
 		return err
 	}
 
-	if err := r.fleet.start(ctx, r.replicas-1); err != nil {
+	if err := r.fleet.Start(ctx, r.replicas-1); err != nil {
 		return err
 	}
 
@@ -196,7 +200,7 @@ func (r *run) disturbed(ctx context.Context, load []outgoing, kills int) error {
 	var rounds []int
 
 	for left := kills; left > 0; left -= rounds[len(rounds)-1] {
-		rounds = append(rounds, min(1+r.random.IntN(min(2, len(r.fleet.running))), left))
+		rounds = append(rounds, min(1+r.random.IntN(min(2, len(r.fleet.Running))), left))
 	}
 
 	r.sayf("sending %s messages in %d rounds", grouped(len(load)), len(rounds))
@@ -226,7 +230,7 @@ func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err err
 
 	if err := r.amid(ctx, chunk[len(chunk)/2:], func() error {
 		for range victims {
-			r.fleet.kill(r.random.IntN(len(r.fleet.running)))
+			r.fleet.Kill(r.random.IntN(len(r.fleet.Running)))
 			r.killed++
 		}
 
@@ -238,7 +242,7 @@ func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err err
 		return err
 	}
 
-	return errors.Join(r.compareTotals(ctx), r.fleet.start(ctx, victims))
+	return errors.Join(r.compareTotals(ctx), r.fleet.Start(ctx, victims))
 }
 
 // amid sends messages, and calls disturb once some of them have been applied.
@@ -266,7 +270,7 @@ func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) e
 // compareTotals compares what RabbitMQ no longer has with what is recorded, while no
 // replica is running: a message that is not recorded must still be in its queue.
 func (r *run) compareTotals(ctx context.Context) error {
-	if r.rabbitmq == nil || len(r.fleet.running) > 0 {
+	if r.rabbitmq == nil || len(r.fleet.Running) > 0 {
 		return nil
 	}
 
@@ -363,7 +367,7 @@ func (r *run) restart(ctx context.Context) error {
 	stop := r.publishSteadily(ctx, load)
 
 	for i := range r.replicas {
-		if err := errors.Join(r.pause(ctx, brief), r.fleet.stop(0), r.fleet.start(ctx, 1)); err != nil {
+		if err := errors.Join(r.pause(ctx, brief), r.fleet.Stop(0), r.fleet.Start(ctx, 1)); err != nil {
 			return err
 		}
 
@@ -504,17 +508,17 @@ func (r *run) finish(ctx context.Context) error {
 		return err
 	}
 
-	for len(r.fleet.running) > 0 {
-		if err := r.fleet.stop(0); err != nil {
+	for len(r.fleet.Running) > 0 {
+		if err := r.fleet.Stop(0); err != nil {
 			return err
 		}
 	}
 
-	if err := r.fleet.start(ctx, 1); err != nil {
+	if err := r.fleet.Start(ctx, 1); err != nil {
 		return err
 	}
 
-	return errors.Join(r.settle(ctx), r.fleet.stop(0))
+	return errors.Join(r.settle(ctx), r.fleet.Stop(0))
 }
 
 // check runs all checks after the run.
@@ -542,7 +546,7 @@ func (r *run) check(ctx context.Context) error {
 	}
 
 	var died []string
-	if n := r.fleet.died.Load(); n > 0 {
+	if n := r.fleet.Died.Load(); n > 0 {
 		died = append(died, fmt.Sprintf("%d replicas", n))
 	}
 
@@ -645,27 +649,12 @@ func (r *run) summarise(ctx context.Context) error {
 	}
 
 	r.sayf("%s messages sent, %d replicas killed, %d started; orders: %s; seed %d",
-		grouped(len(r.sent)), r.killed, r.fleet.started, strings.Join(totals, ", "), r.seed)
+		grouped(len(r.sent)), r.killed, r.fleet.Started, strings.Join(totals, ", "), r.seed)
 
 	return nil
 }
 
 // until polls a condition for at most patience.
 func until(ctx context.Context, what string, condition func() (bool, error)) error {
-	for deadline := time.Now().Add(patience); ; {
-		ok, err := condition()
-		if ok || err != nil {
-			return err
-		}
-
-		if time.Now().After(deadline) {
-			return fmt.Errorf("waited %s for %s", patience, what)
-		}
-
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	return server.Until(ctx, what, patience, condition)
 }

@@ -1,4 +1,4 @@
-package main
+package soak
 
 import (
 	"bufio"
@@ -7,24 +7,25 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os/exec"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/cmd/proof/server"
 )
 
 // rabbitmq is a producer, a reader of queues that nobody consumes, and an observer of
 // queues.
 type rabbitmq struct {
-	control []string
+	server  *server.Broker
 	conn    *amqp.Connection
 	channel *amqp.Channel
 }
 
-func openRabbitMQ(address, control string) (*rabbitmq, error) {
-	conn, err := amqp.Dial(address)
+func openRabbitMQ(server *server.Broker) (*rabbitmq, error) {
+	conn, err := amqp.Dial(server.Address())
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +35,7 @@ func openRabbitMQ(address, control string) (*rabbitmq, error) {
 		return nil, err
 	}
 
-	return &rabbitmq{control: strings.Fields(control), conn: conn, channel: channel}, channel.Confirm(false)
+	return &rabbitmq{server: server, conn: conn, channel: channel}, channel.Confirm(false)
 }
 
 // publish sends messages to the queues directly, and waits until they are confirmed.
@@ -65,7 +66,7 @@ func (r *rabbitmq) publish(ctx context.Context, list []outgoing) error {
 // rebalance closes some of the service's connections. RabbitMQ then delivers
 // unacknowledged messages to any consumer.
 func (r *rabbitmq) rebalance(ctx context.Context, random *rand.Rand) (string, error) {
-	listed, err := r.run(ctx, "list_connections", "pid", "client_properties")
+	listed, err := r.server.Control(ctx, "list_connections", "pid", "client_properties")
 	if err != nil {
 		return "", err
 	}
@@ -87,21 +88,12 @@ func (r *rabbitmq) rebalance(ctx context.Context, random *rand.Rand) (string, er
 
 	for _, pid := range pids {
 		// This fails if the connection has already ended on its own.
-		if _, err := r.run(ctx, "close_connection", pid, "soak"); err != nil && ctx.Err() != nil {
+		if _, err := r.server.Control(ctx, "close_connection", pid, "soak"); err != nil && ctx.Err() != nil {
 			return "", err
 		}
 	}
 
 	return fmt.Sprintf("%d connections were closed", len(pids)), nil
-}
-
-func (r *rabbitmq) run(ctx context.Context, args ...string) ([]byte, error) {
-	out, err := exec.CommandContext(ctx, r.control[0], append(r.control[1:len(r.control):len(r.control)], args...)...).CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("rabbitmqctl %s: %w: %s", args[0], err, out)
-	}
-
-	return out, nil
 }
 
 // queue returns the number of ready messages in a queue, and the number of its consumers.

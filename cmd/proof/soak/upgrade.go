@@ -1,4 +1,4 @@
-package main
+package soak
 
 import (
 	"context"
@@ -98,10 +98,10 @@ func (r *run) migrate(ctx context.Context) error {
 // replace starts a replica of this release and then stops one of the previous one, until
 // none of the previous one is left.
 func (r *run) replace(ctx context.Context) error {
-	r.fleet.program = r.service
+	r.fleet.Program = r.service
 
 	for i := range r.replicas {
-		if err := errors.Join(r.fleet.start(ctx, 1), r.pause(ctx, brief), r.fleet.stop(0)); err != nil {
+		if err := errors.Join(r.fleet.Start(ctx, 1), r.pause(ctx, brief), r.fleet.Stop(0)); err != nil {
 			return err
 		}
 
@@ -117,12 +117,12 @@ func (r *run) replace(ctx context.Context) error {
 
 // rollBack runs a replica of the previous release alongside those of this one.
 func (r *run) rollBack(ctx context.Context) error {
-	r.fleet.program = r.previous
-	defer func() { r.fleet.program = r.service }()
+	r.fleet.Program = r.previous
+	defer func() { r.fleet.Program = r.service }()
 
 	r.sayf("a replica of the previous release beside %d of this one", r.replicas)
 
-	return errors.Join(r.fleet.start(ctx, 1), r.pause(ctx, besides), r.fleet.stop(r.replicas), r.pause(ctx, brief))
+	return errors.Join(r.fleet.Start(ctx, 1), r.pause(ctx, besides), r.fleet.Stop(r.replicas), r.pause(ctx, brief))
 }
 
 // latencies checks how long the orders that were sent between from and to took.
