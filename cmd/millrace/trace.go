@@ -14,8 +14,11 @@ func newTrace(opts *options) *cobra.Command {
 	var asked string
 
 	return query(opts, &cobra.Command{
-		Use: "trace MESSAGE", Short: "Show a message's conversation: what caused it and what it caused",
-		Example: "  millrace trace 0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b",
+		Use: "trace ID", Short: "Show the conversations of a message, an order or a user: what caused each message and what it caused",
+		Long: `Show conversations: what caused each message and what it caused. ID is that of a
+message, a correlation ID, or the key of messages, such as the id of an order or a user.
+For a key, the conversations of its newest messages are shown.`,
+		Example: "  millrace trace 0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b\n  millrace trace order_123",
 	}, func(c *call) ([]*trace.Message, error) {
 		asked = c.args[0]
 

@@ -84,8 +84,8 @@ func TestAConversationIsATree(t *testing.T) {
 	s.Messages("orders.completed", 1)
 
 	last := s.Messages("orders.completed", 1)[0]
-	for _, asked := range []uuid.UUID{id, last.ID} {
-		roots, err := trace.Find(t.Context(), s.Pool, asked)
+	for _, asked := range []string{id.String(), last.ID.String(), "order_123"} {
+		roots, err := s.Operator.Trace(t.Context(), asked)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,8 +102,35 @@ func TestAConversationIsATree(t *testing.T) {
 		}
 	}
 
-	if _, err := trace.Find(t.Context(), s.Pool, event.NewID()); err == nil {
-		t.Error("an unknown message has a conversation")
+	for _, unknown := range []string{event.NewID().String(), "order_124", ""} {
+		if _, err := s.Operator.Trace(t.Context(), unknown); event.KindOf(err) != event.NotFound {
+			t.Errorf("the conversation of %q: expected that there is none, got %v", unknown, err)
+		}
+	}
+}
+
+func TestTheConversationsOfAKeyIncludeMessagesThatFailed(t *testing.T) {
+	t.Parallel()
+
+	s := apptest.Start(t)
+	s.Seed()
+	s.ExpectFailures()
+	s.Publish("user.created", `{"user":{"id":"alice","name":"Alice","email":"alice@home.example"}}`)
+	s.Messages("notifications", 1)
+	s.Publish("user.updated", `{"user_id":"alice","updates":{"name":"Alicia"}}`)
+	s.PublishMessage(event.Message{Topic: "user.updated", Key: "alice", Payload: []byte(`{"user_id":"alice","updates":7}`)})
+	pgtest.Eventually(t, "the last message is stopped", func() bool {
+		return apptest.Value[int](s, `SELECT count(*) FROM failed_messages WHERE state = 'stopped'`) == 1
+	})
+	s.WaitUntilIdle()
+
+	roots, err := s.Operator.Trace(t.Context(), "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if got := render(roots, s); !strings.HasPrefix(got, "[user.created(applied)[") || !strings.Contains(got, "] user.updated(applied)[") || !strings.HasSuffix(got, "] user.updated(stopped)]") {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -33,7 +33,9 @@ import (
 	"github.com/millracehq/millrace/internal/engine/upkeep"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/account"
+	"github.com/millracehq/millrace/internal/shop/order"
 	"github.com/millracehq/millrace/internal/shop/payment"
+	"github.com/millracehq/millrace/internal/shop/user"
 )
 
 // Service is an assembled Millrace. The command line uses its exported fields without
@@ -91,7 +93,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 		Pool: engine.Pool, Router: engine.Router, Dependencies: engine.Dependencies, Janitor: upkeep.Janitor,
 		Failed: engine.Failed, Projector: s.Projector, Auditor: upkeep.Audit, Retention: upkeep.Inbox.Retention, Brokers: engine.Brokers,
 		Relay: engine.Relay, Tasks: []*health.Loop{engine.Router.Retries, s.Projector.Loop, upkeep.Janitor.Loop, domains.Expiry.Loop},
-		Warnings: engine.Warnings, Logger: logger,
+		Warnings: engine.Warnings, Logger: logger, Streams: []func(string) string{order.Stream, user.Stream},
 	}
 
 	s.Operator.Affected = append(s.Operator.Affected, domains.Expiry.Affected)

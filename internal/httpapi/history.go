@@ -33,9 +33,9 @@ type ActivityFilter struct {
 
 // registerHistory adds the operations on past messages, events and actions.
 func (e engine) registerHistory(a *API) {
-	Get(a, access.Viewer, "/conversations/{id}", "Show a message's conversation: what caused it and what it caused",
+	Get(a, access.Viewer, "/conversations/{id}", "Show the conversations of a message, an order or a user: what caused each message and what it caused",
 		func(ctx context.Context, in *struct {
-			ID string `path:"id" maxLength:"50" example:"0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b"`
+			ID string `path:"id" maxLength:"500" doc:"The id of a message, a correlation ID, or the key of messages, such as the id of an order." example:"0199a1b2-5c3d-7e4f-8a9b-0c1d2e3f4a5b"`
 		},
 		) (*List[*trace.Message], error) {
 			roots, err := e.Trace(ctx, in.ID)

@@ -170,3 +170,15 @@ func Read(ctx context.Context, db postgres.Querier, stream string) ([]Event, err
 
 	return events, nil
 }
+
+// Messages returns the messages that caused the events of streams, newest first and at
+// most limit.
+func Messages(ctx context.Context, db postgres.Querier, streams []string, limit int) ([]uuid.UUID, error) {
+	ids, err := postgres.Collect(ctx, db, pgx.RowTo[uuid.UUID], `
+		SELECT message_id FROM events WHERE stream = ANY($1) GROUP BY message_id ORDER BY max(position) DESC LIMIT $2`, streams, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the messages of streams: %w", err)
+	}
+
+	return ids, nil
+}

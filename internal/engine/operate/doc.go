@@ -34,6 +34,8 @@ type Operator struct {
 	// Retention is the retention of the inbox.
 	Retention time.Duration
 	Brokers   *broker.Set
+	// Streams name the streams that a key may have, such as that of an order.
+	Streams []func(key string) string
 	// Affected says what pauses mean for the business.
 	Affected []Affected
 	// Tap records the messages that pass through this process.

@@ -4,9 +4,9 @@ package trace
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -58,30 +58,28 @@ func (m *Message) Created() (at time.Time, ok bool) {
 	return time.Unix(m.ID.Time().UnixTime()), true
 }
 
-// Find returns a message's conversation as trees. There is a single root unless
-// intermediate messages have been deleted.
-func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, error) {
-	var correlation uuid.UUID
-
-	err := pool.QueryRow(ctx, `
-		SELECT coalesce(correlation_id, message_id) FROM inbox WHERE message_id = $1
-		UNION ALL SELECT correlation_id FROM outbox WHERE message_id = $1
-		UNION ALL SELECT coalesce(correlation, message_id) FROM (
-			SELECT message_id, substring(headers ->> $2 FROM $3)::uuid AS correlation FROM failed_messages WHERE message_id = $1) AS f
-		UNION ALL SELECT correlation_id FROM published_messages WHERE message_id = $1
-		UNION ALL SELECT correlation_id FROM inbox WHERE correlation_id = $1
-		LIMIT 1`, id, event.HeaderCorrelation, uuidPattern).Scan(&correlation)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, event.Missing("trace of a message", id.String())
+// Find returns the conversations to which messages belong, as trees. An id may also be a
+// correlation ID. A conversation has a single root unless intermediate messages have been
+// deleted. Find returns a NotFound error if no id is known.
+func Find(ctx context.Context, pool *pgxpool.Pool, ids ...uuid.UUID) ([]*Message, error) {
+	correlations, err := postgres.Collect(ctx, pool, pgx.RowTo[uuid.UUID], `
+		SELECT coalesce(correlation_id, message_id) FROM inbox WHERE message_id = ANY($1)
+		UNION SELECT correlation_id FROM outbox WHERE message_id = ANY($1) OR correlation_id = ANY($1)
+		UNION SELECT coalesce(substring(headers ->> $2 FROM $3)::uuid, message_id) FROM failed_messages WHERE message_id = ANY($1)
+		UNION SELECT correlation_id FROM published_messages WHERE message_id = ANY($1)
+		UNION SELECT correlation_id FROM inbox WHERE correlation_id = ANY($1)`,
+		ids, event.HeaderCorrelation, uuidPattern)
+	if err != nil {
+		return nil, fmt.Errorf("finding conversations: %w", err)
 	}
 
-	if err != nil {
-		return nil, fmt.Errorf("finding message %s: %w", id, err)
+	if len(correlations) == 0 {
+		return nil, event.Missing("conversation of", strings.Join(postgres.Column(ids, uuid.UUID.String), ", "))
 	}
 
-	messages, err := load(ctx, pool, correlation)
+	messages, err := load(ctx, pool, correlations)
 	if err != nil {
-		return nil, fmt.Errorf("reading conversation %s: %w", correlation, err)
+		return nil, fmt.Errorf("reading conversations: %w", err)
 	}
 
 	return tree(messages), nil
@@ -89,28 +87,28 @@ func Find(ctx context.Context, pool *pgxpool.Pool, id uuid.UUID) ([]*Message, er
 
 const uuidPattern = `^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$`
 
-func load(ctx context.Context, db postgres.Querier, correlation uuid.UUID) ([]*Message, error) {
+func load(ctx context.Context, db postgres.Querier, correlations []uuid.UUID) ([]*Message, error) {
 	return postgres.Collect(ctx, db, func(row pgx.CollectableRow) (*Message, error) {
 		m := &Message{}
 
 		return m, row.Scan(&m.ID, &m.Causation, &m.Consumer, &m.Topic, &m.State, &m.At, &m.Detail)
 	}, `
 		SELECT message_id, causation_id, consumer, '', 'applied', applied_at, ''
-		FROM inbox WHERE message_id = $1 OR correlation_id = $1
+		FROM inbox WHERE message_id = ANY($1) OR correlation_id = ANY($1)
 		UNION ALL
 		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(nullif(available_at, 'infinity'), created_at),
 		       CASE WHEN refused IS NOT NULL THEN 'refused by the broker: ' || refused WHEN available_at IS NULL THEN 'to be published' ELSE 'not due yet' END
-		FROM outbox WHERE correlation_id = $1
+		FROM outbox WHERE correlation_id = ANY($1)
 		UNION ALL
 		SELECT message_id, causation_id, '', topic, 'published', published_at, 'not consumed here'
-		FROM published_messages WHERE correlation_id = $1
+		FROM published_messages WHERE correlation_id = ANY($1)
 		UNION ALL
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic,
 		       CASE WHEN state = 'stopped' THEN 'stopped' WHEN error = '' THEN 'blocked' ELSE 'parked' END, coalesce(tried_at, last_at),
 		       CASE WHEN state = 'stopped' THEN 'failed message ' || id || ': ' || error
 		            WHEN error = '' THEN 'by an earlier message with its key' ELSE 'failed ' || attempts || ' times: ' || error END
-		FROM failed_messages WHERE state <> 'resolved' AND (message_id = $1 OR substring(headers ->> $2 FROM $4)::uuid = $1)`,
-		correlation, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
+		FROM failed_messages WHERE state <> 'resolved' AND (message_id = ANY($1) OR lower(headers ->> $2) = ANY($1::text[]))`,
+		correlations, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 }
 
 // tree arranges the messages by cause. If a message appears twice (stopped and then

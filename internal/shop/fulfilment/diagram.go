@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
@@ -13,21 +14,38 @@ import (
 	"github.com/millracehq/millrace/internal/shop/payment"
 )
 
-// Diagram draws the states of an order as a Mermaid state diagram. It derives
-// them from Decide by trying every command in every state that it reaches.
-func Diagram() string {
-	var text strings.Builder
+// Transition is a step between two states of an order that some command causes. From is
+// empty for a new order.
+type Transition struct {
+	From, To order.Status
+	// Events are the types of the events that take the step.
+	Events []string
+}
 
-	text.WriteString("stateDiagram-v2\n")
-
+// Transitions returns all transitions. It derives them from Decide by trying every command
+// in every state that it reaches.
+var Transitions = sync.OnceValue(func() (list []Transition) {
 	edges := explore()
 
 	for _, from := range states {
 		for _, to := range states {
 			if events := slices.Sorted(maps.Keys(edges[edge{from, to}])); len(events) > 0 {
-				fmt.Fprintf(&text, "    %s --> %s: %s\n", cmp.Or(string(from), "[*]"), to, strings.Join(events, ", "))
+				list = append(list, Transition{From: from, To: to, Events: events})
 			}
 		}
+	}
+
+	return list
+})
+
+// Diagram draws the transitions as a Mermaid state diagram.
+func Diagram() string {
+	var text strings.Builder
+
+	text.WriteString("stateDiagram-v2\n")
+
+	for _, t := range Transitions() {
+		fmt.Fprintf(&text, "    %s --> %s: %s\n", cmp.Or(string(t.From), "[*]"), t.To, strings.Join(t.Events, ", "))
 	}
 
 	for _, status := range states {
