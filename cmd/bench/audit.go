@@ -79,12 +79,12 @@ func (s *site) history(ctx context.Context, n, skus int) error {
 		 SELECT id, CASE WHEN share < 90 THEN 'captured' ELSE 'declined' END, 9.99, 'USD',
 		        CASE WHEN share < 90 THEN 'txn_' || id END, CASE WHEN share >= 90 THEN 'declined' END, at
 		 FROM plan WHERE share < 95`,
-		`INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at)
-		 SELECT 'fulfilment.place', ` + placed + `, (at AT TIME ZONE 'UTC')::date, n, at FROM plan
+		`INSERT INTO inbox (consumer, message_id, day, fingerprint, applied_at, correlation_id, causation_id)
+		 SELECT 'fulfilment.place', ` + placed + `, (at AT TIME ZONE 'UTC')::date, n, at, NULL, NULL FROM plan
 		 UNION ALL
-		 SELECT 'fulfilment.charge', ` + charged + `, (at AT TIME ZONE 'UTC')::date, n, at FROM plan WHERE share < 95
+		 SELECT 'fulfilment.charge', ` + charged + `, (at AT TIME ZONE 'UTC')::date, n, at, ` + placed + `, ` + placed + ` FROM plan WHERE share < 95
 		 UNION ALL
-		 SELECT 'fulfilment.complete', ` + completed + `, (at AT TIME ZONE 'UTC')::date, n, at FROM plan WHERE share < 90`,
+		 SELECT 'fulfilment.complete', ` + completed + `, (at AT TIME ZONE 'UTC')::date, n, at, ` + placed + `, ` + charged + ` FROM plan WHERE share < 90`,
 		`INSERT INTO outbox (shard, topic, key, message_id, correlation_id, payload)
 		 SELECT 0, 'payments.requested', id, ` + charged + `, ` + placed + `, '{}' FROM plan WHERE share = 99`,
 		`UPDATE stock SET reserved = p.reserved, sold = p.sold, available = available - p.reserved - p.sold
