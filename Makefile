@@ -77,6 +77,7 @@ fmt: ## Format the code
 
 .PHONY: generate
 generate: ## Write the generated files
+	scripts/templ.sh
 	go tool wire .
 	scripts/states.sh
 	scripts/metrics.sh
@@ -94,6 +95,7 @@ lint: ## Run the linters
 .PHONY: verify
 verify: lint ## Check formatting, linters, generated files and go.mod
 	@test -z "$$(gofmt -l .)" || { echo "not formatted (run make fmt):"; gofmt -l .; exit 1; }
+	@scripts/templ.sh --check
 	@go tool wire diff . || { echo "wire_gen.go is stale: run make generate"; exit 1; }
 	@scripts/states.sh --check
 	@scripts/metrics.sh --check

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/app"
 	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/localpg"
 )
 
@@ -58,7 +59,15 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 			logger.Warn(err.Error())
 		}
 
-		program := os.Args[0]
+		program, scheme, console := os.Args[0], "http", ""
+		if cfg.HTTP.TLS == httpapi.TLSFiles {
+			scheme = "https"
+		}
+
+		if cfg.HTTP.Console {
+			console = fmt.Sprintf("Console: %s://%s/console/   ", scheme, service.HTTPAddr())
+		}
+
 		fmt.Fprintf(out, `
 Millrace is running (broker: %s). In another terminal, try:
 
@@ -69,9 +78,10 @@ Millrace is running (broker: %s). In another terminal, try:
   %s users show alice
   %s notifications list
 
-Health: http://%s/readyz   Metrics: http://%s/metrics   API: http://%s/api/v1/openapi.json
+%sAPI: %s://%s/api/v1/openapi.json
+Health: http://%s/readyz   Metrics: http://%s/metrics
 Press Ctrl-C to drain and stop.
 
-`, service.Brokers.Kinds(), program, program, program, program, program, program, service.HealthAddr(), service.HealthAddr(), service.HTTPAddr())
+`, service.Brokers.Kinds(), program, program, program, program, program, program, console, scheme, service.HTTPAddr(), service.HealthAddr(), service.HealthAddr())
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millracehq/millrace/internal/console"
 	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker"
@@ -105,6 +106,10 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 		http.HandlePublic(payment.WebhookPattern, domains.Webhook)
 	}
 	http.Handle(httpapi.Prefix+"/", access.Viewer, httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources))
+
+	if http.Console() {
+		console.Serve(http, s.Operator, logger)
+	}
 
 	return s, nil
 }

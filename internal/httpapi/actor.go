@@ -23,7 +23,7 @@ type Caller struct {
 
 // Resolve implements huma.Resolver.
 func (c *Caller) Resolve(ctx huma.Context) []error {
-	c.who = cmp.Or(identityOf(ctx.Context()).Who, strings.TrimSpace(c.Operator), "http")
+	c.who = cmp.Or(IdentityOf(ctx.Context()).Who, strings.TrimSpace(c.Operator), "http")
 
 	return nil
 }

@@ -166,7 +166,7 @@ const bearerScheme = "bearer"
 // before any of the request is read.
 func (a *API) needs(role access.Role) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		if detail := lacks(identityOf(ctx.Context()), role); detail != "" {
+		if detail := lacks(IdentityOf(ctx.Context()), role); detail != "" {
 			_ = huma.WriteErr(a.huma, ctx, http.StatusForbidden, detail) // fails only if the client has disconnected
 
 			return

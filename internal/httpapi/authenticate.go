@@ -21,16 +21,16 @@ import (
 // identityKey is the context key of a request's caller.
 type identityKey struct{}
 
-// identityOf returns the identity of a request's sender. Without authentication, it has
+// IdentityOf returns the identity of a request's sender. Without authentication, it has
 // no name.
-func identityOf(ctx context.Context) access.Identity {
+func IdentityOf(ctx context.Context) access.Identity {
 	identity, _ := ctx.Value(identityKey{}).(access.Identity)
 
 	return identity
 }
 
 // Masked reports whether personal data must be hidden from a request's caller.
-func Masked(ctx context.Context) bool { return !identityOf(ctx).Role.Allows(access.Operator) }
+func Masked(ctx context.Context) bool { return !IdentityOf(ctx).Role.Allows(access.Operator) }
 
 // anyone passes requests on as if an unnamed administrator had sent them. It is for a
 // loopback listener without authentication.
@@ -48,10 +48,15 @@ func as(r *http.Request, identity access.Identity) *http.Request {
 type authenticator struct {
 	verifier *access.Verifier
 	// proxied is true if a proxy passes requests on.
-	proxied  bool
-	failures *failures
-	refused  *prometheus.CounterVec
-	logger   *slog.Logger
+	proxied bool
+	// login is the path of the login form, or "" if there is none. cookie is the name of
+	// the cookie that holds a session, which encrypted connections alone may carry if
+	// secure is true.
+	login, cookie string
+	secure        bool
+	failures      *failures
+	refused       *prometheus.CounterVec
+	logger        *slog.Logger
 }
 
 // newRefused returns the counter of rejected log-ins.
@@ -75,30 +80,60 @@ const (
 
 func (a *authenticator) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if identity, ok := a.authenticate(w, r); ok {
+		identity, rejected := a.authenticate(r)
+
+		switch {
+		case rejected == nil:
 			next.ServeHTTP(w, as(r, identity))
+		case a.login != "" && rejected.status != http.StatusTooManyRequests && toLogin(w, r, a.login):
+		default:
+			rejected.write(w)
 		}
 	})
 }
 
-// authenticate returns the identity of a request's sender, or responds with the reason
-// for not passing the request on.
-func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (access.Identity, bool) {
-	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
-		a.refused.WithLabelValues("none", reasonMissing).Inc()
-		unauthorized(w, "a credential is missing, expected the header Authorization: Bearer TOKEN; `millrace tokens create` creates a token")
+// rejection is the reason for not passing a request on.
+type rejection struct {
+	status int
+	detail string
+}
 
-		return access.Identity{}, false
+func (rej *rejection) write(w http.ResponseWriter) {
+	switch rej.status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="millrace"`)
+	case http.StatusTooManyRequests:
+		w.Header().Set("Retry-After", "6")
 	}
 
+	writeProblem(w, rej.status, rej.detail)
+}
+
+// authenticate returns the identity of a request's sender, or the reason for not passing
+// the request on. The credential is a bearer token or, in a browser, that of its session.
+func (a *authenticator) authenticate(r *http.Request) (access.Identity, *rejection) {
+	scheme, bearer, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if bearer = strings.TrimSpace(bearer); !strings.EqualFold(scheme, "Bearer") || bearer == "" {
+		bearer = a.sessionOf(r)
+	}
+
+	if bearer == "" {
+		a.refused.WithLabelValues("none", reasonMissing).Inc()
+
+		return access.Identity{}, &rejection{http.StatusUnauthorized,
+			"a credential is missing, expected the header Authorization: Bearer TOKEN; `millrace tokens create` creates a token"}
+	}
+
+	return a.check(r, bearer)
+}
+
+// check returns the identity behind a credential.
+func (a *authenticator) check(r *http.Request, bearer string) (access.Identity, *rejection) {
 	from, kind := a.caller(r), string(access.CredentialOf(bearer))
 	if !a.failures.allowed(from) {
 		a.refused.WithLabelValues(kind, reasonLimited).Inc()
-		w.Header().Set("Retry-After", "6")
-		writeProblem(w, http.StatusTooManyRequests, "too many log-ins from this address have failed; try again in a few seconds")
 
-		return access.Identity{}, false
+		return access.Identity{}, &rejection{http.StatusTooManyRequests, "too many log-ins from this address have failed; try again in a few seconds"}
 	}
 
 	identity, err := a.verifier.Verify(r.Context(), bearer)
@@ -108,28 +143,22 @@ func (a *authenticator) authenticate(w http.ResponseWriter, r *http.Request) (ac
 	case err == nil && identity.Role == "":
 		a.refused.WithLabelValues(kind, reasonNoRole).Inc()
 		a.logger.Warn("log-in without a role", slog.String("who", identity.Who), slog.String("from", from.String()))
-		writeProblem(w, http.StatusForbidden, event.Text(identity.Who)+" has no role here; http.oidc.roles maps none of the values of the role claim")
 
-		return identity, false
+		return identity, &rejection{http.StatusForbidden, event.Text(identity.Who) + " has no role here; http.oidc.roles maps none of the values of the role claim"}
 	case err == nil:
-		return identity, true
+		return identity, nil
 	case isRefused:
 		a.failures.add(from)
 		a.refused.WithLabelValues(kind, string(refused.Cause)).Inc()
 		a.logger.Warn("log-in refused", slog.String("from", from.String()), slog.String("path", r.URL.Path), slog.Any("error", err))
-		unauthorized(w, "the credential is invalid, expired or revoked; the service log says which")
+
+		return identity, &rejection{http.StatusUnauthorized, "the credential is invalid, expired or revoked; the service log says which"}
 	default:
 		a.refused.WithLabelValues(kind, reasonUnchecked).Inc()
 		a.logger.Error("a credential could not be checked", slog.Any("error", err))
-		writeProblem(w, http.StatusServiceUnavailable, "the credential cannot be checked at present; see the service log")
+
+		return identity, &rejection{http.StatusServiceUnavailable, "the credential cannot be checked at present; see the service log"}
 	}
-
-	return access.Identity{}, false
-}
-
-func unauthorized(w http.ResponseWriter, detail string) {
-	w.Header().Set("WWW-Authenticate", `Bearer realm="millrace"`)
-	writeProblem(w, http.StatusUnauthorized, detail)
 }
 
 // caller returns the address that a request comes from. Behind a proxy, this is the last
@@ -219,7 +248,7 @@ func (f *failures) forget() {
 // needs passes on requests from callers whose role includes the given one.
 func needs(role access.Role, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if detail := lacks(identityOf(r.Context()), role); detail != "" {
+		if detail := lacks(IdentityOf(r.Context()), role); detail != "" {
 			writeProblem(w, http.StatusForbidden, detail)
 
 			return

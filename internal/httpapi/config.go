@@ -26,6 +26,8 @@ type Config struct {
 	Token postgres.Secret `koanf:"token"`
 	// OIDC is a provider whose tokens are accepted in addition to API tokens.
 	OIDC access.OIDC `koanf:"oidc"`
+	// Console says whether Addr also serves the console, at /console/. Defaults to true.
+	Console bool `koanf:"console"`
 	// WebhooksAddr is a host:port for webhooks alone, so that a provider cannot reach
 	// the operator API. By default there is none, and Addr serves webhooks.
 	WebhooksAddr string `koanf:"webhooks_addr"`
@@ -58,7 +60,7 @@ type HealthConfig struct {
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
-	return Config{Addr: "127.0.0.1:9464", Authentication: AuthenticationNone, OIDC: access.DefaultOIDC(), TLS: TLSNone}
+	return Config{Addr: "127.0.0.1:9464", Authentication: AuthenticationNone, OIDC: access.DefaultOIDC(), Console: true, TLS: TLSNone}
 }
 
 // DefaultHealthConfig returns the defaults.

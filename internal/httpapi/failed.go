@@ -238,8 +238,8 @@ func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.G
 	groups, err := e.Failed.Groups(ctx, f, after, in.Limit+1)
 
 	for i := range groups {
-		if Masked(ctx) && e.Router.Personal(groups[i].Topic) {
-			groups[i].Error = groups[i].Cause
+		if Masked(ctx) {
+			groups[i] = e.MaskGroup(groups[i])
 		}
 	}
 
@@ -335,7 +335,7 @@ func (e engine) editEntry(ctx context.Context, in *struct {
 func (e engine) listActions(ctx context.Context, in *EntryInput) (*List[action], error) {
 	exported, err := e.Exported(ctx, in.ID)
 
-	return All(postgres.Column(exported.Actions, func(a activity.Action) action { return maskedAction(ctx, actionOf(a)) }), err)
+	return All(postgres.Column(exported.Actions, func(a activity.Action) action { return maskedAction(ctx, a) }), err)
 }
 
 func (e engine) download(ctx context.Context, in *struct {

@@ -9,6 +9,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/invariant"
+	"github.com/millracehq/millrace/internal/engine/operate"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/trace"
 )
@@ -40,7 +41,7 @@ func (e engine) registerHistory(a *API) {
 		) (*List[*trace.Message], error) {
 			roots, err := e.Trace(ctx, in.ID)
 			if Masked(ctx) {
-				maskedTree(roots)
+				operate.MaskTrees(roots)
 			}
 
 			return All(roots, err)
@@ -103,5 +104,5 @@ func (e engine) listActivity(ctx context.Context, in *struct {
 
 	list, err := activity.List(ctx, e.Pool, f, in.Limit+1)
 
-	return Page(&in.Paging, postgres.Column(list, func(a activity.Action) action { return maskedAction(ctx, actionOf(a)) }), func(a action) string { return fmt.Sprint(a.ID) }), err
+	return Page(&in.Paging, postgres.Column(list, func(a activity.Action) action { return maskedAction(ctx, a) }), func(a action) string { return fmt.Sprint(a.ID) }), err
 }

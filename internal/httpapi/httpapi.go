@@ -35,22 +35,23 @@ type State struct {
 type Server struct {
 	cfg         Config
 	certificate *certificate
-	// health serves probes, operators serves the operator API, and public serves
-	// webhooks.
-	health, operators, public *http.ServeMux
-	listeners                 []*listener
+	// health serves probes, operators serves whoever has authenticated, open anybody who
+	// reaches the same address, and public serves webhooks.
+	health, operators, open, public *http.ServeMux
+	sessions                        *Sessions
+	listeners                       []*listener
 }
 
 // NewServer returns a server. Call Listen to start it.
 func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *slog.Logger, registry *prometheus.Registry) (*Server, error) {
 	logger = logger.With(slog.String("component", "httpapi"))
 
-	guard, err := newGuard(cfg, pool, newRefused(registry), logger)
+	auth, err := newAuthenticator(cfg, pool, newRefused(registry), logger)
 	if err != nil {
 		return nil, err
 	}
 
-	s := &Server{cfg: cfg, health: http.NewServeMux(), operators: http.NewServeMux(), public: http.NewServeMux()}
+	s := &Server{cfg: cfg, health: http.NewServeMux(), operators: http.NewServeMux(), open: http.NewServeMux(), public: http.NewServeMux(), sessions: &Sessions{auth}}
 
 	if cfg.TLS == TLSFiles {
 		s.certificate = newCertificate(cfg.CertFile, cfg.KeyFile, logger)
@@ -67,7 +68,7 @@ func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *s
 	}
 
 	s.listeners = []*listener{newListener("health.addr", healthCfg.Addr, probes, nil, logger)}
-	webhooks, operators := s.public, guard(s.operators)
+	webhooks, operators := s.public, s.guarded(auth)
 
 	if cfg.WebhooksAddr == "" { // both on one address
 		s.public.Handle("/", operators)
@@ -83,11 +84,26 @@ func NewServer(cfg Config, healthCfg HealthConfig, pool *pgxpool.Pool, logger *s
 	return s, nil
 }
 
-// newGuard returns the middleware that protects the operator API. A console would add
-// its sessions here.
-func newGuard(cfg Config, pool *pgxpool.Pool, refused *prometheus.CounterVec, logger *slog.Logger) (func(http.Handler) http.Handler, error) {
+// guarded returns the handler of the operators' address.
+func (s *Server) guarded(auth *authenticator) http.Handler {
+	if auth == nil {
+		s.open.Handle("/", anyone(s.operators))
+
+		return local(s.open)
+	}
+
+	// A browser sends a session only to the host that began it, and a bearer token not on
+	// its own, so checking the Host header would add nothing.
+	s.open.Handle("/", auth.wrap(s.operators))
+
+	return sameSite(s.open)
+}
+
+// newAuthenticator returns what authenticates requests to the operators' address, or nil
+// if the configuration does not require that.
+func newAuthenticator(cfg Config, pool *pgxpool.Pool, refused *prometheus.CounterVec, logger *slog.Logger) (*authenticator, error) {
 	if cfg.Authentication != AuthenticationRequired {
-		return func(next http.Handler) http.Handler { return local(anyone(next)) }, nil
+		return nil, nil //nolint:nilnil // nobody is authenticated
 	}
 
 	verifier, err := access.NewVerifier(cfg.OIDC, pool, logger)
@@ -100,9 +116,11 @@ func newGuard(cfg Config, pool *pgxpool.Pool, refused *prometheus.CounterVec, lo
 		failures: &failures{callers: map[netip.Addr]*rate.Limiter{}},
 	}
 
-	// A browser sends no bearer token on its own, so checking the Host header would add
-	// nothing.
-	return func(next http.Handler) http.Handler { return sameSite(a.wrap(next)) }, nil
+	if cfg.Console {
+		a.allowSessions(cfg.TLS != TLSNone)
+	}
+
+	return a, nil
 }
 
 // Explain makes the probes and /statusz answer from state.
@@ -115,6 +133,25 @@ func (s *Server) Explain(state State) {
 // Handle serves pattern with handler to callers whose role includes the given one.
 func (s *Server) Handle(pattern string, role access.Role, handler http.Handler) {
 	s.operators.Handle(pattern, needs(role, handler))
+}
+
+// HandleOpen is Handle for anybody who reaches the address: for the login form, and what
+// it is made of.
+func (s *Server) HandleOpen(pattern string, handler http.Handler) {
+	s.open.Handle(pattern, handler)
+}
+
+// Console reports whether the console is to be served.
+func (s *Server) Console() bool { return s.cfg.Console }
+
+// Sessions returns the sessions of browsers.
+func (s *Server) Sessions() *Sessions { return s.sessions }
+
+// OnClose calls fn when Close begins: responses without an end must end then.
+func (s *Server) OnClose(fn func()) {
+	for _, l := range s.listeners {
+		l.server.RegisterOnShutdown(fn)
+	}
 }
 
 // HandlePublic serves pattern with a handler that authenticates requests itself. It

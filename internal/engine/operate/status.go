@@ -65,6 +65,31 @@ func (o *Operator) Status(ctx context.Context, addr string) (s Status) {
 	return s.completed(o.unknown(), o.Retention)
 }
 
+// Here is the Status of the service that this process is. It asks Postgres, but no broker:
+// backlogs are those of the last measurement. An anonymous status does not say who paused
+// a consumer and why.
+func (o *Operator) Here(ctx context.Context, anonymous bool) Status {
+	process := o.Process()
+	_, backlogs := o.monitor.measured()
+	s := Status{Service: &process, Backlogs: backlogs, Troubles: process.Troubles}
+
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+
+	facts := o.Facts(ctx, maxMeasured)
+	for i, pause := range facts.Paused {
+		if anonymous {
+			facts.Paused[i] = pause.Anonymous()
+		}
+	}
+
+	if s.Away = facts.away(); s.Away == "" {
+		s.Database = &facts
+	}
+
+	return s.completed(nil, o.Retention)
+}
+
 // Counts returns what was counted in Postgres, or nil if that is unknown.
 func (s Status) Counts() *Counts {
 	if s.Database == nil {

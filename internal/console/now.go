@@ -1,0 +1,104 @@
+package console
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/millracehq/millrace/internal/engine/access"
+	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/operate"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+)
+
+func (c *Console) registerNow() { c.show("/now", access.Viewer, c.now) }
+
+func (c *Console) now(r *http.Request) (page, error) {
+	return page{Title: "Now", Section: "/now", Live: true, Body: nowBody(nowView{c.Here(r.Context(), masked(r))})}, nil
+}
+
+// nowView is the state of this process, and of what all processes share.
+type nowView struct{ operate.Status }
+
+// Verdict sums the state up.
+func (v nowView) Verdict() (class, text string) {
+	switch health.Worst(v.Troubles) { //nolint:exhaustive // notes change nothing
+	case health.Unready:
+		return "bad", "Messages of at least one consumer are not being applied."
+	case health.Degraded:
+		return "warn", "Messages are being applied, and something needs attention."
+	default:
+		return "good", "Everything works."
+	}
+}
+
+// levelClass returns the colours of a trouble.
+func levelClass(level health.Level) string {
+	return map[health.Level]string{health.Unready: "bad", health.Degraded: "warn", health.Note: "note"}[level]
+}
+
+// stateClass returns the colours of a consumer's state.
+func stateClass(state operate.ConsumerState) string {
+	switch state { //nolint:exhaustive // the others are in trouble
+	case operate.Running:
+		return "good"
+	case operate.Paused, operate.Waiting, operate.Connecting:
+		return "warn"
+	default:
+		return "bad"
+	}
+}
+
+// describe says more about a consumer's state than its name.
+func describe(s operate.Consumer) string {
+	if s.State == operate.Running {
+		return ""
+	}
+
+	return s.Describe(stamp)
+}
+
+// dependencies returns the lines of brokers, Postgres and other systems.
+func (v nowView) dependencies() []line {
+	var list []line
+
+	for _, b := range v.Service.Connected {
+		l := line{Name: b.Broker, Kind: "broker", Up: b.Up(), Since: b.Since, Why: b.Why}
+		if b.Blocked {
+			l.Why = "blocked: " + l.Why
+		}
+
+		list = append(list, l)
+	}
+
+	for _, d := range v.Service.Dependencies {
+		if slices.ContainsFunc(list, func(l line) bool { return l.Name == d.Name }) {
+			continue // the connection says the same
+		}
+
+		kind := "dependency"
+		if d.Name == postgres.Dependency {
+			kind = "database"
+		}
+
+		list = append(list, line{Name: d.Name, Kind: kind, Up: d.Up, Since: d.Since, Why: d.Why})
+	}
+
+	return list
+}
+
+// line is the state of something that the service needs.
+type line struct {
+	Name, Kind string
+	Up         bool
+	Since      *time.Time
+	Why        string
+}
+
+func (l line) word() string {
+	if l.Up {
+		return "available"
+	}
+
+	return "unavailable"
+}
