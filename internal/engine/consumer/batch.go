@@ -93,13 +93,16 @@ func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
 func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, found map[string]bool, block func(i int) (bool, error),
 ) (fresh []E, index []int, conflicts event.RejectSome, err error) {
 	conflicts = event.RejectSome{}
-	blocked := map[uuid.UUID]bool{}
+	// blocked has the fingerprints of the blocked units.
+	blocked := map[uuid.UUID][]int64{}
 
 	for i, u := range units {
-		// A repeat of a blocked unit has not been applied either.
-		u.blocked, u.verdict = blocked[u.from.id], verdicts[i]
+		// A repeat of a blocked unit has not been applied either. If its payload differs, it
+		// must also be stored.
+		u.blocked, u.verdict = slices.Contains(blocked[u.from.id], u.from.claim.Fingerprint), verdicts[i]
+		isNew := u.verdict == inbox.Fresh || len(blocked[u.from.id]) > 0
 
-		if !u.blocked && u.verdict == inbox.Fresh && u.mayBeBlocked(found) {
+		if !u.blocked && isNew && u.mayBeBlocked(found) {
 			if u.blocked, err = block(i); err != nil {
 				return nil, nil, nil, err
 			}
@@ -107,7 +110,7 @@ func (b batches[E]) fresh(units []*unit[E], verdicts []inbox.Verdict, found map[
 
 		switch {
 		case u.blocked:
-			blocked[u.from.id] = true
+			blocked[u.from.id] = append(blocked[u.from.id], u.from.claim.Fingerprint)
 		case u.verdict == inbox.Fresh:
 			fresh, index = append(fresh, u.event), append(index, i)
 		case u.verdict == inbox.Conflict:
