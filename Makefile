@@ -52,6 +52,7 @@ test: verify services ## Check everything and run all tests, with the race detec
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
+	@go test -timeout 5m ./internal/engine/simulate
 	@go -C cmd/bench test ./...
 	@. .local/test/env && go -C cmd/proof test -race -timeout 5m ./...
 
@@ -118,8 +119,12 @@ alerts-test: ## Test the alerts and the scrape configuration with promtool, and 
 manifests-test: ## Test the Kubernetes manifests; the first run takes minutes
 	go -C deployments test ./...
 
+.PHONY: simulate
+simulate: ## Simulate SEEDS schedules of faults on a clock of its own, 10000 by default, or replay one: SEED=4711
+	@scripts/simulate.sh $(if $(SEED),-seed $(SEED) -test.v,-seeds $(or $(SEEDS),10000))
+
 .PHONY: fuzz
-fuzz: ## Fuzz each decoder for FUZZTIME
+fuzz: ## Fuzz each decoder, and the whole path of messages, for FUZZTIME
 	@scripts/fuzz.sh $(FUZZTIME)
 
 # cmd/proof is a separate module, so that the product does not depend on it.

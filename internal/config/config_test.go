@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/access"
+	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/shop/payment"
@@ -568,4 +570,33 @@ func TestSecretsAreHidden(t *testing.T) {
 			t.Errorf("%q is missing: %s", want, text)
 		}
 	}
+}
+
+// FuzzSettings gives any value to any setting: it is refused with an error that names the
+// setting, or it is the setting's value.
+func FuzzSettings(f *testing.F) {
+	f.Add("outbox.batch_size", "512")
+	f.Add("consumer.per_topic", `[{"topic":"orders.created","retries":1}]`)
+	f.Add("broker.kafka.brokers", "a:1,b:2")
+	f.Add("postgres.url", "postgres://a:b@[::1]:5432/c?sslmode=%zz")
+	f.Add("notifications.webhook.url", "https://a\x00b/")
+	f.Add("outbox.poll_interval", "9223372036854775807ns")
+	f.Add("payment.simulated.decline_rate", "NaN")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		settings := map[string]any{"postgres.url": "postgres://host/db"}
+		settings[key] = value
+
+		cfg, err := config.Load("", settings)
+		if err == nil {
+			err = errors.Join(cfg.Validate(), cfg.Warn())
+		}
+
+		if err == nil {
+			return
+		}
+
+		if section, _, _ := strings.Cut(key, "."); section != "" && event.Printable(section) && !strings.Contains(err.Error(), section) {
+			t.Errorf("%q = %q: the error does not name the setting: %v", key, value, err)
+		}
+	})
 }

@@ -119,3 +119,31 @@ func TestMergePatchesFollowTheRFC(t *testing.T) {
 		}
 	})
 }
+
+// FuzzMergePatch compares the patch of any two texts with the pseudo-code of the RFC.
+func FuzzMergePatch(f *testing.F) {
+	f.Add(`{"a":{"b":1},"c":[{}]}`, `{"a":{"b":null,"d":2e0},"c":null}`)
+	f.Add(` { "a" : { } } `, `{"a": {"b" : null } }`)
+	f.Add(`{"a":1,"a":2}`, `{"\u0061":null}`)
+	f.Fuzz(func(t *testing.T, target, patch string) {
+		got, err := mergePatch([]byte(target), []byte(patch))
+
+		var object, changes map[string]any
+		if json.Unmarshal([]byte(target), &object) != nil || json.Unmarshal([]byte(patch), &changes) != nil || object == nil || changes == nil {
+			if err == nil {
+				t.Fatalf("%q with %q: got %q, expected an error", target, patch, got)
+			}
+
+			return
+		}
+
+		var value any
+		if err != nil || json.Unmarshal(got, &value) != nil {
+			t.Fatalf("%q with %q: got %q, %v", target, patch, got, err)
+		}
+
+		if want := merged(object, changes); !reflect.DeepEqual(value, want) {
+			t.Errorf("%q with %q: got %q, expected %v", target, patch, got, want)
+		}
+	})
+}
