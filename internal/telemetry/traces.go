@@ -32,12 +32,12 @@ type TracesConfig struct {
 	Endpoint string `koanf:"endpoint"`
 	// Sample is the share of conversations that get a trace, among those whose first
 	// message has none. If that message has one, its producer has decided.
-	// OTEL_TRACES_SAMPLER overrides Sample. Defaults to 0.01.
+	// OTEL_TRACES_SAMPLER overrides Sample. Defaults to 0.005.
 	Sample float64 `koanf:"sample"`
 }
 
 // DefaultTracesConfig returns the defaults.
-func DefaultTracesConfig() TracesConfig { return TracesConfig{Sample: 0.01} }
+func DefaultTracesConfig() TracesConfig { return TracesConfig{Sample: 0.005} }
 
 // Validate reports all mistakes, naming the keys and variables.
 func (c TracesConfig) Validate() error {

@@ -52,7 +52,7 @@ func (p tracingPublisher) publish(topic string, msg *message.Message) error {
 	id, _ := uuid.Parse(msg.UUID)
 	meta := event.MetaOf(id, event.Headers(msg.Metadata))
 	parent := p.tracer.context(meta)
-	attributes := trace.WithAttributes(append(messaging(p.system, topic, meta), semconv.MessagingMessageBodySize(len(msg.Payload)))...)
+	attributes := trace.WithAttributes(append(messaging(p.system, topic, meta, 1), semconv.MessagingMessageBodySize(len(msg.Payload)))...)
 	started := time.Now()
 
 	ctx, send := p.tracer.tracer.Start(parent, "send "+topic, attributes, trace.WithSpanKind(trace.SpanKindProducer), trace.WithTimestamp(started),

@@ -122,7 +122,7 @@ func (t *Tracer) Deliver(meta event.Meta, d Delivery) *Span {
 
 	system, place, _ := strings.Cut(d.Origin, ":")
 
-	attributes := append(messaging(system, d.Topic, meta),
+	attributes := append(messaging(system, d.Topic, meta, 6),
 		semconv.MessagingOperationTypeProcess, semconv.MessagingOperationName("process"),
 		semconv.MessagingMessageBodySize(d.Bytes), attribute.String("millrace.consumer", d.Consumer))
 
@@ -141,16 +141,16 @@ func (t *Tracer) Deliver(meta event.Meta, d Delivery) *Span {
 	return &Span{tracer: t.tracer, span: s}
 }
 
-// messaging returns the attributes that all spans of a message have.
-func messaging(system, topic string, meta event.Meta) []attribute.KeyValue {
+// messaging returns the attributes that all spans of a message have, with room for more.
+func messaging(system, topic string, meta event.Meta, more int) []attribute.KeyValue {
 	if system == "embedded" {
 		system = "millrace"
 	}
 
-	return []attribute.KeyValue{
+	return append(make([]attribute.KeyValue, 0, 4+more),
 		semconv.MessagingSystemKey.String(system), semconv.MessagingDestinationName(topic),
 		semconv.MessagingMessageID(meta.ID.String()), semconv.MessagingMessageConversationID(meta.Correlation.String()),
-	}
+	)
 }
 
 // Identify makes the messages that follow from meta children of the span.
