@@ -288,10 +288,16 @@ func dialHost(ctx context.Context, cfg Config, role, address string) (*live, err
 		TLSClientConfig: security, // ignored by amqp://
 		Properties:      properties,
 		Dial: func(network, _ string) (socket net.Conn, err error) {
-			l.socket, err = driver.NewDialer(ctx, dialTimeout)(network, address)
+			socket, err = driver.NewDialer(ctx, dialTimeout)(network, address)
 			connected = time.Now()
 
-			return l.socket, err
+			if err != nil {
+				return nil, err
+			}
+
+			l.socket = gather(socket)
+
+			return l.socket, nil
 		},
 	})
 
