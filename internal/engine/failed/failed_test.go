@@ -723,6 +723,42 @@ func TestAnotherFailureReopensTheEntry(t *testing.T) {
 	}
 }
 
+// A message whose payload an operator has repaired is delivered once more, because the
+// replica that stopped it died before it acknowledged it.
+func TestARedeliveryDoesNotUndoARepair(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "")
+	e.Reason, e.Error = event.ReasonInvalid, "text: is missing"
+	id := r.add(e)
+
+	if _, err := r.Edit(t.Context(), id, failed.Edit{Payload: body("a", "fixed")}, alice, check); err != nil {
+		t.Fatal(err)
+	}
+
+	r.requeue(failed.Filter{})
+	r.add(e)
+
+	if got := r.get(id); got.State != failed.Waiting || got.Deliveries != 2 {
+		t.Errorf("before the edited payload is applied: %+v", got)
+	}
+
+	if err := r.Finish(t.Context(), r.get(id)); err != nil {
+		t.Fatal(err)
+	}
+
+	r.add(e)
+
+	if got := r.get(id); got.State != failed.Resolved || got.Resolution != failed.Applied || got.ResolvedAt == nil || got.Deliveries != 3 {
+		t.Errorf("after the edited payload was applied: %+v", got)
+	}
+
+	if got := r.history(id); got != "edited by alice: it is fixed; requeued by alice: it is fixed" {
+		t.Errorf("history: %s", got)
+	}
+}
+
 func TestDiscardNeedsAReasonAndIsFinal(t *testing.T) {
 	t.Parallel()
 

@@ -59,9 +59,11 @@ func causeOf(e Entry) (cause, group string) {
 // Stop stores e as stopped and sets its ID, group, counts, times and releases. If the
 // message is already stored, its row is updated: the message was redelivered before
 // its acknowledgement, or it was requeued and failed again, which is recorded as
-// reopened. A discarded message stays discarded. If e has an ID and has changed since
-// it was read, Stop stores nothing: an operator, another replica or an erasure has
-// already decided its fate.
+// reopened. A redelivery does not undo what an operator has decided: a message that was
+// applied or discarded stays resolved, and one that was requeued keeps waiting, even if
+// only its edited payload can be applied. If e has an ID and has changed since it was
+// read, Stop stores nothing: an operator, another replica or an erasure has already
+// decided its fate.
 func (s *Store) Stop(ctx context.Context, e Entry) error {
 	if e.ID == 0 {
 		stored, err := s.insert(ctx, s.pool, e, Stopped)
@@ -86,7 +88,7 @@ func (s *Store) stopAgain(ctx context.Context, tx pgx.Tx, e Entry, keys []Key) (
 			return err
 		}
 
-		e.Revision = 0 // a broker delivery stops the row at any revision
+		e.Revision = 0 // a broker delivery stops the row at any revision, unless an operator has decided
 	}
 
 	k, waits, err := lockKeyOf(ctx, tx, e.ID)
@@ -103,7 +105,7 @@ func (s *Store) stopAgain(ctx context.Context, tx pgx.Tx, e Entry, keys []Key) (
 		k, waits = Key{Consumer: e.Consumer, Key: *was.waitedFor}, true
 	}
 
-	if was.keyless && e.Key != "" { // it was resolved
+	if was.keyless && e.Key != "" { // an earlier release could not read it
 		if err := moveKey(ctx, tx, e, StoredKey(e.Key)); err != nil {
 			return err
 		}
@@ -146,24 +148,27 @@ type before struct {
 	keyless bool
 }
 
-// stop stops the row with e's ID, if it has e's revision or e has no revision.
+// stop stops the row with e's ID, if it has e's revision. If e has no revision, because a
+// broker delivered it, stop only counts the delivery of a message that an operator has
+// resolved or requeued.
 func (s *Store) stop(ctx context.Context, tx pgx.Tx, e Entry) (was before, err error) {
 	cause, group := causeOf(e)
 
 	err = tx.QueryRow(ctx, `
 		WITH old AS (
-			SELECT id, state, resolution, deliveries, CASE WHEN state = 'waiting' THEN failed_key END AS waits_for FROM failed_messages
+			SELECT id, state, deliveries, CASE WHEN state = 'waiting' THEN failed_key END AS waits_for,
+				state = 'resolved' OR $8 = 0 AND state = 'waiting' AND deliveries > 0 AS decided
+			FROM failed_messages
 			WHERE id = $1 AND ($8 = 0 OR revision = $8) FOR UPDATE
+		), counted AS (
+			UPDATE failed_messages m SET deliveries = m.deliveries + 1, last_at = now() FROM old WHERE m.id = old.id AND old.decided
 		)
 		UPDATE failed_messages m
-		SET state = CASE WHEN old.resolution = 'discarded' THEN m.state ELSE 'stopped' END,
-		    resolution = nullif(m.resolution, 'applied'),
-		    resolved_at = CASE WHEN old.resolution = 'discarded' THEN m.resolved_at END,
+		SET state = 'stopped',
 		    deliveries = m.deliveries + 1, attempts = greatest(m.attempts, $2), last_at = now(), tried_at = now(),
 		    reason = $3, error = $4, cause = $5, group_id = $6, last_release = $7, revision = m.revision + 1
-		FROM old WHERE m.id = old.id
-		RETURNING old.state = 'waiting' AND old.deliveries > 0 OR coalesce(old.resolution = 'applied', false), old.waits_for,
-			m.state = 'stopped' AND m.failed_key IS NULL`,
+		FROM old WHERE m.id = old.id AND NOT old.decided
+		RETURNING old.state = 'waiting' AND old.deliveries > 0, old.waits_for, m.failed_key IS NULL`,
 		e.ID, e.Attempts, string(e.Reason), storedError(e), cause, group, event.Text(s.cfg.Release), e.Revision).
 		Scan(&was.decided, &was.waitedFor, &was.keyless)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {

@@ -478,7 +478,7 @@ func TestAFailedAttemptDoesNotStopAMessageAppliedByAnotherReplica(t *testing.T) 
 	}
 }
 
-func TestRequeueingAMessageWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
+func TestRequeueingAMessageWhileItIsDeliveredAgainKeepsItWaiting(t *testing.T) {
 	t.Parallel()
 
 	r := newRig(t)
@@ -514,7 +514,7 @@ func TestRequeueingAMessageWhileItIsStoppedAgainLeavesNoKey(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE due_at IS NOT NULL`); n != 0 || r.get(1).State != failed.Stopped {
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*)::int FROM failed_keys WHERE due_at IS NOT NULL`); n != 1 || r.get(1).State != failed.Waiting {
 		t.Errorf("%d keys are waiting, but the message is %s", n, r.get(1).State)
 	}
 }
