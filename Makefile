@@ -48,13 +48,14 @@ services-down: ## Stop the servers for the tests and the benchmark
 	@scripts/services.sh down bench $(ALL)
 
 .PHONY: test
-test: verify services ## Check everything and run all tests, with the race detector
+test: verify services bin/proof ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
 	@go test -timeout 5m ./internal/engine/simulate
 	@go -C cmd/bench test ./...
 	@. .local/test/env && go -C cmd/proof test -race -timeout 5m ./...
+	@bin/proof chaos -broker embedded -seed 1 -duration 15s -replicas 2
 
 .PHONY: engine-alone
 engine-alone: services ## Test the engine in a copy of the repository without the shop
@@ -89,9 +90,9 @@ lint: ## Run the linters
 	go vet ./...
 	go -C cmd/bench vet ./...
 	go -C cmd/proof vet ./...
-	go tool -modfile=tools/go.mod golangci-lint run ./...
-	go -C cmd/bench tool -modfile=../../tools/go.mod golangci-lint run ./...
-	go -C cmd/proof tool -modfile=../../tools/go.mod golangci-lint run ./...
+	go tool -modfile=tools/go.mod golangci-lint run --allow-parallel-runners ./...
+	go -C cmd/bench tool -modfile=../../tools/go.mod golangci-lint run --allow-parallel-runners ./...
+	go -C cmd/proof tool -modfile=../../tools/go.mod golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: verify
 verify: lint ## Check formatting, linters, generated files and go.mod
@@ -135,6 +136,10 @@ bin/proof: build
 .PHONY: soak
 soak: bin/proof ## Kill and rebalance replicas under load, on Kafka and RabbitMQ; SOAK passes flags
 	@bin/proof soak -broker kafka $(SOAK) && bin/proof soak -broker rabbitmq $(SOAK)
+
+.PHONY: chaos
+chaos: bin/proof ## Fail everything around replicas, as SEED decides, for DURATION on BROKER, then check all invariants; CHAOS passes flags
+	@bin/proof chaos -broker $(BROKER) $(if $(SEED),-seed $(SEED)) $(if $(DURATION),-duration $(DURATION)) $(CHAOS)
 
 .PHONY: upgrade-test
 upgrade-test: bin/proof ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka; SOAK passes flags

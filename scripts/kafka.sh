@@ -74,7 +74,7 @@ start_native() {
   setsid nohup java "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -Dlog4j.configuration="file:$dir/log4j.properties" \
     -cp "$libs/*" kafka.Kafka "$dir/server.properties" >>"$log" 2>&1 </dev/null &
   echo $! >"$pidfile"
-  wait_until 60 "$log" ready_or_dead && running "$pidfile" || { tail -n 20 "$log" >&2; die "Kafka did not start"; }
+  wait_until 180 "$log" ready_or_dead && running "$pidfile" || { tail -n 20 "$log" >&2; die "Kafka did not start"; }
   say "Kafka answers on 127.0.0.1:$port"
 }
 

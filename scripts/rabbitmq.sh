@@ -45,7 +45,7 @@ start_native() {
   [[ ! -e $dir/extra.conf ]] || cat "$dir/extra.conf" >>"$dir/rabbitmq.conf"
   setsid nohup "$server" >>"$log" 2>&1 </dev/null &
   child=$!
-  wait_until 90 "$log" ready_or_dead "$child" && kill -0 "$child" || { tail -n 20 "$log" >&2; die "RabbitMQ did not start"; }
+  wait_until 180 "$log" ready_or_dead "$child" && kill -0 "$child" || { tail -n 20 "$log" >&2; die "RabbitMQ did not start"; }
   say "RabbitMQ answers on 127.0.0.1:$port (node $RABBITMQ_NODENAME, HOME=$dir)"
 }
 

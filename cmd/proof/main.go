@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/millracehq/millrace/cmd/proof/chaos"
 	"github.com/millracehq/millrace/cmd/proof/soak"
 )
 
@@ -22,6 +23,8 @@ var commands = []struct {
 	run        func(ctx context.Context, args []string) error
 }{
 	{"soak", "kill and rebalance replicas under load", soak.Kill},
+	{"chaos", "run replicas while everything around them fails, as a seed decides", chaos.Main},
+	{"check", "check a database with the record of a run", chaos.Check},
 	{"upgrade", "replace replicas of the previous release under load", soak.Upgrade},
 }
 

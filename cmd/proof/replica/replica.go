@@ -37,8 +37,8 @@ type Fleet struct {
 type Replica struct {
 	// Name is its number among the replicas of the fleet, from 1.
 	Name int
-	// Health is the address of its health checks.
-	Health string
+	// Health is the address of its health checks, and API that of the operator API.
+	Health, API string
 
 	process *os.Process
 	// ended is closed when the process has ended, and failed says how.
@@ -58,13 +58,12 @@ func (f *Fleet) Start(ctx context.Context, n int) error {
 	added := make([]*Replica, n)
 
 	for i := range added {
-		r, err := f.launch()
+		r, err := f.Launch()
 		if err != nil {
 			return err
 		}
 
 		added[i] = r
-		f.Running = append(f.Running, r)
 	}
 
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("a replica was not ready within "+readyTimeout.String()))
@@ -79,7 +78,8 @@ func (f *Fleet) Start(ctx context.Context, n int) error {
 	return nil
 }
 
-func (f *Fleet) launch() (*Replica, error) {
+// Launch adds a replica, and does not wait until it is ready.
+func (f *Fleet) Launch() (*Replica, error) {
 	f.Started++
 
 	port, err := server.FreePort()
@@ -87,18 +87,17 @@ func (f *Fleet) launch() (*Replica, error) {
 		return nil, err
 	}
 
-	address := server.Loopback(port)
-
-	r := &Replica{Name: f.Started, Health: address, ended: make(chan struct{})}
+	r := &Replica{Name: f.Started, Health: server.Loopback(port), API: server.Loopback(port + 1), ended: make(chan struct{})}
 	cmd := exec.Command(f.Program, "serve")
 	cmd.Stdout, cmd.Stderr = f.Log, f.Log
-	cmd.Env = append(f.Environment, "MILLRACE_HTTP__ADDR=127.0.0.1:0", "MILLRACE_HEALTH__ADDR="+address) //nolint:gocritic // each replica has its own
+	cmd.Env = append(f.Environment, "MILLRACE_HTTP__ADDR="+r.API, "MILLRACE_HEALTH__ADDR="+r.Health) //nolint:gocritic // each replica has its own
 
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting replica %d: %w", r.Name, err)
 	}
 
 	r.process = cmd.Process
+	f.Running = append(f.Running, r)
 
 	go func() {
 		r.failed = cmd.Wait()
@@ -112,6 +111,15 @@ func (f *Fleet) launch() (*Replica, error) {
 
 	return r, nil
 }
+
+// Ended is closed once the process has ended.
+func (r *Replica) Ended() <-chan struct{} { return r.ended }
+
+// Freeze stops the process without ending it, until Thaw.
+func (r *Replica) Freeze() error { return r.process.Signal(syscall.SIGSTOP) }
+
+// Thaw continues a process that Freeze has stopped.
+func (r *Replica) Thaw() error { return r.process.Signal(syscall.SIGCONT) }
 
 // ready waits until the replica is ready.
 func (r *Replica) ready(ctx context.Context) error {

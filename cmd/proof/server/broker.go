@@ -22,12 +22,19 @@ const (
 type Broker struct {
 	Kind string
 
-	port        int
-	dir, script string
+	// port is what a proxy forwards to; direct is the port for everybody else.
+	port, direct int
+	dir, script  string
 }
 
 // StartBroker starts an empty broker with its data and logs in dir.
 func StartBroker(ctx context.Context, kind, dir string) (*Broker, error) {
+	return StartBrokerBehind(ctx, kind, dir, 0)
+}
+
+// StartBrokerBehind is StartBroker for a broker whose clients connect through a proxy on a
+// local port. Kafka tells clients to do so, except those that come by Address.
+func StartBrokerBehind(ctx context.Context, kind, dir string, proxy int) (*Broker, error) {
 	if kind != Embedded && kind != Kafka && kind != RabbitMQ {
 		return nil, fmt.Errorf("broker %q, expected embedded, kafka or rabbitmq", kind)
 	}
@@ -42,13 +49,41 @@ func StartBroker(ctx context.Context, kind, dir string) (*Broker, error) {
 		return nil, err
 	}
 
-	b := &Broker{Kind: kind, port: port, dir: filepath.Join(dir, kind), script: filepath.Join(root, "scripts", kind+".sh")}
+	b := &Broker{Kind: kind, port: port, direct: port, dir: filepath.Join(dir, kind), script: filepath.Join(root, "scripts", kind+".sh")}
+
+	if kind == Kafka && proxy > 0 {
+		if err := b.advertise(proxy); err != nil {
+			return nil, err
+		}
+	}
 
 	return b, b.Start(ctx)
 }
 
+// advertise adds a listener for clients that do not use the proxy.
+func (b *Broker) advertise(proxy int) (err error) {
+	if b.direct, err = FreePort(); err != nil {
+		return err
+	}
+
+	settings := fmt.Sprintf(`listeners=PLAINTEXT://%[1]s,DIRECT://%[2]s,CONTROLLER://%[3]s
+advertised.listeners=PLAINTEXT://%[4]s,DIRECT://%[2]s
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,DIRECT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=DIRECT
+`, Loopback(b.port), Loopback(b.direct), Loopback(b.port+1), Loopback(proxy))
+
+	if err := os.MkdirAll(b.dir, 0o750); err != nil {
+		return err
+	}
+
+	return os.WriteFile(filepath.Join(b.dir, "extra.properties"), []byte(settings), 0o600)
+}
+
 // Address returns host:port of Kafka or the URL of RabbitMQ.
-func (b *Broker) Address() string { return b.AddressAt(Loopback(b.port)) }
+func (b *Broker) Address() string { return b.AddressAt(Loopback(b.direct)) }
+
+// Upstream is the address to which a proxy forwards.
+func (b *Broker) Upstream() string { return Loopback(b.port) }
 
 // AddressAt is Address for clients that reach the broker through another host and port.
 func (b *Broker) AddressAt(hostport string) string {
@@ -90,7 +125,7 @@ func (b *Broker) do(ctx context.Context, action string) error {
 }
 
 func (b *Broker) run(ctx context.Context, action string, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
 
 	cmd := exec.CommandContext(ctx, b.script, append([]string{action, b.dir, strconv.Itoa(b.port)}, args...)...)

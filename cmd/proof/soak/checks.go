@@ -12,6 +12,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/cmd/proof/wire"
 )
 
 // report prints checks.
@@ -145,7 +147,7 @@ func checkLoad(ctx context.Context, db *pgxpool.Pool, want expected, r *report) 
 	for topic, ids := range want.ids {
 		ids = slices.DeleteFunc(slices.Clone(ids), func(id uuid.UUID) bool { return id == uuid.Nil })
 
-		lost, err := unrecorded(ctx, db, consumers[topic], ids)
+		lost, err := wire.Unrecorded(ctx, db, wire.Consumers[topic], ids)
 		if err != nil {
 			return err
 		}
@@ -228,16 +230,16 @@ func texts[T fmt.Stringer](list []T) []string {
 
 // steps describes the users whose updates were not all published, in order, on
 // user.profile.updated. A message may be there more than once; only the first counts.
-func steps(want map[string][]uuid.UUID, published []record) (list []string) {
+func steps(want map[string][]uuid.UUID, published []wire.Record) (list []string) {
 	seen := map[uuid.UUID]bool{}
 	last := map[string]int{}
 
 	for _, r := range published {
-		if seen[r.id] {
+		if seen[r.ID] {
 			continue
 		}
 
-		seen[r.id] = true
+		seen[r.ID] = true
 
 		var p struct {
 			UserID  string `json:"user_id"`
@@ -245,8 +247,8 @@ func steps(want map[string][]uuid.UUID, published []record) (list []string) {
 				Step int `json:"step"`
 			} `json:"changes"`
 		}
-		if err := json.Unmarshal(r.value, &p); err != nil {
-			list = append(list, fmt.Sprintf("%s@%d: %v", r.place, r.offset, err))
+		if err := json.Unmarshal(r.Value, &p); err != nil {
+			list = append(list, fmt.Sprintf("%s@%d: %v", r.Place, r.Offset, err))
 
 			continue
 		}
@@ -270,7 +272,7 @@ func steps(want map[string][]uuid.UUID, published []record) (list []string) {
 }
 
 // ordersOn returns the distinct orders on a topic.
-func ordersOn(published []record) ([]string, error) {
+func ordersOn(published []wire.Record) ([]string, error) {
 	var (
 		ids  []string
 		errs []error
@@ -281,7 +283,7 @@ func ordersOn(published []record) ([]string, error) {
 			OrderID string `json:"order_id"`
 		}
 
-		errs = append(errs, json.Unmarshal(r.value, &p))
+		errs = append(errs, json.Unmarshal(r.Value, &p))
 		ids = append(ids, p.OrderID)
 	}
 

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millracehq/millrace/cmd/proof/wire"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -173,56 +174,25 @@ func TestStepsOnATopicMayRepeatButNotDeviate(t *testing.T) {
 	t.Parallel()
 
 	want := map[string][]uuid.UUID{"u": {id(1), id(2), id(3)}} // a creation and two updates
-	step := func(message byte, n string) record {
-		return record{id: id(message), value: []byte(`{"user_id":"u","changes":{"step":` + n + `}}`)}
+	step := func(message byte, n string) wire.Record {
+		return wire.Record{ID: id(message), Value: []byte(`{"user_id":"u","changes":{"step":` + n + `}}`)}
 	}
 
 	for name, c := range map[string]struct {
-		published []record
+		published []wire.Record
 		faults    int
 	}{
-		"all":              {[]record{step(1, "1"), step(2, "2")}, 0},
-		"repeated":         {[]record{step(1, "1"), step(2, "2"), step(1, "1"), step(2, "2")}, 0},
-		"lost":             {[]record{step(1, "1")}, 1},
-		"the first lost":   {[]record{step(2, "2")}, 1},
-		"reversed":         {[]record{step(2, "2"), step(1, "1")}, 3},
-		"twice, two ids":   {[]record{step(1, "1"), step(3, "1"), step(2, "2")}, 1},
-		"one not readable": {[]record{step(1, "1"), step(2, "2"), {id: id(3), value: []byte("x")}}, 1},
+		"all":              {[]wire.Record{step(1, "1"), step(2, "2")}, 0},
+		"repeated":         {[]wire.Record{step(1, "1"), step(2, "2"), step(1, "1"), step(2, "2")}, 0},
+		"lost":             {[]wire.Record{step(1, "1")}, 1},
+		"the first lost":   {[]wire.Record{step(2, "2")}, 1},
+		"reversed":         {[]wire.Record{step(2, "2"), step(1, "1")}, 3},
+		"twice, two ids":   {[]wire.Record{step(1, "1"), step(3, "1"), step(2, "2")}, 1},
+		"one not readable": {[]wire.Record{step(1, "1"), step(2, "2"), {ID: id(3), Value: []byte("x")}}, 1},
 	} {
 		if found := steps(want, c.published); len(found) != c.faults {
 			t.Errorf("%s: got %q, expected %d faults", name, found, c.faults)
 		}
-	}
-}
-
-// A record below a committed offset must be in the inbox or a failed message. Otherwise
-// the offset has passed it.
-func TestAnOffsetThatPassesAMessageInHandIsFound(t *testing.T) {
-	t.Parallel()
-
-	db := pgtest.New(t)
-	execute(t, db, sound+`
-		INSERT INTO failed_messages (state, consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, deliveries)
-		VALUES ('stopped', 'account.update', 'user.updated', 'k', '00000000-0000-4000-8000-000000000004', 1, '', '{}', '', 'rejected', 1)`)
-
-	o := &offsets{db: db}
-	at := place{userUpdated, 2}
-
-	if err := o.prove(t.Context(), userUpdated, []record{{place: at, offset: 10, id: id(3)}, {place: at, offset: 11, id: id(4)}}); err != nil {
-		t.Fatal(err)
-	}
-
-	if len(o.passed) > 0 || o.records != 2 {
-		t.Errorf("%d records, passed %q", o.records, o.passed)
-	}
-
-	// The second was applied by another consumer only.
-	if err := o.prove(t.Context(), userUpdated, []record{{place: at, offset: 12, id: id(9)}, {place: at, offset: 13, id: id(2)}}); err != nil {
-		t.Fatal(err)
-	}
-
-	if len(o.passed) != 2 || !strings.HasPrefix(o.passed[0], "user.updated/2@12 ") {
-		t.Errorf("passed %q", o.passed)
 	}
 }
 

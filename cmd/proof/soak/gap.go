@@ -8,6 +8,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace/cmd/proof/wire"
 )
 
 // maxGap is how long a rolling restart may keep a partition from being consumed.
@@ -44,20 +46,20 @@ func longestGap(list []application) (longest time.Duration) {
 }
 
 // applications returns the times at which a partition's records were written and applied.
-func applications(ctx context.Context, db *pgxpool.Pool, list []record) ([]application, error) {
+func applications(ctx context.Context, db *pgxpool.Pool, list []wire.Record) ([]application, error) {
 	ids := make([]uuid.UUID, len(list))
 	written := make(map[uuid.UUID]time.Time, len(list))
 
 	for i, r := range list {
-		ids[i] = r.id
+		ids[i] = r.ID
 
-		if _, repeated := written[r.id]; !repeated {
-			written[r.id] = r.at
+		if _, repeated := written[r.ID]; !repeated {
+			written[r.ID] = r.At
 		}
 	}
 
 	rows, err := db.Query(ctx, `SELECT message_id, applied_at FROM inbox WHERE consumer = $1 AND message_id = ANY($2)`,
-		consumers[list[0].topic], ids)
+		wire.Consumers[list[0].Topic], ids)
 	if err != nil {
 		return nil, err
 	}

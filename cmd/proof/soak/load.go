@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+
+	"github.com/millracehq/millrace/cmd/proof/wire"
 )
 
 // Topics of the load.
@@ -42,6 +44,16 @@ func (o outgoing) name() string {
 	}
 
 	return o.id.String()
+}
+
+// messages returns what is published.
+func messages(list []outgoing) []wire.Message {
+	all := make([]wire.Message, len(list))
+	for i, o := range list {
+		all[i] = wire.Message{Topic: o.topic, Key: o.order + o.user, Keyless: o.key == "", ID: o.id, Payload: []byte(o.payload)}
+	}
+
+	return all
 }
 
 // sizes describes a load.

@@ -138,7 +138,7 @@ func (o *options) run(ctx context.Context, broker *server.Broker) error {
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
-	defer r.broker.close()
+	defer r.broker.Close()
 
 	if err := r.all(ctx); err != nil {
 		return err

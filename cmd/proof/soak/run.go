@@ -16,20 +16,11 @@ import (
 
 	"github.com/millracehq/millrace/cmd/proof/replica"
 	"github.com/millracehq/millrace/cmd/proof/server"
+	"github.com/millracehq/millrace/cmd/proof/wire"
 )
 
-// broker has the operations that a run performs on a broker.
-type broker interface {
-	// publish returns once the broker has confirmed all messages.
-	publish(ctx context.Context, list []outgoing) error
-	// rebalance takes messages in hand away from replicas, and says how.
-	rebalance(ctx context.Context, random *rand.Rand) (string, error)
-	// backlog returns the number of unacknowledged messages on consumed topics.
-	backlog(ctx context.Context) (int, error)
-	// published returns what is on a topic, in order per key.
-	published(ctx context.Context, topic string) ([]record, error)
-	close()
-}
+// patience is how long a step waits for the broker or the service to make progress.
+const patience = 3 * time.Minute
 
 // products is the number of products that the orders are for.
 const products = 10
@@ -45,7 +36,7 @@ type run struct {
 	report *report
 	began  time.Time
 
-	broker broker
+	broker wire.Broker
 	sent   []outgoing
 	// sentAt is when orders, by name, and messages about users, by id, were first sent at
 	// a steady rate.
@@ -53,10 +44,10 @@ type run struct {
 	killed int
 
 	// Only on Kafka.
-	kafka   *kafka
-	offsets *offsets
+	kafka   *wire.Kafka
+	offsets *wire.Offsets
 	// Only on RabbitMQ. unacked describes acknowledgements that were not recorded.
-	rabbitmq *rabbitmq
+	rabbitmq *wire.RabbitMQ
 	unacked  []string
 	moments  int
 }
@@ -88,13 +79,13 @@ func (r *run) prepare(ctx context.Context) (err error) {
 
 	switch r.kind {
 	case "kafka":
-		r.kafka, err = openKafka(r.address)
-		r.broker, r.offsets = r.kafka, &offsets{kafka: r.kafka, db: r.db, proven: map[place]int64{}}
+		r.kafka, err = wire.OpenKafka(r.address)
+		r.broker, r.offsets = r.kafka, &wire.Offsets{Kafka: r.kafka, DB: r.db}
 	case "rabbitmq":
-		r.rabbitmq, err = openRabbitMQ(r.server)
+		r.rabbitmq, err = wire.OpenRabbitMQ(r.server)
 		r.broker = r.rabbitmq
 	case "embedded":
-		r.broker = embedded{r.db}
+		r.broker = wire.Embedded{DB: r.db}
 	default:
 		err = fmt.Errorf("broker %q, expected embedded, kafka or rabbitmq", r.kind)
 	}
@@ -121,7 +112,7 @@ func (r *run) all(ctx context.Context) error {
 	watching, done := context.WithCancel(ctx)
 
 	if r.offsets != nil {
-		work.Go(func() error { return r.offsets.watch(watching) })
+		work.Go(func() error { return r.offsets.Watch(watching) })
 	}
 
 	work.Go(func() error {
@@ -221,7 +212,7 @@ func (r *run) round(ctx context.Context, chunk []outgoing, victims int) (err err
 	var how string
 
 	if err := r.amid(ctx, chunk[:len(chunk)/2], func() (err error) {
-		how, err = r.broker.rebalance(ctx, r.random)
+		how, err = r.broker.Rebalance(ctx, r.random)
 
 		return err
 	}); err != nil {
@@ -257,7 +248,7 @@ func (r *run) amid(ctx context.Context, list []outgoing, disturb func() error) e
 
 	var sending errgroup.Group
 
-	sending.Go(func() error { return r.broker.publish(ctx, list) })
+	sending.Go(func() error { return r.broker.Publish(ctx, messages(list)) })
 
 	err = r.reach(ctx, before+int(0.6*r.random.Float64()*float64(added)))
 	if err == nil {
@@ -277,12 +268,12 @@ func (r *run) compareTotals(ctx context.Context) error {
 	r.moments++
 
 	for topic, ids := range expect(r.sent).ids {
-		ready, err := r.rabbitmq.abandoned(ctx, topic)
+		ready, err := r.rabbitmq.Abandoned(ctx, topic)
 		if err != nil {
 			return err
 		}
 
-		open, err := unrecorded(ctx, r.db, consumers[topic], ids)
+		open, err := wire.Unrecorded(ctx, r.db, wire.Consumers[topic], ids)
 		if err != nil {
 			return err
 		}
@@ -317,7 +308,7 @@ func (r *run) publishSteadily(ctx context.Context, load []outgoing) (stop func()
 
 			next := min(sent+max(1, r.rate/20), len(load))
 			r.note(load[sent:next])
-			err = r.broker.publish(ctx, load[sent:next])
+			err = r.broker.Publish(ctx, messages(load[sent:next]))
 			sent = next
 		}
 
@@ -387,14 +378,14 @@ func (r *run) restart(ctx context.Context) error {
 
 // ends returns the offset after the last record of each consumed partition. There are
 // none without Kafka.
-func (r *run) ends() (map[place]int64, error) {
-	all := map[place]int64{}
+func (r *run) ends() (map[wire.Place]int64, error) {
+	all := map[wire.Place]int64{}
 	if r.kafka == nil {
 		return all, nil
 	}
 
-	for topic := range consumers {
-		ends, err := r.kafka.ends(topic)
+	for topic := range wire.Consumers {
+		ends, err := r.kafka.Ends(topic)
 		if err != nil {
 			return nil, err
 		}
@@ -406,21 +397,21 @@ func (r *run) ends() (map[place]int64, error) {
 }
 
 // gaps checks the longest gap since the offsets in begin.
-func (r *run) gaps(ctx context.Context, begin map[place]int64) error {
+func (r *run) gaps(ctx context.Context, begin map[wire.Place]int64) error {
 	var (
 		longest time.Duration
-		where   place
+		where   wire.Place
 		slow    []string
 	)
 
-	for topic := range consumers {
-		ends, err := r.kafka.ends(topic)
+	for topic := range wire.Consumers {
+		ends, err := r.kafka.Ends(topic)
 		if err != nil {
 			return err
 		}
 
 		for p, end := range ends {
-			list, err := r.kafka.records(ctx, p, begin[p], end)
+			list, err := r.kafka.Records(ctx, p, begin[p], end)
 			if err != nil {
 				return err
 			}
@@ -495,7 +486,7 @@ func (r *run) settle(ctx context.Context) error {
 			return false, err
 		}
 
-		behind, err := r.broker.backlog(ctx)
+		behind, err := r.broker.Backlog(ctx)
 
 		return behind == 0, err
 	})
@@ -526,17 +517,17 @@ func (r *run) check(ctx context.Context) error {
 	want := expect(r.sent)
 
 	if r.offsets != nil {
-		if err := r.offsets.sample(ctx); err != nil {
+		if err := r.offsets.Sample(ctx); err != nil {
 			return err
 		}
 
-		unknown, err := r.kafka.unknown()
+		unknown, err := r.kafka.Unknown()
 		if err != nil {
 			return err
 		}
 
-		r.report.that(fmt.Sprintf("no committed offset passed a message in hand: %s records in %s samples", grouped(r.offsets.records), grouped(r.offsets.samples)),
-			append(r.offsets.passed, unknown...))
+		r.report.that(fmt.Sprintf("no committed offset passed a message in hand: %s records in %s samples", grouped(r.offsets.Records), grouped(r.offsets.Samples)),
+			append(r.offsets.Passed, unknown...))
 	} else if r.rabbitmq != nil {
 		r.report.that(fmt.Sprintf("no message was acknowledged before it was recorded, at %d moments without a replica", r.moments), r.unacked)
 	}
@@ -566,7 +557,7 @@ func (r *run) check(ctx context.Context) error {
 func (r *run) checkEmpty(ctx context.Context) error {
 	var left []string
 
-	behind, err := r.broker.backlog(ctx)
+	behind, err := r.broker.Backlog(ctx)
 	if err != nil {
 		return err
 	}
@@ -576,8 +567,8 @@ func (r *run) checkEmpty(ctx context.Context) error {
 	}
 
 	if r.rabbitmq != nil {
-		for topic := range consumers {
-			if _, err := r.rabbitmq.abandoned(ctx, topic); err != nil {
+		for topic := range wire.Consumers {
+			if _, err := r.rabbitmq.Abandoned(ctx, topic); err != nil {
 				return err
 			}
 		}
@@ -595,14 +586,14 @@ func (r *run) checkTopics(ctx context.Context, want expected) error {
 		return nil
 	}
 
-	updated, err := r.broker.published(ctx, "user.profile.updated")
+	updated, err := r.broker.Published(ctx, "user.profile.updated")
 	if err != nil {
 		return err
 	}
 
 	r.report.that("the updates of each user are on user.profile.updated in order", steps(want.histories, updated))
 
-	rejected, err := r.broker.published(ctx, "orders.rejected")
+	rejected, err := r.broker.Published(ctx, "orders.rejected")
 	if err != nil {
 		return err
 	}
@@ -623,7 +614,7 @@ func (r *run) checkTopics(ctx context.Context, want expected) error {
 		return nil // a consumer empties orders.completed
 	}
 
-	done, err := r.broker.published(ctx, "orders.completed")
+	done, err := r.broker.Published(ctx, "orders.completed")
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package soak
+package wire
 
 import (
 	"cmp"
@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,53 +16,40 @@ import (
 	"github.com/google/uuid"
 )
 
-// place is a partition of a topic.
-type place struct {
-	topic     string
-	partition int32
-}
-
-func (p place) String() string { return fmt.Sprintf("%s/%d", p.topic, p.partition) }
-
-// record is a message on a topic.
-type record struct {
-	place
-
-	offset int64
-	id     uuid.UUID
-	at     time.Time
-	value  []byte
-}
-
 // groupPrefix precedes the topic in the names of the service's consumer groups.
 const groupPrefix = "millrace."
 
-// patience is how long a step waits for the broker or the service to make progress.
-const patience = 3 * time.Minute
-
-// kafka is a producer, a reader of all topics, and an observer of consumer groups.
-type kafka struct {
+// Kafka is a producer, a reader of all topics, and an observer of consumer groups.
+type Kafka struct {
 	address  string
+	cfg      *sarama.Config
 	client   sarama.Client
 	admin    sarama.ClusterAdmin
 	producer sarama.SyncProducer
 	consumer sarama.Consumer
 
 	mu   sync.Mutex
-	logs map[place][]record
-	next map[place]int64
+	logs map[Place][]Record
+	next map[Place]int64
+	// marks know up to which offset the broker has records; came is when a record was last
+	// read. The end of a transaction is no record, but has an offset.
+	marks map[Place]sarama.PartitionConsumer
+	came  time.Time
 }
 
-func openKafka(address string) (*kafka, error) {
+// OpenKafka connects to a broker and starts reading all topics.
+func OpenKafka(address string) (*Kafka, error) {
 	cfg := sarama.NewConfig()
-	cfg.ClientID, cfg.Version = "soak", sarama.V3_0_0_0
+	cfg.ClientID, cfg.Version = "proof", sarama.V3_0_0_0
 	cfg.Producer.Return.Successes, cfg.Producer.RequiredAcks = true, sarama.WaitForAll
 	cfg.Producer.Idempotent, cfg.Net.MaxOpenRequests = true, 1 // a creation is sent exactly twice
+	// The broker limits the compressed size, so that oversized messages can be written.
+	cfg.Producer.Compression, cfg.Producer.MaxMessageBytes = sarama.CompressionGZIP, 4<<20
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted
 	// A connection answers requests one by one, and each fetch waits this long.
 	cfg.Consumer.MaxWaitTime = 50 * time.Millisecond
 
-	k := &kafka{address: address, logs: map[place][]record{}, next: map[place]int64{}}
+	k := &Kafka{address: address, cfg: cfg, logs: map[Place][]Record{}, next: map[Place]int64{}, marks: map[Place]sarama.PartitionConsumer{}}
 	servers := []string{address}
 
 	var errs [4]error
@@ -79,7 +67,7 @@ func openKafka(address string) (*kafka, error) {
 }
 
 // readAll starts reading all topics from the beginning.
-func (k *kafka) readAll() error {
+func (k *Kafka) readAll() error {
 	topics, err := k.admin.ListTopics()
 	if err != nil {
 		return err
@@ -96,20 +84,24 @@ func (k *kafka) readAll() error {
 				return fmt.Errorf("reading topic %s: %w", topic, err)
 			}
 
-			go k.read(place{topic, partition}, claim)
+			go k.read(Place{topic, partition}, claim)
 		}
 	}
 
 	return nil
 }
 
-func (k *kafka) read(from place, claim sarama.PartitionConsumer) {
+func (k *Kafka) read(from Place, claim sarama.PartitionConsumer) {
+	k.mu.Lock()
+	k.marks[from] = claim
+	k.mu.Unlock()
+
 	for m := range claim.Messages() {
-		r := record{place: from, offset: m.Offset, id: idOf(m), at: m.Timestamp, value: m.Value}
+		r := Record{Place: from, Offset: m.Offset, ID: idOf(m), Causation: causation(m), At: m.Timestamp, Value: m.Value}
 
 		k.mu.Lock()
 		k.logs[from] = append(k.logs[from], r)
-		k.next[from] = m.Offset + 1
+		k.next[from], k.came = m.Offset+1, time.Now()
 		k.mu.Unlock()
 	}
 }
@@ -133,14 +125,24 @@ func idOf(m *sarama.ConsumerMessage) uuid.UUID {
 	return uuid.NewSHA1(namespace, fmt.Appendf(nil, "origin\x00kafka:%s/%d@%d+%d", m.Topic, m.Partition, m.Offset, m.Timestamp.UnixMilli()))
 }
 
-// records returns the records of a partition with offsets in [from, to), once they have
+func causation(m *sarama.ConsumerMessage) uuid.UUID {
+	for _, h := range m.Headers {
+		if id, err := uuid.ParseBytes(h.Value); err == nil && string(h.Key) == "causation_id" {
+			return id
+		}
+	}
+
+	return uuid.Nil
+}
+
+// Records returns the records of a partition with offsets in [from, to), once they have
 // been read.
-func (k *kafka) records(ctx context.Context, p place, from, to int64) ([]record, error) {
+func (k *Kafka) Records(ctx context.Context, p Place, from, to int64) ([]Record, error) {
 	err := until(ctx, fmt.Sprintf("reading %s up to offset %d", p, to), func() (bool, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 
-		return k.next[p] >= to, nil
+		return k.next[p] >= to || k.idle() && k.marks[p] != nil && k.marks[p].HighWaterMarkOffset() >= to, nil
 	})
 	if err != nil {
 		return nil, err
@@ -156,19 +158,22 @@ func (k *kafka) records(ctx context.Context, p place, from, to int64) ([]record,
 	return slices.Clone(log[first:last]), nil
 }
 
-func byOffset(r record, offset int64) int { return cmp.Compare(r.offset, offset) }
+// idle reports whether the readers have read all records that they know of.
+func (k *Kafka) idle() bool { return time.Since(k.came) > time.Second }
 
-// ends returns the offset after the last record of each partition of a topic.
-func (k *kafka) ends(topic string) (map[place]int64, error) {
+func byOffset(r Record, offset int64) int { return cmp.Compare(r.Offset, offset) }
+
+// Ends returns the offset after the last record of each partition of a topic.
+func (k *Kafka) Ends(topic string) (map[Place]int64, error) {
 	partitions, err := k.client.Partitions(topic)
 	if err != nil {
 		return nil, err
 	}
 
-	ends := map[place]int64{}
+	ends := map[Place]int64{}
 
 	for _, partition := range partitions {
-		if ends[place{topic, partition}], err = k.client.GetOffset(topic, partition, sarama.OffsetNewest); err != nil {
+		if ends[Place{topic, partition}], err = k.client.GetOffset(topic, partition, sarama.OffsetNewest); err != nil {
 			return nil, err
 		}
 	}
@@ -176,17 +181,17 @@ func (k *kafka) ends(topic string) (map[place]int64, error) {
 	return ends, nil
 }
 
-// published returns what is on a topic, in order within partitions.
-func (k *kafka) published(ctx context.Context, topic string) ([]record, error) {
-	ends, err := k.ends(topic)
+// Published returns what is on a topic, in order within partitions.
+func (k *Kafka) Published(ctx context.Context, topic string) ([]Record, error) {
+	ends, err := k.Ends(topic)
 	if err != nil {
 		return nil, err
 	}
 
-	var all []record
+	var all []Record
 
 	for p, end := range ends {
-		list, err := k.records(ctx, p, 0, end)
+		list, err := k.Records(ctx, p, 0, end)
 		if err != nil {
 			return nil, err
 		}
@@ -197,11 +202,11 @@ func (k *kafka) published(ctx context.Context, topic string) ([]record, error) {
 	return all, nil
 }
 
-// committed returns the offsets that the service's groups have committed.
-func (k *kafka) committed() (map[place]int64, error) {
-	offsets := map[place]int64{}
+// Committed returns the offsets that the service's groups have committed.
+func (k *Kafka) Committed() (map[Place]int64, error) {
+	offsets := map[Place]int64{}
 
-	for topic := range consumers {
+	for topic := range Consumers {
 		partitions, err := k.client.Partitions(topic)
 		if err != nil {
 			return nil, err
@@ -222,15 +227,15 @@ func (k *kafka) committed() (map[place]int64, error) {
 				return nil, block.Err
 			}
 
-			offsets[place{topic, partition}] = max(block.Offset, 0) // -1: nothing is committed
+			offsets[Place{topic, partition}] = max(block.Offset, 0) // -1: nothing is committed
 		}
 	}
 
 	return offsets, nil
 }
 
-// unknown returns the service's groups for which the checker knows no consumer.
-func (k *kafka) unknown() ([]string, error) {
+// Unknown returns the service's groups for which the checker knows no consumer.
+func (k *Kafka) Unknown() ([]string, error) {
 	groups, err := k.admin.ListConsumerGroups()
 	if err != nil {
 		return nil, err
@@ -240,7 +245,7 @@ func (k *kafka) unknown() ([]string, error) {
 
 	for group := range groups {
 		topic, ours := strings.CutPrefix(group, groupPrefix)
-		if _, known := consumers[topic]; ours && !known {
+		if _, known := Consumers[topic]; ours && !known {
 			list = append(list, group)
 		}
 	}
@@ -248,51 +253,95 @@ func (k *kafka) unknown() ([]string, error) {
 	return list, nil
 }
 
-// backlog returns the number of uncommitted records on consumed topics.
-func (k *kafka) backlog(context.Context) (int, error) {
-	committed, err := k.committed()
+// Backlog returns the number of uncommitted records on consumed topics.
+func (k *Kafka) Backlog(context.Context) (int, error) {
+	committed, err := k.Committed()
 	if err != nil {
 		return 0, err
 	}
 
+	k.mu.Lock()
+	defer k.mu.Unlock()
+
 	behind := 0
 
-	for topic := range consumers {
-		ends, err := k.ends(topic)
-		if err != nil {
-			return 0, err
-		}
+	for p, offset := range committed {
+		first, _ := slices.BinarySearchFunc(k.logs[p], offset, byOffset)
+		behind += len(k.logs[p]) - first
 
-		for p, end := range ends {
-			behind += int(end - committed[p])
+		if m := k.marks[p]; m == nil || m.HighWaterMarkOffset() > k.next[p] && !k.idle() {
+			behind++ // not read yet
 		}
 	}
 
 	return behind, nil
 }
 
-func (k *kafka) publish(_ context.Context, list []outgoing) error {
+// Reset implements Broker.
+func (k *Kafka) Reset() error {
+	producer, err := sarama.NewSyncProducer([]string{k.address}, k.cfg)
+	if err != nil {
+		return err
+	}
+
+	_ = k.producer.Close() // it has failed
+
+	k.producer = producer
+
+	return nil
+}
+
+// Abort writes messages in a transaction, and aborts it.
+func (k *Kafka) Abort(id string, list []Message) error {
+	cfg := *k.cfg
+	cfg.Producer.Transaction.ID, cfg.Producer.Transaction.Timeout = id, 5*time.Second
+
+	producer, err := sarama.NewSyncProducer([]string{k.address}, &cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = producer.Close() }()
+
+	if err := producer.BeginTxn(); err != nil {
+		return err
+	}
+
+	if err := producer.SendMessages(recordsOf(list)); err != nil {
+		return err
+	}
+
+	return producer.AbortTxn()
+}
+
+// Publish implements Broker.
+func (k *Kafka) Publish(_ context.Context, list []Message) error {
+	return k.producer.SendMessages(recordsOf(list))
+}
+
+func recordsOf(list []Message) []*sarama.ProducerMessage {
 	records := make([]*sarama.ProducerMessage, len(list))
 
 	for i, o := range list {
-		records[i] = &sarama.ProducerMessage{Topic: o.topic, Value: sarama.StringEncoder(o.payload)}
+		records[i] = &sarama.ProducerMessage{Topic: o.Topic, Value: sarama.ByteEncoder(o.Payload)}
 
-		if o.key != "" {
-			records[i].Key = sarama.StringEncoder(o.key)
+		if !o.Keyless {
+			records[i].Key = sarama.StringEncoder(o.Key)
 		}
 
-		if o.id != uuid.Nil {
-			records[i].Headers = []sarama.RecordHeader{{Key: []byte("_watermill_message_uuid"), Value: []byte(o.id.String())}}
+		records[i].Headers = []sarama.RecordHeader{{Key: []byte(NumberHeader), Value: []byte(strconv.Itoa(o.Number))}}
+
+		if o.ID != uuid.Nil {
+			records[i].Headers = append(records[i].Headers, sarama.RecordHeader{Key: []byte("_watermill_message_uuid"), Value: []byte(o.ID.String())})
 		}
 	}
 
-	return k.producer.SendMessages(records)
+	return records
 }
 
-// rebalance makes a member from another program join some groups and leave them again.
+// Rebalance makes a member from another program join some groups and leave them again.
 // This member takes partitions from the service, and commits nothing.
-func (k *kafka) rebalance(ctx context.Context, random *rand.Rand) (string, error) {
-	topics := []string{ordersCreated, "payments.requested", "orders.completed", userCreated, userUpdated, "notifications"}
+func (k *Kafka) Rebalance(ctx context.Context, random *rand.Rand) (string, error) {
+	topics := []string{"orders.created", "payments.requested", "orders.completed", "user.created", "user.updated", "notifications"}
 	random.Shuffle(len(topics), func(i, j int) { topics[i], topics[j] = topics[j], topics[i] })
 	topics = topics[:1+random.IntN(len(topics))]
 	stay := time.Duration(random.IntN(500)) * time.Millisecond
@@ -313,7 +362,7 @@ func (k *kafka) rebalance(ctx context.Context, random *rand.Rand) (string, error
 }
 
 // visit joins the group of a topic for a while.
-func (k *kafka) visit(ctx context.Context, topic string, stay time.Duration) error {
+func (k *Kafka) visit(ctx context.Context, topic string, stay time.Duration) error {
 	ctx, leave := context.WithTimeout(ctx, patience)
 	defer leave()
 
@@ -367,6 +416,7 @@ func (visitor) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.Co
 	}
 }
 
-func (k *kafka) close() {
+// Close implements Broker.
+func (k *Kafka) Close() {
 	_ = errors.Join(k.producer.Close(), k.consumer.Close(), k.admin.Close(), k.client.Close()) // the run is over
 }
