@@ -218,3 +218,31 @@ func TestAReadEndsAnOutageThatOnlyReadsHaveFound(t *testing.T) {
 		t.Errorf("got %+v", b.State())
 	}
 }
+
+// TestWritesOfOthersCloseABreakerThatSomeKeepOpening shows a known limit: if only some
+// writes fail, the breaker opens and closes by turns.
+func TestWritesOfOthersCloseABreakerThatSomeKeepOpening(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+
+		b := set(&log).Get("postgres")
+
+		for turn := range 3 {
+			for range 3 {
+				attempt(t, b, errRefused)
+			}
+
+			if b.State().Up {
+				t.Fatalf("turn %d: it is closed after three failures", turn)
+			}
+
+			attempt(t, b, nil)
+
+			if !b.State().Up {
+				t.Fatalf("turn %d: it is open after a write", turn)
+			}
+		}
+	})
+}

@@ -502,3 +502,34 @@ func TestALineIsDeliveredWithoutWaitingForAnswers(t *testing.T) {
 		}
 	})
 }
+
+// TestMessagesThatWaitHoldTheirPlaceInTheWindow shows a known limit: a window that is full
+// of messages that wait takes no others, whatever their keys.
+func TestMessagesThatWaitHoldTheirPlaceInTheWindow(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		out := make(chan *message.Message)
+		hand := window.New(t.Context(), window.NewBudget(2, 1<<20), out, (&broker{}).acks(false))
+		added := make(chan int64, 3)
+
+		go func() {
+			for n := range int64(3) {
+				hand.Add(numbered(n), strconv.FormatInt(n, 10), n)
+				added <- n
+			}
+		}()
+
+		waiting := take(t, out, 2)
+
+		synctest.Wait()
+
+		if len(added) != 2 {
+			t.Fatalf("%d messages were taken, expected two", len(added))
+		}
+
+		waiting["1"].Ack()
+		take(t, out, 1)["2"].Ack()
+		waiting["0"].Ack()
+	})
+}
