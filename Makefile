@@ -159,6 +159,10 @@ bench: bin/bench ## Measure throughput, latency and memory against a naive servi
 bench-full: bin/bench ## Also measure replicas, ten minutes of full load, old databases, rebuilds and audits; takes about an hour and a half
 	@. .local/bench/env && bin/bench -full
 
+.PHONY: endure
+endure: bin/bench ## Run at 70 % of the capacity for DURATION, then at twice the capacity; fails if memory, connections, tables or latency grow
+	@. .local/bench/env && bin/bench -endure $(or $(DURATION),1h) -broker $(BROKER)
+
 .PHONY: image
 image: ## Build the container image, with Docker or Podman, and an image file for each architecture
 	@scripts/image.sh build $(VERSION)

@@ -28,6 +28,8 @@ type settings struct {
 	skus                int
 	seconds             int
 	steady              time.Duration
+	endure              time.Duration
+	broker              string
 	events              int
 	inboxRows           int
 	full                bool
@@ -48,6 +50,8 @@ func main() {
 	flag.IntVar(&s.skus, "skus", 500, "products")
 	flag.IntVar(&s.seconds, "seconds", 15, "duration of a latency run")
 	flag.DurationVar(&s.steady, "steady", 10*time.Minute, "duration of a run at steady full load")
+	flag.DurationVar(&s.endure, "endure", 0, "run only at 70 % of the capacity for this time, then at twice the capacity, and fail if anything grows")
+	flag.StringVar(&s.broker, "broker", "embedded", "broker of -endure")
 	flag.IntVar(&s.events, "events", 1_000_000, "events in the store for a rebuild; orders for an audit")
 	flag.IntVar(&s.inboxRows, "inbox-rows", 10_000_000, "old inbox rows of an aged database")
 	flag.BoolVar(&s.full, "full", false, "run all scenarios, not only the main ones")
@@ -76,6 +80,10 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	defer lab.close()
+
+	if s.endure > 0 {
+		return lab.endure(ctx, s.broker, s.endure, strings.TrimSuffix(s.jsonFile, "result.json")+"endure")
+	}
 
 	chosen, err := selected(lab.scenarios(), s)
 	if err != nil {
