@@ -22,6 +22,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker"
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/consumer"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/health"
@@ -281,6 +282,8 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 			s.logger.Warn("closing the broker connection", slog.String("broker", conn.Kind()), slog.Any("error", closeErr))
 		}
 	}
+
+	crashpoint.At(crashpoint.DrainClosed)
 
 	if err == nil {
 		s.logger.Info("drained")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -313,6 +314,8 @@ func (a *applier[E]) transact(ctx context.Context, units []*unit[E]) error {
 		return err
 	}
 
+	crashpoint.At(crashpoint.Committed)
+
 	if caused > 0 {
 		a.router.relay.Wake()
 	}
@@ -338,7 +341,13 @@ func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated boo
 			return err
 		}
 
+		crashpoint.At(crashpoint.Claimed)
+
 		caused, err = a.run(ctx, tx, a.handle, fresh)
+
+		if err == nil {
+			crashpoint.At(crashpoint.Committing)
+		}
 
 		return reindex(err, index)
 	})
@@ -352,6 +361,8 @@ func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E],
 	if err != nil {
 		return 0, err
 	}
+
+	crashpoint.At(crashpoint.Handled)
 
 	return len(outgoing), a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
 }
@@ -412,7 +423,11 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], rep
 		return nil, nil, err
 	}
 
-	return fresh, index, a.router.failed.Block(ctx, tx, stored)
+	err = a.router.failed.Block(ctx, tx, stored)
+
+	crashpoint.At(crashpoint.FailedBlocked)
+
+	return fresh, index, err
 }
 
 // overtake records which of the units to be applied overtake stopped messages with their

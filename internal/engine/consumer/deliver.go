@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -320,12 +321,18 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 	var err error
 
 	switch {
-	case f.outcome == stopped:
-		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Stop(ctx, d.failed(f)) })
-	case f.outcome == parked:
-		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Park(ctx, d.failed(f), f.wait, f.awaits...) })
+	case f.outcome == stopped || f.outcome == parked:
+		crashpoint.At(crashpoint.FailedKeeping)
+
+		err = r.untilAvailable(func(ctx context.Context) error { return r.store(ctx, d, f) })
+
+		crashpoint.At(crashpoint.FailedKept)
 	case f.outcome == applied && d.entry != nil:
+		crashpoint.At(crashpoint.FailedApplied)
+
 		err = r.untilAvailable(func(ctx context.Context) error { return r.failed.Finish(ctx, *d.entry) })
+
+		crashpoint.At(crashpoint.FailedFinished)
 	}
 
 	switch {
@@ -344,6 +351,15 @@ func (r *Router) carryOut(d *delivery, f fate) fate {
 
 		return fate{outcome: returned, err: err}
 	}
+}
+
+// store stores a message that is stopped or parked.
+func (r *Router) store(ctx context.Context, d *delivery, f fate) error {
+	if f.outcome == stopped {
+		return r.failed.Stop(ctx, d.failed(f))
+	}
+
+	return r.failed.Park(ctx, d.failed(f), f.wait, f.awaits...)
 }
 
 // report counts a fate, and logs it unless the message was applied.
@@ -383,33 +399,40 @@ func (r *Router) report(d *delivery, f fate, took time.Duration) {
 
 // receive returns the handler for messages on the routes' topic.
 func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
-	return func(msg *message.Message) error {
-		if !r.gate.enter() {
-			// Stopping: keep the message until the subscription closes, so that the
-			// broker does not redeliver it in a loop.
-			<-msg.Context().Done()
+	return func(msg *message.Message) error { return r.settle(routes, msg) }
+}
 
-			return ErrStopping
-		}
-		defer r.gate.leave()
+// settle delivers a message to the consumers of its topic and answers it.
+func (r *Router) settle(routes []*Route, msg *message.Message) error {
+	if !r.gate.enter() {
+		// Stopping: keep the message until the subscription closes, so that the
+		// broker does not redeliver it in a loop.
+		<-msg.Context().Done()
 
-		// Processing a message may outlast its subscription. Router.working and
-		// Config.HandlerTimeout bound it instead.
-		session := msg.Context()
-		msg.SetContext(context.WithoutCancel(session))
-
-		err := r.deliverAll(session, routes, msg, join(session, routes))
-
-		// Watermill answers after this function returns, but the message is in flight
-		// until it is answered. A second answer has no effect.
-		if err != nil {
-			msg.Nack()
-		} else {
-			msg.Ack()
-		}
-
-		return err
+		return ErrStopping
 	}
+	defer r.gate.leave()
+
+	crashpoint.At(crashpoint.Received)
+
+	// Processing a message may outlast its subscription. Router.working and
+	// Config.HandlerTimeout bound it instead.
+	session := msg.Context()
+	msg.SetContext(context.WithoutCancel(session))
+
+	err := r.deliverAll(session, routes, msg, join(session, routes))
+
+	// Watermill answers after this function returns, but the message is in flight
+	// until it is answered. A second answer has no effect.
+	if err != nil {
+		msg.Nack()
+	} else {
+		crashpoint.At(crashpoint.Acking)
+		msg.Ack()
+		crashpoint.At(crashpoint.Acked)
+	}
+
+	return err
 }
 
 // join puts the message of ctx at the end of its line at each consumer. The

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
@@ -102,15 +103,23 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 		result := event.Effected[P, R]{Event: question.event}
 
 		if !skip {
+			crashpoint.At(crashpoint.EffectAdmitted)
+
 			value, err := perform(r, effect, question.event, d)
 			if err != nil {
 				return err
 			}
 
+			crashpoint.At(crashpoint.EffectPerformed)
+
 			result.Result = &value
 		}
 
 		u, err := record.submit(result, d)
+		if err == nil {
+			crashpoint.At(crashpoint.EffectRecorded)
+		}
+
 		if err != nil || u.verdict != inbox.Duplicate || skip || effect.Late == nil {
 			return err
 		}

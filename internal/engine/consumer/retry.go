@@ -14,6 +14,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 )
@@ -90,11 +91,13 @@ func (r *Router) retryWaiting(ctx context.Context) {
 		for _, lease := range r.leaseKeys(ctx, room) {
 			held.add(lease)
 			room[lease.Consumer].Add(-1)
+			crashpoint.At(crashpoint.FailedLeased)
 			running.Go(func() {
 				finished, wait := r.retryKey(ctx, lease.Key)
 
 				held.remove(lease)
 				r.endLease(ctx, lease, wait)
+				crashpoint.At(crashpoint.FailedReleased)
 				room[lease.Consumer].Add(1)
 
 				if finished > 0 {
@@ -206,6 +209,8 @@ func (r *Router) retryKey(ctx context.Context, key failed.Key) (finished int, wa
 		}
 
 		finished++
+
+		crashpoint.At(crashpoint.FailedTried)
 
 		switch {
 		case f.outcome != parked:

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millracehq/millrace/internal/engine/breaker"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/health"
@@ -310,6 +311,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 		closeErr = errors.Join(closeErr, s.Close())
 	}
 
+	crashpoint.At(crashpoint.DrainUnsubscribed)
+
 	if closeErr != nil {
 		// No message is in flight any more. Only connections are left to close, and
 		// they close anyway when the process exits.
@@ -477,6 +480,8 @@ func (r *Router) drain() {
 
 	done := r.gate.close()
 
+	crashpoint.At(crashpoint.DrainBegan)
+
 	select {
 	case <-done:
 	case <-time.After(r.cfg.DrainTimeout):
@@ -485,6 +490,8 @@ func (r *Router) drain() {
 
 	r.abort()
 	<-done
+
+	crashpoint.At(crashpoint.DrainSettled)
 }
 
 func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter {

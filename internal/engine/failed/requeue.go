@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/inbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -247,6 +248,8 @@ func release(ctx context.Context, tx pgx.Tx, list []Entry, keys []string, by act
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("requeueing failed messages: %w", err)
 	}
+
+	crashpoint.At(crashpoint.FailedRequeuing)
 
 	left := keysOf(list)
 	for i := range left {

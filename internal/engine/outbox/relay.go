@@ -20,6 +20,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/breaker"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -332,6 +333,7 @@ func (r *link) tick(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 
 	if released.RowsAffected() > 0 {
 		r.mark.reset()
+		crashpoint.At(crashpoint.RelayScheduled)
 	}
 
 	r.loop.Report(nil)
@@ -388,6 +390,10 @@ func (r *link) round(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		r.queue.deleted(confirmed)
 		r.unconsumed.deleted(confirmed)
 
+		if len(confirmed) > 0 {
+			crashpoint.At(crashpoint.RelayDeleted)
+		}
+
 		if err := r.found(ctx, conn, next, rows, xmin); err != nil {
 			return err
 		}
@@ -412,6 +418,8 @@ func (r *link) found(ctx context.Context, conn *pgx.Conn, next want, rows []row,
 		return nil
 	}
 
+	crashpoint.At(crashpoint.RelayRead)
+
 	return r.mark.take(ctx, conn)
 }
 
@@ -426,6 +434,8 @@ func (r *link) exchange(
 	batch := &pgx.Batch{}
 
 	if len(confirmed) > 0 {
+		crashpoint.At(crashpoint.RelayDeleting)
+
 		sql, args := r.unconsumed.deletion(confirmed)
 		batch.Queue(sql, args...)
 	}
@@ -526,6 +536,8 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		}
 	}
 
+	crashpoint.At(crashpoint.DrainPublished)
+
 	confirmed := r.queue.takeConfirmed()
 
 	sql, args := r.unconsumed.deletion(confirmed)
@@ -535,9 +547,13 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 		r.logger.Warn("could not delete published messages", slog.Any("error", err), slog.Int("messages", len(confirmed)))
 	}
 
+	crashpoint.At(crashpoint.DrainDeleted)
+
 	if err := owned.leave(drainCtx); err != nil {
 		r.logger.Debug("the shards become free when the connection closes", slog.Any("error", err))
 	}
+
+	crashpoint.At(crashpoint.DrainReleased)
 
 	return nil
 }
@@ -556,10 +572,14 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 			continue
 		}
 
+		crashpoint.At(crashpoint.RelayPublishing)
+
 		if err := r.publish(ctx, publisher, next); err != nil {
 			r.unpublished(ctx, next, err)
 		} else {
+			crashpoint.At(crashpoint.RelayPublished)
 			r.confirm(next)
+			crashpoint.At(crashpoint.RelayConfirmed)
 		}
 	}
 }

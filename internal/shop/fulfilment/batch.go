@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -193,6 +194,8 @@ func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
 	if err := payment.RecordRefunds(ctx, tx, b.refunds); err != nil {
 		return nil, err
 	}
+
+	crashpoint.At(crashpoint.StockMoving)
 
 	if err := b.process.inventory.Reserve(ctx, tx, b.stock[ReserveStock]); err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -30,6 +31,9 @@ func (p *Process) AdmitCancel(ctx context.Context, db postgres.Querier, events [
 // later, the capture is refunded.
 func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequested]) (payment.Outcome, error) {
 	found, err := p.gateway.Find(ctx, e.Payload.charge)
+
+	crashpoint.At(crashpoint.CancelFound)
+
 	if errors.Is(err, payment.ErrPending) {
 		return payment.Outcome{}, nil
 	}
@@ -40,9 +44,13 @@ func (p *Process) FindForCancel(ctx context.Context, e event.Event[CancelRequest
 // Cancel cancels orders: it releases their stock and refunds their captures. It
 // refuses to cancel an order that has already ended.
 func (p *Process) Cancel(ctx context.Context, tx pgx.Tx, events []event.Effected[CancelRequested, payment.Outcome]) ([]event.Outgoing, error) {
-	return endUnpaid(ctx, p, tx, events, func(p CancelRequested, found payment.Outcome) Command {
+	outgoing, err := endUnpaid(ctx, p, tx, events, func(p CancelRequested, found payment.Outcome) Command {
 		return Cancel{Reason: p.Reason, Found: found}
 	})
+
+	crashpoint.At(crashpoint.CancelDecided)
+
+	return outgoing, err
 }
 
 // AdmitExpiry asks the gateway about orders that are waiting for payment. It does not
@@ -85,7 +93,11 @@ func (p *Process) AdmitExpiry(ctx context.Context, db postgres.Querier, events [
 // FindForExpiry returns what the gateway knows about the order's charge. An order does
 // not expire while its charge is pending.
 func (p *Process) FindForExpiry(ctx context.Context, e event.Event[ExpiryDue]) (payment.Outcome, error) {
-	return p.gateway.Find(ctx, e.Payload.charge)
+	found, err := p.gateway.Find(ctx, e.Payload.charge)
+
+	crashpoint.At(crashpoint.ExpiryFound)
+
+	return found, err
 }
 
 // Expire ends orders that are still unpaid. If an order was charged but the answer was
@@ -110,6 +122,8 @@ func (p *Process) Expire(ctx context.Context, tx pgx.Tx, events []event.Effected
 			outgoing = append(outgoing, again)
 		}
 	}
+
+	crashpoint.At(crashpoint.ExpiryDecided)
 
 	return outgoing, nil
 }
@@ -221,6 +235,8 @@ func (p *Process) Refund(ctx context.Context, e event.Event[RefundRequested]) (s
 		FailedID: e.Payload.FailedRefundID,
 	})
 
+	crashpoint.At(crashpoint.RefundSent)
+
 	if _, refused := errors.AsType[*payment.RefusedError](err); refused {
 		return "", event.Reject(err)
 	}
@@ -235,13 +251,17 @@ func (p *Process) RecordRefund(ctx context.Context, tx pgx.Tx, events []event.Ef
 		return nil, err
 	}
 
-	return apply(ctx, tx, b, events, func(e event.Effected[RefundRequested, string]) Command {
+	outgoing, err := apply(ctx, tx, b, events, func(e event.Effected[RefundRequested, string]) Command {
 		if e.Result == nil {
 			return nil
 		}
 
 		return Refunded{TransactionID: e.Payload.TransactionID, RefundID: *e.Result}
 	})
+
+	crashpoint.At(crashpoint.RefundDecided)
+
+	return outgoing, err
 }
 
 // Report applies what a payment provider reports by webhook, as if it were the

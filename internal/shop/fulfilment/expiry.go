@@ -12,6 +12,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/health"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -151,6 +152,10 @@ func (s *Sweeper) sweepPage(ctx context.Context, from *position) (last *position
 
 		if err := s.append(ctx, tx, unpaid); err != nil {
 			return err
+		}
+
+		if len(unpaid) > 0 {
+			crashpoint.At(crashpoint.ExpirySwept)
 		}
 
 		reached := position{CreatedAt: due}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/inventory"
@@ -125,7 +126,11 @@ func (p *Process) Charge(ctx context.Context, e event.Event[PaymentRequested]) (
 		return p.gateway.Find(ctx, chargeOf(e.Payload))
 	}
 
-	return p.gateway.Charge(ctx, chargeOf(e.Payload))
+	outcome, err := p.gateway.Charge(ctx, chargeOf(e.Payload))
+
+	crashpoint.At(crashpoint.Charged)
+
+	return outcome, err
 }
 
 // Charged is a payment request with the gateway's outcome.

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millracehq/millrace/internal/engine/check"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/scrub"
@@ -345,7 +346,11 @@ func (s *Service) SendEmail(ctx context.Context, e event.Event[EmailDue]) (answe
 		return "logged: notification.email.host is not set", nil
 	}
 
-	return s.mailer.send(ctx, e)
+	answer, err = s.mailer.send(ctx, e)
+
+	crashpoint.At(crashpoint.Emailed)
+
+	return answer, err
 }
 
 // NeedsReceiver returns the dependency that webhooks need.

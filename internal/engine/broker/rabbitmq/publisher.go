@@ -15,6 +15,7 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 )
 
 // confirmTimeout is how long a message waits for its confirmation.
@@ -246,6 +247,8 @@ func (o *outlet) send(exchange, topic string, msg amqp091.Publishing) error {
 	if err != nil {
 		return o.lost(err)
 	}
+
+	crashpoint.At(crashpoint.RabbitMQSent)
 
 	timeout := time.NewTimer(confirmTimeout)
 	defer timeout.Stop()

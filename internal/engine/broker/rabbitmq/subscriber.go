@@ -14,6 +14,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/broker/window"
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 )
 
 // shortest is the minimum time between successive subscriptions to a queue.
@@ -267,6 +268,8 @@ func (a *acker) acknowledge() bool {
 
 	if prefix > 0 {
 		_ = a.channel.Ack(uint64(prefix), true)
+
+		crashpoint.At(crashpoint.RabbitMQAcked)
 	}
 
 	return !closed

@@ -11,6 +11,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/millracehq/millrace/internal/engine/crashpoint"
 )
 
 // grace is how long Wait waits for messages in hand after the subscription has ended.
@@ -142,6 +144,7 @@ func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 	}
 
 	l.waiting = append(l.waiting, added)
+	crashpoint.At(crashpoint.WindowTracked)
 	l.notify()
 
 	return true
@@ -157,6 +160,7 @@ func (w *Window) finish(done *item) {
 	done.finished, done.msg = true, nil
 	w.loose++
 
+	crashpoint.At(crashpoint.WindowFinished)
 	w.report()
 }
 
@@ -169,6 +173,7 @@ func (w *Window) report() {
 
 	if n > 0 {
 		w.acks.UpTo(w.order[n-1].position)
+		crashpoint.At(crashpoint.WindowMarked)
 		w.forget(n)
 		clear(w.order[:n])
 		w.order = w.order[n:]
