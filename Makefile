@@ -56,6 +56,7 @@ test: verify services bin/proof ## Check everything and run all tests, with the 
 	@go -C cmd/bench test ./...
 	@. .local/test/env && go -C cmd/proof test -race -timeout 5m ./...
 	@bin/proof chaos -broker embedded -seed 1 -duration 15s -replicas 2
+	@go -C cmd/proof run . crash -short -broker embedded
 
 .PHONY: engine-alone
 engine-alone: services ## Test the engine in a copy of the repository without the shop
@@ -140,6 +141,13 @@ soak: bin/proof ## Kill and rebalance replicas under load, on Kafka and RabbitMQ
 .PHONY: chaos
 chaos: bin/proof ## Fail everything around replicas, as SEED decides, for DURATION on BROKER, then check all invariants; CHAOS passes flags
 	@bin/proof chaos -broker $(BROKER) $(if $(SEED),-seed $(SEED)) $(if $(DURATION),-duration $(DURATION)) $(CHAOS)
+.PHONY: crash
+crash: bin/proof ## Kill the service at each crash point, and again as it recovers, on each broker; CRASH passes flags
+	@bin/proof crash -pairs -report docs/crash-points.md $(CRASH)
+
+.PHONY: mutations
+mutations: bin/proof ## Put bugs into the service, and show that the crash points find each; MUTATIONS passes flags
+	@bin/proof mutations -report docs/mutations.md $(MUTATIONS)
 
 .PHONY: upgrade-test
 upgrade-test: bin/proof ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka; SOAK passes flags

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/millracehq/millrace/cmd/proof/chaos"
+	"github.com/millracehq/millrace/cmd/proof/crash"
+	"github.com/millracehq/millrace/cmd/proof/mutate"
 	"github.com/millracehq/millrace/cmd/proof/soak"
 )
 
@@ -25,6 +27,8 @@ var commands = []struct {
 	{"soak", "kill and rebalance replicas under load", soak.Kill},
 	{"chaos", "run replicas while everything around them fails, as a seed decides", chaos.Main},
 	{"check", "check a database with the record of a run", chaos.Check},
+	{"crash", "kill the service at each moment at which its death could lose something", crash.Command},
+	{"mutations", "put bugs into the service and show that the proof finds them", mutate.Command},
 	{"upgrade", "replace replicas of the previous release under load", soak.Upgrade},
 }
 

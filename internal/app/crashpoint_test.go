@@ -39,8 +39,12 @@ func pointNames(t *testing.T) map[string]crashpoint.Point {
 
 	ast.Inspect(parse(t, root+"/internal/engine/crashpoint/crashpoint.go"), func(n ast.Node) bool {
 		spec, is := n.(*ast.ValueSpec)
-		if is && spec.Type != nil {
-			value, _ := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+		if !is || spec.Type == nil {
+			return true
+		}
+
+		if text, is := spec.Values[0].(*ast.BasicLit); is {
+			value, _ := strconv.Unquote(text.Value)
 			names[spec.Names[0].Name] = crashpoint.Point(value)
 		}
 
@@ -68,21 +72,29 @@ func usesIn(t *testing.T, path string, names map[string]crashpoint.Point) (uses 
 
 		ast.Inspect(function, func(n ast.Node) bool {
 			call, is := n.(*ast.CallExpr)
-			if !is {
+			if !is || qualified(call.Fun) != "crashpoint.At" {
 				return true
 			}
 
-			if selected, is := call.Fun.(*ast.SelectorExpr); is && selected.Sel.Name == "At" {
-				if pkg, is := selected.X.(*ast.Ident); is && pkg.Name == "crashpoint" {
-					uses = append(uses, use{names[call.Args[0].(*ast.SelectorExpr).Sel.Name], path, function.Name.Name})
-				}
-			}
+			name := strings.TrimPrefix(qualified(call.Args[0]), "crashpoint.")
+			uses = append(uses, use{names[name], path, function.Name.Name})
 
 			return true
 		})
 	}
 
 	return uses
+}
+
+// qualified returns an identifier of another package, or "".
+func qualified(e ast.Expr) string {
+	if selected, is := e.(*ast.SelectorExpr); is {
+		if pkg, is := selected.X.(*ast.Ident); is {
+			return pkg.Name + "." + selected.Sel.Name
+		}
+	}
+
+	return ""
 }
 
 func TestEachCrashPointIsInItsPlaceAndNowhereElse(t *testing.T) {

@@ -66,11 +66,8 @@ func (f *Fleet) Start(ctx context.Context, n int) error {
 		added[i] = r
 	}
 
-	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("a replica was not ready within "+readyTimeout.String()))
-	defer cancel()
-
 	for _, r := range added {
-		if err := r.ready(ctx); err != nil {
+		if err := r.Ready(ctx); err != nil {
 			return err
 		}
 	}
@@ -78,7 +75,7 @@ func (f *Fleet) Start(ctx context.Context, n int) error {
 	return nil
 }
 
-// Launch adds a replica, and does not wait until it is ready.
+// Launch adds a replica, and returns before it is ready.
 func (f *Fleet) Launch() (*Replica, error) {
 	f.Started++
 
@@ -112,7 +109,7 @@ func (f *Fleet) Launch() (*Replica, error) {
 	return r, nil
 }
 
-// Ended is closed once the process has ended.
+// Ended is closed when the replica's process has ended.
 func (r *Replica) Ended() <-chan struct{} { return r.ended }
 
 // Freeze stops the process without ending it, until Thaw.
@@ -121,8 +118,11 @@ func (r *Replica) Freeze() error { return r.process.Signal(syscall.SIGSTOP) }
 // Thaw continues a process that Freeze has stopped.
 func (r *Replica) Thaw() error { return r.process.Signal(syscall.SIGCONT) }
 
-// ready waits until the replica is ready.
-func (r *Replica) ready(ctx context.Context) error {
+// Ready waits until the replica is ready.
+func (r *Replica) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("a replica was not ready within "+readyTimeout.String()))
+	defer cancel()
+
 	for {
 		answer, err := http.Get("http://" + r.Health + "/readyz") //nolint:noctx // our own process
 		if err == nil {
