@@ -163,7 +163,7 @@ func writeOutcome(w io.Writer, done string, o failed.Outcome) {
 	}
 
 	if o.Unchanged > 0 {
-		fmt.Fprintf(w, "%s already as the patch makes them\n", event.Plural(o.Unchanged, "message is", "messages are"))
+		fmt.Fprintf(w, "the edit changes nothing in %s\n", messages(o.Unchanged))
 	}
 
 	for _, r := range o.Refusals {

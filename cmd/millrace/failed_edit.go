@@ -25,7 +25,7 @@ func newFailedEdit(opts *options) *cobra.Command {
 	var e editing
 
 	return operation(opts, &cobra.Command{
-		Use: "edit [ID...]", Short: "Edit the payload of a stopped message, or patch many",
+		Use: "edit [ID...]", Short: "Edit the payload of a stopped message, or of many",
 		Long: `Edit the payload of a stopped message in $VISUAL or $EDITOR. The edit is stored if
 the consumer accepts it; otherwise the command reports the invalid field and lets
 you edit again. The original payload is kept; requeue uses the edited one.
@@ -34,23 +34,26 @@ An edit that changes the message's key is refused unless --new-key names the new
 or you confirm it on a terminal. --requeue then requeues the message, with the flags
 of ` + "`millrace failed requeue`" + `.
 
-With --patch, the command applies a JSON Merge Patch (RFC 7396) to every selected
-message instead: it sets the members that the patch gives, and removes those that are
-null. All other members stay as they are, and numbers keep their digits. The command
-leaves a message unchanged, and lists it, if the consumer would reject the patched
-payload or if the patch would change the message's key. --dry-run validates every
-message and shows how the patch would change the first three. --requeue then requeues
-the messages, unless any were left unchanged.`,
+With --patch or --jq, the command edits every selected message instead. --patch applies
+a JSON Merge Patch (RFC 7396): it sets the members that the patch gives, and removes
+those that are null. --jq replaces each payload by the one value that a jq expression
+yields for it. The expression has no access to the environment, files or modules.
+Whatever the patch or the expression does not change keeps its order, and numbers keep
+their digits. The command leaves a message unchanged, and lists it, if the consumer
+would reject the new payload, if the edit would change the message's key, or if the
+expression fails. --dry-run validates every message and shows how the edit would change
+the first three. --requeue then requeues the messages, unless any were left unchanged.`,
 		Example: `  millrace failed edit 17 --why "the shop sent 0"
   millrace failed edit 17 --file order.json --requeue --wait
-  millrace failed edit --group 4be1a2c09f3d --patch '{"order":{"quantity":1}}' --dry-run`,
+  millrace failed edit --group 4be1a2c09f3d --patch '{"order":{"quantity":1}}' --dry-run
+  millrace failed edit --group 4be1a2c09f3d --jq '.order.quantity |= tonumber' --requeue`,
 	}, func(c *call) error {
-		if e.patch != "" {
-			return e.patchAll(c)
+		if e.patch != "" || e.jq != "" {
+			return e.editAll(c)
 		}
 
 		if len(c.args) != 1 || e.pace.DryRun {
-			return event.Errorf(event.Invalid, "edit takes the id of one message; --patch edits several, and has a --dry-run")
+			return event.Errorf(event.Invalid, "edit takes the id of one message; --patch and --jq edit several, and have a --dry-run")
 		}
 
 		id, err := entryID(c.args[0])
@@ -62,6 +65,7 @@ the messages, unless any were left unchanged.`,
 	}, recorded, e.selected.flags(&e.pace), words(&e.pace), e.wait.flags, yes(&e.requeue, "requeue", "requeue the messages after the edit"),
 		text(&e.newKey, "new-key", "", "allow the edit to change the message's key to this one"),
 		text(&e.patch, "patch", "", "apply this JSON Merge Patch to every selected message"),
+		text(&e.jq, "jq", "", "apply this jq expression to every selected message"),
 		func(_ *options, flags *pflag.FlagSet) {
 			flags.StringVarP(&e.file, "file", "f", "", `read the payload from this file instead, "-" for standard input`)
 		})
@@ -69,26 +73,30 @@ the messages, unless any were left unchanged.`,
 
 // editing holds the flags of an edit.
 type editing struct {
-	file, newKey, patch string
-	requeue             bool
-	selected            selecting
-	pace                failed.Pace
-	wait                wait
+	file, newKey, patch, jq string
+	requeue                 bool
+	selected                selecting
+	pace                    failed.Pace
+	wait                    wait
 }
 
-// patchAll patches the selected messages, and requeues them if all accept the patch.
-func (e *editing) patchAll(c *call) error {
-	if e.file != "" || e.newKey != "" {
-		return event.Errorf(event.Invalid, "--patch: cannot be combined with --file or --new-key")
+// editAll edits the selected messages, and requeues them if all could be edited.
+func (e *editing) editAll(c *call) error {
+	if e.file != "" || e.newKey != "" || e.patch != "" && e.jq != "" {
+		return event.Errorf(event.Invalid, "--patch, --jq: cannot be combined with each other, --file or --new-key")
 	}
 
-	var patched failed.Filter
+	var edited failed.Filter
 
-	err := c.act(&e.selected, "patched", &e.pace, nil, func(c *call, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
-		outcome, err := c.Failed.Patch(c.ctx, f, []byte(e.patch), c.by, pace, c.Router.Check)
+	err := c.act(&e.selected, "edited", &e.pace, nil, func(c *call, f failed.Filter, pace failed.Pace) (outcome failed.Outcome, err error) {
+		if e.jq != "" {
+			outcome, err = c.Failed.Transform(c.ctx, f, e.jq, c.by, pace, c.Router.Check)
+		} else {
+			outcome, err = c.Failed.Patch(c.ctx, f, []byte(e.patch), c.by, pace, c.Router.Check)
+		}
 
-		patched = f
-		patched.Before = outcome.Newest + 1
+		edited = f
+		edited.Before = outcome.Newest + 1
 
 		return outcome, err
 	})
@@ -96,7 +104,7 @@ func (e *editing) patchAll(c *call) error {
 		return err
 	}
 
-	outcome, err := c.Failed.Requeue(c.ctx, patched, c.by, e.pace, c.Router.Check)
+	outcome, err := c.Failed.Requeue(c.ctx, edited, c.by, e.pace, c.Router.Check)
 
 	return c.finishAct("requeued", outcome, &e.wait, err)
 }

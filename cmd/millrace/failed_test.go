@@ -327,7 +327,7 @@ func TestFailedEditChangesTheKeyOnlyIfItIsNamed(t *testing.T) {
 	}
 }
 
-func TestFailedEditPatchesManyMessages(t *testing.T) {
+func TestFailedEditEditsManyMessages(t *testing.T) {
 	t.Parallel()
 
 	url, _ := stopped(t, orderOf("key0"), orderOf("key1"), `{"order":"none"}`)
@@ -337,14 +337,20 @@ func TestFailedEditPatchesManyMessages(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"1", "--dry-run"}, exitUsage, "--patch edits several"},
+		{[]string{"1", "--dry-run"}, exitUsage, "--patch and --jq edit several"},
 		{[]string{"1", "2"}, exitUsage, "edit takes the id of one message"},
 		{[]string{"--all", "--patch", "[]"}, exitUsage, "patch: is not a JSON object, expected a JSON object"},
 		{[]string{"1", "--patch", "{}", "--file", "-"}, exitUsage, "cannot be combined"},
-		{[]string{"1", "2", "--patch", `{"order":{"quantity":7}}`, "--dry-run"}, 0, "would edit 2 of 2 stopped messages\nmessage 1:\n--- now\n+++ patched"},
-		{[]string{"--all", "--patch", `{"order":{"quantity":7}}`}, exitRejected, "patched 2 of 3 stopped messages"},
-		{[]string{"1", "--patch", `{"order":{"quantity":7}}`}, 0, "1 message is already as the patch makes them"},
-		{[]string{"1", "2", "--patch", `{"order":{"quantity":8}}`, "--requeue"}, 0, "requeued 2 of 2"},
+		{[]string{"1", "2", "--patch", `{"order":{"quantity":7}}`, "--dry-run"}, 0, "would edit 2 of 2 stopped messages\nmessage 1:\n--- now\n+++ edited"},
+		{[]string{"--all", "--patch", `{"order":{"quantity":7}}`}, exitRejected, "edited 2 of 3 stopped messages"},
+		{[]string{"1", "--patch", `{"order":{"quantity":7}}`}, 0, "the edit changes nothing in 1 message"},
+		{[]string{"1", "2", "--patch", `{"order":{"quantity":8}}`, "--dry-run"}, 0, "would edit 2 of 2"},
+		{[]string{"1", "--jq", ".order.quantity |="}, exitUsage, `jq: unexpected EOF at character 19 of ".order.quantity |="`},
+		{[]string{"1", "--jq", ".", "--patch", "{}"}, exitUsage, "cannot be combined"},
+		{[]string{"1", "2", "--jq", ".order.quantity += 1", "--dry-run"}, 0, "-    \"quantity\": 7,\n+    \"quantity\": 8,"},
+		{[]string{"--all", "--jq", ".order.quantity += 1"}, exitRejected, "refused message 3: jq: expected an object but got: string"},
+		{[]string{"1", "2", "--jq", `.order.quantity = "two"`, "--requeue"}, exitRejected, "order.quantity: is a JSON string"},
+		{[]string{"1", "2", "--jq", ".order.quantity += 1", "--requeue"}, 0, "requeued 2 of 2"},
 	} {
 		if out, code := answer(t, url, "", append([]string{"failed", "edit"}, c.args...)...); code != c.code || !strings.Contains(out, c.says) {
 			t.Errorf("millrace failed edit %s: exit code %d, expected %d with %q; output:\n%s", c.args, code, c.code, c.says, out)

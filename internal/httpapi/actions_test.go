@@ -126,6 +126,35 @@ func TestManyMessagesArePatched(t *testing.T) {
 	}
 }
 
+func TestManyMessagesAreEditedByAnExpression(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add("a", "x")
+	r.add("b", "y")
+
+	for _, c := range []struct {
+		body   string
+		status int
+		says   string
+	}{
+		{`{"all":true,"why":"typo"}`, 422, "expected either patch or jq"},
+		{`{"all":true,"why":"typo","jq":".","patch":{}}`, 422, "expected either patch or jq"},
+		{`{"all":true,"why":"typo","jq":".text |"}`, 422, "jq: unexpected EOF at character 8"},
+		{`{"all":true,"why":"typo","jq":".text += \"!\"","dry_run":true}`, 200, `+  \"text\": \"x!\"`},
+		{`{"all":true,"why":"typo","jq":".text += \"!\""}`, 200, `"done":2`},
+		{`{"all":true,"why":"typo","jq":".text = .id + 1"}`, 200, `"refused":2`},
+	} {
+		if a := r.ask("POST", "/failed/edit", c.body); a.status != c.status || !strings.Contains(a.text, c.says) {
+			t.Errorf("%s: got %d %s, expected %d with %s", c.body, a.status, a.text, c.status, c.says)
+		}
+	}
+
+	if a := r.ask("GET", "/failed/2/payload?which=edited", ""); a.text != `{"id":"b","text":"y!"}` {
+		t.Errorf("got %s", a.text)
+	}
+}
+
 // attempted returns a failed message as it is after one more failed attempt.
 func (r *rig) attempted(id int64) failed.Entry {
 	r.t.Helper()

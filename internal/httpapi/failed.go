@@ -139,8 +139,8 @@ type outcome struct {
 	Refused   int                `json:"refused" doc:"The number of messages that stay stopped."`
 	RefusedBy map[event.Kind]int `json:"refused_by" doc:"Their number by reason: rejected, overtaken, or conflict."`
 	Refusals  []failed.Refusal   `json:"refusals" nullable:"false" doc:"The reasons, for the first 100."`
-	Unchanged int                `json:"unchanged,omitempty" doc:"The number of messages whose payload the patch leaves as it is."`
-	Diffs     []failed.EntryDiff `json:"diffs,omitempty" doc:"What the patch changes in the first three messages, as unified diffs."`
+	Unchanged int                `json:"unchanged,omitempty" doc:"The number of messages whose payload the edit leaves as it is."`
+	Diffs     []failed.EntryDiff `json:"diffs,omitempty" doc:"What the edit changes in the first three messages, as unified diffs."`
 	Changed   int                `json:"changed" doc:"The number of messages that were no longer stopped."`
 	Held      []operate.Held     `json:"held" nullable:"false" doc:"What is holding up the messages that are now due."`
 	Unknown   string             `json:"unknown,omitempty" doc:"Why it is unknown what is holding them up. The action succeeded."`
@@ -195,7 +195,7 @@ func (e engine) registerFailed(a *API) {
 	Post(a, access.Operator, "/failed/{id}/requeue", "Retry a stopped message in the consumer that it failed in", e.requeueEntry)
 	Post(a, access.Operator, "/failed/{id}/discard", "Resolve a stopped message without applying it", e.discardEntry)
 	Post(a, access.Operator, "/failed/requeue", "Retry many stopped messages in order of arrival", e.requeueMany, inParts)
-	Post(a, access.Operator, "/failed/edit", "Apply a JSON Merge Patch (RFC 7396) to the payloads of many stopped messages", e.editMany, inParts)
+	Post(a, access.Operator, "/failed/edit", "Apply a JSON Merge Patch (RFC 7396) or a jq expression to the payloads of many stopped messages", e.editMany, inParts)
 	Post(a, access.Operator, "/failed/discard", "Resolve many stopped messages without applying them", e.discardMany, inParts)
 }
 
@@ -429,11 +429,20 @@ func (e engine) editMany(ctx context.Context, in *struct {
 		Paced
 		WhyBody
 
-		Patch json.RawMessage `json:"patch" doc:"The members to set; null removes one."`
+		Patch json.RawMessage `json:"patch,omitempty" doc:"A merge patch: the members to set; null removes one. Either patch or jq is required."`
+		JQ    string          `json:"jq,omitempty" maxLength:"10000" doc:"A jq expression that yields the new payload for the present one. It has 250 ms per message, and no access to the environment, files or modules." example:".order.quantity |= tonumber"`
 	}
 },
 ) (*outcomeOutput, error) {
+	if (in.Body.Patch == nil) == (in.Body.JQ == "") {
+		return nil, event.Errorf(event.Invalid, "body: expected either patch or jq")
+	}
+
 	return e.actOnMany(ctx, in.Body.Selection, in.Body.Paced, func(ctx context.Context, f failed.Filter, pace failed.Pace) (failed.Outcome, error) {
+		if in.Body.JQ != "" {
+			return e.Failed.Transform(ctx, f, in.Body.JQ, in.actor(in.Body.Why), pace, e.Router.Check)
+		}
+
 		return e.Failed.Patch(ctx, f, in.Body.Patch, in.actor(in.Body.Why), pace, e.Router.Check)
 	})
 }

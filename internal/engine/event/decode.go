@@ -26,7 +26,7 @@ const (
 func Decode[P Payload](data []byte) (P, error) {
 	var p P
 
-	if err := checkShape(data); err != nil {
+	if err := CheckShape(data); err != nil {
 		return p, err
 	}
 
@@ -86,7 +86,9 @@ func Encode(p Payload) ([]byte, error) {
 	return data, nil
 }
 
-func checkShape(data []byte) error {
+// CheckShape returns a rejection unless a payload has a size and a depth that Decode
+// accepts. It does not check that the payload is JSON.
+func CheckShape(data []byte) error {
 	switch {
 	case len(data) == 0:
 		return RejectAs(ReasonMalformed, errors.New("payload: is empty, expected a JSON object"))

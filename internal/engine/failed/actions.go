@@ -207,7 +207,7 @@ type Outcome struct {
 	Refused   int                `json:"refused"`
 	RefusedBy map[event.Kind]int `json:"refused_by"`
 	Refusals  []Refusal          `json:"refusals"`
-	// Unchanged counts entries whose payload a patch does not change. Diffs shows its
+	// Unchanged counts entries whose payload the edit does not change. Diffs shows its
 	// changes to the first entries.
 	Unchanged int         `json:"unchanged,omitempty"`
 	Diffs     []EntryDiff `json:"diffs,omitempty"`

@@ -2,6 +2,7 @@ package failed
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,28 +31,49 @@ type EntryDiff struct {
 // would change. Like Requeue it works in chunks. It returns an Invalid error unless
 // the patch is a JSON object.
 func (s *Store) Patch(ctx context.Context, f Filter, patch []byte, by activity.Actor, pace Pace, check Check) (Outcome, error) {
-	if by.Who == "" {
-		return Outcome{}, activity.ErrNoActor
-	}
-
 	if _, err := members(patch); err != nil {
 		return Outcome{}, event.Errorf(event.Invalid, "patch: %v, expected a JSON object (a merge patch, RFC 7396)", err)
+	}
+
+	return s.editMany(ctx, f, by, pace, check, func(_ context.Context, payload []byte) ([]byte, error) {
+		patched, err := mergePatch(payload, patch)
+		if err != nil {
+			return nil, event.Errorf(event.Rejected, "the payload: %v, expected a JSON object", err)
+		}
+
+		return patched, nil
+	})
+}
+
+// editMany replaces the payloads of the stopped entries selected by f by what edit makes
+// of them. It skips entries for which edit, check or a new key is an error, unless the
+// error is Invalid, because it would then be the same for every entry.
+func (s *Store) editMany(ctx context.Context, f Filter, by activity.Actor, pace Pace, check Check,
+	edit func(ctx context.Context, payload []byte) ([]byte, error),
+) (Outcome, error) {
+	if by.Who == "" {
+		return Outcome{}, activity.ErrNoActor
 	}
 
 	return s.inChunks(ctx, f, pace, func(ctx context.Context, tx pgx.Tx, list []Entry, outcome *Outcome) error {
 		var changed []Entry
 
 		for _, e := range list {
-			edited, err := patched(e, patch, check)
+			edited, err := edit(ctx, e.Current())
+			if err == nil {
+				err = keepsKey(e, edited, check)
+			}
 
 			switch {
+			case event.KindOf(err) == event.Invalid, ctx.Err() != nil:
+				return fmt.Errorf("editing message %d: %w", e.ID, cmp.Or(ctx.Err(), err))
 			case err != nil:
 				outcome.refuse(e.ID, err)
 			case bytes.Equal(edited, e.Current()):
 				outcome.Unchanged++
 			default:
 				if len(outcome.Diffs) < maxDiffs {
-					outcome.Diffs = append(slices.Clone(outcome.Diffs), EntryDiff{e.ID, diff("now", e.Current(), "patched", edited)})
+					outcome.Diffs = append(slices.Clone(outcome.Diffs), EntryDiff{e.ID, diff("now", e.Current(), "edited", edited)})
 				}
 
 				e.Edited = edited
@@ -69,23 +91,19 @@ func (s *Store) Patch(ctx context.Context, f Filter, patch []byte, by activity.A
 	})
 }
 
-// patched returns the payload of e after the patch.
-func patched(e Entry, patch []byte, check Check) ([]byte, error) {
-	payload, err := mergePatch(e.Current(), patch)
+// keepsKey returns an error if the consumer of e would reject its new payload, or if the
+// payload has another key.
+func keepsKey(e Entry, edited []byte, check Check) error {
+	key, err := check(e.Consumer, edited)
 	if err != nil {
-		return nil, event.Errorf(event.Rejected, "the payload: %v, expected a JSON object", err)
-	}
-
-	key, err := check(e.Consumer, payload)
-	if err != nil {
-		return nil, err
+		return err
 	}
 
 	if key != "" && StoredKey(key) != e.FailedKey {
-		return nil, event.Errorf(event.KeyChange, "the patch changes the key to %s: edit this message on its own", key)
+		return event.Errorf(event.KeyChange, "the edit changes the key to %s: edit this message on its own", key)
 	}
 
-	return payload, nil
+	return nil
 }
 
 // storeEdits stores each entry's Edited payload.

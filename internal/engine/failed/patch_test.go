@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
@@ -87,5 +89,67 @@ func TestAPatchIsRefusedWhereItWouldChangeTheKeyOrWhatTheConsumerRejects(t *test
 
 	if _, err := r.Patch(t.Context(), failed.Filter{}, []byte(`{}`), activity.Actor{}, failed.Pace{}, check); err == nil {
 		t.Error("a patch by nobody was accepted")
+	}
+}
+
+func TestAnExpressionEditsWhatItCanAndListsTheRest(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	other := entry("c", "")
+	other.Payload = []byte(`{"id":"c","text":5}`)
+	r.add(entry("a", "x"), entry("b", "y"), other)
+
+	for _, c := range []struct {
+		expression string
+		pace       failed.Pace
+		done       int
+		refused    map[event.Kind]int
+	}{
+		{`.text |= ascii_upcase`, failed.Pace{DryRun: true}, 2, map[event.Kind]int{event.Rejected: 1}},
+		{`.text |= ascii_upcase`, failed.Pace{}, 2, map[event.Kind]int{event.Rejected: 1}},
+		{`if .id == "a" then .id = "b" else .text = 5 end`, failed.Pace{}, 0, map[event.Kind]int{event.KeyChange: 1, event.Rejected: 2}},
+	} {
+		o, err := r.Transform(t.Context(), failed.Filter{}, c.expression, alice, c.pace, check)
+		if diff := cmp.Diff(c.refused, o.RefusedBy); err != nil || o.Done != c.done || diff != "" {
+			t.Errorf("%s: got %+v, %v, %s", c.expression, o, err, diff)
+		}
+
+		if c.done > 0 && (len(o.Diffs) != 2 || !strings.Contains(o.Diffs[0].Diff, "-  \"text\": \"x\"\n+  \"text\": \"X\"\n")) {
+			t.Errorf("%s: got %+v", c.expression, o.Diffs)
+		}
+
+		if c.done > 0 && !strings.Contains(o.Refusals[0].Error, "jq: ascii_upcase cannot be applied to: number (5)") {
+			t.Errorf("%s: got %+v", c.expression, o.Refusals)
+		}
+
+		if c.pace.DryRun && r.get(1).Edited != nil {
+			t.Error("the dry run changed something")
+		}
+	}
+
+	if e := r.get(2); string(e.Current()) != `{"id":"b","text":"Y"}` || r.history(2) != "edited by alice: it is fixed" {
+		t.Errorf("got %s with %s", e.Current(), r.history(2))
+	}
+}
+
+func TestAnExpressionThatIsWrongForAllMessagesEndsTheAction(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	r.add(entry("a", "x"), entry("b", "y"))
+
+	for expression, says := range map[string]string{
+		`.text = `: "jq: unexpected EOF at character 9",
+		`if .id == "b" then def f: f; f else .text = "z" end`: "editing message 2: jq: runs longer than 250ms",
+	} {
+		o, err := r.Transform(t.Context(), failed.Filter{}, expression, alice, failed.Pace{}, check)
+		if event.KindOf(err) != event.Invalid || !strings.Contains(err.Error(), says) || o.Done != 0 || r.get(1).Edited != nil {
+			t.Errorf("%s: got %+v, %v", expression, o, err)
+		}
+	}
+
+	if _, err := r.Transform(t.Context(), failed.Filter{}, `.`, activity.Actor{}, failed.Pace{}, check); err == nil {
+		t.Error("an edit by nobody was accepted")
 	}
 }
