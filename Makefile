@@ -49,6 +49,7 @@ services-down: ## Stop the servers for the tests and the benchmark
 
 .PHONY: test
 test: verify services bin/proof ## Check everything and run all tests, with the race detector
+test: verify docs-test services ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
@@ -74,6 +75,10 @@ test-pgbouncer: services ## Run the operator stories with the pool behind PgBoun
 test-postgres-versions: services ## Run the tests that use Postgres most on Postgres 16, 17 and 18
 	@. .local/test/env && scripts/postgres-versions.sh 16 17 18
 
+.PHONY: docs-test
+docs-test: ## Check the AsyncAPI and OpenAPI documents with @asyncapi/parser and Spectral; needs Node
+	@scripts/docs-test.sh
+
 .PHONY: fmt
 fmt: ## Format the code
 	gofmt -w .
@@ -85,6 +90,7 @@ generate: ## Write the generated files
 	scripts/states.sh
 	scripts/metrics.sh
 	scripts/scaling.sh
+	go run ./cmd/millrace docs schemas --dir docs/schemas
 
 .PHONY: lint
 lint: ## Run the linters

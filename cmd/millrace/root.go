@@ -48,6 +48,8 @@ commands use the one that "millrace dev" keeps in the working directory.
 			newConsumersList, newConsumersPause, newConsumersResume),
 		parent("tokens", "Create, list and revoke operator API tokens", "tokens create ci-deploy --role operator",
 			newTokensCreate, newTokensList, newTokensRevoke),
+		parent("docs", "Print the AsyncAPI and OpenAPI documents and the JSON Schemas", "docs asyncapi > asyncapi.json",
+			newDocsAsyncAPI, newDocsOpenAPI, newDocsSchemas),
 		parent("migrate", "Show and apply database migrations", "migrate up", newMigrateUp, newMigrateStatus))
 
 	root.SetOut(terminal.NewWriter(out))

@@ -49,6 +49,7 @@ type Service struct {
 
 	Operator  *operate.Operator
 	Projector *eventstore.Projector
+	API       *httpapi.API
 
 	http   *httpapi.Server
 	logger *slog.Logger
@@ -106,7 +107,9 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	if domains.Webhook.Enabled() {
 		http.HandlePublic(payment.WebhookPattern, domains.Webhook)
 	}
-	http.Handle(httpapi.Prefix+"/", access.Viewer, httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources))
+
+	s.API = httpapi.NewAPI(s.Operator, logger.With(slog.String("component", "httpapi")), s.resources)
+	http.Handle(httpapi.Prefix+"/", access.Viewer, s.API)
 
 	if http.Console() {
 		console.Serve(http, s.Operator, logger)

@@ -30,12 +30,13 @@ type API struct {
 	logger *slog.Logger
 	// methods maps each path to its methods.
 	methods map[string][]string
+	handler http.Handler
 }
 
-// NewAPI returns the handler of the API for all paths under Prefix, with the engine's
+// NewAPI returns the API, a handler for all paths under Prefix, with the engine's
 // operations and those that register adds. It serves its description at Prefix +
 // "/openapi.json".
-func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*API)) http.Handler {
+func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*API)) *API {
 	mux := http.NewServeMux()
 
 	config := huma.DefaultConfig("Millrace", operator.Failed.Release())
@@ -58,8 +59,16 @@ func NewAPI(operator *operate.Operator, logger *slog.Logger, register ...func(*A
 		register(api)
 	}
 
-	return storable(known(mux, api.methods))
+	api.handler = storable(known(mux, api.methods))
+
+	return api
 }
+
+// ServeHTTP implements http.Handler.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.handler.ServeHTTP(w, r) }
+
+// Description returns the OpenAPI document of the API, version 3.1.
+func (a *API) Description() *huma.OpenAPI { return a.huma.OpenAPI() }
 
 // formats decodes requests as strictly as messages. In responses it escapes what a
 // terminal would interpret, because people read responses in terminals.

@@ -88,13 +88,14 @@ func (c *Conn) Connect(ctx context.Context, topics []Topic) error {
 // Set is the set of brokers of a service. The default broker carries every topic that
 // is not bound to another.
 type Set struct {
+	cfg   Config
 	conns []*Conn // default broker first
 	bound map[string]string
 }
 
 // NewSet returns unconnected Conns to all configured brokers.
 func NewSet(cfg Config, logger *slog.Logger) (*Set, error) {
-	set := &Set{bound: make(map[string]string, len(cfg.Bind))}
+	set := &Set{cfg: cfg, bound: make(map[string]string, len(cfg.Bind))}
 	for _, b := range cfg.Bind {
 		set.bound[b.Topic] = cmp.Or(b.Broker, cfg.Kind)
 	}

@@ -65,10 +65,12 @@ func sinceEpoch(text string) (time.Time, error) {
 	return inYears(t.Add(time.Duration(fraction * float64(unit))).Round(time.Microsecond).UTC())
 }
 
-// timeForm matches RFC 3339 and the common forms of ISO 8601: the separator may be a
+// TimePattern matches RFC 3339 and the common forms of ISO 8601: the separator may be a
 // space, seconds and zone may be missing, the fraction may have a comma and any number
 // of digits, and the zone may be +0100 or +01, or follow a space, as in git and Ruby.
-var timeForm = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?(?: ?([Zz]|[+-]\d{2}(?::?\d{2})?))?)?$`)
+const TimePattern = `^(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?(?: ?([Zz]|[+-]\d{2}(?::?\d{2})?))?)?$`
+
+var timeForm = regexp.MustCompile(TimePattern)
 
 // ParseTime reads a time such as 2026-01-31T12:00:00Z, in zone if the text names none.
 // A date means midnight. 24:00 is the midnight that ends the day. A leap second, which

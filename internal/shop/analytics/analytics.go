@@ -48,11 +48,11 @@ var (
 
 // Tracked is a user's action.
 type Tracked struct {
-	Event     string     `json:"event"`
-	Timestamp event.Time `json:"timestamp"`
-	UserID    string     `json:"user_id,omitempty"`
+	Event     string     `json:"event" format:"text" minLength:"1" maxLength:"200" doc:"The name of the event."`
+	Timestamp event.Time `json:"timestamp" doc:"When it happened."`
+	UserID    string     `json:"user_id,omitempty" format:"id" doc:"The user."`
 	// Properties is any JSON object.
-	Properties json.RawMessage `json:"properties,omitempty"`
+	Properties json.RawMessage `json:"properties,omitempty" format:"object" doc:"Any JSON object."`
 }
 
 // Topic implements event.Payload.

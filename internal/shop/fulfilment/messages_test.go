@@ -37,6 +37,8 @@ func TestWireFormat(t *testing.T) {
 		"payments.requested.attempt.v1": fulfilment.PaymentRequested{OrderID: "order_123", Amount: &amount, Currency: "USD", Attempt: 2},
 		"payments.refund.requested.v1":  fulfilment.RefundRequested{OrderID: "order_123", TransactionID: "txn_1", Amount: &amount, Currency: "USD", Reason: order.StatusCancelled},
 		"payments.refunded.v1":          fulfilment.PaymentRefunded{OrderID: "order_123", TransactionID: "txn_1", RefundID: "ref_1", Amount: &amount, Currency: "USD"},
+		"payments.refund.failed.v1":     fulfilment.RefundFailed{OrderID: "order_123", TransactionID: "txn_1", RefundID: "ref_1", Reason: "account closed", Amount: &amount, Currency: "USD"},
+		"payments.reported.v1":          payment.Reported{OrderID: "order_123", Outcome: payment.ReportCaptured, TransactionID: "txn_1", Amount: &amount, Currency: "USD"},
 		"orders.cancel.requested.v1":    fulfilment.CancelRequested{OrderID: "order_123", Reason: "changed my mind"},
 		"orders.cancel.refused.v1":      fulfilment.CancelRefused{OrderID: "order_123", Reason: order.StatusCompleted},
 		"orders.cancelled.v1":           fulfilment.OrderCancelled{OrderID: "order_123", Reason: "changed my mind"},

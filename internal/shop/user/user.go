@@ -137,8 +137,8 @@ type Profile struct {
 // Update holds the fields to change. Nil means unchanged. Fields other than name
 // and e-mail address are properties; null removes one.
 type Update struct {
-	Name       *string    `json:"name,omitempty"`
-	Email      *string    `json:"email,omitempty"`
+	Name       *string    `json:"name,omitempty" format:"name" maxLength:"200" doc:"The new name."`
+	Email      *string    `json:"email,omitempty" format:"address" maxLength:"254" doc:"The new e-mail address."`
 	Properties Properties `json:",embed"`
 }
 
