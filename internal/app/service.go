@@ -112,7 +112,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	http.Handle(httpapi.Prefix+"/", access.Viewer, s.API)
 
 	if http.Console() {
-		console.Serve(http, s.Operator, logger)
+		console.Serve(http, s.Operator, s.kinds(), logger)
 	}
 
 	return s, nil

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,8 @@ type Console struct {
 
 	sessions *httpapi.Sessions
 	hub      *hub
+	audits   *audits
+	kinds    []Kind
 	mux      *http.ServeMux
 	logger   *slog.Logger
 }
@@ -44,12 +47,15 @@ type section struct{ Path, Title string }
 // sections lists the screens that the navigation leads to.
 var sections = []section{
 	{"/now", "Now"},
+	{conversationsPath, "Conversations"},
+	{"/audit", "Audit"},
 }
 
-// Serve adds the console to server.
-func Serve(server *httpapi.Server, operator *operate.Operator, logger *slog.Logger) {
+// Serve adds the console to server. It has a screen for each kind of thing that the business
+// keeps.
+func Serve(server *httpapi.Server, operator *operate.Operator, kinds []Kind, logger *slog.Logger) {
 	logger = logger.With(slog.String("component", "console"))
-	c := &Console{Operator: operator, sessions: server.Sessions(), hub: newHub(logger), mux: http.NewServeMux(), logger: logger}
+	c := &Console{Operator: operator, sessions: server.Sessions(), hub: newHub(logger), audits: newAudits(), kinds: kinds, mux: http.NewServeMux(), logger: logger}
 
 	toStart := http.RedirectHandler(prefix+sections[0].Path, http.StatusSeeOther)
 	server.Handle("GET /{$}", access.Viewer, toStart)
@@ -57,6 +63,7 @@ func Serve(server *httpapi.Server, operator *operate.Operator, logger *slog.Logg
 	server.Handle(prefix+"/", access.Viewer, secured(c.mux))
 	server.HandleOpen("GET "+prefix+"/assets/", secured(http.HandlerFunc(serveAsset)))
 	server.OnClose(c.hub.close)
+	server.OnClose(c.audits.stop)
 
 	c.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, r, event.Errorf(event.NotFound, "there is no page %s", r.URL.Path))
@@ -67,6 +74,9 @@ func Serve(server *httpapi.Server, operator *operate.Operator, logger *slog.Logg
 	}
 
 	c.registerNow()
+	c.registerConversations()
+	c.registerKinds()
+	c.registerAudit()
 }
 
 // policy allows what the console is made of: its own files, and nothing inline.
@@ -119,7 +129,7 @@ func (c *Console) show(path string, role access.Role, s screen) {
 
 // act serves an action at a path: s acts on a form and returns a page with the outcome,
 // or a redirectError.
-func (c *Console) act(path string, role access.Role, s screen) { //nolint:unused // the screens that act follow
+func (c *Console) act(path string, role access.Role, s screen) {
 	c.mux.HandleFunc("POST "+prefix+path, c.allowed(role, func(w http.ResponseWriter, r *http.Request) { c.answer(w, r, s) }))
 }
 
@@ -220,7 +230,7 @@ type frame struct {
 func (c *Console) render(w http.ResponseWriter, r *http.Request, p page) {
 	f := frame{
 		page: p, Who: httpapi.IdentityOf(r.Context()), Login: c.sessions.Required(), Release: c.Failed.Release(),
-		Here: r.URL, Paused: r.URL.Query().Has(pausedParam), Sections: sections,
+		Here: r.URL, Paused: r.URL.Query().Has(pausedParam), Sections: c.sections(),
 	}
 
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -270,7 +280,7 @@ func masked(r *http.Request) bool { return httpapi.Masked(r.Context()) }
 
 // actor returns who acts. Without authentication there is no name, and the console is
 // recorded.
-func actor(r *http.Request) activity.Actor { //nolint:unused // the screens that act follow
+func actor(r *http.Request) activity.Actor {
 	who := httpapi.IdentityOf(r.Context()).Who
 	if who == "" {
 		who = "console"
@@ -292,4 +302,22 @@ func title(text string) string {
 	}
 
 	return strings.ToUpper(text[:1]) + text[1:]
+}
+
+// sections returns the entries of the navigation: those of the engine, with the kinds of
+// the business behind the conversations.
+func (c *Console) sections() []section {
+	at := slices.IndexFunc(sections, func(s section) bool { return s.Path == conversationsPath }) + 1
+
+	var kinds []section
+	for _, k := range c.kinds {
+		kinds = append(kinds, section{"/" + k.Path, k.Title})
+	}
+
+	return slices.Insert(slices.Clone(sections), at, kinds...)
+}
+
+// mayAct reports whether whoever asks may act.
+func mayAct(r *http.Request) bool {
+	return httpapi.IdentityOf(r.Context()).Role.Allows(access.Operator)
 }

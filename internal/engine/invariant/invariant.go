@@ -171,6 +171,29 @@ func (a *Auditor) Names() []string {
 	return names
 }
 
+// Listed describes a check that has not run.
+type Listed struct {
+	Name string `json:"name"`
+	// What is what the check examines, and Means states the invariant.
+	What  string `json:"what"`
+	Means string `json:"means"`
+	// Repairable is whether violations have a safe repair.
+	Repairable bool `json:"repairable"`
+}
+
+// List describes all checks.
+func (a *Auditor) List() []Listed {
+	var list []Listed
+
+	for _, s := range a.sources {
+		for _, c := range s.Checks {
+			list = append(list, Listed{Name: c.Name, What: s.Name, Means: c.Means, Repairable: c.Repair != nil})
+		}
+	}
+
+	return list
+}
+
 // selected returns the sources with only the named checks, or all if none is named.
 func (a *Auditor) selected(only []string) ([]Source, error) {
 	known := a.Names()

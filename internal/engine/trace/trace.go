@@ -45,6 +45,8 @@ type Message struct {
 	At time.Time `json:"at"`
 	// Detail explains the state, for example why the message is stopped.
 	Detail string `json:"detail,omitempty"`
+	// Failed is the id of the failed message, or 0 if the message did not fail.
+	Failed int64 `json:"failed_id,omitempty"`
 	// Caused lists the messages that this one caused, in chronological order.
 	Caused []*Message `json:"caused,omitempty"`
 }
@@ -91,22 +93,22 @@ func load(ctx context.Context, db postgres.Querier, correlations []uuid.UUID) ([
 	return postgres.Collect(ctx, db, func(row pgx.CollectableRow) (*Message, error) {
 		m := &Message{}
 
-		return m, row.Scan(&m.ID, &m.Causation, &m.Consumer, &m.Topic, &m.State, &m.At, &m.Detail)
+		return m, row.Scan(&m.ID, &m.Causation, &m.Consumer, &m.Topic, &m.State, &m.At, &m.Detail, &m.Failed)
 	}, `
-		SELECT message_id, causation_id, consumer, '', 'applied', applied_at, ''
+		SELECT message_id, causation_id, consumer, '', 'applied', applied_at, '', 0
 		FROM inbox WHERE message_id = ANY($1) OR correlation_id = ANY($1)
 		UNION ALL
 		SELECT message_id, causation_id, '', topic, 'waiting', coalesce(nullif(available_at, 'infinity'), created_at),
-		       CASE WHEN refused IS NOT NULL THEN 'refused by the broker: ' || refused WHEN available_at IS NULL THEN 'to be published' ELSE 'not due yet' END
+		       CASE WHEN refused IS NOT NULL THEN 'refused by the broker: ' || refused WHEN available_at IS NULL THEN 'to be published' ELSE 'not due yet' END, 0
 		FROM outbox WHERE correlation_id = ANY($1)
 		UNION ALL
-		SELECT message_id, causation_id, '', topic, 'published', published_at, 'not consumed here'
+		SELECT message_id, causation_id, '', topic, 'published', published_at, 'not consumed here', 0
 		FROM published_messages WHERE correlation_id = ANY($1)
 		UNION ALL
 		SELECT message_id, substring(headers ->> $3 FROM $4)::uuid, consumer, topic,
 		       CASE WHEN state = 'stopped' THEN 'stopped' WHEN error = '' THEN 'blocked' ELSE 'parked' END, coalesce(tried_at, last_at),
 		       CASE WHEN state = 'stopped' THEN 'failed message ' || id || ': ' || error
-		            WHEN error = '' THEN 'by an earlier message with its key' ELSE 'failed ' || attempts || ' times: ' || error END
+		            WHEN error = '' THEN 'by an earlier message with its key' ELSE 'failed ' || attempts || ' times: ' || error END, id
 		FROM failed_messages WHERE state <> 'resolved' AND (message_id = ANY($1) OR lower(headers ->> $2) = ANY($1::text[]))`,
 		correlations, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
 }

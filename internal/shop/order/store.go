@@ -232,6 +232,17 @@ func (s *Service) Count(ctx context.Context, status Status) (int, error) {
 	return postgres.CountRows(ctx, s.pool, `SELECT FROM orders WHERE $1 = '' OR status = $1`, string(status))
 }
 
+// Newest returns up to limit orders, most recently created first.
+func (s *Service) Newest(ctx context.Context, limit int) ([]Summary, error) {
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Summary],
+		`SELECT id, status, trim_scale(total_amount)::text, currency, updated_at FROM orders ORDER BY created_at DESC LIMIT $1`, limit)
+	if err != nil {
+		return nil, fmt.Errorf("listing the newest orders: %w", err)
+	}
+
+	return list, nil
+}
+
 // List returns up to limit orders, most recently changed first. An empty status
 // selects all orders.
 func (s *Service) List(ctx context.Context, status Status, limit int) ([]Summary, error) {
