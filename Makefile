@@ -38,9 +38,10 @@ test-db: ## Start the Postgres that most tests need
 	@scripts/services.sh up test postgres
 
 .PHONY: services
-services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ; install PgBouncer
+services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ; install PgBouncer and Chromium
 	@scripts/services.sh up test $(ALL)
 	@scripts/pgbouncer.sh install
+	@scripts/chromium.sh
 
 .PHONY: services-down
 services-down: ## Stop the servers for the tests and the benchmark
@@ -66,6 +67,19 @@ engine-alone: services ## Test the engine in a copy of the repository without th
 .PHONY: stories
 stories: services ## Run the operator stories on the embedded broker and on Kafka
 	@. .local/test/env && go test -count=1 -v -run TestStories ./cmd/millrace
+
+.PHONY: console-test
+console-test: services ## Test the console in Chromium; writes a picture of each screen to .local/console
+	@. .local/test/env && go test -count=1 -timeout 10m -v -run '^TestBrowser' ./internal/console
+
+.PHONY: console-pictures
+console-pictures: services ## Refresh the pictures of the console in docs/images, from a run of the tests
+	@. .local/test/env && MILLRACE_TEST_PICTURES=1 go test -count=1 -timeout 10m -run '^TestBrowserScreens' ./internal/console
+
+.PHONY: console-budget
+console-budget: ## Measure the size and the time of each screen of the console with 1,000,000 orders and 10,000 failures
+	@scripts/services.sh up test postgres
+	@. .local/test/env && go -C cmd/bench run . console
 
 .PHONY: test-pgbouncer
 test-pgbouncer: services ## Run the operator stories with the pool behind PgBouncer in transaction mode

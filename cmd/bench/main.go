@@ -42,6 +42,13 @@ func main() {
 		exit(child(os.Args[2]))
 	}
 
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	if len(os.Args) == 2 && os.Args[1] == "console" {
+		exit(measureConsole(ctx))
+	}
+
 	var s settings
 
 	flag.IntVar(&s.orders, "orders", 20_000, "messages of a throughput run")
@@ -58,9 +65,6 @@ func main() {
 	flag.StringVar(&s.only, "only", "", "run only scenarios whose names match this regular expression")
 	flag.StringVar(&s.jsonFile, "json", ".local/bench/result.json", "file to write all runs and ratios to")
 	flag.Parse()
-
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 
 	exit(run(ctx, s))
 }

@@ -331,4 +331,4 @@ func clipped(text string, most int) string {
 }
 
 // entryPath returns the path of a failed message.
-func entryPath(id int64) string { return fmt.Sprintf("/entries/%d", id) }
+func entryPath(id int64) string { return fmt.Sprintf("/failures/%d", id) }

@@ -269,7 +269,7 @@ func conversationCard(v conversation, asked string) templ.Component {
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 17, "</p><div class=\"table plain\"><table class=\"waterfall\"><caption class=\"hidden\">Messages of the conversation, each below the one that caused it</caption> <thead><tr><th scope=\"col\">Message</th><th scope=\"col\">State</th><th scope=\"col\" class=\"number\">Hop</th><th scope=\"col\" class=\"chart\">")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 17, "</p><div class=\"table plain\" tabindex=\"0\"><table class=\"waterfall\"><caption class=\"hidden\">Messages of the conversation, each below the one that caused it</caption> <thead><tr><th scope=\"col\">Message</th><th scope=\"col\">State</th><th scope=\"col\" class=\"number\">Hop</th><th scope=\"col\" class=\"chart\">")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

@@ -150,7 +150,7 @@ func nowBody(v nowView) templ.Component {
 				return templ_7745c5c3_Err
 			}
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 12, "<h2>Consumers</h2><div class=\"table\"><table><caption>Consumers of this process</caption> <thead><tr><th scope=\"col\">Consumer</th><th scope=\"col\">State</th><th scope=\"col\">Topic</th><th scope=\"col\">Broker</th><th scope=\"col\" class=\"number\">Backlog</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 12, "<h2>Consumers</h2><div class=\"table\" tabindex=\"0\"><table><caption>Consumers of this process</caption> <thead><tr><th scope=\"col\">Consumer</th><th scope=\"col\">State</th><th scope=\"col\">Topic</th><th scope=\"col\">Broker</th><th scope=\"col\" class=\"number\">Backlog</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -288,7 +288,7 @@ func nowBody(v nowView) templ.Component {
 				return templ_7745c5c3_Err
 			}
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 25, "</tbody></table></div><h2>Dependencies</h2><div class=\"table\"><table><caption>What this process needs</caption> <thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Kind</th><th scope=\"col\">State</th><th scope=\"col\">Since</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 25, "</tbody></table></div><h2>Dependencies</h2><div class=\"table\" tabindex=\"0\"><table><caption>What this process needs</caption> <thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Kind</th><th scope=\"col\">State</th><th scope=\"col\">Since</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -400,7 +400,7 @@ func nowBody(v nowView) templ.Component {
 				return templ_7745c5c3_Err
 			}
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 35, "</tbody></table></div><h2>Background work</h2><div class=\"table\"><table><caption>What this process repeats</caption> <thead><tr><th scope=\"col\">Task</th><th scope=\"col\">State</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 35, "</tbody></table></div><h2>Background work</h2><div class=\"table\" tabindex=\"0\"><table><caption>What this process repeats</caption> <thead><tr><th scope=\"col\">Task</th><th scope=\"col\">State</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

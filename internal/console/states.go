@@ -33,9 +33,9 @@ type stateEdge struct {
 
 // Measures of a state diagram.
 const (
-	stateWidth  = 172
+	stateWidth  = 156
 	stateHeight = 34
-	stateGap    = 20
+	stateGap    = 14
 	layerGap    = 46
 )
 

@@ -81,7 +81,7 @@ func TestAConversationWithAStoppedMessageIsOpen(t *testing.T) {
 	b.publishUnchecked("user.updated", "alice", `{"user_id":"alice","updates":7}`)
 
 	p := b.get("/console/conversations?id=alice")
-	p.has(t, "1 open", "sse-connect", "updates: is a JSON number", `href="/console/entries/1"`)
+	p.has(t, "1 open", "sse-connect", "updates: is a JSON number", `href="/console/failures/1"`)
 }
 
 func TestViewersSeeNoPersonalDataOfThings(t *testing.T) {

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millracehq/millrace"
+	"github.com/millracehq/millrace/internal/engine/broker"
+)
+
+// Sizes of the database in which the console is measured, and what a screen may take.
+const (
+	consoleOrders   = 1_000_000
+	consoleProducts = 500
+	consoleFailures = 10_000
+
+	screenBytes = 100_000
+	screenTime  = 100 * time.Millisecond
+)
+
+// measureConsole prints the size and the time of each screen of the console in a database
+// with many orders and failures. It returns an error if a screen takes too much.
+func measureConsole(ctx context.Context) error {
+	server, err := pgxpool.New(ctx, os.Getenv("MILLRACE_TEST_DATABASE_URL"))
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+
+	l := &lab{server: server, logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))}
+
+	s, err := l.newSite(ctx, broker.Embedded)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+
+	fmt.Fprintf(os.Stderr, "generating %d orders and %d failures, which takes some minutes\n", consoleOrders, consoleFailures)
+
+	if err := s.supply(ctx, consoleProducts); err != nil {
+		return err
+	}
+
+	if err := s.history(ctx, consoleOrders, consoleProducts); err != nil {
+		return err
+	}
+
+	if err := s.failures(ctx, consoleFailures); err != nil {
+		return err
+	}
+
+	return s.measureScreens(ctx)
+}
+
+// measureScreens runs the service and opens its screens.
+func (s *site) measureScreens(ctx context.Context) error {
+	cfg := s.cfg
+	cfg.HTTP.Addr, cfg.Health.Addr = "127.0.0.1:0", "127.0.0.1:0"
+
+	service, release, err := millrace.New(cfg, s.lab.logger)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	ready, done := make(chan struct{}), make(chan error, 1)
+
+	go func() { done <- service.Run(ctx, func() { close(ready) }) }()
+
+	select {
+	case <-ready:
+	case err := <-done:
+		return err
+	}
+
+	err = measureAt("http://" + service.HTTPAddr())
+
+	cancel()
+
+	return errors.Join(err, <-done)
+}
+
+// link finds the screens in the navigation of a page.
+var link = regexp.MustCompile(`href="(/console/[a-z]+)"`)
+
+// measureAt opens each screen.
+func measureAt(base string) error {
+	start, _, err := fetch(base + "/console/now")
+	if err != nil {
+		return err
+	}
+
+	var paths []string
+	for _, match := range link.FindAllStringSubmatch(string(start), -1) {
+		paths = append(paths, match[1])
+	}
+
+	paths = append(paths, "/console/orders/order-777777", "/console/products/sku_7", "/console/conversations?id=order-777777", "/console/conversations?id=failed-7",
+		"/console/failures?key=failed-7", "/console/failures/5000", "/docs/asyncapi", "/docs/openapi")
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SCREEN\tBYTES\tTIME\tFIRST TIME\t")
+
+	over := 0
+
+	for _, path := range slices.Compact(paths) {
+		size, first, median, err := measureScreen(base + path)
+		if err != nil {
+			return err
+		}
+
+		verdict := ""
+		if size > screenBytes || median > screenTime {
+			verdict = "over the budget"
+			over++
+		}
+
+		fmt.Fprintf(table, "%s\t%d\t%.1f ms\t%.1f ms\t%s\n", path, size, ms(median), ms(first), verdict)
+	}
+
+	if err := table.Flush(); err != nil {
+		return err
+	}
+
+	if over > 0 {
+		return fmt.Errorf("%d screens are over the budget of %d bytes and %v", over, screenBytes, screenTime)
+	}
+
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// screenRuns is how often a screen is opened.
+const screenRuns = 11
+
+// measureScreen returns the size of a screen, the time that it took at first, and the
+// median.
+func measureScreen(url string) (size int, first, median time.Duration, err error) {
+	var times []time.Duration
+
+	for range screenRuns {
+		body, took, err := fetch(url)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+
+		size, times = len(body), append(times, took)
+	}
+
+	first = times[0]
+	slices.Sort(times)
+
+	return size, first, times[len(times)/2], nil
+}
+
+func fetch(url string) (body []byte, took time.Duration, err error) {
+	started := time.Now()
+
+	response, err := http.Get(url) //nolint:gosec,noctx // it is our own service
+	if err != nil {
+		return nil, 0, err
+	}
+	defer response.Body.Close()
+
+	if body, err = io.ReadAll(response.Body); err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", url, response.Status)
+	}
+
+	return body, time.Since(started), err
+}
+
+// failures inserts n stopped messages of n/10 keys, as three bugs leave them.
+func (s *site) failures(ctx context.Context, n int) error {
+	for _, statement := range []string{
+		`INSERT INTO failed_keys (consumer, key) SELECT 'fulfilment.place', 'failed-' || n FROM generate_series(0, $1::int / 10 - 1) AS n`,
+		`INSERT INTO failed_messages (state, consumer, topic, key, failed_key, message_id, fingerprint, origin, headers, payload,
+		        reason, error, cause, group_id, attempts, deliveries, first_at, last_at, tried_at, first_release, last_release)
+		 SELECT 'stopped', 'fulfilment.place', 'orders.created', key, key, ` + idAt("at", "failed") + `, n, 'embedded:orders.created', '{}',
+		        convert_to('{"order":{"id":"' || key || '","product_id":"sku_1","quantity":1,"total_amount":9.99}}', 'UTF8'),
+		        'failure', error, error, substr(md5(error), 1, 12), 4, 1, at, at, at, '1.0.0', '1.0.1'
+		 FROM (SELECT n, 'failed-' || n % ($1::int / 10) AS key, now() - n * interval '1 second' AS at,
+		              'reserving stock: ' || (ARRAY['division by zero', 'invalid memory address or nil pointer dereference', 'there is no price'])[1 + n % 3] AS error
+		       FROM generate_series(1, $1::int) AS n) AS f
+		 ORDER BY n DESC`,
+		`VACUUM ANALYZE failed_messages, failed_keys`,
+	} {
+		var args []any
+		if statement[:6] == "INSERT" {
+			args = append(args, n)
+		}
+
+		if _, err := s.pool.Exec(ctx, statement, args...); err != nil {
+			return fmt.Errorf("generating failures: %w", err)
+		}
+	}
+
+	return nil
+}
