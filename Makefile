@@ -49,8 +49,7 @@ services-down: ## Stop the servers for the tests and the benchmark
 	@scripts/services.sh down bench $(ALL)
 
 .PHONY: test
-test: verify services bin/proof ## Check everything and run all tests, with the race detector
-test: verify docs-test services ## Check everything and run all tests, with the race detector
+test: verify docs-test services bin/proof ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
@@ -161,6 +160,7 @@ soak: bin/proof ## Kill and rebalance replicas under load, on Kafka and RabbitMQ
 .PHONY: chaos
 chaos: bin/proof ## Fail everything around replicas, as SEED decides, for DURATION on BROKER, then check all invariants; CHAOS passes flags
 	@bin/proof chaos -broker $(BROKER) $(if $(SEED),-seed $(SEED)) $(if $(DURATION),-duration $(DURATION)) $(CHAOS)
+
 .PHONY: crash
 crash: bin/proof ## Kill the service at each crash point, and again as it recovers, on each broker; CRASH passes flags
 	@bin/proof crash -pairs -report docs/crash-points.md $(CRASH)
