@@ -73,7 +73,7 @@ func (c *checker) check(ctx context.Context) ([]string, error) {
 	behind, err := c.broker.backlog(ctx)
 	c.add("a message is not acknowledged", behind...)
 
-	for _, step := range []func(context.Context) error{c.orders, c.users, c.inbox, c.failed, c.mails, c.results} {
+	for _, step := range []func(context.Context) error{c.orders, c.deliveries, c.users, c.inbox, c.failed, c.mails, c.results} {
 		if err == nil {
 			err = step(ctx)
 		}
@@ -115,6 +115,22 @@ func histories(ctx context.Context, db *pgxpool.Pool) (map[string]string, error)
 		func(id, types string) { all[id] = types })
 
 	return all, err
+}
+
+// deliveries checks that each delivery was added once.
+func (c *checker) deliveries(ctx context.Context) error {
+	if len(c.load.histories) == 0 {
+		return nil
+	}
+
+	var supplied int
+
+	err := c.db.QueryRow(ctx, `SELECT coalesce(sum(supplied), 0) FROM stock WHERE product_id = 'plum'`).Scan(&supplied)
+	if supplied != restocks*restocked {
+		c.add("deliveries were not added once each", fmt.Sprintf("%d plums, expected %d", supplied, restocks*restocked))
+	}
+
+	return err
 }
 
 // users checks that each message of a user was applied once and in order.
@@ -179,6 +195,24 @@ func (c *checker) failed(ctx context.Context) error {
 	}
 
 	return err
+}
+
+// hops checks the topics between two handlers, which Kafka keeps.
+func (c *checker) hops(ctx context.Context) error {
+	if _, is := c.broker.(*kafka); !is {
+		return nil
+	}
+
+	for _, topic := range []string{"payments.requested", "orders.completed", "payments.refund.requested", "notifications.email"} {
+		published, err := c.broker.published(ctx, topic)
+		if err != nil {
+			return err
+		}
+
+		c.once(topic, published)
+	}
+
+	return nil
 }
 
 // once checks that nothing was published twice, unless a process died.
@@ -279,10 +313,14 @@ func (c *checker) results(ctx context.Context) error {
 	}
 
 	published, err := c.broker.published(ctx, "user.profile.updated")
+	if err != nil {
+		return err
+	}
+
 	c.steps(published)
 	c.once("user.profile.updated", published)
 
-	return err
+	return c.hops(ctx)
 }
 
 // compare compares what is on a topic with the orders that must be there.

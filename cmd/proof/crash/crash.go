@@ -171,7 +171,7 @@ func (o options) run(ctx context.Context, brokers []string, trials []Trial) (err
 		return err
 	}
 
-	lab, err := NewLab(ctx, program, brokers...)
+	lab, err := NewLab(ctx, program)
 	if lab != nil {
 		defer func() { err = errors.Join(err, lab.Close(err != nil)) }()
 	}

@@ -31,8 +31,9 @@ type Lab struct {
 // template is the migrated database that runs copy.
 const template = "template_crash"
 
-// NewLab starts Postgres and brokers of the given kinds. The program migrates the database.
-func NewLab(ctx context.Context, program string, kinds ...string) (l *Lab, err error) {
+// NewLab starts Postgres. A broker is started by the first run that needs it. The program
+// migrates the database.
+func NewLab(ctx context.Context, program string) (l *Lab, err error) {
 	l = &Lab{brokers: map[string]*server.Broker{}}
 
 	if l.dir, err = server.NewDir(); err != nil {
@@ -43,12 +44,6 @@ func NewLab(ctx context.Context, program string, kinds ...string) (l *Lab, err e
 	l.postgres, err = server.StartPostgres(ctx, l.dir, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200", "autovacuum=off")
 	if err != nil {
 		return l, err
-	}
-
-	for _, kind := range kinds {
-		if l.brokers[kind], err = server.StartBroker(ctx, kind, l.dir); err != nil {
-			return l, err
-		}
 	}
 
 	if err = l.create(ctx, template, "template0"); err != nil {
@@ -115,6 +110,12 @@ func (l *Lab) place(ctx context.Context, kind string) (name, address string, err
 
 	if kind == server.Embedded {
 		return name, "", nil
+	}
+
+	if l.brokers[kind] == nil {
+		if l.brokers[kind], err = server.StartBroker(ctx, kind, l.dir); err != nil {
+			return "", "", err
+		}
 	}
 
 	address = l.brokers[kind].Address()

@@ -62,6 +62,10 @@ var expiring = []class{{"expired", 3, "apple", "9.99", []string{"OrderCreated In
 const (
 	users   = 4
 	updates = 5
+	// restocks is the number of deliveries of plums, of restocked each. Nothing but the
+	// inbox notices that one is applied twice.
+	restocks  = 5
+	restocked = 3
 )
 
 // load is a set of messages and what must become of them.
@@ -76,8 +80,8 @@ type load struct {
 	stopped []string
 }
 
-// newLoad returns a load, in the order in which it is sent. Each order and each creation
-// of a user is sent twice.
+// newLoad returns a load, in the order in which it is sent. Each order, each creation of a
+// user and each delivery is sent twice.
 func newLoad(of []class, people int) *load {
 	l := &load{classes: of, histories: map[string][]uuid.UUID{}}
 
@@ -100,6 +104,7 @@ func newLoad(of []class, people int) *load {
 	}
 
 	if people > 0 {
+		l.addDeliveries()
 		l.addWrong()
 	}
 
@@ -141,6 +146,13 @@ func (l *load) addUser(u, n int) {
 		o := outgoing{userUpdated, id, newID(), fmt.Sprintf(`{"user_id":%q,"updates":{"step":%d}}`, id, step)}
 		l.messages = append(l.messages, o)
 		l.histories[id] = append(l.histories[id], o.id)
+	}
+}
+
+func (l *load) addDeliveries() {
+	for range restocks {
+		o := outgoing{"inventory.restocked", "plum", newID(), fmt.Sprintf(`{"product_id":"plum","quantity":%d}`, restocked)}
+		l.messages = append(l.messages, o, o)
 	}
 }
 

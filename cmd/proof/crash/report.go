@@ -21,8 +21,8 @@ sends a load to a process of the service, which kills itself with SIGKILL at the
 which shares no code with the service, compares the tables, the topics, the provider's record and the mail server's with what was sent.
 
 The load has orders that are paid, declined, short of stock, pending or cancelled, orders whose provider does not answer, and orders whose payment stops until an
-operator requeues it; users with updates, one of whom is updated before being created; an invalid message, and another body under a known id. Each order and each
-user is sent twice. The points of expiry and of scheduled messages have a load of their own: orders that are never paid.
+operator requeues it; deliveries of stock; users with updates, one of whom is updated before being created; an
+invalid message, and another body under a known id. Each order, user and delivery is sent twice. The points of expiry and of scheduled messages have a load of their own: orders that are never paid.
 
 `)
 

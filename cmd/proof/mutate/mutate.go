@@ -139,7 +139,7 @@ func newSession(ctx context.Context) (s *session, err error) {
 		return nil, errors.Join(err, os.RemoveAll(s.dir))
 	}
 
-	if s.lab, err = crash.NewLab(ctx, s.original, server.RabbitMQ); err != nil {
+	if s.lab, err = crash.NewLab(ctx, s.original); err != nil {
 		err = errors.Join(err, s.close(false))
 	}
 

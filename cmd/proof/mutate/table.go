@@ -43,7 +43,7 @@ func passes(kind string, point crashpoint.Point, numbers ...int) (list []crash.T
 func trials(list ...crash.Trial) []crash.Trial { return list }
 
 const (
-	embedded, rabbitmq = server.Embedded, server.RabbitMQ
+	embedded, kafka, rabbitmq = server.Embedded, server.Kafka, server.RabbitMQ
 
 	batch     = "internal/engine/consumer/batch.go"
 	deliver   = "internal/engine/consumer/deliver.go"
@@ -113,7 +113,7 @@ var Mutations = []Mutation{
 		return 0, err
 	}
 
-	fresh, index, _, err := a.fresh(units, verdicts, nil, nil)
+	fresh, index, _, err := a.fresh(units, verdicts, nil, func(int) (bool, error) { return false, nil })
 	if err != nil || len(fresh) == 0 {
 		return 0, err
 	}
@@ -318,7 +318,7 @@ var Mutations = []Mutation{
 		[]Edit{{relay, `	work := context.WithoutCancel(ctx)
 `, `	work := ctx
 `}},
-		trials(on(rabbitmq, crash.Restart), on(rabbitmq, crash.Restart), on(rabbitmq, crash.Restart)), nil,
+		trials(on(kafka, crash.Restart), on(kafka, crash.Restart)), nil,
 	},
 	{
 		"shards without an owner", "Each process publishes all shards.",
