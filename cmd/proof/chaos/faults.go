@@ -317,7 +317,7 @@ func spoil(of func(*world) *proxy.Proxy, t proxy.Toxic) func(context.Context, *w
 
 		pause(ctx, f.hold)
 
-		return p.Heal(context.WithoutCancel(ctx))
+		return p.Heal()
 	}
 }
 

@@ -288,11 +288,11 @@ func (r *run) quiet(ctx context.Context) error {
 	r.lie(false)
 
 	// A fault that could not restart a server has left it down.
-	errs := []error{r.world.postgres.Start(ctx), r.world.broker.Start(ctx), r.world.toPostgres.Heal(ctx)}
+	errs := []error{r.world.postgres.Start(ctx), r.world.broker.Start(ctx), r.world.toPostgres.Heal()}
 	r.world.toPostgres.Drop(0)
 
 	if r.world.toBroker != nil {
-		errs = append(errs, r.world.toBroker.Heal(ctx))
+		errs = append(errs, r.world.toBroker.Heal())
 		r.world.toBroker.Drop(0)
 	}
 

@@ -4,7 +4,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -41,8 +40,11 @@ type Proxy struct {
 	// Port is where clients connect.
 	Port int
 
-	toxi    *toxiproxy.Proxy
+	answers string
 	dropper *dropper
+
+	mu   sync.Mutex
+	toxi *toxiproxy.Proxy
 }
 
 // Start starts a proxy on a port in front of the server at upstream. answers is the
@@ -53,10 +55,14 @@ func Start(port int, upstream, answers string) (*Proxy, error) {
 		return nil, err
 	}
 
-	p := &Proxy{Port: port, dropper: d}
-	p.toxi = toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), answers, server.Loopback(port), d.listener.Addr().String())
+	p := &Proxy{Port: port, answers: answers, dropper: d}
+	p.toxi = p.newToxi()
 
 	return p, p.toxi.Start()
+}
+
+func (p *Proxy) newToxi() *toxiproxy.Proxy {
+	return toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), p.answers, p.Address(), p.dropper.listener.Addr().String())
 }
 
 // Address is where clients connect.
@@ -69,6 +75,9 @@ func (p *Proxy) Add(t Toxic, downstream bool) error {
 		stream = "downstream"
 	}
 
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
 	_, err := p.toxi.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(
 		`{"name": "%s", "type": "%[1]s", "stream": "%s", "toxicity": 1, "attributes": %s}`, t.Type, stream, t.Attributes)))
 
@@ -76,10 +85,14 @@ func (p *Proxy) Add(t Toxic, downstream bool) error {
 }
 
 // Heal removes all faults and closes all connections, because those that were half open
-// may stay so.
-func (p *Proxy) Heal(ctx context.Context) error {
+// may stay so. It starts anew: Toxiproxy removes a fault from each connection in turn,
+// and never returns if one of them closes meanwhile.
+func (p *Proxy) Heal() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
 	p.toxi.Stop()
-	p.toxi.Toxics.ResetToxics(ctx)
+	p.toxi = p.newToxi()
 
 	return p.toxi.Start()
 }
@@ -93,6 +106,9 @@ func (p *Proxy) Dropped() int { return int(p.dropper.dropped.Load()) }
 
 // Close ends the proxy and its connections.
 func (p *Proxy) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
 	p.toxi.Stop()
 	_ = p.dropper.listener.Close()
 }

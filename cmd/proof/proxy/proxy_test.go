@@ -98,7 +98,7 @@ func TestAConnectionWorksAgainOnceItsFaultsAreRemoved(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			if err := p.Heal(t.Context()); err != nil {
+			if err := p.Heal(); err != nil {
 				t.Fatal(err)
 			}
 
