@@ -27,7 +27,30 @@ const (
 	tolerated = 0.1
 	// small is the size in KB up to which the size of a table does not matter.
 	small = 1024
+	// doneOrders is the number of orders so far.
+	doneOrders = "orders"
 )
+
+// kept are the tables that keep what was done. They must not grow per order.
+var kept = []string{"orders", "events", "inbox", "payments", "published_messages"}
+
+// perOrder replaces the sizes of tables that keep what was done by what each order has
+// added to them since the first sample.
+func perOrder(list []sample) []sample {
+	first := list[0].values
+
+	for _, s := range list[1:] {
+		for _, table := range kept {
+			added := s.values[table+" KB"] - first[table+" KB"]
+			s.values[table+" KB per 1000 orders"] = 1000 * added / max(1, s.values[doneOrders]-first[doneOrders])
+			delete(s.values, table+" KB")
+		}
+
+		delete(s.values, doneOrders)
+	}
+
+	return list[1:]
+}
 
 // sample has the figures of a moment.
 type sample struct {
@@ -69,6 +92,11 @@ func (l *lab) endure(ctx context.Context, kind string, lasts time.Duration, file
 		return err
 	}
 
+	if len(steady) < 2 {
+		return errors.New("it did not run for long enough to tell: set a longer time")
+	}
+
+	steady = perOrder(steady)
 	growing := judge(os.Stdout, steady)
 
 	overload, err := s.sampled(ctx, from, int(2*capacity), lasts/5)
@@ -148,13 +176,13 @@ func (s *site) sample(ctx context.Context) (figures, error) {
 		SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'millrace%'),
 		       (SELECT coalesce(sum(sold), 0) FROM stock)::float8,
 		       coalesce((SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY (extract(epoch FROM pg_xact_commit_timestamp(xmin)) - split_part(id, '-', 1)::float8 / 1e6) * 1000)
-		                 FROM orders WHERE created_at > clock_timestamp() - interval '5 s' AND id LIKE '1%' AND status = 'completed'), 0)`).
+		                 FROM orders WHERE created_at > clock_timestamp() - interval '1 min' AND id LIKE '1%' AND status = 'completed'), 0)`).
 		Scan(&connections, &done, &latency)
 	if err != nil {
 		return nil, err
 	}
 
-	f["connections"], f[p95] = connections, latency
+	f["connections"], f[p95], f[doneOrders] = connections, latency, done
 
 	sizes, err := postgres.Map[string, float64](ctx, s.pool, `
 		SELECT coalesce(p.inhparent::regclass::text, c.relname), sum(pg_total_relation_size(c.oid))::float8 / 1024
@@ -165,12 +193,7 @@ func (s *site) sample(ctx context.Context) (figures, error) {
 	}
 
 	for table, kb := range sizes {
-		// What was done is kept; per order it must not grow.
-		if slices.Contains([]string{"orders", "events", "inbox", "payments", "published_messages"}, table) {
-			f[table+" KB per 1000 orders"] = kb / max(done, 1) * 1000
-		} else {
-			f[table+" KB"] = max(kb, small)
-		}
+		f[table+" KB"] = max(kb, small)
 	}
 
 	return f, nil
