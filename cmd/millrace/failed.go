@@ -44,6 +44,7 @@ func (s *selection) flags(_ *options, flags *pflag.FlagSet) {
 	flags.StringVar(&s.Consumer, "consumer", "", "select messages for this consumer")
 	flags.StringVar(&s.Reason, "reason", "", "select messages that failed for this reason: "+strings.Join(postgres.Column(event.Reasons, func(r event.Reason) string { return string(r) }), ", "))
 	flags.StringVar(&s.Key, "key", "", "select messages with this key")
+	flags.StringVar(&s.Text, "text", "", "select messages whose key, error or payload contains this text")
 	flags.StringVar(&s.MessageID, "message", "", "select the message with this id")
 	flags.Var((*moment)(&s.Since.Time), "since", "select failures since this time: 2h or 2006-01-02T15:04:05Z")
 	flags.Var((*moment)(&s.Until.Time), "until", "select failures before this time")

@@ -47,8 +47,12 @@ type section struct{ Path, Title string }
 // sections lists the screens that the navigation leads to.
 var sections = []section{
 	{"/now", "Now"},
+	{"/failures", "Failures"},
+	{"/waiting", "Waiting keys"},
 	{conversationsPath, "Conversations"},
+	{"/consumers", "Consumers and brokers"},
 	{"/audit", "Audit"},
+	{"/activity", "Activity"},
 }
 
 // Serve adds the console to server. It has a screen for each kind of thing that the business
@@ -74,6 +78,12 @@ func Serve(server *httpapi.Server, operator *operate.Operator, kinds []Kind, log
 	}
 
 	c.registerNow()
+	c.registerFailures()
+	c.registerEntry()
+	c.registerReplay()
+	c.registerWaiting()
+	c.registerConsumers()
+	c.registerActivity()
 	c.registerConversations()
 	c.registerKinds()
 	c.registerAudit()
@@ -102,6 +112,9 @@ type page struct {
 	// follows from their role.
 	Body templ.Component
 	Live bool
+	// Head and Tail are shown before and after the body, and are never updated: forms, in
+	// which somebody may be typing. They may be nil.
+	Head, Tail templ.Component
 	// Status is the HTTP status, 200 if it is 0.
 	Status int
 }
@@ -168,6 +181,23 @@ func (c *Console) allowed(role access.Role, next http.HandlerFunc) http.HandlerF
 	}
 }
 
+// part serves a part of a page at a path, for htmx.
+func (c *Console) part(path string, role access.Role, s func(r *http.Request) (templ.Component, error)) {
+	c.mux.HandleFunc("POST "+prefix+path, c.allowed(role, func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), pageTimeout)
+		defer cancel()
+
+		component, err := s(r.WithContext(ctx))
+		if err != nil {
+			component = problem(c.explain(r, err).detail)
+		}
+
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+
+		_ = component.Render(ctx, w) // fails only if the client has disconnected
+	}))
+}
+
 // answer responds with the page of a screen, or with its error.
 func (c *Console) answer(w http.ResponseWriter, r *http.Request, s screen) {
 	ctx, cancel := context.WithTimeout(r.Context(), pageTimeout)
@@ -194,21 +224,32 @@ type redirectError struct{ path string }
 
 func (e redirectError) Error() string { return "see " + e.path }
 
-// fail responds with an error.
-func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
+// failure is an error as a person sees it.
+type failure struct {
+	status int
+	detail string
+}
+
+// explain says what an error means to a person. It logs those that nobody expected.
+func (c *Console) explain(r *http.Request, err error) failure {
 	outcome := operate.OutcomeOf(err)
-	detail := event.Text(scrub.Text(err.Error()))
 
 	switch outcome.Status {
 	case http.StatusServiceUnavailable:
-		detail = "The database is unavailable or too slow. The screen Now shows what is wrong."
+		return failure{outcome.Status, "The database is unavailable or too slow. The screen Now shows what is wrong."}
 	case http.StatusInternalServerError:
 		c.logger.Error("request failed", slog.String("path", r.URL.Path), slog.Any("error", err))
 
-		detail = "The request failed; see the service log."
+		return failure{outcome.Status, "The request failed; see the service log."}
+	default:
+		return failure{outcome.Status, event.Text(scrub.Text(err.Error()))}
 	}
+}
 
-	c.refuse(w, r, outcome.Status, detail)
+// fail responds with an error.
+func (c *Console) fail(w http.ResponseWriter, r *http.Request, err error) {
+	f := c.explain(r, err)
+	c.refuse(w, r, f.status, f.detail)
 }
 
 func (c *Console) refuse(w http.ResponseWriter, r *http.Request, status int, detail string) {

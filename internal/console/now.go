@@ -14,11 +14,18 @@ import (
 func (c *Console) registerNow() { c.show("/now", access.Viewer, c.now) }
 
 func (c *Console) now(r *http.Request) (page, error) {
-	return page{Title: "Now", Section: "/now", Live: true, Body: nowBody(nowView{c.Here(r.Context(), masked(r))})}, nil
+	_, trend := c.Trends()
+
+	return page{Title: "Now", Section: "/now", Live: true, Body: nowBody(nowView{c.Here(r.Context(), masked(r)), trend})}, nil
 }
 
 // nowView is the state of this process, and of what all processes share.
-type nowView struct{ operate.Status }
+type nowView struct {
+	operate.Status
+
+	// Trend is what this process did lately.
+	Trend operate.Trend
+}
 
 // Verdict sums the state up.
 func (v nowView) Verdict() (class, text string) {

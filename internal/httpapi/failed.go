@@ -207,8 +207,16 @@ type selectInput struct {
 	State string `query:"state" enum:"waiting,stopped,resolved,all" default:"stopped"`
 }
 
+// filter returns the filter of a list. What viewers must not see, they cannot search.
+func (e engine) filter(ctx context.Context, s operate.Selection, state string) (failed.Filter, error) {
+	f, err := e.Filter(ctx, s, state)
+	f.Masked = Masked(ctx)
+
+	return f, err
+}
+
 func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], error) {
-	f, err := e.Filter(ctx, in.Selection, in.State)
+	f, err := e.filter(ctx, in.Selection, in.State)
 	if err == nil {
 		err = in.After("%d", &f.Before)
 	}
@@ -226,7 +234,7 @@ func (e engine) listFailed(ctx context.Context, in *selectInput) (*List[entry], 
 func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.Group], error) {
 	var after failed.GroupsAfter
 
-	f, err := e.Filter(ctx, in.Selection, in.State)
+	f, err := e.filter(ctx, in.Selection, in.State)
 	if err == nil {
 		err = in.After("%d %s", &after.Entries, &after.ID)
 	}
@@ -254,7 +262,7 @@ func (e engine) countFailed(ctx context.Context, in *struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 },
 ) (*List[failed.Count], error) {
-	f, err := e.Filter(ctx, in.Selection, in.State)
+	f, err := e.filter(ctx, in.Selection, in.State)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,9 @@ const maxDiff = 10_000
 // changes do not show.
 func Diff(e Entry) string { return diff("original", e.Payload, "edited", e.Current()) }
 
+// DiffTo is Diff from the current payload of e to another one.
+func DiffTo(e Entry, payload []byte) string { return diff("now", e.Current(), "edited", payload) }
+
 func diff(fromName string, before []byte, toName string, after []byte) string {
 	from, to := difflib.SplitLines(Pretty(before)), difflib.SplitLines(Pretty(after))
 	if len(from) > maxDiff || len(to) > maxDiff {

@@ -12,13 +12,17 @@ import (
 // Filter selects entries. The zero value selects all. An entry must match all fields
 // that are set.
 type Filter struct {
-	IDs        []int64
-	Group      string
-	Topic      string
-	Consumer   string
-	Reason     event.Reason
-	Key        string
-	MessageID  uuid.UUID
+	IDs       []int64
+	Group     string
+	Topic     string
+	Consumer  string
+	Reason    event.Reason
+	Key       string
+	MessageID uuid.UUID
+	// Text is contained in the key, the error or the payload. If Masked is true, it is
+	// looked for where no personal data can be: in the key and the cause.
+	Text       string
+	Masked     bool
 	State      State
 	Resolution Resolution
 	// Since and Until bound the time of the last failure: Since <= t < Until.
@@ -32,7 +36,7 @@ type Filter struct {
 // Selective reports whether f has any criteria other than its state, resolution and
 // page cursor.
 func (f Filter) Selective() bool {
-	return f.IDs != nil || f.Group != "" || f.Topic != "" || f.Consumer != "" || f.Reason != "" || f.Key != "" ||
+	return f.IDs != nil || f.Group != "" || f.Topic != "" || f.Consumer != "" || f.Reason != "" || f.Key != "" || f.Text != "" ||
 		f.MessageID != uuid.Nil || !f.Since.IsZero() || !f.Until.IsZero()
 }
 
@@ -51,6 +55,10 @@ func (f Filter) where(args ...any) (string, []any) {
 	} {
 		w.And(c.value != "", c.condition, event.Text(c.value))
 	}
+
+	w.And(f.Text != "" && f.Masked, "(position(lower($?) IN lower(key)) > 0 OR position(lower($?) IN lower(cause)) > 0)", f.Text)
+	w.And(f.Text != "" && !f.Masked, "(position(lower($?) IN lower(key)) > 0 OR position(lower($?) IN lower(error)) > 0 "+
+		"OR position(convert_to($?, 'UTF8') IN coalesce(edited, payload)) > 0)", f.Text)
 
 	// Use literals here: with parameters, a generic plan could not use the partial
 	// indexes.

@@ -73,6 +73,36 @@ func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit i
 	return groups, nil
 }
 
+// Trend returns how many of the entries selected by f arrived in each of n periods before
+// now, oldest first, by group.
+func (s *Store) Trend(ctx context.Context, f Filter, groups []string, period time.Duration, n int) (map[string][]int, error) {
+	where, args := f.where(groups, period.Seconds(), n)
+
+	type bucket struct {
+		Group      string
+		Ago, Count int
+	}
+
+	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[bucket], `
+		SELECT group_id, floor(extract(epoch FROM now() - first_at) / $2)::int AS ago, count(*)::int FROM failed_messages
+		WHERE group_id = ANY($1) AND first_at > now() - $2 * $3::int * interval '1 second' AND `+where+` GROUP BY 1, 2`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("counting failed messages by time: %w", err)
+	}
+
+	trend := map[string][]int{}
+
+	for _, b := range list {
+		if trend[b.Group] == nil {
+			trend[b.Group] = make([]int, n)
+		}
+
+		trend[b.Group][max(0, n-1-max(b.Ago, 0))] += b.Count
+	}
+
+	return trend, nil
+}
+
 // Count is the number of entries that share a value.
 type Count struct {
 	Value   string    `json:"value"`

@@ -91,3 +91,14 @@ func (s *Store) Progress(ctx context.Context, request uuid.UUID) (p Progress, er
 
 	return p, nil
 }
+
+// Reached returns the newest message that a request has requeued, or 0.
+func (s *Store) Reached(ctx context.Context, request uuid.UUID) (id int64, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT coalesce(max(entry_id), 0) FROM operator_actions WHERE request_id = $1 AND action = 'requeued'`, request).Scan(&id)
+	if err != nil {
+		return 0, fmt.Errorf("reading how far request %s got: %w", request, err)
+	}
+
+	return id, nil
+}

@@ -52,4 +52,5 @@ type Operator struct {
 
 	progress progress
 	monitor  monitor
+	trends   trends
 }

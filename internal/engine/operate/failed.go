@@ -25,6 +25,7 @@ type Selection struct {
 	Reason    string     `query:"reason" json:"reason,omitempty" enum:"too_large,malformed,invalid,refused,conflict,forgotten,handler_error,panic,pending,early"`
 	Key       string     `query:"key" json:"key,omitempty" maxLength:"2000"`
 	MessageID string     `query:"message_id" json:"message_id,omitempty" format:"uuid"`
+	Text      string     `query:"text" json:"text,omitempty" maxLength:"500" doc:"Only messages whose key, error or payload contains this; for viewers, whose key or cause does. Case matters in payloads only."`
 	Since     event.Time `query:"since" json:"since,omitzero" example:"2026-01-31T12:00:00Z" doc:"Only messages that failed at this time or later."`
 	Until     event.Time `query:"until" json:"until,omitzero" example:"2026-02-01T12:00:00Z" doc:"Only messages that failed before this time."`
 }
@@ -71,7 +72,7 @@ func (s Selection) toActOn(ids []int64, all bool) (failed.Filter, error) {
 
 func (s Selection) filter(state string) (failed.Filter, error) {
 	f := failed.Filter{
-		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Since: s.Since.Time, Until: s.Until.Time,
+		Group: s.Group, Topic: s.Topic, Consumer: s.Consumer, Reason: event.Reason(s.Reason), Key: s.Key, Text: s.Text, Since: s.Since.Time, Until: s.Until.Time,
 	}
 
 	err := errors.Join(event.KnownName("state", state, States), event.KnownName("reason", f.Reason, event.Reasons))

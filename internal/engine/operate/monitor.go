@@ -62,7 +62,8 @@ func (m *monitor) measured() (facts *Facts, backlogs []Backlog) {
 }
 
 // Watch measures until ctx ends: whether brokers answer, what is waiting where, and the
-// database's clock. A system that does not answer does not delay the others.
+// database's clock. A system that does not answer does not delay the others. Watch also
+// remembers what Trends returns.
 func (o *Operator) Watch(ctx context.Context) {
 	var loops sync.WaitGroup
 	defer loops.Wait()
@@ -94,6 +95,7 @@ func (o *Operator) Watch(ctx context.Context) {
 		o.monitor.backlogs = backlogs
 		o.monitor.note(backlogs)
 	})
+	repeat(measureEvery, measureTimeout, func(context.Context) { o.remember() })
 }
 
 // learn remembers facts, and since when parts have been unreadable. It logs new gaps, but
@@ -167,6 +169,9 @@ type Backlog struct {
 	Kept       string `json:"kept,omitempty"`
 	partitions map[int32]int64
 }
+
+// Partitions returns the messages waiting in each partition, if the broker has partitions.
+func (b Backlog) Partitions() map[int32]int64 { return b.partitions }
 
 // forgetful names the topics whose messages the inbox forgets before their broker does.
 func forgetful(backlogs []Backlog, remembered time.Duration) []health.Trouble {
