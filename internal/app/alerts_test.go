@@ -4,10 +4,13 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/knadh/koanf/parsers/yaml"
+
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 var metricPattern = regexp.MustCompile(`millrace_[a-z_]+`)
@@ -38,6 +41,31 @@ func metricNames(t *testing.T) map[string]bool {
 	}
 
 	return names
+}
+
+// reasonPattern matches a selector of reasons of failed messages.
+var reasonPattern = regexp.MustCompile(`millrace_failures_total\{reason=~"([a-z_|]+)"`)
+
+// An alert on a reason that does not exist never fires.
+func TestAlertsUseReasonsThatExist(t *testing.T) {
+	t.Parallel()
+
+	found := 0
+
+	for _, alert := range alerts(t) {
+		expr, _ := alert["expr"].(string)
+		for _, match := range reasonPattern.FindAllStringSubmatch(expr, -1) {
+			for reason := range strings.SplitSeq(match[1], "|") {
+				if found++; !slices.Contains(event.Reasons, event.Reason(reason)) {
+					t.Errorf("%s: there is no reason %s", alert["alert"], reason)
+				}
+			}
+		}
+	}
+
+	if found == 0 {
+		t.Error("no alert selects reasons")
+	}
 }
 
 func TestAlertsUseMetricsThatExist(t *testing.T) {
