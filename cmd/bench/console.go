@@ -60,6 +60,11 @@ func measureConsole(ctx context.Context) error {
 		return err
 	}
 
+	// The service must not work while it is measured.
+	if _, err := s.pool.Exec(ctx, `UPDATE outbox SET available_at = now() + interval '1 day'`); err != nil {
+		return err
+	}
+
 	return s.measureScreens(ctx)
 }
 
@@ -187,11 +192,11 @@ func fetch(url string) (body []byte, took time.Duration, err error) {
 func (s *site) failures(ctx context.Context, n int) error {
 	for _, statement := range []string{
 		`INSERT INTO failed_keys (consumer, key) SELECT 'fulfilment.place', 'failed-' || n FROM generate_series(0, $1::int / 10 - 1) AS n`,
-		`INSERT INTO failed_messages (state, consumer, topic, key, failed_key, message_id, fingerprint, origin, headers, payload,
-		        reason, error, cause, group_id, attempts, deliveries, first_at, last_at, tried_at, first_release, last_release)
-		 SELECT 'stopped', 'fulfilment.place', 'orders.created', key, key, ` + idAt("at", "failed") + `, n, 'embedded:orders.created', '{}',
+		`INSERT INTO failed_messages (key, state, failed_key, consumer, topic, message_id, fingerprint, origin, headers, payload,
+		        first_at, reason, last_at, error, tried_at, cause, group_id, attempts, deliveries, first_release, last_release)
+		 SELECT key, 'stopped', key, 'fulfilment.place', 'orders.created', ` + idAt("at", "failed") + `, n, 'embedded:orders.created', '{}',
 		        convert_to('{"order":{"id":"' || key || '","product_id":"sku_1","quantity":1,"total_amount":9.99}}', 'UTF8'),
-		        'failure', error, error, substr(md5(error), 1, 12), 4, 1, at, at, at, '1.0.0', '1.0.1'
+		        at, 'failure', at, error, at, error, substr(md5(error), 1, 12), 4, 1, '1.0.0', '1.0.1'
 		 FROM (SELECT n, 'failed-' || n % ($1::int / 10) AS key, now() - n * interval '1 second' AS at,
 		              'reserving stock: ' || (ARRAY['division by zero', 'invalid memory address or nil pointer dereference', 'there is no price'])[1 + n % 3] AS error
 		       FROM generate_series(1, $1::int) AS n) AS f
