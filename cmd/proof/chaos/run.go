@@ -232,6 +232,10 @@ func (r *run) publish(ctx context.Context) error {
 	return nil
 }
 
+// publishTimeout is how long the broker may take to confirm messages before they are sent
+// again. It is short, so that most are sent while faults last, and not afterwards.
+const publishTimeout = 5 * time.Second
+
 func (r *run) send(ctx context.Context, batch []*record.Message) error {
 	var list, aborted []wire.Message
 
@@ -254,7 +258,7 @@ func (r *run) send(ctx context.Context, batch []*record.Message) error {
 	}
 
 	for len(list) > 0 {
-		attempt, cancel := context.WithTimeout(ctx, 20*time.Second)
+		attempt, cancel := context.WithTimeout(ctx, publishTimeout)
 		err := r.world.wire.Publish(attempt, list)
 
 		cancel()

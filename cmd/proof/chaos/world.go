@@ -188,8 +188,11 @@ func (w *world) prepare(ctx context.Context, stock map[string]int64) error {
 func (w *world) connect() (err error) {
 	switch w.kind {
 	case server.Kafka:
-		w.kafka, err = wire.OpenKafka(w.broker.Address())
-		w.wire = w.kafka
+		if w.kafka, err = wire.OpenKafka(w.broker.Address()); err != nil {
+			return err
+		}
+
+		w.wire, err = w.kafka, w.kafka.Hurry(publishTimeout)
 	case server.RabbitMQ:
 		var r *wire.RabbitMQ
 		if r, err = wire.OpenRabbitMQ(w.broker); err != nil {

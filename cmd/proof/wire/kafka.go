@@ -291,6 +291,17 @@ func (k *Kafka) Reset() error {
 	return nil
 }
 
+// Hurry makes Publish give up after limit instead of half a minute, for proofs in which the
+// broker is often frozen or gone.
+func (k *Kafka) Hurry(limit time.Duration) error {
+	cfg := *k.cfg
+	cfg.Net.DialTimeout, cfg.Net.ReadTimeout, cfg.Net.WriteTimeout = limit, limit, limit
+	cfg.Metadata.Timeout, cfg.Producer.Timeout, cfg.Producer.Retry.Max = limit, limit, 1
+	k.cfg = &cfg
+
+	return k.Reset()
+}
+
 // Abort writes messages in a transaction, and aborts it.
 func (k *Kafka) Abort(id string, list []Message) error {
 	cfg := *k.cfg

@@ -34,9 +34,12 @@ func OpenRabbitMQ(server *server.Broker) (*RabbitMQ, error) {
 	return r, r.Reset()
 }
 
+// resetTimeout bounds connecting, and closing a connection that may have failed.
+const resetTimeout = 3 * time.Second
+
 // Reset implements Broker.
 func (r *RabbitMQ) Reset() error {
-	conn, err := amqp.Dial(r.server.Address())
+	conn, err := amqp.DialConfig(r.server.Address(), amqp.Config{Dial: amqp.DefaultDial(resetTimeout), Heartbeat: 10 * time.Second, Locale: "en_US"})
 	if err != nil {
 		return err
 	}
@@ -47,7 +50,7 @@ func (r *RabbitMQ) Reset() error {
 	}
 
 	if r.conn != nil {
-		_ = r.conn.Close() // it may have failed
+		_ = r.conn.CloseDeadline(time.Now().Add(resetTimeout)) // it may have failed, or be blocked
 	}
 
 	r.conn, r.channel = conn, channel
