@@ -46,7 +46,8 @@ func (b *browser) screens() (paths []string) {
 	}
 
 	return append(paths, "/console/conversations?id=order_123", "/console/orders/order_123", "/console/orders/order_123?version=2",
-		"/console/users/alice", "/console/products/product_1", "/console/nothing")
+		"/console/users/alice", "/console/products/product_1", "/console/failures/1", "/console/failures/edit?state=stopped", "/console/failures/replay?state=stopped",
+		"/console/failures/discard?state=stopped", "/console/consumers/account.update", "/console/nothing")
 }
 
 // withIncident opens a browser on a service with an order that is completed, a user with

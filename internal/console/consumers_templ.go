@@ -32,7 +32,7 @@ func consumersBody(views []consumerView, brokers []broker.State, topics []topicV
 		}
 		ctx = templ.InitializeContext(ctx)
 		ctx = templ.ClearChildren(ctx)
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 1, "<div class=\"table\"><table><caption>Consumers, with what this process did in the last 15 minutes</caption> <thead><tr><th scope=\"col\">Consumer</th><th scope=\"col\">State</th><th scope=\"col\" class=\"number\">Now</th><th scope=\"col\">Throughput</th><th scope=\"col\" class=\"number\">p50</th><th scope=\"col\" class=\"number\">p95</th><th scope=\"col\" class=\"number\">p99</th><th scope=\"col\" class=\"number\">Batch</th><th scope=\"col\" class=\"number\">Backlog</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 1, "<div class=\"table\" tabindex=\"0\"><table><caption>Consumers, with what this process did in the last 15 minutes</caption> <thead><tr><th scope=\"col\">Consumer</th><th scope=\"col\">State</th><th scope=\"col\" class=\"number\">Now</th><th scope=\"col\">Throughput</th><th scope=\"col\" class=\"number\">p50</th><th scope=\"col\" class=\"number\">p95</th><th scope=\"col\" class=\"number\">p99</th><th scope=\"col\" class=\"number\">Batch</th><th scope=\"col\" class=\"number\">Backlog</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -207,7 +207,7 @@ func consumersBody(views []consumerView, brokers []broker.State, topics []topicV
 				return templ_7745c5c3_Err
 			}
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 16, "</tbody></table></div><h2>Brokers</h2><div class=\"table\"><table><caption>Brokers of this process</caption> <thead><tr><th scope=\"col\">Broker</th><th scope=\"col\">State</th><th scope=\"col\">Since</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 16, "</tbody></table></div><h2>Brokers</h2><div class=\"table\" tabindex=\"0\"><table><caption>Brokers of this process</caption> <thead><tr><th scope=\"col\">Broker</th><th scope=\"col\">State</th><th scope=\"col\">Since</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -293,7 +293,7 @@ func consumersBody(views []consumerView, brokers []broker.State, topics []topicV
 				return templ_7745c5c3_Err
 			}
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 24, "</tbody></table></div><h2>Topics</h2><div class=\"table\"><table><caption>Topics that the service consumes or publishes</caption> <thead><tr><th scope=\"col\">Topic</th><th scope=\"col\">Broker</th><th scope=\"col\">Consumed by</th><th scope=\"col\">Content</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 24, "</tbody></table></div><h2>Topics</h2><div class=\"table\" tabindex=\"0\"><table><caption>Topics that the service consumes or publishes</caption> <thead><tr><th scope=\"col\">Topic</th><th scope=\"col\">Broker</th><th scope=\"col\">Consumed by</th><th scope=\"col\">Content</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -612,7 +612,7 @@ func consumerBody(v consumerView) templ.Component {
 				return templ_7745c5c3_Err
 			}
 		} else {
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 50, "<div class=\"table\"><table><caption>Transactions of the last 15 minutes, by the number of messages that shared one</caption> <thead><tr><th scope=\"col\">Messages</th><th scope=\"col\" class=\"number\">Transactions</th><th scope=\"col\">Share</th></tr></thead> <tbody>")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 50, "<div class=\"table\" tabindex=\"0\"><table><caption>Transactions of the last 15 minutes, by the number of messages that shared one</caption> <thead><tr><th scope=\"col\">Messages</th><th scope=\"col\" class=\"number\">Transactions</th><th scope=\"col\">Share</th></tr></thead> <tbody>")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
@@ -662,7 +662,7 @@ func consumerBody(v consumerView) templ.Component {
 			}
 		}
 		if len(v.Partitions) > 0 {
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 56, "<h2>Partitions</h2><div class=\"table\"><table><caption>Messages waiting in each partition</caption> <thead><tr><th scope=\"col\">Partition</th><th scope=\"col\" class=\"number\">Messages</th></tr></thead> <tbody>")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 56, "<h2>Partitions</h2><div class=\"table\" tabindex=\"0\"><table><caption>Messages waiting in each partition</caption> <thead><tr><th scope=\"col\">Partition</th><th scope=\"col\" class=\"number\">Messages</th></tr></thead> <tbody>")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}

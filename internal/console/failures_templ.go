@@ -510,7 +510,7 @@ func failuresBody(v failuresView) templ.Component {
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 35, "</h2><div class=\"table\"><table><caption>Groups of messages with the same cause, the largest first. The trend has the failures of each hour of the last 24.</caption> <thead><tr><th scope=\"col\">Cause</th><th scope=\"col\">Consumer</th><th scope=\"col\">Reason</th><th scope=\"col\" class=\"number\">Messages</th><th scope=\"col\" class=\"number\">Keys</th><th scope=\"col\">First</th><th scope=\"col\">Last</th><th scope=\"col\">Release</th><th scope=\"col\">Trend</th></tr></thead> <tbody>")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 35, "</h2><div class=\"table\" tabindex=\"0\"><table><caption>Groups of messages with the same cause, the largest first. The trend has the failures of each hour of the last 24.</caption> <thead><tr><th scope=\"col\">Cause</th><th scope=\"col\">Consumer</th><th scope=\"col\">Reason</th><th scope=\"col\" class=\"number\">Messages</th><th scope=\"col\" class=\"number\">Keys</th><th scope=\"col\">First</th><th scope=\"col\">Last</th><th scope=\"col\">Release</th><th scope=\"col\">Trend</th></tr></thead> <tbody>")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
@@ -790,7 +790,7 @@ func entryTable(list []failed.Entry, caption string) templ.Component {
 		}
 		ctx = templ.InitializeContext(ctx)
 		ctx = templ.ClearChildren(ctx)
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 61, "<div class=\"table\"><table><caption>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 61, "<div class=\"table\" tabindex=\"0\"><table><caption>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

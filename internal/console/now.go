@@ -2,6 +2,7 @@ package console
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 
@@ -108,4 +109,16 @@ func (l line) word() string {
 	}
 
 	return "unavailable"
+}
+
+// screenOf returns the path of the screen on which to act on a trouble, or "".
+func screenOf(t health.Trouble) string {
+	switch {
+	case t.Kind == health.Consumer:
+		return "/consumers/" + url.PathEscape(t.Name)
+	case t.Kind == health.Messages && t.Name == operate.StoppedMessages:
+		return "/failures"
+	default:
+		return ""
+	}
 }

@@ -349,7 +349,7 @@ func requestBody(v requestView) templ.Component {
 			return templ_7745c5c3_Err
 		}
 		if len(v.Causes) > 0 {
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 29, "<h2>What failed again</h2><div class=\"table\"><table><caption>Messages that failed again, by cause</caption> <thead><tr><th scope=\"col\">Cause</th><th scope=\"col\">Consumer</th><th scope=\"col\">State</th><th scope=\"col\" class=\"number\">Messages</th></tr></thead> <tbody>")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 29, "<h2>What failed again</h2><div class=\"table\" tabindex=\"0\"><table><caption>Messages that failed again, by cause</caption> <thead><tr><th scope=\"col\">Cause</th><th scope=\"col\">Consumer</th><th scope=\"col\">State</th><th scope=\"col\" class=\"number\">Messages</th></tr></thead> <tbody>")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}

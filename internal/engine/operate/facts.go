@@ -306,9 +306,12 @@ func (f *Facts) Troubles() (list []health.Trouble) {
 	return merge(nil, list)
 }
 
+// StoppedMessages is the name of the trouble that messages are stopped.
+const StoppedMessages = "stopped messages"
+
 func (c *Counts) troubles() (list []health.Trouble) {
 	if c.Stopped > 0 {
-		list = append(list, degraded(health.Messages, "stopped messages", nil,
+		list = append(list, degraded(health.Messages, StoppedMessages, nil,
 			event.Plural(c.Stopped, "message is stopped and needs a decision", "messages are stopped and need a decision"),
 			"`millrace failed groups` shows why; then `millrace failed edit`, `requeue` or `discard`"))
 	}

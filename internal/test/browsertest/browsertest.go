@@ -105,6 +105,16 @@ func New(tb testing.TB, base string) *Tab {
 		}
 	})
 
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			ctx, cancel := context.WithTimeout(t.ctx, patience)
+			defer cancel()
+
+			text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`location.href + "\n" + document.body.innerText`))
+			tb.Logf("the page at the end: %s (%v)", text, err)
+		}
+	})
+
 	t.Resize(Desktop)
 
 	return t
