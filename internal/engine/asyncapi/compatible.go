@@ -153,7 +153,7 @@ func (c *comparison) read(still bool, what string) {
 	}
 }
 
-func (c *comparison) add(path, format string, args ...any) {
+func (c *comparison) addf(path, format string, args ...any) {
 	if path == "" {
 		path = "payload"
 	}
@@ -206,9 +206,9 @@ func (c *comparison) alternatives(path string, before, after map[string]any, s s
 		switch {
 		case fits:
 		case s == accepts:
-			c.add(path, "no longer accepts a %s as it did", strings.Join(typesOf(need), " or "))
+			c.addf(path, "no longer accepts a %s as it did", strings.Join(typesOf(need), " or "))
 		default:
-			c.add(path, "may now be a %s that readers do not know", strings.Join(typesOf(need), " or "))
+			c.addf(path, "may now be a %s that readers do not know", strings.Join(typesOf(need), " or "))
 		}
 	}
 }
@@ -255,13 +255,13 @@ func (c *comparison) types(path string, before, after map[string]any, s side) {
 
 	for _, t := range was {
 		if s == accepts && !slices.Contains(is, t) && (t != "integer" || !slices.Contains(is, "number")) {
-			c.add(path, "no longer accepts %s, only %s", t, strings.Join(is, " or "))
+			c.addf(path, "no longer accepts %s, only %s", t, strings.Join(is, " or "))
 		}
 	}
 
 	for _, t := range is {
 		if s == emits && !slices.Contains(was, t) && (t != "integer" || !slices.Contains(was, "number")) {
-			c.add(path, "may now be %s, and was %s", t, strings.Join(was, " or "))
+			c.addf(path, "may now be %s, and was %s", t, strings.Join(was, " or "))
 		}
 	}
 }
@@ -272,19 +272,19 @@ func (c *comparison) enum(path string, before, after map[string]any, s side) {
 
 	switch {
 	case s == accepts && limits && !limited:
-		c.add(path, "accepts only %v now", is)
+		c.addf(path, "accepts only %v now", is)
 	case s == emits && limited && !limits:
-		c.add(path, "may now be other than %v", was)
+		c.addf(path, "may now be other than %v", was)
 	case s == accepts && limits:
 		for _, value := range was {
 			if !slices.Contains(is, value) {
-				c.add(path, "no longer accepts %v", value)
+				c.addf(path, "no longer accepts %v", value)
 			}
 		}
 	case s == emits && limited:
 		for _, value := range is {
 			if !slices.Contains(was, value) {
-				c.add(path, "may now be %v, which readers do not know", value)
+				c.addf(path, "may now be %v, which readers do not know", value)
 			}
 		}
 	}
@@ -308,9 +308,9 @@ func (c *comparison) bounds(path string, before, after map[string]any, s side) {
 
 		switch {
 		case s == accepts && narrower:
-			c.add(path, "%s is %v now, and was %s", keyword, is, orNone(was, limited))
+			c.addf(path, "%s is %v now, and was %s", keyword, is, orNone(was, limited))
 		case s == emits && wider:
-			c.add(path, "%s was %v, and is %s now", keyword, was, orNone(is, limits))
+			c.addf(path, "%s was %v, and is %s now", keyword, was, orNone(is, limits))
 		}
 	}
 }
@@ -333,7 +333,7 @@ func (c *comparison) exact(path string, before, after map[string]any, s side) {
 		}
 
 		if s == accepts && is != nil || s == emits && was != nil {
-			c.add(path, "%s has changed", keyword)
+			c.addf(path, "%s has changed", keyword)
 		}
 	}
 }
@@ -351,16 +351,16 @@ func (c *comparison) fields(path string, before, after map[string]any, s side) {
 
 		now, exists := is[name].(map[string]any)
 		if !exists {
-			c.add(field, "is removed")
+			c.addf(field, "is removed")
 
 			continue
 		}
 
 		switch {
 		case s == accepts && needs && !needed:
-			c.add(field, "is required now")
+			c.addf(field, "is required now")
 		case s == emits && needed && !needs:
-			c.add(field, "may now be missing")
+			c.addf(field, "may now be missing")
 		}
 
 		c.compare(field, old, now, s)
@@ -368,7 +368,7 @@ func (c *comparison) fields(path string, before, after map[string]any, s side) {
 
 	for _, name := range slices.Sorted(maps.Keys(is)) {
 		if _, known := was[name]; !known && s == accepts && required(after, name) {
-			c.add(strings.TrimPrefix(path+"."+name, "."), "is new and required, but producers do not send it")
+			c.addf(strings.TrimPrefix(path+"."+name, "."), "is new and required, but producers do not send it")
 		}
 	}
 }

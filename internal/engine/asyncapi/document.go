@@ -300,4 +300,4 @@ func headerSchema(published bool) json.RawMessage {
 }
 
 // MarshalIndent returns the document as JSON for people.
-func (d Document) MarshalIndent() ([]byte, error) { return json.MarshalIndent(d, "", "  ") }
+func (d *Document) MarshalIndent() ([]byte, error) { return json.MarshalIndent(d, "", "  ") }

@@ -11,15 +11,15 @@ import (
 )
 
 // transformed returns the payload that an expression makes of another, or the error.
-func transformed(t testing.TB, expression, payload string) (string, error) {
-	t.Helper()
+func transformed(tb testing.TB, expression, payload string) (string, error) {
+	tb.Helper()
 
 	code, err := compileJQ(expression)
 	if err != nil {
 		return "", err
 	}
 
-	edited, err := transform(t.Context(), code, []byte(payload))
+	edited, err := transform(tb.Context(), code, []byte(payload))
 
 	return string(edited), err
 }
@@ -97,7 +97,7 @@ func TestAnEditHasTheValueOfTheExpression(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		expression, object := expressions.Draw(t, "expression"), objects(3).Draw(t, "payload")
 
-		payload, err := gojq.Marshal(map[string]any(object))
+		payload, err := gojq.Marshal(object)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,14 +31,14 @@ const (
 
 // UserCreated requests a new user.
 type UserCreated struct {
-	User NewUser `json:"user" doc:"The new user."`
+	User NewUser `doc:"The new user." json:"user"`
 }
 
 // NewUser is the body of UserCreated. All other fields become properties.
 type NewUser struct {
-	ID         string          `json:"id" format:"id" doc:"The id of the user, chosen by the application."`
-	Name       string          `json:"name" format:"name" maxLength:"200" doc:"The name."`
-	Email      string          `json:"email" format:"address" maxLength:"254" doc:"The e-mail address."`
+	ID         string          `doc:"The id of the user, chosen by the application." format:"id"      json:"id"`
+	Name       string          `doc:"The name."                                      format:"name"    json:"name"  maxLength:"200"`
+	Email      string          `doc:"The e-mail address."                            format:"address" json:"email" maxLength:"254"`
 	Properties user.Properties `json:",embed"`
 }
 
@@ -66,8 +66,8 @@ func (p UserCreated) Validate() error {
 
 // UserUpdated requests changes to fields of a user.
 type UserUpdated struct {
-	UserID  string      `json:"user_id" format:"id" doc:"The user."`
-	Updates user.Update `json:"updates" doc:"The fields to change, with their new values. Unknown ones are properties; null removes one."`
+	UserID  string      `doc:"The user."                                                                                   format:"id"    json:"user_id"`
+	Updates user.Update `doc:"The fields to change, with their new values. Unknown ones are properties; null removes one." json:"updates"`
 }
 
 // Topic implements event.Payload.
@@ -111,8 +111,8 @@ func (p UserUpdated) Validate() error {
 
 // ProfileUpdated holds a user's changed fields, with their new values.
 type ProfileUpdated struct {
-	UserID  string          `json:"user_id" format:"id" doc:"The user."`
-	Changes user.Properties `json:"changes" doc:"The fields that have changed, with their new values."`
+	UserID  string          `doc:"The user."                                            format:"id"    json:"user_id"`
+	Changes user.Properties `doc:"The fields that have changed, with their new values." json:"changes"`
 }
 
 // Topic implements event.Payload.

@@ -48,11 +48,11 @@ var (
 
 // Tracked is a user's action.
 type Tracked struct {
-	Event     string     `json:"event" format:"text" minLength:"1" maxLength:"200" doc:"The name of the event."`
-	Timestamp event.Time `json:"timestamp" doc:"When it happened."`
-	UserID    string     `json:"user_id,omitempty" format:"id" doc:"The user."`
+	Event     string     `doc:"The name of the event." format:"text"    json:"event"             maxLength:"200" minLength:"1"`
+	Timestamp event.Time `doc:"When it happened."      json:"timestamp"`
+	UserID    string     `doc:"The user."              format:"id"      json:"user_id,omitempty"`
 	// Properties is any JSON object.
-	Properties json.RawMessage `json:"properties,omitempty" format:"object" doc:"Any JSON object."`
+	Properties json.RawMessage `doc:"Any JSON object." format:"object" json:"properties,omitempty"`
 }
 
 // Topic implements event.Payload.

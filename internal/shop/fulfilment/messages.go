@@ -37,24 +37,24 @@ const (
 
 // OrderCreated requests a new order. It has one product, or several items.
 type OrderCreated struct {
-	Order NewOrder `json:"order" doc:"The new order."`
+	Order NewOrder `doc:"The new order." json:"order"`
 }
 
 // NewOrder is the body of OrderCreated. Pointers distinguish a missing field
 // from a zero one.
 type NewOrder struct {
-	ID          string         `json:"id" format:"id" doc:"The id of the order, chosen by the shop."`
-	ProductID   string         `json:"product_id,omitempty" format:"id" doc:"The product of an order with one product."`
-	Quantity    *int64         `json:"quantity,omitempty" minimum:"1" maximum:"1000000000" doc:"Its quantity."`
-	Items       []Item         `json:"items,omitempty" maxItems:"1000" doc:"The products of an order with several, instead of product_id and quantity."`
-	TotalAmount *money.Amount  `json:"total_amount,omitempty" required:"true" doc:"What the order costs."`
-	Currency    money.Currency `json:"currency,omitempty" format:"currency" doc:"A currency of ISO 4217. No field means USD."`
+	ID          string         `doc:"The id of the order, chosen by the shop."                                   format:"id"                   json:"id"`
+	ProductID   string         `doc:"The product of an order with one product."                                  format:"id"                   json:"product_id,omitempty"`
+	Quantity    *int64         `doc:"Its quantity."                                                              json:"quantity,omitempty"     maximum:"1000000000"        minimum:"1"`
+	Items       []Item         `doc:"The products of an order with several, instead of product_id and quantity." json:"items,omitempty"        maxItems:"1000"`
+	TotalAmount *money.Amount  `doc:"What the order costs."                                                      json:"total_amount,omitempty" required:"true"`
+	Currency    money.Currency `doc:"A currency of ISO 4217. No field means USD."                                format:"currency"             json:"currency,omitempty"`
 }
 
 // Item is a quantity of one product.
 type Item struct {
-	ProductID string `json:"product_id" format:"id" doc:"The product."`
-	Quantity  *int64 `json:"quantity" minimum:"1" maximum:"1000000000" doc:"Its quantity."`
+	ProductID string `doc:"The product."  format:"id"     json:"product_id"`
+	Quantity  *int64 `doc:"Its quantity." json:"quantity" maximum:"1000000000" minimum:"1"`
 }
 
 // Topic implements event.Payload.
@@ -107,11 +107,11 @@ func (o NewOrder) lines() []order.Line {
 
 // PaymentRequested requests a charge for an order.
 type PaymentRequested struct {
-	OrderID  string         `json:"order_id" format:"id" doc:"The order."`
-	Amount   *money.Amount  `json:"amount" doc:"The amount."`
-	Currency money.Currency `json:"currency,omitempty" format:"currency" doc:"A currency of ISO 4217. No field means USD."`
+	OrderID  string         `doc:"The order."                                  format:"id"       json:"order_id"`
+	Amount   *money.Amount  `doc:"The amount."                                 json:"amount"`
+	Currency money.Currency `doc:"A currency of ISO 4217. No field means USD." format:"currency" json:"currency,omitempty"`
 	// Attempt is the number of the charge, counted from 1; 0 means 1.
-	Attempt int `json:"attempt,omitzero" minimum:"0" maximum:"1000" doc:"The number of the charge, from 1; 0 means 1."`
+	Attempt int `doc:"The number of the charge, from 1; 0 means 1." json:"attempt,omitzero" maximum:"1000" minimum:"0"`
 
 	// late is set by Admit when the order is no longer waiting for the charge. The
 	// charge is then looked up, not made.
@@ -132,7 +132,7 @@ func (p PaymentRequested) Validate() error {
 
 // OrderCompleted reports that an order is paid and complete.
 type OrderCompleted struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
+	OrderID string `doc:"The order." format:"id" json:"order_id"`
 }
 
 // Topic implements event.Payload.
@@ -146,11 +146,11 @@ func (p OrderCompleted) Validate() error { return event.CheckID("order_id", p.Or
 
 // OrderRejected reports that an order ended without a sale.
 type OrderRejected struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
+	OrderID string `doc:"The order." format:"id" json:"order_id"`
 	// Reason is the order's final status.
-	Reason order.Status `json:"reason" enum:"inventory_unavailable,payment_failed" doc:"The final status of the order."`
+	Reason order.Status `doc:"The final status of the order." enum:"inventory_unavailable,payment_failed" json:"reason"`
 	// Detail explains the rejection to people.
-	Detail string `json:"detail" doc:"Explains the rejection to people."`
+	Detail string `doc:"Explains the rejection to people." json:"detail"`
 }
 
 // Topic implements event.Payload.
@@ -164,9 +164,9 @@ func (p OrderRejected) Validate() error { return event.CheckID("order_id", p.Ord
 
 // CancelRequested requests the cancellation of an order.
 type CancelRequested struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
+	OrderID string `doc:"The order." format:"id" json:"order_id"`
 	// Reason explains the cancellation to people.
-	Reason string `json:"reason,omitempty" format:"text" maxLength:"500" doc:"Explains the cancellation to people."`
+	Reason string `doc:"Explains the cancellation to people." format:"text" json:"reason,omitempty" maxLength:"500"`
 
 	// charge is set by AdmitCancel: the charge to look up.
 	charge payment.Charge
@@ -188,9 +188,9 @@ func (p CancelRequested) Validate() error {
 
 // CancelRefused reports that an order could not be cancelled.
 type CancelRefused struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
+	OrderID string `doc:"The order." format:"id" json:"order_id"`
 	// Reason is the order's final status.
-	Reason order.Status `json:"reason" doc:"The final status of the order." enum:"completed,inventory_unavailable,payment_failed,expired,cancelled"`
+	Reason order.Status `doc:"The final status of the order." enum:"completed,inventory_unavailable,payment_failed,expired,cancelled" json:"reason"`
 }
 
 // Topic implements event.Payload.
@@ -204,8 +204,8 @@ func (p CancelRefused) Validate() error { return event.CheckID("order_id", p.Ord
 
 // OrderCancelled reports that an order has been cancelled.
 type OrderCancelled struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
-	Reason  string `json:"reason,omitempty" format:"text" maxLength:"500" doc:"Explains the cancellation to people."`
+	OrderID string `doc:"The order."                           format:"id"   json:"order_id"`
+	Reason  string `doc:"Explains the cancellation to people." format:"text" json:"reason,omitempty" maxLength:"500"`
 }
 
 // Topic implements event.Payload.
@@ -224,7 +224,7 @@ func (p OrderCancelled) Validate() error {
 
 // ExpiryDue reports that an order's payment timeout has passed; see Sweeper.
 type ExpiryDue struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
+	OrderID string `doc:"The order." format:"id" json:"order_id"`
 
 	// charge is set by AdmitExpiry: the charge to look up.
 	charge payment.Charge
@@ -244,7 +244,7 @@ func (p ExpiryDue) Validate() error { return event.CheckID("order_id", p.OrderID
 
 // OrderExpired reports that an order ended because it was not paid in time.
 type OrderExpired struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
+	OrderID string `doc:"The order." format:"id" json:"order_id"`
 }
 
 // Topic implements event.Payload.
@@ -258,15 +258,15 @@ func (p OrderExpired) Validate() error { return event.CheckID("order_id", p.Orde
 
 // RefundRequested requests a full refund of a capture.
 type RefundRequested struct {
-	OrderID       string        `json:"order_id" format:"id" doc:"The order."`
-	TransactionID string        `json:"transaction_id" format:"id" doc:"The capture at the provider."`
-	Amount        *money.Amount `json:"amount" doc:"The amount."`
-	Currency      string        `json:"currency" format:"currency" doc:"The currency of the amount."`
+	OrderID       string        `doc:"The order."                   format:"id"       json:"order_id"`
+	TransactionID string        `doc:"The capture at the provider." format:"id"       json:"transaction_id"`
+	Amount        *money.Amount `doc:"The amount."                  json:"amount"`
+	Currency      string        `doc:"The currency of the amount."  format:"currency" json:"currency"`
 	// Reason is the order's status, which explains the refund.
-	Reason order.Status `json:"reason" required:"false" doc:"The status of the order, which explains the refund."`
+	Reason order.Status `doc:"The status of the order, which explains the refund." json:"reason" required:"false"`
 	// FailedRefundID is set after a refund of the capture has failed. No other refund
 	// is made until a person has decided.
-	FailedRefundID string `json:"failed_refund_id,omitempty" format:"id" doc:"A refund of the capture that has failed. No other one is made until a person has decided."`
+	FailedRefundID string `doc:"A refund of the capture that has failed. No other one is made until a person has decided." format:"id" json:"failed_refund_id,omitempty"`
 }
 
 // Topic implements event.Payload.
@@ -283,11 +283,11 @@ func (p RefundRequested) Validate() error {
 
 // PaymentRefunded reports that a capture has been refunded.
 type PaymentRefunded struct {
-	OrderID       string        `json:"order_id" format:"id" doc:"The order."`
-	TransactionID string        `json:"transaction_id" format:"id" doc:"The capture at the provider."`
-	RefundID      string        `json:"refund_id" format:"id" doc:"The refund at the provider."`
-	Amount        *money.Amount `json:"amount" doc:"The amount."`
-	Currency      string        `json:"currency" format:"currency" doc:"The currency of the amount."`
+	OrderID       string        `doc:"The order."                   format:"id"       json:"order_id"`
+	TransactionID string        `doc:"The capture at the provider." format:"id"       json:"transaction_id"`
+	RefundID      string        `doc:"The refund at the provider."  format:"id"       json:"refund_id"`
+	Amount        *money.Amount `doc:"The amount."                  json:"amount"`
+	Currency      string        `doc:"The currency of the amount."  format:"currency" json:"currency"`
 }
 
 // Topic implements event.Payload.
@@ -304,12 +304,12 @@ func (p PaymentRefunded) Validate() error {
 
 // RefundFailed reports that a refund failed after payments.refunded had reported it.
 type RefundFailed struct {
-	OrderID       string        `json:"order_id" format:"id" doc:"The order."`
-	TransactionID string        `json:"transaction_id" doc:"The capture at the provider."`
-	RefundID      string        `json:"refund_id" doc:"The refund at the provider."`
-	Reason        string        `json:"reason" doc:"Why the refund failed."`
-	Amount        *money.Amount `json:"amount" doc:"The amount."`
-	Currency      string        `json:"currency" format:"currency" doc:"The currency of the amount."`
+	OrderID       string        `doc:"The order."                   format:"id"           json:"order_id"`
+	TransactionID string        `doc:"The capture at the provider." json:"transaction_id"`
+	RefundID      string        `doc:"The refund at the provider."  json:"refund_id"`
+	Reason        string        `doc:"Why the refund failed."       json:"reason"`
+	Amount        *money.Amount `doc:"The amount."                  json:"amount"`
+	Currency      string        `doc:"The currency of the amount."  format:"currency"     json:"currency"`
 }
 
 // Topic implements event.Payload.

@@ -15,9 +15,9 @@ const maxQuantity = 1_000_000_000
 
 // Restocked is the delivery of a quantity of a product.
 type Restocked struct {
-	ProductID string `json:"product_id" format:"id" doc:"The product."`
+	ProductID string `doc:"The product." format:"id" json:"product_id"`
 	// Quantity is a pointer to distinguish a missing quantity from 0.
-	Quantity *int64 `json:"quantity" minimum:"1" maximum:"1000000000" doc:"The quantity delivered."`
+	Quantity *int64 `doc:"The quantity delivered." json:"quantity" maximum:"1000000000" minimum:"1"`
 }
 
 // Topic implements event.Payload.

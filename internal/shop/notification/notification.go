@@ -62,10 +62,10 @@ const (
 
 // Requested is a request for a notification.
 type Requested struct {
-	UserID  string `json:"user_id" format:"id" doc:"The user."`
-	Content string `json:"content" format:"text" minLength:"1" maxLength:"102400" doc:"The text. For a webhook, at most 19 KiB as JSON."`
+	UserID  string `doc:"The user."                                        format:"id"   json:"user_id"`
+	Content string `doc:"The text. For a webhook, at most 19 KiB as JSON." format:"text" json:"content" maxLength:"102400" minLength:"1"`
 	// Channel defaults to e-mail.
-	Channel Channel `json:"channel,omitempty" enum:"email,webhook,log" doc:"How to reach the user; e-mail if missing."`
+	Channel Channel `doc:"How to reach the user; e-mail if missing." enum:"email,webhook,log" json:"channel,omitempty"`
 }
 
 // Topic implements event.Payload.
@@ -99,8 +99,8 @@ func (r Requested) channel() Channel { return cmp.Or(r.Channel, Email) }
 
 // Message is what a channel sends to a user.
 type Message struct {
-	UserID  string `json:"user_id" format:"id" doc:"The user."`
-	Content string `json:"content" format:"text" minLength:"1" maxLength:"102400" doc:"The text. For a webhook, at most 19 KiB as JSON."`
+	UserID  string `doc:"The user."                                        format:"id"   json:"user_id"`
+	Content string `doc:"The text. For a webhook, at most 19 KiB as JSON." format:"text" json:"content" maxLength:"102400" minLength:"1"`
 }
 
 // Key implements event.Payload.
@@ -136,7 +136,7 @@ type (
 
 		// At is when the notification was requested. Each attempt posts the same
 		// body, so the time is part of the message.
-		At event.Time `json:"at" doc:"When the notification was requested."`
+		At event.Time `doc:"When the notification was requested." json:"at"`
 	}
 	// LogDue is a message to write to the log.
 	LogDue struct{ Message }

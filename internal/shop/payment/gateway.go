@@ -159,17 +159,17 @@ const (
 // Reported is a provider's message about a payment. It may arrive before,
 // after or instead of the response to the request.
 type Reported struct {
-	OrderID string `json:"order_id" format:"id" doc:"The order."`
-	Attempt int    `json:"attempt,omitzero" doc:"The number of the charge, from 1; 0 means 1."`
-	Outcome Report `json:"outcome" enum:"captured,declined,refunded,refund_failed,disputed" doc:"What the provider reports."`
+	OrderID string `doc:"The order."                                   format:"id"                                              json:"order_id"`
+	Attempt int    `doc:"The number of the charge, from 1; 0 means 1." json:"attempt,omitzero"`
+	Outcome Report `doc:"What the provider reports."                   enum:"captured,declined,refunded,refund_failed,disputed" json:"outcome"`
 	// TransactionID is the id of the capture, even for a refund or a dispute.
-	TransactionID string        `json:"transaction_id,omitempty" format:"id" doc:"The capture, even for a refund or a dispute. Required unless declined."`
-	RefundID      string        `json:"refund_id,omitempty" format:"id" doc:"The refund. Required for refunded and refund_failed."`
-	Amount        *money.Amount `json:"amount" doc:"The amount."`
-	Currency      string        `json:"currency" format:"currency" doc:"The currency of the amount."`
+	TransactionID string        `doc:"The capture, even for a refund or a dispute. Required unless declined." format:"id"       json:"transaction_id,omitempty"`
+	RefundID      string        `doc:"The refund. Required for refunded and refund_failed."                   format:"id"       json:"refund_id,omitempty"`
+	Amount        *money.Amount `doc:"The amount."                                                            json:"amount"`
+	Currency      string        `doc:"The currency of the amount."                                            format:"currency" json:"currency"`
 	// Reason is the reason why the payment was declined or disputed, or why the refund
 	// failed.
-	Reason string `json:"reason,omitempty" format:"text" maxLength:"2000" doc:"Why the payment was declined or disputed, or why the refund failed. Required then."`
+	Reason string `doc:"Why the payment was declined or disputed, or why the refund failed. Required then." format:"text" json:"reason,omitempty" maxLength:"2000"`
 }
 
 // Topic implements event.Payload.

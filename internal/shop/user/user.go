@@ -137,8 +137,8 @@ type Profile struct {
 // Update holds the fields to change. Nil means unchanged. Fields other than name
 // and e-mail address are properties; null removes one.
 type Update struct {
-	Name       *string    `json:"name,omitempty" format:"name" maxLength:"200" doc:"The new name."`
-	Email      *string    `json:"email,omitempty" format:"address" maxLength:"254" doc:"The new e-mail address."`
+	Name       *string    `doc:"The new name."           format:"name"    json:"name,omitempty"  maxLength:"200"`
+	Email      *string    `doc:"The new e-mail address." format:"address" json:"email,omitempty" maxLength:"254"`
 	Properties Properties `json:",embed"`
 }
 
