@@ -126,7 +126,7 @@ func (p *publisher) lines(name string) error {
 
 // add takes one message, or records why it is rejected.
 func (p *publisher) add(line int, payload []byte) error {
-	key, err := p.Check(p.result.Topic, payload)
+	key, err := p.Operator.CheckPayload(p.result.Topic, payload)
 	if event.KindOf(err) == event.Unknown {
 		return err
 	}
@@ -152,7 +152,7 @@ func (p *publisher) add(line int, payload []byte) error {
 }
 
 func (p *publisher) flush() error {
-	if err := p.Publish(p.ctx, p.pending); err != nil {
+	if err := p.Operator.Publish(p.ctx, p.pending); err != nil {
 		return fmt.Errorf("%w (%s published)", err, event.Plural(p.result.Published, "message is", "messages are"))
 	}
 

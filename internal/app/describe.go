@@ -62,7 +62,7 @@ func (s *Service) addExamples(to map[string][]asyncapi.Example, files fs.FS) err
 
 		consumed, _ := s.Router.Topics()
 		if slices.Contains(consumed, topic) {
-			if _, err := s.Check(topic, text); err != nil {
+			if _, err := s.Operator.CheckPayload(topic, text); err != nil {
 				return nil //nolint:nilerr // shows what is refused
 			}
 		}

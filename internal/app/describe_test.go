@@ -228,7 +228,7 @@ func TestSchemasAgreeWithTheConsumers(t *testing.T) {
 			{"event":"e","timestamp":1,"properties":[1]}`},
 	} {
 		for text := range strings.Lines(c.accepted) {
-			if _, err := s.Check(c.topic, []byte(strings.TrimSpace(text))); err != nil {
+			if _, err := s.Operator.CheckPayload(c.topic, []byte(strings.TrimSpace(text))); err != nil {
 				t.Errorf("%s: the consumer refuses %s: %v", c.topic, text, err)
 			}
 
@@ -238,7 +238,7 @@ func TestSchemasAgreeWithTheConsumers(t *testing.T) {
 		}
 
 		for text := range strings.Lines(c.refused) {
-			if _, err := s.Check(c.topic, []byte(strings.TrimSpace(text))); err == nil {
+			if _, err := s.Operator.CheckPayload(c.topic, []byte(strings.TrimSpace(text))); err == nil {
 				t.Errorf("%s: the consumer accepts %s", c.topic, text)
 			}
 

@@ -151,7 +151,7 @@ func TestGuideValidation(t *testing.T) {
 		"analytics.track": {`{"user_id": "user_1"}`, "event: is missing, expected a name of 1 to 200 characters; timestamp: is missing"},
 		"user.created":    {`{"user": {"id": "user_1", "name": 7}}`, "user.name: is a JSON number, expected a string"},
 	} {
-		if _, err := s.Check(topic, []byte(c.payload)); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := s.Operator.CheckPayload(topic, []byte(c.payload)); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: got %v, expected %q", topic, err, c.says)
 		}
 	}

@@ -417,7 +417,7 @@ func tell(tb testing.TB, t *rapid.T, s *apptest.Service, prefix string) {
 		w.told = append(w.told, next)
 		want.take(next)
 
-		if err := s.Service.Publish(t.Context(), []event.Message{next.Message}); err != nil {
+		if err := s.Operator.Publish(t.Context(), []event.Message{next.Message}); err != nil {
 			t.Fatalf("%s: %v", next.Payload, err)
 		}
 

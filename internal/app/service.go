@@ -112,7 +112,7 @@ func NewService(engine Engine, domains Domains, upkeep Upkeep, http *httpapi.Ser
 	http.Handle(httpapi.Prefix+"/", access.Viewer, s.API)
 
 	if http.Console() {
-		console.Serve(http, s.Operator, s.kinds(), logger)
+		console.Serve(http, s.Operator, s.kinds(), console.Docs{AsyncAPI: s.Describe, OpenAPI: s.API.Description}, logger)
 	}
 
 	return s, nil

@@ -153,7 +153,7 @@ func TestPayloadsTakeTheSameValues(t *testing.T) {
 				says = "" // an update may omit the name
 			}
 
-			_, err := s.Check(c.topic, []byte(strings.Replace(c.payload, "?", sp.value, 1)))
+			_, err := s.Operator.CheckPayload(c.topic, []byte(strings.Replace(c.payload, "?", sp.value, 1)))
 
 			switch {
 			case says == "" && err != nil:

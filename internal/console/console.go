@@ -37,6 +37,7 @@ type Console struct {
 	hub      *hub
 	audits   *audits
 	kinds    []Kind
+	docs     Docs
 	mux      *http.ServeMux
 	logger   *slog.Logger
 }
@@ -53,13 +54,14 @@ var sections = []section{
 	{"/consumers", "Consumers and brokers"},
 	{"/audit", "Audit"},
 	{"/activity", "Activity"},
+	{docsPath, "Docs"},
 }
 
 // Serve adds the console to server. It has a screen for each kind of thing that the business
 // keeps.
-func Serve(server *httpapi.Server, operator *operate.Operator, kinds []Kind, logger *slog.Logger) {
+func Serve(server *httpapi.Server, operator *operate.Operator, kinds []Kind, docs Docs, logger *slog.Logger) {
 	logger = logger.With(slog.String("component", "console"))
-	c := &Console{Operator: operator, sessions: server.Sessions(), hub: newHub(logger), audits: newAudits(), kinds: kinds, mux: http.NewServeMux(), logger: logger}
+	c := &Console{Operator: operator, sessions: server.Sessions(), hub: newHub(logger), audits: newAudits(), kinds: kinds, docs: docs, mux: http.NewServeMux(), logger: logger}
 
 	toStart := http.RedirectHandler(prefix+sections[0].Path, http.StatusSeeOther)
 	server.Handle("GET /{$}", access.Viewer, toStart)
@@ -87,6 +89,7 @@ func Serve(server *httpapi.Server, operator *operate.Operator, kinds []Kind, log
 	c.registerConversations()
 	c.registerKinds()
 	c.registerAudit()
+	c.registerDocs(server)
 }
 
 // policy allows what the console is made of: its own files, and nothing inline.

@@ -43,10 +43,11 @@ const (
 	Skipped   Kind = "skipped"
 	Repaired  Kind = "repaired"
 	Erased    Kind = "erased"
+	Published Kind = "published"
 )
 
 // Kinds lists all kinds.
-var Kinds = []Kind{Paused, Resumed, Edited, Requeued, Reopened, Discarded, Retried, Skipped, Repaired, Erased}
+var Kinds = []Kind{Paused, Resumed, Edited, Requeued, Reopened, Discarded, Retried, Skipped, Repaired, Erased, Published}
 
 // Action is one recorded action.
 type Action struct {

@@ -213,7 +213,7 @@ func (s *Service) observe(topic string, msg *message.Message) {
 func (s *Service) Publish(topic, payload string) uuid.UUID {
 	s.tb.Helper()
 
-	key, err := s.Check(topic, []byte(payload))
+	key, err := s.Operator.CheckPayload(topic, []byte(payload))
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func (s *Service) PublishMessage(m event.Message) uuid.UUID {
 	}
 
 	pgtest.Eventually(s.tb, "the message is published", func() bool {
-		err := s.Service.Publish(s.tb.Context(), []event.Message{m})
+		err := s.Operator.Publish(s.tb.Context(), []event.Message{m})
 		if err != nil && !postgres.IsUnavailable(err) {
 			s.tb.Fatal(err)
 		}
