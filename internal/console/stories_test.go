@@ -35,7 +35,7 @@ func TestBrowserEditsAndReplaysAThousandFailures(t *testing.T) {
 	}
 
 	for part := range slices.Chunk(messages, 100) {
-		if err := b.Service.Service.Publish(t.Context(), part); err != nil {
+		if err := b.Operator.Publish(t.Context(), part); err != nil {
 			t.Fatal(err)
 		}
 	}
