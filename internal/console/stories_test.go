@@ -3,6 +3,7 @@ package console_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/chromedp/chromedp/kb"
@@ -102,4 +103,55 @@ func TestBrowserPausesAndResumesAConsumer(t *testing.T) {
 	tab.Fill("Id of the order", "order_123")
 	tab.Type(kb.Enter)
 	tab.See("both agree")
+}
+
+func TestBrowserTriesOutAMessageFromItsDocumentation(t *testing.T) {
+	t.Parallel()
+
+	b := open(t)
+	b.Seed()
+
+	tab := b.tab()
+	tab.Open("/docs/asyncapi")
+	tab.Press("orders.created")
+	tab.See("Try it out", "order.quantity")
+
+	// The consumers check what is typed.
+	tab.Fill("Payload", strings.Replace(placed, `"quantity":2`, `"quantity":"two"`, 1))
+	tab.See("order.quantity: is a JSON string, expected a whole number")
+	tab.Fill("Payload", placed)
+	tab.See("The consumers accept this payload.")
+
+	tab.Fill("Why", "to show how it works")
+	tab.Press("Publish to orders.created")
+	tab.See("Conversations", "this one", "complete in", "orders.completed")
+
+	tab.Press("Activity")
+	tab.See("published", "to show how it works")
+
+	tab.Press("Orders")
+	tab.Press("order_123")
+	tab.See("Order order_123", "both agree")
+}
+
+// A browser has six connections to a site. Pages that nobody sees must not keep them.
+func TestBrowserUpdatesPagesWhileTheyAreSeen(t *testing.T) {
+	t.Parallel()
+
+	tab := open(t).tab()
+
+	for range 4 {
+		tab.Open("/console/consumers")
+		tab.Open("/console/now")
+	}
+
+	tab.See("Live")
+	tab.Hide(true)
+	tab.See("Paused while hidden")
+	tab.Hide(false)
+	tab.See("Live")
+
+	tab.Open("/console/audit")
+	tab.Back()
+	tab.See("Live")
 }

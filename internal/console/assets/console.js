@@ -46,6 +46,41 @@
     const state = document.getElementById("connection");
     if (state) state.textContent = text;
   };
+
+  // A browser opens six connections to a site, and a stream keeps one, even that of a page
+  // that was left, because one may go back to it. So a page has one while somebody sees it.
+  let stream;
+  htmx.createEventSource = (url) => {
+    const s = stream = new EventTarget();
+    let source;
+    s.open = () => {
+      source = new EventSource(url);
+      source.onopen = (e) => s.onopen(e);
+      source.onerror = (e) => s.onerror(e);
+      for (const name of ["update", "trouble"]) {
+        source.addEventListener(name, (e) => s.dispatchEvent(new MessageEvent(name, { data: e.data })));
+      }
+    };
+    s.close = () => source?.close();
+    Object.defineProperty(s, "readyState", { get: () => source.readyState });
+    if (document.hidden) s.left = true; else s.open();
+    return s;
+  };
+  const leave = () => {
+    if (!stream || stream.left) return;
+    stream.left = true;
+    stream.close();
+    say("Paused while hidden");
+  };
+  const back = () => {
+    if (!stream?.left) return;
+    stream.left = false;
+    say("Connecting");
+    stream.open();
+  };
+  document.addEventListener("visibilitychange", () => (document.hidden ? leave : back)());
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", back);
   document.addEventListener("htmx:sseOpen", () => say("Live"));
   document.addEventListener("htmx:sseError", () => say("Connection lost, retrying"));
 

@@ -85,8 +85,12 @@ func New(tb testing.TB, base string) *Tab {
 	t.ctx, cancel = chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
 	tb.Cleanup(cancel)
 
+	// This opens the tab. A tab stops when the context ends that opened it, so it cannot be
+	// opened by a step, whose context ends with the step.
+	messages := chromedp.Console(t.ctx)
+
 	go func() {
-		for message, err := range chromedp.Console(t.ctx) {
+		for message, err := range messages {
 			if err != nil {
 				return
 			}
@@ -175,6 +179,18 @@ func (t *Tab) Open(path string) {
 	pgtest.Eventually(t.tb, path+" has loaded", func() bool { return evaluate[string](t, `document.readyState`) == "complete" })
 }
 
+// Back goes back to the previous page.
+func (t *Tab) Back() {
+	t.tb.Helper()
+	evaluate[json.RawMessage](t, `history.back(); null`)
+}
+
+// Hide hides the page, as behind another tab, or shows it again.
+func (t *Tab) Hide(hidden bool) {
+	t.tb.Helper()
+	evaluate[bool](t, fmt.Sprintf(`Object.defineProperty(document, "hidden", {value: %t, configurable: true}); document.dispatchEvent(new Event("visibilitychange"))`, hidden))
+}
+
 // Resize changes the width of the tab.
 func (t *Tab) Resize(width int64) {
 	t.tb.Helper()
@@ -213,6 +229,36 @@ func (t *Tab) Path() string {
 	t.tb.Helper()
 
 	return evaluate[string](t, `location.pathname + location.search`)
+}
+
+// Status returns the HTTP status of the page.
+func (t *Tab) Status() int {
+	t.tb.Helper()
+
+	return evaluate[int](t, `performance.getEntriesByType("navigation")[0].responseStatus`)
+}
+
+// Markup returns the page as HTML.
+func (t *Tab) Markup() string {
+	t.tb.Helper()
+
+	return evaluate[string](t, `document.documentElement.outerHTML`)
+}
+
+// Links returns the paths and queries that the page's links within the site lead to.
+func (t *Tab) Links() []string {
+	t.tb.Helper()
+
+	return evaluate[[]string](t, `[...document.links].filter(a => a.origin === location.origin).map(a => a.pathname + a.search)`)
+}
+
+// Actions returns the names of all by which the page can ask for a change: the buttons of
+// forms that post, and the fields that are posted while one types.
+func (t *Tab) Actions() []string {
+	t.tb.Helper()
+
+	return evaluate[[]string](t, `[...document.querySelectorAll("form[method=post] button:not([type=button]), form[method=post] input[type=submit], [hx-post], [hx-put], [hx-patch], [hx-delete]")]
+		.map(e => e.innerText || e.name || e.id)`)
 }
 
 // Text returns what the page says.
