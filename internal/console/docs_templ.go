@@ -136,7 +136,7 @@ func topicsBody(document asyncapi.Document, topics []topicDocs) templ.Component 
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 10, "</p><div class=\"table\"><table><caption>Topics that the service consumes and publishes</caption> <thead><tr><th scope=\"col\">Topic</th><th scope=\"col\">Consumers</th><th scope=\"col\">Published by</th></tr></thead> <tbody>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 10, "</p><div class=\"table\" tabindex=\"0\"><table><caption>Topics that the service consumes and publishes</caption> <thead><tr><th scope=\"col\">Topic</th><th scope=\"col\">Consumers</th><th scope=\"col\">Published by</th></tr></thead> <tbody>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -381,7 +381,7 @@ func fieldTable(caption string, fields []docField) templ.Component {
 		}
 		ctx = templ.InitializeContext(ctx)
 		ctx = templ.ClearChildren(ctx)
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 32, "<div class=\"table\"><table><caption>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 32, "<div class=\"table\" tabindex=\"0\"><table><caption>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

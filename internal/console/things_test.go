@@ -18,12 +18,18 @@ func withOrder(t *testing.T) *browser {
 	t.Helper()
 
 	b := open(t)
+	b.completeOrder()
+
+	return b
+}
+
+func (b *browser) completeOrder() {
+	b.t.Helper()
+
 	b.Seed()
 	b.Publish("orders.created", placed)
 	b.WaitForOrder("order_123", "completed")
 	b.WaitUntilIdle()
-
-	return b
 }
 
 func TestAnOrderIsShownAtAnyVersion(t *testing.T) {
