@@ -24,6 +24,7 @@ const (
 	consoleOrders   = 1_000_000
 	consoleProducts = 500
 	consoleFailures = 10_000
+	consoleUsers    = 1000
 
 	screenBytes = 100_000
 	screenTime  = 100 * time.Millisecond
@@ -53,6 +54,15 @@ func measureConsole(ctx context.Context) error {
 	}
 
 	if err := s.history(ctx, consoleOrders, consoleProducts); err != nil {
+		return err
+	}
+
+	ids := make([]string, consoleUsers)
+	for i := range ids {
+		ids[i] = known(i)
+	}
+
+	if err := createUsers(ctx, s, ids); err != nil {
 		return err
 	}
 
@@ -99,29 +109,56 @@ func (s *site) measureScreens(ctx context.Context) error {
 	return errors.Join(err, <-done)
 }
 
-// link finds the screens in the navigation of a page.
-var link = regexp.MustCompile(`href="(/console/[a-z]+)"`)
+// Patterns of links to screens.
+var (
+	navigation = regexp.MustCompile(`<li><a href="(/console/[^"]+)"`)
+	groupLink  = regexp.MustCompile(`href="(/console/failures\?group=\w+)"`)
+	queueLink  = regexp.MustCompile(`href="(/console/waiting/\d+)"`)
+)
+
+// screens returns the paths of all screens of the console at an address.
+func screens(base string) (paths []string, err error) {
+	for _, links := range []struct {
+		page    string
+		pattern *regexp.Regexp
+		most    int
+	}{{"/console/now", navigation, -1}, {"/console/failures", groupLink, 1}, {"/console/waiting", queueLink, 1}} {
+		html, _, err := fetch(base + links.page)
+		if err != nil {
+			return nil, err
+		}
+
+		matches := links.pattern.FindAllStringSubmatch(string(html), links.most)
+		if len(matches) == 0 {
+			return nil, fmt.Errorf("%s has no link like %s", links.page, links.pattern)
+		}
+
+		for _, match := range matches {
+			paths = append(paths, match[1])
+		}
+	}
+
+	return append(paths,
+		"/console/failures?state=all", "/console/failures?key=failed-7", "/console/failures?text=failed-77", "/console/failures?older=5000", "/console/failures/5000",
+		"/console/failures/edit", "/console/failures/replay", "/console/failures/discard",
+		"/console/orders/order-777777", "/console/users/"+known(7), "/console/products/sku_7",
+		"/console/conversations?id=order-777777", "/console/conversations?id=failed-7",
+		"/console/consumers/fulfilment.place", "/console/docs/asyncapi/orders.created", "/console/docs/openapi"), nil
+}
 
 // measureAt opens each screen.
 func measureAt(base string) error {
-	start, _, err := fetch(base + "/console/now")
+	paths, err := screens(base)
 	if err != nil {
 		return err
 	}
 
-	var paths []string
-	for _, match := range link.FindAllStringSubmatch(string(start), -1) {
-		paths = append(paths, match[1])
-	}
-
-	paths = append(paths, "/console/orders/order-777777", "/console/products/sku_7", "/console/conversations?id=order-777777", "/console/conversations?id=failed-7",
-		"/console/failures?key=failed-7", "/console/failures/5000", "/docs/asyncapi", "/docs/openapi")
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SCREEN\tBYTES\tTIME\tFIRST TIME\t")
 
 	over := 0
 
-	for _, path := range slices.Compact(paths) {
+	for _, path := range paths {
 		size, first, median, err := measureScreen(base + path)
 		if err != nil {
 			return err
@@ -188,7 +225,8 @@ func fetch(url string) (body []byte, took time.Duration, err error) {
 	return body, time.Since(started), err
 }
 
-// failures inserts n stopped messages of n/10 keys, as three bugs leave them.
+// failures inserts n stopped messages of n/10 keys, as three bugs leave them, and as many
+// that wait for users who are unknown; and n actions of operators.
 func (s *site) failures(ctx context.Context, n int) error {
 	for _, statement := range []string{
 		`INSERT INTO failed_keys (consumer, key) SELECT 'fulfilment.place', 'failed-' || n FROM generate_series(0, $1::int / 10 - 1) AS n`,
@@ -201,7 +239,19 @@ func (s *site) failures(ctx context.Context, n int) error {
 		              'reserving stock: ' || (ARRAY['division by zero', 'invalid memory address or nil pointer dereference', 'there is no price'])[1 + n % 3] AS error
 		       FROM generate_series(1, $1::int) AS n) AS f
 		 ORDER BY n DESC`,
-		`VACUUM ANALYZE failed_messages, failed_keys`,
+		`INSERT INTO failed_keys (consumer, key, due_at) SELECT 'account.update', 'waiting-' || n, now() + interval '1 day' FROM generate_series(0, $1::int / 10 - 1) AS n`,
+		`INSERT INTO failed_messages (key, state, failed_key, consumer, topic, message_id, fingerprint, origin, headers, payload,
+		        reason, error, tried_at, cause, group_id, attempts, first_release, last_release)
+		 SELECT key, 'waiting', key, 'account.update', 'user.updated', gen_random_uuid(), n, 'embedded:user.updated', '{}',
+		        convert_to('{"user_id":"' || key || '","updates":{"name":"Name"}}', 'UTF8'),
+		        CASE WHEN first THEN 'early' ELSE '' END, CASE WHEN first THEN error ELSE '' END, CASE WHEN first THEN now() END,
+		        CASE WHEN first THEN error ELSE '' END, CASE WHEN first THEN substr(md5(error), 1, 12) ELSE '' END, CASE WHEN first THEN 1 ELSE 0 END, '1.0.1', '1.0.1'
+		 FROM (SELECT n, 'waiting-' || n % ($1::int / 10) AS key, n < $1::int / 10 AS first, 'the user does not exist' AS error
+		       FROM generate_series(0, $1::int - 1) AS n) AS w
+		 ORDER BY n`,
+		`INSERT INTO operator_actions (action, entry_id, subject, who, why, acted_at)
+		 SELECT 'requeued', n, 'fulfilment.place failed-' || n, 'ada', 'deployed the fix', now() - n * interval '1 minute' FROM generate_series(1, $1::int) AS n`,
+		`VACUUM ANALYZE failed_messages, failed_keys, operator_actions`,
 	} {
 		var args []any
 		if statement[:6] == "INSERT" {
