@@ -118,7 +118,7 @@ func (p publisher) Publish(name string, messages ...*message.Message) error {
 }
 
 func (p publisher) publish(name string, msg *message.Message) error {
-	switch f := p.w.faults; {
+	switch f := p.w.faults.Load(); {
 	case p.owner.dead, p.w.chance(f.publish):
 		return errNoAnswer
 	case p.w.chance(f.refuse):
@@ -133,7 +133,7 @@ func (p publisher) publish(name string, msg *message.Message) error {
 	p.w.published(name, msg)
 	p.append(name, record{headers: driver.Sent(msg), key: msg.Metadata[event.HeaderKey], payload: slices.Clone(msg.Payload)})
 
-	if p.w.chance(p.w.faults.confirm) {
+	if p.w.chance(p.w.faults.Load().confirm) {
 		p.w.tracef("broker: the confirmation of %s is lost", msg.UUID)
 
 		return errNoAnswer

@@ -147,7 +147,7 @@ func (w *world) register(r *consumer.Router) {
 		Perform: func(ctx context.Context, e event.Event[result]) (int, error) {
 			w.sleep(ctx, w.latency())
 
-			if w.chance(w.faults.mail) {
+			if w.chance(w.faults.Load().mail) {
 				return 0, event.Unavailable("mail", errors.New("no answer"))
 			}
 

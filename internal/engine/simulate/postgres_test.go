@@ -74,7 +74,7 @@ func (s *server) dial(owner *process) func(ctx context.Context, network, addr st
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
 
-		if owner.dead || s.w.chance(s.w.faults.dial) {
+		if owner.dead || s.w.chance(s.w.faults.Load().dial) {
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errRefused}
 		}
 
@@ -230,8 +230,8 @@ func (c *session) answer(group []pgproto3.FrontendMessage) bool {
 
 	c.w.mu.Lock()
 
-	broken := c.w.chance(c.w.faults.request)
-	unavailable := c.w.chance(c.w.faults.unavailable)
+	broken := c.w.chance(c.w.faults.Load().request)
+	unavailable := c.w.chance(c.w.faults.Load().unavailable)
 
 	if broken {
 		c.w.tracef("postgres %d: breaks before %s", c.pid, c.title(group))
@@ -250,7 +250,7 @@ func (c *session) answer(group []pgproto3.FrontendMessage) bool {
 		c.unlock()
 	}
 
-	lost := c.w.chance(c.w.faults.answer)
+	lost := c.w.chance(c.w.faults.Load().answer)
 	if lost {
 		c.w.tracef("postgres %d: breaks after %s", c.pid, c.title(group))
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -44,7 +45,7 @@ type world struct {
 	lanes          int
 	// shared is true if topics have two consumers.
 	shared bool
-	faults faults
+	faults atomic.Pointer[faults]
 
 	// mu guards the models.
 	mu        sync.Mutex
@@ -107,10 +108,10 @@ func newWorld(seed uint64) *world {
 	w.shared = w.pick(2) == 0
 
 	some := func(p float64) float64 { return p * []float64{0, 1, 3}[w.pick(3)] }
-	w.faults = faults{
+	w.faults.Store(&faults{
 		dial: some(0.02), request: some(0.004), answer: some(0.004), unavailable: some(0.003), publish: some(0.02), confirm: some(0.02),
 		refuse: some(0.01), partition: some(0.01), mail: some(0.05), slow: some(0.001),
-	}
+	})
 	w.server = newServer(w)
 	w.medium = newMedium(w, w.mode == modeQueue, topicOrders, topicResults)
 
@@ -147,7 +148,7 @@ func (w *world) sleep(ctx context.Context, d time.Duration) {
 // two things rarely happen at once.
 func (w *world) latency() time.Duration {
 	switch {
-	case w.chance(w.faults.slow):
+	case w.chance(w.faults.Load().slow):
 		return time.Duration(w.pick(int(40 * time.Second)))
 	case w.chance(0.02):
 		return time.Duration(w.pick(int(300 * time.Millisecond)))
@@ -235,7 +236,7 @@ func (l logWriter) Write(line []byte) (int, error) {
 // settled.
 func (w *world) run() {
 	w.tracef("seed %d: %s, window %d and %d bytes, batches of %d, %d at once, %d lanes, shared %v, %+v",
-		w.seed, w.mode, w.window, w.windowBytes, w.batch, w.batches, w.lanes, w.shared, w.faults)
+		w.seed, w.mode, w.window, w.windowBytes, w.batch, w.batches, w.lanes, w.shared, *w.faults.Load())
 
 	for range 1 + w.pick(3) {
 		w.live = append(w.live, w.start())
@@ -479,9 +480,7 @@ func (w *world) failedIDs(state string, twins bool) (ids []int64) {
 
 // calm ends all faults and lets an operator settle what is left.
 func (w *world) calm(admin *operator) {
-	w.mu.Lock()
-	w.faults = faults{}
-	w.mu.Unlock()
+	w.faults.Store(&faults{})
 	w.tracef("calm")
 
 	for range 600 {
