@@ -154,7 +154,7 @@ func TestEveryNameCompletes(t *testing.T) {
 		"JSON", "MESSAGE", "NAME", "DIR", // arguments; NAME is that of a new token
 		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate", "--for",
 		"--older", "--ledger", "--timeout", "--config", "--file",
-		"--search", "--activity", "--new-key", "--patch", "--jq",
+		"--search", "--activity", "--new-key", "--patch", "--jq", "--text", "--dir",
 	}
 
 	var visit func(cmd *cobra.Command)

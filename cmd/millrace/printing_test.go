@@ -90,7 +90,7 @@ func TestCommandsPrintNothingThatATerminalObeys(t *testing.T) {
 		{[]string{"events", "show", evil}, `there is no stream x\u001b[31m`},
 		{[]string{"failed", "list", "--topic", evil}, `there is no topic x\u001b[31m`},
 		{[]string{"failed", "list", "--since", evil}, `\x1b[31m`},
-		{[]string{"trace", evil}, `\x1b[31m`},
+		{[]string{"trace", evil}, `there is no message, stream or failed message with the id or key x\u001b[31m`},
 		{[]string{"nope" + evil}, `nopex\x1b[31m`},
 		{[]string{"publish", evil, "{}"}, `there is no topic x\u001b[31m`},
 		{[]string{"publish", "orders.created", `{"order":{"id":"` + strings.TrimSpace(evil) + `"}}`}, "order.id: "},

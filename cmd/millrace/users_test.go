@@ -67,8 +67,8 @@ func TestTheCommandsOfTheGuide(t *testing.T) {
 		{"projections rebuild users", 0, "rebuilt users from 1 position in"},
 		{"projections rebuild nope", exitUsage, "there is no projection nope, expected one of users"},
 		{"trace " + created.String(), 0, "└─ notifications  applied"},
-		{"trace nope", exitUsage, "expected a UUID"},
-		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no trace of a message"},
+		{"trace nope", exitNotFound, "there is no message, stream or failed message with the id or key nope"},
+		{"trace 00000000-0000-7000-8000-000000000000", exitNotFound, "there is no message, stream or failed message with the id or key 0"},
 	})
 }
 
