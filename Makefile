@@ -38,10 +38,9 @@ test-db: ## Start the Postgres that most tests need
 	@scripts/services.sh up test postgres
 
 .PHONY: services
-services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ; install PgBouncer and Chromium
+services: ## Start all servers that the tests need: Postgres, Kafka, RabbitMQ; install PgBouncer
 	@scripts/services.sh up test $(ALL)
 	@scripts/pgbouncer.sh install
-	@scripts/chromium.sh
 
 .PHONY: services-down
 services-down: ## Stop the servers for the tests and the benchmark
@@ -51,13 +50,13 @@ services-down: ## Stop the servers for the tests and the benchmark
 .PHONY: test
 test: verify docs-test services bin/proof ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
-	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$' $$(go list ./... | grep -v /internal/engine)
+	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$|^TestBrowser' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
 	@go test -timeout 5m ./internal/engine/simulate
 	@go -C cmd/bench test ./...
-	@. .local/test/env && go -C cmd/proof test -race -timeout 5m ./...
+	@. .local/test/env && go -C cmd/proof test -timeout 5m ./...
 	@bin/proof chaos -broker embedded -seed 1 -duration 15s -replicas 2
-	@go -C cmd/proof run . crash -short -broker embedded
+	@bin/proof crash -short -broker embedded
 
 .PHONY: engine-alone
 engine-alone: services ## Test the engine in a copy of the repository without the shop
@@ -69,10 +68,12 @@ stories: services ## Run the operator stories on the embedded broker and on Kafk
 
 .PHONY: console-test
 console-test: services ## Test the console in Chromium; writes a picture of each screen to .local/console
+	@scripts/chromium.sh
 	@. .local/test/env && go test -count=1 -timeout 10m -v -run '^TestBrowser' ./internal/console
 
 .PHONY: console-pictures
 console-pictures: services ## Refresh the pictures of the console in docs/images, from a run of the tests
+	@scripts/chromium.sh
 	@. .local/test/env && MILLRACE_TEST_PICTURES=1 go test -count=1 -timeout 10m -run '^TestBrowserScreens' ./internal/console
 
 .PHONY: console-budget
