@@ -120,7 +120,7 @@ func (b *browser) incident() {
 
 // documented are the screens whose pictures are in the documentation, at 1440 pixels.
 var documented = map[string]struct{ theme, file string }{
-	"orders-order_123": {"light", "order"}, "conversations-id-order_123": {"dark", "conversation"}, "failures": {"light", "failures"}, "audit": {"light", "audit"},
+	"orders-order_123": {"light", "order"}, "conversations-id-order_123": {"dark", "conversation"}, "failures": {"light", "failures"}, "audit": {"light", "audit"}, "docs-asyncapi-orders-created": {"light", "docs"},
 }
 
 func TestBrowserScreensAreAccessibleAndFit(t *testing.T) {

@@ -122,7 +122,7 @@ func TestBrowserTriesOutAMessageFromItsDocumentation(t *testing.T) {
 	tab.Fill("Payload", placed)
 	tab.See("The consumers accept this payload.")
 
-	tab.Fill("Why", "to show how it works")
+	tab.Fill("Reason", "to show how it works")
 	tab.Press("Publish to orders.created")
 	tab.See("Conversations", "this one", "complete in", "orders.completed")
 
