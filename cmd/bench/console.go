@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -102,7 +103,10 @@ func (s *site) measureScreens(ctx context.Context) error {
 		return err
 	}
 
-	err = measureAt("http://" + service.HTTPAddr())
+	base := "http://" + service.HTTPAddr()
+	if err = waitForUsers(ctx, base); err == nil {
+		err = measureAt(base)
+	}
 
 	cancel()
 
@@ -144,6 +148,25 @@ func screens(base string) (paths []string, err error) {
 		"/console/orders/order-777777", "/console/users/"+known(7), "/console/products/sku_7",
 		"/console/conversations?id=order-777777", "/console/conversations?id=failed-7",
 		"/console/consumers/fulfilment.place", "/console/docs/asyncapi/orders.created", "/console/docs/openapi"), nil
+}
+
+// waitForUsers waits until the projection of users has read all events.
+func waitForUsers(ctx context.Context, base string) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+
+	for {
+		html, _, err := fetch(base + "/console/users")
+		if err != nil || bytes.Contains(html, []byte(`href="/console/users/`)) {
+			return err
+		}
+
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // measureAt opens each screen.
