@@ -195,6 +195,14 @@ func (m *member) join(in bool) {
 		m.topic.members = append(m.topic.members, m)
 	}
 
+	if !in {
+		select {
+		case g := <-m.next: // it takes no part in it
+			g.left.Done()
+		default:
+		}
+	}
+
 	m.topic.nudge()
 }
 
