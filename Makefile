@@ -52,7 +52,7 @@ test: verify docs-test services bin/proof ## Check everything and run all tests,
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
 	@. .local/test/env && go test -race -timeout 10m -skip '^TestStories$$/^kafka$$|^TestBrowser' $$(go list ./... | grep -v /internal/engine)
 	@. .local/test/env && go test -timeout 5m -run TestKafkaRestart ./internal/engine/broker
-	@go test -timeout 5m ./internal/engine/simulate
+	@scripts/simulate.sh -seeds 200
 	@go -C cmd/bench test ./...
 	@. .local/test/env && go -C cmd/proof test -timeout 5m ./...
 	@bin/proof chaos -broker embedded -seed 1 -duration 15s -replicas 2
