@@ -759,6 +759,48 @@ func TestARedeliveryDoesNotUndoARepair(t *testing.T) {
 	}
 }
 
+// A process may die while it counts the redelivery of a message that is already stored. It
+// leaves no key behind.
+func TestARedeliveryThatIsInterruptedLeavesNoKey(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+	e := entry("a", "x")
+	id := r.add(e)
+
+	if err := r.Finish(t.Context(), r.get(id)); err != nil {
+		t.Fatal(err)
+	}
+
+	tx, err := r.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+
+	if _, err := tx.Exec(t.Context(), `SELECT FROM failed_messages WHERE id = $1 FOR UPDATE`, id); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+
+	stopped := make(chan error, 1)
+
+	go func() { stopped <- r.Stop(ctx, e) }()
+
+	pgtest.Eventually(t, "the redelivery waits for the message", pgtest.LockWaits(t, r.pool))
+	interrupt()
+
+	if err := <-stopped; !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, expected an interruption", err)
+	}
+
+	if n := pgtest.Value[int](t, r.pool, `SELECT count(*) FROM failed_keys`); n != 0 {
+		t.Errorf("%d keys without messages are left", n)
+	}
+}
+
 func TestDiscardNeedsAReasonAndIsFinal(t *testing.T) {
 	t.Parallel()
 

@@ -13,7 +13,8 @@ import (
 )
 
 // insert adds e in the given state, unless the message is already stored. The caller
-// must hold the key of a waiting message; insert adds or locks the key of a stopped one.
+// must hold the key of a waiting message; insert adds or locks the key of a stopped one. It
+// adds no key for a message that is already stored: the caller may die before it frees it.
 func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state State) (stored bool, err error) {
 	payload := e.Payload
 	if payload == nil { // a Kafka tombstone; nil would become NULL
@@ -27,6 +28,7 @@ func (s *Store) insert(ctx context.Context, db postgres.Execer, e Entry, state S
 	tag, err := db.Exec(ctx, `
 		WITH held AS (
 			INSERT INTO failed_keys AS k (consumer, key) SELECT $1, $16 WHERE $15 = 'stopped' AND $16 <> ''
+				AND NOT EXISTS (SELECT FROM failed_messages m WHERE m.consumer = $1 AND m.message_id = $4 AND m.fingerprint = $5)
 			ON CONFLICT ON CONSTRAINT failed_keys_pkey DO UPDATE SET due_at = k.due_at)
 		INSERT INTO failed_messages (consumer, topic, key, message_id, fingerprint, origin, headers, payload, reason, error, cause, group_id,
 			attempts, first_release, last_release, state, failed_key, deliveries, tried_at, awaits_since)

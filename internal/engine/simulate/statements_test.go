@@ -571,15 +571,15 @@ var failedStatements = []statement{
 func insertFailed(q *query) int {
 	consumer, state, stored := arg[string](q, 1), arg[string](q, 15), arg[string](q, 16)
 
-	if state == "stopped" && stored != "" {
-		row := q.t.keys[key{consumer, stored}]
-		q.t.keys[key{consumer, stored}] = row
-	}
-
 	for _, r := range q.t.failed {
 		if r.consumer == consumer && r.messageID == arg[uuid.UUID](q, 4) && r.fingerprint == arg[int64](q, 5) {
 			return 0
 		}
+	}
+
+	if state == "stopped" && stored != "" {
+		row := q.t.keys[key{consumer, stored}]
+		q.t.keys[key{consumer, stored}] = row
 	}
 
 	q.w.failedSeq++
