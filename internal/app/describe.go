@@ -57,7 +57,7 @@ func (s *Service) addExamples(to map[string][]asyncapi.Example, files fs.FS) err
 
 		topic := topicOf(base, topics)
 		if topic == "" {
-			return fmt.Errorf("example %s: there is no such topic", name)
+			return fmt.Errorf("example %s: not named after a topic", name)
 		}
 
 		consumed, _ := s.Router.Topics()

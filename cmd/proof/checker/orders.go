@@ -144,7 +144,7 @@ func (c *check) money() {
 
 	for id := range net {
 		if _, exists := c.state.orders[id]; !exists && net[id] != 0 {
-			c.add(Money, "order "+id, "nothing captured, because there is no such order", "%d cents", net[id])
+			c.add(Money, "order "+id, "no capture: the order does not exist", "%d cents", net[id])
 		}
 	}
 

@@ -446,7 +446,7 @@ func (o *operator) act() {
 	}
 }
 
-// edit mends a bad message.
+// edit corrects a bad message.
 func (o *operator) edit(ctx context.Context, id int64) {
 	o.w.mu.Lock()
 	r := o.w.server.now.failed[id]
