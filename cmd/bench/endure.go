@@ -71,16 +71,8 @@ func (l *lab) endure(ctx context.Context, kind string, lasts time.Duration, file
 	defer s.close()
 	defer from.close()
 
-	published := 0
-	begin := time.Now()
-
-	full, err := s.feed(ctx, from, load, &published, begin.Add(min(lasts/5, 30*time.Second)))
+	capacity, err := s.capacity(ctx, from, load, min(lasts/5, 30*time.Second))
 	if err != nil {
-		return err
-	}
-
-	capacity := float64(full.done) / time.Since(begin).Seconds()
-	if err := s.applied(ctx, load, published); err != nil {
 		return err
 	}
 
@@ -109,9 +101,8 @@ func (l *lab) endure(ctx context.Context, kind string, lasts time.Duration, file
 		return err
 	}
 
-	text := fmt.Sprintf("%s at %d orders/s: the memory has a median of %.0f MB, before that %.0f MB; the latency (p95) rises to %.0f ms, before that %.0f ms. Recovered by itself after %s.\n",
-		lasts/5, int(2*capacity), median(column(overload, rss)), median(column(steady, rss)),
-		slices.Max(column(overload, p95)), median(column(steady, p95)), recovered.Round(100*time.Millisecond))
+	text := fmt.Sprintf("%s at %d orders/s: %s Recovered by itself after %s.\n",
+		lasts/5, int(2*capacity), compared(steady, overload), recovered.Round(100*time.Millisecond))
 	fmt.Print("\n" + text)
 
 	if grew := slices.Max(column(overload, rss)) / median(column(steady, rss)); grew > 2 {
@@ -127,6 +118,27 @@ func (l *lab) endure(ctx context.Context, kind string, lasts time.Duration, file
 	}
 
 	return nil
+}
+
+// compared says in a sentence how memory and latency under overload compare with those
+// before it.
+func compared(steady, overload []sample) string {
+	return fmt.Sprintf("the memory has a median of %.0f MB, before that %.0f MB; the latency (p95) rises to %.0f ms, before that %.0f ms.",
+		median(column(overload, rss)), median(column(steady, rss)), slices.Max(column(overload, p95)), median(column(steady, p95)))
+}
+
+// capacity feeds the service as fast as it can for a time and returns its orders a second.
+func (s *site) capacity(ctx context.Context, from *source, load load, lasts time.Duration) (float64, error) {
+	published, begin := 0, time.Now()
+
+	full, err := s.feed(ctx, from, load, &published, begin.Add(lasts))
+	if err != nil {
+		return 0, err
+	}
+
+	capacity := float64(full.done) / time.Since(begin).Seconds()
+
+	return capacity, s.applied(ctx, load, published)
 }
 
 // sampled publishes at a rate and samples the service meanwhile.

@@ -145,8 +145,14 @@ func checkFlags(flags *pflag.FlagSet) (err error) {
 
 // operation is like command, for a function that needs a service.
 func operation(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
+	return assembled(opts, cmd, opts.clientConfig, fn, flags...)
+}
+
+// assembled is like command, for a function that needs a service with the configuration
+// that load returns.
+func assembled(opts *options, cmd *cobra.Command, load func() (config.Config, error), fn func(*call) error, flags ...flag) *cobra.Command {
 	return command(opts, cmd, func(c *call) (err error) {
-		if c.cfg, err = opts.clientConfig(); err != nil {
+		if c.cfg, err = load(); err != nil {
 			return err
 		}
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/asyncapi"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
@@ -18,23 +19,12 @@ import (
 // described is like operation, for a command that prints what the code says. It needs no
 // database.
 func described(opts *options, cmd *cobra.Command, fn func(*call) error, flags ...flag) *cobra.Command {
-	return command(opts, cmd, func(c *call) (err error) {
-		if c.cfg, err = opts.load(); err != nil {
-			return err
-		}
+	return assembled(opts, cmd, func() (config.Config, error) {
+		cfg, err := opts.load()
+		cfg.Postgres.URL = cmp.Or(cfg.Postgres.URL, postgres.Secret("postgres://127.0.0.1/unused"))
 
-		c.cfg.Postgres.URL = cmp.Or(c.cfg.Postgres.URL, postgres.Secret("postgres://127.0.0.1/unused"))
-
-		service, release, err := assemble(c.cfg)
-		if err != nil {
-			return err
-		}
-		defer release()
-
-		c.Service = service
-
-		return fn(c)
-	}, flags...)
+		return cfg, err
+	}, fn, flags...)
 }
 
 func newDocsAsyncAPI(opts *options) *cobra.Command {

@@ -24,9 +24,9 @@ func (c *Console) registerReplay() {
 }
 
 // A replay requeues the messages of a filter in parts, in order. The page of its outcome
-// asks for one part after another, so a replay ends when nobody looks, and goes on when
-// somebody opens the page again, on any replica: its address says what is selected, and
-// the recorded actions how far it got.
+// requests one part after another, so a replay stops when the page closes and continues
+// when somebody opens it again, on any replica. The address says what is selected; the
+// recorded actions say how far the replay got.
 type replay struct {
 	filter
 
@@ -189,23 +189,21 @@ func (c *Console) nextReplay(r *http.Request) (templ.Component, error) {
 	by := actor(r)
 	by.Request, by.Why = p.Request, p.Why
 
-	done, next, err := bounded(r, func(ctx context.Context) (failed.Outcome, error) {
-		return c.Failed.Requeue(ctx, f, by, p.pace(), c.Router.Check)
-	})
-
-	// Parts in which every message is refused leave no trace: pass over them.
-	for err == nil && done.Done == 0 && next > 0 {
-		f.After = next
-		done, next, err = bounded(r, func(ctx context.Context) (failed.Outcome, error) {
+	for {
+		done, next, err := bounded(r, func(ctx context.Context) (failed.Outcome, error) {
 			return c.Failed.Requeue(ctx, f, by, p.pace(), c.Router.Check)
 		})
-	}
+		if err != nil {
+			return nil, err
+		}
 
-	if err != nil {
-		return nil, err
-	}
+		if done.Done > 0 || next <= 0 {
+			return replayPart(p, done, next > 0), nil
+		}
 
-	return replayPart(p, done, next > 0), nil
+		// Parts in which every message is refused leave no trace: pass over them.
+		f.After = next
+	}
 }
 
 // requestView is what became of the messages that a request requeued or retried.

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millracehq/millrace/cmd/proof/proxy"
+	"github.com/millracehq/millrace/cmd/proof/replica"
 	"github.com/millracehq/millrace/cmd/proof/server"
 	"github.com/millracehq/millrace/cmd/proof/wire"
 )
@@ -177,23 +178,18 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (w *world) pick(f fault) *slot { return w.slots[f.roll%len(w.slots)] }
 
 func killReplica(ctx context.Context, w *world, f fault) error {
-	s := w.pick(f)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	if _, err := s.alive(); err != nil {
-		return err
-	}
-
-	s.fleet.Kill(0)
-	pause(ctx, f.hold)
-
-	_, err := s.alive()
-
-	return err
+	return endReplica(ctx, w, f, func(fleet *replica.Fleet) { fleet.Kill(0) })
 }
 
 func stopReplica(ctx context.Context, w *world, f fault) error {
+	return endReplica(ctx, w, f, func(fleet *replica.Fleet) {
+		// Whether it drains in time is not the question while everything around it fails.
+		_ = fleet.Stop(0)
+	})
+}
+
+// endReplica ends a replica and starts it again after the fault's time.
+func endReplica(ctx context.Context, w *world, f fault, end func(*replica.Fleet)) error {
 	s := w.pick(f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,9 +198,7 @@ func stopReplica(ctx context.Context, w *world, f fault) error {
 		return err
 	}
 
-	// Whether it drains in time is not the question while everything around it fails.
-	_ = s.fleet.Stop(0)
-
+	end(s.fleet)
 	pause(ctx, f.hold)
 
 	_, err := s.alive()

@@ -202,23 +202,7 @@ func (r *run) prepare(ctx context.Context, program, kind string) (closeRun func(
 	r.fleet = &replica.Fleet{Program: program, Log: log, Environment: r.environment(kind, name, url, address)}
 	closing = append(closing, func() { _ = log.Close() }, r.fleet.KillAll)
 
-	if err = r.supply(ctx); err != nil {
-		return closeRun, err
-	}
-
-	if err = r.launch(); err != nil {
-		return closeRun, err
-	}
-
-	if r.next() == Second {
-		r.reached++
-
-		if err = r.fleet.Start(ctx, 1); err != nil {
-			return closeRun, err
-		}
-	}
-
-	if err = r.fleet.Running[0].Ready(ctx); err != nil { // the topics exist
+	if err = r.begin(ctx); err != nil {
 		return closeRun, err
 	}
 
@@ -228,6 +212,28 @@ func (r *run) prepare(ctx context.Context, program, kind string) (closeRun func(
 	}
 
 	return closeRun, err
+}
+
+// begin supplies the products and starts the first processes. When it returns, the topics
+// exist.
+func (r *run) begin(ctx context.Context) error {
+	if err := r.supply(ctx); err != nil {
+		return err
+	}
+
+	if err := r.launch(); err != nil {
+		return err
+	}
+
+	if r.next() == Second {
+		r.reached++
+
+		if err := r.fleet.Start(ctx, 1); err != nil {
+			return err
+		}
+	}
+
+	return r.fleet.Running[0].Ready(ctx)
 }
 
 func open(db *pgxpool.Pool, kind, name, address string) (broker, error) {
