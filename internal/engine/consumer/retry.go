@@ -24,13 +24,16 @@ import (
 const maxRetryInterval = 2 * time.Second
 
 // quickRetries returns Watermill's Retry middleware. It asks for the interval twice per
-// attempt if ShouldRetry is set, so intervals grow by the square of the multiplier: 2.25.
+// attempt if ShouldRetry is set, and waits for the second one: so the intervals start at
+// the configured one divided by the multiplier, and grow by its square, 2.25.
 func quickRetries(c Config) middleware.Retry {
+	const multiplier = 1.5
+
 	return middleware.Retry{
 		MaxRetries:          c.Retries,
-		InitialInterval:     c.RetryInterval,
+		InitialInterval:     time.Duration(float64(c.RetryInterval) / multiplier),
 		MaxInterval:         maxRetryInterval,
-		Multiplier:          1.5,
+		Multiplier:          multiplier,
 		RandomizationFactor: 0.5,
 		ResetContextOnRetry: true,
 		ShouldRetry: func(params middleware.RetryParams) bool {
