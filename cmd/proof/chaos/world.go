@@ -181,14 +181,14 @@ func (w *world) prepare(ctx context.Context, stock map[string]int64) error {
 		}
 	}
 
-	return w.connect()
+	return w.connect(ctx)
 }
 
 // connect opens the broker's topics, which exist by now.
-func (w *world) connect() (err error) {
+func (w *world) connect(ctx context.Context) (err error) {
 	switch w.kind {
 	case server.Kafka:
-		if w.kafka, err = wire.OpenKafka(w.broker.Address()); err != nil {
+		if w.kafka, err = wire.OpenKafka(ctx, w.broker.Address()); err != nil {
 			return err
 		}
 

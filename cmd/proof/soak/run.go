@@ -79,7 +79,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 
 	switch r.kind {
 	case "kafka":
-		r.kafka, err = wire.OpenKafka(r.address)
+		r.kafka, err = wire.OpenKafka(ctx, r.address)
 		r.broker, r.offsets = r.kafka, &wire.Offsets{Kafka: r.kafka, DB: r.db}
 	case "rabbitmq":
 		r.rabbitmq, err = wire.OpenRabbitMQ(r.server)

@@ -38,7 +38,7 @@ type Kafka struct {
 }
 
 // OpenKafka connects to a broker and starts reading all topics.
-func OpenKafka(address string) (*Kafka, error) {
+func OpenKafka(ctx context.Context, address string) (*Kafka, error) {
 	cfg := sarama.NewConfig()
 	cfg.ClientID, cfg.Version = "proof", sarama.V3_0_0_0
 	cfg.Producer.Return.Successes, cfg.Producer.RequiredAcks = true, sarama.WaitForAll
@@ -63,11 +63,11 @@ func OpenKafka(address string) (*Kafka, error) {
 		return nil, err
 	}
 
-	return k, k.readAll()
+	return k, k.readAll(ctx)
 }
 
 // readAll starts reading all topics from the beginning.
-func (k *Kafka) readAll() error {
+func (k *Kafka) readAll(ctx context.Context) error {
 	topics, err := k.admin.ListTopics()
 	if err != nil {
 		return err
@@ -79,9 +79,19 @@ func (k *Kafka) readAll() error {
 		}
 
 		for partition := range detail.NumPartitions {
-			claim, err := k.consumer.ConsumePartition(topic, partition, sarama.OffsetOldest)
+			var claim sarama.PartitionConsumer
+
+			// A new topic may have no leader yet.
+			err := until(ctx, "reading topic "+topic, func() (ready bool, err error) {
+				claim, err = k.consumer.ConsumePartition(topic, partition, sarama.OffsetOldest)
+				if errors.Is(err, sarama.ErrNotLeaderForPartition) || errors.Is(err, sarama.ErrLeaderNotAvailable) || errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
+					return false, nil
+				}
+
+				return err == nil, err
+			})
 			if err != nil {
-				return fmt.Errorf("reading topic %s: %w", topic, err)
+				return err
 			}
 
 			go k.read(Place{topic, partition}, claim)
