@@ -49,6 +49,7 @@ func kinds(broker string) []kind {
 		{"kill -9 of Postgres", 1, "postgres", 0, 2 * s, func(ctx context.Context, w *world, f fault) error { return w.restartPostgres(ctx, f, w.postgres.Kill) }},
 		{"immediate stop of Postgres", 1, "postgres", 0, 2 * s, func(ctx context.Context, w *world, f fault) error { return w.restartPostgres(ctx, f, w.postgres.Crash) }},
 		{"restart of Postgres", 1, "postgres", 0, s, func(ctx context.Context, w *world, f fault) error { return w.restartPostgres(ctx, f, w.postgres.Stop) }},
+		{"failover of Postgres", 1, "postgres", 0, 2 * s, func(ctx context.Context, w *world, f fault) error { return w.postgres.Failover(ctx, f.hold) }},
 		{"sessions terminated", 3, "postgres", 0, s, terminateSessions},
 		{"connections exhausted", 1, "postgres", s, 3 * s, exhaustConnections},
 		{"rows locked", 2, "locks", s, 4 * s, lockRows},
