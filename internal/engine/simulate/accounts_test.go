@@ -219,7 +219,13 @@ func (w *world) checkFailed(r failedRow) {
 		bad = bad || malformed([]byte(p)) || strings.Contains(p, `"bad":true`)
 	}
 
-	p := w.plan(r.consumer, r.messageID)
+	// A conflicting message gets a new id when it is requeued, which the handler sees.
+	handled := r.messageID
+	if r.appliedAs != nil {
+		handled = *r.appliedAs
+	}
+
+	p := w.plan(r.consumer, handled)
 	skipped := r.reason == string(event.ReasonConflict) || strings.HasPrefix(r.err, "skipped by")
 
 	if p.failures == 0 && !bad && !skipped {
