@@ -147,7 +147,7 @@ simulate: ## Simulate SEEDS schedules of faults on a clock of its own, 10000 by 
 
 .PHONY: fuzz
 fuzz: ## Fuzz each decoder, and the whole path of messages, for FUZZTIME
-	@scripts/fuzz.sh $(FUZZTIME)
+	@scripts/fuzz.sh run $(FUZZTIME)
 
 # cmd/proof is a separate module, so that the product does not depend on it.
 .PHONY: bin/proof
