@@ -79,6 +79,18 @@ func (h *held) wait(t *testing.T, payloads ...string) {
 	})
 }
 
+// any returns the payload of a message in hand, or "".
+func (h *held) any() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	for payload := range h.messages {
+		return payload
+	}
+
+	return ""
+}
+
 // ack acknowledges messages.
 func (h *held) ack(payloads ...string) {
 	h.mu.Lock()

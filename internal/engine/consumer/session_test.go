@@ -103,18 +103,11 @@ func startHanding(t *testing.T) *handled {
 func prepareHanding(t *testing.T) *handled {
 	t.Helper()
 
-	pool, logger, registry := newPool(t), pgtest.Logger(t), prometheus.NewRegistry()
-	h := &handled{handing: &handing{out: make(chan *watermill.Message)}, pool: pool}
-
-	router, err := consumer.NewRouter(consumer.DefaultConfig(), pool, failed.NewStore(failed.DefaultConfig(), pool),
-		breaker.NewSet(logger, registry), outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), nil, logger, registry)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := &handled{}
 
 	var attempts atomic.Int32
 
-	performing(func(note) error {
+	h.handingTo(t, newPool(t), performing(func(note) error {
 		if h.away.Load() {
 			return event.Unavailable("provider", errors.New("away"))
 		}
@@ -122,11 +115,29 @@ func prepareHanding(t *testing.T) *handled {
 		h.effects.Add(1)
 
 		return nil
-	}, "provider", &attempts)(router)
-
-	h.router = router
+	}, "provider", &attempts))
 
 	return h
+}
+
+// handingTo prepares a router with the routes that register adds.
+func (h *handled) handingTo(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), changes ...func(*consumer.Config)) {
+	t.Helper()
+
+	logger, registry, cfg := pgtest.Logger(t), prometheus.NewRegistry(), consumer.DefaultConfig()
+	for _, change := range changes {
+		change(&cfg)
+	}
+
+	router, err := consumer.NewRouter(cfg, pool, failed.NewStore(failed.DefaultConfig(), pool),
+		breaker.NewSet(logger, registry), outbox.NewRelay(outbox.DefaultConfig(), pool, logger, registry), nil, logger, registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	register(router)
+
+	h.handing, h.pool, h.router = &handing{out: make(chan *watermill.Message)}, pool, router
 }
 
 func (h *handled) run(t *testing.T) {

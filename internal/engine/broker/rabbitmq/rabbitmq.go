@@ -25,6 +25,8 @@ type Driver struct {
 	refusals              driver.Refusals
 	restoring             singleflight.Group
 	upkeep                upkeep
+	// renewAfter is renewInterval, except in tests.
+	renewAfter time.Duration
 }
 
 // New returns a connection that is not yet established.
@@ -32,7 +34,7 @@ func New(cfg Config, logger *slog.Logger) *Driver {
 	d := &Driver{
 		cfg: cfg, logger: logger,
 		publishing: newConnection(cfg, "publisher", logger), consumers: newConnection(cfg, "consumers", logger),
-		topology: &topology{cfg: cfg, logger: logger, compared: map[string]bool{}},
+		topology: &topology{cfg: cfg, logger: logger, compared: map[string]bool{}}, renewAfter: renewInterval,
 	}
 	d.publisher = &publisher{driver: d}
 

@@ -20,6 +20,12 @@ import (
 // shortest is the minimum time between successive subscriptions to a queue.
 const shortest = time.Second
 
+// renewInterval is how long a subscription gets nothing until it is renewed. If a quorum
+// queue is deleted and immediately created again by somebody else, RabbitMQ moves its
+// consumers to the new queue without telling them, gives them messages there, and never
+// sends these. A new channel gets them.
+const renewInterval = time.Minute
+
 // subscriber keeps many messages of a queue in hand on one channel; Watermill's keeps
 // one.
 type subscriber struct {
@@ -49,7 +55,13 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 			started := time.Now()
 
 			if session := s.open(ctx, out); session != nil {
-				err := session.consume()
+				err := session.consume(s.driver.renewAfter)
+				if errors.Is(err, errQuiet) {
+					session.end()
+
+					continue
+				}
+
 				if ctx.Err() == nil {
 					s.logger.Warn("the subscription has ended; resubscribing", slog.Any("error", err))
 				}
@@ -152,6 +164,9 @@ type session struct {
 // channel.
 var errCancelled = errors.New("rabbitmq cancelled the subscription: the queue was deleted or moved")
 
+// errQuiet reports that a subscription has got nothing for a while and has nothing in hand.
+var errQuiet = errors.New("the subscription is renewed because it has got nothing for a while")
+
 // watch ends the session when the broker ends the subscription.
 func (s *session) watch() {
 	closed := s.channel.NotifyClose(make(chan *amqp091.Error, 1))
@@ -173,10 +188,21 @@ func (s *session) watch() {
 }
 
 // consume passes messages on until the session ends, and returns why it ended.
-func (s *session) consume() error {
-	for {
+func (s *session) consume(renewAfter time.Duration) error {
+	ticker := time.NewTicker(renewAfter)
+	defer ticker.Stop()
+
+	for quiet := true; ; {
 		select {
+		case <-ticker.C:
+			if quiet && s.hand.Empty() {
+				return errQuiet
+			}
+
+			quiet = true
 		case delivery, open := <-s.deliveries:
+			quiet = false
+
 			if !open {
 				<-s.ctx.Done()
 

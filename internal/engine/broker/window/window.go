@@ -199,6 +199,14 @@ func (w *Window) forget(n int) {
 	w.tracked.Release(int64(n))
 }
 
+// Empty reports whether no message is in hand.
+func (w *Window) Empty() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	return len(w.order) == 0
+}
+
 // Wait waits for the answers to the messages that have been delivered, but not
 // indefinitely. Call it after ctx has ended.
 func (w *Window) Wait() {

@@ -1,0 +1,6 @@
+package rabbitmq
+
+import "time"
+
+// RenewAfter sets how long subscriptions get nothing until they are renewed.
+func (d *Driver) RenewAfter(interval time.Duration) { d.renewAfter = interval }
