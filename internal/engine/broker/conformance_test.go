@@ -66,11 +66,8 @@ func TestRabbitMQ(t *testing.T) {
 	rabbitMQHarness(brokertest.Address(t, brokertest.RabbitMQ)).run(t)
 }
 
-// TestKafkaRestart runs without the race detector: the client library has data
-// races when it reconnects.
 func TestKafkaRestart(t *testing.T) {
 	t.Parallel()
-	brokertest.WithoutRaceDetector(t)
 
 	server := brokertest.NewServer(t, "kafka.sh")
 	h := kafkaHarness("127.0.0.1:" + server.Port)

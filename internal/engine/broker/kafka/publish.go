@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/IBM/sarama"
@@ -36,6 +37,8 @@ type publisher struct {
 	client         sarama.Client
 	prefix         string
 	asking         singleflight.Group
+	// closing keeps Close apart from Publish, which share a flag in Watermill's publisher.
+	closing sync.RWMutex
 }
 
 func newPublisher(cfg Config, settings *sarama.Config, client sarama.Client, logger *slog.Logger) (*publisher, error) {
@@ -66,11 +69,11 @@ func newPublisher(cfg Config, settings *sarama.Config, client sarama.Client, log
 // driver.RefusedError.
 func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 	for _, msg := range messages {
-		err := bounded(func() error { return p.batched.Publish(topic, msg) })
+		err := p.bounded(func() error { return p.batched.Publish(topic, msg) })
 
 		refused := p.sort(topic, err)
 		if refused != nil && refused.Scope == driver.OneMessage {
-			err = bounded(func() error { return p.alone.Publish(topic, msg) })
+			err = p.bounded(func() error { return p.alone.Publish(topic, msg) })
 			refused = p.sort(topic, err)
 		}
 
@@ -87,10 +90,15 @@ func (p *publisher) Publish(topic string, messages ...*message.Message) error {
 
 // bounded waits at most publishTimeout for publish. After that, the client library still
 // holds the message, so it may be published twice.
-func bounded(publish func() error) error {
+func (p *publisher) bounded(publish func() error) error {
 	result := make(chan error, 1)
 
-	go func() { result <- publish() }()
+	go func() {
+		p.closing.RLock()
+		defer p.closing.RUnlock()
+
+		result <- publish()
+	}()
 
 	timer := time.NewTimer(publishTimeout)
 	defer timer.Stop()
@@ -119,8 +127,12 @@ func (p *publisher) sort(topic string, err error) *driver.RefusedError {
 	return refusalOf(topic, err)
 }
 
-// Close implements message.Publisher.
+// Close implements message.Publisher. It waits until the client library has answered for
+// all messages, which it does at once when the connections end.
 func (p *publisher) Close() error {
+	p.closing.Lock()
+	defer p.closing.Unlock()
+
 	var errs []error
 
 	for _, producer := range []message.Publisher{p.batched, p.alone} {
