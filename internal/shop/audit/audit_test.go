@@ -522,3 +522,58 @@ func TestARefundedSecondCaptureIsNotAViolation(t *testing.T) {
 		t.Errorf("found %q", got)
 	}
 }
+
+// The audit reads Postgres and the payment provider. A message that a broker holds is in
+// neither, and the row of a paused consumer waits like any other.
+func TestWhatABacklogHoldsCountsAsStuck(t *testing.T) {
+	t.Parallel()
+
+	pool, gateway := healthy(t)
+	execute(t, pool, `
+		INSERT INTO orders (id, status, version, total_amount, currency, lines, updated_at)
+		SELECT 'held', 'inventory_reserved', 2, 9.99, 'USD', lines, now() - interval '1 hour' FROM orders WHERE id = 'paid_0';
+		INSERT INTO events (stream, version, type, data, message_id) SELECT 'order-held', version, type, data, message_id FROM events WHERE stream = 'order-paid_0' AND version < 3;
+		UPDATE stock SET available = available - 2, reserved = reserved + 2 WHERE product_id = 'product_1'`)
+
+	if got := found(run(t, pool, gateway, invariant.Options{})); len(got) != 1 ||
+		got[0] != "in-flight: held has been inventory_reserved for too long, and no message about it is pending" {
+		t.Errorf("its message is at the broker: found %q", got)
+	}
+
+	if got := found(run(t, pool, gateway, invariant.Options{Older: 2 * time.Hour})); len(got) > 0 {
+		t.Errorf("with --older 2h: found %q", got)
+	}
+
+	execute(t, pool, `
+		INSERT INTO paused_consumers (consumer, who, why) VALUES ('fulfilment.charge', 'ann', 'maintenance');
+		INSERT INTO outbox (seq, shard, topic, message_id, key, correlation_id, payload, created_at) OVERRIDING SYSTEM VALUE
+		SELECT 1000000, 0, 'payments.requested', id, 'held', id, '', now() - interval '1 hour' FROM gen_random_uuid() AS id`)
+
+	if got := found(run(t, pool, gateway, invariant.Options{})); len(got) != 1 || !strings.HasPrefix(got[0], "outbox: 1000000 to payments.requested: waiting since") {
+		t.Errorf("its consumer is paused on the embedded broker: found %q", got)
+	}
+}
+
+// Without webhooks nobody reports that a refund has failed after it had succeeded, or
+// that a part of it has.
+func TestARefundThatFailedLaterIsFound(t *testing.T) {
+	t.Parallel()
+
+	pool, gateway := healthy(t)
+	execute(t, pool, `UPDATE payments SET status = 'refunded', refund_id = 're', refunded_at = now() - interval '1 day' WHERE order_id = 'paid_0'`)
+
+	for refunded, want := range map[string]string{
+		"9.99": "", "4": "ledger: paid_0 is recorded as refunded, but the gateway refunded 4 of 9.99 USD",
+		"0": "ledger: paid_0 is recorded as refunded, but the gateway refunded 0 of 9.99 USD",
+	} {
+		for i := range gateway.entries {
+			if gateway.entries[i].OrderID == "paid_0" {
+				gateway.entries[i].Refunded = money.MustParse(refunded)
+			}
+		}
+
+		if got := strings.Join(found(run(t, pool, gateway, invariant.Options{Only: []string{"ledger"}})), ", "); got != want {
+			t.Errorf("%s refunded: found %q, expected %q", refunded, got, want)
+		}
+	}
+}

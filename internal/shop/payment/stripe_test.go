@@ -895,3 +895,71 @@ func TestPartsOfARefundCountTogether(t *testing.T) {
 		}
 	}
 }
+
+// A database is restored from a backup and is fed the same messages: its intents are not
+// recorded, and only the idempotency keys prevent another charge. Stripe forgets them
+// after a day.
+func TestARestoredDatabaseChargesAgainOnceStripeHasForgottenTheKeys(t *testing.T) {
+	t.Parallel()
+
+	server, pool := paymenttest.NewServer(t), pgtest.New(t)
+	gateway := newGateway(t, stripeConfig(server.URL), pool)
+
+	restore := func() (captures int) {
+		t.Helper()
+
+		if _, err := pool.Exec(t.Context(), `TRUNCATE stripe_intents`); err != nil {
+			t.Fatal(err)
+		}
+
+		if _, err := gateway.Charge(t.Context(), chargeFor("order")); err != nil {
+			t.Fatal(err)
+		}
+
+		captures, _, _ = server.Captured("order")
+
+		return captures
+	}
+
+	if n := restore(); n != 1 {
+		t.Fatalf("%d captures", n)
+	}
+
+	if n := restore(); n != 1 {
+		t.Errorf("%d captures within a day, expected 1", n)
+	}
+
+	server.ForgetKeys()
+
+	if n := restore(); n != 2 {
+		t.Errorf("%d captures after a day, expected 2", n)
+	}
+}
+
+// Only a webhook tells of a dispute: Stripe's record of the capture, which the audit
+// reads, stays the same.
+func TestADisputeIsNotInStripesRecord(t *testing.T) {
+	t.Parallel()
+
+	server, gateway, _ := charged(t)
+	record := func() (entries []payment.Entry) {
+		t.Helper()
+
+		if err := gateway.Ledger(t.Context(), time.Now().Add(-time.Hour), func(e payment.Entry) error {
+			entries = append(entries, e)
+
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+
+		return entries
+	}
+
+	before := record()
+	server.Dispute("order")
+
+	if after := record(); len(before) != 1 || fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("the record was %+v and is %+v", before, after)
+	}
+}

@@ -80,6 +80,7 @@ type charge struct {
 	ID             string `json:"id"`
 	Object         string `json:"object"`
 	AmountRefunded int64  `json:"amount_refunded"`
+	Disputed       bool   `json:"disputed"`
 }
 
 type refund struct {
@@ -254,6 +255,18 @@ func (s *Server) RefundByHand(intentID string, units int64, status string) (id s
 	defer s.mu.Unlock()
 
 	return s.newRefund(s.find(intentID), units, status, nil).ID
+}
+
+// Dispute makes the customer dispute an order's captures.
+func (s *Server) Dispute(orderID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	for _, i := range s.intents {
+		if i.Metadata["order_id"] == orderID && i.LatestCharge != nil {
+			i.LatestCharge.Disputed = true
+		}
+	}
 }
 
 // ForgetKeys forgets the idempotency keys, as Stripe does after a day.
