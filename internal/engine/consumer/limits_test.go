@@ -26,8 +26,6 @@ type sharing struct {
 
 	pool       *pgxpool.Pool
 	one, other *handled
-	// fails returns the error of an attempt on message 1.
-	fails func() error
 	// trying tells of the first attempt on message 1, which ends after proceed.
 	trying, proceed chan struct{}
 }
@@ -138,7 +136,7 @@ func TestEachRejectedMessageOfALineRollsBackThoseBehindIt(t *testing.T) {
 	)
 
 	h.handingTo(t, newPool(t), func(router *consumer.Router) {
-		consumer.OnBatch(router, "writer", func(ctx context.Context, tx pgx.Tx, events []event.Event[note]) ([]event.Outgoing, error) {
+		consumer.OnBatch(router, "writer", func(_ context.Context, _ pgx.Tx, events []event.Event[note]) ([]event.Outgoing, error) {
 			if events[0].Payload.ID == "other" { // holds up the batch while the line arrives
 				close(entered)
 				<-proceed

@@ -260,8 +260,23 @@ func (o *Outcome) did(list []Entry) {
 	}
 }
 
-// chunkSize is the number of entries processed per transaction.
-const chunkSize = 100
+// chunkSize is the number of entries processed per transaction, and chunkBytes bounds
+// their payloads, except that a chunk has at least one entry.
+const (
+	chunkSize  = 100
+	chunkBytes = 16 << 20
+)
+
+// chunk selects, in order, the entries of the next chunk. Its size is the first parameter.
+func chunk(where string) string {
+	return fmt.Sprintf(`SELECT %s FROM failed_messages WHERE %[2]s AND id IN (
+		SELECT id FROM (
+			SELECT id, sum(bytes) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - bytes AS ahead FROM (
+				SELECT id, octet_length(payload) + coalesce(octet_length(edited), 0) AS bytes
+				FROM failed_messages WHERE %[2]s ORDER BY id LIMIT $1) AS sized) AS counted
+		WHERE ahead < %[3]d)
+		ORDER BY id`, columns, where, chunkBytes)
+}
 
 // chunkTimeout bounds one transaction, which ignores the end of the caller's context.
 const chunkTimeout = 30 * time.Second
@@ -365,7 +380,7 @@ func (s *Store) chunk(ctx context.Context, f Filter, n int, dry bool, step step,
 
 		where, args := f.where(n)
 
-		list, err = entries(ctx, tx, `SELECT `+columns+` FROM failed_messages WHERE `+where+` ORDER BY id LIMIT $1`+lock, args...)
+		list, err = entries(ctx, tx, chunk(where)+lock, args...)
 		if err != nil || len(list) == 0 {
 			return err
 		}
@@ -394,7 +409,9 @@ type Exported struct {
 // check.
 func (s *Store) Export(ctx context.Context, f Filter, check Check, fn func(Exported) error) error {
 	for {
-		list, err := s.list(ctx, columns, f, `ORDER BY id`, chunkSize)
+		where, args := f.where(chunkSize)
+
+		list, err := entries(ctx, s.pool, chunk(where), args...)
 		if err != nil || len(list) == 0 {
 			return err
 		}

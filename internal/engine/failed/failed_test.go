@@ -169,6 +169,10 @@ func (r rig) apply() (list []sent) {
 				break
 			}
 		}
+
+		if err := r.EndLease(context.Background(), lease, 0); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 
 	return list
@@ -910,6 +914,24 @@ func TestARunStopsBetweenChunksAndIsPaced(t *testing.T) {
 
 	if took := time.Since(started); took < 900*time.Millisecond {
 		t.Errorf("20 at 10 a second took %s", took)
+	}
+}
+
+// Payloads are up to 1 MiB, and a chunk of them is in memory.
+func TestAChunkOfLargeMessagesHasFewer(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for i := range 19 {
+		r.add(entry(fmt.Sprint(i), strings.Repeat("x", 1<<20-100)))
+	}
+
+	var steps []int
+
+	o, err := r.Requeue(t.Context(), failed.Filter{}, alice, failed.Pace{Progress: func(done, _ int) { steps = append(steps, done) }}, check)
+	if err != nil || o.Done != 19 || !slices.Equal(steps, []int{17, 19}) {
+		t.Errorf("got %+v, %v, steps %v", o, err, steps)
 	}
 }
 

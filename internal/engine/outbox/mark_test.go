@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/outbox"
@@ -114,16 +116,49 @@ func TestReadsSkipRowsKeptByAnOldTransaction(t *testing.T) {
 	t.Logf("%d reads scanned %d entries", each, read)
 }
 
+// A session reads only the topics of its broker. The rows of one that is down stay, and
+// each read from the beginning passes over them in the index that all sessions share.
+func TestReadsPassOverTheRowsOfABrokerThatIsDown(t *testing.T) {
+	t.Parallel()
+
+	const waiting = 2_000
+
+	pool := pgtest.New(t)
+	messages := make([]event.Message, waiting)
+
+	for i := range messages {
+		messages[i] = event.Message{ID: event.NewID(), Topic: "elsewhere", Key: fmt.Sprint(i), Payload: []byte("x")}
+	}
+
+	appendMessages(t, pool, messages...)
+	appendMessage(t, pool, "a", "1")
+
+	before := entriesPassed(t, pool)
+	relay := outbox.NewRelay(outbox.DefaultConfig(), pool, pgtest.Logger(t), prometheus.NewRegistry())
+	published := &counter{}
+	ctx, stop := context.WithCancel(t.Context())
+
+	var running sync.WaitGroup
+
+	running.Go(func() { relay.Run(ctx, outbox.Target{Publisher: published, Lanes: 8, Except: []string{"elsewhere"}}) })
+	pgtest.Eventually(t, "the other topic is published", func() bool {
+		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM outbox`) == waiting
+	})
+	stop()
+	running.Wait()
+	sessionsEnd(t, pool)
+
+	if n := entriesPassed(t, pool) - before; n < waiting {
+		t.Errorf("a read passed over %d entries, expected all %d of the other broker", n, waiting)
+	}
+}
+
 // entriesRead runs a relay until it has published what is in the outbox and then n
 // messages one after the other. It returns the number of rows and index entries read.
 func entriesRead(t *testing.T, pool *pgxpool.Pool, n int) int64 {
 	t.Helper()
 
-	passed := func() int64 {
-		return pgtest.Value[int64](t, pool, `SELECT idx_tup_read + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox')
-			FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready'`)
-	}
-	before := passed()
+	before := entriesPassed(t, pool)
 	wake, stop := relayWith(t, pool, &counter{}, outbox.DefaultConfig())
 
 	pgtest.Eventually(t, "the outbox is empty", empty(t, pool))
@@ -135,10 +170,24 @@ func entriesRead(t *testing.T, pool *pgxpool.Pool, n int) int64 {
 	}
 
 	stop()
-	// A session reports its statistics when it ends.
+	sessionsEnd(t, pool)
+
+	return entriesPassed(t, pool) - before
+}
+
+// entriesPassed returns how many rows and index entries of the outbox have been read.
+func entriesPassed(t *testing.T, pool *pgxpool.Pool) int64 {
+	t.Helper()
+
+	return pgtest.Value[int64](t, pool, `SELECT idx_tup_read + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'outbox')
+		FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_ready'`)
+}
+
+// sessionsEnd waits until the relays' sessions have ended, which then report their
+// statistics.
+func sessionsEnd(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
 	pgtest.Eventually(t, "the relay's sessions have ended", func() bool {
 		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'millrace relay'`) == 0
 	})
-
-	return passed() - before
 }

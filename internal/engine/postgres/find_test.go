@@ -32,6 +32,8 @@ func TestATextIsFoundInEverySpelling(t *testing.T) {
 		"mailto:zoe%2Bx%40home.example":         true,
 		"account.create zoe-1":                  true,
 		"Zoë Leeds":                             false,
+		"Zoe Lee":                               false, // misspelled
+		"Wm/DqyBMZWU=":                          false, // in base64
 		"MarzoZoë Lee":                          false,
 		"zoe-12":                                false,
 		"zoe_1":                                 false,

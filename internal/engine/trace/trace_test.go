@@ -39,13 +39,14 @@ func TestTreesFollowCauses(t *testing.T) {
 		messages []*Message
 		want     string
 	}{
-		"a chain, out of order": {[]*Message{message(3, 2, Waiting, 3), message(1, 0, Applied, 1), message(2, 1, Applied, 2)}, "1a(2a(3w))"},
-		"two effects":           {[]*Message{message(1, 0, Applied, 1), message(3, 1, Applied, 3), message(2, 1, Applied, 2)}, "1a(2a3a)"},
-		"the cause is missing":  {[]*Message{message(2, 9, Applied, 1), message(3, 9, Applied, 2)}, "2a3a"},
-		"stopped, then applied": {[]*Message{message(1, 0, Stopped, 1), message(1, 0, Applied, 2), message(2, 1, Applied, 3)}, "1s1a(2a)"},
-		"its own cause":         {[]*Message{message(1, 1, Applied, 1)}, "1a"},
-		"a cycle":               {[]*Message{message(1, 3, Applied, 1), message(2, 1, Applied, 2), message(3, 2, Applied, 3)}, "3a(1a(2a))"},
-		"nothing":               {nil, ""},
+		"a chain, out of order":   {[]*Message{message(3, 2, Waiting, 3), message(1, 0, Applied, 1), message(2, 1, Applied, 2)}, "1a(2a(3w))"},
+		"two effects":             {[]*Message{message(1, 0, Applied, 1), message(3, 1, Applied, 3), message(2, 1, Applied, 2)}, "1a(2a3a)"},
+		"the cause is missing":    {[]*Message{message(2, 9, Applied, 1), message(3, 9, Applied, 2)}, "2a3a"},
+		"stopped, then applied":   {[]*Message{message(1, 0, Stopped, 1), message(1, 0, Applied, 2), message(2, 1, Applied, 3)}, "1s1a(2a)"},
+		"two consumers, the last": {[]*Message{message(1, 0, Applied, 2), message(1, 0, Applied, 1), message(2, 1, Applied, 3)}, "1a1a(2a)"},
+		"its own cause":           {[]*Message{message(1, 1, Applied, 1)}, "1a"},
+		"a cycle":                 {[]*Message{message(1, 3, Applied, 1), message(2, 1, Applied, 2), message(3, 2, Applied, 3)}, "3a(1a(2a))"},
+		"nothing":                 {nil, ""},
 	} {
 		if got := render(tree(c.messages)); got != c.want {
 			t.Errorf("%s: got %s, expected %s", name, got, c.want)
