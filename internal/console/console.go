@@ -191,6 +191,12 @@ func (c *Console) part(path string, role access.Role, s func(r *http.Request) (t
 		defer cancel()
 
 		component, err := s(r.WithContext(ctx))
+		if to, ok := errors.AsType[redirectError](err); ok {
+			w.Header().Set("Hx-Redirect", prefix+to.path)
+
+			return
+		}
+
 		if err != nil {
 			component = problem(c.explain(r, err).detail)
 		}

@@ -59,7 +59,7 @@ func TestTopicsSayWhatTheyCarry(t *testing.T) {
 	t.Parallel()
 
 	p := open(t).get("/console/consumers")
-	_, row, _ := strings.Cut(p.html, `<th scope="row" class="break">user.created</th>`)
+	_, row, _ := strings.Cut(p.html, `<th scope="row" class="break name">user.created</th>`)
 	row, _, _ = strings.Cut(row, "</tr>")
 
 	if !strings.Contains(row, "account.create") || !strings.Contains(row, "personal, hidden from viewers") {

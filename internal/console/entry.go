@@ -33,6 +33,10 @@ type entryView struct {
 	// Draft is what the editor holds, and Verdict what the consumer says about it.
 	Draft   string
 	Verdict verdict
+	// Waits are the waiting keys of other consumers that have the key of a stopped message.
+	Waits []failed.WaitingEntry
+	// Release is that of this process.
+	Release string
 	// Operator is true if whoever looks may act, and Hidden if the content is hidden.
 	Operator, Hidden bool
 }
@@ -70,14 +74,21 @@ func (c *Console) entry(r *http.Request) (page, error) {
 		return page{}, err
 	}
 
-	return c.entryPage(r, found, failed.Pretty(found.Current()), nil), nil
+	return c.entryPage(r, found, failed.Pretty(found.Current()), nil)
 }
 
 // entryPage shows a message with a draft in its editor, and the mistake in it, if any.
-func (c *Console) entryPage(r *http.Request, found failed.Exported, draft string, mistake error) page {
+func (c *Console) entryPage(r *http.Request, found failed.Exported, draft string, mistake error) (page, error) {
 	hidden := masked(r)
-	v := entryView{Exported: found, Operator: !hidden, Hidden: hidden && c.Router.Personal(found.Topic)}
+	v := entryView{Exported: found, Operator: !hidden, Hidden: hidden && c.Router.Personal(found.Topic), Release: c.Failed.Release()}
 	status := http.StatusOK
+
+	if found.State == failed.Stopped && found.Key != "" {
+		var err error
+		if v.Waits, err = c.WaitingKeys(r.Context(), failed.KeyFilter{Key: found.Key}, keysShown); err != nil {
+			return page{}, err
+		}
+	}
 
 	if hidden {
 		v.Entry = c.MaskEntry(found.Entry)
@@ -106,7 +117,7 @@ func (c *Console) entryPage(r *http.Request, found failed.Exported, draft string
 		}
 	}
 
-	return page{Title: "Message " + strconv.FormatInt(found.ID, 10), Section: "/failures", Status: status, Body: entryBody(v)}
+	return page{Title: "Message " + strconv.FormatInt(found.ID, 10), Section: "/failures", Status: status, Body: entryBody(v)}, nil
 }
 
 // verdict returns what the consumer of an entry would do with a payload.
@@ -181,14 +192,18 @@ func (c *Console) editEntry(r *http.Request) (page, error) {
 
 	_, err = c.Failed.Edit(r.Context(), found.ID, edit, actor(r), c.Router.Check)
 	if kind := operate.OutcomeOf(err).Name; err != nil && (kind == string(event.Rejected) || kind == string(event.KeyChange)) {
-		return c.entryPage(r, found, draft, err), nil
+		return c.entryPage(r, found, draft, err)
 	}
 
 	if err != nil {
 		return page{}, err
 	}
 
-	return c.did(found.ID, false, "The edit is stored. Requeue the message to apply it."), nil
+	number := strconv.FormatInt(found.ID, 10)
+
+	return page{Title: "Message " + number, Section: "/failures", Body: outcomePage(outcome{
+		Done: "The edit is stored. Nothing is applied yet: requeue the message to apply it.", Back: "/failures/" + number + "#requeue", BackText: "Go on to requeue message " + number,
+	})}, nil
 }
 
 func (c *Console) requeueEntry(r *http.Request) (page, error) {

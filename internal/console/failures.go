@@ -145,6 +145,8 @@ type failuresView struct {
 	// Next is the cursor of the next page, or 0.
 	Next     int64
 	Operator bool
+	// Release is that of this process.
+	Release string
 }
 
 type groupView struct {
@@ -159,7 +161,7 @@ func (c *Console) failures(r *http.Request) (page, error) {
 		return page{}, err
 	}
 
-	v := failuresView{filter: f, Operator: !masked(r)}
+	v := failuresView{filter: f, Operator: !masked(r), Release: c.Failed.Release()}
 	if err := c.readFailures(r.Context(), &v, masked(r)); err != nil {
 		return page{}, err
 	}
@@ -431,6 +433,40 @@ func releases(g failed.Group) string {
 	}
 
 	return g.FirstRelease + " to " + g.LastRelease
+}
+
+// advice says what somebody can do about stopped messages with a reason, which last failed
+// in a release.
+func advice(reason event.Reason, release, running string) string {
+	switch reason {
+	case event.ReasonTooLarge, event.ReasonMalformed, event.ReasonInvalid:
+		return "The consumer rejects the payload, and would reject it again. Edit it and requeue it, or ask the sender for another message and discard this one."
+	case event.ReasonRefused:
+		return "A rule of the business forbids it as things are. Requeue it once they have changed, edit it, or discard it."
+	case event.ReasonConflict:
+		return "Another payload was applied under the same id. Compare them, then discard this one, or ask the sender to send it under an id of its own."
+	case event.ReasonForgotten:
+		return "It is so old that it may have been applied already, without a trace. Check that before you requeue it; otherwise discard it."
+	case event.ReasonPanicked:
+		if release != running {
+			return "The consumer has a bug: it panicked in release " + release + ". Release " + running + " is running now. If that has the fix, replay what failed."
+		}
+
+		return "The consumer has a bug: it panicked in release " + release + ", which is still running, and would panic again. Deploy a release with a fix, then replay what failed; or edit the payload."
+	case event.ReasonFailed, event.ReasonPending, event.ReasonEarly:
+		return "The consumer gave up after several attempts. Once what the error reports is fixed, replay what failed."
+	default:
+		return ""
+	}
+}
+
+// waitFor is the verb for a number of messages.
+func waitFor(n int) string {
+	if n == 1 {
+		return "waits for"
+	}
+
+	return "wait for"
 }
 
 // trendLabel says in words what a trend shows.

@@ -311,7 +311,9 @@ func TestManyMessagesAreEditedAndReplayedInOrder(t *testing.T) {
 	parts := 0
 	for next := p.url.Query(); ; parts++ {
 		part := b.send("POST", "/console/failures/replay/next", strings.NewReader(next.Encode()), "Content-Type", "application/x-www-form-urlencoded")
-		if strings.Contains(part.html, "All messages have been requeued.") {
+		if over := part.header.Get("Hx-Redirect"); over != "" {
+			b.get(over).has(t, "All messages have been requeued.")
+
 			break
 		}
 

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/millracehq/millrace/internal/engine/access"
@@ -111,14 +112,24 @@ func (l line) word() string {
 	return "unavailable"
 }
 
-// screenOf returns the path of the screen on which to act on a trouble, or "".
-func screenOf(t health.Trouble) string {
+// subject says what is in trouble.
+func subject(t health.Trouble) string {
+	if t.Kind == health.Messages {
+		return title(t.Name)
+	}
+
+	return title(t.Kind) + " " + t.Name
+}
+
+// screenOf returns the path of the screen on which somebody can act on a trouble, and
+// what to do there; or "". The remedies of the others name commands or settings.
+func screenOf(t health.Trouble) (path, todo string) {
 	switch {
-	case t.Kind == health.Consumer:
-		return "/consumers/" + url.PathEscape(t.Name)
 	case t.Kind == health.Messages && t.Name == operate.StoppedMessages:
-		return "/failures"
+		return "/failures", "see why, then edit, replay or discard them"
+	case t.Kind == health.Consumer && strings.HasPrefix(t.Reason, "paused by"):
+		return "/consumers/" + url.PathEscape(t.Name), "resume it when the reason has passed"
 	default:
-		return ""
+		return "", ""
 	}
 }

@@ -38,6 +38,10 @@ type replay struct {
 	Rate                  int64
 	OutOfOrder, Overtaken bool
 	Why                   string
+	// Refused is the number of messages that were left as they are so far, and Over is true
+	// once there are no more.
+	Refused int64
+	Over    bool
 }
 
 // Limits of one part of a replay.
@@ -68,6 +72,12 @@ func replayOf(r *http.Request) (p replay, err error) {
 		return p, err
 	}
 
+	if p.Refused, err = number(r, "refused", 0); err != nil {
+		return p, err
+	}
+
+	p.Over = r.Form.Has("over")
+
 	if text := r.Form.Get("request"); text != "" {
 		if p.Request, err = uuid.Parse(text); err != nil {
 			return p, event.Errorf(event.Invalid, "request: is %q, expected a UUID", text)
@@ -91,7 +101,11 @@ func (p replay) fields() url.Values {
 		q.Set("why", p.Why)
 	}
 
-	for name, set := range map[string]bool{"out_of_order": p.OutOfOrder, "overtaken": p.Overtaken} {
+	if p.Refused > 0 {
+		q.Set("refused", strconv.FormatInt(p.Refused, 10))
+	}
+
+	for name, set := range map[string]bool{"out_of_order": p.OutOfOrder, "overtaken": p.Overtaken, "over": p.Over} {
 		if set {
 			q.Set(name, "1")
 		}
@@ -174,7 +188,8 @@ func (c *Console) beginReplay(r *http.Request) (page, error) {
 	return page{}, redirectError{p.address()}
 }
 
-// nextReplay requeues the next part.
+// nextReplay requeues the next part. After the last one, the browser goes to the address
+// of the whole outcome.
 func (c *Console) nextReplay(r *http.Request) (templ.Component, error) {
 	p, err := replayOf(r)
 	if err != nil {
@@ -197,8 +212,16 @@ func (c *Console) nextReplay(r *http.Request) (templ.Component, error) {
 			return nil, err
 		}
 
-		if done.Done > 0 || next <= 0 {
-			return replayPart(p, done, next > 0), nil
+		p.Refused += int64(done.Refused)
+
+		if next <= 0 {
+			p.Over = true
+
+			return nil, redirectError{p.address()}
+		}
+
+		if done.Done > 0 {
+			return replayPart(p), nil
 		}
 
 		// Parts in which every message is refused leave no trace: pass over them.
@@ -242,7 +265,7 @@ func (c *Console) request(r *http.Request) (page, error) {
 	}
 
 	replaying := p.Request == id && !masked(r)
-	if replaying {
+	if replaying && !p.Over {
 		f, err := c.left(r.Context(), p)
 		if err != nil {
 			return page{}, err
@@ -260,8 +283,13 @@ func (c *Console) request(r *http.Request) (page, error) {
 	v.Held, err = c.Held(r.Context(), "", v.Consumers)
 	shown := page{Title: "Outcome", Section: "/failures", Live: true, Body: requestBody(v)}
 
-	if replaying && v.Left > 0 {
-		shown.Tail = replayPart(p, failed.Outcome{}, true)
+	switch {
+	case replaying && p.Over:
+		shown.Tail = replayOver(p)
+	case replaying && v.Left > 0:
+		shown.Tail = replayPart(p)
+	default:
+		shown.Tail = backToFailures()
 	}
 
 	return shown, err
@@ -276,7 +304,7 @@ func requestAt(id uuid.UUID) templ.SafeURL { return templ.SafeURL(prefix + "/req
 
 // progressText says in words how far a request got.
 func progressText(v requestView) string {
-	text := count(v.Messages-v.Untried, "message has", "messages have") + " been tried, of " + strconv.Itoa(v.Messages+v.Left)
+	text := strconv.Itoa(v.Messages-v.Untried) + " of " + count(v.Messages+v.Left, "message has", "messages have") + " been tried"
 	if v.Untried == 0 && v.Left == 0 {
 		text = "All " + count(v.Messages, "message has", "messages have") + " been tried"
 	}

@@ -3,6 +3,7 @@ package console
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"github.com/a-h/templ"
@@ -67,7 +68,14 @@ func (c *Console) waiting(r *http.Request) (page, error) {
 type queueView struct {
 	Key     failed.WaitingEntry
 	Entries []failed.Entry
+	// Stopped are messages with the same key that need a decision. One of them may be what
+	// the first message awaits.
+	Stopped []failed.Entry
 }
+
+// Holds reports whether the first message awaits a message on the topic of a stopped one.
+// It then waits for that decision, however often it is retried.
+func (v queueView) Holds(e failed.Entry) bool { return slices.Contains(v.Key.Awaits, e.Topic) }
 
 func (c *Console) queue(r *http.Request) (page, error) {
 	id, err := entryID(r)
@@ -93,11 +101,19 @@ func (c *Console) queue(r *http.Request) (page, error) {
 	v.Key = keys[0]
 	v.Entries = v.Entries[:min(len(v.Entries), keysShown)]
 
+	if v.Key.Key != "" {
+		if v.Stopped, err = c.Failed.Summaries(r.Context(), failed.Filter{Key: v.Key.Key, State: failed.Stopped}, entriesShown); err != nil {
+			return page{}, err
+		}
+	}
+
 	if masked(r) {
 		v.Key.Entry = c.MaskEntry(v.Key.Entry)
 
-		for i := range v.Entries {
-			v.Entries[i] = c.MaskEntry(v.Entries[i])
+		for _, list := range [][]failed.Entry{v.Entries, v.Stopped} {
+			for i := range list {
+				list[i] = c.MaskEntry(list[i])
+			}
 		}
 	}
 

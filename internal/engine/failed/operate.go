@@ -62,7 +62,7 @@ func (s *Store) WaitingKeys(ctx context.Context, f KeyFilter, limit int) ([]Wait
 
 // CountKeys counts the keys that WaitingKeys lists; see postgres.CountRows.
 func (s *Store) CountKeys(ctx context.Context, f KeyFilter) (int, error) {
-	return postgres.CountRows(ctx, s.pool, `SELECT FROM failed_keys k WHERE`+keyCondition, f.args()...)
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM failed_keys k WHERE k.due_at IS NOT NULL AND`+keyCondition, f.args()...)
 }
 
 func notWaiting(id int64) error { return event.Missing("waiting message", fmt.Sprint(id)) }

@@ -37,7 +37,7 @@ func (o Overtaken) String() string {
 		text = fmt.Sprintf("is overtaken: a later message with key %s was applied,", o.Key)
 	}
 
-	return fmt.Sprintf("%s %s at %s; it may overwrite what they did", text, o.LastIDs[0], o.LastAt.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("%s %s at %s; this one may overwrite what later ones did", text, o.LastIDs[0], o.LastAt.UTC().Format(time.RFC3339))
 }
 
 // err returns the error that explains why the message is not requeued.

@@ -880,6 +880,28 @@ func TestAFreedKeyAwaitsNothing(t *testing.T) {
 	}
 }
 
+func TestKeysWhoseMessagesAreStoppedAreNotCountedAsWaiting(t *testing.T) {
+	t.Parallel()
+
+	r := newRig(t)
+
+	for _, key := range []string{"stops", "waits"} {
+		if err := r.Park(t.Context(), entry(key, "1"), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if _, err := r.Skip(t.Context(), r.waiting()[0].Entry.ID, activity.Actor{Who: "ada"}); err != nil {
+		t.Fatal(err)
+	}
+
+	for filter, want := range map[failed.KeyFilter]int{{}: 1, {Key: "stops"}: 0, {Key: "waits"}: 1} {
+		if n, err := r.CountKeys(t.Context(), filter); err != nil || n != want {
+			t.Errorf("%+v: counted %d keys, %v; expected %d", filter, n, err, want)
+		}
+	}
+}
+
 // The service counts keys every second, however many messages wait for another system.
 func TestCountingLooksAtABoundedNumberOfKeys(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ package mailtest
 import (
 	"crypto/tls"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
@@ -50,6 +51,9 @@ type Server struct {
 	recipient, sender smtp.SMTPError
 	plain             bool
 	hook              func(Stage)
+	config            *tls.Config
+	listener          net.Listener
+	server            *smtp.Server
 }
 
 // NewServer starts a server that stops when the test ends.
@@ -78,10 +82,6 @@ func start(tb testing.TB, plain bool) *Server {
 	s := &Server{ //nolint:forcetypeassert // a TCP listener
 		Port: listener.Addr().(*net.TCPAddr).Port, CAFile: filepath.Join(tb.TempDir(), "ca.pem"), hook: func(Stage) {}, plain: plain,
 	}
-	server := smtp.NewServer(s)
-	server.Domain = "localhost"
-	server.AllowInsecureAuth = plain
-
 	// The standard library's test server has a certificate for 127.0.0.1.
 	web := httptest.NewTLSServer(nil)
 	web.Close()
@@ -92,14 +92,38 @@ func start(tb testing.TB, plain bool) *Server {
 	}
 
 	if !plain {
-		server.TLSConfig = &tls.Config{Certificates: web.TLS.Certificates, MinVersion: tls.VersionTLS12}
+		s.config = &tls.Config{Certificates: web.TLS.Certificates, MinVersion: tls.VersionTLS12}
 	}
 
-	go func() { _ = server.Serve(listener) }()
-
-	tb.Cleanup(func() { _ = server.Close() })
+	s.serve(listener)
+	tb.Cleanup(s.Leave)
 
 	return s
+}
+
+func (s *Server) serve(listener net.Listener) {
+	s.listener, s.server = listener, smtp.NewServer(s)
+	s.server.Domain, s.server.AllowInsecureAuth, s.server.TLSConfig = "localhost", s.plain, s.config
+
+	go func(server *smtp.Server) { _ = server.Serve(listener) }(s.server)
+}
+
+// Leave ends the server: connections are refused from now on.
+func (s *Server) Leave() {
+	_ = s.listener.Close() // the server may not serve it yet
+	_ = s.server.Close()
+}
+
+// Return makes the server accept connections again after Leave.
+func (s *Server) Return(tb testing.TB) {
+	tb.Helper()
+
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
+	if err != nil {
+		tb.Fatal(err)
+	}
+
+	s.serve(listener)
 }
 
 // Received returns the accepted e-mails in order.
