@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -335,6 +336,62 @@ func TestFailedLogInsAreLimitedByAddress(t *testing.T) {
 }
 
 // A viewer sees what is wrong, but nothing about the people it concerns.
+// A browser that leaves a page ends its requests. That is no error, and no failed log-in.
+func TestAClientThatDisconnectsDuringTheCheckIsNoError(t *testing.T) {
+	t.Parallel()
+
+	g := newGuarded(t)
+	token := g.token("ci", access.Viewer)
+
+	tx, err := g.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.Background()) //nolint:errcheck // ends the lock
+
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE api_tokens`); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, disconnect := context.WithCancel(t.Context())
+	defer disconnect()
+
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+g.HTTPAddr()+"/api/v1/version", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	request.Header.Set("Authorization", "Bearer "+token)
+
+	waiting := func() int {
+		return apptest.Value[int](g.Service, `SELECT count(*) FROM pg_locks WHERE relation = 'api_tokens'::regclass AND NOT granted`)
+	}
+	done := make(chan error, 1)
+
+	go func() {
+		response, err := http.DefaultClient.Do(request)
+		if err == nil {
+			_ = response.Body.Close()
+		}
+
+		done <- err
+	}()
+
+	pgtest.Eventually(t, "the token is being checked", func() bool { return waiting() == 1 })
+	disconnect()
+
+	if err := <-done; err == nil {
+		t.Error("the request was answered")
+	}
+
+	pgtest.Eventually(t, "the check has ended", func() bool { return waiting() == 0 })
+	g.Stop() // what is logged late is logged now
+
+	if log := g.log.String(); strings.Contains(log, "could not be checked") || strings.Contains(log, "log-in refused") {
+		t.Errorf("the log has %s", log)
+	}
+}
+
 func TestPersonalDataIsHiddenFromViewers(t *testing.T) {
 	t.Parallel()
 

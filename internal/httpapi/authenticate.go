@@ -153,6 +153,8 @@ func (a *authenticator) check(r *http.Request, bearer string) (access.Identity, 
 		a.logger.Warn("log-in refused", slog.String("from", from.String()), slog.String("path", r.URL.Path), slog.Any("error", err))
 
 		return identity, &rejection{http.StatusUnauthorized, "the credential is invalid, expired or revoked; the service log says which"}
+	case r.Context().Err() != nil: // the client has disconnected, and nobody reads the response
+		return identity, &rejection{http.StatusServiceUnavailable, "the request ended before the credential was checked"}
 	default:
 		a.refused.WithLabelValues(kind, reasonUnchecked).Inc()
 		a.logger.Error("a credential could not be checked", slog.Any("error", err))
