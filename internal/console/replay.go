@@ -281,18 +281,20 @@ func (c *Console) request(r *http.Request) (page, error) {
 	}
 
 	v.Held, err = c.Held(r.Context(), "", v.Consumers)
-	shown := page{Title: "Outcome", Section: "/failures", Live: true, Body: requestBody(v)}
 
+	return page{Title: "Outcome", Section: "/failures", Live: true, Body: requestBody(v), Tail: afterwards(p, replaying, v.Left)}, err
+}
+
+// afterwards returns what is below an outcome: how a replay goes on, or where to go.
+func afterwards(p replay, replaying bool, left int) templ.Component {
 	switch {
 	case replaying && p.Over:
-		shown.Tail = replayOver(p)
-	case replaying && v.Left > 0:
-		shown.Tail = replayPart(p)
+		return replayOver(p)
+	case replaying && left > 0:
+		return replayPart(p)
 	default:
-		shown.Tail = backToFailures()
+		return backToFailures()
 	}
-
-	return shown, err
 }
 
 // retried reports whether one can ask for the outcome of an action.
