@@ -347,7 +347,7 @@ func TestAClientThatDisconnectsDuringTheCheckIsNoError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(context.Background()) //nolint:errcheck // ends the lock
+	defer tx.Rollback(context.Background())
 
 	if _, err := tx.Exec(t.Context(), `LOCK TABLE api_tokens`); err != nil {
 		t.Fatal(err)
