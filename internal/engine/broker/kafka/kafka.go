@@ -169,7 +169,7 @@ func (d *Driver) Close() error {
 func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg := sarama.NewConfig()
 	cfg.ClientID = "millrace"
-	cfg.Version = sarama.V3_0_0_0 // idempotent producers, sticky groups
+	cfg.Version = sarama.V3_0_0_0
 
 	cfg.Metadata.AllowAutoTopicCreation = false // prepare creates topics, with the configured partitions
 	// Detect a dead broker quickly: the relay and the consumers retry.
@@ -180,8 +180,12 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 
 	cfg.Producer.Return.Successes = true // required by the synchronous producer
 	cfg.Producer.RequiredAcks = sarama.WaitForAll
-	cfg.Producer.Idempotent = true // a retried request is written once, ...
-	cfg.Net.MaxOpenRequests = 1    // ... which requires one request at a time
+	cfg.Net.MaxOpenRequests = 1 // retries keep the order of a partition
+	// Not idempotent: after a message has failed, sarama sends others under the next epoch of
+	// the producer with the sequence numbers of the one before. The broker then takes a later
+	// message for a repetition, and confirms it without writing it. Without idempotence, what
+	// a retry writes twice has the same id twice.
+	cfg.Producer.Idempotent = false
 	// Do not compress: clients such as aiokafka, and so FastStream, have no codec in
 	// a plain install. A topic's compression.type can override this.
 	cfg.Producer.Compression = sarama.CompressionNone

@@ -36,7 +36,7 @@ var refusals = map[sarama.KError]struct {
 	sarama.ErrSASLAuthenticationFailed: {driver.Account,
 		"correct broker.kafka.user, broker.kafka.password or broker.kafka.sasl_mechanism; with OAUTHBEARER, compare the token's issuer, audience and scope with what the broker expects"},
 	sarama.ErrUnsupportedSASLMechanism:   {driver.Account, "set broker.kafka.sasl_mechanism to one that the broker offers, or enable it there"},
-	sarama.ErrClusterAuthorizationFailed: {driver.Account, "grant the account IDEMPOTENT_WRITE on the cluster"},
+	sarama.ErrClusterAuthorizationFailed: {driver.Account, "grant the account DESCRIBE on the cluster, and CREATE unless you create the topics yourself"},
 }
 
 const (
