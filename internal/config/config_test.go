@@ -132,16 +132,18 @@ func TestAnOperatorAPIThatOthersReachNeedsAuthenticationAndTLS(t *testing.T) {
 		"webhooks with TLS": {func(c *httpapi.Config) {
 			c.WebhooksAddr, c.TLS, c.CertFile, c.KeyFile = "0.0.0.0:9466", "files", "c", "k"
 		}, nil},
-		"files without files":            {func(c *httpapi.Config) { c.TLS = "files" }, []string{"http.cert_file: is missing", "http.key_file: is missing"}},
-		"files that nobody uses":         {func(c *httpapi.Config) { c.CertFile = "c" }, []string{"set http.tls to files"}},
-		"a provider that nobody asks":    {func(c *httpapi.Config) { provider(c); c.Authentication = "none" }, []string{"http.oidc: is set, but not used"}},
-		"a provider":                     {provider, nil},
-		"a provider without an audience": {func(c *httpapi.Config) { provider(c); c.OIDC.Audience = "" }, []string{"tokens for any other application would be accepted"}},
-		"a provider without encryption":  {func(c *httpapi.Config) { provider(c); c.OIDC.Issuer = "http://login.example" }, []string{"http.oidc.issuer: is"}},
-		"a provider that gives no roles": {func(c *httpapi.Config) { provider(c); c.OIDC.Roles = nil }, []string{"http.oidc.roles: is empty"}},
-		"a role that does not exist":     {func(c *httpapi.Config) { provider(c); c.OIDC.Roles[0].Role = "root" }, []string{"http.oidc.roles[0].role: is"}},
-		"an audience without a provider": {func(c *httpapi.Config) { c.OIDC.Audience = "x" }, []string{"http.oidc.issuer: is missing"}},
-		"an unknown kind of log-in":      {func(c *httpapi.Config) { c.Authentication = "yes" }, []string{"http.authentication: is"}},
+		"files without files":              {func(c *httpapi.Config) { c.TLS = "files" }, []string{"http.cert_file: is missing", "http.key_file: is missing"}},
+		"files that nobody uses":           {func(c *httpapi.Config) { c.CertFile = "c" }, []string{"set http.tls to files"}},
+		"a provider that nobody asks":      {func(c *httpapi.Config) { provider(c); c.Authentication = "none" }, []string{"http.oidc: is set, but not used"}},
+		"a provider":                       {provider, nil},
+		"a provider without an audience":   {func(c *httpapi.Config) { provider(c); c.OIDC.Audience = "" }, []string{"tokens for any other application would be accepted"}},
+		"a provider without encryption":    {func(c *httpapi.Config) { provider(c); c.OIDC.Issuer = "http://login.example" }, []string{"http.oidc.issuer: is"}},
+		"a provider that gives no roles":   {func(c *httpapi.Config) { provider(c); c.OIDC.Roles = nil }, []string{"http.oidc.roles: is empty"}},
+		"a role that does not exist":       {func(c *httpapi.Config) { provider(c); c.OIDC.Roles[0].Role = "root" }, []string{"http.oidc.roles[0].role: is"}},
+		"a client secret without a client": {func(c *httpapi.Config) { provider(c); c.OIDC.ClientSecret = "x" }, []string{"http.oidc.client_id: is missing"}},
+		"a client without a provider":      {func(c *httpapi.Config) { c.OIDC.ClientID = "x" }, []string{"http.oidc.issuer: is missing"}},
+		"an audience without a provider":   {func(c *httpapi.Config) { c.OIDC.Audience = "x" }, []string{"http.oidc.issuer: is missing"}},
+		"an unknown kind of log-in":        {func(c *httpapi.Config) { c.Authentication = "yes" }, []string{"http.authentication: is"}},
 	} {
 		cfg := httpapi.DefaultConfig()
 		c.change(&cfg)

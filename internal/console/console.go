@@ -118,6 +118,8 @@ type page struct {
 	// Head and Tail are shown before and after the body, and are never updated: forms, in
 	// which somebody may be typing. They may be nil.
 	Head, Tail templ.Component
+	// Next is the path of a page to go to at once, or "".
+	Next string
 	// Status is the HTTP status, 200 if it is 0.
 	Status int
 }

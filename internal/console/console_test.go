@@ -105,15 +105,22 @@ func (b *browser) send(method, path string, body io.Reader, headers ...string) s
 	}
 	defer response.Body.Close()
 
+	p := b.read(response)
+	b.check(method+" "+path, p)
+
+	return p
+}
+
+// read returns the page that a response has.
+func (b *browser) read(response *http.Response) shown {
+	b.t.Helper()
+
 	data, err := io.ReadAll(response.Body)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 
-	p := shown{response.StatusCode, response.Header, response.Request.URL, string(data)}
-	b.check(method+" "+path, p)
-
-	return p
+	return shown{response.StatusCode, response.Header, response.Request.URL, string(data)}
 }
 
 // inline finds what the policy of the console forbids.
@@ -123,8 +130,8 @@ var inline = regexp.MustCompile(`(?i)<script(>| [^>]*>[^<])|<style|<[a-z][^<>]*\
 func (b *browser) check(what string, p shown) {
 	b.t.Helper()
 
-	if !strings.HasPrefix(p.header.Get("Content-Type"), "text/html") {
-		return
+	if !strings.HasPrefix(p.header.Get("Content-Type"), "text/html") || p.url.Host != b.HTTPAddr() {
+		return // another site, or no page
 	}
 
 	if policy := p.header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") {

@@ -129,14 +129,20 @@ func (a *authenticator) authenticate(r *http.Request) (access.Identity, *rejecti
 
 // check returns the identity behind a credential.
 func (a *authenticator) check(r *http.Request, bearer string) (access.Identity, *rejection) {
-	from, kind := a.caller(r), string(access.CredentialOf(bearer))
+	return a.identify(r, access.CredentialOf(bearer), func() (access.Identity, error) { return a.verifier.Verify(r.Context(), bearer) })
+}
+
+// identify returns the identity that verify returns, unless too many log-ins from the
+// sender's address have failed. It counts and logs what is refused.
+func (a *authenticator) identify(r *http.Request, credential access.Credential, verify func() (access.Identity, error)) (access.Identity, *rejection) {
+	from, kind := a.caller(r), string(credential)
 	if !a.failures.allowed(from) {
 		a.refused.WithLabelValues(kind, reasonLimited).Inc()
 
 		return access.Identity{}, &rejection{http.StatusTooManyRequests, "too many log-ins from this address have failed; try again in a few seconds"}
 	}
 
-	identity, err := a.verifier.Verify(r.Context(), bearer)
+	identity, err := verify()
 	refused, isRefused := errors.AsType[*access.RefusedError](err)
 
 	switch {
@@ -147,6 +153,8 @@ func (a *authenticator) check(r *http.Request, bearer string) (access.Identity, 
 		return identity, &rejection{http.StatusForbidden, event.Text(identity.Who) + " has no role here; http.oidc.roles maps none of the values of the role claim"}
 	case err == nil:
 		return identity, nil
+	case errors.Is(err, access.ErrOtherLogin): // nothing was tried
+		return identity, &rejection{http.StatusUnauthorized, err.Error()}
 	case isRefused:
 		a.failures.add(from)
 		a.refused.WithLabelValues(kind, string(refused.Cause)).Inc()

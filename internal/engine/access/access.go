@@ -87,8 +87,8 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return e.Reason }
 
-// Verifier checks credentials. An interactive login would create a session, which the
-// Verifier would check like a token.
+// Verifier checks credentials. Whoever logs in at the provider gets a token from it, which
+// the Verifier checks like any other.
 type Verifier struct {
 	pool     *pgxpool.Pool
 	provider *provider // nil if there is none

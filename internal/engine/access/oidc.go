@@ -12,10 +12,12 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/oauth2"
 
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/check"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/tlsconfig"
 )
 
@@ -37,6 +39,11 @@ type OIDC struct {
 	// Roles maps values of RoleClaim to roles. If several match, the highest role
 	// applies.
 	Roles []Mapping `koanf:"roles"`
+	// ClientID and ClientSecret are the service's own at the provider, for people who log
+	// in to the console there. Without a client id, they paste a token. A public client has
+	// no secret.
+	ClientID     string          `koanf:"client_id"`
+	ClientSecret postgres.Secret `koanf:"client_secret"`
 }
 
 // Mapping gives Role to everybody whose role claim contains Value.
@@ -51,7 +58,7 @@ func DefaultOIDC() OIDC { return OIDC{NameClaim: "sub", RoleClaim: "roles", Role
 // Validate reports all mistakes, naming the keys.
 func (c OIDC) Validate() error {
 	if c.Issuer == "" {
-		return check.That(c.Audience == "" && len(c.Roles) == 0, "http.oidc.issuer: is missing, expected the URL of the provider, because other keys of http.oidc are set")
+		return check.That(c.Audience == "" && len(c.Roles) == 0 && c.ClientID == "" && c.ClientSecret == "", "http.oidc.issuer: is missing, expected the URL of the provider, because other keys of http.oidc are set")
 	}
 
 	u, err := url.Parse(c.Issuer)
@@ -61,6 +68,7 @@ func (c OIDC) Validate() error {
 		check.That(c.Audience != "", "http.oidc.audience: is missing, expected the client id or API that tokens are issued for; without it, tokens for any other application would be accepted"),
 		check.That(c.NameClaim != "", "http.oidc.name_claim: is missing, expected a claim such as sub"),
 		check.That(c.RoleClaim != "", "http.oidc.role_claim: is missing, expected a claim such as roles"),
+		check.That(c.ClientSecret == "" || c.ClientID != "", "http.oidc.client_id: is missing, expected the client that http.oidc.client_secret belongs to"),
 		check.That(len(c.Roles) > 0, "http.oidc.roles: is empty, expected at least one {value: ..., role: viewer, operator or admin}; without it, nobody has a role"),
 	}
 
@@ -88,7 +96,7 @@ type provider struct {
 	logger *slog.Logger
 
 	mu       sync.Mutex
-	verifier *oidc.IDTokenVerifier // nil until the provider has answered
+	found    *oidc.Provider // nil until the provider has answered
 	failure  error
 	failedAt time.Time
 }
@@ -105,17 +113,17 @@ func newProvider(cfg OIDC, logger *slog.Logger) (*provider, error) {
 	return &provider{cfg: cfg, client: &http.Client{Timeout: providerTimeout, Transport: transport}, logger: logger}, nil
 }
 
-// discovered returns the verifier. It fetches the provider's description unless an
-// earlier call has done so.
-func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
+// discovered returns the provider. It fetches its description unless an earlier call has
+// done so.
+func (p *provider) discovered() (*oidc.Provider, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	if p.verifier != nil || p.failure != nil && time.Since(p.failedAt) < providerPause {
-		return p.verifier, p.failure
+	if p.found != nil || p.failure != nil && time.Since(p.failedAt) < providerPause {
+		return p.found, p.failure
 	}
 
-	// The verifier keeps this context to fetch keys long after this request.
+	// The provider keeps this context to fetch keys long after this request.
 	found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), p.client), p.cfg.Issuer)
 	if err != nil {
 		p.failure, p.failedAt = fmt.Errorf("contacting the OpenID Connect provider %s: %w", p.cfg.Issuer, err), time.Now()
@@ -124,9 +132,22 @@ func (p *provider) discovered() (*oidc.IDTokenVerifier, error) {
 		return nil, p.failure
 	}
 
-	p.verifier, p.failure = found.Verifier(&oidc.Config{ClientID: p.cfg.Audience}), nil
+	p.found, p.failure = found, nil
 
-	return p.verifier, nil
+	return p.found, nil
+}
+
+// at returns the service's own client at the provider.
+func (p *provider) at(redirect string) (*oauth2.Config, *oidc.Provider, error) {
+	found, err := p.discovered()
+	if err != nil {
+		return nil, nil, err
+	}
+
+	return &oauth2.Config{
+		ClientID: p.cfg.ClientID, ClientSecret: string(p.cfg.ClientSecret), Endpoint: found.Endpoint(), RedirectURL: redirect,
+		Scopes: []string{oidc.ScopeOpenID, "profile", "email"},
+	}, found, nil
 }
 
 // keysMissing is the prefix of go-oidc's error for keys that the provider did not return.
@@ -136,12 +157,12 @@ const keysMissing = "failed to verify signature: fetching keys "
 // verify returns the identity behind a token. Somebody without a mapped role is
 // authenticated, but has no permissions.
 func (p *provider) verify(ctx context.Context, bearer string) (Identity, error) {
-	verifier, err := p.discovered()
+	found, err := p.discovered()
 	if err != nil {
 		return Identity{}, err
 	}
 
-	token, err := verifier.Verify(ctx, bearer)
+	token, err := found.Verifier(&oidc.Config{ClientID: p.cfg.Audience}).Verify(ctx, bearer)
 	if err != nil && strings.HasPrefix(err.Error(), keysMissing) {
 		return Identity{}, fmt.Errorf("contacting the OpenID Connect provider %s: %w", p.cfg.Issuer, err)
 	}
