@@ -53,7 +53,7 @@ func (c *Console) leave(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	http.Redirect(w, r, address, http.StatusSeeOther)
+	http.Redirect(w, r, address, http.StatusSeeOther) //nolint:gosec // the provider that is configured
 }
 
 // comeBack begins the session of a browser that comes from the provider. The next page is

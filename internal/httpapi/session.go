@@ -136,7 +136,7 @@ func (a *authenticator) callback(r *http.Request) string {
 // begun returns the cookie of a log-in that a browser has begun. The browser comes back
 // from another site, so it must send the cookie then.
 func (a *authenticator) begun(value string, maxAge int) *http.Cookie {
-	cookie := a.session(value, maxAge)
+	cookie := a.session(value, maxAge) //nolint:gosec // as secure as that one
 	cookie.Name += "-login"
 	cookie.SameSite = http.SameSiteLaxMode
 
