@@ -483,7 +483,11 @@ func TestALineIsDeliveredWithoutWaitingForAnswers(t *testing.T) {
 		var taken []*message.Message
 
 		for n := range 10 {
-			msg := take(t, out, 1)[strconv.Itoa(n)]
+			msg, is := take(t, out, 1)[strconv.Itoa(n)]
+			if !is {
+				t.Fatalf("another message was delivered before %d", n)
+			}
+
 			taken = append(taken, msg)
 
 			synctest.Wait()
