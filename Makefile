@@ -166,8 +166,8 @@ crash: bin/proof ## Kill the service at each crash point, and again as it recove
 	@bin/proof crash -pairs -report docs/crash-points.md $(CRASH)
 
 .PHONY: mutations
-mutations: bin/proof ## Put bugs into the service, and show that the crash points find each; MUTATIONS passes flags
-	@bin/proof mutations -report docs/mutations.md $(MUTATIONS)
+mutations: bin/proof test-db ## Put bugs into the service, and show that the crash points and tests find each; MUTATIONS passes flags
+	@. .local/test/env && bin/proof mutations -report docs/mutations.md $(MUTATIONS)
 
 .PHONY: upgrade-test
 upgrade-test: bin/proof ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka; SOAK passes flags

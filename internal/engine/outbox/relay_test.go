@@ -460,3 +460,52 @@ func TestLargeMessagesThatFailTakeNoSpace(t *testing.T) {
 	wake()
 	pgtest.Eventually(t, "the small message is published", func() bool { return len(published.firsts()) == 1 })
 }
+
+// TestARelayThatStopsCompletesItsStatement stops a relay while the deletion of a message
+// that it has published waits for a lock. The message is deleted, and not published again.
+func TestARelayThatStopsCompletesItsStatement(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	appendMessage(t, pool, "a", "1")
+
+	lock, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if _, err := lock.Exec(t.Context(), `SELECT FROM outbox FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+
+	_, stop := relay(t, pool, &log{})
+
+	pgtest.Eventually(t, "the deletion waits", func() bool {
+		return pgtest.Value[int](t, pool, `
+			SELECT count(*)::int FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'millrace relay' AND wait_event_type = 'Lock'`) == 1
+	})
+
+	ended := make(chan struct{})
+
+	go func() {
+		stop()
+		close(ended)
+	}()
+
+	select {
+	case <-ended:
+		t.Error("the relay did not wait for its statement")
+	case <-time.After(500 * time.Millisecond):
+	}
+
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	<-ended
+
+	if !empty(t, pool)() {
+		t.Error("the published message is still in the outbox")
+	}
+}
