@@ -326,8 +326,8 @@ func describe(results []result) string {
 A proof that never fails proves nothing. ` + "`make mutations`" + ` puts bugs into the service, one at a time, and runs [trials](crash-points.md) until one fails. The service
 without a bug passes all of these trials. A trial without a crash point only sends the load.
 
-| bug | | found by | as |
-|---|---|---|---|
+| bug | | found by | within | as |
+|---|---|---|---:|---|
 `)
 
 	for _, r := range results {
@@ -336,7 +336,7 @@ without a bug passes all of these trials. A trial without a crash point only sen
 			by = "**nothing**"
 		}
 
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.Name, r.Means, by, found)
+		fmt.Fprintf(&b, "| %s | %s | %s | %.0f s | %s |\n", r.Name, r.Means, by, r.after.Seconds(), found)
 	}
 
 	return b.String()
