@@ -27,7 +27,7 @@ time and reason.`,
 		Example: `  millrace failed groups
   millrace failed requeue --group 4be1a2c09f3d --why "fixed in 1.4.2"`,
 	}, newFailedList, newFailedGroups, newFailedCount, newFailedShow, newFailedEdit, newFailedRequeue, newFailedDiscard,
-		newFailedExport, newFailedWaiting, newFailedRetry, newFailedSkip)
+		newFailedExport, newFailedWaiting, newFailedRetry, newFailedSkip, newFailedNote)
 }
 
 // selection holds the flags that select failed messages.

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/a-h/templ"
@@ -25,6 +26,7 @@ func (c *Console) registerFailures() {
 	c.show("/failures", access.Viewer, c.failures)
 	c.show("/failures/edit", access.Operator, c.askToEdit)
 	c.show("/failures/discard", access.Operator, c.askToDiscard)
+	c.act("/failures/note", access.Operator, c.note)
 	c.act("/failures/edit", access.Operator, c.editMany)
 	c.act("/failures/discard", access.Operator, c.discardMany)
 }
@@ -167,11 +169,26 @@ func (c *Console) failures(r *http.Request) (page, error) {
 	}
 
 	p := page{Title: "Failures", Section: "/failures", Live: true, Head: filterForm(f, c.Topics(), c.ConsumerNames()), Body: failuresBody(v)}
-	if v.Operator && f.State == string(failed.Stopped) {
-		p.Tail = manyForm(f)
+	if v.Operator {
+		p.Tail = actions(v)
 	}
 
 	return p, nil
+}
+
+// actions returns what an operator can do with what a filter selects.
+func actions(v failuresView) templ.Component {
+	var forms []templ.Component
+
+	if v.State == string(failed.Stopped) {
+		forms = append(forms, manyForm(v.filter))
+	}
+
+	if v.Group != "" && len(v.Groups) == 1 {
+		forms = append(forms, noteForm(v.filter, v.Groups[0].Note))
+	}
+
+	return templ.Join(forms...)
 }
 
 func (c *Console) readFailures(ctx context.Context, v *failuresView, hidden bool) error {
@@ -231,6 +248,23 @@ func (c *Console) readFailures(ctx context.Context, v *failuresView, hidden bool
 	}
 
 	return nil
+}
+
+// note stores a note on a group and shows the group again.
+func (c *Console) note(r *http.Request) (page, error) {
+	f, err := filterOf(r)
+	if err != nil {
+		return page{}, err
+	}
+
+	by := actor(r)
+	by.Why = strings.TrimSpace(r.PostFormValue("note"))
+
+	if err := c.Note(r.Context(), f.Group, by); err != nil {
+		return page{}, err
+	}
+
+	return page{}, redirectError{strings.TrimPrefix(f.at("/failures"), prefix)}
 }
 
 // selected returns the stopped messages that a filter selects, to act on, and their

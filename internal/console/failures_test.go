@@ -115,6 +115,39 @@ func TestFailuresAreGroupedAndFiltered(t *testing.T) {
 	}
 }
 
+func TestANoteOnAGroupIsShownWithWhoAndWhen(t *testing.T) {
+	t.Parallel()
+
+	b := open(t, guarded)
+	olga, vera := b.as(access.Operator), b.as(access.Viewer)
+	b.stop("x", order("x", 0), "order.quantity: is 0, expected at least 1")
+	group := strings.TrimPrefix(olga.link("/console/failures", `/console/failures\?group=\w+`), "/console/failures?group=")
+
+	if p := olga.post("/console/failures/note", "group", group, "note", " Ada asks the shop "); p.url.RequestURI() != "/console/failures?group="+group {
+		t.Errorf("after the note: %s %d", p.url, p.status)
+	}
+
+	olga.get("/console/failures").has(t, "token:operator: Ada asks the shop")
+	olga.get("/console/failures?group="+group).has(t, "Ada asks the shop</p>", "by token:operator, <time", `value="Ada asks the shop"`)
+
+	vera.get("/console/failures?group="+group).lacks(t, "Ada", "Store the note")
+
+	if p := vera.post("/console/failures/note", "group", group, "note", "x"); p.status != http.StatusForbidden {
+		t.Errorf("a note by a viewer: %d", p.status)
+	}
+
+	if p := olga.post("/console/failures/note", "group", "nothing", "note", "x"); p.status != http.StatusNotFound {
+		t.Errorf("a note on a group that does not exist: %d", p.status)
+	}
+
+	olga.post("/console/failures/note", "group", group, "note", "")
+	olga.get("/console/failures?group="+group).lacks(t, "Ada", ">Note<")
+
+	if got := b.acted(); got != "token:operator noted ; token:operator noted Ada asks the shop" {
+		t.Errorf("recorded %q", got)
+	}
+}
+
 func TestOlderFailuresAreOnFurtherPages(t *testing.T) {
 	t.Parallel()
 

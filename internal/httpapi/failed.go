@@ -183,6 +183,7 @@ func (e engine) registerFailed(a *API) {
 
 	Get(a, access.Viewer, "/failed", "List failed messages, newest first", e.listFailed)
 	Get(a, access.Viewer, "/failed/groups", "List failed messages grouped by cause, largest group first", e.listGroups)
+	Post(a, access.Operator, "/failed/groups/{group}/note", "Note something about a group of failed messages; an empty note removes it", e.note)
 	Get(a, access.Viewer, "/failed/counts", "Count failed messages by a property", e.countFailed)
 	Get(a, access.Viewer, "/failed/{id}", "Show a failed message", e.getEntry, func(o *huma.Operation) {
 		o.Responses = map[string]*huma.Response{"304": {Description: "Not Modified"}}
@@ -252,6 +253,18 @@ func (e engine) listGroups(ctx context.Context, in *selectInput) (*List[failed.G
 	}
 
 	return Page(&in.Paging, groups, func(g failed.Group) string { return fmt.Sprintf("%d %s", g.Entries, g.ID) }), err
+}
+
+func (e engine) note(ctx context.Context, in *struct {
+	Caller
+
+	Group string `path:"group" maxLength:"64"`
+	Body  struct {
+		Note string `json:"note" maxLength:"2000" doc:"Viewers do not see it."`
+	}
+},
+) (*struct{}, error) {
+	return nil, e.Note(ctx, in.Group, in.actor(in.Body.Note))
 }
 
 func (e engine) countFailed(ctx context.Context, in *struct {

@@ -44,17 +44,18 @@ const (
 	Repaired  Kind = "repaired"
 	Erased    Kind = "erased"
 	Published Kind = "published"
+	Noted     Kind = "noted" // on a group of failed messages; the reason is the note
 )
 
 // Kinds lists all kinds.
-var Kinds = []Kind{Paused, Resumed, Edited, Requeued, Reopened, Discarded, Retried, Skipped, Repaired, Erased, Published}
+var Kinds = []Kind{Paused, Resumed, Edited, Requeued, Reopened, Discarded, Retried, Skipped, Repaired, Erased, Published, Noted}
 
 // Action is one recorded action.
 type Action struct {
 	ID     int64 `json:"id"`
 	Action Kind  `json:"action"`
 	// Subject names the target: a consumer, a consumer and key, an invariant and id,
-	// or a user.
+	// a user, or a group of failed messages.
 	Subject string `json:"subject"`
 	// EntryID is the failed message that was the target, if any.
 	EntryID *int64    `json:"entry_id,omitempty"`

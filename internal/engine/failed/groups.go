@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
@@ -39,6 +40,10 @@ type Group struct {
 	// occurrence.
 	FirstRelease string `json:"first_release"`
 	LastRelease  string `json:"last_release"`
+	// Note is what an operator last noted about the group, NotedBy and NotedAt who and when.
+	Note    string     `json:"note,omitempty"`
+	NotedBy string     `json:"noted_by,omitempty"`
+	NotedAt *time.Time `json:"noted_at,omitempty"`
 }
 
 // GroupsAfter is a page cursor: the last group of the previous page.
@@ -63,14 +68,24 @@ func (s *Store) Groups(ctx context.Context, f Filter, after GroupsAfter, limit i
 			ORDER BY count(*) DESC, group_id LIMIT $3
 		)
 		SELECT g.group_id, l.consumer, l.topic, l.reason, l.cause, l.error, g.entries, g.keys, g.first_at, g.last_at,
-		       f.first_release, l.last_release
+		       f.first_release, l.last_release, coalesce(n.why, ''), coalesce(n.who, ''), n.acted_at
 		FROM groups g JOIN failed_messages f ON f.id = g.first_id JOIN failed_messages l ON l.id = g.last_id
+		LEFT JOIN LATERAL (
+			SELECT who, why, acted_at FROM operator_actions a WHERE a.action = 'noted' AND a.subject = g.group_id ORDER BY a.id DESC LIMIT 1
+		) AS n ON n.why <> ''
 		ORDER BY g.entries DESC, g.group_id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("grouping failed messages: %w", err)
 	}
 
 	return groups, nil
+}
+
+// Note notes the reason of an action on a group; an empty one removes the note.
+func (s *Store) Note(ctx context.Context, group string, by activity.Actor) error {
+	return postgres.InTx(ctx, s.pool, func(tx pgx.Tx) error {
+		return activity.Record(ctx, tx, by, activity.Action{Action: activity.Noted, Subject: group})
+	})
 }
 
 // Trend returns how many of the entries selected by f arrived in each of n periods before

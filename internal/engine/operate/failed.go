@@ -161,6 +161,19 @@ func (o *Operator) WaitingKeys(ctx context.Context, f failed.KeyFilter, limit in
 	return o.Failed.WaitingKeys(ctx, f, limit)
 }
 
+// Note notes the reason of an action on a group of failed messages, which must exist.
+func (o *Operator) Note(ctx context.Context, group string, by activity.Actor) error {
+	if group == "" {
+		return event.Missing("group", group)
+	}
+
+	if err := o.known(ctx, failed.Filter{Group: group}); err != nil {
+		return err
+	}
+
+	return o.Failed.Note(ctx, group, by)
+}
+
 // Actable returns an error unless all given messages exist and are stopped.
 func (o *Operator) Actable(ctx context.Context, ids []int64) error {
 	for _, id := range ids {

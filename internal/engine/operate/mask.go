@@ -39,10 +39,15 @@ func (o *Operator) MaskEntry(e failed.Entry) failed.Entry {
 	return e
 }
 
-// MaskGroup replaces the error of a group, which quotes content, by its cause.
+// MaskGroup replaces the error of a group, which quotes content, by its cause, and hides the
+// note, in which an operator may name a person.
 func (o *Operator) MaskGroup(g failed.Group) failed.Group {
 	if o.Router.Personal(g.Topic) {
 		g.Error = g.Cause
+	}
+
+	if g.Note != "" {
+		g.Note = Hidden
 	}
 
 	return g
