@@ -60,7 +60,7 @@ func (o *options) load() (config.Config, error) {
 		return cfg, event.Errorf(event.Invalid, "%v", err)
 	}
 
-	cfg.Failed.Release = version
+	cfg.Failed.Release, cfg.Outbox.Release = version, version
 
 	return cfg, nil
 }

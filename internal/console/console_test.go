@@ -19,6 +19,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/activity"
 	"github.com/millracehq/millrace/internal/httpapi"
 	"github.com/millracehq/millrace/internal/test/apptest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 // browser is a person's browser on the console of a service.
@@ -370,6 +371,23 @@ func (b *browser) follow(path string) (next func(name string) string) {
 
 		return ""
 	}
+}
+
+func TestNowShowsTheReleasesOfAllReplicas(t *testing.T) {
+	t.Parallel()
+
+	url := pgtest.URL(t)
+
+	var b *browser
+
+	for _, release := range []string{"1.4.0", "1.4.1"} {
+		s := apptest.New(t, url, func(c *config.Config) { c.Outbox.Release = release })
+		s.Run()
+
+		b = newBrowser(t, s)
+	}
+
+	pgtest.Eventually(t, "both are seen", func() bool { return strings.Contains(b.get("/console/now").html, "1 x 1.4.0, 1 x 1.4.1") })
 }
 
 func TestAPageIsUpdatedWhileSomebodyLooks(t *testing.T) {

@@ -55,7 +55,7 @@ func deploy(t *testing.T, url, addr, release string, mail *mailtest.Server, fn h
 		email := &c.Notification.Email
 		email.Host, email.Port, email.CAFile = "127.0.0.1", mail.Port, mail.CAFile
 		email.User, email.Password, email.From = mailtest.User, mailtest.Password, "shop@example.com"
-		c.HTTP.Addr, c.Failed.Release = addr, release
+		c.HTTP.Addr, c.Failed.Release, c.Outbox.Release = addr, release, release
 		c.Consumer.PerTopic = []consumer.TopicConfig{{
 			Topic: award{}.Topic(), ParkInterval: new(10 * time.Millisecond), ParkMaxInterval: new(20 * time.Millisecond), ParkAttempts: new(2),
 		}}

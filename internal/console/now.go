@@ -1,9 +1,12 @@
 package console
 
 import (
+	"cmp"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -110,6 +113,23 @@ func (l line) word() string {
 	}
 
 	return "unavailable"
+}
+
+// versions names the releases that replicas run, with the number of each if there are
+// several.
+func versions(releases map[string]int) string {
+	var list []string
+
+	for _, release := range slices.Sorted(maps.Keys(releases)) {
+		name := cmp.Or(release, "unknown release")
+		if len(releases) > 1 {
+			name = strconv.Itoa(releases[release]) + " x " + name
+		}
+
+		list = append(list, plain(name))
+	}
+
+	return strings.Join(list, ", ")
 }
 
 // subject says what is in trouble.

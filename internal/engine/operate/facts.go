@@ -11,6 +11,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
 	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/scrub"
 	"github.com/millracehq/millrace/internal/engine/upkeep"
@@ -45,6 +46,9 @@ type Counts struct {
 	FailedByConsumer map[string]Failed `json:"failed_by_consumer"`
 	// Replicas counts the processes that publish the outbox.
 	Replicas int `json:"replicas"`
+	// Releases counts them by the version of their program. It has several during a rolling
+	// restart. A program that does not name its version is counted under "".
+	Releases map[string]int `json:"releases"`
 	// ClockAhead is the number of seconds by which this process's clock is ahead of the
 	// database's.
 	ClockAhead float64 `json:"clock_ahead_seconds"`
@@ -148,7 +152,7 @@ func (f *Facts) away() string {
 }
 
 func (o *Operator) counts(ctx context.Context, most int64) (*Counts, error) {
-	c := &Counts{DueByTopic: map[string]int64{}, FailedByConsumer: map[string]Failed{}}
+	c := &Counts{DueByTopic: map[string]int64{}, FailedByConsumer: map[string]Failed{}, Releases: map[string]int{}}
 
 	var limit *int64
 	if most > 0 {
@@ -200,11 +204,30 @@ func (c *Counts) queue(batch *pgx.Batch, limit *int64) {
 		SELECT (SELECT created_at FROM outbox WHERE available_at IS NULL ORDER BY seq LIMIT 1),
 		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at < 'infinity' LIMIT $1) AS o),
 		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at = 'infinity' LIMIT $1) AS o),
-		       (SELECT count(*) FROM (SELECT FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k),
-		       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $2 AND objid = 0 AND objsubid = 2 AND granted
-		          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`, limit, postgres.LockRelays).
+		       (SELECT count(*) FROM (SELECT FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k)`, limit).
 		QueryRow(func(row pgx.Row) error {
-			return row.Scan(&c.OldestDue, &c.OutboxScheduled, &c.OutboxRefused, &c.WaitingKeys, &c.Replicas)
+			return row.Scan(&c.OldestDue, &c.OutboxScheduled, &c.OutboxRefused, &c.WaitingKeys)
+		})
+	batch.Queue(`
+		SELECT coalesce(trim(substr(a.application_name, length($2) + 1)), ''), count(*)
+		FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+		WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = 0 AND l.objsubid = 2 AND l.granted
+		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		GROUP BY 1`, postgres.LockRelays, outbox.SessionName).
+		Query(func(rows pgx.Rows) error {
+			var (
+				release string
+				n       int
+			)
+
+			_, err := pgx.ForEachRow(rows, []any{&release, &n}, func() error {
+				c.Releases[release] = n
+				c.Replicas += n
+
+				return nil
+			})
+
+			return err
 		})
 	batch.Queue(`SELECT topic, count(*) FROM (SELECT topic FROM outbox WHERE available_at IS NULL LIMIT $1) AS o GROUP BY topic`, limit).
 		Query(func(rows pgx.Rows) error {

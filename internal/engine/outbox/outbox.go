@@ -39,7 +39,13 @@ type Config struct {
 	// DrainTimeout bounds how long a stopping relay waits for confirmations.
 	// Defaults to 5s.
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
+	// Release is the version of the program, which the relay's sessions are named after, so
+	// that others see which versions run. The program sets it.
+	Release string `koanf:"-"`
 }
+
+// SessionName is the application_name of the relay's sessions, followed by the release.
+const SessionName = "millrace relay"
 
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {

@@ -273,7 +273,7 @@ func (r *link) abandon(ctx context.Context, err error) error {
 // session and does not wait for disk flushes: a deletion lost in a crash only means
 // that a message is published again.
 func (r *link) connect(ctx context.Context) (*pgx.Conn, error) {
-	conn, err := postgres.Connect(ctx, r.pool, "millrace relay", map[string]string{
+	conn, err := postgres.Connect(ctx, r.pool, strings.TrimSpace(SessionName+" "+r.cfg.Release), map[string]string{
 		"synchronous_commit": "off",
 		// A read fetches the first few of many rows through an index. The planner does not
 		// know how few (LIMIT is a parameter) or how many rows there are by now, and would
