@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp/kb"
 
+	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/access"
 	"github.com/millracehq/millrace/internal/test/apptest"
 	"github.com/millracehq/millrace/internal/test/browsertest"
@@ -50,10 +52,13 @@ func (b *browser) screens() (paths []string) {
 		paths = append(paths, match[1])
 	}
 
+	// The screen Now comes late, when it has something to show of the last minutes.
+	paths = slices.DeleteFunc(paths, func(path string) bool { return path == "/console/now" })
+
 	return append(paths, "/console/conversations?id=order_123", "/console/orders/order_123", "/console/orders/order_123?version=2",
 		"/console/users/alice", "/console/products/product_1", "/console/failures/1", "/console/failures/edit?state=stopped", "/console/failures/replay?state=stopped",
 		"/console/failures/discard?state=stopped", "/console/failures?state=all", "/console/consumers/account.update", b.link("/console/failures", `/console/failures\?group=\w+`), b.link("/console/waiting", `/console/waiting/\d+`),
-		"/console/docs/openapi", "/console/docs/asyncapi/orders.created", "/console/docs/asyncapi/orders.completed", "/console/nothing")
+		"/console/docs/openapi", "/console/docs/asyncapi/orders.created", "/console/docs/asyncapi/orders.completed", "/console/now", "/console/nothing")
 }
 
 // link returns the first link of a page that matches a pattern.
@@ -72,11 +77,14 @@ func (b *browser) link(path, pattern string) string {
 func withIncident(t *testing.T) *browser {
 	t.Helper()
 
-	b := open(t)
+	b := open(t, patient)
 	b.incident()
 
 	return b
 }
+
+// patient keeps messages waiting for what they await during a test that takes long.
+func patient(c *config.Config) { c.Consumer.AwaitTimeout = time.Hour }
 
 // incident leaves an order that is completed, failures with three causes, a user with a
 // message that is stopped, one whose messages wait, a consumer that is paused, and stock
@@ -120,7 +128,7 @@ func (b *browser) incident() {
 
 // documented are the screens whose pictures are in the documentation, at 1440 pixels.
 var documented = map[string]struct{ theme, file string }{
-	"orders-order_123": {"light", "order"}, "conversations-id-order_123": {"dark", "conversation"}, "failures": {"light", "failures"}, "audit": {"light", "audit"}, "docs-asyncapi-orders-created": {"light", "docs"},
+	"orders-order_123": {"light", "order"}, "conversations-id-order_123": {"dark", "conversation"}, "failures": {"light", "failures"}, "now": {"light", "now"}, "audit": {"light", "audit"}, "docs-asyncapi-orders-created": {"light", "docs"},
 }
 
 func TestBrowserScreensAreAccessibleAndFit(t *testing.T) {
@@ -199,7 +207,7 @@ func TestBrowserRunsAnAuditAndPreviewsARepair(t *testing.T) {
 func TestBrowserShowsViewersEverythingButActionsAndPersonalData(t *testing.T) {
 	t.Parallel()
 
-	olga := open(t, guarded).as(access.Operator)
+	olga := open(t, guarded, patient).as(access.Operator)
 	olga.incident()
 	vera := olga.as(access.Viewer)
 

@@ -126,7 +126,7 @@ func TestBrowserIncident(t *testing.T) {
 	see("it panicked in release 1.4.0. Release 1.4.1 is running now. If that has the fix, replay what failed.")
 
 	tab.Press("Replay in order")
-	see("3 messages would be requeued, 1 left as they are", "a later message with key house_0 was applied", "stays stopped, unless you allow it above")
+	see("3 messages would be requeued, 1 left as they are", "a later message with key house_0 was applied", "1 message stays stopped, unless you allow it above")
 
 	// The page before has logged each time that it did not reach the service.
 	if errs := tab.Errors(); len(errs) == 0 {

@@ -51,6 +51,10 @@ const (
 	maxRate     = 10_000
 )
 
+// allowable returns how many messages a replay leaves because of the order of their key,
+// which somebody may decide not to mind.
+func allowable(dry failed.Outcome) int { return dry.Refused - dry.RefusedBy[event.Rejected] }
+
 // replayOf reads a replay from the address or the form of a request.
 func replayOf(r *http.Request) (p replay, err error) {
 	if p.filter, err = filterOf(r); err != nil {

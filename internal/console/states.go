@@ -37,6 +37,7 @@ const (
 	stateHeight = 34
 	stateGap    = 14
 	layerGap    = 46
+	stateWidest = 416 // above it, a diagram is made smaller on phones
 )
 
 // slot is a place in a layer: of a state, or of a step that passes through.

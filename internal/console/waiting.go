@@ -85,7 +85,12 @@ func (c *Console) queue(r *http.Request) (page, error) {
 
 	var v queueView
 
-	if v.Entries, err = c.Failed.Queue(r.Context(), id); err != nil {
+	v.Entries, err = c.Failed.Queue(r.Context(), id)
+	if event.KindOf(err) == event.NotFound {
+		return c.gone(r, id)
+	}
+
+	if err != nil {
 		return page{}, err
 	}
 
@@ -94,8 +99,8 @@ func (c *Console) queue(r *http.Request) (page, error) {
 		return page{}, err
 	}
 
-	if len(keys) == 0 { // its messages were applied in the meantime
-		return page{}, event.Missing("waiting message", strconv.FormatInt(id, 10))
+	if len(keys) == 0 { // since the other query
+		return c.gone(r, id)
 	}
 
 	v.Key = keys[0]
@@ -123,6 +128,15 @@ func (c *Console) queue(r *http.Request) (page, error) {
 	}
 
 	return p, nil
+}
+
+// gone says that a message waits no more.
+func (c *Console) gone(r *http.Request, id int64) (page, error) {
+	if _, err := c.Failed.Get(r.Context(), id); err != nil {
+		return page{}, err
+	}
+
+	return page{Title: "Waiting key", Section: "/waiting", Live: true, Body: queueGone(id)}, nil
 }
 
 func (c *Console) retryKeys(r *http.Request) (page, error) {

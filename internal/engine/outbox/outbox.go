@@ -54,6 +54,7 @@ func DefaultConfig() Config {
 		MaxInFlight:  2048,
 		PollInterval: time.Second,
 		DrainTimeout: 5 * time.Second,
+		Release:      "dev",
 	}
 }
 
