@@ -178,4 +178,7 @@ func TestBrowserIncident(t *testing.T) {
 
 	tab.Open("/console/users/alice")
 	tab.See("Alice Hargreaves", "gold")
+
+	// The second service ends before the tab, whose errors are then read: leave the live page.
+	tab.Open("/console/docs/asyncapi")
 }
