@@ -32,7 +32,8 @@ type record struct {
 type broker interface {
 	// publish returns once the broker has confirmed all messages.
 	publish(ctx context.Context, list []outgoing) error
-	// backlog describes what is not acknowledged while no process runs.
+	// backlog describes what is not acknowledged. While a process runs, RabbitMQ leaves out
+	// what it has in hand.
 	backlog(ctx context.Context) ([]string, error)
 	// published returns what is on a topic that the service does not consume, in order per
 	// key. The embedded broker keeps nothing.

@@ -354,6 +354,16 @@ func (r *run) play(ctx context.Context) error {
 		}
 
 		if missing == "" {
+			// What is on a topic twice is still in hand.
+			behind, err := r.broker.backlog(ctx)
+			if err != nil {
+				return err
+			}
+
+			missing = strings.Join(behind, "; ")
+		}
+
+		if missing == "" {
 			return r.stopAll()
 		}
 

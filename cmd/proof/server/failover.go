@@ -120,7 +120,7 @@ func (p *Postgres) backup(ctx context.Context, dir string) error {
 		}
 	}
 
-	out, err := exec.CommandContext(ctx, "chown", "--reference="+filepath.Join(dir, "PG_VERSION"), //nolint:gosec // our own files
+	out, err := exec.CommandContext(ctx, "chown", "--reference="+filepath.Join(dir, "PG_VERSION"),
 		filepath.Join(dir, "backup_label"), filepath.Join(dir, "standby.signal")).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("changing the owner of a backup: %w: %s", err, out)
