@@ -32,9 +32,9 @@ type record struct {
 type broker interface {
 	// publish returns once the broker has confirmed all messages.
 	publish(ctx context.Context, list []outgoing) error
-	// backlog describes what is not acknowledged. While a process runs, RabbitMQ leaves out
-	// what it has in hand.
-	backlog(ctx context.Context) ([]string, error)
+	// backlog describes what is not acknowledged. Unless ended is true, a process runs, and
+	// RabbitMQ does not count what the process has in hand.
+	backlog(ctx context.Context, ended bool) ([]string, error)
 	// published returns what is on a topic that the service does not consume, in order per
 	// key. The embedded broker keeps nothing.
 	published(ctx context.Context, topic string) ([]record, error)
@@ -63,7 +63,7 @@ func (e embedded) publish(ctx context.Context, list []outgoing) error {
 	})
 }
 
-func (embedded) backlog(context.Context) ([]string, error)           { return nil, nil }
+func (embedded) backlog(context.Context, bool) ([]string, error)     { return nil, nil }
 func (embedded) published(context.Context, string) ([]record, error) { return nil, nil }
 func (embedded) close()                                              {}
 
@@ -111,7 +111,7 @@ func (k *kafka) publish(_ context.Context, list []outgoing) error {
 	return k.producer.SendMessages(messages)
 }
 
-func (k *kafka) backlog(context.Context) (list []string, err error) {
+func (k *kafka) backlog(context.Context, bool) (list []string, err error) {
 	for _, topic := range consumed {
 		group := k.prefix + topic
 
@@ -263,12 +263,12 @@ func (r *rabbitmq) publish(ctx context.Context, list []outgoing) error {
 	return nil
 }
 
-// queue returns the number of messages in a queue once nobody consumes it, so that all
-// that are not acknowledged are back in it.
-func (r *rabbitmq) queue(ctx context.Context, name string) (n int, err error) {
+// queue returns the number of messages in a queue: if ended is true, once nobody consumes
+// it, so that all that are not acknowledged are back in it.
+func (r *rabbitmq) queue(ctx context.Context, name string, ended bool) (n int, err error) {
 	for {
 		q, err := r.channel.QueueDeclarePassive(name, true, false, false, false, nil)
-		if err != nil || q.Consumers == 0 {
+		if err != nil || q.Consumers == 0 || !ended {
 			return q.Messages, err
 		}
 
@@ -280,9 +280,9 @@ func (r *rabbitmq) queue(ctx context.Context, name string) (n int, err error) {
 	}
 }
 
-func (r *rabbitmq) backlog(ctx context.Context) (list []string, err error) {
+func (r *rabbitmq) backlog(ctx context.Context, ended bool) (list []string, err error) {
 	for _, topic := range consumed {
-		n, err := r.queue(ctx, topic)
+		n, err := r.queue(ctx, topic, ended)
 		if err != nil {
 			return nil, err
 		}
@@ -296,7 +296,7 @@ func (r *rabbitmq) backlog(ctx context.Context) (list []string, err error) {
 }
 
 func (r *rabbitmq) published(ctx context.Context, topic string) (list []record, err error) {
-	n, err := r.queue(ctx, topic)
+	n, err := r.queue(ctx, topic, true)
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ func (c *checker) check(ctx context.Context) ([]string, error) {
 		c.add(q.what, found...)
 	}
 
-	behind, err := c.broker.backlog(ctx)
+	behind, err := c.broker.backlog(ctx, true)
 	c.add("a message is not acknowledged", behind...)
 
 	for _, step := range []func(context.Context) error{c.orders, c.deliveries, c.users, c.inbox, c.failed, c.mails, c.results} {

@@ -355,7 +355,7 @@ func (r *run) play(ctx context.Context) error {
 
 		if missing == "" {
 			// What is on a topic twice is still in hand.
-			behind, err := r.broker.backlog(ctx)
+			behind, err := r.broker.backlog(ctx, false)
 			if err != nil {
 				return err
 			}
