@@ -73,6 +73,9 @@ func failedIDs(states ...failed.State) func(*call) ([]string, error) {
 		postgres.Column(states, func(s failed.State) string { return string(s) }))
 }
 
+// groups completes the ids of groups of failed messages, with their causes.
+var groups = stored(`SELECT group_id || E'\t' || max(cause) FROM failed_messages WHERE group_id <> '' GROUP BY group_id ORDER BY max(last_at) DESC`)
+
 // completions maps flags, and arguments by their names in the usage lines, to the
 // functions that complete them. A name preceded by a command's path takes precedence
 // over the name alone.
@@ -110,7 +113,8 @@ var completions = map[string]func(*call) ([]string, error){
 	"--only":      fixed(audit.Names()...),
 	"--failed":    failedIDs(failed.Waiting, failed.Stopped, failed.Resolved),
 	"--user":      stored(`SELECT id FROM users ORDER BY updated_at DESC`),
-	"--group":     stored(`SELECT group_id || E'\t' || max(cause) FROM failed_messages WHERE group_id <> '' GROUP BY group_id ORDER BY max(last_at) DESC`),
+	"--group":     groups,
+	"GROUP":       groups,
 
 	"millrace tokens revoke NAME": stored(`SELECT name FROM api_tokens WHERE revoked_at IS NULL ORDER BY created_at DESC`),
 

@@ -151,7 +151,7 @@ func TestEveryNameCompletes(t *testing.T) {
 	t.Parallel()
 
 	free := []string{
-		"JSON", "MESSAGE", "NAME", "DIR", // arguments; NAME is that of a new token
+		"JSON", "MESSAGE", "NAME", "TEXT", "DIR", // arguments; NAME is that of a new token
 		"--database-url", "--by", "--why", "--who", "--subject", "--key", "--message", "--limit", "--days", "--since", "--until", "--after", "--rate", "--for",
 		"--older", "--ledger", "--timeout", "--config", "--file",
 		"--search", "--activity", "--new-key", "--patch", "--jq", "--text", "--dir",

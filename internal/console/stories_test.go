@@ -97,6 +97,7 @@ func TestBrowserPausesAndResumesAConsumer(t *testing.T) {
 
 	tab.Open("/console/consumers/fulfilment.place")
 	tab.Press("Resume")
+	tab.See("is resumed on all replicas")
 	b.WaitForOrder("order_123", "completed")
 
 	tab.Open("/console/orders")

@@ -58,7 +58,7 @@ func DefaultOIDC() OIDC { return OIDC{NameClaim: "sub", RoleClaim: "roles", Role
 // Validate reports all mistakes, naming the keys.
 func (c OIDC) Validate() error {
 	if c.Issuer == "" {
-		return check.That(c.Audience == "" && len(c.Roles) == 0 && c.ClientID == "" && c.ClientSecret == "", "http.oidc.issuer: is missing, expected the URL of the provider, because other keys of http.oidc are set")
+		return check.That(c.Audience == "" && len(c.Roles) == 0 && c.ClientID == "", "http.oidc.issuer: is missing, expected the URL of the provider, because other keys of http.oidc are set")
 	}
 
 	u, err := url.Parse(c.Issuer)
