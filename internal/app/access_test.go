@@ -385,6 +385,11 @@ func TestAClientThatDisconnectsDuringTheCheckIsNoError(t *testing.T) {
 	}
 
 	pgtest.Eventually(t, "the check has ended", func() bool { return waiting() == 0 })
+
+	if err := tx.Rollback(t.Context()); err != nil { // it holds a connection of the service
+		t.Fatal(err)
+	}
+
 	g.Stop() // what is logged late is logged now
 
 	if log := g.log.String(); strings.Contains(log, "could not be checked") || strings.Contains(log, "log-in refused") {
