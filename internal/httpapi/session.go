@@ -103,11 +103,9 @@ func (s *Sessions) Return(w http.ResponseWriter, r *http.Request) (next string, 
 	login := access.Login{State: kept.Get("state"), Nonce: kept.Get("nonce"), Verifier: kept.Get("verifier")}
 
 	_, rejected := s.auth.identify(r, access.SignedToken, func() (who access.Identity, err error) {
-		if bearer, err = s.auth.verifier.EndLogin(r.Context(), s.auth.callback(r), login, query.Get("state"), query.Get("code")); err != nil {
-			return who, err
-		}
+		bearer, who, err = s.auth.verifier.EndLogin(r.Context(), s.auth.callback(r), login, query.Get("state"), query.Get("code"))
 
-		return s.auth.verifier.Verify(r.Context(), bearer)
+		return who, err
 	})
 
 	switch {

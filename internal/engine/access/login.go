@@ -1,7 +1,6 @@
 package access
 
 import (
-	"cmp"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -40,68 +39,68 @@ func (v *Verifier) BeginLogin(redirect string) (address string, login Login, err
 }
 
 // EndLogin exchanges the code that the provider gave to a browser for a token that Verify
-// accepts. It returns ErrOtherLogin if state is not that of the login, and a RefusedError if
+// accepts, and returns it with whom it identifies. It returns ErrOtherLogin if state is not that of the login, and a RefusedError if
 // the provider refuses the code or its tokens are not accepted.
-func (v *Verifier) EndLogin(ctx context.Context, redirect string, login Login, state, code string) (bearer string, err error) {
+func (v *Verifier) EndLogin(ctx context.Context, redirect string, login Login, state, code string) (bearer string, who Identity, err error) {
 	if login.State == "" || subtle.ConstantTimeCompare([]byte(login.State), []byte(state)) != 1 {
-		return "", ErrOtherLogin
+		return "", who, ErrOtherLogin
 	}
 
 	client, found, err := v.provider.at(redirect)
 	if err != nil {
-		return "", err
+		return "", who, err
 	}
 
 	ctx = oidc.ClientContext(ctx, v.provider.client)
 
 	tokens, err := client.Exchange(ctx, code, oauth2.VerifierOption(login.Verifier))
 	if refused, ok := errors.AsType[*oauth2.RetrieveError](err); ok && refused.ErrorCode != "" {
-		return "", &RefusedError{Invalid, "the provider refuses the code: " + event.Text(refused.ErrorCode)}
+		return "", who, &RefusedError{Invalid, "the provider refuses the code: " + event.Text(refused.ErrorCode)}
 	}
 
 	if err != nil {
-		return "", fmt.Errorf("contacting the OpenID Connect provider %s: %w", v.provider.cfg.Issuer, err)
+		return "", who, fmt.Errorf("contacting the OpenID Connect provider %s: %w", v.provider.cfg.Issuer, err)
 	}
 
 	raw, _ := tokens.Extra("id_token").(string)
 
 	id, err := found.Verifier(&oidc.Config{ClientID: v.provider.cfg.ClientID}).Verify(ctx, raw)
 	if err != nil {
-		return "", &RefusedError{Invalid, "the ID token: " + err.Error()}
+		return "", who, &RefusedError{Invalid, "the ID token: " + err.Error()}
 	}
 
 	if subtle.ConstantTimeCompare([]byte(login.Nonce), []byte(id.Nonce)) != 1 {
-		return "", &RefusedError{Invalid, "the ID token is for another log-in"}
+		return "", who, &RefusedError{Invalid, "the ID token is for another log-in"}
 	}
 
 	return v.session(ctx, tokens.AccessToken, raw)
 }
 
 // session returns the token that Verify accepts and that gives a role, or else one that it
-// accepts: some providers issue access tokens that only they can read, others put roles in
-// access tokens alone.
-func (v *Verifier) session(ctx context.Context, access, id string) (bearer string, err error) {
+// accepts, with whom it identifies: some providers issue access tokens that only they can
+// read, others put roles in access tokens alone.
+func (v *Verifier) session(ctx context.Context, access, id string) (bearer string, who Identity, err error) {
 	var reasons []string
 
 	for _, token := range []struct{ kind, text string }{{"access", access}, {"ID", id}} {
-		who, err := v.Verify(ctx, token.text)
+		found, err := v.Verify(ctx, token.text)
 		refused, isRefused := errors.AsType[*RefusedError](err)
 
 		switch {
-		case err == nil && who.Role != "":
-			return token.text, nil
-		case err == nil:
-			bearer = cmp.Or(bearer, token.text)
 		case isRefused:
 			reasons = append(reasons, "the "+token.kind+" token: "+refused.Reason)
-		default:
-			return "", err
+		case err != nil:
+			return "", who, err
+		case found.Role != "":
+			return token.text, found, nil
+		case bearer == "":
+			bearer, who = token.text, found
 		}
 	}
 
 	if bearer == "" {
-		return "", &RefusedError{Invalid, strings.Join(reasons, "; ")}
+		return "", who, &RefusedError{Invalid, strings.Join(reasons, "; ")}
 	}
 
-	return bearer, nil
+	return bearer, who, nil
 }
