@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,20 +66,21 @@ func (p *Postgres) standby(ctx context.Context) (*Postgres, error) {
 		return nil, err
 	}
 
-	s := &Postgres{Dir: fmt.Sprintf("%s-%d", p.Dir, port), binaries: p.binaries, port: port, owner: p.owner, user: p.user}
+	s := *p
+	s.Dir, s.port, s.cmd, s.ended = fmt.Sprintf("%s-%d", p.Dir, port), port, nil, nil
+
 	if err := p.backup(ctx, s.Dir); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.Dir))
 	}
 
 	password, _ := p.user.Password()
-	s.settings = append(s.settings, p.settings...)
-	s.settings = append(s.settings, fmt.Sprintf("primary_conninfo=host=127.0.0.1 port=%d user=%s password=%s", p.port, p.user.Username(), password))
+	s.settings = append(slices.Clone(p.settings), fmt.Sprintf("primary_conninfo=host=127.0.0.1 port=%d user=%s password=%s", p.port, p.user.Username(), password))
 
 	if err := s.Start(ctx); err != nil {
 		return nil, errors.Join(err, s.Kill(), os.RemoveAll(s.Dir))
 	}
 
-	return s, nil
+	return &s, nil
 }
 
 // backup copies the data of the running server to dir, for a standby.

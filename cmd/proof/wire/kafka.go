@@ -82,7 +82,7 @@ func (k *Kafka) readAll(ctx context.Context) error {
 			var claim sarama.PartitionConsumer
 
 			// A new topic may have no leader yet.
-			err := until(ctx, "reading topic "+topic, func() (ready bool, err error) {
+			err := until(ctx, "its leader", func() (ready bool, err error) {
 				claim, err = k.consumer.ConsumePartition(topic, partition, sarama.OffsetOldest)
 				if errors.Is(err, sarama.ErrNotLeaderForPartition) || errors.Is(err, sarama.ErrLeaderNotAvailable) || errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
 					return false, nil
@@ -91,7 +91,7 @@ func (k *Kafka) readAll(ctx context.Context) error {
 				return err == nil, err
 			})
 			if err != nil {
-				return err
+				return fmt.Errorf("reading topic %s: %w", topic, err)
 			}
 
 			go k.read(Place{topic, partition}, claim)
