@@ -289,7 +289,8 @@ func (c *Console) request(r *http.Request) (page, error) {
 	return page{Title: "Outcome", Section: "/failures", Live: true, Body: requestBody(v), Tail: afterwards(p, replaying, v.Left)}, err
 }
 
-// afterwards returns what is below an outcome: how a replay goes on, or where to go.
+// afterwards returns what the page shows below an outcome: the rest of the replay, what it
+// has left, or a way back.
 func afterwards(p replay, replaying bool, left int) templ.Component {
 	switch {
 	case replaying && p.Over:

@@ -200,6 +200,7 @@ func ahead(sent, received, remote time.Time) time.Duration {
 }
 
 func (c *Counts) queue(batch *pgx.Batch, limit *int64) {
+	c.queueReplicas(batch)
 	batch.Queue(`
 		SELECT (SELECT created_at FROM outbox WHERE available_at IS NULL ORDER BY seq LIMIT 1),
 		       (SELECT count(*) FROM (SELECT FROM outbox WHERE available_at < 'infinity' LIMIT $1) AS o),
@@ -207,27 +208,6 @@ func (c *Counts) queue(batch *pgx.Batch, limit *int64) {
 		       (SELECT count(*) FROM (SELECT FROM failed_keys WHERE due_at IS NOT NULL LIMIT $1) AS k)`, limit).
 		QueryRow(func(row pgx.Row) error {
 			return row.Scan(&c.OldestDue, &c.OutboxScheduled, &c.OutboxRefused, &c.WaitingKeys)
-		})
-	batch.Queue(`
-		SELECT coalesce(trim(substr(a.application_name, length($2) + 1)), ''), count(*)
-		FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
-		WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = 0 AND l.objsubid = 2 AND l.granted
-		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-		GROUP BY 1`, postgres.LockRelays, outbox.SessionName).
-		Query(func(rows pgx.Rows) error {
-			var (
-				release string
-				n       int
-			)
-
-			_, err := pgx.ForEachRow(rows, []any{&release, &n}, func() error {
-				c.Releases[release] = n
-				c.Replicas += n
-
-				return nil
-			})
-
-			return err
 		})
 	batch.Queue(`SELECT topic, count(*) FROM (SELECT topic FROM outbox WHERE available_at IS NULL LIMIT $1) AS o GROUP BY topic`, limit).
 		Query(func(rows pgx.Rows) error {
@@ -259,6 +239,31 @@ func (c *Counts) queue(batch *pgx.Batch, limit *int64) {
 
 			_, err := pgx.ForEachRow(rows, []any{&name, &counts.Waiting, &counts.Stopped}, func() error {
 				c.FailedByConsumer[name] = counts
+
+				return nil
+			})
+
+			return err
+		})
+}
+
+// queueReplicas adds the query for the processes that hold the lock of a relay.
+func (c *Counts) queueReplicas(batch *pgx.Batch) {
+	batch.Queue(`
+		SELECT coalesce(trim(substr(a.application_name, length($2) + 1)), ''), count(*)
+		FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+		WHERE l.locktype = 'advisory' AND l.classid = $1 AND l.objid = 0 AND l.objsubid = 2 AND l.granted
+		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		GROUP BY 1`, postgres.LockRelays, outbox.SessionName).
+		Query(func(rows pgx.Rows) error {
+			var (
+				release string
+				n       int
+			)
+
+			_, err := pgx.ForEachRow(rows, []any{&release, &n}, func() error {
+				c.Releases[release] = n
+				c.Replicas += n
 
 				return nil
 			})

@@ -188,6 +188,6 @@ func entriesPassed(t *testing.T, pool *pgxpool.Pool) int64 {
 func sessionsEnd(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	pgtest.Eventually(t, "the relay's sessions have ended", func() bool {
-		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'millrace relay%'`) == 0
+		return pgtest.Value[int](t, pool, `SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database() AND starts_with(application_name, $1)`, outbox.SessionName) == 0
 	})
 }

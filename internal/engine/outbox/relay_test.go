@@ -483,7 +483,7 @@ func TestARelayThatStopsCompletesItsStatement(t *testing.T) {
 	pgtest.Eventually(t, "the deletion waits", func() bool {
 		return pgtest.Value[int](t, pool, `
 			SELECT count(*)::int FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name LIKE 'millrace relay%' AND wait_event_type = 'Lock'`) == 1
+			WHERE datname = current_database() AND starts_with(application_name, $1) AND wait_event_type = 'Lock'`, outbox.SessionName) == 1
 	})
 
 	ended := make(chan struct{})

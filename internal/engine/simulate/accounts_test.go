@@ -1,6 +1,7 @@
 package simulate_test
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -220,12 +221,7 @@ func (w *world) checkFailed(r failedRow) {
 	}
 
 	// A conflicting message gets a new id when it is requeued, which the handler sees.
-	handled := r.messageID
-	if r.appliedAs != nil {
-		handled = *r.appliedAs
-	}
-
-	p := w.plan(r.consumer, handled)
+	p := w.plan(r.consumer, cmp.Or(deref(r.appliedAs), r.messageID))
 	skipped := r.reason == string(event.ReasonConflict) || strings.HasPrefix(r.err, "skipped by")
 
 	if p.failures == 0 && !bad && !skipped {
