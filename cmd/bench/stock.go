@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill-amqp/v2/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
@@ -27,7 +28,7 @@ func stockSubscriber(cfg broker.Config, topic string) (message.Subscriber, error
 		settings.Consumer.Offsets.Initial = -2 // the oldest
 
 		return kafka.NewSubscriber(kafka.SubscriberConfig{
-			Brokers: cfg.Kafka.Brokers, Unmarshaler: brokerkafka.Marshaler{}, OverwriteSaramaConfig: settings,
+			Brokers: cfg.Kafka.Brokers, Unmarshaler: unmarshaler{}, OverwriteSaramaConfig: settings,
 			ConsumerGroup: cfg.Kafka.Group + "." + topic,
 		}, watermill.NopLogger{})
 	}
@@ -41,7 +42,14 @@ func stockSubscriber(cfg broker.Config, topic string) (message.Subscriber, error
 	return fanIn{subscriber}, err
 }
 
-// marshaler adapts our marshaling to Watermill.
+// unmarshaler adapts our unmarshaling of Kafka's records to Watermill.
+type unmarshaler struct{}
+
+func (unmarshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, error) {
+	return brokerkafka.Unmarshal(record), nil
+}
+
+// marshaler adapts our marshaling for RabbitMQ to Watermill.
 type marshaler struct{}
 
 func (marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {

@@ -1,5 +1,5 @@
-// Package kafka connects to Kafka: with Watermill's publisher, and with its own
-// subscriber, which keeps many messages of a partition in hand.
+// Package kafka connects to Kafka. Its publisher and its subscriber have Watermill's
+// interfaces, and keep many messages of a partition in hand.
 package kafka
 
 import (
@@ -51,6 +51,13 @@ func New(cfg Config, logger *slog.Logger) *Driver {
 // Lanes implements driver.Driver.
 func (d *Driver) Lanes() int { return d.cfg.Lanes }
 
+// Run implements driver.Driver. The messages of a run share a batch, and a batch is
+// written as a whole.
+func (d *Driver) Run() int { return maxRun }
+
+// maxRun is the maximum number of messages with the same key in one publish.
+const maxRun = 128
+
 // Publisher implements driver.Driver.
 func (d *Driver) Publisher() message.Publisher { return d.pub }
 
@@ -73,12 +80,12 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 		return errors.Join(err, client.Close())
 	}
 
-	publisher, err := newPublisher(d.cfg, cfg, client, d.logger)
+	publishing, err := d.open(cfg) // its requests must not wait for those of Ping
 	if err != nil {
 		return errors.Join(err, client.Close())
 	}
 
-	d.client, d.pub = client, publisher
+	d.client, d.pub = client, newPublisher(d.dialing, d.cfg, publishing)
 
 	return nil
 }
@@ -172,25 +179,14 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	cfg.Version = sarama.V3_0_0_0
 
 	cfg.Metadata.AllowAutoTopicCreation = false // prepare creates topics, with the configured partitions
+	cfg.Metadata.Timeout = 15 * time.Second     // the default is unlimited
 	// Detect a dead broker quickly: the relay and the consumers retry.
 	cfg.Net.DialTimeout = 5 * time.Second
 	cfg.Net.ReadTimeout = 15 * time.Second
 	cfg.Net.WriteTimeout = 15 * time.Second
 	cfg.Net.Proxy.Enable, cfg.Net.Proxy.Dialer = true, driver.NewDialer(ctx, cfg.Net.DialTimeout)
 
-	cfg.Producer.Return.Successes = true // required by the synchronous producer
-	cfg.Producer.RequiredAcks = sarama.WaitForAll
-	cfg.Net.MaxOpenRequests = 1 // retries keep the order of a partition
-	// Not idempotent: after a message has failed, sarama sends others under the next epoch of
-	// the producer with the sequence numbers of the one before. The broker then takes a later
-	// message for a repetition, and confirms it without writing it. Without idempotence, what
-	// a retry writes twice has the same id twice.
-	cfg.Producer.Idempotent = false
-	// Do not compress: clients such as aiokafka, and so FastStream, have no codec in
-	// a plain install. A topic's compression.type can override this.
-	cfg.Producer.Compression = sarama.CompressionNone
-	cfg.Producer.Retry.Max = 5
-	cfg.Producer.Partitioner = newPartitioner
+	cfg.Net.MaxOpenRequests = 1 // requests and their answers are in order
 
 	cfg.Consumer.IsolationLevel = sarama.ReadCommitted // skip what a producer aborts
 	cfg.Consumer.Offsets.Initial = sarama.OffsetOldest // a new group reads what is already there
@@ -207,30 +203,26 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	return cfg, d.secure(ctx, cfg)
 }
 
-// Marshaler converts between Kafka records and messages. It accepts all records: after an
-// error the subscriber would redeliver the same record indefinitely.
-type Marshaler struct{ prefix string }
-
-// Marshal builds a record. The key determines its partition.
-func (m Marshaler) Marshal(topic string, msg *message.Message) (*sarama.ProducerMessage, error) {
+// Marshal builds a record. The key determines its partition. The record is not
+// compressed: clients such as aiokafka, and so FastStream, have no codec in a plain
+// install. A topic's compression.type can override this.
+func Marshal(msg *message.Message) *sarama.Record {
 	headers := driver.Sent(msg)
-	record := &sarama.ProducerMessage{
-		Topic:   m.prefix + topic,
-		Key:     sarama.StringEncoder(msg.Metadata[event.HeaderKey]),
-		Value:   sarama.ByteEncoder(msg.Payload),
-		Headers: make([]sarama.RecordHeader, 0, len(headers)),
+	record := &sarama.Record{
+		Key: []byte(msg.Metadata[event.HeaderKey]), Value: msg.Payload, Headers: make([]*sarama.RecordHeader, 0, len(headers)),
 	}
 
 	for name, value := range headers {
-		record.Headers = append(record.Headers, sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
+		record.Headers = append(record.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
 	}
 
-	return record, nil
+	return record
 }
 
 // Unmarshal builds a message. A record without an ID gets one derived from its
-// coordinates, which are the same on each delivery.
-func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, error) {
+// coordinates, which are the same on each delivery. It accepts all records: after an
+// error the subscriber would redeliver the same record indefinitely.
+func Unmarshal(record *sarama.ConsumerMessage) *message.Message {
 	headers := make(event.Headers, len(record.Headers)+2)
 
 	for _, header := range record.Headers {
@@ -261,5 +253,5 @@ func (Marshaler) Unmarshal(record *sarama.ConsumerMessage) (*message.Message, er
 		Key: string(record.Key), Origin: origin, Written: written,
 		// A recreated topic repeats offsets, but not times.
 		Coordinates: fmt.Sprintf("%s+%d", origin, record.Timestamp.UnixMilli()),
-	}, record.Value), nil
+	}, record.Value)
 }

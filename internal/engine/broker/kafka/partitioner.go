@@ -1,25 +1,10 @@
 package kafka
 
-import "github.com/IBM/sarama"
-
-// partitioner assigns keys to partitions as Java's default partitioner and librdkafka's
+// partitionOf assigns a key to a partition as Java's default partitioner and librdkafka's
 // murmur2_random do, so that a key goes to the same partition whoever publishes it.
-type partitioner struct{}
-
-func newPartitioner(string) sarama.Partitioner { return partitioner{} }
-
-// Partition implements sarama.Partitioner.
-func (partitioner) Partition(msg *sarama.ProducerMessage, partitions int32) (int32, error) {
-	key, err := msg.Key.Encode() // Marshal sets a key
-	if err != nil {
-		return 0, err
-	}
-
-	return int32(murmur2(key)&0x7fffffff) % partitions, nil
+func partitionOf(key string, partitions int) int32 {
+	return int32(murmur2([]byte(key))&0x7fffffff) % int32(partitions) //nolint:gosec // Kafka's numbers of partitions have 32 bits
 }
-
-// RequiresConsistency implements sarama.Partitioner.
-func (partitioner) RequiresConsistency() bool { return true }
 
 // murmur2 is org.apache.kafka.common.utils.Utils.murmur2.
 func murmur2(data []byte) uint32 {

@@ -1,145 +1,189 @@
 package kafka
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/IBM/sarama"
-	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill/message"
-	"github.com/eapache/go-resiliency/breaker"
-	"golang.org/x/sync/singleflight"
 
+	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 const (
-	// maxBatchBytes is Kafka's default for message.max.bytes, which bounds batches.
-	maxBatchBytes = 1_048_588
-	// maxMessageBytes (16 MiB) allows for topics with a higher limit.
+	// maxMessageBytes (16 MiB) allows for topics with a higher limit than Kafka's default.
 	maxMessageBytes = 16 << 20
 	// publishTimeout is how long a publish waits for the broker.
 	publishTimeout = 30 * time.Second
+	// maxTries is the number of tries before a publish reports an error that may be
+	// temporary, such as a partition without a leader. tryWait is the time between tries.
+	maxTries = 6
+	tryWait  = 100 * time.Millisecond
 )
 
-var errPublishTimeout = fmt.Errorf("the broker did not confirm the message within %s", publishTimeout)
+var (
+	errPublishTimeout = fmt.Errorf("the broker did not confirm the message within %s", publishTimeout)
+	errTooLarge       = fmt.Errorf("the message is larger than %d MiB", maxMessageBytes>>20)
+)
 
-var errNotAsked = errors.New("the client has not read the topic's metadata yet")
-
-// publisher sends messages in batches. If the broker does not accept a message in a
-// batch, publisher sends it alone, so that the answer is about that message only. Callers
-// publish messages with the same key one at a time, so they stay in order.
+// publisher writes messages in batches: those that are published while a request to a
+// broker is on its way form the next request. Nothing is written behind a message that
+// could not be written. The client library's own producers cannot promise that: after
+// they have given up a message, they go on with those behind it.
+//
+// If the broker does not accept a message in a batch, publisher sends it alone, so that
+// the answer is about that message only.
 type publisher struct {
-	batched, alone message.Publisher
-	client         sarama.Client
-	prefix         string
-	asking         singleflight.Group
-	// closing keeps Close apart from Publish, which share a flag in Watermill's publisher.
-	closing sync.RWMutex
+	client sarama.Client
+	prefix string
+	// open ends when the connections are closed.
+	open context.Context //nolint:containedctx // it is a lifetime, not a request
+	// writing counts the publishes and the requests that have not ended.
+	writing sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	// leaders holds the brokers that requests are on their way to, by id.
+	leaders map[int32]*leader
 }
 
-func newPublisher(cfg Config, settings *sarama.Config, client sarama.Client, logger *slog.Logger) (*publisher, error) {
-	p := &publisher{client: client, prefix: cfg.Prefix}
+// newPublisher returns a publisher that uses client until open ends, and that closes it.
+func newPublisher(open context.Context, cfg Config, client sarama.Client) *publisher {
+	return &publisher{client: client, prefix: cfg.Prefix, open: open, leaders: map[int32]*leader{}}
+}
 
-	batched, alone := *settings, *settings
-	batched.Producer.MaxMessageBytes = maxBatchBytes
-	alone.Producer.MaxMessageBytes, alone.Producer.Flush.MaxMessages = maxMessageBytes, 1
+// begin counts a publish, unless the publisher is closed.
+func (p *publisher) begin() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 
-	for _, producer := range []struct {
-		settings *sarama.Config
-		target   *message.Publisher
-	}{{&batched, &p.batched}, {&alone, &p.alone}} {
-		watermill, err := kafka.NewPublisher(kafka.PublisherConfig{
-			Brokers: cfg.Brokers, Marshaler: Marshaler{prefix: cfg.Prefix}, OverwriteSaramaConfig: producer.settings,
-		}, driver.WatermillLogger(logger))
-		if err != nil {
-			return nil, errors.Join(err, p.Close())
-		}
-
-		*producer.target = watermill
+	if !p.closed {
+		p.writing.Add(1)
 	}
 
-	return p, nil
+	return !p.closed
 }
 
-// Publish implements message.Publisher. If the broker refuses a message, the error is a
+// Publish implements message.Publisher. It writes messages in order, those with the same
+// key in one batch if they fit. If the broker refuses a message, the error is a
 // driver.RefusedError.
 func (p *publisher) Publish(topic string, messages ...*message.Message) error {
-	for _, msg := range messages {
-		err := p.bounded(func() error { return p.batched.Publish(topic, msg) })
+	if !p.begin() {
+		return driver.ErrClosed
+	}
+	defer p.writing.Done()
 
-		refused := p.sort(topic, err)
-		if refused != nil && refused.Scope == driver.OneMessage {
-			err = p.bounded(func() error { return p.alone.Publish(topic, msg) })
-			refused = p.sort(topic, err)
+	ctx, cancel := context.WithTimeoutCause(p.open, publishTimeout, errPublishTimeout)
+	defer cancel()
+
+	for len(messages) > 0 {
+		next, err := p.next(topic, messages)
+		if err == nil {
+			err = p.write(ctx, next)
 		}
 
-		switch {
+		switch refused := refusalOf(topic, err); {
 		case refused != nil:
 			return refused
+		case err != nil && p.open.Err() != nil:
+			return driver.ErrClosed
 		case err != nil:
 			return fmt.Errorf("publishing to topic %s: %w", topic, err)
 		}
+
+		messages = messages[len(next.records):]
 	}
 
 	return nil
 }
 
-// bounded waits at most publishTimeout for publish. After that, the client library still
-// holds the message, so it may be published twice.
-func (p *publisher) bounded(publish func() error) error {
-	result := make(chan error, 1)
+// next builds a run from the first messages: as many as belong to one partition and fit
+// into a batch.
+func (p *publisher) next(topic string, messages []*message.Message) (*run, error) {
+	r := &run{topic: p.prefix + topic}
 
-	go func() {
-		p.closing.RLock()
-		defer p.closing.RUnlock()
+	partitions, err := p.client.Partitions(r.topic)
+	if err == nil && len(partitions) == 0 {
+		err = sarama.ErrLeaderNotAvailable
+	}
 
-		result <- publish()
-	}()
+	if err != nil {
+		return nil, err
+	}
 
-	timer := time.NewTimer(publishTimeout)
-	defer timer.Stop()
+	for i, msg := range messages {
+		partition, record := partitionOf(msg.Metadata[event.HeaderKey], len(partitions)), Marshal(msg)
+		size := sizeOf(record)
+
+		switch {
+		case i == 0 && size > maxMessageBytes:
+			return nil, &driver.RefusedError{Scope: driver.OneMessage, Topic: topic, Remedy: "discard the message", Err: errTooLarge}
+		case i > 0 && (partition != r.partition || r.bytes+size > maxBatchBytes):
+			return r, nil
+		}
+
+		r.partition, r.records, r.bytes = partition, append(r.records, record), r.bytes+size
+	}
+
+	return r, nil
+}
+
+// write writes a run, and tries again after an error that may be temporary.
+func (p *publisher) write(ctx context.Context, r *run) error {
+	for tries := 1; ; tries++ {
+		err := p.try(ctx, r)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+
+		switch refused := refusalOf(r.topic, err); {
+		case refused == nil || refused.Scope == driver.OnePartition || errors.Is(err, sarama.ErrUnknownTopicOrPartition):
+			if tries == maxTries || backoff.Sleep(ctx, tryWait) != nil {
+				return err
+			}
+
+			_ = p.client.RefreshMetadata(r.topic) // the next try reports an error
+		case refused.Scope == driver.OneMessage && !r.alone:
+			r.alone = true
+		default:
+			return err
+		}
+	}
+}
+
+// try sends a run to the leader of its partition and waits for the answer.
+func (p *publisher) try(ctx context.Context, r *run) error {
+	broker, err := p.client.Leader(r.topic, r.partition)
+	if err != nil {
+		return err
+	}
+
+	r.done = make(chan error, 1)
+	p.add(broker, r)
 
 	select {
-	case err := <-result:
+	case err := <-r.done:
 		return err
-	case <-timer.C:
-		return errPublishTimeout
+	case <-ctx.Done():
+		p.withdraw(broker, r)
+
+		return context.Cause(ctx)
 	}
 }
 
-// sort returns the refusal in a publishing error, or nil if there is none.
-func (p *publisher) sort(topic string, err error) *driver.RefusedError {
-	if errors.Is(err, breaker.ErrBreakerOpen) {
-		// sarama could not read the topic's metadata, does not try again for a few
-		// seconds, and hides why.
-		_, asked, _ := p.asking.Do(topic, func() (any, error) { return nil, p.client.RefreshMetadata(p.prefix + topic) })
-		if asked == nil {
-			return &driver.RefusedError{Scope: driver.OneTopic, Topic: topic, Remedy: "wait a few seconds", Err: errNotAsked}
-		}
-
-		err = asked
-	}
-
-	return refusalOf(topic, err)
-}
-
-// Close implements message.Publisher. It waits until the client library has answered for
-// all messages, which it does at once when the connections end.
+// Close implements message.Publisher. It waits until the broker has answered for all
+// messages, or until the connections are closed.
 func (p *publisher) Close() error {
-	p.closing.Lock()
-	defer p.closing.Unlock()
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
 
-	var errs []error
+	p.writing.Wait()
 
-	for _, producer := range []message.Publisher{p.batched, p.alone} {
-		if producer != nil {
-			errs = append(errs, producer.Close())
-		}
-	}
-
-	return errors.Join(errs...)
+	return p.client.Close()
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -62,33 +63,19 @@ func (l *line) set(cut bool) {
 func TestWhatIsConfirmedIsOnItsTopicAfterOutages(t *testing.T) {
 	t.Parallel()
 
-	brokers := os.Getenv("MILLRACE_TEST_KAFKA_BROKERS")
-	if brokers == "" {
-		t.Skip("MILLRACE_TEST_KAFKA_BROKERS is not set: run make services")
-	}
-
-	config, logger := Config{Brokers: []string{brokers}}, slog.New(slog.DiscardHandler)
-
-	settings, err := New(config, logger).settings(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	client, err := sarama.NewClient(config.Brokers, settings)
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	t.Cleanup(func() { _ = client.Close() })
-
-	topic := newTopic(t, client)
+	client := newClient(t)
+	topic := newTopic(t, client, nil)
 	l := &line{}
+
+	settings := *client.Config()
 	settings.Net.Proxy.Dialer = l
 
-	p, err := newPublisher(config, settings, client, logger)
+	connection, err := sarama.NewClient([]string{client.Brokers()[0].Addr()}, &settings)
 	if err != nil {
 		t.Fatal(err)
 	}
+
+	p := newPublisher(t.Context(), Config{}, connection)
 
 	ctx, stop := context.WithCancel(t.Context())
 
@@ -144,9 +131,114 @@ func TestWhatIsConfirmedIsOnItsTopicAfterOutages(t *testing.T) {
 	})
 }
 
+// TestNothingIsWrittenBehindAMessageThatIsRefused: one publish has messages of one key, of
+// which the fourth is larger than the topic allows.
+func TestNothingIsWrittenBehindAMessageThatIsRefused(t *testing.T) {
+	t.Parallel()
+
+	const largest = 2000
+
+	client := newClient(t)
+	topic := newTopic(t, client, map[string]string{"max.message.bytes": strconv.Itoa(largest)})
+	p := newPublisher(t.Context(), Config{}, client)
+
+	var messages []*message.Message
+
+	for n := range 6 {
+		msg := message.NewMessage(uuid.NewString(), fmt.Appendf(nil, "%d", n))
+		if n == 3 {
+			msg.Payload = make([]byte, largest)
+		}
+
+		msg.Metadata.Set(event.HeaderKey, "a")
+		messages = append(messages, msg)
+	}
+
+	refused, is := errors.AsType[*driver.RefusedError](p.Publish(topic, messages...))
+	if !is || refused.Scope != driver.OneMessage {
+		t.Fatalf("got %v", refused)
+	}
+
+	if written := payloads(t, client, topic); len(written) != 0 {
+		t.Errorf("%d messages were written", len(written))
+	}
+
+	if err := p.Publish(topic, messages[:3]...); err != nil {
+		t.Fatal(err)
+	}
+
+	if written := payloads(t, client, topic); len(written) != 3 {
+		t.Errorf("%d messages were written, expected those before it", len(written))
+	}
+}
+
+// TestARefusedMessageDelaysNoOther publishes messages of many keys at the same time to a
+// topic that allows no batch of them all.
+func TestARefusedMessageDelaysNoOther(t *testing.T) {
+	t.Parallel()
+
+	const n, largest = 40, 2000
+
+	client := newClient(t)
+	topic := newTopic(t, client, map[string]string{"max.message.bytes": strconv.Itoa(largest)})
+	p := newPublisher(t.Context(), Config{}, client)
+
+	var (
+		publishing sync.WaitGroup
+		failures   atomic.Int64
+	)
+
+	for key := range n {
+		publishing.Go(func() {
+			msg := message.NewMessage(uuid.NewString(), fmt.Appendf(make([]byte, 500), "%d", key))
+			if key == 0 {
+				msg.Payload = make([]byte, largest)
+			}
+
+			msg.Metadata.Set(event.HeaderKey, strconv.Itoa(key))
+
+			if p.Publish(topic, msg) != nil {
+				failures.Add(1)
+			}
+		})
+	}
+
+	publishing.Wait()
+
+	if written := payloads(t, client, topic); len(written) != n-1 || failures.Load() != 1 {
+		t.Errorf("%d messages were written, and %d refused", len(written), failures.Load())
+	}
+}
+
 const partitions = 4
 
-func newTopic(t *testing.T, client sarama.Client) string {
+// newClient returns a client of the test's broker.
+func newClient(t *testing.T) sarama.Client {
+	t.Helper()
+
+	brokers := os.Getenv("MILLRACE_TEST_KAFKA_BROKERS")
+	if brokers == "" {
+		t.Skip("MILLRACE_TEST_KAFKA_BROKERS is not set: run make services")
+	}
+
+	config := Config{Brokers: []string{brokers}}
+
+	settings, err := New(config, slog.New(slog.DiscardHandler)).settings(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	client, err := sarama.NewClient(config.Brokers, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(func() { _ = client.Close() })
+
+	return client
+}
+
+func newTopic(t *testing.T, client sarama.Client, settings map[string]string) string {
 	t.Helper()
 
 	admin, err := sarama.NewClusterAdminFromClient(client)
@@ -154,8 +246,12 @@ func newTopic(t *testing.T, client sarama.Client) string {
 		t.Fatal(err)
 	}
 
-	topic := "outages-" + uuid.NewString()
-	if err := admin.CreateTopic(topic, &sarama.TopicDetail{NumPartitions: partitions, ReplicationFactor: 1}, false); err != nil {
+	topic, detail := "published-"+uuid.NewString(), &sarama.TopicDetail{NumPartitions: partitions, ReplicationFactor: 1, ConfigEntries: map[string]*string{}}
+	for name, value := range settings {
+		detail.ConfigEntries[name] = &value
+	}
+
+	if err := admin.CreateTopic(topic, detail, false); err != nil {
 		t.Fatal(err)
 	}
 

@@ -162,11 +162,7 @@ func (m *member) ConsumeClaim(session sarama.ConsumerGroupSession, claim sarama.
 				return nil
 			}
 
-			msg, err := Marshaler{}.Unmarshal(record)
-			if err != nil {
-				return err
-			}
-
+			msg := Unmarshal(record)
 			if !hand.Add(msg, driver.KeyOf(msg, m.key), record.Offset) {
 				return nil
 			}

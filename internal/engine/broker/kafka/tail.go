@@ -99,12 +99,7 @@ func read(ctx context.Context, records <-chan *sarama.ConsumerMessage, fn func(*
 				return nil
 			}
 
-			msg, err := (Marshaler{}).Unmarshal(record)
-			if err == nil {
-				err = fn(msg)
-			}
-
-			if err != nil {
+			if err := fn(Unmarshal(record)); err != nil {
 				return err
 			}
 		case <-ctx.Done():
