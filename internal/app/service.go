@@ -297,7 +297,7 @@ func (s *Service) serve(ctx context.Context, started func()) error {
 
 // target describes conn to the relay.
 func (s *Service) target(conn *broker.Conn) outbox.Target {
-	target := outbox.Target{Publisher: s.Tracer.Publisher(conn.Kind(), conn.Publisher()), Lanes: conn.Lanes()}
+	target := outbox.Target{Publisher: s.Tracer.Publisher(conn.Kind(), conn.Publisher()), Lanes: conn.Lanes(), Run: conn.Run()}
 
 	if s.observe != nil {
 		target.Publisher = observed{Publisher: target.Publisher, observe: s.observe}

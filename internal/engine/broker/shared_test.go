@@ -87,7 +87,7 @@ func (h harness) start(tb testing.TB, pool *pgxpool.Pool, register func(*consume
 		var relayed sync.WaitGroup
 
 		err := router.Run(ctx, []consumer.Source{&source{Conn: conn, topics: consumed, subscribed: func() {
-			target := outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes()}
+			target := outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Run: conn.Run()}
 			if h.config.Kind == broker.Embedded {
 				target.Suspended = router.SuspendedTopics
 			}

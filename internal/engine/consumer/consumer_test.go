@@ -92,7 +92,7 @@ func start(t *testing.T, pool *pgxpool.Pool, register func(*consumer.Router), ch
 		err := router.Run(ctx, []consumer.Source{
 			&source{Conn: conn, routes: router.Routes(), subscribed: func() {
 				relayed.Go(func() {
-					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Suspended: router.SuspendedTopics})
+					relay.Run(relaying, outbox.Target{Publisher: conn.Publisher(), Lanes: conn.Lanes(), Run: conn.Run(), Suspended: router.SuspendedTopics})
 				})
 			}},
 		}, func() { close(started) })

@@ -45,16 +45,28 @@ const rowColumns = `seq, shard, topic, key, message_id, correlation_id, causatio
 // busy. With messages of the usual size, Config.MaxInFlight is reached first.
 const maxBytes = 32 << 20
 
-// queue distributes rows to concurrent lanes. The rows of a key are published
-// sequentially, in order; different keys are published concurrently.
+// maxRunBytes bounds the payloads of a run, except that a run has at least one row.
+const maxRunBytes = 256 << 10
+
+// queue distributes rows to concurrent lanes, in runs of adjacent rows of a key. The runs
+// of a key are published sequentially, in order; different keys are published
+// concurrently.
 type queue struct {
+	// run is the maximum number of rows in a run.
+	run int
+
 	mu       sync.Mutex
 	nonEmpty *sync.Cond
 	// keys holds the unpublished rows of each key. A lane may be publishing the
-	// first.
+	// first ones.
 	keys map[string][]row
 	// ready lists the keys whose first row is not in a lane.
 	ready []string
+	// taken has the number of rows in lanes, if a lane has more than one row of a key.
+	taken map[string]int
+	// alone has the number of rows that are to be published alone, by key, because a run of
+	// them could not be published.
+	alone map[string]int
 	// inFlight contains all rows that have been read but not deleted.
 	inFlight map[int64]struct{}
 	// bytes is the size of the payloads in keys.
@@ -68,7 +80,7 @@ type queue struct {
 	// returns counts how often rows were returned to the table. A read that was running
 	// at the time misses them; see push.
 	returns int
-	// busy counts the rows being published.
+	// busy counts the runs being published.
 	busy   int
 	closed bool
 }
@@ -83,8 +95,11 @@ type failure struct {
 	due bool
 }
 
-func newQueue() *queue {
-	q := &queue{keys: make(map[string][]row), inFlight: make(map[int64]struct{}), failures: make(map[string]failure)}
+func newQueue(run int) *queue {
+	q := &queue{
+		run: run, keys: make(map[string][]row), taken: make(map[string]int), alone: make(map[string]int),
+		inFlight: make(map[int64]struct{}), failures: make(map[string]failure),
+	}
 	q.nonEmpty = sync.NewCond(&q.mu)
 
 	return q
@@ -145,8 +160,8 @@ func (q *queue) push(rows []row, returns int) (kept bool) {
 	return kept
 }
 
-// next waits for a row to publish. ok is false once the queue is closed.
-func (q *queue) next() (r row, ok bool) {
+// next waits for a run to publish. ok is false once the queue is closed.
+func (q *queue) next() (rows []row, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
@@ -155,32 +170,57 @@ func (q *queue) next() (r row, ok bool) {
 	}
 
 	if q.closed {
-		return row{}, false
+		return nil, false
 	}
 
 	key := q.ready[0]
 	q.ready = q.ready[1:]
 	q.busy++
 
-	return q.keys[key][0], true
+	n := q.runOf(key)
+	if n > 1 {
+		q.taken[key] = n
+	}
+
+	return slices.Clone(q.keys[key][:n]), true
 }
 
-// published marks r as confirmed by the broker and frees its key. due is true if the
+// runOf returns the number of rows in the next run of a key.
+func (q *queue) runOf(key string) int {
+	if q.alone[key] > 0 {
+		return 1
+	}
+
+	rows := q.keys[key]
+	n, size := 1, len(rows[0].Payload)
+
+	for n < min(len(rows), q.run) && size+len(rows[n].Payload) <= maxRunBytes {
+		size += len(rows[n].Payload)
+		n++
+	}
+
+	return n
+}
+
+// published marks a run as confirmed by the broker and frees its key. due is true if the
 // relay should start a round: there are many rows to delete, there is space for large
 // rows again, the key had backed off, or no lane is busy. Deleting rows individually
 // would cost more than publishing them.
-func (q *queue) published(r row, batch int) (due bool) {
+func (q *queue) published(rows []row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	_, backedOff := q.failures[r.Key]
-	delete(q.failures, r.Key)
+	_, backedOff := q.failures[rows[0].Key]
+	delete(q.failures, rows[0].Key)
 
 	q.busy--
-	q.confirmed = append(q.confirmed, r.Seq)
+
+	for _, r := range rows {
+		q.confirmed = append(q.confirmed, r.Seq)
+	}
 
 	full := q.bytes >= maxBytes/2
-	q.advance(r)
+	q.advance(rows)
 	space := full && q.bytes < maxBytes/2
 
 	return backedOff || space || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
@@ -194,25 +234,50 @@ func (q *queue) refused(r row) {
 
 	delete(q.failures, r.Key)
 	q.busy--
-	q.advance(r)
+	q.advance([]row{r})
 }
 
-// advance makes the next row of a key ready, unless the key was dropped in the
-// meantime.
-func (q *queue) advance(done row) {
-	rest := q.keys[done.Key]
-	if len(rest) == 0 || rest[0].Seq != done.Seq {
+// advance makes the rows behind a run ready, unless the key was dropped in the meantime.
+func (q *queue) advance(done []row) {
+	key := done[0].Key
+	delete(q.taken, key)
+
+	rest := q.keys[key]
+	if len(rest) == 0 || rest[0].Seq != done[0].Seq {
 		return
 	}
 
-	q.bytes -= len(done.Payload)
-	rest[0] = row{} // release the payload
+	for i, r := range done {
+		q.bytes -= len(r.Payload)
+		rest[i] = row{} // release the payload
+	}
 
-	if rest = rest[1:]; len(rest) == 0 {
-		delete(q.keys, done.Key)
+	if q.alone[key]--; q.alone[key] <= 0 {
+		delete(q.alone, key)
+	}
+
+	if rest = rest[len(done):]; len(rest) == 0 {
+		delete(q.keys, key)
 	} else {
-		q.keys[done.Key] = rest
-		q.ready = append(q.ready, done.Key)
+		q.keys[key] = rest
+		q.ready = append(q.ready, key)
+		q.nonEmpty.Signal()
+	}
+}
+
+// split makes a run ready again, each of its rows as a run of its own, because one of them
+// cannot be published.
+func (q *queue) split(rows []row) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	key := rows[0].Key
+	delete(q.taken, key)
+	q.busy--
+
+	if left := q.keys[key]; len(left) > 0 && left[0].Seq == rows[0].Seq {
+		q.alone[key] = len(rows)
+		q.ready = append(q.ready, key)
 		q.nonEmpty.Signal()
 	}
 }
@@ -448,15 +513,18 @@ func (q *queue) drop(keep func(shard int16) bool) {
 	maps.DeleteFunc(q.failures, func(_ string, f failure) bool { return !keep(f.shard) })
 }
 
-// remove removes the rows of a key. The first row stays in flight while a lane is
-// publishing it, so that its confirmation finds it.
+// remove removes the rows of a key. Those that a lane is publishing stay in flight, so
+// that their confirmation finds them.
 func (q *queue) remove(rows []row, all bool) {
 	key := rows[0].Key
+	delete(q.alone, key)
+
 	if all {
 		delete(q.keys, key)
 	} else {
-		q.keys[key] = rows[:1]
-		rows = rows[1:]
+		n := max(1, q.taken[key])
+		q.keys[key] = rows[:n]
+		rows = rows[n:]
 	}
 
 	for _, r := range rows {

@@ -63,6 +63,9 @@ type Target struct {
 	Publisher message.Publisher
 	// Lanes is the number of messages published concurrently.
 	Lanes int
+	// Run is the maximum number of messages with the same key that are published together,
+	// those of a topic in one call; see driver.Driver. 0 means 1.
+	Run int
 	// Only and Except select topics. At most one may be set. If neither is, the
 	// target takes all topics.
 	Only, Except []string
@@ -135,7 +138,7 @@ func (r *link) nudge() {
 // messages in flight. It survives the loss of the database and the broker. It may run
 // concurrently for several targets.
 func (r *Relay) Run(ctx context.Context, target Target) {
-	l := &link{Relay: r, target: target, unconsumed: unconsumed{topics: target.Unconsumed}, logger: r.logger, queue: newQueue(), wake: make(chan struct{}, 1)}
+	l := &link{Relay: r, target: target, unconsumed: unconsumed{topics: target.Unconsumed}, logger: r.logger, queue: newQueue(max(1, target.Run)), wake: make(chan struct{}, 1)}
 	if target.Name != "" {
 		l.logger = r.logger.With(slog.String("broker", target.Name))
 	}
@@ -558,7 +561,7 @@ func (r *link) drain(ctx context.Context, conn *pgx.Conn, owned *shards) error {
 	return nil
 }
 
-// lane publishes rows one at a time.
+// lane publishes one run at a time.
 func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 	for {
 		next, ok := r.queue.next()
@@ -566,17 +569,24 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 			return
 		}
 
-		if r.stuck.refuses(next) {
-			r.giveBack(next)
+		if refused := slices.ContainsFunc(next, r.stuck.refuses); refused && len(next) == 1 {
+			r.giveBack(next[0])
+
+			continue
+		} else if refused {
+			r.queue.split(next)
 
 			continue
 		}
 
 		crashpoint.At(crashpoint.RelayPublishing)
 
-		if err := r.publish(ctx, publisher, next); err != nil {
-			r.unpublished(ctx, next, err)
-		} else {
+		switch err := r.publish(ctx, publisher, next); {
+		case err != nil && len(next) > 1:
+			r.queue.split(next)
+		case err != nil:
+			r.unpublished(ctx, next[0], err)
+		default:
 			crashpoint.At(crashpoint.RelayPublished)
 			r.confirm(next)
 			crashpoint.At(crashpoint.RelayConfirmed)
@@ -584,8 +594,8 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 	}
 }
 
-// publish sends a row to the broker once the breaker allows an attempt.
-func (r *link) publish(ctx context.Context, publisher message.Publisher, next row) error {
+// publish sends a run to the broker once the breaker allows an attempt.
+func (r *link) publish(ctx context.Context, publisher message.Publisher, next []row) error {
 	if r.target.Breaker == nil {
 		return r.send(publisher, next)
 	}
@@ -605,28 +615,52 @@ func (r *link) publish(ctx context.Context, publisher message.Publisher, next ro
 	return err
 }
 
-// send gives a row to the broker.
-func (r *link) send(publisher message.Publisher, next row) error {
-	started := time.Now()
+// send gives a run to the broker, the rows of one topic after those of another: there is
+// no order between topics.
+func (r *link) send(publisher message.Publisher, next []row) error {
+	for _, rows := range byTopic(next) {
+		started := time.Now()
 
-	err := publisher.Publish(next.Topic, toWatermill(next))
-	if err == nil {
+		if err := publisher.Publish(rows[0].Topic, postgres.Column(rows, toWatermill)...); err != nil {
+			return err
+		}
+
 		r.metrics.publish.WithLabelValues(r.broker()).Observe(time.Since(started).Seconds())
 	}
 
-	return err
+	return nil
 }
 
-func (r *link) confirm(published row) {
-	r.unconsumed.add(published)
-	freed := r.stuck.remove(published.Topic)
+// byTopic groups rows, in the order of each topic's first row.
+func byTopic(rows []row) (groups [][]row) {
+	for _, r := range rows {
+		i := slices.IndexFunc(groups, func(group []row) bool { return group[0].Topic == r.Topic })
+		if i < 0 {
+			i, groups = len(groups), append(groups, nil)
+		}
+
+		groups[i] = append(groups[i], r)
+	}
+
+	return groups
+}
+
+func (r *link) confirm(published []row) {
+	freed := false
+
+	for _, row := range published {
+		r.unconsumed.add(row)
+		freed = r.stuck.remove(row.Topic) || freed
+	}
 
 	if r.queue.published(published, r.cfg.BatchSize/4) || freed {
 		r.nudge()
 	}
 
-	r.metrics.published.WithLabelValues(published.Topic).Inc()
-	r.metrics.delay.WithLabelValues(published.Topic).Observe(max(time.Since(published.CreatedAt), 0).Seconds())
+	for _, row := range published {
+		r.metrics.published.WithLabelValues(row.Topic).Inc()
+		r.metrics.delay.WithLabelValues(row.Topic).Observe(max(time.Since(row.CreatedAt), 0).Seconds())
+	}
 }
 
 // unpublished decides what becomes of a row that was not published: a message or a topic

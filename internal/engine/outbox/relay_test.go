@@ -90,7 +90,7 @@ func relayWith(tb testing.TB, pool *pgxpool.Pool, publisher message.Publisher, c
 
 	var running sync.WaitGroup
 
-	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: 8}) })
+	running.Go(func() { r.Run(ctx, outbox.Target{Publisher: publisher, Lanes: 8, Run: 4}) })
 
 	return r.Wake, func() {
 		cancel()

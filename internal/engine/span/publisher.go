@@ -1,6 +1,7 @@
 package span
 
 import (
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -33,6 +34,10 @@ type tracingPublisher struct {
 
 // Publish implements message.Publisher.
 func (p tracingPublisher) Publish(topic string, messages ...*message.Message) error {
+	if !slices.ContainsFunc(messages, p.samples) {
+		return p.Publisher.Publish(topic, messages...)
+	}
+
 	for _, msg := range messages {
 		if err := p.publish(topic, msg); err != nil {
 			return err
@@ -42,10 +47,15 @@ func (p tracingPublisher) Publish(topic string, messages ...*message.Message) er
 	return nil
 }
 
-func (p tracingPublisher) publish(topic string, msg *message.Message) error {
+// samples reports whether a message is traced.
+func (p tracingPublisher) samples(msg *message.Message) bool {
 	correlation, _ := uuid.Parse(msg.Metadata[event.HeaderCorrelation]) // the relay sets it
 
-	if !p.tracer.samples(msg.Metadata[event.HeaderTraceParent], correlation) {
+	return p.tracer.samples(msg.Metadata[event.HeaderTraceParent], correlation)
+}
+
+func (p tracingPublisher) publish(topic string, msg *message.Message) error {
+	if !p.samples(msg) {
 		return p.Publisher.Publish(topic, msg)
 	}
 

@@ -38,6 +38,10 @@ type Driver interface {
 	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)
 	// Lanes returns the number of messages to publish concurrently.
 	Lanes() int
+	// Run returns the maximum number of messages with the same key to pass to
+	// one call of Publish. It is greater than 1 only if Publish writes nothing behind a
+	// message that it could not write.
+	Run() int
 	Ping(ctx context.Context) error
 	// Refusals returns the topics whose subscriptions the broker refuses, sorted by name.
 	// It answers from memory.

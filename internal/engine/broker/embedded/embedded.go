@@ -79,6 +79,9 @@ func (d *Driver) Subscriber(string, func([]byte) string) (message.Subscriber, er
 // Lanes implements driver.Driver.
 func (d *Driver) Lanes() int { return d.cfg.Lanes }
 
+// Run implements driver.Driver.
+func (d *Driver) Run() int { return 1 }
+
 // Ping implements driver.Driver.
 func (d *Driver) Ping(context.Context) error { return nil }
 

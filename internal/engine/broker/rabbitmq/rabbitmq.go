@@ -44,6 +44,10 @@ func New(cfg Config, logger *slog.Logger) *Driver {
 // Lanes implements driver.Driver.
 func (d *Driver) Lanes() int { return d.cfg.Lanes }
 
+// Run implements driver.Driver. RabbitMQ confirms and refuses messages one by one, so what
+// is behind one that it refuses would be published.
+func (d *Driver) Run() int { return 1 }
+
 // Publisher implements driver.Driver.
 func (d *Driver) Publisher() message.Publisher { return d.publisher }
 
