@@ -63,7 +63,7 @@ func route(r *consumer.Router, d Domains) {
 	consumer.OnBatch(r, "notification.route", d.Notifications.Route, notification.EmailDue{}, notification.WebhookDue{}, notification.LogDue{})
 	consumer.OnEffect(r, "notification.email", consumer.Effect[notification.EmailDue, string]{
 		Admit: d.Notifications.AdmitEmail, Needs: d.Notifications.NeedsMailServer,
-		Perform: d.Notifications.SendEmail, Record: notification.Record[notification.EmailDue],
+		Perform: d.Notifications.SendEmail, Record: notification.Record[notification.EmailDue], Independent: true,
 	})
 	r.Defaults(consumer.TopicConfig{
 		Topic: notification.TopicWebhook, ParkInterval: new(notification.WebhookPause),
@@ -71,9 +71,10 @@ func route(r *consumer.Router, d Domains) {
 	})
 	consumer.OnEffect(r, webhookConsumer, consumer.Effect[notification.WebhookDue, string]{
 		Needs: d.Notifications.NeedsReceiver, Perform: postWebhook(r, d.Notifications), Record: notification.Record[notification.WebhookDue],
+		Independent: true,
 	})
 	consumer.OnEffect(r, "notification.log", consumer.Effect[notification.LogDue, string]{
-		Perform: d.Notifications.WriteLog, Record: notification.Record[notification.LogDue],
+		Perform: d.Notifications.WriteLog, Record: notification.Record[notification.LogDue], Independent: true,
 	})
 	consumer.OnBatch(r, "analytics.track", d.Analytics.Track)
 

@@ -2,7 +2,9 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -32,6 +34,43 @@ func newAdmission[P event.Payload](r *Router, consumer string, admit admitFunc[P
 	}))
 
 	return a
+}
+
+// maxAnswerAge is how long an event may wait for the effect of the one ahead before it
+// must be admitted again: its user may have been erased meanwhile.
+const maxAnswerAge = time.Second
+
+// inTurn submits an event and waits until its effect may be performed: it is admitted,
+// and the effect of the message ahead has been performed. Any other answer counts only
+// once the event is first in its line, because the fate of the message ahead may change
+// it. skip is true if the event needs no effect.
+func (a *admission[P]) inTurn(e event.Event[P], d *delivery, in *lines) (u *unit[event.Event[P]], skip bool, err error) {
+	for {
+		first, asked := d.place.first(), time.Now()
+
+		u, err = a.submit(e, d, nil)
+		skip = errors.Is(err, event.ErrSkip)
+		proceed := (err == nil || skip) && u.verdict != inbox.Duplicate
+
+		switch {
+		case first && proceed:
+			return u, skip, nil
+		case first:
+			return u, false, err
+		case proceed && in.awaitEffect(d.place):
+			if time.Since(asked) > maxAnswerAge {
+				continue
+			}
+
+			if d.place.broken() {
+				return u, false, errLineBroken
+			}
+
+			return u, skip, a.router.awaitResume(d)
+		case !in.awaitTurn(d.place):
+			return u, false, errLineBroken
+		}
+	}
 }
 
 func (a *admission[P]) run(units []*unit[event.Event[P]]) {
@@ -65,6 +104,12 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 	}
 
 	for _, u := range behind {
+		if !u.from.place.first() {
+			u.done <- errBlocked // it asks again when it is first
+
+			continue
+		}
+
 		switch blocked, err := a.block(u.from); {
 		case err != nil:
 			u.done <- err

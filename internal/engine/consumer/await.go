@@ -135,7 +135,7 @@ func (r *Router) overdue(d *delivery, early *event.EarlyError) (overdue bool, he
 		return false, held
 	}
 
-	switch _, err := r.outbox.submit(early.Topics, d); {
+	switch _, err := r.outbox.submit(early.Topics, d, nil); {
 	case err != nil:
 		r.awaitFrom(d, notBegun)
 

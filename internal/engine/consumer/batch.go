@@ -29,6 +29,8 @@ var ErrStopping = errors.New("the service is stopping")
 type unit[E any] struct {
 	event E
 	from  *delivery
+	// place is the unit's place in its line, or nil if its batches are in no order.
+	place *place
 	since time.Time
 	// verdict is the inbox's verdict on the message.
 	verdict inbox.Verdict
@@ -39,13 +41,13 @@ type unit[E any] struct {
 }
 
 func (u *unit[E]) key() string      { return u.from.key }
-func (u *unit[E]) standing() *place { return u.from.place }
+func (u *unit[E]) standing() *place { return u.place }
 
 // settle gives the unit its result. If the result is final, the units behind this one may
 // continue immediately.
 func (u *unit[E]) settle(err error) {
-	if u.from.place != nil && (err == nil || errors.Is(err, errBlocked)) {
-		u.from.place.over.Store(true)
+	if u.place != nil && (err == nil || errors.Is(err, errBlocked)) {
+		u.place.over.Store(true)
 	}
 
 	u.done <- err
@@ -81,8 +83,8 @@ func timed[E any](r *Router, consumer string, run func(units []*unit[E]) (behind
 }
 
 // submit adds an event to the next batch and waits for its result.
-func (b batches[E]) submit(event E, from *delivery) (*unit[E], error) {
-	u := &unit[E]{event: event, from: from, since: time.Now(), done: make(chan error, 1)}
+func (b batches[E]) submit(event E, from *delivery, at *place) (*unit[E], error) {
+	u := &unit[E]{event: event, from: from, place: at, since: time.Now(), done: make(chan error, 1)}
 	b.group.add(u)
 
 	return u, <-u.done
@@ -191,7 +193,10 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 // apply completes the units, except those that it returns. These are behind a failed unit
 // in their line and must wait until the failed one's fate is decided.
 func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
-	units = returnBroken(units)
+	if !a.performed {
+		units = returnBroken(units)
+	}
+
 	if len(units) == 0 {
 		return nil
 	}
@@ -218,12 +223,12 @@ func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
 
 // returnBroken returns the units of broken lines to their broker. left holds the others.
 func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
-	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.from.place.broken() }) {
+	if !slices.ContainsFunc(units, func(u *unit[E]) bool { return u.place.broken() }) {
 		return units
 	}
 
 	for _, u := range units {
-		if u.from.place.broken() {
+		if u.place.broken() {
 			u.settle(errLineBroken)
 		} else {
 			left = append(left, u)
@@ -237,7 +242,7 @@ func returnBroken[E any](units []*unit[E]) (left []*unit[E]) {
 // batch fail.
 func (a *applier[E]) applyEach(units []*unit[E]) (behind []*unit[E]) {
 	for i, u := range units {
-		if u.from.place.first() {
+		if u.place.first() {
 			a.apply(units[i : i+1])
 		} else {
 			behind = append(behind, u)
@@ -258,7 +263,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind
 
 	for i, u := range units {
 		switch {
-		case slices.ContainsFunc(wrong, func(w int) bool { return u.from.place.behind(units[w].from.place) }):
+		case slices.ContainsFunc(wrong, func(w int) bool { return u.place.behind(units[w].place) }):
 			behind = append(behind, u)
 		case rejected[i] != nil:
 			wrong = append(wrong, i)
@@ -274,7 +279,7 @@ func (a *applier[E]) reject(units []*unit[E], rejected event.RejectSome) (behind
 	}
 
 	for _, i := range wrong {
-		if u := units[i]; u.from.place.first() {
+		if u := units[i]; u.place.first() {
 			u.settle(rejected[i])
 		} else {
 			behind = append(behind, u)

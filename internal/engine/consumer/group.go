@@ -26,6 +26,9 @@ type group[T queued] struct {
 	run func(batch []T) (behind []T)
 	// maxBatch bounds the size of a batch, maxRuns the number of concurrent runs.
 	maxBatch, maxRuns int
+	// finishBroken is true if items of broken lines are not to be returned, so they stay in
+	// order.
+	finishBroken bool
 
 	// waiting is ordered by ticket.
 	waiting []ticketed[T]
@@ -143,7 +146,7 @@ func (g *group[T]) take(previous, behind []T) []T {
 	)
 
 	for _, t := range g.waiting {
-		if _, busy := g.busy[t.item.key()]; busy || len(batch) == g.maxBatch || !t.item.standing().enter(g.takes) {
+		if _, busy := g.busy[t.item.key()]; busy || len(batch) == g.maxBatch || !t.item.standing().enter(g.takes, g.finishBroken) {
 			left = append(left, t)
 		} else {
 			batch = append(batch, t.item)

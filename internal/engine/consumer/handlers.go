@@ -55,7 +55,7 @@ func OnBatch[P event.Payload](r *Router, consumer string, handle batchHandler[ev
 	apply := newApplier(r, consumer, handle)
 
 	register(r, consumer, &apply.group.lines, func(e event.Event[P], d *delivery) error {
-		_, err := apply.submit(e, d)
+		_, err := apply.submit(e, d, d.place)
 
 		return err
 	}, publishes)
@@ -82,21 +82,29 @@ type Effect[P event.Payload, R any] struct {
 	// Late receives the result for an event that a concurrent delivery has already
 	// applied. It may differ from the recorded result. If nil, such results are dropped.
 	Late func(ctx context.Context, tx pgx.Tx, results []event.Effected[P, R]) ([]event.Outgoing, error)
+	// Independent is true if Admit does not depend on what Record stores for earlier
+	// events with the same key. The effect of an event is then performed as soon as that of
+	// the one ahead has been, and Record may store several in one transaction. Otherwise,
+	// events with the same key are handled one at a time.
+	Independent bool
 }
 
-// OnEffect registers a handler that calls an external system. Events with the same key
-// are handled one at a time. An event that is already in the inbox is acknowledged without
-// Perform. See On for publishes.
+// OnEffect registers a handler that calls an external system. The effects of events with
+// the same key are performed one after the other, in order. An event that is already in
+// the inbox is acknowledged without Perform. See On for publishes.
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
-	record.performed = true
+	record.performed, record.group.finishBroken = true, true
 
-	register(r, consumer, nil, func(e event.Event[P], d *delivery) error {
-		question, err := admit.submit(e, d)
-		skip := errors.Is(err, event.ErrSkip)
+	var inLine *lines
+	if effect.Independent {
+		inLine = &record.group.lines
+	}
 
-		if err != nil && !skip || question.verdict == inbox.Duplicate {
+	register(r, consumer, inLine, func(e event.Event[P], d *delivery) error {
+		question, skip, err := admit.inTurn(e, d, inLine)
+		if err != nil || question.verdict == inbox.Duplicate {
 			return err
 		}
 
@@ -115,7 +123,9 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 			result.Result = &value
 		}
 
-		u, err := record.submit(result, d)
+		inLine.performed(d.place)
+
+		u, err := record.submit(result, d, d.place)
 		if err == nil {
 			crashpoint.At(crashpoint.EffectRecorded)
 		}

@@ -33,6 +33,11 @@ type place struct {
 	over atomic.Bool
 	// left is closed when the message leaves, if another one is waiting for it to leave.
 	left chan struct{}
+	// effect is closed when the message's effect has been performed or the message leaves,
+	// if another one is waiting for that.
+	effect chan struct{}
+	// performed is true if the message's effect has been performed or is not needed.
+	performed bool
 }
 
 // join adds a place at the end of a line.
@@ -63,6 +68,8 @@ func (l *lines) leave(p *place, returned bool) {
 	if p.left != nil {
 		close(p.left)
 	}
+
+	p.endEffect()
 
 	if l.last[p.line] == p {
 		delete(l.last, p.line)
@@ -95,6 +102,52 @@ func (l *lines) awaitTurn(p *place) bool {
 	return !p.broken()
 }
 
+// performed lets the message behind p perform its effect. p may be nil.
+func (l *lines) performed(p *place) {
+	if p == nil {
+		return
+	}
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	p.performed = true
+	p.endEffect()
+}
+
+func (p *place) endEffect() {
+	if p.effect != nil {
+		close(p.effect)
+		p.effect = nil
+	}
+}
+
+// awaitEffect waits until the message ahead of p has performed its effect or has left. It
+// reports whether the effect was performed.
+func (l *lines) awaitEffect(p *place) bool {
+	l.mu.Lock()
+
+	ahead := p.ahead
+	if ahead.performed || ahead.over.Load() {
+		defer l.mu.Unlock()
+
+		return ahead.performed
+	}
+
+	if ahead.effect == nil {
+		ahead.effect = make(chan struct{})
+	}
+
+	ended := ahead.effect
+
+	l.mu.Unlock()
+	<-ended
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	return ahead.performed
+}
+
 func (l *lines) nextTicket() uint64 {
 	l.tickets++
 
@@ -105,12 +158,13 @@ func (l *lines) nextTicket() uint64 {
 func (p *place) first() bool { return p == nil || p.ahead == nil || p.ahead.over.Load() }
 
 // enter puts a message into a batch. It reports false if the message ahead is neither in
-// the batch nor finished. The messages of a broken line enter, so that they are returned.
-func (p *place) enter(batch uint64) bool {
+// the batch nor finished. The messages of a broken line enter, so that they are returned,
+// unless finishBroken is true.
+func (p *place) enter(batch uint64, finishBroken bool) bool {
 	switch {
 	case p == nil:
 		return true
-	case !p.first() && p.ahead.batch != batch && !p.line.Broken():
+	case !p.first() && p.ahead.batch != batch && (finishBroken || !p.line.Broken()):
 		return false
 	}
 

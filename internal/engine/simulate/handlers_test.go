@@ -162,6 +162,7 @@ func (w *world) register(r *consumer.Router) {
 
 			return nil, nil
 		},
+		Independent: w.independent,
 	})
 }
 

@@ -60,7 +60,7 @@ func (w *world) start() *process {
 	running, p.cancel = context.WithCancel(context.Background())
 	relaying, p.cancelRelay = context.WithCancel(context.Background())
 
-	target := outbox.Target{Publisher: publisher{w.medium, p}, Lanes: w.lanes, Suspended: router.SuspendedTopics, Breaker: needs.Get("broker")}
+	target := outbox.Target{Publisher: publisher{w.medium, p}, Lanes: w.lanes, Run: w.length, Suspended: router.SuspendedTopics, Breaker: needs.Get("broker")}
 
 	if w.mode == modeEmbedded {
 		p.embedded = embedded.New(embedded.Config{Lanes: w.lanes})

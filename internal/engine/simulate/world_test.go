@@ -43,6 +43,10 @@ type world struct {
 	windowBytes    int64
 	batch, batches int
 	lanes          int
+	// length is the maximum number of messages of a key that are published together.
+	length int
+	// independent is true if an effect does not wait until the one ahead is recorded.
+	independent bool
 	// shared is true if topics have two consumers.
 	shared bool
 	faults atomic.Pointer[faults]
@@ -105,7 +109,11 @@ func newWorld(seed uint64) *world {
 	w.mode = []mode{modeEmbedded, modeLog, modeLog, modeQueue}[w.pick(4)]
 	w.window, w.windowBytes = 2+w.pick(15), int64(400+w.pick(2000))
 	w.batch, w.batches, w.lanes = 1+w.pick(8), 1+w.pick(3), 1+w.pick(6)
-	w.shared = w.pick(2) == 0
+	w.shared, w.independent, w.length = w.pick(2) == 0, w.pick(2) == 0, 1
+
+	if w.mode == modeLog {
+		w.length += w.pick(4)
+	}
 
 	some := func(p float64) float64 { return p * []float64{0, 1, 3}[w.pick(3)] }
 	w.faults.Store(&faults{
@@ -235,8 +243,8 @@ func (l logWriter) Write(line []byte) (int, error) {
 // run lets the world run: first with faults, then without them until everything is
 // settled.
 func (w *world) run() {
-	w.tracef("seed %d: %s, window %d and %d bytes, batches of %d, %d at once, %d lanes, shared %v, %+v",
-		w.seed, w.mode, w.window, w.windowBytes, w.batch, w.batches, w.lanes, w.shared, *w.faults.Load())
+	w.tracef("seed %d: %s, window %d and %d bytes, batches of %d, %d at once, %d lanes, runs of %d, shared %v, independent %v, %+v",
+		w.seed, w.mode, w.window, w.windowBytes, w.batch, w.batches, w.lanes, w.length, w.shared, w.independent, *w.faults.Load())
 
 	for range 1 + w.pick(3) {
 		w.live = append(w.live, w.start())
