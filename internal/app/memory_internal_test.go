@@ -14,28 +14,16 @@ import (
 // The collector's limit must not be lower than the container's: with a limit below the
 // live heap, it would run constantly.
 func TestOnlyTheContainerLimitsTheCollector(t *testing.T) { //nolint:paralleltest // the collector is the process's
-	percent, limit := debug.SetGCPercent(gcPercent), debug.SetMemoryLimit(math.MaxInt64)
+	limit := debug.SetMemoryLimit(math.MaxInt64)
 
-	t.Cleanup(func() {
-		debug.SetGCPercent(percent)
-		debug.SetMemoryLimit(limit)
-	})
+	t.Cleanup(func() { debug.SetMemoryLimit(limit) })
+	t.Setenv("GOMEMLIMIT", "") // restores it at the end
 
-	for _, name := range []string{"GOGC", "GOMEMLIMIT"} {
-		t.Setenv(name, "") // restores it at the end
-
-		if err := os.Unsetenv(name); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Unsetenv("GOMEMLIMIT"); err != nil {
+		t.Fatal(err)
 	}
 
-	debug.SetGCPercent(50)
-
-	tuneGC(pgtest.Logger(t))
-
-	if got := debug.SetGCPercent(50); got != gcPercent {
-		t.Errorf("GOGC is %d, expected %d", got, gcPercent)
-	}
+	limitMemory(pgtest.Logger(t))
 
 	want := int64(math.MaxInt64)
 	if container, err := memlimit.FromCgroup(); err == nil {
@@ -48,20 +36,12 @@ func TestOnlyTheContainerLimitsTheCollector(t *testing.T) { //nolint:paralleltes
 }
 
 func TestTheEnvironmentConfiguresTheCollector(t *testing.T) { //nolint:paralleltest // the collector is the process's
-	percent, limit := debug.SetGCPercent(50), debug.SetMemoryLimit(1<<30)
+	limit := debug.SetMemoryLimit(1 << 30)
 
-	t.Cleanup(func() {
-		debug.SetGCPercent(percent)
-		debug.SetMemoryLimit(limit)
-	})
-	t.Setenv("GOGC", "50")
+	t.Cleanup(func() { debug.SetMemoryLimit(limit) })
 	t.Setenv("GOMEMLIMIT", "1GiB")
 
-	tuneGC(pgtest.Logger(t))
-
-	if got := debug.SetGCPercent(50); got != 50 {
-		t.Errorf("GOGC is %d, expected 50", got)
-	}
+	limitMemory(pgtest.Logger(t))
 
 	if got := debug.SetMemoryLimit(-1); got != 1<<30 {
 		t.Errorf("GOMEMLIMIT is %d, expected %d", got, 1<<30)
