@@ -40,6 +40,10 @@ func newAdmission[P event.Payload](r *Router, consumer string, admit admitFunc[P
 // must be admitted again: its user may have been erased meanwhile.
 const maxAnswerAge = time.Second
 
+// errBehind reports that the key of a message waits, but that the message is not first in
+// its line. It is not blocked until it is.
+var errBehind = errors.New("the message's key is waiting, and others are ahead of it")
+
 // inTurn submits an event and waits until its effect may be performed: it is admitted,
 // and the effect of the message ahead has been performed. Any other answer counts only
 // once the event is first in its line, because the fate of the message ahead may change
@@ -56,6 +60,10 @@ func (a *admission[P]) inTurn(e event.Event[P], d *delivery, in *lines) (u *unit
 		case first && proceed:
 			return u, skip, nil
 		case first:
+			return u, false, err
+		case errors.Is(err, errBlocked): // it has been stored
+			in.awaitTurn(d.place)
+
 			return u, false, err
 		case proceed && in.awaitEffect(d.place):
 			if time.Since(asked) > maxAnswerAge {
@@ -105,7 +113,7 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 
 	for _, u := range behind {
 		if !u.from.place.first() {
-			u.done <- errBlocked // it asks again when it is first
+			u.done <- errBehind
 
 			continue
 		}

@@ -574,7 +574,7 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 
 			continue
 		} else if refused {
-			r.queue.split(next)
+			r.split(next)
 
 			continue
 		}
@@ -583,7 +583,7 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 
 		switch err := r.publish(ctx, publisher, next); {
 		case err != nil && len(next) > 1:
-			r.queue.split(next)
+			r.split(next)
 		case err != nil:
 			r.unpublished(ctx, next[0], err)
 		default:
@@ -592,6 +592,13 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 			crashpoint.At(crashpoint.RelayConfirmed)
 		}
 	}
+}
+
+// split lets the rows of a run be published one by one. It nudges the session because a
+// drain waits for the lanes.
+func (r *link) split(next []row) {
+	r.queue.split(next)
+	r.nudge()
 }
 
 // publish sends a run to the broker once the breaker allows an attempt.
