@@ -49,7 +49,7 @@ var errBehind = errors.New("the message's key is waiting, and others are ahead o
 // once the event is first in its line, because the fate of the message ahead may change
 // it. skip is true if the event needs no effect.
 func (a *admission[P]) inTurn(e event.Event[P], d *delivery, in *lines) (u *unit[event.Event[P]], skip bool, err error) {
-	for {
+	for waited := false; !d.place.broken(); waited = true {
 		first, asked := d.place.first(), time.Now()
 
 		u, err = a.submit(e, d, nil)
@@ -57,28 +57,47 @@ func (a *admission[P]) inTurn(e event.Event[P], d *delivery, in *lines) (u *unit
 		proceed := (err == nil || skip) && u.verdict != inbox.Duplicate
 
 		switch {
-		case first && proceed:
-			return u, skip, nil
-		case first:
+		case first && !proceed:
 			return u, false, err
 		case errors.Is(err, errBlocked): // it has been stored
 			in.awaitTurn(d.place)
 
 			return u, false, err
-		case proceed && in.awaitEffect(d.place):
+		case first && !waited:
+		case first, proceed && in.awaitEffect(d.place, d.id):
+			if err := a.mayContinue(d); err != nil {
+				return u, false, err
+			}
+
 			if time.Since(asked) > maxAnswerAge {
 				continue
 			}
+		default:
+			in.awaitTurn(d.place)
 
-			if d.place.broken() {
-				return u, false, errLineBroken
-			}
+			continue
+		}
 
-			return u, skip, a.router.awaitResume(d)
-		case !in.awaitTurn(d.place):
-			return u, false, errLineBroken
+		if !d.place.broken() {
+			return u, skip, nil
 		}
 	}
+
+	return nil, false, errLineBroken
+}
+
+// mayContinue holds up a message that has waited, as if it had just arrived: its consumer
+// may have been paused, or the service may be stopping.
+func (a *admission[P]) mayContinue(d *delivery) error {
+	if err := a.router.awaitResume(d); err != nil {
+		return err
+	}
+
+	if a.router.stopping.Err() != nil {
+		return ErrStopping
+	}
+
+	return nil
 }
 
 func (a *admission[P]) run(units []*unit[event.Event[P]]) {
@@ -112,6 +131,12 @@ func (a *admission[P]) run(units []*unit[event.Event[P]]) {
 	}
 
 	for _, u := range behind {
+		if u.from.place.broken() {
+			u.done <- errLineBroken
+
+			continue
+		}
+
 		if !u.from.place.first() {
 			u.done <- errBehind
 

@@ -46,6 +46,10 @@ func (u *unit[E]) standing() *place { return u.place }
 // settle gives the unit its result. If the result is final, the units behind this one may
 // continue immediately.
 func (u *unit[E]) settle(err error) {
+	if u.place != nil && errors.Is(err, errBlocked) {
+		u.place.performed.Store(false)
+	}
+
 	if u.place != nil && (err == nil || errors.Is(err, errBlocked)) {
 		u.place.over.Store(true)
 	}

@@ -82,19 +82,33 @@ func (j *journal) independent(perform func(text string) error, record func(texts
 func startEffect(t *testing.T, n int, effect consumer.Effect[note, string]) (h *handled, settled *atomic.Int64) {
 	t.Helper()
 
+	messages := make([]event.Message, n)
+	for i := range messages {
+		messages[i] = message("a", strconv.Itoa(i+1))
+	}
+
+	h, _, settled = startEffectWith(t, t.Context(), messages, effect)
+
+	return h, settled
+}
+
+// startEffectWith delivers these messages, until session ends.
+func startEffectWith(t *testing.T, session context.Context, messages []event.Message, effect consumer.Effect[note, string], //nolint:revive // t is first
+) (h *handled, w *window.Window, settled *atomic.Int64) {
+	t.Helper()
+
 	h, settled = &handled{}, &atomic.Int64{}
 
 	h.handingTo(t, newPool(t), func(router *consumer.Router) { consumer.OnEffect(router, "writer", effect) }, parking(1000))
 	h.run(t)
 
-	w := window.New(t.Context(), window.NewBudget(100, window.MaxBytes), h.out, window.Acks{UpTo: settled.Store})
+	w = window.New(session, window.NewBudget(100, window.MaxBytes), h.out, window.Acks{UpTo: settled.Store})
 
-	for i := range n {
-		m := message("a", strconv.Itoa(i+1))
+	for i, m := range messages {
 		w.Add(watermill.NewMessage(m.ID.String(), m.Payload), "a", int64(i+1))
 	}
 
-	return h, settled
+	return h, w, settled
 }
 
 func numbers(from, to int) (texts []string) {
@@ -208,4 +222,75 @@ func TestAnEventThatWaitedLongForTheOneAheadIsAdmittedAgain(t *testing.T) {
 	if got := did.texts(); got != "1" {
 		t.Errorf("performed %s", got)
 	}
+}
+
+// TestARepeatRightBehindAMessageIsNotPerformed: the first one is performed, but not
+// recorded yet.
+func TestARepeatRightBehindAMessageIsNotPerformed(t *testing.T) {
+	t.Parallel()
+
+	var (
+		did              journal
+		entered, proceed = make(chan struct{}), make(chan struct{})
+		repeated, last   = message("a", "1"), message("a", "2")
+		messages         = []event.Message{repeated, repeated, last}
+	)
+
+	_, _, settled := startEffectWith(t, t.Context(), messages, did.independent(nil, func(texts []string) {
+		if texts[0] == "1" {
+			close(entered)
+			<-proceed
+		}
+	}))
+
+	<-entered
+	close(proceed)
+	pgtest.Eventually(t, "all are settled", func() bool { return settled.Load() == int64(len(messages)) })
+
+	if got := did.texts(); got != "1 2" {
+		t.Errorf("performed %s", got)
+	}
+}
+
+// TestNothingIsPerformedOnceTheBrokerTakesTheMessagesBack: what was performed is recorded,
+// and the others are left to whoever gets them next.
+func TestNothingIsPerformedOnceTheBrokerTakesTheMessagesBack(t *testing.T) {
+	t.Parallel()
+
+	var (
+		did              journal
+		entered, proceed = make(chan struct{}), make(chan struct{})
+		messages         = []event.Message{message("a", "1"), message("a", "2"), message("a", "3")}
+		admitted         atomic.Int64
+	)
+
+	effect := did.independent(func(text string) error {
+		if text == "1" {
+			close(entered)
+			<-proceed
+		}
+
+		return nil
+	}, nil)
+	effect.Admit = func(_ context.Context, _ postgres.Querier, events []event.Event[note]) ([]error, error) {
+		admitted.Add(int64(len(events)))
+
+		return make([]error, len(events)), nil
+	}
+
+	t.Cleanup(func() { // after the router has stopped
+		if got := did.recorded(); !slices.Equal(got, []string{"1"}) || did.texts() != "1" {
+			t.Errorf("performed %s, recorded %v", did.texts(), got)
+		}
+	})
+
+	session, end := context.WithCancel(t.Context())
+	_, w, _ := startEffectWith(t, session, messages, effect)
+
+	<-entered
+	pgtest.Eventually(t, "all are admitted", func() bool { return admitted.Load() == int64(len(messages)) })
+	end()
+	w.Wait()
+	close(proceed)
+	pgtest.Eventually(t, "the first is recorded", func() bool { return len(did.recorded()) > 0 })
 }

@@ -123,9 +123,13 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 			result.Result = &value
 		}
 
-		inLine.performed(d.place)
+		inLine.performed(d.place, d.id)
 
 		u, err := record.submit(result, d, d.place)
+		if err != nil && d.place != nil {
+			d.place.performed.Store(false)
+		}
+
 		if err == nil {
 			crashpoint.At(crashpoint.EffectRecorded)
 		}

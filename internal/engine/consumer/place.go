@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/google/uuid"
+
 	"github.com/millracehq/millrace/internal/engine/line"
 )
 
@@ -36,8 +38,11 @@ type place struct {
 	// effect is closed when the message's effect has been performed or the message leaves,
 	// if another one is waiting for that.
 	effect chan struct{}
-	// performed is true if the message's effect has been performed or is not needed.
-	performed bool
+	// performed is true if the message's effect has been performed or is not needed, and
+	// has not failed to be recorded.
+	performed atomic.Bool
+	// id is the message's id, if it has an effect.
+	id uuid.UUID
 }
 
 // join adds a place at the end of a line.
@@ -103,7 +108,7 @@ func (l *lines) awaitTurn(p *place) bool {
 }
 
 // performed lets the message behind p perform its effect. p may be nil.
-func (l *lines) performed(p *place) {
+func (l *lines) performed(p *place, id uuid.UUID) {
 	if p == nil {
 		return
 	}
@@ -111,7 +116,8 @@ func (l *lines) performed(p *place) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
-	p.performed = true
+	p.id = id
+	p.performed.Store(true)
 	p.endEffect()
 }
 
@@ -123,29 +129,33 @@ func (p *place) endEffect() {
 }
 
 // awaitEffect waits until the message ahead of p has performed its effect or has left. It
-// reports whether the effect was performed.
-func (l *lines) awaitEffect(p *place) bool {
-	l.mu.Lock()
-
-	ahead := p.ahead
-	if ahead.performed || ahead.over.Load() {
-		defer l.mu.Unlock()
-
-		return ahead.performed
-	}
-
-	if ahead.effect == nil {
-		ahead.effect = make(chan struct{})
-	}
-
-	ended := ahead.effect
-
-	l.mu.Unlock()
-	<-ended
+// reports whether p, which has the given id, may perform its own: the effect was
+// performed, and no message ahead has the same id.
+func (l *lines) awaitEffect(p *place, id uuid.UUID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
-	return ahead.performed
+	ahead := p.ahead
+
+	if !ahead.performed.Load() && !ahead.over.Load() {
+		if ahead.effect == nil {
+			ahead.effect = make(chan struct{})
+		}
+
+		ended := ahead.effect
+
+		l.mu.Unlock()
+		<-ended
+		l.mu.Lock()
+	}
+
+	for other := ahead; other != nil && !other.over.Load(); other = other.ahead {
+		if other.id == id {
+			return false
+		}
+	}
+
+	return ahead.performed.Load()
 }
 
 func (l *lines) nextTicket() uint64 {

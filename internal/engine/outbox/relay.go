@@ -61,7 +61,7 @@ type Target struct {
 	// Name identifies the target. It is empty for the target without Only.
 	Name      string
 	Publisher message.Publisher
-	// Lanes is the number of messages published concurrently.
+	// Lanes is the number of keys whose messages are published concurrently.
 	Lanes int
 	// Run is the maximum number of messages with the same key that are published together,
 	// those of a topic in one call; see driver.Driver. 0 means 1.

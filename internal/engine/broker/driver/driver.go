@@ -36,7 +36,7 @@ type Driver interface {
 	// same key in order. key returns the key of a message that has none in its headers.
 	// Call it after Connect; the caller closes the subscriber.
 	Subscriber(topic string, key func(payload []byte) string) (message.Subscriber, error)
-	// Lanes returns the number of messages to publish concurrently.
+	// Lanes returns the number of keys to publish messages of concurrently.
 	Lanes() int
 	// Run returns the maximum number of messages with the same key to pass to
 	// one call of Publish. It is greater than 1 only if Publish writes nothing behind a

@@ -31,7 +31,8 @@ type Config struct {
 	// Window is the maximum number of messages in hand per topic, with at most 16 MiB of
 	// payloads. Defaults to 512.
 	Window int `koanf:"window"`
-	// Lanes is the number of messages published concurrently. Defaults to 256.
+	// Lanes is the number of keys whose messages are published concurrently. Defaults to
+	// 256.
 	Lanes int `koanf:"lanes"`
 	// TLS encrypts connections and verifies the brokers. Defaults to false.
 	TLS bool `koanf:"tls"`

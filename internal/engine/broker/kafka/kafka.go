@@ -80,7 +80,11 @@ func (d *Driver) Connect(_ context.Context, topics []driver.Topic) error {
 		return errors.Join(err, client.Close())
 	}
 
-	publishing, err := d.open(cfg) // its requests must not wait for those of Ping
+	// Another client, because its requests must not wait for those of Ping.
+	forPublisher := *cfg
+	forPublisher.Metadata.Retry.Max = 1 // the publisher tries again
+
+	publishing, err := d.open(&forPublisher)
 	if err != nil {
 		return errors.Join(err, client.Close())
 	}

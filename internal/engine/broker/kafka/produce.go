@@ -165,14 +165,34 @@ func (q *request) send(broker *sarama.Broker) {
 		produce.AddBatch(at.topic, at.id, b.records())
 	}
 
-	answer, err := broker.Produce(produce)
-	if err != nil {
-		_ = broker.Close() // an answer that is still on its way must not be taken for the next one's
-	}
+	answer, err := exchange(broker, produce)
 
 	for at, b := range q.batches {
 		b.settle(resultOf(at, answer, err))
 	}
+}
+
+// exchange sends a request and waits for the answer. sarama's Produce would lock the
+// broker meanwhile, and with it every search for a leader.
+func exchange(broker *sarama.Broker, produce *sarama.ProduceRequest) (answer *sarama.ProduceResponse, err error) {
+	answered := make(chan struct{})
+
+	sent := broker.AsyncProduce(produce, func(response *sarama.ProduceResponse, failure error) {
+		answer, err = response, failure
+
+		close(answered)
+	})
+	if sent != nil {
+		err = sent
+	} else {
+		<-answered
+	}
+
+	if err != nil {
+		_ = broker.Close() // the next request needs a new connection
+	}
+
+	return answer, err
 }
 
 // resultOf returns the answer for a partition.

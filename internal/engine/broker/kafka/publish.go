@@ -137,8 +137,12 @@ func (p *publisher) next(topic string, messages []*message.Message) (*run, error
 func (p *publisher) write(ctx context.Context, r *run) error {
 	for tries := 1; ; tries++ {
 		err := p.try(ctx, r)
-		if err == nil || ctx.Err() != nil {
-			return err
+
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil && !r.alone: // the answer may be about another run of the batch
+			return context.Cause(ctx)
 		}
 
 		switch refused := refusalOf(r.topic, err); {
@@ -147,7 +151,9 @@ func (p *publisher) write(ctx context.Context, r *run) error {
 				return err
 			}
 
-			_ = p.client.RefreshMetadata(r.topic) // the next try reports an error
+			if _, asked := errors.AsType[leaderless](err); !asked {
+				_ = p.client.RefreshMetadata(r.topic) // the next try reports an error
+			}
 		case refused.Scope == driver.OneMessage && !r.alone:
 			r.alone = true
 		default:
@@ -156,11 +162,17 @@ func (p *publisher) write(ctx context.Context, r *run) error {
 	}
 }
 
+// leaderless is an error of finding the leader of a partition, for which the client has
+// already refreshed what it knows.
+type leaderless struct{ error }
+
+func (l leaderless) Unwrap() error { return l.error }
+
 // try sends a run to the leader of its partition and waits for the answer.
 func (p *publisher) try(ctx context.Context, r *run) error {
 	broker, err := p.client.Leader(r.topic, r.partition)
 	if err != nil {
-		return err
+		return leaderless{err}
 	}
 
 	r.done = make(chan error, 1)
