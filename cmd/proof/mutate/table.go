@@ -298,9 +298,12 @@ var Mutations = []Mutation{
 	},
 	{
 		"deleted before the confirmation", "A row is marked as published before it is.",
-		[]Edit{{relay, `		if err := r.publish(ctx, publisher, next); err != nil {
-			r.unpublished(ctx, next, err)
-		} else {
+		[]Edit{{relay, `		switch err := r.publish(ctx, publisher, next); {
+		case err != nil && len(next) > 1:
+			r.split(next)
+		case err != nil:
+			r.unpublished(ctx, next[0], err)
+		default:
 			crashpoint.At(crashpoint.RelayPublished)
 			r.confirm(next)
 			crashpoint.At(crashpoint.RelayConfirmed)
@@ -308,7 +311,7 @@ var Mutations = []Mutation{
 `, `		r.confirm(next)
 
 		if err := r.publish(ctx, publisher, next); err != nil {
-			r.unpublished(ctx, next, err)
+			r.unpublished(ctx, next[0], err)
 		}
 `}},
 		passes(embedded, crashpoint.RelayDeleted, 1, 3, 5), nil,

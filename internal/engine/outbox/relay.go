@@ -569,12 +569,12 @@ func (r *link) lane(ctx context.Context, publisher message.Publisher) {
 			return
 		}
 
-		if refused := slices.ContainsFunc(next, r.stuck.refuses); refused && len(next) == 1 {
-			r.giveBack(next[0])
-
-			continue
-		} else if refused {
-			r.split(next)
+		if slices.ContainsFunc(next, r.stuck.refuses) {
+			if len(next) > 1 {
+				r.split(next)
+			} else {
+				r.giveBack(next[0])
+			}
 
 			continue
 		}
