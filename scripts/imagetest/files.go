@@ -69,7 +69,7 @@ func (c *container) inspect(ctx context.Context) error {
 		return err
 	}
 
-	fmt.Printf("         %.1f MB compressed, %.1f MB unpacked\n", float64(compressed)/1e6, float64(unpacked)/1e6)
+	fmt.Printf("         %.1f MB to pull (compressed), %.1f MB unpacked\n", float64(compressed)/1e6, float64(unpacked)/1e6)
 
 	errs := []error{
 		check(config.User == "65532:65532", "the user is %q, expected 65532:65532", config.User),
