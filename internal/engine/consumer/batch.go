@@ -46,7 +46,7 @@ func (u *unit[E]) standing() *place { return u.place }
 // settle gives the unit its result. If the result is final, the units behind this one may
 // continue immediately.
 func (u *unit[E]) settle(err error) {
-	if u.place != nil && errors.Is(err, errBlocked) {
+	if u.place != nil && err != nil {
 		u.place.performed.Store(false)
 	}
 
@@ -182,9 +182,6 @@ type applier[E any] struct {
 	handle batchHandler[E]
 	// repeats is the last time that a claim of new messages found one that was not new.
 	repeats atomic.Int64 // nanoseconds since 1970
-	// performed is true if the units' effects have been performed. The effects are then
-	// recorded, whatever operators have decided since.
-	performed bool
 }
 
 func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *applier[E] {
@@ -197,7 +194,7 @@ func newApplier[E any](r *Router, consumer string, handle batchHandler[E]) *appl
 // apply completes the units, except those that it returns. These are behind a failed unit
 // in their line and must wait until the failed one's fate is decided.
 func (a *applier[E]) apply(units []*unit[E]) (behind []*unit[E]) {
-	if !a.performed {
+	if !a.group.performed {
 		units = returnBroken(units)
 	}
 
@@ -395,7 +392,7 @@ func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], rep
 
 	decided := map[int]bool{}
 
-	if !a.performed {
+	if !a.group.performed { // otherwise the effects are recorded, whatever operators have decided since
 		if decided, err = a.decided(ctx, tx, units, found); err != nil {
 			return nil, nil, err
 		}

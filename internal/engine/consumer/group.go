@@ -2,8 +2,9 @@ package consumer
 
 import (
 	"cmp"
-	"runtime"
 	"slices"
+
+	"github.com/millracehq/millrace/internal/engine/gather"
 )
 
 // queued is an item of a group.
@@ -26,9 +27,9 @@ type group[T queued] struct {
 	run func(batch []T) (behind []T)
 	// maxBatch bounds the size of a batch, maxRuns the number of concurrent runs.
 	maxBatch, maxRuns int
-	// finishBroken is true if items of broken lines are not to be returned, so they stay in
-	// order.
-	finishBroken bool
+	// performed is true if the items' effects have been performed. Items of broken lines
+	// are then not returned, so they stay in order.
+	performed bool
 
 	// waiting is ordered by ticket.
 	waiting []ticketed[T]
@@ -94,7 +95,7 @@ func (g *group[T]) work() {
 	var batch, behind []T
 
 	for {
-		g.gather()
+		gather.Until(g.maxBatch, g.size)
 
 		batch = g.take(batch, behind)
 		if len(batch) == 0 {
@@ -105,23 +106,12 @@ func (g *group[T]) work() {
 	}
 }
 
-// gather yields to goroutines that are about to add an item: those released by the
-// previous batch are runnable now and would miss this one. It waits for nothing else,
-// so a single item costs two scheduler rounds.
-func (g *group[T]) gather() {
-	for before := -1; ; {
-		g.mu.Lock()
-		now := len(g.waiting)
-		g.mu.Unlock()
+// size returns the number of waiting items.
+func (g *group[T]) size() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 
-		if now == before || now >= g.maxBatch {
-			return
-		}
-
-		before = now
-
-		runtime.Gosched()
-	}
+	return len(g.waiting)
 }
 
 // take ends the previous batch and starts the next. The items in behind wait again. An
@@ -146,7 +136,7 @@ func (g *group[T]) take(previous, behind []T) []T {
 	)
 
 	for _, t := range g.waiting {
-		if _, busy := g.busy[t.item.key()]; busy || len(batch) == g.maxBatch || !t.item.standing().enter(g.takes, g.finishBroken) {
+		if _, busy := g.busy[t.item.key()]; busy || len(batch) == g.maxBatch || !t.item.standing().enter(g.takes, g.performed) {
 			left = append(left, t)
 		} else {
 			batch = append(batch, t.item)

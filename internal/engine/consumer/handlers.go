@@ -95,7 +95,7 @@ type Effect[P event.Payload, R any] struct {
 func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[P, R], publishes ...event.Payload) {
 	admit := newAdmission(r, consumer, effect.Admit)
 	record := newApplier(r, consumer, effect.Record)
-	record.performed, record.group.finishBroken = true, true
+	record.group.performed = true
 
 	var inLine *lines
 	if effect.Independent {
@@ -126,10 +126,6 @@ func OnEffect[P event.Payload, R any](r *Router, consumer string, effect Effect[
 		inLine.performed(d.place, d.id)
 
 		u, err := record.submit(result, d, d.place)
-		if err != nil && d.place != nil {
-			d.place.performed.Store(false)
-		}
-
 		if err == nil {
 			crashpoint.At(crashpoint.EffectRecorded)
 		}

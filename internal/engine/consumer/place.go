@@ -169,12 +169,12 @@ func (p *place) first() bool { return p == nil || p.ahead == nil || p.ahead.over
 
 // enter puts a message into a batch. It reports false if the message ahead is neither in
 // the batch nor finished. The messages of a broken line enter, so that they are returned,
-// unless finishBroken is true.
-func (p *place) enter(batch uint64, finishBroken bool) bool {
+// unless their effects have been performed.
+func (p *place) enter(batch uint64, performed bool) bool {
 	switch {
 	case p == nil:
 		return true
-	case !p.first() && p.ahead.batch != batch && (finishBroken || !p.line.Broken()):
+	case !p.first() && p.ahead.batch != batch && (performed || !p.line.Broken()):
 		return false
 	}
 

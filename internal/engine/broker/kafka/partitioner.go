@@ -2,8 +2,8 @@ package kafka
 
 // partitionOf assigns a key to a partition as Java's default partitioner and librdkafka's
 // murmur2_random do, so that a key goes to the same partition whoever publishes it.
-func partitionOf(key string, partitions int) int32 {
-	return int32(murmur2([]byte(key))&0x7fffffff) % int32(partitions) //nolint:gosec // Kafka's numbers of partitions have 32 bits
+func partitionOf(key []byte, partitions int) int32 {
+	return int32(murmur2(key)&0x7fffffff) % int32(partitions) //nolint:gosec // Kafka's numbers of partitions have 32 bits
 }
 
 // murmur2 is org.apache.kafka.common.utils.Utils.murmur2.

@@ -1,11 +1,13 @@
 package kafka
 
 import (
-	"runtime"
+	"math"
 	"slices"
 	"time"
 
 	"github.com/IBM/sarama"
+
+	"github.com/millracehq/millrace/internal/engine/gather"
 )
 
 const (
@@ -29,7 +31,7 @@ type run struct {
 	bytes     int
 	// alone is true if the run needs a request of its own.
 	alone bool
-	// done receives the result, once.
+	// done receives the result of a try.
 	done chan error
 }
 
@@ -72,7 +74,7 @@ func (p *publisher) withdraw(broker *sarama.Broker, r *run) {
 // send sends requests to a leader until nothing waits for it.
 func (p *publisher) send(id int32, l *leader) {
 	for {
-		p.gather(l)
+		gather.Until(math.MaxInt, func() int { return p.waiting(l) })
 
 		broker, next := p.take(id, l)
 		if next == nil {
@@ -83,22 +85,12 @@ func (p *publisher) send(id int32, l *leader) {
 	}
 }
 
-// gather yields to goroutines that are about to publish: those that have just got their
-// answers can run now, and would miss the next request.
-func (p *publisher) gather(l *leader) {
-	for before := -1; ; {
-		p.mu.Lock()
-		now := len(l.waiting)
-		p.mu.Unlock()
+// waiting returns the number of runs that wait for a leader.
+func (p *publisher) waiting(l *leader) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 
-		if now == before {
-			return
-		}
-
-		before = now
-
-		runtime.Gosched()
-	}
+	return len(l.waiting)
 }
 
 // take takes the next request. If there is none, it forgets the leader.

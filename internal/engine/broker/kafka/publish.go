@@ -12,7 +12,6 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/backoff"
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
-	"github.com/millracehq/millrace/internal/engine/event"
 )
 
 const (
@@ -117,8 +116,8 @@ func (p *publisher) next(topic string, messages []*message.Message) (*run, error
 	}
 
 	for i, msg := range messages {
-		partition, record := partitionOf(msg.Metadata[event.HeaderKey], len(partitions)), Marshal(msg)
-		size := sizeOf(record)
+		record := Marshal(msg)
+		partition, size := partitionOf(record.Key, len(partitions)), sizeOf(record)
 
 		switch {
 		case i == 0 && size > maxMessageBytes:
