@@ -252,7 +252,9 @@ func (q *queue) advance(done []row) {
 		rest[i] = row{} // release the payload
 	}
 
-	if q.alone[key]--; q.alone[key] <= 0 {
+	if left := q.alone[key] - 1; left > 0 {
+		q.alone[key] = left
+	} else {
 		delete(q.alone, key)
 	}
 

@@ -658,15 +658,12 @@ func (r *link) confirm(published []row) {
 	for _, row := range published {
 		r.unconsumed.add(row)
 		freed = r.stuck.remove(row.Topic) || freed
+		r.metrics.published.WithLabelValues(row.Topic).Inc()
+		r.metrics.delay.WithLabelValues(row.Topic).Observe(max(time.Since(row.CreatedAt), 0).Seconds())
 	}
 
 	if r.queue.published(published, r.cfg.BatchSize/4) || freed {
 		r.nudge()
-	}
-
-	for _, row := range published {
-		r.metrics.published.WithLabelValues(row.Topic).Inc()
-		r.metrics.delay.WithLabelValues(row.Topic).Observe(max(time.Since(row.CreatedAt), 0).Seconds())
 	}
 }
 
