@@ -43,6 +43,18 @@ func (j *journal) recorded() []string {
 	return slices.Concat(j.batches...)
 }
 
+// counting makes an effect that admits all events count them.
+func counting(effect consumer.Effect[note, string]) (counted consumer.Effect[note, string], admitted *atomic.Int64) {
+	admitted = &atomic.Int64{}
+	effect.Admit = func(_ context.Context, _ postgres.Querier, events []event.Event[note]) ([]error, error) {
+		admitted.Add(int64(len(events)))
+
+		return make([]error, len(events)), nil
+	}
+
+	return effect, admitted
+}
+
 // independent returns an independent effect that calls perform and record first, if they
 // are not nil.
 func (j *journal) independent(perform func(text string) error, record func(texts []string)) consumer.Effect[note, string] {
@@ -153,15 +165,12 @@ func TestNoIndependentEffectOvertakesOneThatFails(t *testing.T) {
 	t.Parallel()
 
 	var (
-		did   journal
-		tries atomic.Int32
-		heal  atomic.Bool
+		did  journal
+		heal atomic.Bool
 	)
 
 	h, settled := startEffect(t, 5, did.independent(func(text string) error {
 		if text == "2" && !heal.Load() {
-			tries.Add(1)
-
 			return event.Later(10*time.Millisecond, errors.New("not yet"))
 		}
 
@@ -236,14 +245,17 @@ func TestARepeatRightBehindAMessageIsNotPerformed(t *testing.T) {
 		messages         = []event.Message{repeated, repeated, last}
 	)
 
-	_, _, settled := startEffectWith(t, t.Context(), messages, did.independent(nil, func(texts []string) {
+	effect, admitted := counting(did.independent(nil, func(texts []string) {
 		if texts[0] == "1" {
 			close(entered)
 			<-proceed
 		}
 	}))
 
+	_, _, settled := startEffectWith(t, t.Context(), messages, effect)
+
 	<-entered
+	pgtest.Eventually(t, "all are admitted", func() bool { return admitted.Load() >= int64(len(messages)) })
 	close(proceed)
 	pgtest.Eventually(t, "all are settled", func() bool { return settled.Load() == int64(len(messages)) })
 
@@ -261,22 +273,16 @@ func TestNothingIsPerformedOnceTheBrokerTakesTheMessagesBack(t *testing.T) {
 		did              journal
 		entered, proceed = make(chan struct{}), make(chan struct{})
 		messages         = []event.Message{message("a", "1"), message("a", "2"), message("a", "3")}
-		admitted         atomic.Int64
 	)
 
-	effect := did.independent(func(text string) error {
+	effect, admitted := counting(did.independent(func(text string) error {
 		if text == "1" {
 			close(entered)
 			<-proceed
 		}
 
 		return nil
-	}, nil)
-	effect.Admit = func(_ context.Context, _ postgres.Querier, events []event.Event[note]) ([]error, error) {
-		admitted.Add(int64(len(events)))
-
-		return make([]error, len(events)), nil
-	}
+	}, nil))
 
 	t.Cleanup(func() { // after the router has stopped
 		if got := did.recorded(); !slices.Equal(got, []string{"1"}) || did.texts() != "1" {
