@@ -125,6 +125,7 @@ verify: lint ## Check formatting, linters, generated files and go.mod
 	@go mod tidy -diff
 	@go -C cmd/bench mod tidy -diff
 	@go -C cmd/proof mod tidy -diff
+	@go -C deployments mod tidy -diff
 
 # tools/prometheus is a separate module, because Prometheus has many dependencies. The
 # first run builds promtool, which takes a few minutes.
