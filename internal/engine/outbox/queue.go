@@ -148,16 +148,21 @@ func (q *queue) push(rows []row, returns int) (kept bool) {
 		q.inFlight[r.Seq] = struct{}{}
 
 		if len(q.keys[r.Key]) == 0 {
-			q.ready = append(q.ready, r.Key)
+			q.makeReady(r.Key)
 		}
 
 		q.keys[r.Key] = append(q.keys[r.Key], r)
 		q.bytes += len(r.Payload)
 	}
 
-	q.nonEmpty.Broadcast()
-
 	return kept
+}
+
+// makeReady lets a lane take the first rows of a key. It wakes one lane: waking all of
+// them, of which there are hundreds, would cost more than publishing a row.
+func (q *queue) makeReady(key string) {
+	q.ready = append(q.ready, key)
+	q.nonEmpty.Signal()
 }
 
 // next waits for a run to publish. ok is false once the queue is closed.
@@ -203,9 +208,9 @@ func (q *queue) runOf(key string) int {
 }
 
 // published marks a run as confirmed by the broker and frees its key. due is true if the
-// relay should start a round: there are many rows to delete, there is space for large
-// rows again, the key had backed off, or no lane is busy. Deleting rows individually
-// would cost more than publishing them.
+// relay should start a round immediately: there are many rows to delete, there is space for
+// large rows again, the key had backed off, or a drain waits for the last run. Otherwise
+// the rows can wait to be deleted, which would cost more for each than publishing it.
 func (q *queue) published(rows []row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -223,7 +228,15 @@ func (q *queue) published(rows []row, batch int) (due bool) {
 	q.advance(rows)
 	space := full && q.bytes < maxBytes/2
 
-	return backedOff || space || len(q.confirmed) >= batch || q.busy == 0 && (len(q.ready) == 0 || q.closed)
+	return backedOff || space || len(q.confirmed) >= batch || q.closed && q.busy == 0
+}
+
+// hasConfirmed reports whether there are rows to delete.
+func (q *queue) hasConfirmed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	return len(q.confirmed) > 0
 }
 
 // refused frees the key of r, a row that the broker refuses. The row stays in flight
@@ -262,8 +275,7 @@ func (q *queue) advance(done []row) {
 		delete(q.keys, key)
 	} else {
 		q.keys[key] = rest
-		q.ready = append(q.ready, key)
-		q.nonEmpty.Signal()
+		q.makeReady(key)
 	}
 }
 
@@ -279,8 +291,7 @@ func (q *queue) split(rows []row) {
 
 	if left := q.keys[key]; len(left) > 0 && left[0].Seq == rows[0].Seq {
 		q.alone[key] = len(rows)
-		q.ready = append(q.ready, key)
-		q.nonEmpty.Signal()
+		q.makeReady(key)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 )
 
 // TestKeysThatBackOffTakeTheSpaceOfOthers shows a known limit: as many keys that fail as a
@@ -111,6 +112,86 @@ func TestTheRowsOfARunThatFailedAreTakenOneByOne(t *testing.T) {
 
 	q.push(rowsOf("a", 3, 4, 5), q.returns)
 	expectRun(t, q, 3, 4)
+}
+
+// TestConfirmedRowsWaitForTheNextRound: reading new rows deletes those that are confirmed, so
+// an idle relay starts no round for them alone until there are many.
+func TestConfirmedRowsWaitForTheNextRound(t *testing.T) {
+	t.Parallel()
+
+	q := newQueue(1)
+	q.push(slices.Concat(rowsOf("a", 1), rowsOf("b", 2), rowsOf("c", 3)), q.returns)
+
+	if q.hasConfirmed() {
+		t.Error("nothing has been published")
+	}
+
+	if q.published(expectRun(t, q, 1), 2) {
+		t.Error("one confirmed row starts a round")
+	}
+
+	if !q.hasConfirmed() {
+		t.Error("the confirmed row is forgotten")
+	}
+
+	if !q.published(expectRun(t, q, 2), 2) {
+		t.Error("a batch of confirmed rows starts no round")
+	}
+
+	last := expectRun(t, q, 3)
+	q.takeConfirmed()
+	q.close()
+
+	if !q.published(last, 2) {
+		t.Error("a drain waits for the last row, and no round starts")
+	}
+}
+
+// TestEachReadyKeyWakesALane: lanes wait for keys, and each key that becomes ready wakes one.
+func TestEachReadyKeyWakesALane(t *testing.T) {
+	t.Parallel()
+
+	const keys = 20
+
+	q := newQueue(1)
+	taken := make(chan int64, 2*keys)
+
+	for range 2 * keys {
+		go func() {
+			for {
+				rows, ok := q.next()
+				if !ok {
+					return
+				}
+
+				taken <- rows[0].Seq
+
+				q.published(rows, 100)
+			}
+		}()
+	}
+
+	defer q.close()
+
+	for round := range 5 {
+		var rows []row
+		for key := range keys {
+			seq := int64(2 * (round*keys + key))
+			rows = append(rows, rowsOf(fmt.Sprint(key), seq, seq+1)...) // the second is ready after the first
+		}
+
+		q.push(rows, q.returns)
+
+		for range 2 * keys {
+			select {
+			case <-taken:
+			case <-t.Context().Done():
+				t.Fatal("a row has not been taken")
+			case <-time.After(time.Minute):
+				t.Fatal("a ready key has woken no lane")
+			}
+		}
+	}
 }
 
 // TestRowsInALaneStayInFlight: a relay that loses a shard keeps the rows that are being

@@ -37,6 +37,10 @@ const (
 // sessionRetry is the delay before the relay reconnects to Postgres.
 const sessionRetry = time.Second
 
+// deleteAfter is how long confirmed rows wait for a round that deletes them. Usually one that
+// reads new rows comes first.
+const deleteAfter = 50 * time.Millisecond
+
 // roundLimit is how long a session may take before it balances its shards again.
 const roundLimit = time.Minute
 
@@ -101,6 +105,8 @@ type link struct {
 	// woken is true if this process has committed rows since the last round. Other
 	// replicas are then notified.
 	woken atomic.Bool
+	// deletion is true while a round is planned that deletes confirmed rows.
+	deletion atomic.Bool
 	// moved is true if another relay has joined, left or released shards.
 	moved atomic.Bool
 }
@@ -663,6 +669,17 @@ func (r *link) confirm(published []row) {
 	}
 
 	if r.queue.published(published, r.cfg.BatchSize/4) || freed {
+		r.nudge()
+	} else if !r.deletion.Swap(true) {
+		time.AfterFunc(deleteAfter, r.deleteSoon)
+	}
+}
+
+// deleteSoon starts a round if confirmed rows have not been deleted by another one.
+func (r *link) deleteSoon() {
+	r.deletion.Store(false)
+
+	if r.queue.hasConfirmed() {
 		r.nudge()
 	}
 }
