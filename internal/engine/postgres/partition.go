@@ -104,20 +104,35 @@ func (p DailyPartitions) create(ctx context.Context, db Beginner, day time.Time)
 			return err
 		}
 
-		_, err := tx.Exec(ctx, fmt.Sprintf(`
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`
 			LOCK TABLE %[1]s IN ACCESS EXCLUSIVE MODE;
 			CREATE TABLE %[2]s (LIKE %[1]s INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
 			WITH early AS (DELETE FROM %[1]s_default WHERE day = '%[3]s' RETURNING *)
 			INSERT INTO %[2]s SELECT * FROM early;
-			ALTER TABLE %[1]s ATTACH PARTITION %[2]s FOR VALUES FROM ('%[3]s') TO ('%[4]s')`, p.Table, name, from, to))
+			ALTER TABLE %[1]s ATTACH PARTITION %[2]s FOR VALUES FROM ('%[3]s') TO ('%[4]s')`, p.Table, name, from, to)); err != nil {
+			return err
+		}
 
-		return err
+		return forgetFirstRange(ctx, tx, name)
 	})
 	if err != nil {
 		return fmt.Errorf("creating partition %s: %w", name, err)
 	}
 
 	return nil
+}
+
+// forgetFirstRange removes the summaries of a new table's first pages from its BRIN
+// indexes. An index that is created on an empty table summarizes the first range, so each
+// insertion into it would rewrite the summary, with a bloom filter of kilobytes. Without a
+// summary, Postgres makes one once the range is full, as it does for the other ranges.
+func forgetFirstRange(ctx context.Context, tx pgx.Tx, table string) error {
+	_, err := tx.Exec(ctx, `
+		SELECT brin_desummarize_range(i.indexrelid, 0)
+		FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+		WHERE i.indrelid = $1::regclass AND a.amname = 'brin'`, table)
+
+	return err
 }
 
 // Drop drops the partitions of days that ended before the given time and returns their

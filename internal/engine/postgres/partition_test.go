@@ -60,6 +60,33 @@ func TestAPartitionThatAnotherReplicaHasJustMadeIsUsed(t *testing.T) {
 	}
 }
 
+// TestInsertionsIntoANewPartitionMaintainNoSummary: a bloom filter in the summary of the first
+// pages would be written again for each row.
+func TestInsertionsIntoANewPartitionMaintainNoSummary(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+
+	if err := (postgres.DailyPartitions{Table: "inbox", Written: "applied_at"}).Ensure(t.Context(), pool, later); err != nil {
+		t.Fatal(err)
+	}
+
+	partition := "inbox_" + later.Format("20060102")
+
+	_, err := pool.Exec(t.Context(), `INSERT INTO inbox (consumer, message_id, day, fingerprint) VALUES ('c', gen_random_uuid(), $1, 0)`, later)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// The number of ranges that had no summary.
+	made := pgtest.Value[int](t, pool, `
+		SELECT brin_summarize_range(i.indexrelid, 0) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+		WHERE i.indrelid = $1::regclass AND a.amname = 'brin'`, partition)
+	if made != 1 {
+		t.Error("the first range of a new partition has a summary")
+	}
+}
+
 func TestAPartitionThatAnotherReplicaHasJustDroppedIsGone(t *testing.T) {
 	t.Parallel()
 
