@@ -104,9 +104,11 @@ func (r *run) snapshot(ctx context.Context) error {
 
 	// The lock timeout lets exclusive locks go first, such as those for dropping a
 	// partition. This work_mem fits the hashes of a million orders. Sequential scans
-	// are on, because an audit reads whole tables.
+	// are on, because an audit reads whole tables. Each statement runs once, so its plan may
+	// depend on the values.
 	_, err = tx.Exec(ctx, fmt.Sprintf(
-		`SET LOCAL statement_timeout = %d; SET LOCAL lock_timeout = '2s'; SET LOCAL work_mem = '96MB'; SET LOCAL enable_seqscan = on`,
+		`SET LOCAL statement_timeout = %d; SET LOCAL lock_timeout = '2s'; SET LOCAL work_mem = '96MB';
+		SET LOCAL enable_seqscan = on; SET LOCAL plan_cache_mode = auto`,
 		r.options.Timeout.Milliseconds()))
 	if err != nil {
 		return fmt.Errorf("preparing the audit: %w", err)

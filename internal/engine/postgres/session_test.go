@@ -82,6 +82,8 @@ func TestSettingsOfTheDatabaseDoNotReachSessions(t *testing.T) {
 		{name: "synchronous_commit", database: "off", want: "on"},
 		{name: "synchronous_commit", database: "remote_apply", want: "remote_apply"},
 		{name: "synchronous_commit", database: "on", url: "off", want: "off"},
+		{name: "plan_cache_mode", database: "force_custom_plan", want: "force_generic_plan"},
+		{name: "plan_cache_mode", database: "auto", url: "force_custom_plan", want: "force_custom_plan"},
 		{name: "search_path", database: "elsewhere", want: "elsewhere"},
 		{name: "search_path", database: "elsewhere", url: "public", want: "public"},
 		{name: "application_name", database: "other", want: "millrace"},
@@ -106,6 +108,30 @@ func TestSettingsOfTheDatabaseDoNotReachSessions(t *testing.T) {
 				t.Errorf("got %s", got)
 			}
 		})
+	}
+}
+
+// TestStatementsArePlannedOnce: the length of an array changes the estimated cost, so Postgres
+// would plan a statement with an array each time.
+func TestStatementsArePlannedOnce(t *testing.T) {
+	t.Parallel()
+
+	tx, err := open(t, pgtest.URL(t)).Begin(t.Context()) // one session
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+
+	const lookUp = `SELECT seq FROM outbox CROSS JOIN unnest($1::bigint[]) AS n WHERE seq = n`
+
+	for range 10 {
+		if _, err := tx.Exec(t.Context(), lookUp, []int64{1, 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if planned := pgtest.Value[int64](t, tx, `SELECT custom_plans FROM pg_prepared_statements WHERE statement = $1`, lookUp); planned != 0 {
+		t.Errorf("planned %d times for its values", planned)
 	}
 }
 

@@ -433,9 +433,11 @@ type Entry struct {
 // List returns up to limit notifications, newest first. An empty userID selects
 // all users.
 func (s *Service) List(ctx context.Context, userID string, limit int) ([]Entry, error) {
+	where, args := of(userID)
+
 	list, err := postgres.Collect(ctx, s.pool, pgx.RowToStructByPos[Entry], `
 		SELECT message_id, user_id, channel, status, answer, sent_at FROM notifications
-		WHERE $1 = '' OR user_id = $1 ORDER BY sent_at DESC LIMIT $2`, userID, limit)
+		`+where+` ORDER BY sent_at DESC LIMIT `+strconv.Itoa(limit), args...)
 	if err != nil {
 		return nil, fmt.Errorf("listing notifications: %w", err)
 	}
@@ -445,5 +447,17 @@ func (s *Service) List(ctx context.Context, userID string, limit int) ([]Entry, 
 
 // Count counts the notifications that List lists; see [postgres.CountRows].
 func (s *Service) Count(ctx context.Context, userID string) (int, error) {
-	return postgres.CountRows(ctx, s.pool, `SELECT FROM notifications WHERE $1 = '' OR user_id = $1`, userID)
+	where, args := of(userID)
+
+	return postgres.CountRows(ctx, s.pool, `SELECT FROM notifications `+where, args...)
+}
+
+// of returns the condition for a user's notifications, or none for those of all users. A
+// plan for both would not use the index.
+func of(userID string) (where string, args []any) {
+	if userID == "" {
+		return ``, nil
+	}
+
+	return `WHERE user_id = $1`, []any{userID}
 }
