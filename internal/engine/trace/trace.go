@@ -84,7 +84,7 @@ func Find(ctx context.Context, pool *pgxpool.Pool, ids ...uuid.UUID) ([]*Message
 		return nil, fmt.Errorf("reading conversations: %w", err)
 	}
 
-	return tree(messages), nil
+	return tree(received(messages)), nil
 }
 
 const uuidPattern = `^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$`
@@ -111,6 +111,20 @@ func load(ctx context.Context, db postgres.Querier, correlations []uuid.UUID) ([
 		            WHEN error = '' THEN 'by an earlier message with its key' ELSE 'failed ' || attempts || ' times: ' || error END, id
 		FROM failed_messages WHERE state <> 'resolved' AND (message_id = ANY($1) OR lower(headers ->> $2) = ANY($1::text[]))`,
 		correlations, event.HeaderCorrelation, event.HeaderCausation, uuidPattern)
+}
+
+// received removes messages in the outbox that a consumer has received: the relay deletes
+// their rows a little later.
+func received(messages []*Message) []*Message {
+	consumed := map[uuid.UUID]bool{}
+
+	for _, m := range messages {
+		if m.Consumer != "" {
+			consumed[m.ID] = true
+		}
+	}
+
+	return slices.DeleteFunc(messages, func(m *Message) bool { return m.State == Waiting && consumed[m.ID] })
 }
 
 // tree arranges the messages by cause. If a message appears twice (stopped and then

@@ -53,3 +53,16 @@ func TestTreesFollowCauses(t *testing.T) {
 		}
 	}
 }
+
+// TestAMessageThatWasReceivedIsNotInTheOutbox: the relay deletes rows a little after it has
+// published them.
+func TestAMessageThatWasReceivedIsNotInTheOutbox(t *testing.T) {
+	t.Parallel()
+
+	applied, late, waiting := message(1, 0, Applied, 1), message(1, 0, Waiting, 0), message(2, 1, Waiting, 2)
+	applied.Consumer, late.Topic, waiting.Topic = "c", "t", "t"
+
+	if got := render(tree(received([]*Message{late, applied, waiting}))); got != "1a(2w)" {
+		t.Errorf("got %s", got)
+	}
+}
