@@ -46,8 +46,11 @@ func runDev(ctx context.Context, opts *options, out io.Writer) error {
 			stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 			defer cancel()
 
-			if err := server.Stop(stopCtx); err != nil {
+			switch used, err := server.StopUnlessUsed(stopCtx); {
+			case err != nil:
 				logger.Warn(err.Error())
+			case used:
+				logger.Info("postgres keeps running, because other programs are connected to it")
 			}
 		}()
 

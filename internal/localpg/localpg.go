@@ -124,6 +124,37 @@ func Start(ctx context.Context, dir string, options Options, logger *slog.Logger
 // Stop stops the server and keeps its data.
 func (s *Server) Stop(ctx context.Context) error { return s.stop(ctx, "fast") }
 
+// StopUnlessUsed is Stop, unless others are connected to the server, such as a program that
+// was started with the same directory. used is true if it still runs for them.
+func (s *Server) StopUnlessUsed(ctx context.Context) (used bool, err error) {
+	if s.clients(ctx) > 0 {
+		return true, nil
+	}
+
+	return false, s.Stop(ctx)
+}
+
+// closing is how long the server may take to notice that a connection has been closed.
+const closing = 2 * time.Second
+
+// clients returns the number of other connections, once those that have just been closed
+// are gone. It returns 0 if the server does not answer.
+func (s *Server) clients(ctx context.Context) (n int) {
+	conn, err := pgx.Connect(ctx, s.URL())
+	if err != nil {
+		return 0
+	}
+
+	defer func() { _ = conn.Close(ctx) }()
+
+	for deadline := time.Now().Add(closing); ; time.Sleep(closing / 40) {
+		err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&n)
+		if err != nil || n == 0 || time.Now().After(deadline) {
+			return n
+		}
+	}
+}
+
 // Kill ends the server without a checkpoint, as a crash would.
 func (s *Server) Kill(ctx context.Context) error { return s.stop(ctx, "immediate") }
 

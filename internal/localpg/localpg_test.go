@@ -85,9 +85,7 @@ func TestDataSurvivesStopsAndCrashes(t *testing.T) {
 		t.Errorf("a running server was not adopted: %s", adopted.URL())
 	}
 
-	if err := first.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	stopOnceUnused(t, first)
 
 	if got := query(t, start(t, dir), `SELECT text FROM kept`); got != "kept" {
 		t.Errorf("after a stop: got %q", got)
@@ -95,6 +93,39 @@ func TestDataSurvivesStopsAndCrashes(t *testing.T) {
 
 	if got := query(t, startAfterCrash(t, dir), `SELECT text FROM kept`); got != "kept" {
 		t.Errorf("after a crash: got %q", got)
+	}
+}
+
+// stopOnceUnused checks that a server is stopped only when nobody else is connected: a second
+// `millrace dev` in a folder must not take the database from the first.
+func stopOnceUnused(t *testing.T, server *localpg.Server) {
+	t.Helper()
+
+	other, err := pgx.Connect(t.Context(), server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if used, err := server.StopUnlessUsed(t.Context()); !used || err != nil {
+		t.Fatalf("used: %t, %v", used, err)
+	}
+
+	if err := other.Ping(t.Context()); err != nil {
+		t.Fatalf("the other connection is lost: %v", err)
+	}
+
+	if err := other.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if used, err := server.StopUnlessUsed(t.Context()); used || err != nil {
+		t.Fatalf("used: %t, %v", used, err)
+	}
+
+	if conn, err := pgx.Connect(t.Context(), server.URL()); err == nil {
+		_ = conn.Close(t.Context())
+
+		t.Error("the server still runs")
 	}
 }
 
