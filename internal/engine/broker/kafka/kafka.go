@@ -199,6 +199,8 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 	// partition of the topic makes progress until the last member knows.
 	cfg.Consumer.Group.Heartbeat.Interval = 250 * time.Millisecond
 	cfg.Consumer.Group.Rebalance.Retry.Backoff = 500 * time.Millisecond
+	// A member that gives up its partitions waits for the read that is running.
+	cfg.Consumer.MaxWaitTime = 250 * time.Millisecond
 	cfg.Consumer.Return.Errors = true
 	// Read only a little ahead of the messages in hand, in each partition.
 	cfg.Consumer.Fetch.Default = 256 << 10

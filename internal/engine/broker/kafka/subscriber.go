@@ -73,9 +73,14 @@ func (m *member) consume(ctx context.Context) error {
 
 	name := m.driver.group(m.topic)
 
-	group, err := sarama.NewConsumerGroup(m.driver.cfg.Brokers, name, cfg)
+	client, err := newCoordination(m.driver.cfg.Brokers, cfg)
 	if err != nil {
 		return fmt.Errorf("joining group %s: %w", name, err)
+	}
+
+	group, err := sarama.NewConsumerGroupFromClient(name, client)
+	if err != nil {
+		return errors.Join(fmt.Errorf("joining group %s: %w", name, err), client.Close())
 	}
 
 	go func() {
@@ -88,7 +93,7 @@ func (m *member) consume(ctx context.Context) error {
 		err = group.Consume(ctx, []string{m.driver.cfg.Prefix + m.topic}, m)
 	}
 
-	return errors.Join(err, group.Close())
+	return errors.Join(err, group.Close(), client.Close())
 }
 
 const (
