@@ -39,7 +39,7 @@ const sessionRetry = time.Second
 
 // deleteAfter is how long confirmed rows wait for a round that deletes them. Usually one that
 // reads new rows comes first.
-const deleteAfter = 50 * time.Millisecond
+const deleteAfter = 10 * time.Millisecond
 
 // roundLimit is how long a session may take before it balances its shards again.
 const roundLimit = time.Minute
