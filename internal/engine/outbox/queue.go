@@ -210,7 +210,8 @@ func (q *queue) runOf(key string) int {
 // published marks a run as confirmed by the broker and frees its key. due is true if the
 // relay should start a round immediately: there are many rows to delete, there is space for
 // large rows again, the key had backed off, or a drain waits for the last run. Otherwise
-// the rows can wait to be deleted, which would cost more for each than publishing it.
+// the rows wait for a later round: deleting them one by one would cost more than publishing
+// them.
 func (q *queue) published(rows []row, batch int) (due bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -185,8 +185,6 @@ func TestEachReadyKeyWakesALane(t *testing.T) {
 		for range 2 * keys {
 			select {
 			case <-taken:
-			case <-t.Context().Done():
-				t.Fatal("a row has not been taken")
 			case <-time.After(time.Minute):
 				t.Fatal("a ready key has woken no lane")
 			}
