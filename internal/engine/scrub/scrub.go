@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Hidden replaces a secret.
@@ -21,12 +23,21 @@ const (
 	headerName = `(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|x-amz-security-token|(?:webhook|stripe)-signature`
 )
 
+// secretWords and headerWords are texts of which each such name has at least one.
+var (
+	secretWords = []string{"pass", "pwd", "secret", "token", "key", "signature", "credential", "session", "auth"}
+	headerWords = []string{"authorization", "cookie", "x-", "signature"}
+)
+
 // quote is a quotation mark, escaped or not.
 const quote = `\\*["']`
 
 // rule replaces what pattern matches. Without replace, the whole match is a secret.
 type rule struct {
 	pattern *regexp.Regexp
+	// needs are texts of which each match, in lower case, has at least one. Most texts have
+	// none, and looking for them is much faster than trying the pattern.
+	needs []string
 	// replace is a template for Expand.
 	replace string
 	// unless reports whether a match is not a secret and should be kept.
@@ -37,43 +48,49 @@ type rule struct {
 // in it are examined.
 var rules = []rule{
 	// The user and password of a URL. A password may contain a slash or an @.
-	{pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s"'<>?#]*@`), replace: "${1}" + Hidden + "@"},
+	{needs: []string{"://"}, pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s"'<>?#]*@`), replace: "${1}" + Hidden + "@"},
 	// The query and fragment of a URL.
-	{pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>?#]*)[?#][^\s"'<>]+`), replace: "${1}?" + Hidden},
+	{needs: []string{"://"}, pattern: regexp.MustCompile(`(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>?#]*)[?#][^\s"'<>]+`), replace: "${1}?" + Hidden},
 	// The path of a URL may be a secret, such as that of a Slack webhook.
-	{pattern: regexp.MustCompile(`(\bhttps?://[^\s"'<>/]+)/[^\s"'<>?]+`), replace: "${1}/" + Hidden, unless: func(match string) bool { return !hasSecretPath(match) }},
+	{needs: []string{"://"}, pattern: regexp.MustCompile(`(\bhttps?://[^\s"'<>/]+)/[^\s"'<>?]+`), replace: "${1}/" + Hidden, unless: func(match string) bool { return !hasSecretPath(match) }},
 
 	// Headers, as text, as JSON and as Go prints them: the value ends with its
 	// quotation mark, bracket or line.
-	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(` + quote + `)(\s*[:=]\s*\[?)(` + quote + `)[^"'\r\n\\]*`), replace: "${1}${2}${3}${4}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)\[[^\]\r\n]*\]?`), replace: "${1}${2}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)(?:(?:bearer|basic|digest|token|negotiate|apikey)\s+)?[^\s"'\[(,;}\])\\][^\s"',;}\])\\]*`), replace: "${1}${2}" + Hidden},
+	{needs: headerWords, pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(` + quote + `)(\s*[:=]\s*\[?)(` + quote + `)[^"'\r\n\\]*`), replace: "${1}${2}${3}${4}" + Hidden},
+	{needs: headerWords, pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)\[[^\]\r\n]*\]?`), replace: "${1}${2}" + Hidden},
+	{needs: headerWords, pattern: regexp.MustCompile(`(?i)\b(` + headerName + `)(\s*[:=]\s*)(?:(?:bearer|basic|digest|token|negotiate|apikey)\s+)?[^\s"'\[(,;}\])\\][^\s"',;}\])\\]*`), replace: "${1}${2}" + Hidden},
 
 	// JSON and Python: the value ends with its own quotation mark. Then YAML, connection
 	// strings and forms.
-	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?")(?:[^"\\]|\\.)+`), replace: "${1}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?')(?:[^'\\]|\\.)+`), replace: "${1}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?\\+")(?:[^"\\]|\\+[^"\\])+`), replace: "${1}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?\\+')(?:[^'\\]|\\+[^'\\])+`), replace: "${1}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?)-?\d[\w.+-]*`), replace: "${1}" + Hidden},
-	{pattern: regexp.MustCompile(`(?im)^([ \t]*(?:- +)?` + secretName + `:[ \t]+)(?:'[^'\r\n]*'|"[^"\r\n]*"|\S+)[ \t]*$`), replace: "${1}" + Hidden},
-	{pattern: regexp.MustCompile(`(?i)\b(` + secretName + `\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s"'&,;)}\]]+)`), replace: "${1}" + Hidden, unless: isHidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?")(?:[^"\\]|\\.)+`), replace: "${1}" + Hidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?')(?:[^'\\]|\\.)+`), replace: "${1}" + Hidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?\\+")(?:[^"\\]|\\+[^"\\])+`), replace: "${1}" + Hidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?\\+')(?:[^'\\]|\\+[^'\\])+`), replace: "${1}" + Hidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?i)(` + quote + secretName + quote + `\s*:\s*\[?)-?\d[\w.+-]*`), replace: "${1}" + Hidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?im)^([ \t]*(?:- +)?` + secretName + `:[ \t]+)(?:'[^'\r\n]*'|"[^"\r\n]*"|\S+)[ \t]*$`), replace: "${1}" + Hidden},
+	{needs: secretWords, pattern: regexp.MustCompile(`(?i)\b(` + secretName + `\s*=\s*)(?:'[^']*'|"[^"]*"|[^\s"'&,;)}\]]+)`), replace: "${1}" + Hidden, unless: isHidden},
 
 	// Credentials that can be recognised by their form alone.
-	{pattern: regexp.MustCompile(`(?i)\b(bearer|basic|token|apikey)\s+[\w.~+/=*-]{8,}`), replace: "${1} " + Hidden, unless: isProse},
-	{pattern: regexp.MustCompile(`\b(?:sk|rk|pk)_(?:live|test|org)_[\w*]+|\bwhsec_[\w+/=*-]+|\bwhs[kp]k?_[\w+/=-]+`)},
-	{pattern: regexp.MustCompile(`\b(?:pi|seti|cs|src)_\w+_secret_\w+`)},
-	{pattern: regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?`)}, // JSON Web Tokens
-	{pattern: regexp.MustCompile(`\bmrt_[\w-]{20,}`)},                    // Millrace's API tokens
-	{pattern: regexp.MustCompile(`\bgh[opsur]_\w{20,}|\bxox[abeoprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b`)},
-	{pattern: regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`)},
+	{needs: []string{"bearer", "basic", "token", "apikey"}, pattern: regexp.MustCompile(`(?i)\b(bearer|basic|token|apikey)\s+[\w.~+/=*-]{8,}`), replace: "${1} " + Hidden, unless: isProse},
+	{needs: []string{"k_", "whs"}, pattern: regexp.MustCompile(`\b(?:sk|rk|pk)_(?:live|test|org)_[\w*]+|\bwhsec_[\w+/=*-]+|\bwhs[kp]k?_[\w+/=-]+`)},
+	{needs: []string{"_secret_"}, pattern: regexp.MustCompile(`\b(?:pi|seti|cs|src)_\w+_secret_\w+`)},
+	{needs: []string{"eyj"}, pattern: regexp.MustCompile(`\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?`)}, // JSON Web Tokens
+	{needs: []string{"mrt_"}, pattern: regexp.MustCompile(`\bmrt_[\w-]{20,}`)},                   // Millrace's API tokens
+	{needs: []string{"gh", "xox", "akia", "asia"}, pattern: regexp.MustCompile(`\bgh[opsur]_\w{20,}|\bxox[abeoprs]-[\w-]{10,}|\bA[KS]IA[0-9A-Z]{16}\b`)},
+	{needs: []string{"private key"}, pattern: regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?`)},
 }
 
 // Text returns s without secrets: passwords, queries and secret paths of URLs,
 // credentials in headers, JSON and connection strings, and keys and tokens with a
 // known form.
 func Text(s string) string {
+	lower := strings.ToLower(s)
+
 	for _, r := range rules {
+		if !r.mayMatch(lower) {
+			continue
+		}
+
 		s = r.pattern.ReplaceAllStringFunc(s, func(match string) string {
 			switch {
 			case r.unless != nil && r.unless(match):
@@ -87,6 +104,13 @@ func Text(s string) string {
 	}
 
 	return s
+}
+
+// mayMatch reports whether it is worth trying the pattern on a text. In a text that is not
+// ASCII, other letters may stand for those of a word, such as a long s.
+func (r rule) mayMatch(lower string) bool {
+	return slices.ContainsFunc(r.needs, func(text string) bool { return strings.Contains(lower, text) }) ||
+		strings.ContainsFunc(lower, func(c rune) bool { return c >= utf8.RuneSelf })
 }
 
 // path matches the path of a URL.
