@@ -171,7 +171,7 @@ mutations: bin/proof test-db ## Put bugs into the service, and show that the cra
 	@. .local/test/env && bin/proof mutations -report docs/mutations.md $(MUTATIONS)
 
 .PHONY: upgrade-test
-upgrade-test: bin/proof ## Upgrade replicas of the previous release to this one under load, on the embedded broker and Kafka; SOAK passes flags
+upgrade-test: bin/proof ## Upgrade replicas of the previous release under load, and restart those of this one, on the embedded broker and Kafka; SOAK passes flags
 	@scripts/upgrade.sh embedded kafka -- $(SOAK)
 
 # cmd/bench is a separate module, so that the product does not depend on it.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Upgrades three replicas of the previous release to this one under load, and checks that
-# nothing is lost, applied twice or out of order.
+# Upgrades three replicas of the previous release to this one under load, restarts three of
+# this one, and checks that nothing is lost, applied twice or out of order.
 #   scripts/upgrade.sh BROKER... [-- FLAG...]
 # BROKER: embedded or kafka; `bin/proof upgrade -h` lists the flags. Needs bin/millrace,
 # bin/proof and the repository's history.
@@ -32,5 +32,6 @@ go -C "$source" build -trimpath -buildvcs=false -ldflags "-X main.version=$commi
 failed=()
 for broker in "${brokers[@]}"; do
   bin/proof upgrade -broker "$broker" -previous "$previous" "$@" || failed+=("$broker")
+  bin/proof upgrade -broker "$broker" "$@" || failed+=("$broker, this release")
 done
 [[ ${#failed[@]} -eq 0 ]] || die "failed on ${failed[*]}"

@@ -47,19 +47,18 @@ func Kill(ctx context.Context, args []string) error {
 }
 
 // Upgrade replaces the replicas of the previous release with those of this one under load.
+// Without a previous release, it restarts those of this one.
 func Upgrade(ctx context.Context, args []string) error {
 	var o options
 
 	flags := o.flags("proof upgrade")
-	flags.StringVar(&o.previous, "previous", "", "program of the previous release")
+	flags.StringVar(&o.previous, "previous", "", "program of the previous release (default: that of -service)")
 
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 
-	if o.previous == "" {
-		return errors.New("-previous is missing: `make upgrade-test` builds the previous release")
-	}
+	o.previous = cmp.Or(o.previous, o.service)
 
 	return soak(ctx, o)
 }
