@@ -17,7 +17,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ $# -ge 2 ]] || die "usage: services.sh up|down test|bench|run SERVICE..."
+[[ $# -ge 3 ]] || die "usage: services.sh up|down test|bench|run SERVICE..."
 action=$1 profile=$2
 shift 2
 cd "$(root)"
