@@ -116,6 +116,10 @@ func Start(ctx context.Context, dir string, options Options, logger *slog.Logger
 		return nil, err
 	}
 
+	if err := server.endHealthCheck(ctx); err != nil {
+		return nil, err
+	}
+
 	logger.Info("started a private postgres", slog.String("data", home.data()), slog.Uint64("port", uint64(server.port)))
 
 	return server, nil
@@ -281,6 +285,27 @@ func (s *Server) launch(version embeddedpostgres.PostgresVersion, settings map[s
 		StartTimeout(time.Minute).Logger(&output)).Start()
 	if err != nil {
 		return fmt.Errorf("starting postgres in %s: %w\n%s(to use your own Postgres, set DATABASE_URL)", root, err, output.String())
+	}
+
+	return nil
+}
+
+// endHealthCheck ends the session that embedded-postgres leaves open when it has seen the
+// server answer. It would last until the garbage collector finds it, and count as a client.
+func (s *Server) endHealthCheck(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, s.URL())
+	if err != nil {
+		return fmt.Errorf("connecting to the private postgres: %w", err)
+	}
+
+	defer func() { _ = conn.Close(ctx) }()
+
+	_, err = conn.Exec(ctx, `
+		SELECT pg_terminate_backend(pid, $1) FROM pg_stat_activity
+		WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name = '' AND query = 'SELECT 1'`,
+		closing.Milliseconds())
+	if err != nil {
+		return fmt.Errorf("ending the health check of the private postgres: %w", err)
 	}
 
 	return nil
