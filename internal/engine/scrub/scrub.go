@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 )
 
 // Hidden replaces a secret.
@@ -35,7 +34,7 @@ const quote = `\\*["']`
 // rule replaces what pattern matches. Without replace, the whole match is a secret.
 type rule struct {
 	pattern *regexp.Regexp
-	// needs are texts of which each match, in lower case, has at least one. Most texts have
+	// needs are texts of which each match, once folded, has at least one. Most texts have
 	// none, and looking for them is much faster than trying the pattern.
 	needs []string
 	// replace is a template for Expand.
@@ -84,10 +83,10 @@ var rules = []rule{
 // credentials in headers, JSON and connection strings, and keys and tokens with a
 // known form.
 func Text(s string) string {
-	lower := strings.ToLower(s)
+	folded := fold(s)
 
 	for _, r := range rules {
-		if !r.mayMatch(lower) {
+		if !r.mayMatch(folded) {
 			continue
 		}
 
@@ -106,12 +105,14 @@ func Text(s string) string {
 	return s
 }
 
-// mayMatch reports whether it is worth trying the pattern on a text. In a text that is not
-// ASCII, other letters may stand for those of a word, such as a long s.
-func (r rule) mayMatch(lower string) bool {
-	return slices.ContainsFunc(r.needs, func(text string) bool { return strings.Contains(lower, text) }) ||
-		strings.ContainsFunc(lower, func(c rune) bool { return c >= utf8.RuneSelf })
+// mayMatch reports whether it is worth trying the pattern on a folded text.
+func (r rule) mayMatch(folded string) bool {
+	return slices.ContainsFunc(r.needs, func(text string) bool { return strings.Contains(folded, text) })
 }
+
+// fold returns s in lower case, with the letters that (?i) takes for those of ASCII: the
+// Kelvin sign, whose lower case is k, and the long s.
+func fold(s string) string { return strings.ReplaceAll(strings.ToLower(s), "ſ", "s") }
 
 // path matches the path of a URL.
 var path = regexp.MustCompile(`(://[^\s/?#]*)/[^\s?#]+`)

@@ -13,7 +13,7 @@ var fragments = []string{
 	"Bearer", "basic", "TOKEN", "apikey", "digest", "sk_live_", "rk_test_", "pk_org_", "whsec_", "whsk_", "whspk_", "pi_", "_secret_", "seti", "cs_1_secret_2",
 	"eyJhbGciOiJI", ".", "mrt_", "ghp_", "ghs_", "xoxb-", "AKIA", "ASIA", "ABCDEFGHIJKLMNOP0123", "abcdefghijklmnopqrstuvwxyz0123456789", "17",
 	`"password"`, `'api_key'`, `\"token\"`, `\'auth\'`, `: "`, ": '", `: \"`, `: \'`, ": 17",
-	"-----BEGIN ", "RSA ", "PRIVATE KEY-----", "-----END ", "ſ", "K",
+	"-----BEGIN ", "RSA ", "PRIVATE KEY-----", "-----END ", "pa\u017f\u017fwd=17", "to\u212aen=17", "ba\u017fic ",
 }
 
 // A rule is skipped only for texts in which its pattern would find nothing.
@@ -33,7 +33,7 @@ func TestSkippedRulesWouldFindNothing(t *testing.T) {
 
 		for i, r := range rules {
 			switch matches := r.pattern.MatchString(text); {
-			case matches && !r.mayMatch(strings.ToLower(text)):
+			case matches && !r.mayMatch(fold(text)):
 				t.Fatalf("rule %d skips %q, which %s matches", i, text, r.pattern)
 			case matches:
 				matched[i]++
