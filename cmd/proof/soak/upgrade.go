@@ -14,7 +14,7 @@ import (
 
 const (
 	// maxLatency is how long 99 of 100 orders may take from being sent to being completed
-	// while replicas of this release are being replaced by others.
+	// while replicas are being replaced.
 	maxLatency = time.Second
 	// besides is how long replicas of both releases run side by side.
 	besides = 10 * time.Second
@@ -134,8 +134,9 @@ func (r *run) rollBack(ctx context.Context) error {
 	return errors.Join(r.fleet.Start(ctx, 1), r.pause(ctx, besides), r.fleet.Stop(r.replicas), r.pause(ctx, brief))
 }
 
-// latencies prints how long the orders that were sent between from and to took. It checks
-// that only if all replicas are of this release: another one may be slower.
+// latencies checks how long the orders that were sent between from and to took. On Kafka it
+// only prints that if there are replicas of the previous release: all members of a consumer
+// group wait for the slowest.
 func (r *run) latencies(ctx context.Context, from, to time.Time) error {
 	rows, err := r.db.Query(ctx, `SELECT id, pg_xact_commit_timestamp(xmin) FROM orders WHERE status = 'completed'`)
 	if err != nil {
@@ -170,7 +171,7 @@ func (r *run) latencies(ctx context.Context, from, to time.Time) error {
 	measured := fmt.Sprintf("p99 of created to completed %.3f s for %s orders in %.0f s (median %.3f, longest %.2f; before, p99 %.3f)",
 		p99.Seconds(), grouped(len(took)), to.Sub(from).Seconds(), quantile(took, 0.5).Seconds(), slices.Max(took).Seconds(), quantile(before, 0.99).Seconds())
 
-	if r.previous != r.service {
+	if r.kafka != nil && r.previous != r.service {
 		r.sayf("upgrade: %s", measured)
 
 		return nil
@@ -181,7 +182,7 @@ func (r *run) latencies(ctx context.Context, from, to time.Time) error {
 		slow = append(slow, fmt.Sprintf("%.2f s", p99.Seconds()))
 	}
 
-	r.report.that(fmt.Sprintf("rolling restart: %s, expected less than %s", measured, maxLatency), slow)
+	r.report.that(fmt.Sprintf("replacing replicas of %s: %s, expected less than %s", r.old(), measured, maxLatency), slow)
 
 	return nil
 }
