@@ -12,8 +12,12 @@ import (
 	"github.com/millracehq/millrace/internal/engine/postgres"
 )
 
-// horizonPoll is how often Horizon checks whether older transactions have ended.
-const horizonPoll = 2 * time.Millisecond
+// Horizon checks whether older transactions have ended after minHorizonPoll, and then at
+// growing intervals: they may wait for locks.
+const (
+	minHorizonPoll = 2 * time.Millisecond
+	maxHorizonPoll = 64 * time.Millisecond
+)
 
 // Horizon returns a position below which no further event can appear. Positions are
 // assigned before their transactions commit, so a reader that relied on the highest
@@ -39,7 +43,7 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 		return 0, fmt.Errorf("getting a transaction ID: %w", err)
 	}
 
-	for {
+	for wait := minHorizonPoll; ; wait = min(2*wait, maxHorizonPoll) {
 		err := pool.QueryRow(ctx, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint > $1`, mark).Scan(&done)
 		if err != nil {
 			return 0, fmt.Errorf("waiting for older transactions: %w", err)
@@ -49,7 +53,7 @@ func Horizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 			return high, nil
 		}
 
-		if err := backoff.Sleep(ctx, horizonPoll); err != nil {
+		if err := backoff.Sleep(ctx, wait); err != nil {
 			return 0, err
 		}
 	}
