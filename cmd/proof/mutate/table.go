@@ -254,11 +254,11 @@ var Mutations = []Mutation{
 	},
 	{
 		"a lane that reorders", "A lane delivers the newest message with its key first.",
-		[]Edit{{lane, `		next := l.waiting[0]
-		l.waiting[0] = nil
-		l.waiting = l.waiting[1:]
-`, `		next := l.waiting[len(l.waiting)-1]
-		l.waiting = l.waiting[:len(l.waiting)-1]
+		[]Edit{{lane, `	next := l.waiting[0]
+	l.waiting[0] = nil
+	l.waiting = l.waiting[1:]
+`, `	next := l.waiting[len(l.waiting)-1]
+	l.waiting = l.waiting[:len(l.waiting)-1]
 `}},
 		nil, [][2]string{{"engine/broker/window", ""}},
 	},
@@ -277,12 +277,7 @@ var Mutations = []Mutation{
 	},
 	{
 		"returned messages acknowledged", "A message that the service returns as it stops counts as acknowledged.",
-		[]Edit{{lane, `		case <-i.msg.Nacked():
-		case <-l.late:`, `		case <-i.msg.Nacked():
-			l.finish(i)
-
-			continue
-		case <-l.late:`}},
+		[]Edit{{lane, `		if isClosed(i.msg.Acked()) {`, `		if ended || isClosed(i.msg.Acked()) {`}},
 		trials(on(rabbitmq, crash.Restart), on(rabbitmq, crash.Restart), on(rabbitmq, crashpoint.DrainSettled)), [][2]string{{"engine/broker/window", ""}},
 	},
 	{

@@ -404,29 +404,32 @@ func (r *Router) receive(routes []*Route) message.NoPublishHandlerFunc {
 
 // settle delivers a message to the consumers of its topic and answers it.
 func (r *Router) settle(routes []*Route, msg *message.Message) error {
+	session := msg.Context()
+
+	defer line.Of(session).Answered()
+
 	if !r.gate.enter() {
 		// Stopping: keep the message until the subscription closes, so that the
 		// broker does not redeliver it in a loop.
-		<-msg.Context().Done()
+		<-session.Done()
+		msg.Nack()
 
 		return ErrStopping
 	}
 	defer r.gate.leave()
+	defer msg.Nack() // no effect on a message that was acknowledged
 
 	crashpoint.At(crashpoint.Received)
 
 	// Processing a message may outlast its subscription. Router.working and
 	// Config.HandlerTimeout bound it instead.
-	session := msg.Context()
 	msg.SetContext(context.WithoutCancel(session))
 
 	err := r.deliverAll(session, routes, msg, join(session, routes))
 
 	// Watermill answers after this function returns, but the message is in flight
-	// until it is answered. A second answer has no effect.
-	if err != nil {
-		msg.Nack()
-	} else {
+	// until it is answered.
+	if err == nil {
 		crashpoint.At(crashpoint.Acking)
 		msg.Ack()
 		crashpoint.At(crashpoint.Acked)

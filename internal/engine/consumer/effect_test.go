@@ -17,6 +17,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/broker/window"
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
+	"github.com/millracehq/millrace/internal/engine/line"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -114,7 +115,7 @@ func startEffectWith(t *testing.T, session context.Context, messages []event.Mes
 	h.handingTo(t, newPool(t), func(router *consumer.Router) { consumer.OnEffect(router, "writer", effect) }, parking(1000))
 	h.run(t)
 
-	w = window.New(session, window.NewBudget(100, window.MaxBytes), h.out, window.Acks{UpTo: settled.Store})
+	w = window.New(line.Telling(session), window.NewBudget(100, window.MaxBytes), h.out, window.Acks{UpTo: settled.Store})
 
 	for i, m := range messages {
 		w.Add(watermill.NewMessage(m.ID.String(), m.Payload), "a", int64(i+1))

@@ -182,7 +182,7 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 			return nil
 		})
 
-		l := line.New(make(chan struct{}, 1))
+		l := line.New(func() {})
 		list := make([]item, 6)
 
 		for n := range list {
@@ -320,7 +320,7 @@ func TestNoItemPassesOneAheadInItsLine(t *testing.T) {
 
 			lines := make([]*line.Line, 3)
 			for i := range lines {
-				lines[i] = line.New(make(chan struct{}, 1))
+				lines[i] = line.New(func() {})
 			}
 
 			var all sync.WaitGroup

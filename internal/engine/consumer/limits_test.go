@@ -16,6 +16,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/line"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -165,7 +166,7 @@ func TestEachRejectedMessageOfALineRollsBackThoseBehindIt(t *testing.T) {
 	defer end()
 	<-entered
 
-	w := window.New(t.Context(), window.NewBudget(100, window.MaxBytes), h.out, window.Acks{UpTo: settled.Store})
+	w := window.New(line.Telling(t.Context()), window.NewBudget(100, window.MaxBytes), h.out, window.Acks{UpTo: settled.Store})
 
 	for i, m := range messages {
 		w.Add(watermill.NewMessage(m.ID.String(), m.Payload), "a", int64(i+1))

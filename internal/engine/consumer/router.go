@@ -28,6 +28,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/health"
+	"github.com/millracehq/millrace/internal/engine/line"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/engine/span"
@@ -296,7 +297,7 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 	go func() { result <- router.Run(context.WithoutCancel(ctx)) }()
 
 	// The same applies to the subscriptions.
-	subscriptions, unsubscribe := context.WithCancel(context.WithoutCancel(ctx))
+	subscriptions, unsubscribe := context.WithCancel(line.Telling(context.WithoutCancel(ctx)))
 	defer unsubscribe()
 
 	err = r.serve(ctx, subscriptions, router, result, sources, started)

@@ -15,6 +15,7 @@ import (
 	"github.com/millracehq/millrace/internal/engine/consumer"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
+	"github.com/millracehq/millrace/internal/engine/line"
 	"github.com/millracehq/millrace/internal/engine/outbox"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
@@ -33,6 +34,10 @@ func (h *handing) Subscriber(string, func([]byte) string) (watermill.Subscriber,
 }
 
 func (h *handing) Subscribe(ctx context.Context, _ string) (<-chan *watermill.Message, error) {
+	if !line.Tells(ctx) {
+		return nil, errors.New("the router does not say that it tells of its answers")
+	}
+
 	out := make(chan *watermill.Message)
 
 	go func() {

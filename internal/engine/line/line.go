@@ -17,13 +17,13 @@ import (
 // breaks the line: the consumer returns all messages that it has not begun to apply, and
 // the subscriber delivers them again in a new line.
 type Line struct {
-	wake           chan<- struct{}
+	changed        func()
 	joined, broken atomic.Bool
 }
 
-// New returns an empty line. Whenever a message joins, the line sends to wake. The
-// send never blocks, so wake should have a buffer.
-func New(wake chan<- struct{}) *Line { return &Line{wake: wake} }
+// New returns an empty line. It calls changed whenever a message has joined or has been
+// answered.
+func New(changed func()) *Line { return &Line{changed: changed} }
 
 // Context returns the context for the next message of the line. It ends with ctx.
 func (l *Line) Context(ctx context.Context) context.Context {
@@ -39,10 +39,14 @@ func (l *Line) Joined() bool { return l.joined.Load() }
 // Join records that the consumer has put the message at the end of its line.
 func (l *Line) Join() {
 	l.joined.Store(true)
+	l.changed()
+}
 
-	select {
-	case l.wake <- struct{}{}:
-	default:
+// Answered tells the subscriber that the consumer has answered a message of the line; see
+// Telling. The line may be nil, as that of a message in no line.
+func (l *Line) Answered() {
+	if l != nil {
+		l.changed()
 	}
 }
 
@@ -76,3 +80,14 @@ func (m member) Value(key any) any {
 
 	return m.Context.Value(key)
 }
+
+// Telling returns a context for a subscription. It says that the consumer calls Answered
+// after each answer, so that the subscriber needs no goroutine that waits for it.
+func Telling(ctx context.Context) context.Context {
+	return context.WithValue(ctx, tellingKey{}, true)
+}
+
+// Tells reports whether ctx, or the context that it comes from, is one of Telling.
+func Tells(ctx context.Context) bool { return ctx.Value(tellingKey{}) != nil }
+
+type tellingKey struct{}

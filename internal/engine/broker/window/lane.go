@@ -1,9 +1,11 @@
 package window
 
 import (
+	"slices"
 	"time"
 
-	"github.com/millracehq/millrace/internal/engine/backoff"
+	"github.com/ThreeDotsLabs/watermill/message"
+
 	"github.com/millracehq/millrace/internal/engine/line"
 )
 
@@ -11,141 +13,154 @@ import (
 // nacks only while the service stops or a consumer is suspended.
 const nackDelay = time.Second
 
-// lane delivers the messages with one key in order.
+// lane delivers the messages with one key in order. Its fields are guarded by Window.mu.
 type lane struct {
 	*Window
 
 	key string
-	// waiting holds the messages to be delivered, guarded by Window.mu.
-	waiting []*item
-	// wake is signalled when waiting or line has changed.
-	wake chan struct{}
-	line *line.Line
-	// delivered holds the unanswered messages, in order.
-	delivered []*item
+	// waiting holds the messages to be delivered, and delivered the unanswered ones, in
+	// order.
+	waiting, delivered []*item
+	line               *line.Line
+	// sending is true while the next message is on its way to the consumer, paused while
+	// nacked messages wait.
+	sending, paused bool
 }
 
 func newLane(w *Window, key string) *lane {
-	wake := make(chan struct{}, 1)
+	l := &lane{Window: w, key: key}
+	l.line = line.New(l.look)
 
-	return &lane{Window: w, key: key, wake: wake, line: line.New(wake)}
+	return l
 }
 
-// notify makes run look at waiting. It never blocks.
-func (l *lane) notify() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
-
-// run delivers until the key has no messages, or until the session has ended and all
-// delivered messages have been answered.
-func (l *lane) run() {
-	for l.ctx.Err() == nil {
-		if len(l.delivered) == 0 || l.line.Joined() {
-			next := l.next()
-
-			switch {
-			case next != nil:
-				l.deliver(next)
-
-				continue
-			case len(l.delivered) == 0:
-				return
-			}
-		}
-
-		first := l.delivered[0]
-
-		select {
-		case <-first.msg.Acked():
-			l.delivered = l.delivered[1:]
-			l.finish(first)
-		case <-first.msg.Nacked():
-			l.again()
-		case <-l.wake:
-		case <-l.ctx.Done():
-		}
-	}
-
-	l.line.Break() // whoever subscribes next gets what the consumer has not begun
-	l.settle()
-}
-
-// next takes the next waiting message, or returns nil if there is none. If there is no
-// delivered message left either, it ends the lane.
-func (l *lane) next() *item {
+// look goes on after a message has joined the line or has been answered.
+func (l *lane) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
-	if len(l.waiting) > 0 {
-		next := l.waiting[0]
-		l.waiting[0] = nil
-		l.waiting = l.waiting[1:]
-
-		return next
-	}
-
-	if len(l.delivered) == 0 {
-		delete(l.lanes, l.key)
-	}
-
-	return nil
+	l.advance()
 }
 
-// deliver sends a message to the consumer, unless the session ends first.
-func (l *lane) deliver(next *item) {
-	next.msg.SetContext(l.line.Context(l.ctx))
-
-	select {
-	case l.out <- next.msg:
-		l.delivered = append(l.delivered, next)
-	case <-l.ctx.Done():
-	}
-}
-
-// again puts the messages that the consumer did not acknowledge back in waiting, in a new
-// line.
-func (l *lane) again() {
-	l.line.Break()
-	l.settle()
-
-	if backoff.Sleep(l.ctx, nackDelay) != nil {
+// advance finishes what is acknowledged and delivers what may follow. It ends the lane if
+// the key has no messages, or if the session has ended and all delivered messages have
+// been answered.
+func (l *lane) advance() {
+	if l.late {
 		return
 	}
 
-	for _, i := range l.delivered {
-		i.msg = i.msg.Copy() // an answer cannot be changed
+	ended := l.ctx.Err() != nil
+
+	for len(l.delivered) > 0 && isClosed(l.delivered[0].msg.Acked()) {
+		l.finish(l.delivered[0])
+		l.delivered[0] = nil
+		l.delivered = l.delivered[1:]
 	}
 
+	switch {
+	case l.sending || l.paused && !ended:
+	case len(l.delivered) > 0 && (ended || isClosed(l.delivered[0].msg.Nacked())):
+		l.takeBack(ended)
+	case ended, len(l.waiting)+len(l.delivered) == 0:
+		l.leave(l)
+	case len(l.waiting) > 0 && (len(l.delivered) == 0 || l.line.Joined()):
+		l.deliver()
+	}
+}
+
+// deliver lets the window send the next message.
+func (l *lane) deliver() {
+	next := l.waiting[0]
+	l.waiting[0] = nil
+	l.waiting = l.waiting[1:]
+
+	next.msg.SetContext(l.line.Context(l.ctx))
+
+	l.sending = true
+	l.send(delivery{l, next})
+}
+
+// sent goes on after a message has been sent. It is nil if the session ended before.
+func (l *lane) sent(next *item) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
-	l.waiting = append(l.delivered, l.waiting...)
-	l.delivered, l.line = nil, line.New(l.wake)
-}
+	l.sending = false
 
-// settle waits for the answers to all delivered messages. It keeps those that were not
-// acknowledged.
-func (l *lane) settle() {
-	left := l.delivered[:0]
+	if next != nil {
+		l.delivered = append(l.delivered, next)
 
-	for n, i := range l.delivered {
-		select {
-		case <-i.msg.Acked():
-			l.finish(i)
-
-			continue
-		case <-i.msg.Nacked():
-		case <-l.late:
-			l.delivered = append(left, l.delivered[n:]...)
-
-			return
+		if !l.told {
+			go l.await(next.msg)
 		}
-
-		left = append(left, i)
 	}
 
-	l.delivered = left
+	l.advance()
+}
+
+// await waits for the answer to a message.
+func (l *lane) await(msg *message.Message) {
+	select {
+	case <-msg.Acked():
+	case <-msg.Nacked():
+	case <-l.left:
+	}
+
+	l.look()
+}
+
+// takeBack breaks the line. Once all delivered messages have been answered, those that the
+// consumer did not acknowledge wait again, for a new line. If the session has ended, they
+// stay with the broker.
+func (l *lane) takeBack(ended bool) {
+	l.line.Break()
+
+	if slices.ContainsFunc(l.delivered, (*item).unanswered) {
+		return
+	}
+
+	var left []*item
+
+	for _, i := range l.delivered {
+		if isClosed(i.msg.Acked()) {
+			l.finish(i)
+		} else {
+			i.msg = i.msg.Copy() // an answer cannot be changed
+			left = append(left, i)
+		}
+	}
+
+	if ended {
+		l.leave(l)
+
+		return
+	}
+
+	l.waiting, l.delivered = append(left, l.waiting...), nil
+	l.line, l.paused = line.New(l.look), true
+
+	time.AfterFunc(nackDelay, l.resume)
+}
+
+// resume delivers nacked messages again.
+func (l *lane) resume() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	l.paused = false
+	l.advance()
+}
+
+// unanswered reports whether the consumer has neither acknowledged nor refused the message.
+func (i *item) unanswered() bool { return !isClosed(i.msg.Acked()) && !isClosed(i.msg.Nacked()) }
+
+// isClosed reports whether a channel is closed.
+func isClosed(channel <-chan struct{}) bool {
+	select {
+	case <-channel:
+		return true
+	default:
+		return false
+	}
 }

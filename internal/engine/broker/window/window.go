@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/millracehq/millrace/internal/engine/crashpoint"
+	"github.com/millracehq/millrace/internal/engine/line"
 )
 
 // grace is how long Wait waits for messages in hand after the subscription has ended.
@@ -88,8 +89,8 @@ type Acks struct {
 
 // Window holds the messages of one partition or queue that are in hand. A lane delivers
 // the messages with one key in order: the next one follows once the consumer has put
-// the previous one in line, or has acknowledged it. A lane is a goroutine that exists
-// while its key has messages, so idle keys cost nothing.
+// the previous one in line, or has acknowledged it. A lane exists while its key has
+// messages. It needs no goroutine if the consumer tells it of its answers; see line.Telling.
 type Window struct {
 	ctx     context.Context //nolint:containedctx // it is the lifetime of a session, not a request
 	budget  *Budget
@@ -97,11 +98,18 @@ type Window struct {
 	out     chan<- *message.Message
 	acks    Acks
 
-	running sync.WaitGroup
-	// late is closed when Wait no longer waits for answers.
-	late chan struct{}
+	// told is true if the consumer tells the lanes of its answers.
+	told bool
+	// left is closed when the session has ended and all lanes have, or Wait no longer waits
+	// for them.
+	left chan struct{}
 
 	mu sync.Mutex
+	// ended is true after the end of the session, late once Wait no longer waits for answers.
+	ended, late bool
+	// outgoing holds the messages to be sent. busy is true while a goroutine sends them.
+	outgoing []delivery
+	busy     bool
 	// order holds the messages from the first unfinished one onwards, in order of
 	// arrival. loose is the number of them that are finished.
 	order []*item
@@ -109,13 +117,22 @@ type Window struct {
 	lanes map[string]*lane
 }
 
+// delivery is a message that a lane delivers.
+type delivery struct {
+	lane *lane
+	next *item
+}
+
 // New returns a window that sends messages to out until ctx ends. The context of each
 // message ends with ctx.
 func New(ctx context.Context, budget *Budget, out chan<- *message.Message, acks Acks) *Window {
-	return &Window{
+	w := &Window{
 		ctx: ctx, budget: budget, tracked: semaphore.NewWeighted(maxTracked), out: out, acks: acks,
-		late: make(chan struct{}), lanes: map[string]*lane{},
+		told: line.Tells(ctx), left: make(chan struct{}), lanes: map[string]*lane{},
 	}
+	context.AfterFunc(ctx, w.end)
+
+	return w
 }
 
 // Add delivers a message after those added earlier with the same key. Messages with an
@@ -134,28 +151,64 @@ func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
+	if w.ended {
+		return false
+	}
+
 	w.order = append(w.order, added)
 
 	l, exists := w.lanes[key]
 	if !exists {
 		l = newLane(w, key)
 		w.lanes[key] = l
-		w.running.Go(l.run)
 	}
 
 	l.waiting = append(l.waiting, added)
 	crashpoint.At(crashpoint.WindowTracked)
-	l.notify()
+	l.advance()
 
 	return true
+}
+
+// send sends a message after those that are to be sent already.
+func (w *Window) send(next delivery) {
+	w.outgoing = append(w.outgoing, next)
+
+	if !w.busy {
+		w.busy = true
+
+		go w.sendAll()
+	}
+}
+
+// sendAll sends messages until there are none, or drops them if the session has ended.
+func (w *Window) sendAll() {
+	for list := w.takeOutgoing(); len(list) > 0; list = w.takeOutgoing() {
+		for _, d := range list {
+			select {
+			case w.out <- d.next.msg:
+				d.lane.sent(d.next)
+			case <-w.ctx.Done():
+				d.lane.sent(nil)
+			}
+		}
+	}
+}
+
+// takeOutgoing returns the messages to be sent next.
+func (w *Window) takeOutgoing() []delivery {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	list := w.outgoing
+	w.outgoing, w.busy = nil, len(list) > 0
+
+	return list
 }
 
 // finish marks done as finished.
 func (w *Window) finish(done *item) {
 	w.budget.give(done.size)
-
-	w.mu.Lock()
-	defer w.mu.Unlock()
 
 	done.finished, done.msg = true, nil
 	w.loose++
@@ -207,11 +260,55 @@ func (w *Window) Empty() bool {
 	return len(w.order) == 0
 }
 
+// end breaks all lines: whoever subscribes next gets what the consumer has not begun.
+func (w *Window) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	for _, l := range w.lanes {
+		l.advance()
+	}
+
+	w.ended = true
+
+	if len(w.lanes) == 0 {
+		close(w.left)
+	}
+}
+
+// leave forgets a lane.
+func (w *Window) leave(l *lane) {
+	if w.lanes[l.key] != l { // it has ended already
+		return
+	}
+
+	delete(w.lanes, l.key)
+
+	if w.ended && len(w.lanes) == 0 {
+		close(w.left)
+	}
+}
+
 // Wait waits for the answers to the messages that have been delivered, but not
 // indefinitely. Call it after ctx has ended.
 func (w *Window) Wait() {
-	timer := time.AfterFunc(grace, func() { close(w.late) })
+	timer := time.NewTimer(grace)
 	defer timer.Stop()
 
-	w.running.Wait()
+	select {
+	case <-w.left:
+	case <-timer.C:
+		w.giveUp()
+	}
+}
+
+// giveUp stops waiting for answers.
+func (w *Window) giveUp() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	if !w.late && len(w.lanes) > 0 {
+		w.late = true
+		close(w.left)
+	}
 }

@@ -21,6 +21,34 @@ func numbered(n int64) *message.Message {
 	return message.NewMessage(strconv.FormatInt(n, 10), []byte("payload"))
 }
 
+func ack(msg *message.Message) {
+	msg.Ack()
+	tell(msg)
+}
+
+func nack(msg *message.Message) {
+	msg.Nack()
+	tell(msg)
+}
+
+// tell tells the window of an answer, if the consumer has promised that.
+func tell(msg *message.Message) {
+	if line.Tells(msg.Context()) {
+		line.Of(msg.Context()).Answered()
+	}
+}
+
+// session returns a context for a window whose consumer tells of its answers, or does not.
+func session(t *testing.T, tells bool) (context.Context, context.CancelFunc) {
+	t.Helper()
+
+	if tells {
+		return context.WithCancel(line.Telling(t.Context()))
+	}
+
+	return context.WithCancel(t.Context())
+}
+
 // broker records what a window reports.
 type broker struct {
 	mu sync.Mutex
@@ -84,7 +112,7 @@ func (c *consumer) answer(t *testing.T, msg *message.Message) bool {
 	c.now++
 	c.top = max(c.top, c.now)
 	c.refusals[position]--
-	ack := c.refusals[position] < 0
+	refused := c.refusals[position] >= 0
 
 	go func() {
 		time.Sleep(time.Duration(c.takes[position]) * time.Millisecond)
@@ -93,8 +121,8 @@ func (c *consumer) answer(t *testing.T, msg *message.Message) bool {
 
 		c.now--
 
-		if !ack {
-			msg.Nack()
+		if refused {
+			nack(msg)
 
 			return
 		}
@@ -104,10 +132,10 @@ func (c *consumer) answer(t *testing.T, msg *message.Message) bool {
 		}
 
 		c.acked = append(c.acked, position)
-		msg.Ack()
+		ack(msg)
 	}()
 
-	return ack
+	return !refused
 }
 
 // TestOrderAndPositionsHoldWhateverIsRefused delivers random messages to a consumer that
@@ -120,9 +148,10 @@ func TestOrderAndPositionsHoldWhateverIsRefused(t *testing.T) {
 		takes := rapid.SliceOfN(rapid.IntRange(0, 50), len(keys), len(keys)).Draw(rt, "takes ms")
 		refusals := rapid.SliceOfN(rapid.IntRange(0, 2), len(keys), len(keys)).Draw(rt, "refusals")
 		inHand := rapid.IntRange(1, 10).Draw(rt, "in hand")
+		tells := rapid.Bool().Draw(rt, "tells")
 
 		synctest.Test(t, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
+			ctx, cancel := session(t, tells)
 			out := make(chan *message.Message)
 			c := &consumer{broker: &broker{upTo: -1}, takes: takes, refusals: refusals}
 			hand := window.New(ctx, window.NewBudget(inHand, 1<<20), out, c.acks(false))
@@ -193,7 +222,7 @@ func TestAMessageInHandHoldsItsKeyOnly(t *testing.T) {
 
 		first := take(t, out, 4)
 		for _, n := range []string{"2", "3", "4"} {
-			first[n].Ack()
+			ack(first[n])
 		}
 
 		synctest.Wait()
@@ -202,8 +231,8 @@ func TestAMessageInHandHoldsItsKeyOnly(t *testing.T) {
 			t.Errorf("position %d was reported while 0 was in hand", upTo)
 		}
 
-		first["0"].Ack()
-		take(t, out, 1)["1"].Ack()
+		ack(first["0"])
+		ack(take(t, out, 1)["1"])
 		synctest.Wait()
 
 		if upTo, _ := b.reported(); upTo != 4 {
@@ -237,7 +266,7 @@ func TestBytesInHandAreBounded(t *testing.T) {
 			}
 
 			<-added
-			msg.Ack()
+			ack(msg)
 		}
 	})
 }
@@ -270,7 +299,7 @@ func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 					if msg := <-out; msg.UUID == "0" {
 						held = msg
 					} else {
-						msg.Ack()
+						ack(msg)
 						synctest.Wait()
 
 						acked++
@@ -281,7 +310,7 @@ func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 					t.Errorf("reported up to %d, and %d by themselves, expected %d", upTo, len(ones), single)
 				}
 
-				held.Ack()
+				ack(held)
 				synctest.Wait()
 
 				last := int64(messages - 1) // the last that was not reported individually
@@ -302,43 +331,52 @@ func TestASingleMessageIsReportedWhereTheBrokerRecordsIt(t *testing.T) {
 func TestTheEndOfTheSessionLeavesWhatIsInHand(t *testing.T) {
 	t.Parallel()
 
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		out := make(chan *message.Message)
-		b := &broker{upTo: -1}
-		hand := window.New(ctx, window.NewBudget(100, 1<<20), out, b.acks(false))
+	for _, tells := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tells %t", tells), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { testTheEndOfTheSession(t, tells) })
+		})
+	}
+}
 
-		for n, key := range []string{"a", "a", "b", "c", "c"} {
-			hand.Add(numbered(int64(n)), key, int64(n))
-		}
+func testTheEndOfTheSession(t *testing.T, tells bool) {
+	t.Helper()
 
-		taken := take(t, out, 3)
-		cancel()
-		taken["0"].Ack() // in time; the message behind it is not delivered
-		taken["3"].Nack()
+	ctx, cancel := session(t, tells)
+	out := make(chan *message.Message)
+	b := &broker{upTo: -1}
+	hand := window.New(ctx, window.NewBudget(100, 1<<20), out, b.acks(false))
 
-		began := time.Now()
+	for n, key := range []string{"a", "a", "b", "c", "c"} {
+		hand.Add(numbered(int64(n)), key, int64(n))
+	}
 
-		hand.Wait() // 2 gets no answer
+	taken := take(t, out, 3)
+	cancel()
+	ack(taken["0"]) // in time; the message behind it is not delivered
+	nack(taken["3"])
 
-		if waited := time.Since(began); waited < time.Second || waited > 10*time.Second {
-			t.Errorf("waited %s", waited)
-		}
+	began := time.Now()
 
-		if upTo, _ := b.reported(); upTo != 0 {
-			t.Errorf("reported up to %d, expected 0", upTo)
-		}
+	hand.Wait() // 2 gets no answer
 
-		if hand.Add(numbered(5), "d", 5) {
-			t.Error("a message was taken after the end")
-		}
+	if waited := time.Since(began); waited < time.Second || waited > 10*time.Second {
+		t.Errorf("waited %s", waited)
+	}
 
-		select {
-		case msg := <-out:
-			t.Errorf("message %s was delivered after the end", msg.UUID)
-		default:
-		}
-	})
+	if upTo, _ := b.reported(); upTo != 0 {
+		t.Errorf("reported up to %d, expected 0", upTo)
+	}
+
+	if hand.Add(numbered(5), "d", 5) {
+		t.Error("a message was taken after the end")
+	}
+
+	select {
+	case msg := <-out:
+		t.Errorf("message %s was delivered after the end", msg.UUID)
+	default:
+	}
 }
 
 // joiner takes messages before it has answered those ahead of them, as a consumer that
@@ -397,7 +435,7 @@ func (j *joiner) take(msg *message.Message) {
 
 		if l.Broken() || j.refusals[n] >= 0 {
 			l.Break()
-			msg.Nack()
+			nack(msg)
 
 			return
 		}
@@ -407,7 +445,7 @@ func (j *joiner) take(msg *message.Message) {
 		}
 
 		j.acked[j.keys[n]] = append(j.acked[j.keys[n]], n)
-		msg.Ack()
+		ack(msg)
 	}()
 }
 
@@ -421,9 +459,10 @@ func TestALineIsDeliveredAgainFromTheFirstMessageThatWasRefused(t *testing.T) {
 		takes := rapid.SliceOfN(rapid.IntRange(0, 50), len(keys), len(keys)).Draw(rt, "takes ms")
 		refusals := rapid.SliceOfN(rapid.SampledFrom([]int{0, 0, 0, 1, 2}), len(keys), len(keys)).Draw(rt, "refusals")
 		inHand := rapid.IntRange(1, 10).Draw(rt, "in hand")
+		tells := rapid.Bool().Draw(rt, "tells")
 
 		synctest.Test(t, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
+			ctx, cancel := session(t, tells)
 			out := make(chan *message.Message)
 			j := &joiner{
 				broker: &broker{upTo: -1}, t: t, keys: keys, takes: takes, refusals: refusals,
@@ -502,7 +541,7 @@ func TestALineIsDeliveredWithoutWaitingForAnswers(t *testing.T) {
 		}
 
 		for _, msg := range taken {
-			msg.Ack()
+			ack(msg)
 		}
 	})
 }
@@ -532,8 +571,8 @@ func TestMessagesThatWaitHoldTheirPlaceInTheWindow(t *testing.T) {
 			t.Fatalf("%d messages were taken, expected two", len(added))
 		}
 
-		waiting["1"].Ack()
-		take(t, out, 1)["2"].Ack()
-		waiting["0"].Ack()
+		ack(waiting["1"])
+		ack(take(t, out, 1)["2"])
+		ack(waiting["0"])
 	})
 }
