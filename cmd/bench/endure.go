@@ -71,7 +71,7 @@ func (l *lab) endure(ctx context.Context, kind string, lasts time.Duration, file
 	defer s.close()
 	defer from.close()
 
-	capacity, err := s.capacity(ctx, from, load, min(lasts/5, 30*time.Second))
+	capacity, _, err := s.capacity(ctx, from, load, min(lasts/5, 30*time.Second))
 	if err != nil {
 		return err
 	}
@@ -127,18 +127,19 @@ func compared(steady, overload []sample) string {
 		median(column(overload, rss)), median(column(steady, rss)), slices.Max(column(overload, p95)), median(column(steady, p95)))
 }
 
-// capacity feeds the service as fast as it can for a time and returns its orders a second.
-func (s *site) capacity(ctx context.Context, from *source, load load, lasts time.Duration) (float64, error) {
-	published, begin := 0, time.Now()
+// capacity feeds the service as fast as it can for a time. It returns its orders per
+// second, and how many orders it has applied.
+func (s *site) capacity(ctx context.Context, from *source, load load, lasts time.Duration) (capacity float64, applied int, err error) {
+	begin := time.Now()
 
-	full, err := s.feed(ctx, from, load, &published, begin.Add(lasts))
+	full, err := s.feed(ctx, from, load, &applied, begin.Add(lasts))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 
-	capacity := float64(full.done) / time.Since(begin).Seconds()
+	capacity = float64(full.done) / time.Since(begin).Seconds()
 
-	return capacity, s.applied(ctx, load, published)
+	return capacity, applied, s.applied(ctx, load, applied)
 }
 
 // sampled publishes at a rate and samples the service meanwhile.

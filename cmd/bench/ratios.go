@@ -47,7 +47,10 @@ func ratios() []ratio {
 	}
 
 	for _, kind := range brokers() {
+		slow, fast := fmt.Sprintf("latency/%s %d per s", kind, rates()[0]), fmt.Sprintf("latency/%s %d per s", kind, rates()[1])
 		all = append(all,
+			ratio{fmt.Sprintf("%s, p50 at %d/s to p50 at %d/s", kind, rates()[1], rates()[0]), point{fast, p50}, point{slow, p50}},
+			ratio{fmt.Sprintf("%s, p99 at %d/s to p50 at %d/s", kind, rates()[1], rates()[0]), point{fast, p99}, point{slow, p50}},
 			ratio{kind + ", steady load: RSS at the end to after a tenth", point{"steady/" + kind, rssIn(steadySlices - 1)}, point{"steady/" + kind, rssIn(1)}},
 			rate(kind+", two replicas to one", "replicas/"+kind+" 2", "replicas/"+kind+" 1"),
 			rate(kind+", three replicas to one", "replicas/"+kind+" 3", "replicas/"+kind+" 1"),

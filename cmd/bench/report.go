@@ -53,7 +53,7 @@ func sections() []section {
 		{"throughput", "Throughput", "order", costs},
 		{"keys", "One partition, one key, one product", "message", costs},
 		{"domains", "Other domains on Kafka", "message", costs},
-		{"latency", "Latency from published to completed", "order", []string{p50, p95, p99, p50Created, cpuTotal, peakRSS}},
+		{"latency", "Latency from published to completed", "order", []string{perSecond, p50, p95, p99, p50Created, cpuTotal, peakRSS}},
 		{"idle", "Idle", "second", []string{rss, cpuService, cpuPostgres, cpuBroker}},
 		{"steady", "Steady full load", "order", append(steady, peakRSS)},
 		{"replicas", "Replicas", "order", costs},

@@ -97,6 +97,13 @@ func (l *lab) latencies() []scenario {
 		}
 	}
 
+	for _, kind := range brokers() {
+		all = append(all, scenario{
+			name: fmt.Sprintf("latency/%s %.0f %% of capacity", kind, 100*loadShare), main: true,
+			run: func(ctx context.Context, warmup bool) (figures, error) { return l.loaded(ctx, kind, warmup) },
+		})
+	}
+
 	return all
 }
 

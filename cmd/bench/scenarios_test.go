@@ -89,7 +89,7 @@ func TestOnlySelectsScenarios(t *testing.T) {
 
 	lab := &lab{}
 
-	for only, expected := range map[string]int{"^throughput/kafka$": 1, "^latency/": 6, "steady": 3, "^tracing/": 6} {
+	for only, expected := range map[string]int{"^throughput/kafka$": 1, "^latency/": 9, "steady": 3, "^tracing/": 6} {
 		if chosen, err := selected(lab.scenarios(), settings{only: only}); err != nil || len(chosen) != expected {
 			t.Errorf("%s selects %d scenarios (%v), expected %d", only, len(chosen), err, expected)
 		}

@@ -121,6 +121,12 @@ func (s *source) publishAll(ctx context.Context, from, to int, message func(i in
 	return nil
 }
 
+// A producer of more than busyRate messages a second sends what is due every linger.
+const (
+	busyRate = 1000
+	linger   = 10 * time.Millisecond
+)
+
 // publishSteadily publishes n orders at a rate, whether or not earlier ones are complete.
 // An id contains the time at which its order was due.
 func (s *source) publishSteadily(ctx context.Context, n, rate, products int) error {
@@ -128,15 +134,26 @@ func (s *source) publishSteadily(ctx context.Context, n, rate, products int) err
 		wait  sync.WaitGroup
 		first atomic.Pointer[error]
 		begin = time.Now()
+		pause time.Duration
 	)
 
-	for i := range n {
-		due := begin.Add(time.Duration(i) * time.Second / time.Duration(rate))
-		time.Sleep(time.Until(due))
+	if rate > busyRate {
+		pause = linger
+	}
+
+	dueAt := func(i int) time.Time { return begin.Add(time.Duration(i) * time.Second / time.Duration(rate)) }
+
+	for i := 0; i < n; {
+		time.Sleep(time.Until(dueAt(i).Add(pause)))
+
+		var due []event.Payload
+
+		for now := time.Now(); i < n && !dueAt(i).After(now); i++ {
+			due = append(due, newOrder(i, products, fmt.Sprintf("%d-%d", dueAt(i).UnixMicro(), i)))
+		}
 
 		wait.Go(func() {
-			id := fmt.Sprintf("%d-%d", due.UnixMicro(), i)
-			if err := s.publish(ctx, newOrder(i, products, id)); err != nil {
+			if err := s.publish(ctx, due...); err != nil {
 				first.CompareAndSwap(nil, &err)
 			}
 		})
