@@ -11,7 +11,9 @@ import (
 // loadShare is the share of its capacity at which a service is loaded.
 const loadShare = 0.8
 
-// latency measures the latency at a rate.
+// latency measures the time from publishing an order to the commit that completes it, at
+// a steady rate. If rate is 0, it is loadShare of the orders per second that the service can
+// do, which are measured first.
 func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (figures, error) {
 	load := orders(l.skus)
 
@@ -22,58 +24,34 @@ func (l *lab) latency(ctx context.Context, kind string, rate int, warmup bool) (
 	defer s.close()
 	defer from.close()
 
-	return s.latency(ctx, from, load, 0, rate, l.latencySeconds(warmup))
-}
-
-// loaded measures the latency at loadShare of the orders per second that the service can
-// do, which it measures before.
-func (l *lab) loaded(ctx context.Context, kind string, warmup bool) (figures, error) {
-	load := orders(l.skus)
-
-	s, from, err := l.serving(ctx, kind, load)
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	defer from.close()
-
-	seconds := l.latencySeconds(warmup)
-
-	capacity, published, err := s.capacity(ctx, from, load, time.Duration(seconds)*time.Second)
-	if err != nil {
-		return nil, err
-	}
-
-	return s.latency(ctx, from, load, published, max(1, int(capacity*loadShare)), seconds)
-}
-
-// latencySeconds returns how long to publish at a steady rate.
-func (l *lab) latencySeconds(warmup bool) int {
+	seconds, already := l.seconds, 0
 	if warmup {
-		return 1
+		seconds = 1
 	}
 
-	return l.seconds
-}
+	if rate == 0 {
+		var capacity float64
 
-// latency measures the time from publishing an order to the commit that completes it, at
-// a steady rate. The service has already applied some orders before.
-func (s *site) latency(ctx context.Context, from *source, load load, applied, rate, seconds int) (figures, error) {
+		if capacity, already, err = s.capacity(ctx, from, load, time.Duration(seconds)*time.Second); err != nil {
+			return nil, err
+		}
+
+		rate = max(1, int(capacity*loadShare))
+	}
+
 	n := rate * seconds
 	before := s.usage(ctx)
 
-	if err := from.publishSteadily(ctx, n, rate, s.lab.skus); err != nil {
+	if err := from.publishSteadily(ctx, n, rate, l.skus); err != nil {
 		return nil, err
 	}
 
-	if err := s.applied(ctx, load, applied+n); err != nil {
+	if err := s.applied(ctx, load, already+n); err != nil {
 		return nil, err
 	}
 
 	f := s.usage(ctx).since(before).per(float64(n))
 	f[perSecond] = float64(rate)
-
-	var err error
 
 	if f[peakRSS], err = s.stop(); err != nil {
 		return nil, err
@@ -122,8 +100,8 @@ func (l *lab) serving(ctx context.Context, kind string, load load) (*site, *sour
 }
 
 // latencies returns the sorted latencies, in milliseconds, up to the time given by the
-// SQL expression until. It ignores the first second, during which connections are opened, and orders that
-// were not published at a rate.
+// SQL expression until. It ignores the first second, during which connections are opened,
+// and orders that were not published at a rate.
 func (s *site) latencies(ctx context.Context, until string) ([]float64, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH done AS (

@@ -32,7 +32,7 @@ func ratios() []ratio {
 	}
 
 	for _, perSecond := range rates() {
-		of := func(kind string) string { return fmt.Sprintf("latency/%s %d per s", kind, perSecond) }
+		of := func(kind string) string { return latencyAt(kind, perSecond) }
 
 		for _, figure := range []string{p50, p99} {
 			all = append(all,
@@ -47,7 +47,7 @@ func ratios() []ratio {
 	}
 
 	for _, kind := range brokers() {
-		slow, fast := fmt.Sprintf("latency/%s %d per s", kind, rates()[0]), fmt.Sprintf("latency/%s %d per s", kind, rates()[1])
+		slow, fast := latencyAt(kind, rates()[0]), latencyAt(kind, rates()[1])
 		all = append(all,
 			ratio{fmt.Sprintf("%s, p50 at %d/s to p50 at %d/s", kind, rates()[1], rates()[0]), point{fast, p50}, point{slow, p50}},
 			ratio{fmt.Sprintf("%s, p99 at %d/s to p50 at %d/s", kind, rates()[1], rates()[0]), point{fast, p99}, point{slow, p50}},

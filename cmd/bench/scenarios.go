@@ -85,13 +85,16 @@ func (l *lab) domains() []scenario {
 // rates returns the orders per second for latency runs.
 func rates() []int { return []int{50, 400} }
 
+// latencyAt returns the name of a latency run.
+func latencyAt(kind string, rate int) string { return fmt.Sprintf("latency/%s %d per s", kind, rate) }
+
 func (l *lab) latencies() []scenario {
 	var all []scenario
 
 	for _, rate := range rates() {
 		for _, kind := range brokers() {
 			all = append(all, scenario{
-				name: fmt.Sprintf("latency/%s %d per s", kind, rate), main: true,
+				name: latencyAt(kind, rate), main: true,
 				run: func(ctx context.Context, warmup bool) (figures, error) { return l.latency(ctx, kind, rate, warmup) },
 			})
 		}
@@ -100,7 +103,7 @@ func (l *lab) latencies() []scenario {
 	for _, kind := range brokers() {
 		all = append(all, scenario{
 			name: fmt.Sprintf("latency/%s %.0f %% of capacity", kind, 100*loadShare), main: true,
-			run: func(ctx context.Context, warmup bool) (figures, error) { return l.loaded(ctx, kind, warmup) },
+			run: func(ctx context.Context, warmup bool) (figures, error) { return l.latency(ctx, kind, 0, warmup) },
 		})
 	}
 

@@ -34,7 +34,7 @@ func newLane(w *Window, key string) *lane {
 	return l
 }
 
-// look goes on after a message has joined the line or has been answered.
+// look is called when a message has joined the line or has been answered.
 func (l *lane) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -81,7 +81,7 @@ func (l *lane) deliver() {
 	l.send(delivery{l, next})
 }
 
-// sent goes on after a message has been sent. It is nil if the session ended before.
+// sent is called once next has been sent, with nil if the session ended first.
 func (l *lane) sent(next *item) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

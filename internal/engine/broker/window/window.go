@@ -170,7 +170,7 @@ func (w *Window) Add(msg *message.Message, key string, position int64) bool {
 	return true
 }
 
-// send sends a message after those that are to be sent already.
+// send queues a message to be sent, behind those already queued.
 func (w *Window) send(next delivery) {
 	w.outgoing = append(w.outgoing, next)
 
@@ -181,7 +181,7 @@ func (w *Window) send(next delivery) {
 	}
 }
 
-// sendAll sends messages until there are none, or drops them if the session has ended.
+// sendAll sends the queued messages, or drops them once the session has ended.
 func (w *Window) sendAll() {
 	for list := w.takeOutgoing(); len(list) > 0; list = w.takeOutgoing() {
 		for _, d := range list {
@@ -195,7 +195,7 @@ func (w *Window) sendAll() {
 	}
 }
 
-// takeOutgoing returns the messages to be sent next.
+// takeOutgoing takes the queued messages.
 func (w *Window) takeOutgoing() []delivery {
 	w.mu.Lock()
 	defer w.mu.Unlock()
