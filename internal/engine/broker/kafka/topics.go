@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,7 +86,12 @@ func (d *Driver) compare(topic driver.Topic, partitions int) {
 	}
 }
 
-// create creates a topic and waits until the client knows about it.
+// knownTimeout is how long create waits until the brokers know about a topic. A busy
+// cluster takes seconds.
+const knownTimeout = 15 * time.Second
+
+// create creates a topic and waits until the client knows about it. Until the cluster has
+// told the broker that the client asks, that broker denies that the topic exists.
 func (d *Driver) create(client sarama.Client, admin sarama.ClusterAdmin, topic driver.Topic) error {
 	name := d.cfg.Prefix + topic.Name
 
@@ -98,7 +104,17 @@ func (d *Driver) create(client sarama.Client, admin sarama.ClusterAdmin, topic d
 		return err
 	}
 
-	return client.RefreshMetadata(name)
+	ctx, cancel := context.WithTimeout(d.dialing, knownTimeout)
+	defer cancel()
+
+	for {
+		err := client.RefreshMetadata(name)
+		unknown := errors.Is(err, sarama.ErrUnknownTopicOrPartition) || errors.Is(err, sarama.ErrLeaderNotAvailable)
+
+		if !unknown || backoff.Sleep(ctx, tryWait) != nil {
+			return err
+		}
+	}
 }
 
 // note remembers whether a topic is refused, and logs a refusal at increasing intervals.
