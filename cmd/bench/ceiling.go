@@ -208,20 +208,19 @@ func (st *stage) transact(ctx context.Context, rows []stored) error {
 		}
 	}
 
-	return postgres.InTx(ctx, st.site.pool, func(tx pgx.Tx) error {
-		along := &pgx.Batch{}
-		failed.QueueKeys(along, st.consumer, keys)
+	first := &pgx.Batch{}
+	failed.QueueKeys(first, st.consumer, keys)
+	inbox.ClaimNew(first, st.consumer, entries)
 
-		if err := inbox.ClaimNew(ctx, tx, st.consumer, entries, along); err != nil {
-			return err
-		}
-
+	return postgres.InPipeline(ctx, st.site.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
 		sent, err := st.apply(ctx, tx, rows)
 		if err != nil {
-			return err
+			return nil, err
 		}
 
-		return outbox.Append(ctx, tx, sent)
+		last := &pgx.Batch{}
+
+		return last, outbox.Queue(last, sent)
 	})
 }
 

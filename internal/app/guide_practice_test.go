@@ -86,7 +86,7 @@ func TestGuideServicesDirectly(t *testing.T) {
 	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
 		demands := []inventory.Demand{{"product_1": 10}, {"product_1": 1000}}
 
-		available, err := s.Inventory.Lock(t.Context(), tx, demands)
+		available, err := s.Inventory.Available(t.Context(), tx, demands)
 		if err != nil {
 			return err
 		}
@@ -95,7 +95,10 @@ func TestGuideServicesDirectly(t *testing.T) {
 			t.Errorf("got %+v", short)
 		}
 
-		return s.Inventory.Reserve(t.Context(), tx, demands[:1])
+		writes := &pgx.Batch{}
+		s.Inventory.Reserve(writes, demands[:1])
+
+		return tx.SendBatch(t.Context(), writes).Close()
 	})
 	if err != nil {
 		t.Error(err)

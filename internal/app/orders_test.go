@@ -1,7 +1,7 @@
 package app_test
 
 import (
-	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -10,7 +10,6 @@ import (
 	"github.com/millracehq/millrace/internal/config"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/eventstore"
-	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/money"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -30,14 +29,11 @@ func reserve(t *testing.T, s *apptest.Service, id string) {
 		MessageID: event.NewID(),
 	}
 
-	err := postgres.InTx(t.Context(), s.Pool, func(tx pgx.Tx) error {
-		if err := s.Orders.Insert(t.Context(), tx, []order.Change{change}); err != nil {
-			return err
-		}
+	writes := &pgx.Batch{}
+	err := s.Orders.Insert(writes, []order.Change{change})
+	s.Inventory.Reserve(writes, []inventory.Demand{{"product_1": 3}})
 
-		return s.Inventory.Reserve(context.Background(), tx, []inventory.Demand{{"product_1": 3}})
-	})
-	if err != nil {
+	if err := errors.Join(err, s.Pool.SendBatch(t.Context(), writes).Close()); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -65,46 +65,52 @@ const (
 var Mutations = []Mutation{
 	{
 		"claimed before the transaction", "A message is recorded as applied before its effects are committed.",
-		[]Edit{{batch, `	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		fresh, index, err := a.claim(ctx, tx, units, repeated)
+		[]Edit{{batch, `	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+		fresh, index, err := a.admit(ctx, tx, units, claimed)
 		if err != nil || len(fresh) == 0 {
-			return err
+			return nil, err
 		}
 `, `	var (
 		fresh []E
 		index []int
 	)
 
-	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) (err error) {
-		fresh, index, err = a.claim(ctx, tx, units, repeated)
+	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (_ *pgx.Batch, err error) {
+		fresh, index, err = a.admit(ctx, tx, units, claimed)
 
-		return err
+		return nil, err
 	})
 	if err != nil || len(fresh) == 0 {
 		return 0, err
 	}
 
-	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
+	err = postgres.InPipeline(ctx, a.router.pool, &pgx.Batch{}, func(tx pgx.Tx) (*pgx.Batch, error) {
 `}},
 		passes(embedded, crashpoint.Claimed, 1, 3, 5), nil,
 	},
 	{
 		"claimed after the transaction", "A message is recorded as applied in another transaction, after its effects.",
-		[]Edit{{batch, `	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		fresh, index, err := a.claim(ctx, tx, units, repeated)
+		[]Edit{{batch, `	first := &pgx.Batch{}
+	claimed := a.claim(first, units, repeated)
+
+	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+		fresh, index, err := a.admit(ctx, tx, units, claimed)
 		if err != nil || len(fresh) == 0 {
-			return err
+			return nil, err
 		}
 
 		crashpoint.At(crashpoint.Claimed)
 
-		caused, err = a.run(ctx, tx, a.handle, fresh)
-
-		if err == nil {
-			crashpoint.At(crashpoint.Committing)
+		last, n, err := a.run(ctx, tx, a.handle, fresh)
+		if err != nil {
+			return nil, reindex(err, index)
 		}
 
-		return reindex(err, index)
+		crashpoint.At(crashpoint.Committing)
+
+		caused = n
+
+		return last, nil
 	})
 
 	return caused, err
@@ -118,10 +124,10 @@ var Mutations = []Mutation{
 		return 0, err
 	}
 
-	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		caused, err = a.run(ctx, tx, a.handle, fresh)
+	err = postgres.InPipeline(ctx, a.router.pool, &pgx.Batch{}, func(tx pgx.Tx) (last *pgx.Batch, err error) {
+		last, caused, err = a.run(ctx, tx, a.handle, fresh)
 
-		return reindex(err, index)
+		return last, reindex(err, index)
 	})
 	if err != nil {
 		return caused, err
@@ -129,11 +135,10 @@ var Mutations = []Mutation{
 
 	crashpoint.At(crashpoint.Committing)
 
-	return caused, postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		_, err := inbox.Claim(ctx, tx, a.consumer, claimsOf(units), nil)
+	after := &pgx.Batch{}
+	a.claim(after, units, true)
 
-		return err
-	})
+	return caused, a.router.pool.SendBatch(ctx, after).Close()
 `}},
 		passes(embedded, crashpoint.Committing, 2, 4, 6, 8), nil,
 	},
@@ -160,8 +165,8 @@ var Mutations = []Mutation{
 	{
 		"one inbox for all consumers", "The inbox is keyed by the id of the message alone.",
 		[]Edit{
-			{batch, `inbox.Claim(ctx, tx, a.consumer, claimsOf(units), along)`, `inbox.Claim(ctx, tx, "all", claimsOf(units), along)`},
-			{batch, `inbox.ClaimNew(ctx, tx, a.consumer, claimsOf(units), along)`, `inbox.ClaimNew(ctx, tx, "all", claimsOf(units), along)`},
+			{batch, `inbox.Claim(first, a.consumer, claimsOf(units))`, `inbox.Claim(first, "all", claimsOf(units))`},
+			{batch, `inbox.ClaimNew(first, a.consumer, claimsOf(units))`, `inbox.ClaimNew(first, "all", claimsOf(units))`},
 		},
 		trials(on(embedded)), nil,
 	},
@@ -181,10 +186,12 @@ var Mutations = []Mutation{
 	},
 	{
 		"results outside the transaction", "The events of a handler are committed to the outbox before its effects.",
-		[]Edit{{batch, `	return len(outgoing), a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
-`, `	return len(outgoing), postgres.InTx(ctx, a.router.pool, func(other pgx.Tx) error {
-		return a.router.appendOutgoing(ctx, other, a.consumer, outgoing)
-	})
+		[]Edit{{batch, `	return writes, len(outgoing), a.router.queueOutgoing(writes, a.consumer, outgoing)
+`, `	if err := a.router.queueOutgoing(writes, a.consumer, outgoing); err != nil {
+		return nil, 0, err
+	}
+
+	return &pgx.Batch{}, len(outgoing), a.router.pool.SendBatch(ctx, writes).Close()
 `}},
 		passes(embedded, crashpoint.Committing, 2, 4, 6), nil,
 	},
@@ -359,11 +366,8 @@ var Mutations = []Mutation{
 	},
 	{
 		"stock given back twice", "An order that ends gives its stock back twice.",
-		[]Edit{{save, `	return b.outgoing, b.process.inventory.Sell(`, `	if err := b.process.inventory.Release(ctx, tx, b.stock[ReleaseStock]); err != nil {
-		return nil, err
-	}
-
-	return b.outgoing, b.process.inventory.Sell(`}},
+		[]Edit{{save, `	b.process.inventory.Sell(`, `	b.process.inventory.Release(writes, b.stock[ReleaseStock])
+	b.process.inventory.Sell(`}},
 		trials(on(embedded)), nil,
 	},
 }

@@ -65,7 +65,7 @@ type batches[E any] struct {
 }
 
 func newBatches[E any](r *Router, consumer string, run func(units []*unit[E]) (behind []*unit[E])) batches[E] {
-	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, run)}
+	return batches[E]{router: r, consumer: consumer, group: newGroup(r.cfg.MaxBatch, r.cfg.ConcurrentBatches, r.turns, run)}
 }
 
 // timed wraps run and measures how long units wait for it.
@@ -341,53 +341,76 @@ const expectRepeats = time.Minute
 // attempt does the work of transact in one transaction. It returns inbox.ErrClaimed if
 // repeated is false and a unit had already been claimed.
 func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated bool) (caused int, err error) {
-	err = postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-		fresh, index, err := a.claim(ctx, tx, units, repeated)
+	first := &pgx.Batch{}
+	claimed := a.claim(first, units, repeated)
+
+	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+		fresh, index, err := a.admit(ctx, tx, units, claimed)
 		if err != nil || len(fresh) == 0 {
-			return err
+			return nil, err
 		}
 
 		crashpoint.At(crashpoint.Claimed)
 
-		caused, err = a.run(ctx, tx, a.handle, fresh)
-
-		if err == nil {
-			crashpoint.At(crashpoint.Committing)
+		last, n, err := a.run(ctx, tx, a.handle, fresh)
+		if err != nil {
+			return nil, reindex(err, index)
 		}
 
-		return reindex(err, index)
+		crashpoint.At(crashpoint.Committing)
+
+		caused = n
+
+		return last, nil
 	})
 
 	return caused, err
 }
 
-// run calls a handler and stores the events that it returns.
-func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E], events []E) (caused int, err error) {
+// run calls a handler and queues the write of the events that it returns.
+func (a *applier[E]) run(ctx context.Context, tx pgx.Tx, handle batchHandler[E], events []E) (writes *pgx.Batch, caused int, err error) {
 	outgoing, err := protect(func() ([]event.Outgoing, error) { return handle(ctx, tx, events) })
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 
 	crashpoint.At(crashpoint.Handled)
 
-	return len(outgoing), a.router.appendOutgoing(ctx, tx, a.consumer, outgoing)
+	writes = &pgx.Batch{}
+
+	return writes, len(outgoing), a.router.queueOutgoing(writes, a.consumer, outgoing)
 }
 
-// claim claims the units and blocks those whose key is waiting. It returns the events
-// to apply and the index of each in units.
-func (a *applier[E]) claim(ctx context.Context, tx pgx.Tx, units []*unit[E], repeated bool) (fresh []E, index []int, err error) {
-	along := &pgx.Batch{}
-	found := failed.QueueKeys(along, a.consumer, keysOf(units))
-	verdicts := make([]inbox.Verdict, len(units)) // fresh
+// claimed is what the first statements of a transaction find.
+type claimed struct {
+	// repeated is nil if all messages must be new.
+	repeated *inbox.Claims
+	// found has the keys with failed messages; see failed.QueueKeys.
+	found map[string]bool
+}
+
+// claim queues the first statements of a transaction that applies units.
+func (a *applier[E]) claim(first *pgx.Batch, units []*unit[E], repeated bool) claimed {
+	c := claimed{found: failed.QueueKeys(first, a.consumer, keysOf(units))}
 
 	if repeated {
-		verdicts, err = inbox.Claim(ctx, tx, a.consumer, claimsOf(units), along)
+		c.repeated = inbox.Claim(first, a.consumer, claimsOf(units))
 	} else {
-		err = inbox.ClaimNew(ctx, tx, a.consumer, claimsOf(units), along)
+		inbox.ClaimNew(first, a.consumer, claimsOf(units))
 	}
 
-	if err != nil {
-		return nil, nil, err
+	return c
+}
+
+// admit blocks those of the claimed units whose key is waiting. It returns the events to
+// apply and the index of each in units.
+func (a *applier[E]) admit(ctx context.Context, tx pgx.Tx, units []*unit[E], c claimed) (fresh []E, index []int, err error) {
+	found, verdicts := c.found, make([]inbox.Verdict, len(units)) // fresh
+
+	if c.repeated != nil {
+		if verdicts, err = c.repeated.Verdicts(ctx, tx); err != nil {
+			return nil, nil, err
+		}
 	}
 
 	decided := map[int]bool{}

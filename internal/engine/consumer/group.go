@@ -27,6 +27,7 @@ type group[T queued] struct {
 	run func(batch []T) (behind []T)
 	// maxBatch bounds the size of a batch, maxRuns the number of concurrent runs.
 	maxBatch, maxRuns int
+	turns             turns
 	// performed is true if the items' effects have been performed. Items of broken lines
 	// are then not returned, so they stay in order.
 	performed bool
@@ -46,8 +47,8 @@ type ticketed[T queued] struct {
 	ticket uint64
 }
 
-func newGroup[T queued](maxBatch, maxRuns int, run func([]T) (behind []T)) *group[T] {
-	g := &group[T]{run: run, maxBatch: maxBatch, maxRuns: maxRuns, busy: make(map[string]struct{})}
+func newGroup[T queued](maxBatch, maxRuns int, turns turns, run func([]T) (behind []T)) *group[T] {
+	g := &group[T]{run: run, maxBatch: maxBatch, maxRuns: maxRuns, turns: turns, busy: make(map[string]struct{})}
 	g.lines = newLines(g.start)
 
 	return g
@@ -95,14 +96,20 @@ func (g *group[T]) work() {
 	var batch, behind []T
 
 	for {
+		end := g.turns.take()
+
 		gather.Until(g.maxBatch, g.size)
 
 		batch = g.take(batch, behind)
 		if len(batch) == 0 {
+			end()
+
 			return
 		}
 
 		behind = g.run(batch)
+
+		end()
 	}
 }
 

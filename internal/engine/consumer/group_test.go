@@ -36,7 +36,7 @@ func TestAGroupKeepsOrderPerKeyAndNeverRunsAKeyConcurrently(t *testing.T) {
 		maxBatch := rapid.IntRange(1, 8).Draw(t, "max batch")
 		left.Add(len(items))
 
-		g := newGroup(maxBatch, rapid.IntRange(1, 3).Draw(t, "runs"), func(batch []item) []item {
+		g := newGroup(maxBatch, rapid.IntRange(1, 3).Draw(t, "runs"), newTurns(1), func(batch []item) []item {
 			watch.begin(batch, maxBatch)
 			watch.end(batch)
 			left.Add(-len(batch))
@@ -115,7 +115,7 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 		proceed = make(chan struct{})
 	)
 
-	g := newGroup(10, 1, func(batch []item) []item {
+	g := newGroup(10, 1, newTurns(1), func(batch []item) []item {
 		begun <- len(batch)
 
 		<-proceed
@@ -166,7 +166,7 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 		batches := make(chan []int, 10)
 		proceed := make(chan struct{})
 
-		g := newGroup(10, 2, func(batch []item) []item {
+		g := newGroup(10, 2, newTurns(1), func(batch []item) []item {
 			var numbers []int
 			for _, i := range batch {
 				numbers = append(numbers, i.n)
@@ -316,7 +316,7 @@ func TestNoItemPassesOneAheadInItsLine(t *testing.T) {
 
 		synctest.Test(t, func(t *testing.T) {
 			s := &scenario{t: t, settled: map[*line.Line][]int{}}
-			s.group = newGroup(maxBatch, runs, s.run)
+			s.group = newGroup(maxBatch, runs, newTurns(1), s.run)
 
 			lines := make([]*line.Line, 3)
 			for i := range lines {

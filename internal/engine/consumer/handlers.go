@@ -188,9 +188,12 @@ func perform[P event.Payload, R any](r *Router, effect Effect[P, R], e event.Eve
 func (a *applier[E]) late(handle batchHandler[E], late E) error {
 	return a.router.untilAvailable(func(ctx context.Context) error {
 		return postgres.InTx(ctx, a.router.pool, func(tx pgx.Tx) error {
-			_, err := a.run(ctx, tx, handle, []E{late})
+			writes, _, err := a.run(ctx, tx, handle, []E{late})
+			if err != nil {
+				return err
+			}
 
-			return err
+			return tx.SendBatch(ctx, writes).Close()
 		})
 	})
 }
@@ -279,9 +282,9 @@ func register[P event.Payload](r *Router, consumer string, lines *lines, handle 
 	})
 }
 
-// appendOutgoing stores the events that a handler returned. An undeclared topic or an
+// queueOutgoing queues the write of the events that a handler returned. An undeclared topic or an
 // invalid payload is the handler's failure.
-func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string, outgoing []event.Outgoing) error {
+func (r *Router) queueOutgoing(writes *pgx.Batch, consumer string, outgoing []event.Outgoing) error {
 	declared := r.routeOf(consumer).topics
 
 	for _, o := range outgoing {
@@ -291,7 +294,7 @@ func (r *Router) appendOutgoing(ctx context.Context, tx pgx.Tx, consumer string,
 		}
 	}
 
-	if err := outbox.Append(ctx, tx, outgoing); err != nil {
+	if err := outbox.Queue(writes, outgoing); err != nil {
 		return fmt.Errorf("consumer %s: %w", consumer, err)
 	}
 

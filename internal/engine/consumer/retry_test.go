@@ -867,11 +867,10 @@ func TestALateResultIsNotDropped(t *testing.T) {
 		consumer.OnEffect(router, "writer", consumer.Effect[note, string]{
 			Perform: func(ctx context.Context, e event.Event[note]) (string, error) {
 				// Another replica applies the event first.
-				return "captured", postgres.InTx(ctx, pool, func(tx pgx.Tx) error {
-					_, err := inbox.Claim(ctx, tx, "writer", []inbox.Entry{{ID: e.ID, Fingerprint: event.Fingerprint(m.Payload)}}, nil)
+				batch := &pgx.Batch{}
+				inbox.ClaimNew(batch, "writer", []inbox.Entry{{ID: e.ID, Fingerprint: event.Fingerprint(m.Payload)}})
 
-					return err
-				})
+				return "captured", pool.SendBatch(ctx, batch).Close()
 			},
 			Record: put("recorded "),
 			Late:   put("late "),

@@ -58,6 +58,7 @@ type Router struct {
 	awaited      awaited
 	memory       memory
 	gate         gate
+	turns        turns
 	// due wakes retryWaiting.
 	due chan struct{}
 
@@ -132,6 +133,7 @@ func NewRouter(
 		logger:       logger,
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),
+		turns:        newTurns(cfg.ConcurrentBatches),
 		stalls:       stalls{latest: map[string]stall{}},
 		due:          make(chan struct{}, 1),
 		stopping:     stopping,

@@ -59,7 +59,6 @@ const (
 	ExpiryDecided Point = "expiry.decided"
 	RefundSent    Point = "refund.sent"
 	RefundDecided Point = "refund.decided"
-	StockMoving   Point = "order.stock_moving"
 
 	DrainBegan        Point = "drain.began"
 	DrainSettled      Point = "drain.settled"

@@ -52,7 +52,7 @@ var Declared = []Declaration{
 
 	{FailedKeeping, deliver, "carryOut", "A message is to be parked or stopped, and it is not stored."},
 	{FailedKept, deliver, "carryOut", "A message is parked or stopped, and it is not acknowledged."},
-	{FailedBlocked, batch, "claim", "Messages are stored as blocked by an earlier one, and nothing is committed."},
+	{FailedBlocked, batch, "admit", "Messages are stored as blocked by an earlier one, and nothing is committed."},
 	{FailedLeased, retry, "retryWaiting", "A key is leased, and its messages have not been tried."},
 	{FailedApplied, deliver, "carryOut", "A waiting message is applied, and it is still stored as waiting."},
 	{FailedFinished, deliver, "carryOut", "A waiting message is applied and no longer stored as waiting, and its key is leased."},
@@ -67,7 +67,6 @@ var Declared = []Declaration{
 	{ExpiryDecided, fulfilment + "ends.go", "Expire", "An order has expired and its stock is released, and nothing is committed."},
 	{RefundSent, fulfilment + "ends.go", "Refund", "The provider has refunded a capture, and nothing here records it."},
 	{RefundDecided, fulfilment + "ends.go", "RecordRefund", "A refund is recorded with its order, and nothing is committed."},
-	{StockMoving, fulfilment + "batch.go", "save", "Orders and payments are written, their stock has not moved, and nothing is committed."},
 
 	{DrainBegan, router, "drain", "The service takes no more messages, and some are in flight."},
 	{DrainSettled, router, "drain", "No message is in flight, and the subscriptions are open."},

@@ -57,6 +57,61 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 		return nil
 	}
 
+	args, err := arguments(records)
+	if err != nil {
+		return err
+	}
+
+	tag, err := tx.Exec(ctx, insertEvents, args...)
+
+	switch {
+	case err != nil:
+		return notAppended(err, records)
+	case int(tag.RowsAffected()) < len(records):
+		return conflict(ctx, tx, records)
+	default:
+		return nil
+	}
+}
+
+// Queue is Append for records that are all Held or the first of their streams: it queues
+// the statement instead of sending it.
+func Queue(batch *pgx.Batch, records []Record) error {
+	if len(records) == 0 {
+		return nil
+	}
+
+	args, err := arguments(records)
+	if err != nil {
+		return err
+	}
+
+	batch.Queue(insertEvents, args...).Fn = func(results pgx.BatchResults) error {
+		if _, err := results.Exec(); err != nil {
+			return notAppended(err, records)
+		}
+
+		return nil
+	}
+
+	return nil
+}
+
+// insertEvents inserts records. The first condition assigns the transaction's ID before its
+// first position, which Horizon relies on. The second prevents gaps in a stream. The
+// primary key rejects existing versions; ON CONFLICT would cost a tenth more per row, and
+// conflicts are rare. With OFFSET 0, the second condition looks up each version by the
+// primary key; without it, Postgres may first read the whole table into a hash.
+const insertEvents = `
+		INSERT INTO events (stream, version, type, data, message_id, schema)
+		SELECT stream, version, type, data, message_id, schema
+		FROM unnest($1::text[], $2::int[], $3::text[], $4::jsonb[], $5::uuid[], $6::smallint[], $7::boolean[])
+		     AS r (stream, version, type, data, message_id, schema, follows)
+		WHERE pg_current_xact_id() IS NOT NULL
+		  AND (follows OR EXISTS (SELECT FROM events e WHERE e.stream = r.stream AND e.version = r.version - 1 OFFSET 0))`
+
+// arguments returns the arguments of insertEvents.
+func arguments(records []Record) ([]any, error) {
 	var (
 		streams  = make([]string, len(records))
 		versions = make([]int32, len(records))
@@ -70,7 +125,7 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 	for i, r := range records {
 		body, err := json.Marshal(r.Data)
 		if err != nil {
-			return fmt.Errorf("encoding event %s: %w", r.Data.EventType(), err)
+			return nil, fmt.Errorf("encoding event %s: %w", r.Data.EventType(), err)
 		}
 
 		streams[i], versions[i] = r.Stream, int32(r.Version) //nolint:gosec // streams are short
@@ -79,32 +134,16 @@ func Append(ctx context.Context, tx pgx.Tx, records []Record) error {
 		follows[i] = r.Held || r.Version == 1 || i > 0 && records[i-1].Stream == r.Stream && records[i-1].Version == r.Version-1
 	}
 
-	// The first condition assigns the transaction's ID before its first position, which
-	// Horizon relies on. The second prevents gaps in a stream. The primary key rejects
-	// existing versions; ON CONFLICT would cost a tenth more per row, and
-	// conflicts are rare. With OFFSET 0, the second condition looks up each version by
-	// the primary key; without it, Postgres may first read the whole table into a hash.
-	tag, err := tx.Exec(ctx, `
-		INSERT INTO events (stream, version, type, data, message_id, schema)
-		SELECT stream, version, type, data, message_id, schema
-		FROM unnest($1::text[], $2::int[], $3::text[], $4::jsonb[], $5::uuid[], $6::smallint[], $7::boolean[])
-		     AS r (stream, version, type, data, message_id, schema, follows)
-		WHERE pg_current_xact_id() IS NOT NULL
-		  AND (follows OR EXISTS (SELECT FROM events e WHERE e.stream = r.stream AND e.version = r.version - 1 OFFSET 0))`,
-		streams, versions, types, bodies, messages, schemas, follows)
+	return []any{streams, versions, types, bodies, messages, schemas, follows}, nil
+}
+
+// notAppended returns the error of insertEvents for a caller.
+func notAppended(err error, records []Record) error {
 	if postgres.IsDuplicate(err) {
 		return taken(err, records)
 	}
 
-	if err != nil {
-		return fmt.Errorf("appending events: %w", err)
-	}
-
-	if int(tag.RowsAffected()) < len(records) {
-		return conflict(ctx, tx, records)
-	}
-
-	return nil
+	return fmt.Errorf("appending events: %w", err)
 }
 
 // taken finds the record whose version already exists, from the insert's error.

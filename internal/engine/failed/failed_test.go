@@ -20,7 +20,6 @@ import (
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/engine/failed"
 	"github.com/millracehq/millrace/internal/engine/inbox"
-	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
@@ -199,12 +198,10 @@ func (r rig) history(id int64) string {
 func (r rig) claim(id uuid.UUID, payload []byte) {
 	r.t.Helper()
 
-	err := postgres.InTx(r.t.Context(), r.pool, func(tx pgx.Tx) error {
-		_, err := inbox.Claim(r.t.Context(), tx, "writer", []inbox.Entry{{ID: id, Fingerprint: event.Fingerprint(payload)}}, nil)
+	batch := &pgx.Batch{}
+	inbox.ClaimNew(batch, "writer", []inbox.Entry{{ID: id, Fingerprint: event.Fingerprint(payload)}})
 
-		return err
-	})
-	if err != nil {
+	if err := r.pool.SendBatch(r.t.Context(), batch).Close(); err != nil {
 		r.t.Fatal(err)
 	}
 }

@@ -45,50 +45,61 @@ var ErrConflict = event.RejectAs(event.ReasonConflict,
 // the transaction, and use Claim in a new one.
 var ErrClaimed = errors.New("a message had already been claimed")
 
-// ClaimNew is Claim for entries that are probably all new, at half the cost. If any of
-// them is not new, it returns ErrClaimed. The statements in along must not insert rows.
-func ClaimNew(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, along *pgx.Batch) error {
-	queueClaim(along, ``, consumer, entries)
+// ClaimNew queues a claim of entries that are probably all new, at half the cost of Claim.
+// If any of them is not new, it fails with ErrClaimed. The other statements in batch must
+// not depend on it.
+func ClaimNew(batch *pgx.Batch, consumer string, entries []Entry) {
+	queueClaim(batch, ``, consumer, entries).Fn = func(results pgx.BatchResults) error {
+		_, err := results.Exec()
 
-	err := tx.SendBatch(ctx, along).Close()
-	if postgres.IsDuplicate(err) {
-		return ErrClaimed
+		switch {
+		case err == nil:
+			return nil
+		case postgres.IsDuplicate(err):
+			return ErrClaimed
+		default:
+			return fmt.Errorf("claiming messages: %w", err)
+		}
 	}
-
-	if err != nil {
-		return fmt.Errorf("claiming messages: %w", err)
-	}
-
-	return nil
 }
 
-// Claim records the entries for consumer in tx and returns one verdict for each. It
-// waits for concurrent transactions that claim the same message. Of several equal
-// entries only the first is fresh. The statements in along, if not nil, run first, in
-// the same round trip.
-func Claim(ctx context.Context, tx pgx.Tx, consumer string, entries []Entry, along *pgx.Batch) ([]Verdict, error) {
-	if along == nil {
-		along = &pgx.Batch{}
+// Claims are entries that a transaction claims for a consumer.
+type Claims struct {
+	consumer string
+	entries  []Entry
+	// claimed has the ids of those that were new.
+	claimed []uuid.UUID
+}
+
+// Claim queues a claim of entries. It waits for concurrent transactions that claim the
+// same message.
+func Claim(batch *pgx.Batch, consumer string, entries []Entry) *Claims {
+	c := &Claims{consumer: consumer, entries: entries}
+
+	queueClaim(batch, `ON CONFLICT DO NOTHING RETURNING message_id`, consumer, entries).Fn = func(results pgx.BatchResults) error {
+		rows, err := results.Query()
+		if err == nil {
+			c.claimed, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		}
+
+		if err != nil {
+			return fmt.Errorf("claiming messages: %w", err)
+		}
+
+		return nil
 	}
 
-	var claimed []uuid.UUID
+	return c
+}
 
-	queueClaim(along, `ON CONFLICT DO NOTHING RETURNING message_id`, consumer, entries).
-		Query(func(rows pgx.Rows) (err error) {
-			claimed, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-
-			return err
-		})
-
-	if err := tx.SendBatch(ctx, along).Close(); err != nil {
-		return nil, fmt.Errorf("claiming messages: %w", err)
+// Verdicts returns one verdict for each entry, once the batch with the claim has been sent.
+// Of several equal entries only the first is fresh.
+func (c *Claims) Verdicts(ctx context.Context, tx pgx.Tx) ([]Verdict, error) {
+	if len(c.claimed) == len(c.entries) {
+		return make([]Verdict, len(c.entries)), nil
 	}
 
-	if len(claimed) == len(entries) {
-		return make([]Verdict, len(entries)), nil
-	}
-
-	return verdictsOf(ctx, tx, consumer, entries, claimed)
+	return verdictsOf(ctx, tx, c.consumer, c.entries, c.claimed)
 }
 
 // queueClaim queues, in batch, the statement that inserts entries.

@@ -1,6 +1,7 @@
 package inbox_test
 
 import (
+	"context"
 	"crypto/md5" //nolint:gosec // the only digest that SQL makes a UUID of
 	"crypto/rand"
 	"errors"
@@ -18,13 +19,25 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
+// claimIn claims entries in tx.
+func claimIn(ctx context.Context, tx pgx.Tx, consumer string, entries ...inbox.Entry) ([]inbox.Verdict, error) {
+	batch := &pgx.Batch{}
+	claims := inbox.Claim(batch, consumer, entries)
+
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, err
+	}
+
+	return claims.Verdicts(ctx, tx)
+}
+
 func claim(t *testing.T, pool *pgxpool.Pool, consumer string, entries ...inbox.Entry) []inbox.Verdict {
 	t.Helper()
 
 	var verdicts []inbox.Verdict
 
 	err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) (err error) {
-		verdicts, err = inbox.Claim(t.Context(), tx, consumer, entries, nil)
+		verdicts, err = claimIn(t.Context(), tx, consumer, entries...)
 
 		return err
 	})
@@ -76,10 +89,10 @@ func TestClaimNew(t *testing.T) {
 		{"a repetition is noticed", []inbox.Entry{c, c}, inbox.ErrClaimed},
 		{"so the others are still new", []inbox.Entry{c}, nil},
 	} {
-		err := postgres.InTx(t.Context(), pool, func(tx pgx.Tx) error {
-			return inbox.ClaimNew(t.Context(), tx, "c", step.entries, &pgx.Batch{})
-		})
-		if !errors.Is(err, step.want) {
+		batch := &pgx.Batch{}
+		inbox.ClaimNew(batch, "c", step.entries)
+
+		if err := pool.SendBatch(t.Context(), batch).Close(); !errors.Is(err, step.want) {
 			t.Errorf("%s: got %v, expected %v", step.name, err, step.want)
 		}
 	}
@@ -101,7 +114,7 @@ func TestARolledBackClaimDoesNotCount(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := inbox.Claim(t.Context(), tx, "c", []inbox.Entry{entry}, nil); err != nil {
+	if _, err := claimIn(t.Context(), tx, "c", entry); err != nil {
 		t.Fatal(err)
 	}
 
@@ -125,7 +138,7 @@ func TestConcurrentClaimsOfAMessageHaveOneWinner(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := inbox.Claim(t.Context(), first, "c", []inbox.Entry{entry}, nil); err != nil {
+	if _, err := claimIn(t.Context(), first, "c", entry); err != nil {
 		t.Fatal(err)
 	}
 
@@ -201,7 +214,7 @@ func TestEntriesAreLookedUpByKey(t *testing.T) {
 				entries = append(entries, inbox.Entry{ID: event.ForeignID(rand.Text())})
 			}
 
-			verdicts, err := inbox.Claim(t.Context(), tx, "c", entries, nil)
+			verdicts, err := claimIn(t.Context(), tx, "c", entries...)
 			if err != nil || verdicts[0] != inbox.Duplicate || verdicts[1] != inbox.Fresh {
 				t.Fatalf("%v, %v", verdicts, err)
 			}

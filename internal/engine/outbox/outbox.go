@@ -72,6 +72,16 @@ func (c Config) Validate() error {
 // caller must hold the row locks of their aggregates, so that sequence numbers are in
 // commit order per key.
 func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
+	batch := &pgx.Batch{}
+	if err := Queue(batch, events); err != nil || batch.Len() == 0 {
+		return err
+	}
+
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+// Queue is Append, but queues the statement instead of sending it.
+func Queue(batch *pgx.Batch, events []event.Outgoing) error {
 	if len(events) == 0 {
 		return nil
 	}
@@ -92,7 +102,9 @@ func Append(ctx context.Context, tx pgx.Tx, events []event.Outgoing) error {
 		r.add(e.Payload.Topic(), e.Payload.Key(), e.Meta, headers, payload, e.Delay)
 	}
 
-	return r.insert(ctx, tx)
+	r.insert(batch)
+
+	return nil
 }
 
 // AppendMessages stores messages unchanged, without decoding them. It refuses those
@@ -111,7 +123,10 @@ func AppendMessages(ctx context.Context, tx pgx.Tx, messages []event.Message) er
 		r.add(m.Topic, m.Key, event.Meta{ID: m.ID, Correlation: m.ID}, m.Headers, m.Payload, 0)
 	}
 
-	return r.insert(ctx, tx)
+	batch := &pgx.Batch{}
+	r.insert(batch)
+
+	return tx.SendBatch(ctx, batch).Close()
 }
 
 // Unpublished returns those keys that have a message on one of topics in the outbox. No
@@ -183,10 +198,11 @@ func (r *rows) add(topic, key string, meta event.Meta, headers event.Headers, pa
 	r.delays = append(r.delays, delay.Seconds())
 }
 
-func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
+// insert queues the statement that inserts the rows.
+func (r *rows) insert(batch *pgx.Batch) {
 	// Compute the due time with the database's clock. The condition assigns the
 	// transaction's ID before the first sequence number; marks rely on that order.
-	_, err := tx.Exec(ctx, `
+	postgres.Queue(batch, "appending to outbox", `
 		INSERT INTO outbox (shard, topic, key, message_id, correlation_id, causation_id, headers, payload, traceparent, available_at)
 		SELECT shard, topic, key, id, correlation, causation, headers, payload, trace,
 		       CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END
@@ -195,11 +211,6 @@ func (r *rows) insert(ctx context.Context, tx pgx.Tx) error {
 		WHERE pg_current_xact_id() IS NOT NULL
 		ORDER BY n`,
 		r.shards, r.topics, r.keys, r.ids, r.correlations, r.causations, r.headers, r.payloads, r.delays, r.traces)
-	if err != nil {
-		return fmt.Errorf("appending to outbox: %w", err)
-	}
-
-	return nil
 }
 
 // shardOf maps a key to its shard: FNV-1a modulo the number of shards. The table

@@ -22,6 +22,10 @@ func IsUnavailable(err error) bool {
 		return true
 	}
 
+	if IsContention(err) {
+		return true
+	}
+
 	if server, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return transientState(server.Code)
 	}
@@ -41,9 +45,30 @@ func IsUnavailable(err error) bool {
 // IsContention reports whether err means that transactions conflicted. The database
 // is healthy, and retrying immediately can succeed.
 func IsContention(err error) bool {
+	if _, ok := errors.AsType[*ContentionError](err); ok {
+		return true
+	}
+
 	server, ok := errors.AsType[*pgconn.PgError](err)
 
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
+}
+
+// ContentionError is the error of a transaction that a constraint refused because another
+// one has changed what it read. It has to read and decide again.
+type ContentionError struct{ Err error }
+
+// Error implements error.
+func (e *ContentionError) Error() string { return e.Err.Error() }
+
+func (e *ContentionError) Unwrap() error { return e.Err }
+
+// Violates reports whether err means that a row would violate the constraint with this
+// name.
+func Violates(err error, constraint string) bool {
+	server, ok := errors.AsType[*pgconn.PgError](err)
+
+	return ok && server.ConstraintName == constraint
 }
 
 // IsDuplicate reports whether err means that a row with the same unique key already

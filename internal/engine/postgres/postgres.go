@@ -192,13 +192,7 @@ func InTx(ctx context.Context, db Beginner, fn func(tx pgx.Tx) error) (err error
 		return fmt.Errorf("beginning transaction: %w", err)
 	}
 
-	defer func() {
-		rollbackCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-		defer cancel()
-
-		// A no-op after a commit. After a panic it keeps the connection usable.
-		_ = tx.Rollback(rollbackCtx)
-	}()
+	defer rollback(ctx, tx) // after a panic it keeps the connection usable
 
 	if err := fn(tx); err != nil {
 		return err

@@ -375,29 +375,38 @@ func (c *session) ready() {
 func (c *session) simple(sql string, unavailable bool) {
 	defer c.ready()
 
-	switch verb, _, _ := strings.Cut(strings.TrimSpace(sql), " "); strings.ToLower(verb) {
-	case "begin":
+	switch text := strings.TrimSpace(sql); {
+	case controls(text):
+		c.control(text)
+	case text == "", text == "-- ping":
+		c.back.Send(&pgproto3.EmptyQueryResponse{})
+	default:
+		s := c.find(sql)
+		c.execute(&query{session: c, statement: s, sql: sql, describe: s.columns != ""}, unavailable)
+	}
+}
+
+// controls reports whether a statement begins or ends a transaction.
+func controls(sql string) bool {
+	verb, _, _ := strings.Cut(sql, " ")
+
+	return slices.Contains([]string{"begin", "commit", "rollback"}, verb)
+}
+
+// control begins or ends a transaction.
+func (c *session) control(sql string) {
+	switch {
+	case strings.HasPrefix(sql, "begin"):
 		c.tx = c.now.clone()
 		c.complete("BEGIN")
-	case "rollback":
+	case sql == "commit":
+		c.commit()
+	default:
 		if c.tx != nil {
 			c.tx, c.failed, c.after = nil, false, nil
 		}
 
 		c.complete("ROLLBACK")
-	case "commit":
-		c.commit()
-	case "": // a ping
-		c.back.Send(&pgproto3.EmptyQueryResponse{})
-	default:
-		if strings.TrimSpace(sql) == "-- ping" {
-			c.back.Send(&pgproto3.EmptyQueryResponse{})
-
-			return
-		}
-
-		s := c.find(sql)
-		c.execute(&query{session: c, statement: s, sql: sql, describe: s.columns != ""}, unavailable)
 	}
 }
 

@@ -93,6 +93,10 @@ func (c *session) execute(q *query, unavailable bool) {
 	switch {
 	case c.broke:
 		return
+	case controls(q.sql) && !unavailable:
+		c.control(q.sql)
+
+		return
 	case c.failed:
 		q.fail("25P02", "current transaction is aborted")
 	case unavailable:
@@ -187,6 +191,10 @@ func (c *session) send(q *query) {
 // find returns the statement with a text. An unknown one ends the test: the model must
 // then learn it.
 func (c *session) find(sql string) *statement {
+	if controls(sql) {
+		return &statement{text: sql}
+	}
+
 	if s := filtered(sql); s != nil {
 		return s
 	}

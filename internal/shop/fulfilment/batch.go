@@ -6,7 +6,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millracehq/millrace/internal/engine/crashpoint"
 	"github.com/millracehq/millrace/internal/engine/event"
 	"github.com/millracehq/millrace/internal/shop/inventory"
 	"github.com/millracehq/millrace/internal/shop/order"
@@ -19,7 +18,7 @@ type batch struct {
 	process *Process
 	orders  map[string]order.Order
 	// store saves the changes of orders: Insert or Update.
-	store func(context.Context, pgx.Tx, []order.Change) error
+	store func(*pgx.Batch, []order.Change) error
 
 	changes  []order.Change
 	payments []payment.Payment
@@ -180,30 +179,19 @@ func (b *batch) addPayments(d Decision) {
 	}
 }
 
-// save stores the decisions and returns the resulting events. It locks orders before
-// stock, as every handler does.
+// save stores the decisions, in one round trip, and returns the resulting events. It locks
+// orders before stock, as every handler does.
 func (b *batch) save(ctx context.Context, tx pgx.Tx) ([]event.Outgoing, error) {
-	if err := b.store(ctx, tx, b.changes); err != nil {
+	writes := &pgx.Batch{}
+	if err := b.store(writes, b.changes); err != nil {
 		return nil, err
 	}
 
-	if err := payment.Record(ctx, tx, b.payments); err != nil {
-		return nil, err
-	}
+	payment.Record(writes, b.payments)
+	payment.RecordRefunds(writes, b.refunds)
+	b.process.inventory.Reserve(writes, b.stock[ReserveStock])
+	b.process.inventory.Release(writes, b.stock[ReleaseStock])
+	b.process.inventory.Sell(writes, b.stock[SellStock])
 
-	if err := payment.RecordRefunds(ctx, tx, b.refunds); err != nil {
-		return nil, err
-	}
-
-	crashpoint.At(crashpoint.StockMoving)
-
-	if err := b.process.inventory.Reserve(ctx, tx, b.stock[ReserveStock]); err != nil {
-		return nil, err
-	}
-
-	if err := b.process.inventory.Release(ctx, tx, b.stock[ReleaseStock]); err != nil {
-		return nil, err
-	}
-
-	return b.outgoing, b.process.inventory.Sell(ctx, tx, b.stock[SellStock])
+	return b.outgoing, tx.SendBatch(ctx, writes).Close()
 }

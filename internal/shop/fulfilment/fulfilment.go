@@ -72,7 +72,7 @@ func (p *Process) allocate(ctx context.Context, tx pgx.Tx, orders map[string]ord
 		}
 	}
 
-	available, err := p.inventory.Lock(ctx, tx, demands)
+	available, err := p.inventory.Available(ctx, tx, demands)
 	if err != nil {
 		return nil, err
 	}

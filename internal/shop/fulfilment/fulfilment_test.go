@@ -552,3 +552,50 @@ func TestTheSweepReadsManyOrdersPageByPage(t *testing.T) {
 		t.Errorf("%d messages, expected one per order", total)
 	}
 }
+
+// TestAnOrderDecidedOnStockThatIsGoneIsDecidedAgain: two transactions read the last pieces
+// of a product. The second one waits for the first and then starts again.
+func TestAnOrderDecidedOnStockThatIsGoneIsDecidedAgain(t *testing.T) {
+	t.Parallel()
+
+	var (
+		s      = newShop(t)
+		body   = `{"id":"%s","items":[{"product_id":"product_3","quantity":20}],"total_amount":10}`
+		winner = created(fmt.Sprintf(body, "winner"))
+		loser  = created(fmt.Sprintf(body, "loser"))
+	)
+
+	tx, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+
+	if _, err := s.process.Place(t.Context(), tx, []event.Event[fulfilment.OrderCreated]{winner}); err != nil {
+		t.Fatal(err)
+	}
+
+	result := make(chan error)
+	go func() {
+		_, err := run(s, s.process.Place, loser)
+		result <- err
+	}()
+
+	pgtest.Eventually(t, "the second order waits for the first", pgtest.LockWaits(t, s.pool))
+
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := <-result; !postgres.IsContention(err) || !postgres.IsUnavailable(err) {
+		t.Errorf("got %v, expected contention", err)
+	}
+
+	if _, err := run(s, s.process.Place, loser); err != nil {
+		t.Fatal(err)
+	}
+
+	expect(t, s.status("winner"), "inventory_reserved v2: OrderCreated InventoryReserved")
+	expect(t, s.status("loser"), "inventory_unavailable v2: OrderCreated InventoryUnavailable")
+	expect(t, s.level(t, "product_3"), "5/20/0")
+}

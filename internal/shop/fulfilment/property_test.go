@@ -427,17 +427,20 @@ func transact[E any](h *postgresBackend, topic string, entry inbox.Entry, e E, c
 ) (outgoing []event.Outgoing, err error) {
 	ctx := context.Background()
 
-	err = postgres.InTx(ctx, h.pool, func(tx pgx.Tx) error {
-		verdicts, err := inbox.Claim(ctx, tx, topic, []inbox.Entry{entry}, nil)
+	first := &pgx.Batch{}
+	claims := inbox.Claim(first, topic, []inbox.Entry{entry})
+
+	err = postgres.InPipeline(ctx, h.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+		verdicts, err := claims.Verdicts(ctx, tx)
 		if err != nil || verdicts[0] == inbox.Duplicate {
-			return err
+			return nil, err
 		}
 
 		if outgoing, err = record(ctx, tx, []E{e}); err == nil && !commit {
 			err = errRolledBack
 		}
 
-		return err
+		return nil, err
 	})
 	if err != nil {
 		outgoing = nil

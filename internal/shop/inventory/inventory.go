@@ -65,15 +65,16 @@ type Service struct {
 // NewService returns a service on pool.
 func NewService(pool *pgxpool.Pool) *Service { return &Service{pool: pool} }
 
-// Lock returns the available stock of the demanded products, and locks their
-// rows until tx ends. Products that do not exist are missing from the result.
-func (s *Service) Lock(ctx context.Context, tx pgx.Tx, demands []Demand) (available map[string]int64, err error) {
+// Available returns the available stock of the demanded products. It does not lock it:
+// Reserve fails if another transaction has taken too much of it in the meantime. Products
+// that do not exist are missing from the result.
+func (s *Service) Available(ctx context.Context, tx pgx.Tx, demands []Demand) (available map[string]int64, err error) {
 	products, _ := sum(demands)
 
 	list, err := postgres.Collect(ctx, tx, pgx.RowToStructByPos[Stock], selectStock+`
-		WHERE product_id = ANY($1) ORDER BY product_id FOR NO KEY UPDATE`, products)
+		WHERE product_id = ANY($1)`, products)
 	if err != nil {
-		return nil, fmt.Errorf("locking stock: %w", err)
+		return nil, fmt.Errorf("reading stock: %w", err)
 	}
 
 	available = make(map[string]int64, len(list))
@@ -84,42 +85,49 @@ func (s *Service) Lock(ctx context.Context, tx pgx.Tx, demands []Demand) (availa
 	return available, nil
 }
 
-// Reserve turns available stock into reserved stock.
-func (s *Service) Reserve(ctx context.Context, tx pgx.Tx, demands []Demand) error {
-	return move(ctx, tx, demands, `available = available - m.quantity, reserved = reserved + m.quantity`)
+// Reserve queues the write that turns available stock into reserved stock. It fails with a
+// postgres.ContentionError if that much is no longer available.
+func (s *Service) Reserve(writes *pgx.Batch, demands []Demand) {
+	move(writes, demands, `available = available - m.quantity, reserved = reserved + m.quantity`)
 }
 
-// Release turns reserved stock into available stock.
-func (s *Service) Release(ctx context.Context, tx pgx.Tx, demands []Demand) error {
-	return move(ctx, tx, demands, `available = available + m.quantity, reserved = reserved - m.quantity`)
+// Release queues the write that turns reserved stock into available stock.
+func (s *Service) Release(writes *pgx.Batch, demands []Demand) {
+	move(writes, demands, `available = available + m.quantity, reserved = reserved - m.quantity`)
 }
 
-// Sell turns reserved stock into sold stock.
-func (s *Service) Sell(ctx context.Context, tx pgx.Tx, demands []Demand) error {
-	return move(ctx, tx, demands, `reserved = reserved - m.quantity, sold = sold + m.quantity`)
+// Sell queues the write that turns reserved stock into sold stock.
+func (s *Service) Sell(writes *pgx.Batch, demands []Demand) {
+	move(writes, demands, `reserved = reserved - m.quantity, sold = sold + m.quantity`)
 }
 
-// move changes each product once, by the sum of the demands. It first locks the
-// rows in id order, so two transactions cannot deadlock.
-func move(ctx context.Context, tx pgx.Tx, demands []Demand, change string) error {
+// move queues a write that changes each product once, by the sum of the demands. It first
+// locks the rows in id order, so two transactions cannot deadlock.
+func move(writes *pgx.Batch, demands []Demand, change string) {
 	if len(demands) == 0 {
-		return nil
+		return
 	}
 
 	products, quantities := sum(demands)
 
-	_, err := tx.Exec(ctx, `
+	writes.Queue(`
 		WITH locked AS MATERIALIZED (
 			SELECT product_id FROM stock WHERE product_id = ANY($1) ORDER BY product_id FOR NO KEY UPDATE
 		)
 		UPDATE stock SET `+change+`
 		FROM unnest($1::text[], $2::bigint[]) AS m (product_id, quantity)
-		WHERE stock.product_id = m.product_id AND stock.product_id = ANY($1) AND (SELECT count(*) FROM locked) > 0`, products, quantities)
-	if err != nil {
-		return fmt.Errorf("moving stock: %w", err)
-	}
+		WHERE stock.product_id = m.product_id AND stock.product_id = ANY($1) AND (SELECT count(*) FROM locked) > 0`, products, quantities).Fn = func(results pgx.BatchResults) error {
+		_, err := results.Exec()
 
-	return nil
+		switch {
+		case err == nil:
+			return nil
+		case postgres.Violates(err, "stock_available_not_negative"):
+			return &postgres.ContentionError{Err: fmt.Errorf("moving stock: %w", err)}
+		default:
+			return fmt.Errorf("moving stock: %w", err)
+		}
+	}
 }
 
 // sum totals the demands by product, in id order.

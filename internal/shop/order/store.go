@@ -96,27 +96,25 @@ func (s *Service) Recall(ctx context.Context, db postgres.Querier, orders map[st
 // noSnapshots matches no snapshot: order streams are too short to need one.
 const noSnapshots = 0
 
-// Insert stores new orders with their events. A duplicate id violates the
-// primary key.
-func (s *Service) Insert(ctx context.Context, tx pgx.Tx, changes []Change) error {
+// Insert queues writes that store new orders with their events. A duplicate id violates
+// the primary key.
+func (s *Service) Insert(writes *pgx.Batch, changes []Change) error {
 	if len(changes) == 0 {
 		return nil
 	}
 
-	_, err := tx.Exec(ctx, `
+	postgres.Queue(writes, "inserting orders", `
 		INSERT INTO orders (id, status, version, total_amount, currency, lines)
-		SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::text[]::numeric[], $5::text[], $6::jsonb[])`,
+		SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::text[]::numeric[], $5::text[], $6::jsonb[]) AS o (id)
+		ORDER BY id`,
 		postgres.Column(changes, func(c Change) string { return c.Order.ID }),
 		postgres.Column(changes, func(c Change) string { return string(c.Order.Status) }),
 		postgres.Column(changes, func(c Change) int { return c.Order.Version }),
 		postgres.Column(changes, func(c Change) string { return c.Order.Total.String() }),
 		postgres.Column(changes, func(c Change) string { return c.Order.Currency }),
 		postgres.Column(changes, encodedLines))
-	if err != nil {
-		return fmt.Errorf("inserting orders: %w", err)
-	}
 
-	return appendEvents(ctx, tx, changes)
+	return queueEvents(writes, changes)
 }
 
 func encodedLines(c Change) string {
@@ -125,9 +123,9 @@ func encodedLines(c Change) string {
 	return string(data)
 }
 
-// Update stores changes to orders that the caller has locked, with their events.
+// Update queues writes that store changes to orders that the caller has locked, with their events.
 // Several changes to one order must be in event order, but need not be adjacent.
-func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error {
+func (s *Service) Update(writes *pgx.Batch, changes []Change) error {
 	if len(changes) == 0 {
 		return nil
 	}
@@ -145,22 +143,19 @@ func (s *Service) Update(ctx context.Context, tx pgx.Tx, changes []Change) error
 	}
 
 	// Without ANY, a join that was planned when the table was small reads all of it.
-	_, err := tx.Exec(ctx, `
+	postgres.Queue(writes, "updating orders", `
 		UPDATE orders o SET status = c.status, version = c.version, updated_at = now()
 		FROM unnest($1::text[], $2::text[], $3::int[]) AS c (id, status, version)
 		WHERE o.id = c.id AND o.id = ANY($1)`,
 		postgres.Column(final, func(o Order) string { return o.ID }),
 		postgres.Column(final, func(o Order) string { return string(o.Status) }),
 		postgres.Column(final, func(o Order) int { return o.Version }))
-	if err != nil {
-		return fmt.Errorf("updating orders: %w", err)
-	}
 
-	return appendEvents(ctx, tx, changes)
+	return queueEvents(writes, changes)
 }
 
-// appendEvents stores the events of orders that are new or locked.
-func appendEvents(ctx context.Context, tx pgx.Tx, changes []Change) error {
+// queueEvents queues the write of the events of orders that are new or locked.
+func queueEvents(writes *pgx.Batch, changes []Change) error {
 	var records []eventstore.Record
 
 	for _, c := range changes {
@@ -175,7 +170,7 @@ func appendEvents(ctx context.Context, tx pgx.Tx, changes []Change) error {
 		}
 	}
 
-	return eventstore.Append(ctx, tx, records)
+	return eventstore.Queue(writes, records)
 }
 
 // Details is an order with its history.

@@ -1,6 +1,7 @@
 package order_test
 
 import (
+	"errors"
 	"strconv"
 	"testing"
 
@@ -56,7 +57,8 @@ func TestOrdersAreLookedUpByKey(t *testing.T) {
 				changes = append(changes, order.Change{Order: o, Events: []eventstore.Data{order.Completed{}}, MessageID: event.NewID()})
 			}
 
-			if err := store.Update(t.Context(), tx, changes); err != nil {
+			writes := &pgx.Batch{}
+			if err := errors.Join(store.Update(writes, changes), tx.SendBatch(t.Context(), writes).Close()); err != nil {
 				t.Fatal(err)
 			}
 		})

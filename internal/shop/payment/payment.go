@@ -2,8 +2,6 @@
 package payment
 
 import (
-	"context"
-	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -20,13 +18,13 @@ type Payment struct {
 // Record stores one payment per order. A capture replaces a declined payment;
 // the first capture of an order is never replaced. The caller holds the locks
 // on the orders.
-func Record(ctx context.Context, tx pgx.Tx, payments []Payment) error {
+func Record(writes *pgx.Batch, payments []Payment) {
 	payments = onePerOrder(payments)
 	if len(payments) == 0 {
-		return nil
+		return
 	}
 
-	_, err := tx.Exec(ctx, `
+	postgres.Queue(writes, "recording payments", `
 		INSERT INTO payments (order_id, status, attempt, amount, currency, transaction_id, decline_reason)
 		SELECT order_id, CASE WHEN txn <> '' THEN 'captured' ELSE 'declined' END, attempt,
 		       amount, currency, NULLIF(txn, ''), CASE WHEN txn = '' THEN declined END
@@ -42,11 +40,6 @@ func Record(ctx context.Context, tx pgx.Tx, payments []Payment) error {
 		postgres.Column(payments, func(p Payment) string { return p.Currency }),
 		postgres.Column(payments, func(p Payment) string { return p.TransactionID }),
 		postgres.Column(payments, func(p Payment) string { return p.Declined }))
-	if err != nil {
-		return fmt.Errorf("recording payments: %w", err)
-	}
-
-	return nil
 }
 
 // onePerOrder keeps the first capture of each order or, without a capture, its
@@ -81,13 +74,13 @@ type Refunded struct {
 
 // RecordRefunds marks payments as refunded, or as captured again if the refund
 // failed. A refund of a capture that is not the recorded one changes nothing.
-func RecordRefunds(ctx context.Context, tx pgx.Tx, refunds []Refunded) error {
+func RecordRefunds(writes *pgx.Batch, refunds []Refunded) {
 	refunds = lastPerCapture(refunds)
 	if len(refunds) == 0 {
-		return nil
+		return
 	}
 
-	_, err := tx.Exec(ctx, `
+	postgres.Queue(writes, "recording refunds", `
 		UPDATE payments p SET status = CASE WHEN r.failure = '' THEN 'refunded' ELSE 'captured' END,
 			refund_id = CASE WHEN r.failure = '' THEN r.refund_id END, refunded_at = CASE WHEN r.failure = '' THEN now() END,
 			refund_failure = CASE WHEN r.failure <> '' THEN r.refund_id || ': ' || r.failure END
@@ -97,11 +90,6 @@ func RecordRefunds(ctx context.Context, tx pgx.Tx, refunds []Refunded) error {
 		postgres.Column(refunds, func(r Refunded) string { return r.TransactionID }),
 		postgres.Column(refunds, func(r Refunded) string { return r.RefundID }),
 		postgres.Column(refunds, func(r Refunded) string { return r.Failure }))
-	if err != nil {
-		return fmt.Errorf("recording refunds: %w", err)
-	}
-
-	return nil
 }
 
 // lastPerCapture keeps the last of several changes to a capture.
