@@ -282,8 +282,8 @@ func register[P event.Payload](r *Router, consumer string, lines *lines, handle 
 	})
 }
 
-// queueOutgoing queues the write of the events that a handler returned. An undeclared topic or an
-// invalid payload is the handler's failure.
+// queueOutgoing queues the write of the events that a handler returned. An undeclared topic
+// or an invalid payload is the handler's failure.
 func (r *Router) queueOutgoing(writes *pgx.Batch, consumer string, outgoing []event.Outgoing) error {
 	declared := r.routeOf(consumer).topics
 

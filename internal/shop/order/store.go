@@ -123,8 +123,8 @@ func encodedLines(c Change) string {
 	return string(data)
 }
 
-// Update queues writes that store changes to orders that the caller has locked, with their events.
-// Several changes to one order must be in event order, but need not be adjacent.
+// Update queues writes that store changes to orders that the caller has locked, with their
+// events. Several changes to one order must be in event order, but need not be adjacent.
 func (s *Service) Update(writes *pgx.Batch, changes []Change) error {
 	if len(changes) == 0 {
 		return nil

@@ -15,9 +15,9 @@ type Payment struct {
 	Outcome
 }
 
-// Record stores one payment per order. A capture replaces a declined payment;
-// the first capture of an order is never replaced. The caller holds the locks
-// on the orders.
+// Record queues the write that stores one payment per order. A capture replaces a declined
+// payment; the first capture of an order is never replaced. The caller holds the locks on
+// the orders.
 func Record(writes *pgx.Batch, payments []Payment) {
 	payments = onePerOrder(payments)
 	if len(payments) == 0 {
@@ -72,8 +72,8 @@ type Refunded struct {
 	Failure string
 }
 
-// RecordRefunds marks payments as refunded, or as captured again if the refund
-// failed. A refund of a capture that is not the recorded one changes nothing.
+// RecordRefunds queues the write that marks payments as refunded, or as captured again if
+// the refund failed. A refund of a capture that is not the recorded one changes nothing.
 func RecordRefunds(writes *pgx.Batch, refunds []Refunded) {
 	refunds = lastPerCapture(refunds)
 	if len(refunds) == 0 {
