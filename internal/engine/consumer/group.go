@@ -16,7 +16,7 @@ type queued interface {
 }
 
 // group implements natural group commit: items that arrive during a run form the next
-// batch. There is no timer, so a single item does not wait. A batch may have several items
+// batch. A single item waits for nothing but a turn, see turns. A batch may have several items
 // from a line, in order. An item enters a batch only if those ahead of it in its line are
 // finished or in the same batch.
 type group[T queued] struct {

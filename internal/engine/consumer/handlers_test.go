@@ -100,3 +100,28 @@ func TestCodeOutsideHandlersPublishesOnlyOnKnownTopics(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestContentionIsNoFailure: a message whose transaction collides more often than a failure
+// is retried is applied in the end.
+func TestContentionIsNoFailure(t *testing.T) {
+	t.Parallel()
+
+	collisions := consumer.DefaultConfig().Retries + 2
+
+	r := start(t, newPool(t), func(router *consumer.Router) {
+		consumer.On(router, "writer", func(ctx context.Context, tx pgx.Tx, e event.Event[note]) ([]event.Outgoing, error) {
+			if collisions--; collisions >= 0 {
+				return nil, fmt.Errorf("writing a note: %w", &postgres.ContentionError{Err: errors.New("another one was faster")})
+			}
+
+			return write(ctx, tx, e)
+		})
+	})
+	r.send(message("a", "1"))
+
+	pgtest.Eventually(t, "the message is applied", func() bool { return r.texts("a") == "1" })
+
+	if stopped := r.stopped(); len(stopped) != 0 {
+		t.Errorf("stopped %+v", stopped)
+	}
+}

@@ -25,7 +25,7 @@ var Declared = []Declaration{
 	{Received, deliver, "settle", "A message has been delivered, and nothing has been done with it."},
 	{Claimed, batch, "attempt", "The inbox rows of a batch are inserted, and its handler has not run. Nothing is committed."},
 	{Handled, batch, "run", "The handler has run, and its events are not in the outbox. Nothing is committed."},
-	{Committing, batch, "attempt", "Everything is written, and nothing is committed."},
+	{Committing, batch, "attempt", "Everything is written but the events, which are sent with COMMIT."},
 	{Committed, batch, "transact", "The batch is committed, and none of its messages is acknowledged."},
 	{Acking, deliver, "settle", "The fate of a message is settled for all its consumers, and it is not acknowledged."},
 	{Acked, deliver, "settle", "A message is acknowledged in memory, and its broker does not know."},

@@ -26,21 +26,27 @@ func QueueKeys(batch *pgx.Batch, consumer string, keys []string) (found map[stri
 
 	batch.Queue(`
 		SELECT key, due_at IS NOT NULL FROM failed_keys WHERE consumer = $1 AND key = ANY($2)
-		ORDER BY key FOR KEY SHARE`, consumer, keys).
-		Query(func(rows pgx.Rows) error {
-			var (
-				key   string
-				waits bool
-			)
+		ORDER BY key FOR KEY SHARE`, consumer, keys).Fn = func(results pgx.BatchResults) error {
+		var (
+			key   string
+			waits bool
+		)
 
-			_, err := pgx.ForEachRow(rows, []any{&key, &waits}, func() error {
+		rows, err := results.Query()
+		if err == nil {
+			_, err = pgx.ForEachRow(rows, []any{&key, &waits}, func() error {
 				found[key] = waits
 
 				return nil
 			})
+		}
 
-			return err
-		})
+		if err != nil {
+			return fmt.Errorf("finding keys with failed messages: %w", err)
+		}
+
+		return nil
+	}
 
 	return found
 }

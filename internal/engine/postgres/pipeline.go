@@ -19,6 +19,7 @@ func InPipeline(ctx context.Context, pool *pgxpool.Pool, first *pgx.Batch, fn fu
 
 	begin := &pgx.Batch{}
 	begin.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	begin.QueuedQueries[0].Fn = described("beginning transaction")
 	begin.QueuedQueries = append(begin.QueuedQueries, first.QueuedQueries...)
 
 	results := conn.SendBatch(ctx, begin)
@@ -37,6 +38,10 @@ func InPipeline(ctx context.Context, pool *pgxpool.Pool, first *pgx.Batch, fn fu
 	last, err := fn(tx)
 	if err != nil {
 		return err
+	}
+
+	if conn.Conn().PgConn().TxStatus() == 'I' { // fn has ended the transaction
+		return fmt.Errorf("committing transaction: %w", pgx.ErrTxClosed)
 	}
 
 	if last == nil {
@@ -69,7 +74,13 @@ func rollback(ctx context.Context, tx pgx.Tx) {
 
 // Queue queues a statement without a result. doing describes it in its error.
 func Queue(batch *pgx.Batch, doing, sql string, args ...any) {
-	batch.Queue(sql, args...).Fn = func(results pgx.BatchResults) error {
+	batch.Queue(sql, args...).Fn = described(doing)
+}
+
+// described returns a function that reads the result of a queued statement and describes
+// it in its error.
+func described(doing string) func(pgx.BatchResults) error {
+	return func(results pgx.BatchResults) error {
 		if _, err := results.Exec(); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}

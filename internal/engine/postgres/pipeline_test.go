@@ -46,6 +46,14 @@ func TestAPipelineIsOneTransaction(t *testing.T) {
 		"the function fails": {"first", func(ctx context.Context, tx pgx.Tx) (*pgx.Batch, error) {
 			return insert("last"), errors.Join(write(ctx, tx), failure)
 		}, failure.Error()},
+		"the function ends the transaction": {"first", func(ctx context.Context, tx pgx.Tx) (*pgx.Batch, error) {
+			return insert("last"), tx.Rollback(ctx)
+		}, "committing transaction: " + pgx.ErrTxClosed.Error()},
+		"a statement ends the transaction": {"first", func(ctx context.Context, tx pgx.Tx) (*pgx.Batch, error) {
+			_, err := tx.Exec(ctx, `ROLLBACK`)
+
+			return insert("last"), err
+		}, "committing transaction: " + pgx.ErrTxClosed.Error()},
 		"the last statement fails": {"first", func(ctx context.Context, tx pgx.Tx) (*pgx.Batch, error) {
 			return insert("old"), write(ctx, tx)
 		}, `inserting old: ERROR: duplicate key value violates unique constraint "notes_pkey" (SQLSTATE 23505)`},
@@ -62,11 +70,7 @@ func TestAPipelineIsOneTransaction(t *testing.T) {
 			exec(t, pool, `CREATE TABLE notes (id text PRIMARY KEY)`)
 			exec(t, pool, `INSERT INTO notes (id) VALUES ('old')`)
 
-			var used []*pgx.Conn
-
 			err := postgres.InPipeline(t.Context(), pool, insert(c.first), func(tx pgx.Tx) (*pgx.Batch, error) {
-				used = append(used, tx.Conn())
-
 				return c.fn(t.Context(), tx)
 			})
 
@@ -86,10 +90,8 @@ func TestAPipelineIsOneTransaction(t *testing.T) {
 				t.Errorf("%d notes are stored, expected %d", n, want)
 			}
 
-			for _, conn := range used {
-				if conn.IsClosed() {
-					t.Error("the connection was closed")
-				}
+			if n := pool.Stat().NewConnsCount(); n != 1 {
+				t.Errorf("%d connections were made, expected one", n)
 			}
 		})
 	}
@@ -113,6 +115,10 @@ func TestAPanicInAPipelineCommitsNothing(t *testing.T) {
 
 	if n := count(t, pool); n != 0 {
 		t.Errorf("%d notes are stored", n)
+	}
+
+	if n := pool.Stat().NewConnsCount(); n != 2 {
+		t.Errorf("%d connections were made, expected another after the panic", n)
 	}
 }
 
