@@ -65,7 +65,7 @@ const (
 var Mutations = []Mutation{
 	{
 		"claimed before the transaction", "A message is recorded as applied before its effects are committed.",
-		[]Edit{{batch, `	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+		[]Edit{{batch, `	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (last *pgx.Batch, err error) {
 		fresh, index, err := a.admit(ctx, tx, units, claimed)
 		if err != nil || len(fresh) == 0 {
 			return nil, err
@@ -84,7 +84,7 @@ var Mutations = []Mutation{
 		return 0, err
 	}
 
-	err = postgres.InPipeline(ctx, a.router.pool, &pgx.Batch{}, func(tx pgx.Tx) (*pgx.Batch, error) {
+	err = postgres.InPipeline(ctx, a.router.pool, &pgx.Batch{}, func(tx pgx.Tx) (last *pgx.Batch, err error) {
 `}},
 		passes(embedded, crashpoint.Claimed, 1, 3, 5), nil,
 	},
@@ -93,7 +93,7 @@ var Mutations = []Mutation{
 		[]Edit{{batch, `	first := &pgx.Batch{}
 	claimed := a.claim(first, units, repeated)
 
-	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (last *pgx.Batch, err error) {
 		fresh, index, err := a.admit(ctx, tx, units, claimed)
 		if err != nil || len(fresh) == 0 {
 			return nil, err
@@ -101,16 +101,13 @@ var Mutations = []Mutation{
 
 		crashpoint.At(crashpoint.Claimed)
 
-		last, n, err := a.run(ctx, tx, a.handle, fresh)
-		if err != nil {
-			return nil, reindex(err, index)
+		last, caused, err = a.run(ctx, tx, a.handle, fresh)
+
+		if err == nil {
+			crashpoint.At(crashpoint.Committing)
 		}
 
-		crashpoint.At(crashpoint.Committing)
-
-		caused = n
-
-		return last, nil
+		return last, reindex(err, index)
 	})
 
 	return caused, err

@@ -344,7 +344,7 @@ func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated boo
 	first := &pgx.Batch{}
 	claimed := a.claim(first, units, repeated)
 
-	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (*pgx.Batch, error) {
+	err = postgres.InPipeline(ctx, a.router.pool, first, func(tx pgx.Tx) (last *pgx.Batch, err error) {
 		fresh, index, err := a.admit(ctx, tx, units, claimed)
 		if err != nil || len(fresh) == 0 {
 			return nil, err
@@ -352,16 +352,13 @@ func (a *applier[E]) attempt(ctx context.Context, units []*unit[E], repeated boo
 
 		crashpoint.At(crashpoint.Claimed)
 
-		last, n, err := a.run(ctx, tx, a.handle, fresh)
-		if err != nil {
-			return nil, reindex(err, index)
+		last, caused, err = a.run(ctx, tx, a.handle, fresh)
+
+		if err == nil {
+			crashpoint.At(crashpoint.Committing)
 		}
 
-		crashpoint.At(crashpoint.Committing)
-
-		caused = n
-
-		return last, nil
+		return last, reindex(err, index)
 	})
 
 	return caused, err

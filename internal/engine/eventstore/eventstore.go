@@ -87,11 +87,16 @@ func Queue(batch *pgx.Batch, records []Record) error {
 	}
 
 	batch.Queue(insertEvents, args...).Fn = func(results pgx.BatchResults) error {
-		if _, err := results.Exec(); err != nil {
-			return notAppended(err, records)
-		}
+		tag, err := results.Exec()
 
-		return nil
+		switch {
+		case err != nil:
+			return notAppended(err, records)
+		case int(tag.RowsAffected()) < len(records):
+			return fmt.Errorf("appending events: only %d of %d follow on what is stored", tag.RowsAffected(), len(records))
+		default:
+			return nil
+		}
 	}
 
 	return nil

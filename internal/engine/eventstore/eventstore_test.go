@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -418,4 +419,20 @@ func TestStreamsAreLookedUpByKey(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+}
+
+// TestAQueuedRecordThatFollowsNothingIsAnError: its caller neither holds the stream nor
+// begins it.
+func TestAQueuedRecordThatFollowsNothingIsAnError(t *testing.T) {
+	t.Parallel()
+
+	pool, batch := pgtest.New(t), &pgx.Batch{}
+
+	if err := eventstore.Queue(batch, []eventstore.Record{record("a", 1, 1), record("b", 2, 1)}); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := pool.SendBatch(t.Context(), batch).Close(); err == nil || !strings.Contains(err.Error(), "only 1 of 2 follow") {
+		t.Errorf("got %v", err)
+	}
 }

@@ -46,8 +46,7 @@ var ErrConflict = event.RejectAs(event.ReasonConflict,
 var ErrClaimed = errors.New("a message had already been claimed")
 
 // ClaimNew queues a claim of entries that are probably all new, at half the cost of Claim.
-// If any of them is not new, it fails with ErrClaimed. The other statements in batch must
-// not depend on it.
+// If any of them is not new, it fails with ErrClaimed.
 func ClaimNew(batch *pgx.Batch, consumer string, entries []Entry) {
 	queueClaim(batch, ``, consumer, entries).Fn = func(results pgx.BatchResults) error {
 		_, err := results.Exec()

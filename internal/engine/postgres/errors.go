@@ -51,6 +51,7 @@ func IsContention(err error) bool {
 
 	server, ok := errors.AsType[*pgconn.PgError](err)
 
+	// serialization_failure, deadlock_detected, lock_not_available
 	return ok && (server.Code == "40001" || server.Code == "40P01" || server.Code == "55P03")
 }
 
@@ -104,13 +105,11 @@ func Renew(pool *pgxpool.Pool, err error) {
 	}
 }
 
-// transientState classifies an SQLSTATE (PostgreSQL manual, appendix A).
+// transientState classifies an SQLSTATE (PostgreSQL manual, appendix A), except for those
+// of IsContention.
 func transientState(code string) bool {
 	switch code {
-	case "40001", // serialization_failure
-		"40P01", // deadlock_detected
-		"55P03", // lock_not_available
-		"57014", // query_canceled: statement_timeout or an operator
+	case "57014", // query_canceled: statement_timeout or an operator
 		readOnlyTransaction,
 		"25P03",               // idle_in_transaction_session_timeout
 		"25P04",               // transaction_timeout
