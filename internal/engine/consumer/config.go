@@ -14,10 +14,9 @@ import (
 type Config struct {
 	// MaxBatch is the maximum number of messages per transaction. Defaults to 256.
 	MaxBatch int `koanf:"max_batch"`
-	// ConcurrentBatches is the number of transactions that a consumer runs concurrently.
-	// Messages with the same key are never in two of them. A value of 1 gives larger
-	// batches and uses less CPU; higher values help if the database is far away.
-	// Defaults to 1.
+	// ConcurrentBatches is the number of transactions that a consumer may run concurrently.
+	// Another one begins only while a full batch waits. Messages with the same key are never
+	// in two of them. Defaults to 2.
 	ConcurrentBatches int `koanf:"concurrent_batches"`
 	// HandlerTimeout bounds one attempt to apply a batch or to perform an
 	// effect. Defaults to 20s.
@@ -63,7 +62,7 @@ type TopicConfig struct {
 func DefaultConfig() Config {
 	return Config{
 		MaxBatch:          256,
-		ConcurrentBatches: 1,
+		ConcurrentBatches: 2,
 		HandlerTimeout:    20 * time.Second,
 		Retries:           3,
 		RetryInterval:     50 * time.Millisecond,

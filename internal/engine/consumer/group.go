@@ -16,9 +16,10 @@ type queued interface {
 }
 
 // group implements natural group commit: items that arrive during a run form the next
-// batch. A single item waits for nothing but a turn, see turns. A batch may have several items
-// from a line, in order. An item enters a batch only if those ahead of it in its line are
-// finished or in the same batch.
+// batch. A single item waits for nothing but a turn, see turns. Another run starts beside
+// the first only while a full batch waits, so that concurrent runs never make batches
+// smaller. A batch may have several items from a line, in order. An item enters a batch only
+// if those ahead of it in its line are finished or in the same batch.
 type group[T queued] struct {
 	lines
 
@@ -81,35 +82,52 @@ func (g *group[T]) insert(item T) {
 	g.waiting = slices.Insert(g.waiting, at, t)
 }
 
-// start runs the waiting items, unless enough batches are running.
+// start starts a worker if the waiting items need one more.
 func (g *group[T]) start() {
-	if len(g.waiting) > 0 && g.runs < g.maxRuns {
+	if g.runs < g.maxRuns && g.needed(g.runs+1) {
 		g.runs++
 
 		go g.work()
 	}
 }
 
-// work runs batches until no more may run. When a worker frees a busy key, it also takes
-// the items that waited for that key.
-func (g *group[T]) work() {
-	var batch, behind []T
+// needed reports whether the waiting items need this number of workers.
+func (g *group[T]) needed(workers int) bool {
+	return len(g.waiting) >= g.maxBatch || workers == 1 && len(g.waiting) > 0
+}
 
+// work runs batches until its worker is not needed or no item may run. Items that wait for
+// a busy key are taken by the worker that frees it, or by one that still runs.
+func (g *group[T]) work() {
 	for {
 		end := g.turns.take()
 
 		gather.Until(g.maxBatch, g.size)
 
-		batch = g.take(batch, behind)
+		batch := g.take()
 		if len(batch) == 0 {
 			end()
 
 			return
 		}
 
-		behind = g.run(batch)
+		g.free(batch, g.run(batch))
 
 		end()
+	}
+}
+
+// free ends a batch: its keys may enter another one. The items in behind wait again.
+func (g *group[T]) free(batch, behind []T) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+
+	for _, item := range batch {
+		delete(g.busy, item.key())
+	}
+
+	for _, item := range behind {
+		g.insert(item)
 	}
 }
 
@@ -121,18 +139,15 @@ func (g *group[T]) size() int {
 	return len(g.waiting)
 }
 
-// take ends the previous batch and starts the next. The items in behind wait again. An
-// empty batch ends the worker.
-func (g *group[T]) take(previous, behind []T) []T {
+// take returns the next batch. An empty one ends the worker.
+func (g *group[T]) take() []T {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 
-	for _, item := range previous {
-		delete(g.busy, item.key())
-	}
+	if !g.needed(g.runs) {
+		g.runs--
 
-	for _, item := range behind {
-		g.insert(item)
+		return nil
 	}
 
 	g.takes++

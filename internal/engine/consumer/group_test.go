@@ -139,6 +139,57 @@ func TestItemsThatArriveDuringARunShareABatch(t *testing.T) {
 	proceed <- struct{}{}
 }
 
+// TestAnotherBatchRunsOnlyWhileAFullOneWaits: two runs are allowed, and the first lasts.
+func TestAnotherBatchRunsOnlyWhileAFullOneWaits(t *testing.T) {
+	t.Parallel()
+
+	synctest.Test(t, func(t *testing.T) {
+		batches := make(chan []int, 10)
+		proceed := make(chan struct{})
+
+		g := newGroup(3, 2, newTurns(2), func(batch []item) []item {
+			var numbers []int
+			for _, i := range batch {
+				numbers = append(numbers, i.n)
+			}
+			batches <- numbers
+
+			<-proceed
+
+			return nil
+		})
+
+		add := func(numbers ...int) {
+			for _, n := range numbers {
+				g.add(item{k: fmt.Sprint(n), n: n})
+			}
+		}
+
+		add(0)
+		expectBatch(t, batches, []int{0})
+		add(1, 2)
+		expectBatch(t, batches, nil)
+		add(3)
+		expectBatch(t, batches, []int{1, 2, 3})
+		add(4, 5, 6, 7)
+		expectBatch(t, batches, nil) // no third run
+
+		proceed <- struct{}{}
+
+		expectBatch(t, batches, []int{4, 5, 6})
+
+		proceed <- struct{}{}
+
+		expectBatch(t, batches, nil) // 7 waits for the last run
+
+		proceed <- struct{}{}
+
+		expectBatch(t, batches, []int{7})
+
+		proceed <- struct{}{}
+	})
+}
+
 // expectBatch expects the next batch, or none if want is nil.
 func expectBatch(t *testing.T, batches <-chan []int, want []int) {
 	t.Helper()
@@ -166,7 +217,7 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 		batches := make(chan []int, 10)
 		proceed := make(chan struct{})
 
-		g := newGroup(10, 2, newTurns(1), func(batch []item) []item {
+		g := newGroup(10, 1, newTurns(1), func(batch []item) []item {
 			var numbers []int
 			for _, i := range batch {
 				numbers = append(numbers, i.n)
@@ -203,8 +254,8 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 			g.add(list[n])
 		}
 
-		expect(0, 1, 2)
 		proceed <- struct{}{}
+		expect(0, 1, 2)
 		proceed <- struct{}{}
 		expect() // 3 is missing
 

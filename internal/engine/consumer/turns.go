@@ -19,9 +19,10 @@ const (
 	patience = 20 * time.Millisecond
 )
 
-// newTurns returns turns for consumers that each run up to concurrentBatches.
+// newTurns returns as many turns as there are CPUs, or as a consumer needs for its
+// concurrent batches.
 func newTurns(concurrentBatches int) turns {
-	return make(turns, concurrentBatches*max(minTurns, runtime.GOMAXPROCS(0)))
+	return make(turns, max(minTurns, runtime.GOMAXPROCS(0), concurrentBatches))
 }
 
 // take waits for a turn, for at most patience, and returns what ends the turn.

@@ -18,12 +18,12 @@ import (
 // Config tunes the broker.
 type Config struct {
 	// Lanes is the maximum number of messages in flight, across all topics. Defaults to
-	// 512.
+	// 1024.
 	Lanes int `koanf:"lanes"`
 }
 
 // DefaultConfig returns the defaults.
-func DefaultConfig() Config { return Config{Lanes: 512} }
+func DefaultConfig() Config { return Config{Lanes: 1024} }
 
 // Validate reports all mistakes, naming the keys.
 func (c Config) Validate() error { return check.Positive("broker.embedded.lanes", c.Lanes) }
