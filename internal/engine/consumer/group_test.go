@@ -144,20 +144,7 @@ func TestAnotherBatchRunsOnlyWhileAFullOneWaits(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
-		batches := make(chan []int, 10)
-		proceed := make(chan struct{})
-
-		g := newGroup(3, 2, newTurns(2), func(batch []item) []item {
-			var numbers []int
-			for _, i := range batch {
-				numbers = append(numbers, i.n)
-			}
-			batches <- numbers
-
-			<-proceed
-
-			return nil
-		})
+		g, batches, proceed := heldGroup(3)
 
 		add := func(numbers ...int) {
 			for _, n := range numbers {
@@ -190,6 +177,28 @@ func TestAnotherBatchRunsOnlyWhileAFullOneWaits(t *testing.T) {
 	})
 }
 
+// heldGroup returns a group with up to two runs. Each sends the numbers of its items to
+// batches, and then lasts until proceed.
+func heldGroup(maxBatch int) (g *group[item], batches chan []int, proceed chan struct{}) {
+	batches, proceed = make(chan []int, 10), make(chan struct{})
+
+	return newGroup(maxBatch, 2, newTurns(2), func(batch []item) []item {
+		var numbers []int
+		for _, i := range batch {
+			numbers = append(numbers, i.n)
+
+			if i.place != nil {
+				i.place.over.Store(true)
+			}
+		}
+		batches <- numbers
+
+		<-proceed
+
+		return nil
+	}), batches, proceed
+}
+
 // expectBatch expects the next batch, or none if want is nil.
 func expectBatch(t *testing.T, batches <-chan []int, want []int) {
 	t.Helper()
@@ -214,24 +223,7 @@ func TestItemsOfALineShareABatchInOrder(t *testing.T) {
 	t.Parallel()
 
 	synctest.Test(t, func(t *testing.T) {
-		batches := make(chan []int, 10)
-		proceed := make(chan struct{})
-
-		g := newGroup(10, 1, newTurns(1), func(batch []item) []item {
-			var numbers []int
-			for _, i := range batch {
-				numbers = append(numbers, i.n)
-
-				if i.place != nil {
-					i.place.over.Store(true)
-				}
-			}
-			batches <- numbers
-
-			<-proceed
-
-			return nil
-		})
+		g, batches, proceed := heldGroup(10)
 
 		l := line.New(func() {})
 		list := make([]item, 6)
