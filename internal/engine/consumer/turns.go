@@ -19,8 +19,8 @@ const (
 	patience = 20 * time.Millisecond
 )
 
-// newTurns returns as many turns as there are CPUs, or as a consumer needs for its
-// concurrent batches.
+// newTurns returns a turn for each CPU, but at least minTurns and as many as one consumer
+// needs for its concurrent batches.
 func newTurns(concurrentBatches int) turns {
 	return make(turns, max(minTurns, runtime.GOMAXPROCS(0), concurrentBatches))
 }
