@@ -171,7 +171,7 @@ func (s *Service) Run(ctx context.Context, started func()) (err error) {
 		return err
 	}
 
-	limitMemory(s.logger)
+	tuneCollector(s.logger)
 
 	s.Operator.StartedAt = time.Now()
 	s.Operator.Enter("starting")

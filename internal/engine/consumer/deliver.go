@@ -93,7 +93,7 @@ func (r *Router) newDelivery(session context.Context, route *Route, msg *message
 		d.maxWait = maxWaitOutbox
 	}
 
-	if _, err := protect(func() (struct{}, error) { return struct{}{}, route.open(d) }); err != nil {
+	if err := r.decoders.decode(d); err != nil {
 		d.apply = func(bool) error { return err }
 	}
 
@@ -224,8 +224,13 @@ func (r *Router) try(d *delivery, overdue bool) error {
 		return nil
 	}
 
-	// Watermill's Retry allocates for each message, but few messages fail. Only those go
-	// through it, and its first try returns the error they already have.
+	return r.retryQuickly(d, apply, err)
+}
+
+// retryQuickly tries a message again that has failed with err. Watermill's Retry allocates
+// for each message, and takes much of a goroutine's stack, but few messages fail. Only those
+// go through it, and its first try returns the error they already have.
+func (r *Router) retryQuickly(d *delivery, apply message.HandlerFunc, err error) error {
 	tried := true
 	_, err = quickRetries(r.configOf(d.route.Topic)).Middleware(func(msg *message.Message) ([]*message.Message, error) {
 		if tried {

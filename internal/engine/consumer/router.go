@@ -59,6 +59,7 @@ type Router struct {
 	memory       memory
 	gate         gate
 	turns        turns
+	decoders     decoders
 	// due wakes retryWaiting.
 	due chan struct{}
 
@@ -134,6 +135,7 @@ func NewRouter(
 		metrics:      newMetrics(registry),
 		suspensions:  newSuspensions(),
 		turns:        newTurns(cfg.ConcurrentBatches),
+		decoders:     make(decoders),
 		stalls:       stalls{latest: map[string]stall{}},
 		due:          make(chan struct{}, 1),
 		stopping:     stopping,
@@ -329,6 +331,8 @@ func (r *Router) Run(ctx context.Context, sources []Source, started func()) erro
 
 // serve consumes until ctx ends or the router cannot continue, and then drains.
 func (r *Router) serve(ctx, subscriptions context.Context, router *message.Router, result chan error, sources []Source, started func()) error {
+	defer r.decoders.start()()
+
 	// The group ends when ctx ends or one of its functions fails.
 	group, running := errgroup.WithContext(ctx)
 	seen := make(chan struct{})

@@ -785,6 +785,7 @@ func toWatermill(r row) *message.Message {
 	id := r.ID.String()
 	msg := message.NewMessage(id, r.Payload)
 
+	msg.Metadata = make(message.Metadata, len(r.Headers)+11)
 	maps.Copy(msg.Metadata, r.Headers)
 
 	msg.Metadata[event.HeaderKey] = r.Key

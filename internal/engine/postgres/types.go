@@ -14,7 +14,8 @@ import (
 
 // registerTypes makes a connection read times in UTC, whatever the machine's zone. It
 // also exchanges uuid.UUID as 16 bytes, where pgx would format and parse text, and sends
-// []string without an allocation per string. Each message has several of both.
+// []string and []uuid.UUID without an allocation per element. Each message has several of
+// both.
 func registerTypes(_ context.Context, conn *pgx.Conn) error {
 	id := &pgtype.Type{Name: "uuid", OID: pgtype.UUIDOID, Codec: uuidCodec{}}
 	text := &pgtype.Type{Name: "text", OID: pgtype.TextOID, Codec: pgtype.TextCodec{}}
@@ -22,8 +23,8 @@ func registerTypes(_ context.Context, conn *pgx.Conn) error {
 	for _, t := range []*pgtype.Type{
 		{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}},
 		id,
-		{Name: "_uuid", OID: pgtype.UUIDArrayOID, Codec: &pgtype.ArrayCodec{ElementType: id}},
-		{Name: "_text", OID: pgtype.TextArrayOID, Codec: textsCodec{&pgtype.ArrayCodec{ElementType: text}}},
+		{Name: "_uuid", OID: pgtype.UUIDArrayOID, Codec: arrayCodec{&pgtype.ArrayCodec{ElementType: id}}},
+		{Name: "_text", OID: pgtype.TextArrayOID, Codec: arrayCodec{&pgtype.ArrayCodec{ElementType: text}}},
 	} {
 		conn.TypeMap().RegisterType(t)
 	}
@@ -82,42 +83,51 @@ func (uuidPlan) Scan(src []byte, target any) error {
 	return nil
 }
 
-// textsCodec adds []string to pgx's codec.
-type textsCodec struct{ *pgtype.ArrayCodec }
+// arrayCodec adds []string as text[] and []uuid.UUID as uuid[] to pgx's codec.
+type arrayCodec struct{ *pgtype.ArrayCodec }
 
 // PlanEncode implements pgtype.Codec.
-func (c textsCodec) PlanEncode(m *pgtype.Map, oid uint32, format int16, value any) pgtype.EncodePlan {
-	if _, ok := value.([]string); ok && format == pgtype.BinaryFormatCode {
-		return textsPlan{}
+func (c arrayCodec) PlanEncode(m *pgtype.Map, oid uint32, format int16, value any) pgtype.EncodePlan {
+	_, texts := value.([]string)
+	_, ids := value.([]uuid.UUID)
+
+	if format == pgtype.BinaryFormatCode && (texts && oid == pgtype.TextArrayOID || ids && oid == pgtype.UUIDArrayOID) {
+		return arrayPlan{}
 	}
 
 	return c.ArrayCodec.PlanEncode(m, oid, format, value)
 }
 
-// textsPlan encodes a []string in the binary format of arrays: dimensions, whether there
-// are NULLs, the type, then the length and the lower bound of each dimension. nil is
-// NULL.
-type textsPlan struct{}
+// arrayPlan encodes a []string or a []uuid.UUID in the binary format of arrays:
+// dimensions, whether there are NULLs, the type, the length and the lower bound of each
+// dimension, then the length and the bytes of each element. nil is NULL.
+type arrayPlan struct{}
 
 // Encode implements pgtype.EncodePlan.
-func (textsPlan) Encode(value any, buf []byte) ([]byte, error) {
-	texts, ok := value.([]string)
-	if !ok {
-		return nil, fmt.Errorf("encoding %T as text[]", value)
+func (arrayPlan) Encode(value any, buf []byte) ([]byte, error) {
+	switch array := value.(type) {
+	case []string:
+		return appendArray(buf, pgtype.TextOID, array, func(text *string) string { return *text }), nil
+	case []uuid.UUID:
+		return appendArray(buf, pgtype.UUIDOID, array, func(id *uuid.UUID) []byte { return id[:] }), nil
+	default:
+		return nil, fmt.Errorf("encoding %T as an array", value)
+	}
+}
+
+func appendArray[E any, B string | []byte](buf []byte, oid int, array []E, bytesOf func(*E) B) []byte {
+	if array == nil {
+		return nil
 	}
 
-	if texts == nil {
-		return nil, nil
-	}
-
-	header := []int{1, 0, pgtype.TextOID, len(texts), 1}
-	if len(texts) == 0 {
-		header = []int{0, 0, pgtype.TextOID}
+	header := []int{1, 0, oid, len(array), 1}
+	if len(array) == 0 {
+		header = []int{0, 0, oid}
 	}
 
 	size := 4 * len(header)
-	for _, text := range texts {
-		size += 4 + len(text)
+	for i := range array {
+		size += 4 + len(bytesOf(&array[i]))
 	}
 
 	buf = slices.Grow(buf, size)
@@ -126,11 +136,12 @@ func (textsPlan) Encode(value any, buf []byte) ([]byte, error) {
 		buf = appendInt32(buf, n)
 	}
 
-	for _, text := range texts {
-		buf = append(appendInt32(buf, len(text)), text...)
+	for i := range array {
+		element := bytesOf(&array[i])
+		buf = append(appendInt32(buf, len(element)), element...)
 	}
 
-	return buf, nil
+	return buf
 }
 
 // appendInt32 appends n, a number of elements or bytes in a message that Postgres accepts.

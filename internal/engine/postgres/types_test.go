@@ -57,6 +57,16 @@ func TestUUIDsRoundTrip(t *testing.T) {
 		t.Errorf("arrays: got %s, %v", ids, err)
 	}
 
+	var empty, null bool
+	if err := pool.QueryRow(t.Context(), `SELECT cardinality($1::uuid[]) = 0, $2::uuid[] IS NULL`,
+		[]uuid.UUID{}, []uuid.UUID(nil)).Scan(&empty, &null); err != nil || !empty || !null {
+		t.Errorf("an empty array and none: got %t and %t, %v", empty, null, err)
+	}
+
+	if err := pool.QueryRow(t.Context(), `SELECT ($1::text[])::text`, []uuid.UUID{id}).Scan(&text); err != nil || text != "{"+id.String()+"}" {
+		t.Errorf("as an array of text: got %s, %v", text, err)
+	}
+
 	// It is sent as text if the parameter is text.
 	if err := pool.QueryRow(t.Context(), `SELECT $1::text`, id.String()).Scan(&text); err != nil || text != id.String() {
 		t.Errorf("text: got %s, %v", text, err)

@@ -131,7 +131,7 @@ func (p publisher) publish(name string, msg *message.Message) error {
 	}
 
 	p.w.published(name, msg)
-	p.append(name, record{headers: driver.Sent(msg), key: msg.Metadata[event.HeaderKey], payload: slices.Clone(msg.Payload)})
+	p.append(name, record{headers: maps.Collect(driver.Sent(msg)), key: msg.Metadata[event.HeaderKey], payload: slices.Clone(msg.Payload)})
 
 	if p.w.chance(p.w.faults.Load().confirm) {
 		p.w.tracef("broker: the confirmation of %s is lost", msg.UUID)

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"math"
 	"strings"
@@ -135,19 +136,21 @@ func Received(headers event.Headers, id Identity, payload []byte) *message.Messa
 	return msg
 }
 
-// Sent returns the headers to send to the broker.
-func Sent(msg *message.Message) event.Headers {
-	headers := make(event.Headers, len(msg.Metadata)+1)
+// Sent yields the headers to send to the broker.
+func Sent(msg *message.Message) iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		for name, value := range msg.Metadata {
+			if strings.HasPrefix(name, event.ReservedPrefix) || name == event.HeaderWatermillID {
+				continue
+			}
 
-	for name, value := range msg.Metadata {
-		if !strings.HasPrefix(name, event.ReservedPrefix) {
-			headers[name] = value
+			if !yield(name, value) {
+				return
+			}
 		}
+
+		yield(event.HeaderWatermillID, msg.UUID)
 	}
-
-	headers[event.HeaderWatermillID] = msg.UUID
-
-	return headers
 }
 
 // WatermillLogger returns a logger for Watermill's publishers and subscribers. They

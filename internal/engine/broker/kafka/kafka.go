@@ -14,10 +14,15 @@ import (
 
 	"github.com/IBM/sarama"
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/rcrowley/go-metrics"
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/event"
 )
+
+// sarama measures each request for each broker and topic, and nobody reads it. This is its
+// documented way not to; it must be set before the first client.
+func init() { metrics.UseNilMetrics = true } //nolint:gochecknoinits // see above
 
 // Driver is a connection to Kafka.
 type Driver struct {
@@ -213,16 +218,43 @@ func (d *Driver) settings(ctx context.Context) (*sarama.Config, error) {
 // compressed: clients such as aiokafka, and so FastStream, have no codec in a plain
 // install. A topic's compression.type can override this.
 func Marshal(msg *message.Message) *sarama.Record {
-	headers := driver.Sent(msg)
-	record := &sarama.Record{
-		Key: []byte(msg.Metadata[event.HeaderKey]), Value: msg.Payload, Headers: make([]*sarama.RecordHeader, 0, len(headers)),
+	headers := make([]sarama.RecordHeader, 0, len(msg.Metadata)+1)
+	for name, value := range driver.Sent(msg) {
+		headers = append(headers, sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
 	}
 
-	for name, value := range headers {
-		record.Headers = append(record.Headers, &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)})
+	record := &sarama.Record{
+		Key: []byte(msg.Metadata[event.HeaderKey]), Value: msg.Payload, Headers: make([]*sarama.RecordHeader, len(headers)),
+	}
+	for i := range headers {
+		record.Headers[i] = &headers[i]
 	}
 
 	return record
+}
+
+// ownHeaders has the names of the headers that Millrace writes.
+var ownHeaders = map[string]string{
+	event.HeaderWatermillID: event.HeaderWatermillID,
+	event.HeaderID:          event.HeaderID,
+	event.HeaderSource:      event.HeaderSource,
+	event.HeaderType:        event.HeaderType,
+	event.HeaderSpecVersion: event.HeaderSpecVersion,
+	event.HeaderTime:        event.HeaderTime,
+	event.HeaderContentType: event.HeaderContentType,
+	event.HeaderCorrelation: event.HeaderCorrelation,
+	event.HeaderCausation:   event.HeaderCausation,
+	event.HeaderTraceParent: event.HeaderTraceParent,
+	event.HeaderTraceState:  event.HeaderTraceState,
+}
+
+// nameOf returns the name of a header. It allocates nothing for our own, which are most.
+func nameOf(key []byte) string {
+	if name, ok := ownHeaders[string(key)]; ok {
+		return name
+	}
+
+	return string(key)
 }
 
 // Unmarshal builds a message. A record without an ID gets one derived from its
@@ -236,7 +268,7 @@ func Unmarshal(record *sarama.ConsumerMessage) *message.Message {
 			continue
 		}
 
-		name := string(header.Key)
+		name := nameOf(header.Key)
 		for n := 2; ; n++ {
 			if _, taken := headers[name]; !taken {
 				break
@@ -248,7 +280,7 @@ func Unmarshal(record *sarama.ConsumerMessage) *message.Message {
 		headers[name] = string(header.Value)
 	}
 
-	origin := fmt.Sprintf("kafka:%s/%d@%d", record.Topic, record.Partition, record.Offset)
+	origin := "kafka:" + record.Topic + "/" + strconv.Itoa(int(record.Partition)) + "@" + strconv.FormatInt(record.Offset, 10)
 
 	written := record.Timestamp
 	if written.UnixMilli() <= 0 { // the producer set none
@@ -258,6 +290,6 @@ func Unmarshal(record *sarama.ConsumerMessage) *message.Message {
 	return driver.Received(headers, driver.Identity{
 		Key: string(record.Key), Origin: origin, Written: written,
 		// A recreated topic repeats offsets, but not times.
-		Coordinates: fmt.Sprintf("%s+%d", origin, record.Timestamp.UnixMilli()),
+		Coordinates: origin + "+" + strconv.FormatInt(record.Timestamp.UnixMilli(), 10),
 	}, record.Value)
 }
