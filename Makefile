@@ -50,7 +50,7 @@ services-down: ## Stop the servers for the tests and the benchmark
 .PHONY: test
 test: verify docs-test services bin/proof ## Check everything and run all tests, with the race detector
 	@. .local/test/env && scripts/engine-alone.sh -race -parallel 4 -timeout 10m
-	@. .local/test/env && go test -race -timeout 15m -skip '^TestStories$$/^kafka$$|^TestBrowser' $$(go list ./... | grep -v /internal/engine)
+	@. .local/test/env && go test -race -parallel 4 -timeout 15m -skip '^TestStories$$/^kafka$$|^TestBrowser' $$(go list ./... | grep -v /internal/engine)
 	@scripts/simulate.sh -seeds 200
 	@go -C cmd/bench test ./...
 	@. .local/test/env && go -C cmd/proof test -timeout 5m ./...
