@@ -35,11 +35,14 @@ func (note) Topic() string { return "notes" }
 func (n note) Key() string { return n.ID }
 
 func (n note) Validate() error {
-	if n.Text == "" {
+	switch n.Text {
+	case "":
 		return errors.New("text: is missing")
+	case "panics in Validate":
+		panic("it panics")
+	default:
+		return nil
 	}
-
-	return nil
 }
 
 // rig is a running router on the embedded broker.
@@ -247,6 +250,7 @@ func badNotes() []badNote {
 		{event.Message{ID: event.NewID(), Topic: "notes", Key: "w", Payload: []byte("\x00\xff nonsense"), Headers: event.Headers{"binary": "\xff\x00"}}, event.ReasonMalformed},
 		{event.Message{ID: event.NewID(), Topic: "notes", Key: "v", Payload: []byte(`{"id":"v"}`)}, event.ReasonInvalid},
 		{event.Message{ID: event.NewID(), Topic: "notes", Key: "of another system", Payload: []byte(`{"id":"u","text":1}`)}, event.ReasonMalformed},
+		{event.Message{ID: event.NewID(), Topic: "notes", Key: "t", Payload: []byte(`{"id":"t","text":"panics in Validate"}`)}, event.ReasonPanicked},
 	}
 }
 
