@@ -785,7 +785,7 @@ func toWatermill(r row) *message.Message {
 	id := r.ID.String()
 	msg := message.NewMessage(id, r.Payload)
 
-	msg.Metadata = make(message.Metadata, len(r.Headers)+11)
+	msg.Metadata = make(message.Metadata, len(r.Headers)+10) // and up to ten of ours
 	maps.Copy(msg.Metadata, r.Headers)
 
 	msg.Metadata[event.HeaderKey] = r.Key
