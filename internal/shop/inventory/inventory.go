@@ -101,8 +101,10 @@ func (s *Service) Sell(writes *pgx.Batch, demands []Demand) {
 	move(writes, demands, `reserved = reserved - m.quantity, sold = sold + m.quantity`)
 }
 
-// move queues a write that changes each product once, by the sum of the demands. It first
-// locks the rows in id order, so two transactions cannot deadlock.
+// move queues writes that change each product once, by the sum of the demands. The first
+// locks the rows in id order, so two transactions cannot deadlock. The second sees what
+// those that it waited for have committed: in one statement, whose snapshot is older than
+// the wait, Postgres would look up and check each changed row again.
 func move(writes *pgx.Batch, demands []Demand, change string) {
 	if len(demands) == 0 {
 		return
@@ -110,13 +112,11 @@ func move(writes *pgx.Batch, demands []Demand, change string) {
 
 	products, quantities := sum(demands)
 
+	postgres.Queue(writes, "locking stock", `SELECT FROM stock WHERE product_id = ANY($1) ORDER BY product_id FOR NO KEY UPDATE`, products)
 	writes.Queue(`
-		WITH locked AS MATERIALIZED (
-			SELECT product_id FROM stock WHERE product_id = ANY($1) ORDER BY product_id FOR NO KEY UPDATE
-		)
 		UPDATE stock SET `+change+`
 		FROM unnest($1::text[], $2::bigint[]) AS m (product_id, quantity)
-		WHERE stock.product_id = m.product_id AND stock.product_id = ANY($1) AND (SELECT count(*) FROM locked) > 0`, products, quantities).Fn = func(results pgx.BatchResults) error {
+		WHERE stock.product_id = m.product_id AND stock.product_id = ANY($1)`, products, quantities).Fn = func(results pgx.BatchResults) error {
 		_, err := results.Exec()
 
 		switch {
