@@ -1,12 +1,17 @@
 package inventory_test
 
 import (
+	"context"
 	"maps"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"pgregory.net/rapid"
 
+	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/shop/inventory"
+	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
 func TestAllocateMeetsADemandAsAWholeOrNotAtAll(t *testing.T) {
@@ -46,4 +51,69 @@ func TestAllocateMeetsADemandAsAWholeOrNotAtAll(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestProductsAreLockedInIDOrderAndMovedAsTheWaitLeftThem: a transaction that waits for a
+// product has locked those before it and none after it. What it waited for counts.
+func TestProductsAreLockedInIDOrderAndMovedAsTheWaitLeftThem(t *testing.T) {
+	t.Parallel()
+
+	pool := pgtest.New(t)
+	s := inventory.NewService(pool)
+
+	for _, product := range []string{"c", "b", "a"} { // the table has them in another order
+		if err := s.Seed(t.Context(), map[string]int64{product: 10}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	reserve := func(tx pgx.Tx, demand inventory.Demand) error {
+		writes := &pgx.Batch{}
+		s.Reserve(writes, []inventory.Demand{demand})
+
+		return tx.SendBatch(context.Background(), writes).Close()
+	}
+
+	first, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Rollback(context.WithoutCancel(t.Context())) }()
+
+	if err := reserve(first, inventory.Demand{"b": 4}); err != nil {
+		t.Fatal(err)
+	}
+
+	second := make(chan error, 1)
+	go func() {
+		second <- postgres.InTx(context.Background(), pool, func(tx pgx.Tx) error {
+			return reserve(tx, inventory.Demand{"a": 1, "b": 6, "c": 1})
+		})
+	}()
+
+	pgtest.Eventually(t, "the second transaction waits for the first", pgtest.LockWaits(t, pool))
+
+	free := pgtest.Values[string](t, pool, `SELECT product_id FROM stock ORDER BY product_id FOR NO KEY UPDATE SKIP LOCKED`)
+	if diff := cmp.Diff([]string{"c"}, free); diff != "" {
+		t.Errorf("products that nobody has locked: %s", diff)
+	}
+
+	if err := first.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+
+	list, err := s.List(t.Context())
+	expected := []inventory.Stock{
+		{ProductID: "a", Supplied: 10, Available: 9, Reserved: 1},
+		{ProductID: "b", Supplied: 10, Reserved: 10},
+		{ProductID: "c", Supplied: 10, Available: 9, Reserved: 1},
+	}
+
+	if diff := cmp.Diff(expected, list); diff != "" || err != nil {
+		t.Errorf("%s, %v", diff, err)
+	}
 }
