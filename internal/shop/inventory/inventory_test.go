@@ -87,6 +87,11 @@ func TestProductsAreLockedInIDOrderAndMovedAsTheWaitLeftThem(t *testing.T) {
 	second := make(chan error, 1)
 	go func() {
 		second <- postgres.InTx(context.Background(), pool, func(tx pgx.Tx) error {
+			// Without nested loops, the change itself would take the rows in the order of the table.
+			if _, err := tx.Exec(context.Background(), `SET LOCAL enable_nestloop = off; SET LOCAL enable_mergejoin = off`); err != nil {
+				return err
+			}
+
 			return reserve(tx, inventory.Demand{"a": 1, "b": 6, "c": 1})
 		})
 	}()
