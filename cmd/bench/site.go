@@ -186,6 +186,25 @@ func (s *site) cleanKafka(ctx context.Context) error {
 }
 
 func (s *site) cleanRabbitMQ() error {
+	return s.eachQueue(func(channel *amqp.Channel, name string) error {
+		_, err := channel.QueueDelete(name, false, false, false)
+
+		return err
+	})
+}
+
+// declareShared creates the queues that the naive service needs: RabbitMQ delivers to all
+// subscriptions of a queue, not to one at a time as on those that the driver would create.
+func (s *site) declareShared() error {
+	return s.eachQueue(func(channel *amqp.Channel, name string) error {
+		_, err := channel.QueueDeclare(name, true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
+
+		return err
+	})
+}
+
+// eachQueue calls fn for the queue of each topic.
+func (s *site) eachQueue(fn func(channel *amqp.Channel, name string) error) error {
 	conn, err := amqp.Dial(string(s.cfg.Broker.RabbitMQ.URL))
 	if err != nil {
 		return err
@@ -198,7 +217,7 @@ func (s *site) cleanRabbitMQ() error {
 	}
 
 	for _, topic := range topics() {
-		if _, err := channel.QueueDelete(topic.Name, false, false, false); err != nil {
+		if err := fn(channel, topic.Name); err != nil {
 			return err
 		}
 	}

@@ -60,7 +60,7 @@ func (marshaler) Unmarshal(delivery amqp091.Delivery) (*message.Message, error) 
 	return rabbitmq.Unmarshal(delivery), nil
 }
 
-// existing declares nothing: it uses the queues that the driver has declared.
+// existing declares nothing: it uses the queues that declareShared has created.
 type existing struct{}
 
 func (existing) BuildTopology(*amqp091.Channel, string, string, amqp.Config, watermill.LoggerAdapter) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/millracehq/millrace/internal/engine/broker"
 )
 
 // Roles of the process that applies messages.
@@ -70,6 +72,12 @@ func (l *lab) try(ctx context.Context, t trial) (figures, error) {
 
 	if t.partitions > 0 {
 		s.cfg.Broker.Kafka.Partitions = t.partitions
+	}
+
+	if t.kind == broker.RabbitMQ && t.role == naiveRole {
+		if err := s.declareShared(); err != nil {
+			return nil, err
+		}
 	}
 
 	if err := s.preload(ctx, t); err != nil {

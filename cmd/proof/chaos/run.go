@@ -74,7 +74,7 @@ func Run(ctx context.Context, o options) (report Report, err error) {
 	}}
 
 	r.record = workload.New(o.seed, workload.Size{Rate: o.rate, Duration: o.duration, Products: 12, Stock: 150, Aborted: o.kind == server.Kafka})
-	r.record.Broker, r.record.Ordered = o.kind, o.kind != server.RabbitMQ
+	r.record.Broker = o.kind
 	r.record.Secrets = append(r.record.Secrets, secretKey)
 
 	if r.world, err = newWorld(ctx, o); r.world == nil {

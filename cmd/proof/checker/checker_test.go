@@ -74,7 +74,7 @@ func known() *record.Record {
 	line := func(n int64) []record.Line { return []record.Line{{Product: "p", Quantity: n}} }
 
 	return &record.Record{
-		Ordered: true, Stock: map[string]int64{"p": 10}, Secrets: []string{"hush"}, Edited: map[uuid.UUID][]byte{},
+		Stock: map[string]int64{"p": 10}, Secrets: []string{"hush"}, Edited: map[uuid.UUID][]byte{},
 		Messages: []*record.Message{
 			{Topic: "orders.created", Key: "a", ID: id(1), Fate: record.Applied, Order: &record.Order{Lines: line(1), Total: 990}},
 			{Topic: "orders.created", Key: "b", ID: id(2), Fate: record.Applied, Order: &record.Order{Lines: line(2), Total: 500, Cancelled: true}},

@@ -119,8 +119,6 @@ type Published struct {
 type Record struct {
 	Seed   uint64 `json:"seed"`
 	Broker string `json:"broker"`
-	// Ordered means that the broker keeps the order of a key between replicas.
-	Ordered bool `json:"ordered"`
 	// Stock is the initial stock by product.
 	Stock map[string]int64 `json:"stock"`
 	// Secrets must not appear in logs.

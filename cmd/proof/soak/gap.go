@@ -12,13 +12,13 @@ import (
 	"github.com/millracehq/millrace/cmd/proof/wire"
 )
 
-// maxGap is how long a rolling restart may keep a partition from being consumed.
+// maxGap is how long a rolling restart may keep a partition or queue from being consumed.
 const maxGap = 3 * time.Second
 
 // application holds the times at which a record was written and applied.
 type application struct{ written, applied time.Time }
 
-// longestGap returns the longest time in which no record of a partition was applied,
+// longestGap returns the longest time in which no record of a partition or queue was applied,
 // although at least one had been written and not yet applied.
 func longestGap(list []application) (longest time.Duration) {
 	list = slices.SortedFunc(slices.Values(list), func(a, b application) int { return a.applied.Compare(b.applied) })
@@ -45,7 +45,23 @@ func longestGap(list []application) (longest time.Duration) {
 	return longest
 }
 
-// applications returns the times at which a partition's records were written and applied.
+// byQueue returns those messages of a load that have been sent, with the times at which
+// they were, by queue.
+func byQueue(load []outgoing, sentAt map[string]time.Time) map[wire.Place][]wire.Record {
+	all := map[wire.Place][]wire.Record{}
+
+	for _, o := range load {
+		if at, sent := sentAt[o.name()]; sent && !o.repeated {
+			p := wire.Place{Topic: o.topic}
+			all[p] = append(all[p], wire.Record{Place: p, ID: o.id, At: at})
+		}
+	}
+
+	return all
+}
+
+// applications returns the times at which a partition's or queue's records were written and
+// applied.
 func applications(ctx context.Context, db *pgxpool.Pool, list []wire.Record) ([]application, error) {
 	ids := make([]uuid.UUID, len(list))
 	written := make(map[uuid.UUID]time.Time, len(list))

@@ -155,14 +155,12 @@ func (r *run) onKafka(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// onRabbitMQ sends messages that need order while there is one replica, and the rest
-// once there are several: RabbitMQ does not keep order between the consumers of a
-// queue.
+// onRabbitMQ runs a single replica for the first half of the load: when that is killed,
+// what RabbitMQ no longer has can be compared with what is recorded.
 func (r *run) onRabbitMQ(ctx context.Context) error {
-	half := r.orders / 2
+	half := sizes{orders: r.orders / 2, users: r.users / 2, updates: r.updates, products: products, early: true}
 
-	ordered := newLoad("soak", sizes{orders: half, users: r.users, updates: r.updates, products: products, early: true}, r.random)
-	if err := r.disturbed(ctx, ordered, r.kills/2); err != nil {
+	if err := r.disturbed(ctx, newLoad("alone", half, r.random), r.kills/2); err != nil {
 		return err
 	}
 
@@ -176,8 +174,17 @@ func (r *run) onRabbitMQ(ctx context.Context) error {
 
 	r.sayf("%d replicas from now on", r.replicas)
 
-	shared := newLoad("shared", sizes{orders: r.orders - half, products: products}, r.random)
-	if err := r.disturbed(ctx, shared, r.kills-r.kills/2); err != nil {
+	half.orders, half.users = r.orders-half.orders, r.users-half.users
+
+	if err := r.disturbed(ctx, newLoad("soak", half, r.random), r.kills-r.kills/2); err != nil {
+		return err
+	}
+
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
+
+	if err := r.restart(ctx); err != nil {
 		return err
 	}
 
@@ -344,7 +351,7 @@ func (r *run) note(list []outgoing) {
 }
 
 // restart restarts one replica after the other, as an orchestrator does, under a steady
-// load, and measures how long partitions were not consumed.
+// load, and measures how long partitions or queues were not consumed.
 func (r *run) restart(ctx context.Context) error {
 	load := newLoad("rolled", sizes{orders: r.rate * 60, users: 40, updates: r.rate * 60 / 40, products: products}, r.random)
 
@@ -373,6 +380,10 @@ func (r *run) restart(ctx context.Context) error {
 		return err
 	}
 
+	if r.kafka == nil {
+		return r.longest(ctx, byQueue(load, r.sentAt))
+	}
+
 	return r.gaps(ctx, begin)
 }
 
@@ -396,13 +407,9 @@ func (r *run) ends() (map[wire.Place]int64, error) {
 	return all, nil
 }
 
-// gaps checks the longest gap since the offsets in begin.
+// gaps checks the longest gap of a partition since the offsets in begin.
 func (r *run) gaps(ctx context.Context, begin map[wire.Place]int64) error {
-	var (
-		longest time.Duration
-		where   wire.Place
-		slow    []string
-	)
+	all := map[wire.Place][]wire.Record{}
 
 	for topic := range wire.Consumers {
 		ends, err := r.kafka.Ends(topic)
@@ -416,23 +423,36 @@ func (r *run) gaps(ctx context.Context, begin map[wire.Place]int64) error {
 				return err
 			}
 
-			if len(list) == 0 {
-				continue
+			if len(list) > 0 {
+				all[p] = list
 			}
+		}
+	}
 
-			applied, err := applications(ctx, r.db, list)
-			if err != nil {
-				return err
-			}
+	return r.longest(ctx, all)
+}
 
-			gap := longestGap(applied)
-			if gap > longest {
-				longest, where = gap, p
-			}
+// longest checks the longest gap of the partitions or queues that the messages were on.
+func (r *run) longest(ctx context.Context, all map[wire.Place][]wire.Record) error {
+	var (
+		longest time.Duration
+		where   wire.Place
+		slow    []string
+	)
 
-			if gap > maxGap {
-				slow = append(slow, fmt.Sprintf("%s: %.2f s", p, gap.Seconds()))
-			}
+	for p, list := range all {
+		applied, err := applications(ctx, r.db, list)
+		if err != nil {
+			return err
+		}
+
+		gap := longestGap(applied)
+		if gap > longest {
+			longest, where = gap, p
+		}
+
+		if gap > maxGap {
+			slow = append(slow, fmt.Sprintf("%s: %.2f s", p, gap.Seconds()))
 		}
 	}
 

@@ -9,14 +9,15 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// RabbitMQ hands the messages of a queue to its consumers in turn, whatever their keys. So
-// two replicas have messages with the same key in hand at once.
-func TestReplicasThatConsumeAQueueGiveUpTheOrderOfAKey(t *testing.T) {
+// RabbitMQ delivers the messages of a queue that others have declared to its consumers in
+// turn, whatever their keys. So two replicas have messages with the same key in hand at once.
+func TestReplicasThatShareAQueueOfOthersGiveUpTheOrderOfAKey(t *testing.T) {
 	t.Parallel()
 
+	h, topic := rabbitMQHarness(brokertest.Address(t, brokertest.RabbitMQ)), brokertest.Topic()
+	brokertest.DeclareRabbitMQ(t, h.config, topic, map[string]any{"x-queue-type": "quorum"})
+
 	var (
-		h           = rabbitMQHarness(brokertest.Address(t, brokertest.RabbitMQ))
-		topic       = brokertest.Topic()
 		one, other  = h.open(t, topic), h.open(t, topic)
 		inOne       = hold(t, one, topic)
 		inOther     = hold(t, other, topic)

@@ -25,6 +25,7 @@ type Driver struct {
 	refusals              driver.Refusals
 	restoring             singleflight.Group
 	upkeep                upkeep
+	sharing               sharing
 	// renewAfter is renewInterval, except in tests.
 	renewAfter time.Duration
 }
@@ -35,6 +36,7 @@ func New(cfg Config, logger *slog.Logger) *Driver {
 		cfg: cfg, logger: logger,
 		publishing: newConnection(cfg, "publisher", logger), consumers: newConnection(cfg, "consumers", logger),
 		topology: &topology{cfg: cfg, logger: logger, compared: map[string]bool{}}, renewAfter: renewInterval,
+		sharing: sharing{sessions: map[*session]int64{}, passed: map[string]time.Time{}},
 	}
 	d.publisher = &publisher{driver: d}
 

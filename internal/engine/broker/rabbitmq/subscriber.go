@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -56,7 +57,7 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 
 			if session := s.open(ctx, out); session != nil {
 				err := session.consume(s.driver.renewAfter)
-				if errors.Is(err, errQuiet) {
+				if errors.Is(err, errQuiet) || errors.Is(err, errPassedOn) {
 					session.end()
 
 					continue
@@ -124,7 +125,7 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message
 		return nil, fmt.Errorf("opening channel: %w", err)
 	}
 
-	session := &session{channel: channel, key: s.key}
+	session := &session{driver: s.driver, topic: s.topic, channel: channel, key: s.key}
 	session.ctx, session.stop = context.WithCancelCause(ctx)
 	session.watch()
 
@@ -143,17 +144,22 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message
 	session.acker = newAcker(channel)
 	session.hand = window.New(session.ctx, window.NewBudget(s.driver.cfg.Window, window.MaxBytes), out,
 		window.Acks{UpTo: session.acker.upTo, One: session.acker.one})
+	s.driver.sharing.add(session)
 
 	return session, nil
 }
 
 // session is a subscription that lasts at most as long as its channel.
 type session struct {
+	driver     *Driver
+	topic      string
 	channel    *amqp091.Channel
 	deliveries <-chan amqp091.Delivery
 	key        func(payload []byte) string
 	hand       *window.Window
 	acker      *acker
+	// received counts the messages that the broker has delivered.
+	received atomic.Int64
 
 	// ctx ends when the subscription does; its cause says why.
 	ctx  context.Context //nolint:containedctx // it is the lifetime of the session
@@ -209,6 +215,8 @@ func (s *session) consume(renewAfter time.Duration) error {
 				return context.Cause(s.ctx)
 			}
 
+			s.received.Add(1)
+
 			msg := Unmarshal(delivery)
 			if !s.hand.Add(msg, driver.KeyOf(msg, s.key), int64(delivery.DeliveryTag)) { //nolint:gosec // a count
 				return context.Cause(s.ctx)
@@ -223,6 +231,7 @@ func (s *session) consume(renewAfter time.Duration) error {
 // Unacknowledged messages are redelivered.
 func (s *session) end() {
 	s.stop(driver.ErrClosed)
+	s.driver.sharing.remove(s)
 	s.hand.Wait()
 	s.acker.close()
 	closeChannel(s.channel)

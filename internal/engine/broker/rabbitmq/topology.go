@@ -30,8 +30,8 @@ type topology struct {
 
 	mu     sync.Mutex
 	topics []driver.Topic
-	// compared holds the objects that have been compared with what we would declare.
-	// differences lists what differs.
+	// compared holds the objects that have been compared with what we would declare, and
+	// whether they are the same. differences lists what differs.
 	compared    map[string]bool
 	differences []string
 }
@@ -141,6 +141,7 @@ func (t *topology) arguments(l *live, topic driver.Topic) amqp091.Table {
 	}
 
 	args["x-dead-letter-exchange"], args["x-dead-letter-routing-key"] = t.cfg.Exchange, t.dropped()
+	args["x-single-active-consumer"] = true // several would give up the order of a key
 
 	if l.unlimitedNeedsArgument() {
 		args["x-delivery-limit"] = int64(-1)
@@ -222,7 +223,7 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 
 	switch {
 	case err == nil:
-		t.first(o.kind + o.name) // nothing to compare: we declared it
+		t.same(o) // nothing to compare: we declared it
 		t.logger.Info("created a missing exchange or queue", slog.String(o.kind, o.name))
 
 		return true, nil
@@ -243,6 +244,10 @@ func (t *topology) compare(l *live, o object) {
 	}
 
 	err := onChannel(l, o.declare)
+	if err == nil {
+		t.same(o)
+	}
+
 	if !answered(err, amqp091.PreconditionFailed) {
 		return
 	}
@@ -283,10 +288,28 @@ func (t *topology) first(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	was := t.compared[name]
-	t.compared[name] = true
+	_, compared := t.compared[name]
+	if !compared {
+		t.compared[name] = false
+	}
 
-	return !was
+	return !compared
+}
+
+// same records that an object is as we would declare it.
+func (t *topology) same(o object) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	t.compared[o.kind+o.name] = true
+}
+
+// declared reports whether a topic's queue is known to be as we would declare it.
+func (t *topology) declared(topic string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	return t.compared["queue"+topic]
 }
 
 // missing returns a topic's error for an object that does not exist and was not created.

@@ -44,6 +44,8 @@ func (d *Driver) look(l *live) {
 			d.logger.Warn("part of the topology is missing", because(err)...)
 		}
 
+		d.share(l)
+
 		u.mu.Lock()
 		defer u.mu.Unlock()
 

@@ -1,0 +1,229 @@
+package rabbitmq_test
+
+import (
+	"cmp"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+
+	"github.com/millracehq/millrace/internal/engine/broker/driver"
+	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
+	"github.com/millracehq/millrace/internal/engine/postgres"
+	"github.com/millracehq/millrace/internal/test/brokertest"
+	"github.com/millracehq/millrace/internal/test/pgtest"
+)
+
+// replicas subscribe to two queues, one replica after the other. Each has up to window
+// messages of a queue in hand.
+type replicas struct {
+	*testing.T
+
+	cfg          rabbitmq.Config
+	small, large string
+	channel      *amqp091.Channel
+	all          []*replica
+}
+
+// replica holds the subscriptions of one, and the messages that it receives, by queue.
+type replica struct {
+	*rabbitmq.Driver
+
+	subscribers []message.Subscriber
+	received    map[string]<-chan *message.Message
+}
+
+// newReplicas returns two replicas. If there are args, it declares the queues with them
+// first.
+func newReplicas(t *testing.T, window int, args amqp091.Table) *replicas {
+	t.Helper()
+
+	cfg := rabbitmq.DefaultConfig()
+	cfg.URL, cfg.Window = postgres.Secret(brokertest.Address(t, brokertest.RabbitMQ)), window
+	r := &replicas{T: t, cfg: cfg, small: brokertest.Topic(), large: brokertest.Topic()}
+
+	conn, err := amqp091.Dial(string(cfg.URL))
+	r.must(err)
+	t.Cleanup(func() { _ = conn.Close() })
+
+	r.channel, err = conn.Channel()
+	r.must(err)
+
+	if args != nil {
+		for _, queue := range []string{r.small, r.large} {
+			_, err = r.channel.QueueDeclare(queue, true, false, false, false, args)
+			r.must(err)
+		}
+	}
+
+	r.join()
+	r.join()
+
+	return r
+}
+
+func (r *replicas) must(err error) {
+	r.Helper()
+
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// join adds a replica, which is the last in line at both queues.
+func (r *replicas) join() {
+	r.Helper()
+
+	d := &replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(r.T)), received: map[string]<-chan *message.Message{}}
+	r.must(d.Connect(r.Context(), []driver.Topic{{Name: r.small, Consumed: true}, {Name: r.large, Consumed: true}}))
+	r.Cleanup(func() { r.leave(d) })
+
+	for _, queue := range []string{r.small, r.large} {
+		subscriber, err := d.Subscriber(queue, func([]byte) string { return "" })
+		r.must(err)
+
+		d.received[queue], err = subscriber.Subscribe(r.Context(), queue)
+		r.must(err)
+
+		d.subscribers = append(d.subscribers, subscriber)
+	}
+
+	r.subscribed(d)
+	r.all = append(r.all, d)
+}
+
+// leave ends a replica.
+func (r *replicas) leave(d *replica) {
+	for _, s := range d.subscribers {
+		r.must(s.Close())
+	}
+
+	r.must(d.Close())
+}
+
+// subscribed waits until a replica is in line at both queues.
+func (r *replicas) subscribed(d *replica) {
+	r.Helper()
+	pgtest.Eventually(r.T, "the replica has subscribed", func() bool { return d.Subscriptions() == 2 })
+}
+
+// send publishes messages to a queue.
+func (r *replicas) send(queue string, payloads ...string) {
+	r.Helper()
+
+	for _, payload := range payloads {
+		r.must(r.channel.PublishWithContext(r.Context(), "", queue, true, false, amqp091.Publishing{Body: []byte(payload)}))
+	}
+}
+
+// gets waits until the replica with that index has a message of a queue, which the others
+// must not get.
+func (r *replicas) gets(index int, queue, payload string) (msg *message.Message) {
+	r.Helper()
+	pgtest.Eventually(r.T, "a message arrives", func() bool {
+		for i, d := range r.all {
+			select {
+			case received, open := <-d.received[queue]:
+				if open && (i != index || string(received.Payload) != payload) {
+					r.Fatalf("replica %d got %q, expected replica %d to get %q", i, received.Payload, index, payload)
+				}
+
+				msg = cmp.Or(received, msg)
+			default:
+			}
+		}
+
+		return msg != nil
+	})
+
+	return msg
+}
+
+// fallBehind makes the first replica get messages of both queues, while others wait in the
+// large one, and share its queues. It returns the message that it has in hand; 3 and 4
+// follow in the large queue.
+func (r *replicas) fallBehind() *message.Message {
+	r.Helper()
+
+	r.send(r.large, "1", "2", "3", "4")
+	r.gets(0, r.large, "1").Ack()
+
+	inHand := r.gets(0, r.large, "2")
+
+	r.send(r.small, "a")
+	r.gets(0, r.small, "a").Ack()
+	r.must(r.all[0].Share(r.Context()))
+
+	return inHand
+}
+
+func TestAQueueIsConsumedByOneReplicaAtATime(t *testing.T) {
+	t.Parallel()
+
+	r := newReplicas(t, 3, nil)
+
+	r.send(r.small, "1", "2", "3", "4")
+	r.gets(0, r.small, "1").Ack()
+	r.gets(0, r.small, "2")
+	r.gets(0, r.small, "3").Ack()
+	r.gets(0, r.small, "4")
+
+	// The next replica gets what the first had in hand when it ended, and what follows.
+	r.leave(r.all[0])
+	r.send(r.small, "5")
+
+	for _, payload := range []string{"2", "4", "5"} {
+		r.gets(1, r.small, payload).Ack()
+	}
+}
+
+func TestAReplicaThatCannotKeepUpPassesItsSmallestQueueOn(t *testing.T) {
+	t.Parallel()
+
+	r := newReplicas(t, 1, nil)
+
+	r.send(r.large, "0")
+	r.gets(0, r.large, "0").Ack()
+	r.send(r.small, "0")
+	r.gets(0, r.small, "0").Ack()
+	r.must(r.all[0].Share(t.Context())) // it keeps up, so it keeps both
+
+	inHand := r.fallBehind()
+
+	r.subscribed(r.all[0]) // it is in line again, behind the second
+	r.send(r.small, "b")
+	r.gets(1, r.small, "b").Ack()
+
+	// It keeps its last queue, although messages wait there.
+	inHand.Ack()
+	inHand = r.gets(0, r.large, "3")
+	r.must(r.all[0].Share(t.Context()))
+	inHand.Ack()
+	r.gets(0, r.large, "4").Ack()
+
+	// When the queue comes back, it is not passed on again.
+	r.join()
+	r.leave(r.all[1])
+
+	inHand = r.fallBehind()
+
+	r.send(r.small, "c")
+	r.gets(0, r.small, "c").Ack()
+	inHand.Ack()
+	r.gets(0, r.large, "3").Ack()
+	r.gets(0, r.large, "4").Ack()
+}
+
+// A queue that others have declared may drop what comes back.
+func TestAQueueThatOthersHaveDeclaredIsNotPassedOn(t *testing.T) {
+	t.Parallel()
+
+	r := newReplicas(t, 1, amqp091.Table{"x-queue-type": "quorum", "x-single-active-consumer": true, "x-delivery-limit": int64(1)})
+	inHand := r.fallBehind()
+
+	r.send(r.small, "b")
+	r.gets(0, r.small, "b").Ack()
+	inHand.Ack()
+	r.gets(0, r.large, "3").Ack()
+	r.gets(0, r.large, "4").Ack()
+}
