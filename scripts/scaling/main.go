@@ -26,7 +26,8 @@ metadata:
 spec:
   scaleTargetRef: {name: millrace}
   minReplicaCount: 2
-  # At most the number of partitions of a Kafka topic (broker.kafka.partitions).
+  # At most the number of partitions of a Kafka topic (broker.kafka.partitions), or of RabbitMQ
+  # queues that are busy together: one replica at a time consumes a queue.
   maxReplicaCount: {{.Max}}
   cooldownPeriod: 300
   # Without Prometheus, this many.

@@ -20,8 +20,8 @@ import (
 	"github.com/millracehq/millrace/internal/test/pgtest"
 )
 
-// sharing are two replicas that get the messages of a key in turn, as from a queue of
-// RabbitMQ.
+// sharing are two replicas that get the messages of a key in turn, as from a RabbitMQ queue
+// without x-single-active-consumer.
 type sharing struct {
 	*testing.T
 

@@ -8,13 +8,19 @@ import (
 // RenewAfter sets how long subscriptions get nothing until they are renewed.
 func (d *Driver) RenewAfter(interval time.Duration) { d.renewAfter = interval }
 
-// Subscriptions returns the number of subscriptions that RabbitMQ has accepted, including
-// those that are in line behind another replica's.
-func (d *Driver) Subscriptions() int {
+// Subscription identifies the subscription to a topic that RabbitMQ has accepted, maybe
+// behind another replica's. It is nil if there is none.
+func (d *Driver) Subscription(topic string) any {
 	d.sharing.mu.Lock()
 	defer d.sharing.mu.Unlock()
 
-	return len(d.sharing.sessions)
+	for s := range d.sharing.sessions {
+		if s.topic == topic {
+			return s
+		}
+	}
+
+	return nil
 }
 
 // Share does what a ping does periodically.

@@ -36,7 +36,7 @@ func New(cfg Config, logger *slog.Logger) *Driver {
 		cfg: cfg, logger: logger,
 		publishing: newConnection(cfg, "publisher", logger), consumers: newConnection(cfg, "consumers", logger),
 		topology: &topology{cfg: cfg, logger: logger, compared: map[string]bool{}}, renewAfter: renewInterval,
-		sharing: sharing{sessions: map[*session]int64{}, passed: map[string]time.Time{}},
+		sharing: sharing{sessions: map[*session]int64{}},
 	}
 	d.publisher = &publisher{driver: d}
 

@@ -20,19 +20,20 @@ var errPassedOn = errors.New("the queue is passed on to another replica")
 // RabbitMQ delivers the messages of a queue to one replica until its subscription ends, and
 // then to the one that has subscribed next, because we declare queues with
 // x-single-active-consumer. So the replica that starts first consumes all queues. When it
-// cannot keep up, it passes them on, one by one and the smallest first, until it can or has
-// only one left. The next replica does the same.
+// cannot keep up, it passes some of them on, one by one and the smallest first. The next
+// replica does the same.
 type sharing struct {
 	mu sync.Mutex
 	// sessions holds how many messages each session had received when busy was last called.
 	sessions map[*session]int64
-	// passed holds when a topic's queue was last passed on.
-	passed map[string]time.Time
+	// left is how many queues may be passed on until a time.
+	left  int
+	until time.Time
 }
 
-// comeback is how long nothing is passed on after a queue that came back: there is no other
-// replica, or none that can keep up.
-const comeback = 5 * time.Minute
+// spell is the time in which a replica passes on at most half of its busy queues. They come
+// back if there is no other replica, and go round if all are overloaded.
+const spell = 5 * time.Minute
 
 func (sh *sharing) add(s *session) {
 	sh.mu.Lock()
@@ -71,39 +72,40 @@ func (sh *sharing) busy() (list []*session) {
 	return list
 }
 
-// pass ends a session for another replica.
-func (sh *sharing) pass(s *session) {
+// take reports whether one of that many busy queues may be passed on.
+func (sh *sharing) take(busy int) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 
-	sh.passed[s.topic] = time.Now()
-	s.stop(errPassedOn)
+	if time.Now().After(sh.until) {
+		sh.left, sh.until = busy/2, time.Now().Add(spell)
+	}
+
+	sh.left--
+
+	return sh.left >= 0
 }
 
-// cameBack reports whether a session has a queue that was passed on not long ago.
-func (sh *sharing) cameBack(s *session) bool {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-
-	return time.Since(sh.passed[s.topic]) < comeback
-}
-
-// share passes on the queue with the fewest new messages if messages wait in one of the
+// share has the queue with the fewest new messages passed on if messages wait in one of the
 // queues that this process consumes. It does not pass on queues that are not as we would
 // declare them: they may deliver to all replicas, or drop what comes back too often.
 func (d *Driver) share(l *live) {
 	busy := d.sharing.busy()
-	if len(busy) < 2 || slices.ContainsFunc(busy, d.sharing.cameBack) {
+	if len(busy) < 2 {
 		return
 	}
 
 	least := slices.IndexFunc(busy, func(s *session) bool { return d.topology.declared(s.topic) })
-	if least < 0 || !slices.ContainsFunc(busy, func(s *session) bool { return waiting(l, s.topic) }) {
+	if least < 0 || !slices.ContainsFunc(busy, func(s *session) bool { return waiting(l, s.topic) }) || !d.sharing.take(len(busy)) {
 		return
 	}
 
 	d.logger.Debug("messages wait, so a queue is passed on to another replica", slog.String("topic", busy[least].topic))
-	d.sharing.pass(busy[least])
+
+	select {
+	case busy[least].passOn <- struct{}{}:
+	default: // it has been asked already
+	}
 }
 
 // waiting reports whether a queue has messages that are not yet delivered. It reports false

@@ -3,6 +3,7 @@ package rabbitmq_test
 import (
 	"cmp"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp091 "github.com/rabbitmq/amqp091-go"
@@ -33,8 +34,7 @@ type replica struct {
 	received    map[string]<-chan *message.Message
 }
 
-// newReplicas returns two replicas. If there are args, it declares the queues with them
-// first.
+// newReplicas returns no replica yet. If there are args, it declares the queues with them.
 func newReplicas(t *testing.T, window int, args amqp091.Table) *replicas {
 	t.Helper()
 
@@ -56,9 +56,6 @@ func newReplicas(t *testing.T, window int, args amqp091.Table) *replicas {
 		}
 	}
 
-	r.join()
-	r.join()
-
 	return r
 }
 
@@ -73,8 +70,13 @@ func (r *replicas) must(err error) {
 // join adds a replica, which is the last in line at both queues.
 func (r *replicas) join() {
 	r.Helper()
+	r.add(&replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(r.T))})
+}
 
-	d := &replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(r.T)), received: map[string]<-chan *message.Message{}}
+func (r *replicas) add(d *replica) {
+	r.Helper()
+
+	d.received = map[string]<-chan *message.Message{}
 	r.must(d.Connect(r.Context(), []driver.Topic{{Name: r.small, Consumed: true}, {Name: r.large, Consumed: true}}))
 	r.Cleanup(func() { r.leave(d) })
 
@@ -88,7 +90,8 @@ func (r *replicas) join() {
 		d.subscribers = append(d.subscribers, subscriber)
 	}
 
-	r.subscribed(d)
+	r.subscribed(d, r.small, nil)
+	r.subscribed(d, r.large, nil)
 	r.all = append(r.all, d)
 }
 
@@ -101,10 +104,15 @@ func (r *replicas) leave(d *replica) {
 	r.must(d.Close())
 }
 
-// subscribed waits until a replica is in line at both queues.
-func (r *replicas) subscribed(d *replica) {
+// subscribed waits until a replica is in line at a queue, with another subscription than
+// before.
+func (r *replicas) subscribed(d *replica, queue string, before any) {
 	r.Helper()
-	pgtest.Eventually(r.T, "the replica has subscribed", func() bool { return d.Subscriptions() == 2 })
+	pgtest.Eventually(r.T, "the replica has subscribed", func() bool {
+		now := d.Subscription(queue)
+
+		return now != nil && now != before
+	})
 }
 
 // send publishes messages to a queue.
@@ -140,15 +148,16 @@ func (r *replicas) gets(index int, queue, payload string) (msg *message.Message)
 }
 
 // fallBehind makes the first replica get messages of both queues, while others wait in the
-// large one, and share its queues. It returns the message that it has in hand; 3 and 4
+// large one, and share its queues. It returns the message that it has in hand; 4 and 5
 // follow in the large queue.
 func (r *replicas) fallBehind() *message.Message {
 	r.Helper()
 
-	r.send(r.large, "1", "2", "3", "4")
+	r.send(r.large, "1", "2", "3", "4", "5")
 	r.gets(0, r.large, "1").Ack()
+	r.gets(0, r.large, "2").Ack()
 
-	inHand := r.gets(0, r.large, "2")
+	inHand := r.gets(0, r.large, "3")
 
 	r.send(r.small, "a")
 	r.gets(0, r.small, "a").Ack()
@@ -157,10 +166,23 @@ func (r *replicas) fallBehind() *message.Message {
 	return inHand
 }
 
+// keeps checks that the first replica still has its subscription to the small queue.
+func (r *replicas) keeps(before any) {
+	r.Helper()
+	r.send(r.small, "kept")
+	r.gets(0, r.small, "kept").Ack()
+
+	if r.all[0].Subscription(r.small) != before {
+		r.Error("the first replica has passed its small queue on")
+	}
+}
+
 func TestAQueueIsConsumedByOneReplicaAtATime(t *testing.T) {
 	t.Parallel()
 
 	r := newReplicas(t, 3, nil)
+	r.join()
+	r.join()
 
 	r.send(r.small, "1", "2", "3", "4")
 	r.gets(0, r.small, "1").Ack()
@@ -181,37 +203,43 @@ func TestAReplicaThatCannotKeepUpPassesItsSmallestQueueOn(t *testing.T) {
 	t.Parallel()
 
 	r := newReplicas(t, 1, nil)
+	r.join()
+	r.join()
+
+	first := r.all[0]
+	before := first.Subscription(r.small)
 
 	r.send(r.large, "0")
 	r.gets(0, r.large, "0").Ack()
 	r.send(r.small, "0")
 	r.gets(0, r.small, "0").Ack()
-	r.must(r.all[0].Share(t.Context())) // it keeps up, so it keeps both
+	r.must(first.Share(t.Context())) // it keeps up, so it keeps both
+	r.keeps(before)
 
 	inHand := r.fallBehind()
 
-	r.subscribed(r.all[0]) // it is in line again, behind the second
+	r.subscribed(first, r.small, before) // behind the second
 	r.send(r.small, "b")
 	r.gets(1, r.small, "b").Ack()
 
 	// It keeps its last queue, although messages wait there.
 	inHand.Ack()
-	inHand = r.gets(0, r.large, "3")
-	r.must(r.all[0].Share(t.Context()))
+	inHand = r.gets(0, r.large, "4")
+	r.must(first.Share(t.Context()))
 	inHand.Ack()
-	r.gets(0, r.large, "4").Ack()
+	r.gets(0, r.large, "5").Ack()
 
-	// When the queue comes back, it is not passed on again.
+	// The queue comes back. One of two is half of them, so it is not passed on again.
 	r.join()
 	r.leave(r.all[1])
 
+	before = first.Subscription(r.small)
 	inHand = r.fallBehind()
 
-	r.send(r.small, "c")
-	r.gets(0, r.small, "c").Ack()
+	r.keeps(before)
 	inHand.Ack()
-	r.gets(0, r.large, "3").Ack()
 	r.gets(0, r.large, "4").Ack()
+	r.gets(0, r.large, "5").Ack()
 }
 
 // A queue that others have declared may drop what comes back.
@@ -219,11 +247,67 @@ func TestAQueueThatOthersHaveDeclaredIsNotPassedOn(t *testing.T) {
 	t.Parallel()
 
 	r := newReplicas(t, 1, amqp091.Table{"x-queue-type": "quorum", "x-single-active-consumer": true, "x-delivery-limit": int64(1)})
+	r.join()
+	r.join()
+
+	before := r.all[0].Subscription(r.small)
 	inHand := r.fallBehind()
 
-	r.send(r.small, "b")
-	r.gets(0, r.small, "b").Ack()
+	r.keeps(before)
 	inHand.Ack()
-	r.gets(0, r.large, "3").Ack()
 	r.gets(0, r.large, "4").Ack()
+	r.gets(0, r.large, "5").Ack()
+}
+
+// What is in hand is finished before another replica gets the queue.
+func TestAQueueIsPassedOnWhenNothingIsInHand(t *testing.T) {
+	t.Parallel()
+
+	r := newReplicas(t, 2, nil)
+	r.join()
+	r.join()
+
+	first := r.all[0]
+	before := first.Subscription(r.small)
+
+	r.send(r.large, "1", "2", "3", "4", "5", "6")
+	r.gets(0, r.large, "1").Ack()
+	r.gets(0, r.large, "2").Ack()
+	three, four := r.gets(0, r.large, "3"), r.gets(0, r.large, "4")
+
+	r.send(r.small, "a")
+
+	inHand := r.gets(0, r.small, "a")
+
+	r.must(first.Share(t.Context()))
+	r.send(r.small, "b") // the first must not take it any more, and the second not yet
+	three.Ack()
+	four.Ack()
+	r.gets(0, r.large, "5").Ack()
+	r.gets(0, r.large, "6").Ack()
+
+	if first.Subscription(r.small) != before {
+		t.Error("the queue was passed on with a message in hand")
+	}
+
+	inHand.Ack()
+	r.subscribed(first, r.small, before)
+	r.gets(1, r.small, "b").Ack()
+}
+
+// RabbitMQ 4.3 returns a message that is in hand for too long, without those behind it.
+func TestASubscriptionIsRenewedBeforeAMessageIsInHandForTooLong(t *testing.T) {
+	t.Parallel()
+
+	r := newReplicas(t, 2, nil)
+	d := &replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(t))}
+	d.RenewAfter(20 * time.Millisecond)
+	r.add(d)
+
+	r.send(r.small, "1", "2")
+	r.gets(0, r.small, "1")
+	r.gets(0, r.small, "2")
+
+	r.gets(0, r.small, "1").Ack()
+	r.gets(0, r.small, "2").Ack()
 }

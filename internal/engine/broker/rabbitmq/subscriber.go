@@ -57,7 +57,7 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 
 			if session := s.open(ctx, out); session != nil {
 				err := session.consume(s.driver.renewAfter)
-				if errors.Is(err, errQuiet) || errors.Is(err, errPassedOn) {
+				if errors.Is(err, errQuiet) || errors.Is(err, errHeld) || errors.Is(err, errPassedOn) {
 					session.end()
 
 					continue
@@ -68,6 +68,8 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 				}
 
 				if errors.Is(err, errCancelled) {
+					s.driver.topology.forget(queueKind + s.topic)
+
 					// The channel is still open, so the broker has not taken back its
 					// deliveries.
 					session.end()
@@ -120,12 +122,14 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message
 		return nil, err
 	}
 
+	s.driver.topology.report()
+
 	channel, err := l.Channel()
 	if err != nil {
 		return nil, fmt.Errorf("opening channel: %w", err)
 	}
 
-	session := &session{driver: s.driver, topic: s.topic, channel: channel, key: s.key}
+	session := &session{driver: s.driver, topic: s.topic, channel: channel, key: s.key, passOn: make(chan struct{}, 1)}
 	session.ctx, session.stop = context.WithCancelCause(ctx)
 	session.watch()
 
@@ -160,6 +164,8 @@ type session struct {
 	acker      *acker
 	// received counts the messages that the broker has delivered.
 	received atomic.Int64
+	// passOn asks the session to end for another replica.
+	passOn chan struct{}
 
 	// ctx ends when the subscription does; its cause says why.
 	ctx  context.Context //nolint:containedctx // it is the lifetime of the session
@@ -172,6 +178,15 @@ var errCancelled = errors.New("rabbitmq cancelled the subscription: the queue wa
 
 // errQuiet reports that a subscription has got nothing for a while and has nothing in hand.
 var errQuiet = errors.New("the subscription is renewed because it has got nothing for a while")
+
+// errHeld reports that a message has been in hand for long.
+var errHeld = errors.New("the subscription is renewed because a message has been in hand for long")
+
+// heldFor is how many renewal intervals a message may be in hand before the subscription is
+// renewed. It must be less than RabbitMQ's consumer_timeout, 30 minutes by default, after
+// which RabbitMQ 4.3 returns that message but not those behind it, so that another replica
+// could get later ones first. A new subscription gets all of them, in order.
+const heldFor = 20
 
 // watch ends the session when the broker ends the subscription.
 func (s *session) watch() {
@@ -198,14 +213,34 @@ func (s *session) consume(renewAfter time.Duration) error {
 	ticker := time.NewTicker(renewAfter)
 	defer ticker.Stop()
 
-	for quiet := true; ; {
+	var (
+		quiet  = true
+		oldest int64 // the first message in hand
+		ticks  int   // since it has been the first
+	)
+
+	for {
 		select {
 		case <-ticker.C:
-			if quiet && s.hand.Empty() {
+			first, inHand := s.hand.First()
+			if first != oldest {
+				oldest, ticks = first, 0
+			}
+
+			ticks++
+
+			switch {
+			case quiet && !inHand:
 				return errQuiet
+			case inHand && ticks > heldFor:
+				return errHeld
 			}
 
 			quiet = true
+		case <-s.passOn:
+			if s.drained() {
+				return errPassedOn
+			}
 		case delivery, open := <-s.deliveries:
 			quiet = false
 
@@ -223,6 +258,31 @@ func (s *session) consume(renewAfter time.Duration) error {
 			}
 		case <-s.ctx.Done():
 			return context.Cause(s.ctx)
+		}
+	}
+}
+
+// drainLimit bounds how long a queue rests before it is passed on.
+const drainLimit = 5 * time.Second
+
+// drained takes no more messages until those in hand are finished. It reports false if that
+// takes too long.
+func (s *session) drained() bool {
+	ticker, limit := time.NewTicker(5*time.Millisecond), time.NewTimer(drainLimit)
+	defer ticker.Stop()
+	defer limit.Stop()
+
+	for {
+		if _, inHand := s.hand.First(); !inHand {
+			return true
+		}
+
+		select {
+		case <-ticker.C:
+		case <-limit.C:
+			return false
+		case <-s.ctx.Done():
+			return false
 		}
 	}
 }

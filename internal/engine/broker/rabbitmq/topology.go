@@ -182,6 +182,9 @@ func (t *topology) bind(l *live, topic string) error {
 	return nil
 }
 
+// queueKind is the kind of a queue.
+const queueKind = "queue"
+
 // object is an exchange or a queue.
 type object struct {
 	kind, name    string
@@ -190,7 +193,7 @@ type object struct {
 
 func queue(name string, args amqp091.Table) object {
 	return object{
-		kind: "queue", name: name,
+		kind: queueKind, name: name,
 		look: func(ch *amqp091.Channel) error {
 			_, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 
@@ -219,6 +222,8 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 		return false, t.missing(topic, o, err)
 	}
 
+	t.forget(o.kind + o.name)
+
 	err = onChannel(l, o.declare)
 
 	switch {
@@ -244,11 +249,15 @@ func (t *topology) compare(l *live, o object) {
 	}
 
 	err := onChannel(l, o.declare)
-	if err == nil {
-		t.same(o)
-	}
 
-	if !answered(err, amqp091.PreconditionFailed) {
+	switch {
+	case err == nil:
+		t.same(o)
+
+		return
+	case !answered(err, amqp091.PreconditionFailed):
+		t.forget(o.kind + o.name)
+
 		return
 	}
 
@@ -304,12 +313,20 @@ func (t *topology) same(o object) {
 	t.compared[o.kind+o.name] = true
 }
 
+// forget has an object compared again, because it may no longer be the same.
+func (t *topology) forget(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	delete(t.compared, name)
+}
+
 // declared reports whether a topic's queue is known to be as we would declare it.
 func (t *topology) declared(topic string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	return t.compared["queue"+topic]
+	return t.compared[queueKind+topic]
 }
 
 // missing returns a topic's error for an object that does not exist and was not created.

@@ -252,12 +252,16 @@ func (w *Window) forget(n int) {
 	w.tracked.Release(int64(n))
 }
 
-// Empty reports whether no message is in hand.
-func (w *Window) Empty() bool {
+// First returns the position of the first message in hand, and whether there is one.
+func (w *Window) First() (position int64, inHand bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
-	return len(w.order) == 0
+	if len(w.order) == 0 {
+		return 0, false
+	}
+
+	return w.order[0].position, true
 }
 
 // end breaks all lines: whoever subscribes next gets what the consumer has not begun.
