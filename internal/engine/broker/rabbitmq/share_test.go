@@ -301,7 +301,7 @@ func TestASubscriptionIsRenewedBeforeAMessageIsInHandForTooLong(t *testing.T) {
 
 	r := newReplicas(t, 2, nil)
 	d := &replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(t))}
-	d.RenewAfter(20 * time.Millisecond)
+	d.RenewAfter(50 * time.Millisecond)
 	r.add(d)
 
 	r.send(r.small, "1", "2")
