@@ -160,6 +160,13 @@ func TestAMessageThatTheBrokerNeverTakesDelaysNoOther(t *testing.T) {
 	larger := "2000000"
 	must(t, admin(t, h.config).AlterConfig(sarama.TopicResource, topic, map[string]*string{"max.message.bytes": &larger}, false))
 
+	conn := h.open(t, topic)
+	defer conn.Close()
+
+	pgtest.Eventually(t, "Kafka has applied the new limit", func() bool {
+		return conn.Publisher().Publish(topic, newMessage("k", strings.Repeat("x", 1_048_477))) == nil
+	})
+
 	retried, err := outbox.RetryRefused(t.Context(), r.pool, []int64{refused[1].Seq, refused[2].Seq}, operator)
 	must(t, err)
 

@@ -270,7 +270,15 @@ func payloads(t *testing.T, client sarama.Client, topic string) map[string]bool 
 	written := map[string]bool{}
 
 	for partition := range int32(partitions) {
-		end, err := client.GetOffset(topic, partition, sarama.OffsetNewest)
+		var end int64
+
+		// A partition of a new topic may not have a leader yet.
+		pgtest.Eventually(t, "the partition has a leader", func() bool {
+			end, err = client.GetOffset(topic, partition, sarama.OffsetNewest)
+
+			return !errors.Is(err, sarama.ErrNotLeaderForPartition)
+		})
+
 		if err != nil {
 			t.Fatal(err)
 		}
