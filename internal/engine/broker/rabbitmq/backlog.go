@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 
-	amqp091 "github.com/rabbitmq/amqp091-go"
-
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 )
 
@@ -24,14 +22,9 @@ func (d *Driver) Backlogs(ctx context.Context, topics []string) (list []driver.B
 	defer l.close()
 
 	for _, topic := range topics {
-		b := driver.Backlog{Topic: topic}
+		queue, err := inspect(l, topic)
+		b := driver.Backlog{Topic: topic, Messages: int64(queue.Messages), Subscriptions: queue.Consumers}
 
-		err := onChannel(l, func(ch *amqp091.Channel) error {
-			queue, err := ch.QueueDeclarePassive(topic, true, false, false, false, nil)
-			b.Messages, b.Subscriptions = int64(queue.Messages), queue.Consumers
-
-			return err
-		})
 		if err != nil {
 			b.Err = fmt.Errorf("reading queue %s: %w", topic, cmp.Or(ctx.Err(), err))
 		}

@@ -2,18 +2,11 @@ package rabbitmq
 
 import (
 	"cmp"
-	"errors"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
-
-	amqp091 "github.com/rabbitmq/amqp091-go"
 )
-
-// errPassedOn reports that a subscription has ended so that another replica consumes the
-// queue.
-var errPassedOn = errors.New("the queue is passed on to another replica")
 
 // sharing spreads queues over replicas.
 //
@@ -111,13 +104,7 @@ func (d *Driver) share(l *live) {
 // waiting reports whether a queue has messages that are not yet delivered. It reports false
 // if the broker does not say: the subscription ends for the same reason.
 func waiting(l *live, queue string) bool {
-	var found amqp091.Queue
-
-	err := onChannel(l, func(ch *amqp091.Channel) (err error) {
-		found, err = ch.QueueDeclarePassive(queue, true, false, false, false, nil)
-
-		return err
-	})
+	found, err := inspect(l, queue)
 
 	return err == nil && found.Messages > 0
 }

@@ -2,6 +2,7 @@ package rabbitmq_test
 
 import (
 	"cmp"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/millracehq/millrace/internal/engine/broker/driver"
 	"github.com/millracehq/millrace/internal/engine/broker/rabbitmq"
+	"github.com/millracehq/millrace/internal/engine/broker/window"
 	"github.com/millracehq/millrace/internal/engine/postgres"
 	"github.com/millracehq/millrace/internal/test/brokertest"
 	"github.com/millracehq/millrace/internal/test/pgtest"
@@ -34,8 +36,8 @@ type replica struct {
 	received    map[string]<-chan *message.Message
 }
 
-// newReplicas returns no replica yet. If there are args, it declares the queues with them.
-func newReplicas(t *testing.T, window int, args amqp091.Table) *replicas {
+// newReplicas returns n replicas. If there are args, it declares the queues with them first.
+func newReplicas(t *testing.T, n, window int, args amqp091.Table) *replicas {
 	t.Helper()
 
 	cfg := rabbitmq.DefaultConfig()
@@ -54,6 +56,10 @@ func newReplicas(t *testing.T, window int, args amqp091.Table) *replicas {
 			_, err = r.channel.QueueDeclare(queue, true, false, false, false, args)
 			r.must(err)
 		}
+	}
+
+	for range n {
+		r.join()
 	}
 
 	return r
@@ -180,9 +186,7 @@ func (r *replicas) keeps(before any) {
 func TestAQueueIsConsumedByOneReplicaAtATime(t *testing.T) {
 	t.Parallel()
 
-	r := newReplicas(t, 3, nil)
-	r.join()
-	r.join()
+	r := newReplicas(t, 2, 3, nil)
 
 	r.send(r.small, "1", "2", "3", "4")
 	r.gets(0, r.small, "1").Ack()
@@ -202,9 +206,7 @@ func TestAQueueIsConsumedByOneReplicaAtATime(t *testing.T) {
 func TestAReplicaThatCannotKeepUpPassesItsSmallestQueueOn(t *testing.T) {
 	t.Parallel()
 
-	r := newReplicas(t, 1, nil)
-	r.join()
-	r.join()
+	r := newReplicas(t, 2, 1, nil)
 
 	first := r.all[0]
 	before := first.Subscription(r.small)
@@ -246,9 +248,7 @@ func TestAReplicaThatCannotKeepUpPassesItsSmallestQueueOn(t *testing.T) {
 func TestAQueueThatOthersHaveDeclaredIsNotPassedOn(t *testing.T) {
 	t.Parallel()
 
-	r := newReplicas(t, 1, amqp091.Table{"x-queue-type": "quorum", "x-single-active-consumer": true, "x-delivery-limit": int64(1)})
-	r.join()
-	r.join()
+	r := newReplicas(t, 2, 1, amqp091.Table{"x-queue-type": "quorum", "x-single-active-consumer": true, "x-delivery-limit": int64(1)})
 
 	before := r.all[0].Subscription(r.small)
 	inHand := r.fallBehind()
@@ -263,9 +263,7 @@ func TestAQueueThatOthersHaveDeclaredIsNotPassedOn(t *testing.T) {
 func TestAQueueIsPassedOnWhenNothingIsInHand(t *testing.T) {
 	t.Parallel()
 
-	r := newReplicas(t, 2, nil)
-	r.join()
-	r.join()
+	r := newReplicas(t, 2, 2, nil)
 
 	first := r.all[0]
 	before := first.Subscription(r.small)
@@ -299,15 +297,32 @@ func TestAQueueIsPassedOnWhenNothingIsInHand(t *testing.T) {
 func TestASubscriptionIsRenewedBeforeAMessageIsInHandForTooLong(t *testing.T) {
 	t.Parallel()
 
-	r := newReplicas(t, 2, nil)
-	d := &replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(t))}
-	d.RenewAfter(50 * time.Millisecond)
-	r.add(d)
+	for name, of := range map[string]struct{ messages, size, inHand int }{
+		"with room in the window":  {messages: 2, size: 1, inHand: 2},
+		"while the window is full": {messages: 17, size: window.MaxBytes / 16, inHand: 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 
-	r.send(r.small, "1", "2")
-	r.gets(0, r.small, "1")
-	r.gets(0, r.small, "2")
+			r := newReplicas(t, 0, of.messages, nil)
+			d := &replica{Driver: rabbitmq.New(r.cfg, pgtest.Logger(t))}
+			d.RenewAfter(50 * time.Millisecond)
+			r.add(d)
 
-	r.gets(0, r.small, "1").Ack()
-	r.gets(0, r.small, "2").Ack()
+			payloads := make([]string, of.messages)
+			for i := range payloads {
+				payloads[i] = strings.Repeat(string(rune('a'+i)), of.size)
+			}
+
+			r.send(r.small, payloads...)
+
+			for _, payload := range payloads[:of.inHand] {
+				r.gets(0, r.small, payload)
+			}
+
+			for _, payload := range payloads { // again, with a new subscription
+				r.gets(0, r.small, payload).Ack()
+			}
+		})
+	}
 }

@@ -56,8 +56,8 @@ func (s *subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.M
 			started := time.Now()
 
 			if session := s.open(ctx, out); session != nil {
-				err := session.consume(s.driver.renewAfter)
-				if errors.Is(err, errQuiet) || errors.Is(err, errHeld) || errors.Is(err, errPassedOn) {
+				err := session.consume()
+				if errors.Is(err, errRenew) {
 					session.end()
 
 					continue
@@ -150,6 +150,8 @@ func (s *subscriber) subscribe(ctx context.Context, l *live, out chan<- *message
 		window.Acks{UpTo: session.acker.upTo, One: session.acker.one})
 	s.driver.sharing.add(session)
 
+	go session.renew(s.driver.renewAfter)
+
 	return session, nil
 }
 
@@ -176,11 +178,8 @@ type session struct {
 // channel.
 var errCancelled = errors.New("rabbitmq cancelled the subscription: the queue was deleted or moved")
 
-// errQuiet reports that a subscription has got nothing for a while and has nothing in hand.
-var errQuiet = errors.New("the subscription is renewed because it has got nothing for a while")
-
-// errHeld reports that a message has been in hand for long.
-var errHeld = errors.New("the subscription is renewed because a message has been in hand for long")
+// errRenew reports that a subscription ends to be renewed, behind those of other replicas.
+var errRenew = errors.New("the subscription is renewed")
 
 // heldFor is how many renewal intervals a message may be in hand before the subscription is
 // renewed. It must be less than RabbitMQ's consumer_timeout, 30 minutes by default, after
@@ -208,42 +207,52 @@ func (s *session) watch() {
 	}()
 }
 
-// consume passes messages on until the session ends, and returns why it ended.
-func (s *session) consume(renewAfter time.Duration) error {
-	ticker := time.NewTicker(renewAfter)
+// renew ends the session if it has got nothing for an interval and has nothing in hand, or
+// if a message has been in hand for too many intervals. It has a goroutine of its own,
+// because consume waits while the window is full.
+func (s *session) renew(interval time.Duration) {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 
 	var (
-		quiet  = true
-		oldest int64 // the first message in hand
-		ticks  int   // since it has been the first
+		received int64 // at the last tick
+		oldest   int64 // the first message in hand
+		ticks    int   // since it has been the first
 	)
 
 	for {
 		select {
 		case <-ticker.C:
-			first, inHand := s.hand.First()
-			if first != oldest {
-				oldest, ticks = first, 0
-			}
+		case <-s.ctx.Done():
+			return
+		}
 
-			ticks++
+		now := s.received.Load()
 
-			switch {
-			case quiet && !inHand:
-				return errQuiet
-			case inHand && ticks > heldFor:
-				return errHeld
-			}
+		first, inHand := s.hand.First()
+		if first != oldest {
+			oldest, ticks = first, 0
+		}
 
-			quiet = true
+		ticks++
+
+		if !inHand && now == received || inHand && ticks > heldFor {
+			s.stop(errRenew)
+		}
+
+		received = now
+	}
+}
+
+// consume passes messages on until the session ends, and returns why it ended.
+func (s *session) consume() error {
+	for {
+		select {
 		case <-s.passOn:
 			if s.drained() {
-				return errPassedOn
+				return errRenew
 			}
 		case delivery, open := <-s.deliveries:
-			quiet = false
-
 			if !open {
 				<-s.ctx.Done()
 

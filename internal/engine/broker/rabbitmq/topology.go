@@ -228,7 +228,7 @@ func (t *topology) ensure(l *live, topic string, o object) (created bool, err er
 
 	switch {
 	case err == nil:
-		t.same(o) // nothing to compare: we declared it
+		t.same(o.kind + o.name) // nothing to compare: we declared it
 		t.logger.Info("created a missing exchange or queue", slog.String(o.kind, o.name))
 
 		return true, nil
@@ -252,7 +252,7 @@ func (t *topology) compare(l *live, o object) {
 
 	switch {
 	case err == nil:
-		t.same(o)
+		t.same(o.kind + o.name)
 
 		return
 	case !answered(err, amqp091.PreconditionFailed):
@@ -306,11 +306,11 @@ func (t *topology) first(name string) bool {
 }
 
 // same records that an object is as we would declare it.
-func (t *topology) same(o object) {
+func (t *topology) same(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	t.compared[o.kind+o.name] = true
+	t.compared[name] = true
 }
 
 // forget has an object compared again, because it may no longer be the same.
@@ -363,6 +363,17 @@ func sorted(err error, topic, remedy string) error {
 	}
 
 	return &driver.RefusedError{Scope: driver.OneTopic, Topic: topic, Remedy: remedy, Err: err}
+}
+
+// inspect returns a queue's numbers of messages and consumers.
+func inspect(l *live, name string) (found amqp091.Queue, err error) {
+	err = onChannel(l, func(ch *amqp091.Channel) error {
+		found, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
+
+		return err
+	})
+
+	return found, err
 }
 
 // onChannel calls fn with a channel of its own, because an error closes the channel.
