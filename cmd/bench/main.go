@@ -120,7 +120,12 @@ func run(ctx context.Context, s settings) error {
 		fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
 	}
 
-	report := results.report(s)
+	machine, err := lab.machine(ctx)
+	if err != nil {
+		return err
+	}
+
+	report := results.report(machine, s)
 	report.print(os.Stdout)
 
 	return report.write(s.jsonFile)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -93,9 +94,9 @@ type measured struct {
 	Runs    []figures          `json:"runs"`
 }
 
-func (r *results) report(s settings) report {
+func (r *results) report(machine string, s settings) report {
 	out := report{
-		Machine: fmt.Sprintf("%d cores, %s", runtime.NumCPU(), cpuModel()),
+		Machine: machine,
 		Go:      runtime.Version(),
 		Settings: fmt.Sprintf("%d orders or messages (naive, FastStream and one key: %d), %d products, %d rounds; service, Postgres and broker on the same cores",
 			s.orders, s.naiveOrders, s.skus, s.rounds),
@@ -235,6 +236,21 @@ func cell(runs []figures, column string) string {
 	}
 
 	return fmt.Sprintf(format, s[1])
+}
+
+// machine describes what the figures depend on: the processor, and how Postgres was compiled.
+func (l *lab) machine(ctx context.Context) (string, error) {
+	var version string
+	if err := l.server.QueryRow(ctx, `SHOW server_version`).Scan(&version); err != nil {
+		return "", fmt.Errorf("asking Postgres for its version: %w", err)
+	}
+
+	var optimization string
+	if err := l.server.QueryRow(ctx, `SELECT substring(setting FROM '-O\w+') FROM pg_config WHERE name = 'CFLAGS'`).Scan(&optimization); err != nil {
+		optimization = "unknown optimization" // only superusers may ask
+	}
+
+	return fmt.Sprintf("%d cores, %s; Postgres %s, %s", runtime.NumCPU(), cpuModel(), version, optimization), nil
 }
 
 func cpuModel() string {

@@ -71,7 +71,7 @@ func TestReportIsOfTheScenariosThatRan(t *testing.T) {
 	r.add("throughput/embedded", figures{perSecond: 1000})
 
 	var out strings.Builder
-	r.report(settings{}).print(&out)
+	r.report("2 cores", settings{}).print(&out)
 
 	for _, expected := range []string{"| Kafka to embedded | 1.00 |", "## Throughput", "| kafka | 2000 (1000-3000) | - |"} {
 		if !strings.Contains(out.String(), expected) {

@@ -65,6 +65,9 @@ type Options struct {
 	Version string
 	// Settings go into postgresql.conf.
 	Settings map[string]string
+	// Binaries is the directory of an installed Postgres of that version, with bin, lib and
+	// share. Without it, Start downloads binaries, which are compiled for small size.
+	Binaries string
 }
 
 // Start starts the server in dir with settings for postgresql.conf, or returns the
@@ -106,6 +109,10 @@ func Start(ctx context.Context, dir string, options Options, logger *slog.Logger
 		if server, err = home.changePort(logger, server.port); err != nil {
 			return nil, err
 		}
+	}
+
+	if err := home.install(options.Binaries); err != nil {
+		return nil, err
 	}
 
 	if !home.hasBinaries() {
@@ -325,6 +332,28 @@ func (h home) hasBinaries() bool {
 	_, err := os.Stat(filepath.Join(h.binaries(), "bin", "pg_ctl"))
 
 	return err == nil
+}
+
+// install makes the server use the binaries of an installed Postgres, if there are any.
+func (h home) install(binaries string) error {
+	if binaries == "" {
+		return nil
+	}
+
+	binaries, err := filepath.Abs(binaries)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", binaries, err)
+	}
+
+	if h.owner != 0 && !reachable(binaries) {
+		return fmt.Errorf("postgres does not run as root, and other users cannot enter %s: use a directory that they can enter", binaries)
+	}
+
+	if err := errors.Join(os.RemoveAll(h.binaries()), os.Symlink(binaries, h.binaries())); err != nil {
+		return fmt.Errorf("installing %s: %w", binaries, err)
+	}
+
+	return nil
 }
 
 // checkVersion rejects data of another major version, which embedded-postgres would

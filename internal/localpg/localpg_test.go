@@ -28,6 +28,30 @@ func start(t *testing.T, dir string) *localpg.Server {
 	return server
 }
 
+// directory returns the directory of a new server, which is removed after the test. It is not
+// in t.TempDir: for root, Postgres's user cannot enter that, so the server would use another
+// directory.
+func directory(t *testing.T) string {
+	t.Helper()
+
+	parent, err := os.MkdirTemp("", "localpg-*") //nolint:usetesting // see above
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(func() {
+		if err := os.RemoveAll(parent); err != nil {
+			t.Error(err)
+		}
+	})
+
+	if err := os.Chmod(parent, 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	return filepath.Join(parent, "postgres")
+}
+
 func query(t *testing.T, server *localpg.Server, sql string) string {
 	t.Helper()
 
@@ -55,26 +79,11 @@ func query(t *testing.T, server *localpg.Server, sql string) string {
 func TestDataSurvivesStopsAndCrashes(t *testing.T) {
 	t.Parallel()
 
-	// Do not use t.TempDir: for root, Postgres's user cannot enter its parents, so
-	// the server would use another directory.
-	dir, err := os.MkdirTemp("", "localpg-*") //nolint:usetesting // see above
-	if err != nil {
-		t.Fatal(err)
-	}
-
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-
-	dir = filepath.Join(dir, "postgres")
+	dir := directory(t)
 	first := start(t, dir)
 
 	t.Cleanup(func() {
 		if err := first.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-
-		if err := os.RemoveAll(filepath.Dir(dir)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -151,6 +160,40 @@ func startAfterCrash(t *testing.T, dir string) *localpg.Server {
 		if time.Now().After(deadline) { // its children need a moment to exit
 			t.Fatal(err)
 		}
+	}
+}
+
+//nolint:paralleltest // as root, nothing else may run in a process that starts a server
+func TestAServerMayUseAnInstalledPostgres(t *testing.T) {
+	installed, dir := directory(t), directory(t)
+
+	if err := start(t, installed).Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	binaries := filepath.Join(installed, "postgres")
+	options := localpg.Options{Settings: map[string]string{"fsync": "off"}, Binaries: binaries}
+
+	if os.Geteuid() == 0 { // the directory of a server is its own
+		_, err := localpg.Start(t.Context(), dir, options, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), "other users cannot enter "+binaries) {
+			t.Fatalf("got %v for binaries that the user of the server cannot reach", err)
+		}
+	}
+
+	if err := os.Chmod(installed, 0o711); err != nil {
+		t.Fatal(err)
+	}
+
+	server, err := localpg.Start(t.Context(), dir, options, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	t.Cleanup(func() { _ = server.Stop(context.Background()) })
+
+	if got := query(t, server, `SELECT setting FROM pg_config WHERE name = 'BINDIR'`); got != filepath.Join(binaries, "bin") {
+		t.Errorf("the server runs from %s, expected %s", got, binaries)
 	}
 }
 

@@ -26,6 +26,7 @@ func run(args []string) error {
 	fast := flags.Bool("fast", false, "do not sync to disk, for tests")
 	stamps := flags.Bool("commit-timestamps", false, "record the time of each commit, to measure latency")
 	version := flags.String("version", localpg.Version, "major version of Postgres")
+	binaries := flags.String("binaries", "", "directory of an installed Postgres; empty to download one")
 	connections := flags.Int("max-connections", 300, "maximum number of connections")
 
 	if len(args) == 0 {
@@ -50,7 +51,7 @@ func run(args []string) error {
 			parameters["track_commit_timestamp"] = "on"
 		}
 
-		server, err := localpg.Start(ctx, *dir, localpg.Options{Version: *version, Settings: parameters},
+		server, err := localpg.Start(ctx, *dir, localpg.Options{Version: *version, Settings: parameters, Binaries: *binaries},
 			slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		if err != nil {
 			return err
