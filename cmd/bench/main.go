@@ -96,8 +96,14 @@ func run(ctx context.Context, s settings) error {
 
 	results := newResults(chosen)
 
+	var slow []figures
+
 	// Round 0 warms up the servers, especially the broker's JVM.
 	for round := 0; round <= s.rounds; round++ {
+		if round > 0 {
+			slow = append(slow, idleMachine())
+		}
+
 		for i, scenario := range chosen {
 			if scenario.once && round != 1 {
 				continue
@@ -120,7 +126,7 @@ func run(ctx context.Context, s settings) error {
 		fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
 	}
 
-	machine, err := lab.machine(ctx)
+	machine, err := lab.machine(ctx, slow)
 	if err != nil {
 		return err
 	}

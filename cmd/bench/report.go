@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -33,6 +32,7 @@ const (
 	auditSeconds     = "audit s"
 	otlpKB           = "OTLP KB"
 	generatedSeconds = "generated in s"
+	slowPercent      = "slow %"
 )
 
 // section is a part of the report. It contains the scenarios whose names begin with its
@@ -236,34 +236,4 @@ func cell(runs []figures, column string) string {
 	}
 
 	return fmt.Sprintf(format, s[1])
-}
-
-// machine describes what the figures depend on: the processor, and how Postgres was compiled.
-func (l *lab) machine(ctx context.Context) (string, error) {
-	var version string
-	if err := l.server.QueryRow(ctx, `SHOW server_version`).Scan(&version); err != nil {
-		return "", fmt.Errorf("asking Postgres for its version: %w", err)
-	}
-
-	var optimization string
-	if err := l.server.QueryRow(ctx, `SELECT substring(setting FROM '-O\w+') FROM pg_config WHERE name = 'CFLAGS'`).Scan(&optimization); err != nil {
-		optimization = "unknown optimization" // only superusers may ask
-	}
-
-	return fmt.Sprintf("%d cores, %s; Postgres %s, %s", runtime.NumCPU(), cpuModel(), version, optimization), nil
-}
-
-func cpuModel() string {
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return runtime.GOARCH
-	}
-
-	for line := range strings.Lines(string(info)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-
-	return runtime.GOARCH
 }

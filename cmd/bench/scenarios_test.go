@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func names() []string {
@@ -81,6 +82,17 @@ func TestReportIsOfTheScenariosThatRan(t *testing.T) {
 
 	if strings.Contains(out.String(), "## Idle") {
 		t.Error("the report has a section of a scenario that did not run")
+	}
+}
+
+func TestAMachineIsSlowWhenWorkTakesThreeTimesAsLongAsUsual(t *testing.T) {
+	t.Parallel()
+
+	took := slices.Repeat([]time.Duration{300 * time.Microsecond}, 97)
+	took = append(took, 800*time.Microsecond, 901*time.Microsecond, 4*time.Millisecond)
+
+	if got := slowShare(took); got != 0.02 {
+		t.Errorf("got %v, expected the two of a hundred pieces that took more than 0.9 ms", got)
 	}
 }
 

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// machine describes what the figures depend on: the processor, how often it is slow, and how
+// Postgres was compiled.
+func (l *lab) machine(ctx context.Context, slow []figures) (string, error) {
+	var version string
+	if err := l.server.QueryRow(ctx, `SHOW server_version`).Scan(&version); err != nil {
+		return "", fmt.Errorf("asking Postgres for its version: %w", err)
+	}
+
+	var optimization string
+	if err := l.server.QueryRow(ctx, `SELECT substring(setting FROM '-O\w+') FROM pg_config WHERE name = 'CFLAGS'`).Scan(&optimization); err != nil {
+		optimization = "unknown optimization" // only superusers may ask
+	}
+
+	return fmt.Sprintf("%d cores, %s, slow for %s %% of the time while idle; Postgres %s, %s",
+		runtime.NumCPU(), cpuModel(), cell(slow, slowPercent), version, optimization), nil
+}
+
+const (
+	// idleTime is how long an idle machine is watched.
+	idleTime = 5 * time.Second
+	// slowFactor is how many times as long as usual work takes on a machine that is slow.
+	slowFactor = 3
+)
+
+// idleMachine measures how often the machine is slow while it has nothing else to do. Virtual
+// machines are, when their host has other work, and need not know it. No p99 can be better
+// than a machine that is slow for more than a hundredth of the time.
+func idleMachine() figures {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	var took []time.Duration
+
+	for began := time.Now(); time.Since(began) < idleTime; time.Sleep(2 * time.Millisecond) {
+		start := time.Now()
+		spin()
+
+		took = append(took, time.Since(start))
+	}
+
+	return figures{slowPercent: 100 * slowShare(took)}
+}
+
+// spun keeps the compiler from removing the work of spin.
+var spun uint64
+
+// spin takes some 0.3 ms, without memory or the kernel.
+func spin() {
+	for range 200_000 {
+		spun = spun*6364136223846793005 + 1442695040888963407
+	}
+}
+
+// slowShare returns the share of equal pieces of work that took slowFactor times as long as
+// the median.
+func slowShare(took []time.Duration) float64 {
+	sorted := slices.Sorted(slices.Values(took))
+	usual := sorted[len(sorted)/2]
+
+	slow := 0
+
+	for _, d := range took {
+		if d > slowFactor*usual {
+			slow++
+		}
+	}
+
+	return float64(slow) / float64(len(took))
+}
+
+func cpuModel() string {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+
+	for line := range strings.Lines(string(info)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+
+	return runtime.GOARCH
+}
