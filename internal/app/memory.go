@@ -12,7 +12,7 @@ import (
 // heapGrowth is how much the heap may grow between two collections, in percent of what is
 // in use. At Go's default of 100, the collector takes a fifth of the service's CPU at full
 // load. The limits on messages in hand bound what is in use, and so the heap.
-const heapGrowth = 175
+const heapGrowth = 150
 
 // tuneCollector sets how much the heap may grow, unless the environment has GOGC, and sets
 // its limit to 90 % of the container's, unless the environment has GOMEMLIMIT. There is no
