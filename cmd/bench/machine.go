@@ -34,9 +34,9 @@ const (
 	slowFactor = 3
 )
 
-// idleMachine measures how often the machine is slow while it has nothing else to do. Virtual
-// machines are, when their host has other work, and need not know it. No p99 can be better
-// than a machine that is slow for more than a hundredth of the time.
+// idleMachine measures how often the machine is slow while it has nothing else to do. A
+// virtual machine is slow when its host has other work, often without knowing it. If that is
+// more than a hundredth of the time, a p99 is the machine's.
 func idleMachine() figures {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
