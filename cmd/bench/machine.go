@@ -12,7 +12,13 @@ import (
 
 // machine describes what the figures depend on: the processor, how often it is slow, and how
 // Postgres was compiled.
-func (l *lab) machine(ctx context.Context, slow []figures) (string, error) {
+func machine(slow []figures, postgres string) string {
+	return fmt.Sprintf("%d cores, %s, slow for %s %% of the time while idle; Postgres %s",
+		runtime.NumCPU(), cpuModel(), cell(slow, slowPercent), postgres)
+}
+
+// build returns the version of Postgres and how it was optimized.
+func (l *lab) build(ctx context.Context) (string, error) {
 	var version string
 	if err := l.server.QueryRow(ctx, `SHOW server_version`).Scan(&version); err != nil {
 		return "", fmt.Errorf("asking Postgres for its version: %w", err)
@@ -23,8 +29,7 @@ func (l *lab) machine(ctx context.Context, slow []figures) (string, error) {
 		optimization = "unknown optimization" // only superusers may ask
 	}
 
-	return fmt.Sprintf("%d cores, %s, slow for %s %% of the time while idle; Postgres %s, %s",
-		runtime.NumCPU(), cpuModel(), cell(slow, slowPercent), version, optimization), nil
+	return version + ", " + optimization, nil
 }
 
 const (

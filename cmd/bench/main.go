@@ -94,6 +94,12 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 
+	// Ask now: an error after the rounds would lose them.
+	postgres, err := lab.build(ctx)
+	if err != nil {
+		return err
+	}
+
 	results := newResults(chosen)
 
 	var slow []figures
@@ -126,12 +132,7 @@ func run(ctx context.Context, s settings) error {
 		fmt.Fprintf(os.Stderr, "\r%-70s\r", "")
 	}
 
-	machine, err := lab.machine(ctx, slow)
-	if err != nil {
-		return err
-	}
-
-	report := results.report(machine, s)
+	report := results.report(machine(slow, postgres), s)
 	report.print(os.Stdout)
 
 	return report.write(s.jsonFile)
